@@ -1,0 +1,151 @@
+// assign and update_centroids by vectors. Items are scaled to unit length once; centroids are scaled and turned channel
+// by channel a tile of 32 at a time, and one matrix product gives all cosines. Key and value parts lie one after the
+// other in a row, so both are one product of twice the length.
+#pragma once
+
+#include <math.h>
+
+#include "backend/cpu/thread_pool.h"
+#include "backend/cpu/tile_simd.h"
+
+namespace mosaic::cpu {
+namespace {
+
+constexpr int kItemBlock = 64;
+
+MOSAIC_INLINE float dot(const float* a, const float* b, int n) {
+  Vec sum0(0.0f), sum1(0.0f);
+  int i = 0;
+  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
+    sum0 += load(a + i) * load(b + i);
+    sum1 += load(a + i + kLanes) * load(b + i + kLanes);
+  }
+  for (; i + kLanes <= n; i += kLanes) sum0 += load(a + i) * load(b + i);
+  float sum = stdx::reduce(sum0 + sum1);
+  for (; i < n; ++i) sum += a[i] * b[i];
+  return sum;
+}
+
+MOSAIC_INLINE float inverse_norm(const float* x, int n) {
+  const float square = dot(x, x, n);
+  return square > 0 ? 1.0f / sqrtf(square) : 0.0f;
+}
+
+MOSAIC_INLINE void scale_row(const float* from, int n, float scale, float* to) {
+  int i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(to + i, load(from + i) * scale);
+  for (; i < n; ++i) to[i] = from[i] * scale;
+}
+
+// A worker's scratch, and the best of each item among the centroids of one chunk.
+struct AssignState {
+  float* rows = nullptr;  // [kTile][depth] centroids of unit length
+  float* tile = nullptr;  // [depth][kTile] the same, channel by channel
+  float* cosines = nullptr;  // [kItemBlock][kTile]
+  void carve(Carver& carver, int depth) {
+    rows = carver.take<float>(static_cast<size_t>(depth) * kTile);
+    tile = carver.take<float>(static_cast<size_t>(depth) * kTile);
+    cosines = carver.take<float>(kItemBlock * kTile);
+  }
+};
+
+// One item as the product reads it: [key of unit length | value of unit length x value_weight].
+inline void unit_item(const AssignArgs& a, int item, float* to) {
+  const float* const k = a.k + item * a.stride;
+  scale_row(k, a.dim, inverse_norm(k, a.dim), to);
+  if (a.value_weight == 0) return;
+  const float* const v = a.v + item * a.stride;
+  scale_row(v, a.dim, inverse_norm(v, a.dim) * a.value_weight, to + a.dim);
+}
+
+// Candidates [begin, begin + 32) of the list, at most, into s.tile; lanes without one hold zeros.
+inline void fill_centroids(const AssignArgs& a, int begin, int end, AssignState& s) {
+  const int depth = a.value_weight != 0 ? 2 * a.dim : a.dim;
+  for (int lane = 0; lane < kTile; ++lane) {
+    float* const to = s.rows + static_cast<size_t>(lane) * depth;
+    if (begin + lane >= end) {
+      scale_row(to, depth, 0.0f, to);
+      continue;
+    }
+    const int row = a.rows != nullptr ? a.rows[begin + lane] : begin + lane;
+    widen(a.mean_k + static_cast<size_t>(row) * a.dim, a.dim, to);
+    scale_row(to, a.dim, inverse_norm(to, a.dim), to);
+    if (a.value_weight == 0) continue;
+    widen(a.mean_v + static_cast<size_t>(row) * a.dim, a.dim, to + a.dim);
+    scale_row(to + a.dim, a.dim, inverse_norm(to + a.dim, a.dim), to + a.dim);
+  }
+  transpose(s.rows, static_cast<size_t>(depth), kTile, depth, s.tile, kTile);
+}
+
+// Best of candidates [begin, end) for every item. items: [N][depth] as unit_item made them.
+inline void assign_chunk(const AssignArgs& a, const float* items, int begin, int end, float* best, int32_t* best_row,
+                         AssignState& s) {
+  const int depth = a.value_weight != 0 ? 2 * a.dim : a.dim;
+  for (int i = 0; i < a.items; ++i) {
+    best[i] = kMinusInfinity;
+    best_row[i] = kNone;
+  }
+  for (int first = begin; first < end; first += kTile) {
+    fill_centroids(a, first, end, s);
+    const int candidates = least(kTile, end - first), lanes = round_up(candidates, kLanes);
+    for (int i0 = 0; i0 < a.items; i0 += kItemBlock) {
+      const int count = least(kItemBlock, a.items - i0);
+      gemm({items + static_cast<size_t>(i0) * depth, static_cast<size_t>(depth), s.tile, kTile, s.cosines, kTile, depth,
+            nullptr},
+           count, lanes);
+      for (int i = 0; i < count; ++i) {
+        const float* const cosine = s.cosines + i * kTile;
+        Vec high = load(cosine);
+        for (int at = kLanes; at < lanes; at += kLanes) high = stdx::max(high, load(cosine + at));
+        if (stdx::none_of(high >= best[i0 + i])) continue;
+        for (int lane = 0; lane < candidates; ++lane) {
+          const int row = a.rows != nullptr ? a.rows[first + lane] : first + lane;
+          if (cosine[lane] > best[i0 + i] || (cosine[lane] == best[i0 + i] && row < best_row[i0 + i])) {
+            best[i0 + i] = cosine[lane];
+            best_row[i0 + i] = row;
+          }
+        }
+      }
+    }
+  }
+}
+
+inline float similarity_simd(const float* xk, const float* xv, const float* ck, const float* cv, int dim, float weight) {
+  const float key = dot(xk, ck, dim) * inverse_norm(xk, dim) * inverse_norm(ck, dim);
+  if (weight == 0) return key;
+  return (key + weight * dot(xv, cv, dim) * inverse_norm(xv, dim) * inverse_norm(cv, dim)) / (1.0f + weight);
+}
+
+// mean <- (n mean + x) / (n + 1)
+MOSAIC_INLINE void absorb(float n, const float* x, int dim, float* mean) {
+  int c = 0;
+  for (; c + kLanes <= dim; c += kLanes) store(mean + c, (n * load(mean + c) + load(x + c)) / (n + 1));
+  for (; c < dim; ++c) mean[c] = (n * mean[c] + x[c]) / (n + 1);
+}
+
+// All items of one row, in order, beginning with item `first`. mean: [2 dim] scratch.
+inline void update_row(const UpdateArgs& u, int first, float* mean) {
+  const int row = u.labels[first], d = u.dim;
+  half_t* const mean_k = u.mean_k + static_cast<size_t>(row) * d;
+  half_t* const mean_v = u.mean_v + static_cast<size_t>(row) * d;
+  widen(mean_k, d, mean);
+  widen(mean_v, d, mean + d);
+  for (int i = first; i < u.items; ++i) {
+    if (u.labels[i] != row) continue;
+    const float n = static_cast<float>(u.count[row]);
+    const float* const k = u.k + i * u.stride;
+    const float* const v = u.v + i * u.stride;
+    absorb(n, k, d, mean);
+    absorb(n, v, d, mean + d);
+    const float distance = 2.0f - 2.0f * similarity_simd(k, v, mean, mean + d, d, u.value_weight);
+    u.variance[row] = (n * u.variance[row] + (distance > 0 ? distance : 0.0f)) / (n + 1);
+    u.count[row] += 1;
+  }
+  for (int c = 0; c < d; ++c) {
+    mean_k[c] = float_to_half(mean[c]);
+    mean_v[c] = float_to_half(mean[d + c]);
+  }
+}
+
+}  // namespace
+}  // namespace mosaic::cpu

@@ -1,0 +1,171 @@
+// attend, attention_mass and merge as plain loops: one query row at a time, every key decoded again for it.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "backend/cpu/plain_ops.h"
+#include "codec/codecs.h"
+
+namespace mosaic::cpu {
+namespace {
+
+constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
+
+// One decoded token of one kv head: rotated key, value, bias on the logit.
+struct Token {
+  float* k;
+  float* v;
+  float bias = 0;
+};
+
+void rotate_at(const RopeTable* rope, int t, int h, int w, float* angles, float* x) {
+  if (rope == nullptr || rope->spec().frequencies() == 0) return;
+  float* const sin = angles + rope->spec().frequencies();
+  rope->row(t, h, w, angles, sin);
+  rotate(rope->spec(), angles, sin, x);
+}
+
+void load_page_token(const AttendArgs& a, const PageEntry& page, int head, int token, float* angles, Token* to) {
+  const int d = a.shape.head_dim;
+  const size_t k_bytes = k_block_bytes(page.codec, d), v_bytes = v_block_bytes(page.codec, d);
+  const std::byte* k_block = page.data + kPageMetaBytes + static_cast<size_t>(head) * (k_bytes + v_bytes);
+  with_codec(page.codec, [&](auto codec) {
+    using C = decltype(codec);
+    for (int c = 0; c < d; ++c) {
+      to->k[c] = C::k(k_block, d, c, token);
+      to->v[c] = C::v(k_block + k_bytes, d, token, c);
+    }
+  });
+  const TokenMeta& meta = page_meta(page.data)[token];
+  rotate_at(a.rope, a.positions[page.first + token - page.begin], meta.h, meta.w, angles, to->k);
+}
+
+void load_summary(const AttendArgs& a, int i, int head, float* angles, Token* to) {
+  const int d = a.shape.head_dim;
+  const size_t at = (static_cast<size_t>(a.rows[i]) * a.shape.heads + head) * d;
+  for (int c = 0; c < d; ++c) {
+    to->k[c] = half_to_float(a.mean_k[at + c]);
+    to->v[c] = half_to_float(a.mean_v[at + c]);
+  }
+  const int32_t* p = a.row_positions + 3 * i;
+  rotate_at(a.rope, p[0], p[1], p[2], angles, to->k);
+  to->bias = a.row_bias[i];
+}
+
+void load_block_token(const AttendArgs& a, int j, int head, float* angles, Token* to) {
+  const int d = a.shape.head_dim;
+  const size_t at = j * a.kv_stride + static_cast<size_t>(head) * d;
+  std::copy_n(a.block_k + at, d, to->k);
+  std::copy_n(a.block_v + at, d, to->v);
+  const int32_t* p = a.q_positions + 3 * j;
+  rotate_at(a.rope, p[0], p[1], p[2], angles, to->k);
+  to->bias = 0;
+}
+
+float dot(const float* a, const float* b, int n) {
+  float sum = 0;
+  for (int i = 0; i < n; ++i) sum += a[i] * b[i];
+  return sum;
+}
+
+void load_query(const AttendArgs& a, int t, int head, float* angles, float* q) {
+  const int d = a.shape.head_dim;
+  std::copy_n(a.q + t * a.q_stride + static_cast<size_t>(head) * d, d, q);
+  const int32_t* p = a.q_positions + 3 * t;
+  rotate_at(a.rope, p[0], p[1], p[2], angles, q);
+}
+
+}  // namespace
+
+void PlainOps::attend(const AttendArgs& a) {
+  const int d = a.shape.head_dim;
+  float* const q = scratch_;
+  float* const angles = q + d;
+  float* const sum = angles + d;
+  Token token{sum + d, sum + 2 * d};
+  for (int t = 0; t < a.tokens; ++t) {
+    for (int head = 0; head < a.q_heads; ++head) {
+      const int kv_head = head / (a.q_heads / a.shape.heads);
+      load_query(a, t, head, angles, q);
+      // Online softmax: `top` is the largest logit so far; what was summed is rescaled when it grows.
+      float top = kMinusInfinity, total = 0;
+      std::fill_n(sum, d, 0.0f);
+      auto add = [&](const Token& x) {
+        const float logit = dot(q, x.k, d) * a.scale + x.bias;
+        if (logit == kMinusInfinity) return;
+        if (logit > top) {
+          const float shrink = std::exp(top - logit);
+          for (int c = 0; c < d; ++c) sum[c] *= shrink;
+          total *= shrink;
+          top = logit;
+        }
+        const float weight = std::exp(logit - top);
+        for (int c = 0; c < d; ++c) sum[c] += weight * x.v[c];
+        total += weight;
+      };
+      for (int p = 0; p < a.n_pages; ++p) {
+        for (int i = a.pages[p].begin; i < a.pages[p].end; ++i) {
+          load_page_token(a, a.pages[p], kv_head, i, angles, &token);
+          add(token);
+        }
+      }
+      for (int i = 0; i < a.n_rows; ++i) {
+        load_summary(a, i, kv_head, angles, &token);
+        add(token);
+      }
+      for (int j = 0; j <= t && a.block_k != nullptr; ++j) {
+        load_block_token(a, j, kv_head, angles, &token);
+        add(token);
+      }
+      float* const out = a.out + t * a.q_stride + static_cast<size_t>(head) * d;
+      for (int c = 0; c < d; ++c) out[c] = total > 0 ? sum[c] / total : 0.0f;
+      a.lse[static_cast<size_t>(t) * a.q_heads + head] = total > 0 ? top + std::log(total) : kMinusInfinity;
+    }
+  }
+}
+
+void PlainOps::attention_mass(const MassArgs& m) {
+  const AttendArgs& a = *m.attend;
+  if (a.tokens == 0) return;
+  const int d = a.shape.head_dim, last = a.tokens - 1;
+  float* const q = scratch_;
+  float* const angles = q + d;
+  Token token{angles + d, angles + 2 * d};
+  for (int p = 0; p < a.n_pages; ++p) {
+    for (int i = a.pages[p].begin; i < a.pages[p].end; ++i) {
+      m.page_mass[a.pages[p].first + i - a.pages[p].begin] = 0;
+    }
+  }
+  if (a.n_rows > 0) std::fill_n(m.row_mass, a.n_rows, 0.0f);
+  for (int head = 0; head < a.q_heads; ++head) {
+    const float lse = a.lse[static_cast<size_t>(last) * a.q_heads + head];
+    if (lse == kMinusInfinity) continue;
+    const int kv_head = head / (a.q_heads / a.shape.heads);
+    load_query(a, last, head, angles, q);
+    for (int p = 0; p < a.n_pages; ++p) {
+      for (int i = a.pages[p].begin; i < a.pages[p].end; ++i) {
+        load_page_token(a, a.pages[p], kv_head, i, angles, &token);
+        m.page_mass[a.pages[p].first + i - a.pages[p].begin] += std::exp(dot(q, token.k, d) * a.scale - lse);
+      }
+    }
+    for (int i = 0; i < a.n_rows; ++i) {
+      load_summary(a, i, kv_head, angles, &token);
+      m.row_mass[i] += std::exp(dot(q, token.k, d) * a.scale + token.bias - lse);
+    }
+  }
+}
+
+void PlainOps::merge(float* out, float* lse, const float* other_out, const float* other_lse, int rows, int head_dim) {
+  for (int r = 0; r < rows; ++r) {
+    const float top = std::max(lse[r], other_lse[r]);
+    if (top == kMinusInfinity) continue;
+    const float mine = std::exp(lse[r] - top), theirs = std::exp(other_lse[r] - top);
+    const float total = mine + theirs;
+    float* const to = out + static_cast<size_t>(r) * head_dim;
+    const float* const from = other_out + static_cast<size_t>(r) * head_dim;
+    for (int c = 0; c < head_dim; ++c) to[c] = (to[c] * mine + from[c] * theirs) / total;
+    lse[r] = top + std::log(total);
+  }
+}
+
+}  // namespace mosaic::cpu

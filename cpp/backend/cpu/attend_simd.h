@@ -1,0 +1,250 @@
+// attend by tiles. The work is cut into blocks of query tokens x ranges of units; a task takes one of each and goes
+// through all kv heads of a page while it is near, so the angles of its tokens are computed once. A few ranges per
+// worker run side by side when there are few queries; their partial results are merged at the end, always in the same
+// order, so the answer does not depend on who was fast.
+#pragma once
+
+#include <math.h>
+
+#include <cfloat>
+
+#include "backend/cpu/thread_pool.h"
+#include "backend/cpu/tile_simd.h"
+
+namespace mosaic::cpu {
+namespace {
+
+constexpr float kLog2E = 1.44269504f;
+constexpr float kLn2 = 0.69314718f;
+constexpr size_t kQueryBytes = 256 * 1024;  // rotated queries of one task: half of a small L2
+constexpr int kMaxQueryTokens = 64;
+constexpr int kMinUnits = 8;                // of a range: fewer are not worth a merge
+constexpr double kWorthThreads = 1 << 18;   // multiply-adds below which one thread is faster than waking another
+
+// What is attended, as units: pages, then summaries by sixteens, then the block by sixteens.
+struct Units {
+  const AttendArgs& a;
+  int pages, summaries, block;
+  explicit Units(const AttendArgs& args)
+      : a(args),
+        pages(args.n_pages),
+        summaries((args.n_rows + kUnit - 1) / kUnit),
+        block(args.block_k != nullptr ? (args.tokens + kUnit - 1) / kUnit : 0) {}
+  int seen() const { return pages + summaries; }  // by every query
+  int total() const { return seen() + block; }
+
+  // Next 16 lanes of the tile: who is in them, where they stand, who may see them.
+  void add_lanes(int unit, Tile& tile) const {
+    const int lane = tile.lanes;
+    tile.lanes += kUnit;
+    for (int i = lane; i < tile.lanes; ++i) {
+      tile.bias[i] = kMinusInfinity;
+      tile.order[i] = -1;
+      tile.position[i][0] = tile.position[i][1] = tile.position[i][2] = 0;
+    }
+    auto put = [&](int i, float bias, int32_t t, int32_t h, int32_t w) {
+      tile.bias[lane + i] = bias;
+      tile.position[lane + i][0] = t;
+      tile.position[lane + i][1] = h;
+      tile.position[lane + i][2] = w;
+      tile.last = lane + i + 1;
+    };
+    if (unit < pages) {
+      const PageEntry& page = a.pages[unit];
+      const TokenMeta* const meta = page_meta(page.data);
+      for (int i = page.begin; i < page.end; ++i) {
+        put(i, 0, a.positions[page.first + i - page.begin], meta[i].h, meta[i].w);
+      }
+    } else if (unit < seen()) {
+      const int first = (unit - pages) * kUnit;
+      for (int i = 0; i < least(kUnit, a.n_rows - first); ++i) {
+        const int32_t* const p = a.row_positions + 3 * (first + i);
+        put(i, a.row_bias[first + i] * kLog2E, p[0], p[1], p[2]);
+      }
+    } else {
+      const int first = (unit - seen()) * kUnit;
+      for (int i = 0; i < least(kUnit, a.tokens - first); ++i) {
+        const int32_t* const p = a.q_positions + 3 * (first + i);
+        put(i, 0, p[0], p[1], p[2]);
+        tile.order[lane + i] = first + i;
+      }
+      tile.causal = true;
+    }
+  }
+
+  // Keys (and values, when wanted) of one head into lanes [lane, lane + 16).
+  void fill(int unit, int head, int lane, bool with_values, Tile& tile) const {
+    const RopeSpec* const spec = a.rope != nullptr ? &a.rope->spec() : nullptr;
+    const int d = tile.head_dim;
+    float* const v = tile.v + static_cast<size_t>(lane) * tile.v_stride;
+    if (unit < pages) {
+      const PageEntry& page = a.pages[unit];
+      with_codec(page.codec, [&](auto codec) {
+        using C = decltype(codec);
+        const size_t k_bytes = pad64(C::k_bytes(d)), v_bytes = pad64(C::v_bytes(d));
+        const std::byte* const k_block = page.data + kPageMetaBytes + static_cast<size_t>(head) * (k_bytes + v_bytes);
+        fill_keys(KeyBlock<C>(k_block, tile), spec, lane, tile);
+        for (int t = 0; t < kUnit && with_values; ++t) {
+          float* const to = v + static_cast<size_t>(t) * tile.v_stride;
+          if (t < page.begin || t >= page.end) {
+            clear_row(tile.v_stride, to);
+          } else {
+            value_row<C>(k_block + k_bytes, d, t, to);
+          }
+        }
+      });
+      return;
+    }
+    const bool summary = unit < seen();
+    const int first = (summary ? unit - pages : unit - seen()) * kUnit;
+    const int count = least(kUnit, (summary ? a.n_rows : a.tokens) - first);
+    for (int i = 0; i < kUnit; ++i) {
+      float* const k_row = tile.rows + static_cast<size_t>(i) * d;
+      float* const v_row = v + static_cast<size_t>(i) * tile.v_stride;
+      if (i >= count) {
+        clear_row(tile.v_stride, v_row);
+      } else if (summary) {
+        const size_t at = (static_cast<size_t>(a.rows[first + i]) * a.shape.heads + head) * d;
+        widen(a.mean_k + at, d, k_row);
+        if (with_values) widen(a.mean_v + at, d, v_row);
+      } else {
+        const size_t at = static_cast<size_t>(first + i) * a.kv_stride + static_cast<size_t>(head) * d;
+        copy_row(a.block_k + at, d, k_row);
+        if (with_values) copy_row(a.block_v + at, d, v_row);
+      }
+    }
+    transpose(tile.rows, static_cast<size_t>(d), kUnit, d, tile.columns, kUnit);
+    fill_keys(KeyBlock<Fp32>(tile.columns), spec, lane, tile);
+  }
+};
+
+// A worker's scratch. Rows of one kv head are (token, member of the group), token first.
+struct AttendState {
+  Tile tile;
+  float* q = nullptr;       // [Hkv][rows][D] rotated, times scale * log2(e): logits are powers of two
+  float* sum = nullptr;     // [Hkv][rows][v_stride]
+  float* total = nullptr;   // [Hkv][rows][kLanes] sum of weights, by lane
+  float* top = nullptr;     // [Hkv][rows] largest logit so far
+  float* logits = nullptr;  // [rows][kTile], weights after the softmax
+  float* shrink = nullptr;  // [rows] what the sums so far are multiplied with
+  float* angles = nullptr;  // [2 n]
+
+  void carve(Carver& carver, size_t rows, int d) {
+    tile.carve(carver, d);
+    q = carver.take<float>(rows * d);
+    sum = carver.take<float>(rows * tile.v_stride);
+    total = carver.take<float>(rows * kLanes);
+    top = carver.take<float>(rows);
+    logits = carver.take<float>(rows * kTile);
+    shrink = carver.take<float>(rows);
+    angles = carver.take<float>(static_cast<size_t>(d) + 1);
+  }
+};
+
+// Query rows (token x head) of the largest task under these limits, for lanes of all or fewer heads.
+inline size_t task_rows(const Ops::Limits& l) {
+  const size_t fit = kQueryBytes / (sizeof(float) * static_cast<size_t>(most(1, l.shape.head_dim)));
+  const size_t all = static_cast<size_t>(least(most(1, l.tokens), kMaxQueryTokens)) * l.q_heads;
+  const size_t some = fit > static_cast<size_t>(l.q_heads) ? fit : static_cast<size_t>(l.q_heads);
+  return all < some ? all : some;
+}
+
+// How attend cuts its work.
+struct AttendPlan {
+  int block_tokens;  // query tokens of a task
+  int blocks;        // of query tokens
+  int splits;        // ranges of units; blocks * splits <= 2 * threads when there are several
+  AttendPlan(const Ops::Limits& l, int tokens, int q_heads, int units, int threads) {
+    block_tokens = most(1, least(tokens, least(static_cast<int>(task_rows(l)) / q_heads, kMaxQueryTokens)));
+    blocks = (tokens + block_tokens - 1) / block_tokens;
+    const double work = static_cast<double>(tokens) * q_heads * l.shape.head_dim * 2 * units * kUnit;
+    const int wanted = threads == 1 || work < kWorthThreads ? 1 : 2 * threads / most(1, blocks);
+    splits = most(1, least(wanted, units / kMinUnits));
+  }
+};
+
+// Logits of one row into weights; grows `top` when it must and says what to multiply the older sums with.
+template <bool Causal>
+MOSAIC_INLINE float weigh_row(const Tile& tile, int lanes, int token, float* logits, float* top, float* total) {
+  float shrink = 1.0f;
+  Vec l[kTile / kLanes];
+  Vec high(kMinusInfinity);
+  for (int at = 0, i = 0; at < lanes; at += kLanes, ++i) {
+    const Vec bias = load(tile.bias + at);
+    l[i] = load(logits + at) + bias;
+    stdx::where(bias == kMinusInfinity, l[i]) = Vec(kMinusInfinity);  // an empty lane may hold anything, NaN too
+    if constexpr (Causal) {
+      const IVec order(tile.order + at, stdx::element_aligned);
+      stdx::where(stdx::static_simd_cast<Vec>(order) > static_cast<float>(token), l[i]) = Vec(kMinusInfinity);
+    }
+    high = stdx::max(high, l[i]);
+  }
+  if (stdx::any_of(high > *top)) {
+    const float grown = stdx::hmax(high);
+    shrink = exp2(Vec(*top - grown))[0];
+    *top = grown;
+    store(total, load(total) * shrink);
+  }
+  Vec sum(0.0f);
+  for (int at = 0, i = 0; at < lanes; at += kLanes, ++i) {
+    const Vec weight = exp2(l[i] - *top);
+    store(logits + at, weight);
+    sum += weight;
+  }
+  store(total, load(total) + sum);
+  return shrink;
+}
+
+// Queries of tokens [first, first + count), rotated and scaled, into s.q.
+inline void load_queries(const AttendArgs& a, int first, int count, AttendState& s) {
+  const int d = a.shape.head_dim, group = a.q_heads / a.shape.heads, rows = count * group;
+  const RopeSpec* const spec = a.rope != nullptr ? &a.rope->spec() : nullptr;
+  if (spec != nullptr) fill_axes(*spec, s.tile.axis);
+  for (int t = 0; t < count; ++t) {
+    if (spec != nullptr) angle_row(*a.rope, s.tile.axis, a.q_positions + 3 * (first + t), s.angles);
+    for (int h = 0; h < a.q_heads; ++h) {
+      const size_t row = static_cast<size_t>(h / group) * rows + t * group + h % group;
+      rotate_row(spec, s.angles, a.scale * kLog2E, a.q + (first + t) * a.q_stride + static_cast<size_t>(h) * d, d,
+                 s.q + row * d);
+    }
+  }
+}
+
+// Query tokens [first, first + count) over units [begin, end) into s.sum, s.total, s.top.
+inline void attend_range(const AttendArgs& a, int first, int count, int begin, int end, AttendState& s) {
+  const Units units(a);
+  const int d = a.shape.head_dim, group = a.q_heads / a.shape.heads, rows = count * group;
+  Tile& tile = s.tile;
+  const size_t v_stride = static_cast<size_t>(tile.v_stride);
+  load_queries(a, first, count, s);
+  for (size_t r = 0; r < static_cast<size_t>(rows) * a.shape.heads; ++r) {
+    clear_row(tile.v_stride, s.sum + r * v_stride);
+    store(s.total + r * kLanes, Vec(0.0f));
+    s.top[r] = -FLT_MAX;  // not -inf: an empty lane's weight is then 2^-inf = 0, never inf - inf
+  }
+  clear_row(kTile * tile.v_stride, tile.v);  // the columns that pad a row stay zero
+  for (int unit = begin; unit < end; unit += 2) {
+    const int in_tile = least(2, end - unit);
+    tile.lanes = tile.last = 0;
+    tile.causal = false;
+    for (int i = 0; i < in_tile; ++i) units.add_lanes(unit + i, tile);
+    if (tile.last == 0) continue;
+    fill_turns(a.rope, tile);
+    for (int head = 0; head < a.shape.heads; ++head) {
+      for (int i = 0; i < in_tile; ++i) units.fill(unit + i, head, i * kUnit, true, tile);
+      const size_t row = static_cast<size_t>(head) * rows;
+      gemm({s.q + row * d, static_cast<size_t>(d), tile.k, kTile, s.logits, kTile, d, nullptr}, rows, tile.lanes);
+      for (int r = 0; r < rows; ++r) {
+        float* const logits = s.logits + static_cast<size_t>(r) * kTile;
+        float* const total = s.total + (row + r) * kLanes;
+        s.shrink[r] = tile.causal ? weigh_row<true>(tile, tile.lanes, first + r / group, logits, &s.top[row + r], total)
+                                  : weigh_row<false>(tile, tile.lanes, 0, logits, &s.top[row + r], total);
+      }
+      gemm({s.logits, kTile, tile.v, v_stride, s.sum + row * v_stride, v_stride, tile.last, s.shrink}, rows,
+           tile.v_stride);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace mosaic::cpu

@@ -1,0 +1,36 @@
+// PlainOps: every kernel as the obvious loop, one thread, no instruction-set tricks. It is the truth the vectorised
+// kernels are compared with, and the one to read first. Each op lives in the file of its name.
+#pragma once
+
+#include "backend/ops.h"
+
+namespace mosaic::cpu {
+
+class PlainOps : public Ops {
+ public:
+  const char* name() const override { return "plain"; }
+  size_t scratch_bytes(const Limits& limits) const override;
+  void set_scratch(void* memory, const Limits& limits) override;
+  void attend(const AttendArgs& args) override;
+  void attention_mass(const MassArgs& args) override;
+  void assign(const AssignArgs& args) override;
+  void update_centroids(const UpdateArgs& args) override;
+  void score(const ScoreArgs& args) override;
+  int top_k(const float* score, int n, int k, int32_t* index) override;
+  void merge(float* out, float* lse, const float* other_out, const float* other_lse, int rows, int head_dim) override;
+  void encode(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count,
+              std::byte* page) override;
+  void encode_row(CodecId codec, PageShape shape, const float* k, const float* v, int at, std::byte* page) override;
+  void decode(CodecId codec, PageShape shape, const std::byte* page, int begin, int end, float* k, float* v,
+              size_t stride) override;
+  void gather(const PageEntry* pages, const int32_t* at, int items, PageShape shape, float* k, float* v,
+              size_t stride) override;
+
+ private:
+  float* scratch_ = nullptr;  // [6 x row] vectors, then [rows] logits
+};
+
+// (cos(xk, ck) + w cos(xv, cv)) / (1 + w) with fp32 means; the cosine with a zero vector is 0.
+float similarity(const float* xk, const float* xv, const float* ck, const float* cv, int dim, float value_weight);
+
+}  // namespace mosaic::cpu

@@ -1,0 +1,342 @@
+// The vectorised kernels of one instruction set: this file is compiled once for each (simd.cmake), and cpu_ops.cc
+// chooses at run time. The kernels are in the *_simd.h files; here they are cut into tasks and given their scratch.
+#include "backend/cpu/simd_ops.h"
+
+#include "backend/cpu/attend_simd.h"
+#include "backend/cpu/plain_ops.h"
+#include "backend/cpu/score_simd.h"
+#include "backend/cpu/top_k.h"
+#include "core/error.h"
+
+#if !defined(MOSAIC_SIMD)  // compiled without simd.cmake: the architecture's baseline
+#if defined(__aarch64__)
+#define MOSAIC_SIMD neon
+#else
+#define MOSAIC_SIMD sse2
+#endif
+#endif
+#define MOSAIC_TEXT_OF(x) #x
+#define MOSAIC_TEXT(x) MOSAIC_TEXT_OF(x)
+#define MOSAIC_JOIN_OF(a, b) a##b
+#define MOSAIC_JOIN(a, b) MOSAIC_JOIN_OF(a, b)
+
+namespace mosaic::cpu {
+namespace {
+
+// Scratch of each op. Every op begins at the front of the same memory, so the largest decides.
+struct AttendScratch {
+  AttendState* workers = nullptr;  // [threads]
+  float* sum = nullptr;            // [tasks][rows of a task][v_stride] partial results of the ranges
+  float* total = nullptr;          // [tasks][rows of a task]
+  float* top = nullptr;            // [tasks][rows of a task]
+
+  size_t carve(const Ops::Limits& l, int threads, std::byte* memory) {
+    Carver carver(memory);
+    const int d = l.shape.head_dim;
+    const size_t rows = task_rows(l), partial = rows * 2 * static_cast<size_t>(threads);
+    workers = carver.take<AttendState>(static_cast<size_t>(threads));
+    for (int i = 0; i < threads; ++i) {
+      AttendState state;
+      state.carve(carver, rows, d);
+      if (memory != nullptr) workers[i] = state;
+    }
+    if (threads == 1) return carver.used();
+    sum = carver.take<float>(partial * round_up(d, kLanes));
+    total = carver.take<float>(partial);
+    top = carver.take<float>(partial);
+    return carver.used();
+  }
+};
+
+struct AssignScratch {
+  AssignState* workers = nullptr;  // [threads]
+  float* items = nullptr;          // [N][2 d] of unit length
+  float* best = nullptr;           // [threads][N]
+  int32_t* best_row = nullptr;     // [threads][N]
+  float* means = nullptr;          // [threads][2 d] of update_centroids
+
+  size_t carve(const Ops::Limits& l, int threads, std::byte* memory) {
+    Carver carver(memory);
+    const int depth = 2 * most(l.dim, l.shape.row());
+    const size_t results = static_cast<size_t>(threads) * l.tokens;
+    workers = carver.take<AssignState>(static_cast<size_t>(threads));
+    for (int i = 0; i < threads; ++i) {
+      AssignState state;
+      state.carve(carver, depth);
+      if (memory != nullptr) workers[i] = state;
+    }
+    items = carver.take<float>(static_cast<size_t>(l.tokens) * depth);
+    best = carver.take<float>(results);
+    best_row = carver.take<int32_t>(results);
+    means = carver.take<float>(static_cast<size_t>(threads) * depth);
+    return carver.used();
+  }
+};
+
+struct ScoreScratch {
+  ScoreState* workers = nullptr;  // [threads]
+  float* mean_q = nullptr;        // [Hkv * D]
+
+  size_t carve(const Ops::Limits& l, int threads, std::byte* memory) {
+    Carver carver(memory);
+    workers = carver.take<ScoreState>(static_cast<size_t>(threads));
+    for (int i = 0; i < threads; ++i) {
+      ScoreState state;
+      state.carve(carver, l.shape.head_dim, l.rows);
+      if (memory != nullptr) workers[i] = state;
+    }
+    mean_q = carver.take<float>(static_cast<size_t>(l.shape.row()));
+    return carver.used();
+  }
+};
+
+class SimdOps final : public PlainOps {  // what is not faster here stays plain
+ public:
+  explicit SimdOps(int threads) : pool_(threads) {}
+  const char* name() const override { return MOSAIC_TEXT(MOSAIC_SIMD); }
+
+  size_t scratch_bytes(const Limits& limits) const override { return Scratch().carve(limits, pool_.threads(), nullptr); }
+  void set_scratch(void* memory, const Limits& limits) override {
+    limits_ = limits;
+    scratch_.carve(limits, pool_.threads(), static_cast<std::byte*>(memory));
+  }
+
+  void attend(const AttendArgs& a) override;
+  void attention_mass(const MassArgs& m) override;
+  void assign(const AssignArgs& a) override;
+  void update_centroids(const UpdateArgs& u) override;
+  void score(const ScoreArgs& a) override;
+  int top_k(const float* score, int n, int k, int32_t* index) override { return select_top_k(score, n, k, index); }
+  void merge(float* out, float* lse, const float* other_out, const float* other_lse, int rows, int head_dim) override;
+
+ private:
+  struct Scratch {
+    AttendScratch attend;
+    AssignScratch assign;
+    ScoreScratch score;
+    size_t carve(const Limits& l, int threads, std::byte* memory) {
+      const size_t a = attend.carve(l, threads, memory), b = assign.carve(l, threads, memory);
+      const size_t c = score.carve(l, threads, memory), most = a > b ? a : b;
+      return most > c ? most : c;
+    }
+  };
+  void check(bool fits, const char* op) const {
+    if (!fits) throw InvariantError(std::string(op) + ": larger than the limits the scratch was planned for.");
+  }
+
+  ThreadPool pool_;
+  Limits limits_;
+  Scratch scratch_;
+};
+
+void SimdOps::attend(const AttendArgs& a) {
+  check(a.q_heads <= limits_.q_heads && a.shape.head_dim <= limits_.shape.head_dim, "attend");
+  const Units units(a);
+  const AttendPlan plan(limits_, a.tokens, a.q_heads, units.total(), pool_.threads());
+  const AttendScratch& scratch = scratch_.attend;
+  const int heads = a.shape.heads, group = a.q_heads / heads, d = a.shape.head_dim;
+  const size_t rows = static_cast<size_t>(plan.block_tokens) * a.q_heads;  // of a task, [Hkv][token][group]
+  const size_t v_stride = static_cast<size_t>(round_up(d, kLanes));
+  // out and lse of one row from its sum of weighted values, sum of weights and largest logit.
+  auto finish = [&](int token, int head, const float* sum, float total, float top) {
+    scale_row(sum, d, total > 0 ? 1.0f / total : 0.0f, a.out + token * a.q_stride + static_cast<size_t>(head) * d);
+    a.lse[static_cast<size_t>(token) * a.q_heads + head] = total > 0 ? (top + log2f(total)) * kLn2 : kMinusInfinity;
+  };
+  pool_.run(plan.blocks * plan.splits, [&](int task, int worker) {
+    AttendState& s = scratch.workers[worker];
+    const int block = task / plan.splits, split = task % plan.splits, first = block * plan.block_tokens;
+    const int count = least(plan.block_tokens, a.tokens - first), block_rows = count * group;
+    // Of the block's own tokens only those up to this task's last query matter.
+    const int end = units.seen() + (units.block > 0 ? (first + count + kUnit - 1) / kUnit : 0);
+    const auto cut = [&](int i) { return static_cast<int>(static_cast<int64_t>(end) * i / plan.splits); };
+    attend_range(a, first, count, cut(split), cut(split + 1), s);
+    for (int h = 0; h < heads; ++h) {
+      for (int r = 0; r < block_rows; ++r) {
+        const size_t row = static_cast<size_t>(h) * block_rows + r;
+        const float total = stdx::reduce(load(s.total + row * kLanes));
+        if (plan.splits == 1) {
+          finish(first + r / group, h * group + r % group, s.sum + row * v_stride, total, s.top[row]);
+        } else {
+          const size_t to = static_cast<size_t>(task) * rows + row;
+          copy_row(s.sum + row * v_stride, static_cast<int>(v_stride), scratch.sum + to * v_stride);
+          scratch.total[to] = total;
+          scratch.top[to] = s.top[row];
+        }
+      }
+    }
+  });
+  if (plan.splits == 1) return;
+  for (int block = 0; block < plan.blocks; ++block) {
+    const int first = block * plan.block_tokens, block_rows = least(plan.block_tokens, a.tokens - first) * group;
+    for (int row = 0; row < block_rows * heads; ++row) {
+      const size_t at = static_cast<size_t>(block) * plan.splits * rows + row;  // of the first range; next is + rows
+      float top = -FLT_MAX, total = 0;
+      for (int i = 0; i < plan.splits; ++i) top = scratch.top[at + i * rows] > top ? scratch.top[at + i * rows] : top;
+      float* const sum = scratch.sum + at * v_stride;
+      for (int i = 0; i < plan.splits; ++i) {
+        const float weight = exp2f(scratch.top[at + i * rows] - top);
+        total += weight * scratch.total[at + i * rows];
+        const float* const from = scratch.sum + (at + i * rows) * v_stride;
+        for (size_t c = 0; c < v_stride; c += kLanes) {
+          store(sum + c, (i == 0 ? Vec(0.0f) : load(sum + c)) + load(from + c) * weight);
+        }
+      }
+      const int r = row % block_rows;
+      finish(first + r / group, row / block_rows * group + r % group, sum, total, top);
+    }
+  }
+}
+
+void SimdOps::attention_mass(const MassArgs& m) {
+  AttendArgs a = *m.attend;
+  if (a.tokens == 0) return;
+  check(a.q_heads <= limits_.q_heads && a.shape.head_dim <= limits_.shape.head_dim, "attention_mass");
+  const int last = a.tokens - 1, group = a.q_heads / a.shape.heads, d = a.shape.head_dim;
+  const float* const lse = a.lse + static_cast<size_t>(last) * a.q_heads;
+  const Units units(a);
+  const int per_task = most(kMinUnits, (units.seen() + 4 * pool_.threads() - 1) / (4 * pool_.threads()));
+  pool_.run((units.seen() + per_task - 1) / per_task, [&](int task, int worker) {
+    AttendState& s = scratch_.attend.workers[worker];
+    Tile& tile = s.tile;
+    load_queries(a, last, 1, s);
+    for (int unit = task * per_task; unit < least(units.seen(), (task + 1) * per_task); ++unit) {
+      tile.lanes = tile.last = 0;
+      units.add_lanes(unit, tile);
+      fill_turns(a.rope, tile);
+      float mass[kUnit] = {};
+      for (int head = 0; head < a.shape.heads; ++head) {
+        units.fill(unit, head, 0, false, tile);
+        gemm({s.q + static_cast<size_t>(head) * group * d, static_cast<size_t>(d), tile.k, kTile, s.logits, kTile, d,
+              nullptr},
+             group, kUnit);
+        for (int g = 0; g < group; ++g) {
+          if (lse[head * group + g] == kMinusInfinity) continue;
+          const float log2_sum = lse[head * group + g] * kLog2E;
+          for (int at = 0; at < kUnit; at += kLanes) {
+            const Vec l = load(s.logits + g * kTile + at) + load(tile.bias + at) - log2_sum;
+            store(mass + at, load(mass + at) + exp2(l));
+          }
+        }
+      }
+      if (unit < units.pages) {
+        const PageEntry& page = a.pages[unit];
+        for (int i = page.begin; i < page.end; ++i) m.page_mass[page.first + i - page.begin] = mass[i];
+      } else {
+        const int first = (unit - units.pages) * kUnit;
+        for (int i = 0; i < least(kUnit, a.n_rows - first); ++i) m.row_mass[first + i] = mass[i];
+      }
+    }
+  });
+}
+
+void SimdOps::assign(const AssignArgs& a) {
+  const int depth = a.value_weight != 0 ? 2 * a.dim : a.dim;
+  check(a.items <= limits_.tokens && a.dim <= most(limits_.dim, limits_.shape.row()), "assign");
+  const AssignScratch& scratch = scratch_.assign;
+  const int blocks = (a.items + kItemBlock - 1) / kItemBlock;
+  const double work = static_cast<double>(a.items) * a.n_rows * depth;
+  const int tiles = (a.n_rows + kTile - 1) / kTile, chunks = work < kWorthThreads ? 1 : least(pool_.threads(), tiles);
+  pool_.run(work < kWorthThreads ? 1 : blocks, [&](int task, int) {
+    const int begin = task * kItemBlock, end = work < kWorthThreads ? a.items : least(a.items, begin + kItemBlock);
+    for (int i = begin; i < end; ++i) unit_item(a, i, scratch.items + static_cast<size_t>(i) * depth);
+  });
+  pool_.run(most(1, chunks), [&](int chunk, int worker) {
+    const int begin = chunks > 0 ? tiles * chunk / chunks * kTile : 0;
+    const int end = chunks > 0 ? least(a.n_rows, tiles * (chunk + 1) / chunks * kTile) : 0;
+    const size_t at = static_cast<size_t>(chunk) * limits_.tokens;
+    assign_chunk(a, scratch.items, begin, end, scratch.best + at, scratch.best_row + at, scratch.workers[worker]);
+  });
+  for (int i = 0; i < a.items; ++i) {
+    float best = kMinusInfinity;
+    int32_t row = kNone;
+    for (int chunk = 0; chunk < most(1, chunks); ++chunk) {
+      const size_t at = static_cast<size_t>(chunk) * limits_.tokens + i;
+      if (scratch.best_row[at] == kNone) continue;
+      if (scratch.best[at] > best || (scratch.best[at] == best && scratch.best_row[at] < row)) {
+        best = scratch.best[at];
+        row = scratch.best_row[at];
+      }
+    }
+    a.best[i] = row;
+    a.similarity[i] = best / (1.0f + a.value_weight);
+  }
+}
+
+void SimdOps::update_centroids(const UpdateArgs& u) {
+  check(u.dim <= most(limits_.dim, limits_.shape.row()), "update_centroids");
+  const int parts = static_cast<double>(u.items) * u.dim < kWorthThreads / 8 ? 1 : pool_.threads();
+  pool_.run(parts, [&](int part, int) {  // rows are independent: each part takes every parts-th row
+    float* const mean = scratch_.assign.means + static_cast<size_t>(part) * 2 * u.dim;
+    for (int i = 0; i < u.items; ++i) {
+      const int row = u.labels[i];
+      bool skip = row == kNone || row % parts != part;
+      for (int j = 0; j < i && !skip; ++j) skip = u.labels[j] == row;  // its first item has taken it along
+      if (!skip) update_row(u, i, mean);
+    }
+  });
+}
+
+void SimdOps::score(const ScoreArgs& a) {
+  check(a.n_rows <= limits_.rows && a.shape.row() <= limits_.shape.row(), "score");
+  const ScoreScratch& scratch = scratch_.score;
+  if (a.n_rows == 0) return;
+  const int group = a.q_heads / a.shape.heads, d = a.shape.head_dim;
+  if (a.mode == ScoreMode::kDot) {
+    float* const mean_q = scratch.mean_q;
+    scale_row(mean_q, a.shape.row(), 0.0f, mean_q);
+    for (int t = 0; t < a.tokens; ++t) {
+      for (int h = 0; h < a.q_heads; ++h) {
+        const float* const q = a.q + t * a.q_stride + static_cast<size_t>(h) * d;
+        float* const to = mean_q + static_cast<size_t>(h / group) * d;
+        for (int c = 0; c < d; ++c) to[c] += q[c];
+      }
+    }
+    if (a.tokens > 0) scale_row(mean_q, a.shape.row(), 1.0f / static_cast<float>(a.tokens * group), mean_q);
+    const int parts = static_cast<double>(a.n_rows) * a.shape.row() < kWorthThreads ? 1 : 4 * pool_.threads();
+    pool_.run(parts, [&](int part, int) {
+      const auto cut = [&](int i) { return static_cast<int>(static_cast<int64_t>(a.n_rows) * i / parts); };
+      score_dots(a, mean_q, cut(part), cut(part + 1));
+    });
+    return;
+  }
+  // Query rows of all heads in blocks; each part takes a run of blocks and sums into its own mass.
+  const int rows = a.tokens * group, per_head = (rows + kScoreRows - 1) / kScoreRows, blocks = per_head * a.shape.heads;
+  const double work = static_cast<double>(rows) * a.n_rows * a.shape.row();
+  const int parts = most(1, work < kWorthThreads ? 1 : least(pool_.threads(), blocks));
+  pool_.run(parts, [&](int part, int) {
+    ScoreState& s = scratch.workers[part];
+    for (int i = 0; i < a.n_rows; ++i) s.mass[i] = 0;
+    const auto cut = [&](int i) { return static_cast<int>(static_cast<int64_t>(blocks) * i / parts); };
+    for (int i = cut(part); i < cut(part + 1); ++i) {
+      const int first = i % per_head * kScoreRows;
+      score_mass(a, i / per_head, first, least(kScoreRows, rows - first), s);
+    }
+  });
+  for (int i = 0; i < a.n_rows; ++i) {
+    float sum = 0;
+    for (int part = 0; part < parts; ++part) sum += scratch.workers[part].mass[i];
+    a.score[i] = sum;
+  }
+}
+
+void SimdOps::merge(float* out, float* lse, const float* other_out, const float* other_lse, int rows, int head_dim) {
+  for (int r = 0; r < rows; ++r) {
+    const float top = lse[r] > other_lse[r] ? lse[r] : other_lse[r];
+    if (top == kMinusInfinity) continue;
+    const float mine = expf(lse[r] - top), theirs = expf(other_lse[r] - top), share = 1.0f / (mine + theirs);
+    float* const to = out + static_cast<size_t>(r) * head_dim;
+    const float* const from = other_out + static_cast<size_t>(r) * head_dim;
+    int c = 0;
+    for (; c + kLanes <= head_dim; c += kLanes) {
+      store(to + c, load(to + c) * (mine * share) + load(from + c) * (theirs * share));
+    }
+    for (; c < head_dim; ++c) to[c] = to[c] * (mine * share) + from[c] * (theirs * share);
+    lse[r] = top + logf(mine + theirs);
+  }
+}
+
+}  // namespace
+
+Ops* MOSAIC_JOIN(make_ops_, MOSAIC_SIMD)(int threads) { return new SimdOps(threads); }
+
+}  // namespace mosaic::cpu

@@ -1,0 +1,261 @@
+// A tile: 32 tokens of one kv head, decoded and rotated, in the shape the matrix kernel wants. It is the only dequantised
+// copy there ever is. Tokens come in units of 16 lanes: a page, 16 summaries or 16 tokens of the block.
+#pragma once
+
+#include <limits>
+
+#include "backend/cpu/gemm_simd.h"
+#include "backend/ops.h"
+#include "codec/codecs.h"
+
+namespace mosaic::cpu {
+namespace {
+
+constexpr int kUnit = kPageTokens;
+constexpr int kTile = 2 * kUnit;
+constexpr int kParts = kUnit / kLanes;  // vectors of a unit's lanes
+constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
+
+// Hands out aligned pieces of the scratch; with no memory it only counts, so planning and carving cannot disagree.
+class Carver {
+ public:
+  explicit Carver(std::byte* memory) : memory_(memory) {}
+  template <class T>
+  T* take(size_t count) {
+    T* const piece = memory_ != nullptr ? reinterpret_cast<T*>(memory_ + used_) : nullptr;
+    used_ += pad64(count * sizeof(T));
+    return piece;
+  }
+  size_t used() const { return used_; }
+
+ private:
+  std::byte* memory_;
+  size_t used_ = 0;
+};
+
+struct Tile {
+  int head_dim = 0;
+  int v_stride = 0;          // head_dim rounded up to whole vectors; the rest of a row of v is zero
+  float* k = nullptr;        // [D][kTile], rotated
+  float* v = nullptr;        // [kTile][v_stride]
+  float* turns = nullptr;    // [2 n][kTile] cos of each frequency, then sin, for every lane
+  float* rows = nullptr;     // [kTile][max(D, 2 n)] before a transpose
+  float* columns = nullptr;  // [D][kUnit] after it
+  float* scales = nullptr;   // [2][v_stride] a block's steps and lows
+  int32_t* axis = nullptr;   // [n] which of (t, h, w) drives a frequency
+  float bias[kTile];         // on the logit; -inf: nothing in this lane
+  int32_t order[kTile];      // block token in this lane, seen by queries from it on; -1: seen by all
+  int32_t position[kTile][3];
+  int lanes = 0;             // used so far, a multiple of kUnit
+  int last = 0;              // one past the last lane that holds a token
+  bool causal = false;       // some lane has an order
+
+  void carve(Carver& carver, int d) {
+    head_dim = d;
+    v_stride = round_up(d, kLanes);
+    k = carver.take<float>(static_cast<size_t>(d) * kTile);
+    v = carver.take<float>(static_cast<size_t>(v_stride) * kTile);
+    turns = carver.take<float>(static_cast<size_t>(d + 1) * kTile);
+    rows = carver.take<float>(static_cast<size_t>(d + 1) * kTile);
+    columns = carver.take<float>(static_cast<size_t>(d) * kUnit);
+    scales = carver.take<float>(2 * static_cast<size_t>(v_stride));
+    axis = carver.take<int32_t>(static_cast<size_t>(d));
+  }
+};
+
+MOSAIC_INLINE void widen(const half_t* from, int n, float* to) {
+  int i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(to + i, load(from + i));
+  for (; i < n; ++i) to[i] = half_to_float(from[i]);
+}
+
+// ---- angles -------------------------------------------------------------------------------------------------------
+
+inline void fill_axes(const RopeSpec& spec, int32_t* axis) {
+  for (int i = 0; i < spec.frequencies(); ++i) axis[i] = spec.axis_of(i);
+}
+
+// row: [2 n] cos, sin of one position, as RopeTable::row but by vectors.
+inline void angle_row(const RopeTable& rope, const int32_t* axis, const int32_t* position, float* row) {
+  const int n = rope.spec().frequencies();
+  const bool multi = rope.spec().is_multi() && (position[0] != position[1] || position[0] != position[2]);
+  for (int which = 0; which < (multi ? 3 : 1); ++which) {
+    const float* const a = rope.coarse(position[which]);
+    const float* const b = rope.fine(position[which]);
+    int i = 0;
+    for (; i + kLanes <= n; i += kLanes) {
+      Vec cos = load(a + i) * load(b + i) - load(a + n + i) * load(b + n + i);
+      Vec sin = load(a + i) * load(b + n + i) + load(a + n + i) * load(b + i);
+      if (which > 0) {
+        const IVec mine(axis + i, stdx::element_aligned);
+        const auto other = stdx::static_simd_cast<Vec>(mine) != Vec(static_cast<float>(which));
+        stdx::where(other, cos) = load(row + i);
+        stdx::where(other, sin) = load(row + n + i);
+      }
+      store(row + i, cos);
+      store(row + n + i, sin);
+    }
+    for (; i < n; ++i) {
+      if (which > 0 && axis[i] != which) continue;
+      row[i] = a[i] * b[i] - a[n + i] * b[n + i];
+      row[n + i] = a[i] * b[n + i] + a[n + i] * b[i];
+    }
+  }
+}
+
+// Rotates one row of head_dim numbers and scales it.
+inline void rotate_row(const RopeSpec* spec, const float* turns, float scale, const float* from, int d, float* to) {
+  const int n = spec != nullptr ? spec->frequencies() : 0;
+  const float* const sin = turns + n;
+  int c = 2 * n;
+  if (n > 0 && spec->layout == RopeLayout::kHalf) {
+    int i = 0;
+    for (; i + kLanes <= n; i += kLanes) {
+      const Vec re = load(from + i) * scale, im = load(from + n + i) * scale;
+      store(to + i, re * load(turns + i) - im * load(sin + i));
+      store(to + n + i, im * load(turns + i) + re * load(sin + i));
+    }
+    for (; i < n; ++i) {
+      const float re = from[i] * scale, im = from[n + i] * scale;
+      to[i] = re * turns[i] - im * sin[i];
+      to[n + i] = im * turns[i] + re * sin[i];
+    }
+  } else {
+    for (int i = 0; i < n; ++i) {
+      const float re = from[2 * i] * scale, im = from[2 * i + 1] * scale;
+      to[2 * i] = re * turns[i] - im * sin[i];
+      to[2 * i + 1] = im * turns[i] + re * sin[i];
+    }
+  }
+  for (; c + kLanes <= d; c += kLanes) store(to + c, load(from + c) * scale);
+  for (; c < d; ++c) to[c] = from[c] * scale;
+}
+
+// Angles of every lane, for all heads of the tile.
+inline void fill_turns(const RopeTable* rope, Tile& tile) {
+  const int n = rope != nullptr ? rope->spec().frequencies() : 0;
+  if (n == 0) return;
+  for (int lane = 0; lane < tile.lanes; ++lane) {
+    angle_row(*rope, tile.axis, tile.position[lane], tile.rows + static_cast<size_t>(lane) * 2 * n);
+  }
+  transpose(tile.rows, static_cast<size_t>(2 * n), tile.lanes, 2 * n, tile.turns, kTile);
+}
+
+// ---- keys ---------------------------------------------------------------------------------------------------------
+
+// A block's keys by channel and part of the unit's lanes.
+template <class Codec>
+struct KeyBlock;
+
+template <>
+struct KeyBlock<Fp32> {
+  const float* at;
+  KeyBlock(const std::byte* block, const Tile&) : at(reinterpret_cast<const float*>(block)) {}
+  explicit KeyBlock(const float* columns) : at(columns) {}
+  MOSAIC_INLINE Vec operator()(int channel, int part) const { return load(at + channel * kUnit + part * kLanes); }
+};
+template <>
+struct KeyBlock<Fp16> {
+  const half_t* at;
+  KeyBlock(const std::byte* block, const Tile&) : at(reinterpret_cast<const half_t*>(block)) {}
+  MOSAIC_INLINE Vec operator()(int channel, int part) const { return load(at + channel * kUnit + part * kLanes); }
+};
+
+// int8 and int4: the scales of all channels are widened first, the codes as they are met.
+struct ScaledKeys {
+  const uint8_t* codes;
+  const float* steps;
+  const float* lows;
+  ScaledKeys(const std::byte* block, const Tile& tile)
+      : codes(Int8::codes(block, tile.head_dim)), steps(tile.scales), lows(tile.scales + tile.v_stride) {
+    widen(Int8::steps(block), tile.head_dim, tile.scales);
+    widen(Int8::lows(block, tile.head_dim), tile.head_dim, tile.scales + tile.v_stride);
+  }
+  MOSAIC_INLINE Vec scale(Vec code, int channel) const { return code * steps[channel] + lows[channel]; }
+};
+template <>
+struct KeyBlock<Int8> : ScaledKeys {
+  using ScaledKeys::ScaledKeys;
+  MOSAIC_INLINE Vec operator()(int channel, int part) const {
+    return scale(from_bytes(load_raw_bytes(codes + channel * kUnit + part * kLanes)), channel);
+  }
+};
+template <>
+struct KeyBlock<Int4> : ScaledKeys {
+  using ScaledKeys::ScaledKeys;
+  MOSAIC_INLINE Vec operator()(int channel, int part) const {
+    uint64_t pairs;  // eight bytes: tokens 0-7 in the low nibbles, 8-15 in the high ones
+    std::memcpy(&pairs, codes + channel * (kUnit / 2), sizeof pairs);
+    constexpr uint64_t kLow = 0x0f0f0f0f0f0f0f0full;
+    const uint64_t nibbles[2] = {pairs & kLow, pairs >> 4 & kLow};
+    RawByte bytes;
+    std::memcpy(&bytes, reinterpret_cast<const uint8_t*>(nibbles) + part * kLanes, sizeof bytes);
+    return scale(from_bytes(bytes), channel);
+  }
+};
+
+// Keys of one unit into lanes [lane, lane + 16) of tile.k, rotated on the way.
+template <class Keys>
+inline void fill_keys(const Keys& keys, const RopeSpec* spec, int lane, Tile& tile) {
+  const int n = spec != nullptr ? spec->frequencies() : 0;
+  const int next = n > 0 && spec->layout == RopeLayout::kHalf ? n : 1;  // from one channel of a pair to the other
+  const int step = next == 1 ? 2 : 1;                                    // from one pair to the next
+  for (int i = 0; i < n; ++i) {
+    const int a = i * step, b = a + next;
+    for (int part = 0; part < kParts; ++part) {
+      const int at = lane + part * kLanes;
+      const Vec re = keys(a, part), im = keys(b, part);
+      const Vec cos = load(tile.turns + i * kTile + at), sin = load(tile.turns + (n + i) * kTile + at);
+      store(tile.k + a * kTile + at, re * cos - im * sin);
+      store(tile.k + b * kTile + at, im * cos + re * sin);
+    }
+  }
+  for (int c = 2 * n; c < tile.head_dim; ++c) {
+    for (int part = 0; part < kParts; ++part) store(tile.k + c * kTile + lane + part * kLanes, keys(c, part));
+  }
+}
+
+// ---- values -------------------------------------------------------------------------------------------------------
+
+MOSAIC_INLINE void copy_row(const float* from, int n, float* to) {
+  int c = 0;
+  for (; c + kLanes <= n; c += kLanes) store(to + c, load(from + c));
+  for (; c < n; ++c) to[c] = from[c];
+}
+MOSAIC_INLINE void clear_row(int n, float* to) {
+  for (int c = 0; c < n; c += kLanes) store(to + c, Vec(0.0f));
+}
+
+// One token's values. A page is read for its tokens only: what lies outside [begin, end) may be anything.
+template <class Codec>
+MOSAIC_INLINE void value_row(const std::byte* block, int d, int token, float* to) {
+  int c = 0;
+  if constexpr (std::is_same_v<Codec, Fp32>) {
+    copy_row(reinterpret_cast<const float*>(block) + static_cast<size_t>(token) * d, d, to);
+  } else if constexpr (std::is_same_v<Codec, Fp16>) {
+    widen(reinterpret_cast<const half_t*>(block) + static_cast<size_t>(token) * d, d, to);
+  } else {
+    const float step = half_to_float(Codec::steps(block)[token]);
+    const float low = half_to_float(Codec::lows(block, kUnit)[token]);
+    if constexpr (std::is_same_v<Codec, Int8>) {
+      const uint8_t* const codes = Codec::codes(block, kUnit) + static_cast<size_t>(token) * d;
+      for (; c + kLanes <= d; c += kLanes) store(to + c, from_bytes(load_raw_bytes(codes + c)) * step + low);
+      for (; c < d; ++c) to[c] = static_cast<float>(codes[c]) * step + low;
+    } else {
+      const int half = Codec::half_row(d);
+      const uint8_t* const codes = Codec::codes(block, kUnit) + static_cast<size_t>(token) * half;
+      for (; c + kLanes <= d - half; c += kLanes) {
+        const RawByte pairs = load_raw_bytes(codes + c);
+        store(to + c, from_bytes(pairs & 15) * step + low);
+        store(to + half + c, from_bytes(pairs >> 4) * step + low);
+      }
+      for (; c < half; ++c) {
+        to[c] = static_cast<float>(codes[c] & 15) * step + low;
+        if (half + c < d) to[half + c] = static_cast<float>(codes[c] >> 4) * step + low;
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace mosaic::cpu

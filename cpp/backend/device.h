@@ -1,0 +1,26 @@
+// A place where bytes live and copies run. allocate() is called while a session is built, never after.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace mosaic {
+
+class Device {
+ public:
+  virtual ~Device() = default;
+  virtual const char* name() const = 0;
+  // CPU and GPU share one DRAM (Jetson), or there is only a CPU: a host tier would free nothing.
+  virtual bool is_integrated() const = 0;
+  // Bytes that can be allocated now: MemAvailable and cgroup headroom on a host, the driver's answer on a card.
+  virtual size_t free_bytes() const = 0;
+  // 64-byte aligned, zeroed. Throws DeviceError naming the need and what is free.
+  virtual void* allocate(size_t bytes) = 0;
+  virtual void release(void* memory, size_t bytes) noexcept = 0;
+  // Queue a copy; `record` marks the point after everything queued so far, `wait` blocks until a mark has passed.
+  virtual void copy_async(void* to, const void* from, size_t bytes) = 0;
+  virtual uint64_t record() = 0;
+  virtual void wait(uint64_t mark) = 0;
+};
+
+}  // namespace mosaic

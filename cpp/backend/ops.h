@@ -1,0 +1,159 @@
+// Every kernel, declared once. A backend (cpu, cuda) implements Ops; the store and the policies see nothing else of it.
+// All pointers lie in memory of the backend's device. Nothing here allocates: scratch is planned by scratch_bytes() and
+// handed over once. Calls are ordered; on an asynchronous backend they are queued on the stream the object was made with.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "codec/codec.h"
+#include "core/dtype.h"
+#include "core/ids.h"
+#include "core/rope.h"
+
+namespace mosaic {
+
+// One page as attention reads it: a row of the block table.
+struct PageEntry {
+  const std::byte* data;  // page bytes, laid out as codec.h says
+  int32_t first;          // positions[first + i - begin] is the position of token i
+  uint8_t begin;          // tokens [begin, end) of the page are attended
+  uint8_t end;
+  CodecId codec;
+};
+
+struct AttendArgs {
+  // Queries, before rotation. Row strides are in elements, so a lane may be some of a layer's heads.
+  const float* q = nullptr;              // [T, Hq, D]
+  int tokens = 0;                        // T
+  int q_heads = 0;                       // Hq, a multiple of kv_heads
+  size_t q_stride = 0;                   // elements between tokens of q and of out
+  const int32_t* q_positions = nullptr;  // [T, 3] (t, h, w); 1-D RoPE reads t only
+  PageShape shape;                       // kv heads and D
+  const RopeTable* rope = nullptr;
+  float scale = 0;  // on the logit, usually 1/sqrt(D)
+  // Part 1, pages: all of them are seen by every query.
+  const PageEntry* pages = nullptr;  // [n_pages]
+  int n_pages = 0;
+  const int32_t* positions = nullptr;  // temporal position of every page token; h and w are in the page's meta
+  // Part 2, summaries: rows of the cluster index standing in for tokens that are not read. Seen by every query.
+  const half_t* mean_k = nullptr;          // [C, Hkv, D], before rotation
+  const half_t* mean_v = nullptr;          // [C, Hkv, D]
+  const int32_t* rows = nullptr;           // [n_rows] which rows of mean_k, mean_v
+  const int32_t* row_positions = nullptr;  // [n_rows, 3]
+  const float* row_bias = nullptr;         // [n_rows] + log(count) on the logit
+  int n_rows = 0;
+  // Part 3, the block itself: query i sees block tokens 0..i.
+  const float* block_k = nullptr;  // [T, Hkv, D], before rotation, at q_positions
+  const float* block_v = nullptr;  // [T, Hkv, D]
+  size_t kv_stride = 0;            // elements between tokens of block_k and block_v
+  // Results.
+  float* out = nullptr;  // [T, Hq, D]; zeros where nothing is attended
+  float* lse = nullptr;  // [T, Hq] log of the sum of exp(logit); -inf where nothing is attended
+};
+
+struct AssignArgs {
+  // similarity(x, c) = (cos(xk, ck) + value_weight * cos(xv, cv)) / (1 + value_weight)
+  const float* k = nullptr;        // [N, d]
+  const float* v = nullptr;        // [N, d] or null when value_weight is 0
+  int items = 0;                   // N
+  int dim = 0;                     // d = kv heads x head size
+  size_t stride = 0;               // elements between items
+  const half_t* mean_k = nullptr;  // [C, d]
+  const half_t* mean_v = nullptr;  // [C, d]
+  const int32_t* rows = nullptr;   // [n_rows] candidate rows (the clusters of the item's scene); null: rows 0..n_rows-1
+  int n_rows = 0;
+  float value_weight = 0;
+  // Results; an item with no candidate gets kNone and -inf. Ties go to the lowest row.
+  int32_t* best = nullptr;      // [N] row of the centroid tables
+  float* similarity = nullptr;  // [N]
+};
+
+// Running mean and variance of METHODS' Mosaic rule, items in order:
+//   mean' = (n mean + x)/(n + 1),  s2' = (n s2 + |x - mean'|^2)/(n + 1),  |.|^2 between unit vectors = 2 - 2 similarity.
+// A row's mean stays in fp32 for all its items of one call and is rounded to half once, at the end.
+struct UpdateArgs {
+  const float* k = nullptr;  // [N, d]
+  const float* v = nullptr;  // [N, d]
+  int items = 0;
+  int dim = 0;
+  size_t stride = 0;
+  const int32_t* labels = nullptr;  // [N] row of each item; kNone skips it
+  half_t* mean_k = nullptr;         // [C, d] in and out
+  half_t* mean_v = nullptr;         // [C, d]
+  int32_t* count = nullptr;         // [C] in and out
+  float* variance = nullptr;        // [C] in and out
+  float value_weight = 0;           // as in AssignArgs
+};
+
+enum class ScoreMode : uint8_t {
+  kDot,   // dot product of the mean query over tokens and the GQA group with the mean key, summed over kv heads, no
+          // scale and no bias (ReKV, Mosaic)
+  kMass,  // attention mass: softmax over the rows per query token and head of q.k*scale + bias, summed
+};
+struct ScoreArgs {
+  const float* q = nullptr;  // [T, Hq, D], before rotation
+  int tokens = 0;
+  int q_heads = 0;
+  size_t q_stride = 0;
+  PageShape shape;
+  float scale = 0;
+  ScoreMode mode = ScoreMode::kMass;
+  const half_t* mean_k = nullptr;   // [C, Hkv, D]
+  const int32_t* rows = nullptr;    // [n_rows] or null for 0..n_rows-1
+  const float* row_bias = nullptr;  // [n_rows] added to the logit (kMass), usually log(count); may be null
+  int n_rows = 0;
+  float* score = nullptr;  // [n_rows]
+};
+
+// Attention the last query of `attend` paid to each page token and summary row, summed over heads.
+struct MassArgs {
+  const AttendArgs* attend = nullptr;  // with lse filled
+  float* page_mass = nullptr;          // written at [first + i - begin] for every attended token i of every page
+  float* row_mass = nullptr;           // [n_rows]
+};
+
+class Ops {
+ public:
+  virtual ~Ops() = default;
+  virtual const char* name() const = 0;
+
+  // Scratch the object may use in any call below, for these largest sizes. Handed over before the first call.
+  struct Limits {
+    int tokens = 0;  // T of attend and score, N of assign
+    int q_heads = 0;
+    PageShape shape;  // the widest lane
+    int rows = 0;     // candidate rows of assign and score
+    int dim = 0;      // d of assign and update_centroids; 0 means shape.row()
+  };
+  virtual size_t scratch_bytes(const Limits& limits) const = 0;
+  virtual void set_scratch(void* memory, const Limits& limits) = 0;
+
+  virtual void attend(const AttendArgs& args) = 0;
+  virtual void attention_mass(const MassArgs& args) = 0;
+  virtual void assign(const AssignArgs& args) = 0;
+  virtual void update_centroids(const UpdateArgs& args) = 0;
+  virtual void score(const ScoreArgs& args) = 0;
+  // The k highest of score [n], as indices in falling order; ties go to the lowest index. Returns how many (min(k, n)).
+  virtual int top_k(const float* score, int n, int k, int32_t* index) = 0;
+
+  // Merge two partial attentions of the same queries: (out, lse) <- (out, lse) + (other_out, other_lse).
+  // rows = T * Hq, each of head_dim.
+  virtual void merge(float* out, float* lse, const float* other_out, const float* other_lse, int rows,
+                     int head_dim) = 0;
+
+  // Write tokens [0, count) of k, v ([count, heads, head_dim], `stride` elements between tokens) as one page. The
+  // page's meta is the caller's. Unused rows of the page are zeroed, so equal input gives equal bytes.
+  virtual void encode(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count,
+                      std::byte* page) = 0;
+  // Set token `at` of an exact page (fp32, fp16) without touching the others.
+  virtual void encode_row(CodecId codec, PageShape shape, const float* k, const float* v, int at, std::byte* page) = 0;
+  // Tokens [begin, end) of a page into k, v ([end - begin, heads, head_dim] with `stride` elements between tokens).
+  virtual void decode(CodecId codec, PageShape shape, const std::byte* page, int begin, int end, float* k, float* v,
+                      size_t stride) = 0;
+  // Chosen tokens of several pages into dense rows: item i is token at[i] of pages[i].
+  virtual void gather(const PageEntry* pages, const int32_t* at, int items, PageShape shape, float* k, float* v,
+                      size_t stride) = 0;
+};
+
+}  // namespace mosaic

@@ -1,0 +1,15 @@
+// The core's errors as Python exceptions. InvalidInput is a ValueError, MemoryCapError a MemoryError, so callers that
+// know nothing of this library still catch the right kind.
+#include <pybind11/pybind11.h>
+
+#include "core/error.h"
+
+namespace py = pybind11;
+
+void bind_errors(py::module_& m) {
+  py::register_exception<mosaic::InvariantError>(m, "InvariantError", PyExc_AssertionError);
+  py::register_exception<mosaic::DeviceError>(m, "DeviceError", PyExc_RuntimeError);
+  py::register_exception<mosaic::SpillError>(m, "SpillError", PyExc_OSError);
+  py::register_exception<mosaic::MemoryCapError>(m, "MemoryCapError", PyExc_MemoryError);
+  py::register_exception<mosaic::InvalidInput>(m, "InvalidInput", PyExc_ValueError);
+}

@@ -1,0 +1,284 @@
+// KvMemory for Python. Arrays are float32 and C-contiguous; attend() writes into the caller's out without a copy and
+// releases the GIL while the core works.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "core/error.h"
+#include "runtime/kv_memory.h"
+
+namespace py = pybind11;
+using namespace mosaic;
+
+namespace {
+
+using Array = py::array_t<float, py::array::c_style>;
+
+std::string shape_text(const py::array& a) {
+  std::string text = "[";
+  for (py::ssize_t i = 0; i < a.ndim(); ++i) text += (i > 0 ? ", " : "") + std::to_string(a.shape(i));
+  return text + "]";
+}
+
+void need_shape(const char* name, const Array& a, int tokens, int heads, int head_dim) {
+  if (a.ndim() == 3 && a.shape(0) == tokens && a.shape(1) == heads && a.shape(2) == head_dim) return;
+  throw InvalidInput(std::string("attend: ") + name + " has shape " + shape_text(a) + ", expected [" +
+                     std::to_string(tokens) + ", " + std::to_string(heads) + ", " + std::to_string(head_dim) + "].");
+}
+
+template <class T>
+T get(const py::dict& d, const char* key, T otherwise) {
+  return d.contains(key) ? d[key].cast<T>() : otherwise;
+}
+
+RopeSpec rope_from(const py::dict& d, int head_dim) {
+  RopeSpec rope;
+  rope.head_dim = head_dim;
+  rope.rotary_dim = get(d, "rotary_dim", head_dim);
+  rope.theta = get(d, "theta", 10000.0f);
+  const auto layout = get<std::string>(d, "layout", "half");
+  if (layout == "half") {
+    rope.layout = RopeLayout::kHalf;
+  } else if (layout == "interleaved") {
+    rope.layout = RopeLayout::kInterleaved;
+  } else if (layout == "none") {
+    rope.layout = RopeLayout::kNone;
+  } else {
+    throw InvalidInput("rope: layout=\"" + layout + "\"; there are half, interleaved, none.");
+  }
+  const auto sections = get(d, "sections", std::vector<int>{});
+  if (!sections.empty() && sections.size() != 3) throw InvalidInput("rope: sections must be (t, h, w).");
+  for (size_t i = 0; i < sections.size(); ++i) rope.sections[i] = sections[i];
+  rope.sections_interleaved = get(d, "sections_interleaved", false);
+  if (rope.rotary_dim < 0 || rope.rotary_dim > head_dim || rope.rotary_dim % 2 != 0)
+    throw InvalidInput("rope: rotary_dim must be even and at most head_dim.");
+  if (rope.is_multi() && rope.sections[0] + rope.sections[1] + rope.sections[2] != rope.rotary_dim / 2)
+    throw InvalidInput("rope: sections must add up to rotary_dim / 2.");
+  return rope;
+}
+
+// Every key must be known: a misspelt knob is an error, not a default.
+void refuse_unknown(const py::dict& d, const std::vector<std::string>& known, const char* who) {
+  for (const auto& [key, value] : d) {
+    const auto name = key.cast<std::string>();
+    if (std::find(known.begin(), known.end(), name) == known.end())
+      throw InvalidInput(std::string(who) + ": unknown setting \"" + name + "\".");
+  }
+}
+
+MemoryConfig config_from(const py::dict& model, const py::dict& d) {
+  MemoryConfig c;
+  refuse_unknown(model, {"layers", "q_heads", "kv_heads", "head_dim", "scale", "rope", "embedding_dim", "frame_tokens", "video_window"},
+                 "model");
+  refuse_unknown(d, {"cap_bytes", "exact", "packed", "exact_share", "index_share", "disk_bytes", "spill_dir", "window_frames",
+                     "prefix_tokens", "branch_tokens", "retrieve_tokens", "clusters", "scenes", "max_cluster_tokens",
+                     "positions", "max_position", "summaries", "refresh_every", "prefetch"},
+                 "memory");
+  ModelShape& m = c.model;
+  m.layers = get(model, "layers", 0);
+  m.q_heads = get(model, "q_heads", 0);
+  m.kv_heads = get(model, "kv_heads", 0);
+  m.head_dim = get(model, "head_dim", 0);
+  m.scale = get(model, "scale", 0.0f);
+  m.rope = rope_from(get(model, "rope", py::dict()), m.head_dim);
+  m.embedding_dim = get(model, "embedding_dim", 0);
+  m.frame_tokens = get(model, "frame_tokens", 0);
+  m.video_window = get(model, "video_window", 0);
+  c.cap_bytes = get<uint64_t>(d, "cap_bytes", 0);
+  c.exact = codec_from_name(get<std::string>(d, "exact", "fp16").c_str());
+  c.packed = codec_from_name(get<std::string>(d, "packed", "int4").c_str());
+  c.exact_share = get(d, "exact_share", c.exact_share);
+  c.index_share = get(d, "index_share", c.index_share);
+  c.disk_bytes = get<uint64_t>(d, "disk_bytes", 0);
+  c.spill_dir = get<std::string>(d, "spill_dir", "");
+  c.window_frames = get(d, "window_frames", 0);
+  c.prefix_tokens = get(d, "prefix_tokens", 0);
+  c.branch_tokens = get(d, "branch_tokens", c.branch_tokens);
+  c.retrieve_tokens = get(d, "retrieve_tokens", 0);
+  c.clusters = get(d, "clusters", 0);
+  c.scenes = get(d, "scenes", 0);
+  c.max_cluster_tokens = get(d, "max_cluster_tokens", c.max_cluster_tokens);
+  const auto positions = get<std::string>(d, "positions", "contiguous");
+  if (positions != "contiguous" && positions != "original")
+    throw InvalidInput("positions=\"" + positions + "\"; there are contiguous, original.");
+  c.original_positions = positions == "original";
+  c.max_position = get(d, "max_position", c.max_position);
+  c.summaries = get(d, "summaries", true);
+  c.refresh_every = get(d, "refresh_every", 0);
+  c.prefetch = get(d, "prefetch", true);
+  return c;
+}
+
+PolicySettings settings_from(const py::dict& d) {
+  PolicySettings settings;
+  for (const auto& [key, value] : d) settings.emplace_back(key.cast<std::string>(), value.cast<double>());
+  return settings;
+}
+
+py::dict plan_dict(const Plan& plan) {
+  py::dict out;
+  py::list parts;
+  for (const Plan::Part& part : plan.parts) parts.append(py::make_tuple(part.name, part.bytes));
+  out["parts"] = parts;
+  out["total_bytes"] = plan.total_bytes;
+  out["cap_bytes"] = plan.config.cap_bytes;
+  py::list tiers;
+  for (const TierSpec& tier : plan.store.tiers) {
+    py::dict row;
+    row["place"] = place_name(tier.place);
+    row["codec"] = codec_name(tier.codec);
+    row["pages"] = tier.slots;
+    row["page_bytes"] = page_bytes(tier.codec, plan.store.page);
+    tiers.append(row);
+  }
+  out["tiers"] = tiers;
+  out["clusters"] = plan.store.index.capacity;
+  out["scenes"] = plan.store.scenes;
+  out["window_frames"] = plan.config.window_frames;
+  out["retrieve_tokens"] = plan.config.retrieve_tokens;
+  out["branch_tokens"] = plan.config.branch_tokens;
+  return out;
+}
+
+py::dict stats_dict(const KvMemory& memory) {
+  const MemoryStats s = memory.stats();
+  py::dict out, tokens, events, disk, copies;
+  tokens["seen"] = s.tokens.seen;
+  tokens["exact"] = s.tokens.exact;
+  tokens["quantised"] = s.tokens.quantised;
+  tokens["spilled"] = s.tokens.spilled;
+  tokens["summarised"] = s.tokens.summarised;
+  tokens["dropped"] = s.tokens.dropped;
+  out["tokens"] = tokens;
+  events["splits"] = s.counters.splits;
+  events["deferred_splits"] = s.counters.deferred_splits;
+  events["merges"] = s.counters.merges;
+  events["demoted_pages"] = s.counters.demoted_pages;
+  events["summarised_clusters"] = s.counters.summarised_clusters;
+  events["dropped_clusters"] = s.counters.dropped_clusters;
+  events["lost_pages"] = s.counters.lost_pages;
+  events["failed_spills"] = s.counters.failed_spills;
+  events["fetched_pages"] = s.counters.fetched_pages;
+  events["fetch_hits"] = s.counters.fetch_hits;
+  events["unread_pages"] = s.unread_pages;
+  events["dropped_dialogue_tokens"] = s.dropped_dialogue;
+  out["events"] = events;
+  disk["bytes_written"] = s.disk.bytes_written;
+  disk["bytes_read"] = s.disk.bytes_read;
+  disk["bad_checksums"] = s.disk.bad_checksums;
+  disk["io_errors"] = s.disk.io_errors;
+  out["disk"] = disk;
+  copies["stalls"] = s.copies.stalls;
+  copies["busy_seconds"] = s.copies.busy_seconds;
+  out["copies"] = copies;
+  out["cap_bytes"] = s.cap_bytes;
+  out["peak_bytes"] = s.taken_bytes;
+  out["frames"] = s.frames;
+  out["questions"] = s.questions;
+  out["clusters"] = s.clusters;
+  out["scenes"] = s.scenes;
+  py::list tiers;
+  for (int t = 0; t < s.tiers; ++t) {
+    py::dict row;
+    row["place"] = place_name(s.tier[t].place);
+    row["codec"] = codec_name(s.tier[t].codec);
+    row["used_bytes"] = s.tier[t].used_bytes;
+    row["peak_bytes"] = s.tier[t].peak_bytes;
+    row["capacity_bytes"] = s.tier[t].capacity_bytes;
+    tiers.append(row);
+  }
+  out["tiers"] = tiers;
+  py::list parts;
+  for (const Region::Row& row : memory.region().rows()) parts.append(py::make_tuple(std::string(row.name), row.bytes));
+  out["parts"] = parts;
+  return out;
+}
+
+}  // namespace
+
+void bind_memory(py::module_& m) {
+  m.def(
+      "plan",
+      [](const py::dict& model, const py::dict& memory, const std::string& policy, const py::dict& settings,
+         const std::string& backend, int threads) {
+        const auto chosen = make_policy(policy, settings_from(settings));
+        const Backend made = make_backend(backend, threads);
+        return plan_dict(make_plan(config_from(model, memory), *chosen, *made.ops));
+      },
+      py::arg("model"), py::arg("memory"), py::arg("policy"), py::arg("settings") = py::dict(), py::arg("backend") = "cpu",
+      py::arg("threads") = 1, "How a cap would be split, without allocating it.");
+
+  py::class_<KvMemory>(m, "KvMemory", "One capped KV memory for one stream. See cpp/runtime/kv_memory.h.")
+      .def(py::init([](const py::dict& model, const py::dict& memory, const std::string& policy, const py::dict& settings,
+                       const std::string& backend, int threads) {
+             return std::make_unique<KvMemory>(config_from(model, memory), make_policy(policy, settings_from(settings)),
+                                               make_backend(backend, threads));
+           }),
+           py::arg("model"), py::arg("memory"), py::arg("policy"), py::arg("settings") = py::dict(),
+           py::arg("backend") = "cpu", py::arg("threads") = 0)
+      .def(
+          "begin_frame",
+          [](KvMemory& self, double pts, const Array& embedding, int tokens, int grid_w) {
+            if (embedding.ndim() != 1 || embedding.shape(0) != self.plan().config.model.embedding_dim)
+              throw InvalidInput("begin_frame: embedding has shape " + shape_text(embedding) + ", expected [" +
+                                 std::to_string(self.plan().config.model.embedding_dim) + "].");
+            if (!(pts > -2e6 && pts < 2e6)) throw InvalidInput("begin_frame: pts must be seconds within +-2,000,000.");
+            FrameInfo frame;
+            frame.time_ms = static_cast<int32_t>(pts * 1000.0 + (pts < 0 ? -0.5 : 0.5));
+            frame.embedding = embedding.data();
+            frame.tokens = tokens;
+            frame.grid_w = grid_w;
+            const py::gil_scoped_release release;
+            self.begin_frame(frame);
+          },
+          py::arg("pts"), py::arg("embedding"), py::arg("tokens"), py::arg("grid_w") = 1,
+          "Start a frame: pts in seconds, embedding float32 [embedding_dim].")
+      .def("begin_text", &KvMemory::begin_text, py::arg("tokens"))
+      .def(
+          "attend",
+          [](KvMemory& self, int layer, const Array& q, const Array& k, const Array& v, Array out, int tokens) {
+            const ModelShape& model = self.plan().config.model;
+            try {
+              need_shape("q", q, tokens, model.q_heads, model.head_dim);
+              need_shape("k", k, tokens, model.kv_heads, model.head_dim);
+              need_shape("v", v, tokens, model.kv_heads, model.head_dim);
+              need_shape("out", out, tokens, model.q_heads, model.head_dim);
+              if (tokens != self.block_tokens())
+                throw InvalidInput("attend: " + std::to_string(tokens) + " tokens, the block was begun with " +
+                                   std::to_string(self.block_tokens()) + ".");
+            } catch (const InvalidInput&) {
+              self.abort();
+              throw;
+            }
+            float* to = out.mutable_data();
+            const py::gil_scoped_release release;
+            self.attend(layer, q.data(), k.data(), v.data(), to);
+          },
+          py::arg("layer"), py::arg("q").noconvert(), py::arg("k").noconvert(), py::arg("v").noconvert(),
+          py::arg("out").noconvert(), py::arg("tokens"),
+          "q [T, q_heads, D], k, v [T, kv_heads, D] before rotation, float32; writes out [T, q_heads, D].")
+      .def("commit", &KvMemory::commit, py::call_guard<py::gil_scoped_release>())
+      .def("abort", &KvMemory::abort)
+      .def(
+          "open_question",
+          [](KvMemory& self, std::optional<double> since) {
+            self.open_question(since ? static_cast<int32_t>(*since * 1000.0) : std::numeric_limits<int32_t>::min());
+          },
+          py::arg("since") = py::none(), "since: seconds; only what was seen from then on is read.")
+      .def("close_question", &KvMemory::close_question, py::arg("keep") = false, py::call_guard<py::gil_scoped_release>())
+      .def(
+          "evidence",
+          [](const KvMemory& self) {
+            py::list out;
+            const Evidence::Moment* moments = self.evidence().moments();
+            for (int i = 0; i < Evidence::kCapacity; ++i)
+              if (moments[i].mass > 0)
+                out.append(py::make_tuple(moments[i].first_ms / 1000.0, moments[i].last_ms / 1000.0, moments[i].mass));
+            return out;
+          },
+          "[(from seconds, to seconds, attention mass)] of the last question's first token.")
+      .def("stats", &stats_dict)
+      .def("plan", [](const KvMemory& self) { return plan_dict(self.plan()); })
+      .def("check_invariants", &KvMemory::check_invariants)
+      .def("drain", &KvMemory::drain, py::call_guard<py::gil_scoped_release>());
+}

@@ -1,0 +1,48 @@
+#include "codec/codec.h"
+
+#include <cstring>
+#include <string>
+
+#include "codec/codecs.h"
+#include "core/error.h"
+
+namespace mosaic {
+
+const char* codec_name(CodecId codec) {
+  static const char* const kNames[] = {
+#define MOSAIC_CODEC(id, name, type) name,
+#include "codec/codecs.def"
+#undef MOSAIC_CODEC
+  };
+  return kNames[static_cast<int>(codec)];
+}
+
+CodecId codec_from_name(const char* name) {
+  std::string known;
+#define MOSAIC_CODEC(id, text, type)                    \
+  if (std::strcmp(name, text) == 0) return CodecId::id; \
+  known += known.empty() ? "" : ", ";                   \
+  known += text;
+#include "codec/codecs.def"
+#undef MOSAIC_CODEC
+  throw InvalidInput("no codec is called \"" + std::string(name) + "\". Set codec= to one of: " + known + ".");
+}
+
+bool codec_is_exact(CodecId codec) {
+  return with_codec(codec, [](auto c) { return decltype(c)::kExact; });
+}
+
+size_t k_block_bytes(CodecId codec, int head_dim) {
+  return pad64(with_codec(codec, [&](auto c) { return decltype(c)::k_bytes(head_dim); }));
+}
+
+size_t v_block_bytes(CodecId codec, int head_dim) {
+  return pad64(with_codec(codec, [&](auto c) { return decltype(c)::v_bytes(head_dim); }));
+}
+
+size_t page_bytes(CodecId codec, PageShape shape) {
+  const size_t head = k_block_bytes(codec, shape.head_dim) + v_block_bytes(codec, shape.head_dim);
+  return kPageMetaBytes + static_cast<size_t>(shape.heads) * head;
+}
+
+}  // namespace mosaic

@@ -1,0 +1,28 @@
+// Small integers with a name, and the one record every stored token carries.
+#pragma once
+
+#include <cstdint>
+
+namespace mosaic {
+
+using PageId = int32_t;     // row of the page table
+using ClusterId = int32_t;  // row of one lane's cluster index
+using SceneId = int32_t;    // row of the scene table
+using SlotId = int32_t;     // slot of one arena or of the spill file
+inline constexpr int32_t kNone = -1;
+
+// Tokens of one page. Every codec lays out the same number, so a page can change codec in place of its record.
+inline constexpr int kPageTokens = 16;
+inline constexpr int pages_for(int tokens) { return (tokens + kPageTokens - 1) / kPageTokens; }
+
+// Where a token comes from. `position` is its original index in the sequence (the temporal index for M-RoPE), never
+// reused; h and w are its M-RoPE row and column (unused by 1-D RoPE); time is the frame's pts in milliseconds.
+struct TokenMeta {
+  int32_t position;
+  int32_t time_ms;
+  uint16_t h;
+  uint16_t w;
+};
+static_assert(sizeof(TokenMeta) == 12);
+
+}  // namespace mosaic

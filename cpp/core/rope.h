@@ -1,0 +1,107 @@
+// Rotary positions. Keys are stored before rotation and rotated when they are attended, at the position they have among
+// what is attended, so the table must give cos and sin of any position quickly from few bytes: position p is split into
+// 64*a + b and e^{i p f} = e^{i 64 a f} e^{i b f} is one complex product of two short tables.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+
+namespace mosaic {
+
+enum class RopeLayout : uint8_t {
+  kNone,         // no rotation
+  kHalf,         // pairs (i, i + rotary_dim/2): Llama, Qwen, GPT-NeoX
+  kInterleaved,  // pairs (2i, 2i + 1): GPT-J
+};
+
+struct RopeSpec {
+  int head_dim = 0;
+  int rotary_dim = 0;  // the first rotary_dim channels rotate, the rest pass (partial rotary)
+  float theta = 10000.0f;
+  RopeLayout layout = RopeLayout::kHalf;
+  // M-RoPE: frequencies taken by (t, h, w); all zero means 1-D. Sum = rotary_dim / 2.
+  int sections[3] = {0, 0, 0};
+  bool sections_interleaved = false;  // Qwen3: t,h,w take turns; Qwen2.5: three chunks
+  bool is_multi() const { return sections[0] + sections[1] + sections[2] > 0; }
+  int frequencies() const { return layout == RopeLayout::kNone ? 0 : rotary_dim / 2; }
+  // Which of (t, h, w) drives frequency i.
+  int axis_of(int i) const {
+    if (!is_multi()) return 0;
+    if (sections_interleaved) {  // t h w t h w ... while h and w have frequencies left, t takes the rest
+      if (i % 3 == 1 && i < sections[1] * 3) return 1;
+      if (i % 3 == 2 && i < sections[2] * 3) return 2;
+      return 0;
+    }
+    return i < sections[0] ? 0 : i < sections[0] + sections[1] ? 1 : 2;
+  }
+};
+
+// Borrowed tables in memory the caller planned. Build once; rows are then pure reads from any thread.
+class RopeTable {
+ public:
+  static constexpr int kFine = 64;
+  // max_position: the largest position (any axis) + 1 that will be asked for.
+  static size_t bytes_for(const RopeSpec& spec, int max_position) {
+    const size_t rows = kFine + static_cast<size_t>((max_position + kFine - 1) / kFine);
+    return rows * static_cast<size_t>(spec.frequencies()) * 2 * sizeof(float);
+  }
+  RopeTable() = default;
+  RopeTable(const RopeSpec& spec, int max_position, void* memory)
+      : spec_(spec), fine_(static_cast<float*>(memory)), max_position_(max_position) {
+    const int n = spec.frequencies();
+    coarse_ = fine_ + static_cast<size_t>(kFine) * 2 * n;
+    for (int b = 0; b < kFine; ++b) fill(fine_ + static_cast<size_t>(b) * 2 * n, b);
+    for (int a = 0; a * kFine < max_position; ++a) fill(coarse_ + static_cast<size_t>(a) * 2 * n, a * kFine);
+  }
+  const RopeSpec& spec() const { return spec_; }
+  int max_position() const { return max_position_; }
+  // One table row: [cos x frequencies][sin x frequencies]. For kernels that do the complex product themselves.
+  const float* fine(int position) const {
+    return fine_ + static_cast<size_t>(position % kFine) * 2 * spec_.frequencies();
+  }
+  const float* coarse(int position) const {
+    return coarse_ + static_cast<size_t>(position / kFine) * 2 * spec_.frequencies();
+  }
+  // cos, sin: [frequencies]. The plain loop; positions must lie in [0, max_position).
+  void row(int t, int h, int w, float* cos, float* sin) const {
+    const int n = spec_.frequencies();
+    const int p[3] = {t, h, w};
+    for (int i = 0; i < n; ++i) {
+      const int at = p[spec_.axis_of(i)];
+      const float* a = coarse(at);
+      const float* b = fine(at);
+      cos[i] = a[i] * b[i] - a[n + i] * b[n + i];
+      sin[i] = a[i] * b[n + i] + a[n + i] * b[i];
+    }
+  }
+
+ private:
+  void fill(float* row, int position) const {
+    const int n = spec_.frequencies();
+    for (int i = 0; i < n; ++i) {
+      const double f = std::pow(static_cast<double>(spec_.theta), -2.0 * i / spec_.rotary_dim);
+      row[i] = static_cast<float>(std::cos(position * f));
+      row[n + i] = static_cast<float>(std::sin(position * f));
+    }
+  }
+  RopeSpec spec_;
+  float* fine_ = nullptr;
+  float* coarse_ = nullptr;
+  int max_position_ = 0;
+};
+
+// Rotate one row of head_dim numbers in place by cos, sin as row() gives them.
+inline void rotate(const RopeSpec& spec, const float* cos, const float* sin, float* x) {
+  const int n = spec.frequencies();
+  const bool half = spec.layout == RopeLayout::kHalf;
+  for (int i = 0; i < n; ++i) {
+    float* a = x + (half ? i : 2 * i);
+    float* b = half ? a + n : a + 1;
+    const float re = *a, im = *b;
+    *a = re * cos[i] - im * sin[i];
+    *b = im * cos[i] + re * sin[i];
+  }
+}
+
+}  // namespace mosaic

@@ -1,0 +1,73 @@
+// TierChain: the places a page can be, hot to cold, each with its own codec and its own fixed number of slots. DRAM
+// tiers are arenas cut from the Region; a disk tier, if there is one, is last and is a SpillFile the chain owns. It
+// moves nothing: it only knows where slots are and how many are left. bytes_for() is what it will take from the Region.
+// Not thread-safe: KvMemory holds the lock. Copies through spill() have SpillFile's own rules.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+
+#include "codec/codec.h"
+#include "memory/arena.h"
+#include "memory/region.h"
+#include "memory/spill_file.h"
+
+namespace mosaic {
+
+enum class Place : uint8_t { device, host, disk };
+const char* place_name(Place place);
+
+struct TierSpec {
+  Place place;
+  CodecId codec;
+  int slots;
+};
+
+class TierChain {
+ public:
+  static constexpr int kMaxTiers = 4;
+
+  // DRAM of all tiers: pages, free lists, and the checksums of the disk tier. Throws InvalidInput as the constructor.
+  static size_t bytes_for(std::span<const TierSpec> specs, PageShape shape);
+
+  // specs: 1 to 4 tiers, device before host before disk, the first in DRAM, at most one on disk. spill_dir: where a
+  // disk tier's file goes. Throws InvalidInput, MemoryCapError, or SpillError.
+  TierChain(std::span<const TierSpec> specs, PageShape shape, Region& region, const std::string& spill_dir = {},
+            SpillIo* io = nullptr);
+
+  int size() const { return size_; }
+  const TierSpec& spec(int tier) const { return specs_[tier]; }
+  bool is_disk(int tier) const { return specs_[tier].place == Place::disk; }
+  // The next colder tier, or kNone.
+  int colder(int tier) const { return tier + 1 < size_ ? tier + 1 : kNone; }
+  Arena& arena(int tier) { return arenas_[tier]; }  // DRAM tiers; a disk tier's arena has no slots
+  const Arena& arena(int tier) const { return arenas_[tier]; }
+  SpillFile* spill() { return spill_ ? &*spill_ : nullptr; }
+  const SpillFile* spill() const { return spill_ ? &*spill_ : nullptr; }
+
+  // kNone when the tier is full.
+  SlotId acquire(int tier) { return is_disk(tier) ? spill_->try_acquire() : arenas_[tier].try_acquire(); }
+  void release(int tier, SlotId slot) { is_disk(tier) ? spill_->release(slot) : arenas_[tier].release(slot); }
+  // DRAM tiers only.
+  std::byte* address(int tier, SlotId slot) const { return arenas_[tier].address(slot); }
+
+  size_t slot_bytes(int tier) const { return slot_bytes_[tier]; }  // one page in this tier's codec
+  int free_slots(int tier) const { return is_disk(tier) ? spill_->free_slots() : arenas_[tier].free_slots(); }
+  int used_slots(int tier) const { return specs_[tier].slots - free_slots(tier); }
+  int peak_used(int tier) const { return is_disk(tier) ? spill_->peak_used() : arenas_[tier].peak_used(); }
+  size_t used_bytes(int tier) const { return static_cast<size_t>(used_slots(tier)) * slot_bytes_[tier]; }
+  size_t capacity_bytes(int tier) const { return static_cast<size_t>(specs_[tier].slots) * slot_bytes_[tier]; }
+  void check_invariants() const;
+
+ private:
+  int size_ = 0;
+  TierSpec specs_[kMaxTiers] = {};
+  size_t slot_bytes_[kMaxTiers] = {};
+  Arena arenas_[kMaxTiers];
+  std::optional<SpillFile> spill_;
+};
+
+}  // namespace mosaic

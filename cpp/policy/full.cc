@@ -1,0 +1,23 @@
+// full: keeps every frame and refuses when the cap is reached. What every other policy is measured against.
+#include "policy/policy.h"
+
+namespace mosaic {
+
+namespace {
+
+class Full final : public Policy {
+ public:
+  const char* name() const override { return "full"; }
+  PolicyNeeds needs() const override { return {}; }
+  void admit(const ClusterStore&, const AdmitBlock&, Placement* out) override { out[0] = {}; }
+  int relieve(const ClusterStore&, const Need&, Relief*, int) override { return 0; }
+};
+
+}  // namespace
+
+std::unique_ptr<Policy> make_full(const PolicySettings& settings) {
+  SettingReader("full", settings).finish();
+  return std::make_unique<Full>();
+}
+
+}  // namespace mosaic

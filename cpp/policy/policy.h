@@ -1,0 +1,136 @@
+// Policy: every choice of the memory - what a token joins, what is read for a question, what yields under pressure - as
+// plain data over a read-only view of the store. A policy moves nothing; KvMemory carries its decisions out, so a policy
+// can be tested with numbers alone and a new one is one file here and one line in policies.def.
+// One object serves one session and may keep state per lane, sized when it is bound; no call allocates.
+#pragma once
+
+#include <limits>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "store/cluster_store.h"
+
+namespace mosaic {
+
+// What a policy asks of the store it runs on.
+struct PolicyNeeds {
+  bool by_token = false;   // tokens are labelled one by one; false: a frame is one cluster, admitted whole
+  bool summaries = false;  // clusters keep a mean key and value
+  bool scenes = false;     // frames are clustered by their embedding
+  bool selects = false;    // reads a part; false: everything stored is read
+  float value_weight = 0;  // of the cluster metric
+};
+
+struct AdmitBlock {
+  int lane = 0;                 // by frame: -1, the decision holds for every lane
+  Run tokens;                   // by frame: empty
+  int32_t frame = 0;
+  SceneId scene = kNone;
+};
+
+// Where one token goes.
+struct Placement {
+  static constexpr ClusterId kOpen = -2;  // a cluster of its own
+  static constexpr ClusterId kDrop = -3;
+  ClusterId cluster = kOpen;
+  bool keep = true;  // a member that can be read; false: into the summary only
+};
+
+struct SelectQuery {
+  int lane = 0;
+  const float* q = nullptr;  // [tokens, q_heads, D], before rotation
+  int tokens = 0;
+  int q_heads = 0;
+  size_t q_stride = 0;
+  float scale = 0;
+  int max_tokens = 0;        // members that may be read
+  int32_t since_ms = std::numeric_limits<int32_t>::min();  // clusters that ended before are not wanted
+};
+
+// Buffers of the caller, one entry per cluster of the lane at most.
+struct SelectResult {
+  ClusterId* chosen = nullptr;  // best first
+  float* score = nullptr;       // of each chosen one
+  int n = 0;
+  int32_t* rows = nullptr;      // scratch [capacity]
+  float* bias = nullptr;        // scratch [capacity]
+  float* scratch = nullptr;     // [capacity]
+};
+
+struct Need {
+  enum class Kind : uint8_t {
+    kSlots,     // a page slot, any DRAM tier
+    kHotSlots,  // room in the hottest tier; optional, demotion only
+    kClusters,  // a row of a lane's index
+  };
+  Kind kind = Kind::kSlots;
+  int lane = 0;
+  int amount = 1;
+  int32_t frame = 0;
+};
+
+struct Relief {
+  enum class Kind : uint8_t { kDemote, kSummarise, kDrop, kMerge };
+  Kind kind = Kind::kDrop;
+  int lane = 0;
+  ClusterId cluster = kNone;
+  ClusterId other = kNone;  // kMerge: joins `cluster`
+  int tier = 0;             // kDemote: from this tier
+};
+
+class Policy {
+ public:
+  virtual ~Policy() = default;
+  virtual const char* name() const = 0;
+  virtual PolicyNeeds needs() const = 0;
+  // Called once, when the store stands. The only place to allocate.
+  virtual void bind(const ClusterStore& store) { (void)store; }
+
+  // The scene of a frame, or kNone for a new one.
+  virtual SceneId scene(const ClusterStore& store, const float* embedding) {
+    (void)store, (void)embedding;
+    return kNone;
+  }
+  // out: [tokens] by token, [1] by frame.
+  virtual void admit(const ClusterStore& store, const AdmitBlock& block, Placement* out) = 0;
+  // The distance (squared, between unit vectors) within which a token may join a cluster of the lane at all.
+  virtual float reach(int lane) const {
+    (void)lane;
+    return std::numeric_limits<float>::infinity();
+  }
+  // The variance over which a cluster of `count` tokens is cut in two.
+  virtual float tolerance(int lane, int count) const {
+    (void)lane, (void)count;
+    return std::numeric_limits<float>::infinity();
+  }
+  virtual void select(const ClusterStore& store, const SelectQuery& query, SelectResult* result) {
+    (void)store, (void)query, (void)result;
+  }
+  // What yields. Returns how many of out[capacity] were filled; 0: nothing can, the request is refused.
+  virtual int relieve(const ClusterStore& store, const Need& need, Relief* out, int capacity) = 0;
+};
+
+using PolicySettings = std::vector<std::pair<std::string, double>>;
+// Throws InvalidInput naming the policies, or the settings of the policy, that there are.
+std::unique_ptr<Policy> make_policy(const std::string& name, const PolicySettings& settings);
+std::vector<std::string> policy_names();
+
+// Reads settings by name and refuses what is left over.
+class SettingReader {
+ public:
+  SettingReader(const char* policy, const PolicySettings& settings) : policy_(policy), left_(settings) {}
+  SettingReader& number(const char* name, double* value, double low, double high);
+  SettingReader& number(const char* name, float* value, double low, double high);
+  SettingReader& number(const char* name, int* value, double low, double high);
+  SettingReader& flag(const char* name, bool* value);
+  void finish() const;
+
+ private:
+  const char* policy_;
+  PolicySettings left_;
+  std::string known_;
+};
+
+}  // namespace mosaic

@@ -1,0 +1,235 @@
+// What is kept: the oldest frame leaves the window, the policy places its tokens, and when the store is short of
+// something the policy says what yields until there is room. Every token ends in the account.
+#include <algorithm>
+#include <cstring>
+
+#include "core/error.h"
+#include "runtime/kv_memory.h"
+
+namespace mosaic {
+
+// A policy that lets nothing go is asked before the frame begins, so that a refusal changes nothing.
+void KvMemory::make_room_for_frame() {
+  if (policy_->needs().by_token || window_.frames() < plan_.window.frames || !window_.has_first_frame()) return;
+  const WindowFrame& leaving = window_.frame(0);
+  const int pages = pages_for(leaving.tokens) * lanes();
+  const auto short_of = [&]() -> Short {
+    if (store_.index(0).full()) return Short::kClusters;
+    return store_.free_slots() < pages ? Short::kSlots : Short::kNothing;
+  };
+  for (Short s = short_of(); s != Short::kNothing; s = short_of()) {
+    Need need{s == Short::kSlots ? Need::Kind::kSlots : Need::Kind::kClusters, 0, pages, leaving.number};
+    if (relieve(need, 0, 0)) continue;
+    uint64_t have = 0;
+    for (int t = 0; t < store_.tiers().size(); ++t) have += store_.tiers().capacity_bytes(t);
+    throw MemoryCapError(std::string("policy ") + policy_->name() + ": frame " + std::to_string(frames_) + " needs " +
+                         std::to_string(pages) + " pages (" +
+                         format_bytes(static_cast<uint64_t>(pages) * store_.tiers().slot_bytes(0)) + "); " +
+                         format_bytes(plan_.config.cap_bytes) + " cap, all " + format_bytes(have) +
+                         " of its pages hold earlier frames. Raise memory=, or choose a policy that yields.");
+  }
+}
+
+SceneId KvMemory::scene_of(const float* embedding) {
+  SceneTable* scenes = store_.scenes();
+  if (scenes == nullptr) return kNone;
+  const SceneId scene = policy_->scene(store_, embedding);
+  if (scene != kNone) {
+    scenes->add(scene, embedding);
+    return scene;
+  }
+  if (scenes->full()) {
+    const auto [into, from] = scenes->nearest_pair();
+    if (from == kNone) {  // a table of one
+      scenes->add(scenes->nearest(embedding).scene, embedding);
+      return scenes->nearest(embedding).scene;
+    }
+    store_.merge_scenes(into, from);
+  }
+  return scenes->open(embedding);
+}
+
+void KvMemory::admit_oldest() {
+  const WindowFrame frame = window_.frame(0);
+  if (!window_.has_first_frame()) {
+    window_.keep_first_frame();
+    window_.pop();
+    return;
+  }
+  const SceneId scene = scene_of(window_.embedding(0));
+  if (policy_->needs().by_token) {
+    for (int lane = 0; lane < lanes(); ++lane) admit_tokens(lane, frame, scene);
+  } else {
+    admit_whole(frame, scene);
+  }
+  window_.pop();
+}
+
+int KvMemory::read_frame(int lane, const WindowFrame& frame) {
+  const auto row = static_cast<size_t>(plan_.store.page.row());
+  for (int at = 0, page = 0; at < frame.tokens; at += kPageTokens, ++page) {
+    const std::byte* bytes = window_.page(Strip::kFrame, lane, page, 0);
+    const int n = std::min(kPageTokens, frame.tokens - at);
+    backend_.ops->decode(plan_.window.codec, plan_.store.page, bytes, 0, n, scratch_.k + static_cast<size_t>(at) * row,
+                         scratch_.v + static_cast<size_t>(at) * row, row);
+    std::memcpy(scratch_.meta + at, page_meta(bytes), static_cast<size_t>(n) * sizeof(TokenMeta));
+  }
+  return frame.tokens;
+}
+
+void KvMemory::admit_whole(const WindowFrame& frame, SceneId scene) {
+  AdmitBlock block;
+  block.lane = -1;
+  block.frame = frame.number;
+  block.scene = scene;
+  policy_->admit(store_, block, scratch_.placement);
+  if (scratch_.placement[0].cluster == Placement::kDrop) {
+    store_.drop_tokens(frame.tokens * lanes());
+    return;
+  }
+  for (int lane = 0; lane < lanes(); ++lane) {
+    const int n = read_frame(lane, frame);
+    ClusterId made = kNone;
+    for (;;) {
+      const Short s = store_.open(lane, scene, {scratch_.k, scratch_.v, scratch_.meta, n}, frame.number, &made);
+      if (s == Short::kNothing) break;
+      const Need need{s == Short::kSlots ? Need::Kind::kSlots : Need::Kind::kClusters, lane, pages_for(n), frame.number};
+      if (relieve(need, 0, 0)) continue;
+      store_.drop_tokens(n);
+      break;
+    }
+  }
+}
+
+// New pages are born exact while the hottest tier has room; older pages make it by going one tier down.
+void KvMemory::keep_hot_slots(int lane, const WindowFrame& frame) {
+  if (store_.tiers().size() < 2 || store_.tiers().is_disk(1)) return;
+  const int wanted = std::min(std::max(frame.tokens / 4, 1), std::max(store_.tiers().spec(0).slots / (2 * lanes()), 1));
+  const int missing = wanted - store_.tiers().free_slots(0);
+  if (missing > 0) relieve({Need::Kind::kHotSlots, lane, missing, frame.number}, 0, 0);
+}
+
+void KvMemory::admit_tokens(int lane, const WindowFrame& frame, SceneId scene) {
+  keep_hot_slots(lane, frame);
+  const int n = read_frame(lane, frame);
+  policy_->admit(store_, {lane, {scratch_.k, scratch_.v, scratch_.meta, n}, frame.number, scene}, scratch_.placement);
+  fresh_count_ = 0;
+  for (int i = 0; i < n; ++i) place(lane, i, n, frame, scene);
+}
+
+void KvMemory::place(int lane, int i, int n, const WindowFrame& frame, SceneId scene) {
+  const auto row = static_cast<size_t>(plan_.store.page.row());
+  const Run token{scratch_.k + static_cast<size_t>(i) * row, scratch_.v + static_cast<size_t>(i) * row, scratch_.meta + i, 1};
+  ClusterIndex& index = store_.index(lane);
+  Placement& to = scratch_.placement[i];
+  const auto open_new = [&](Short s, ClusterId made) {
+    if (s == Short::kNothing && made != kNone && fresh_count_ < n) scratch_.fresh[fresh_count_++] = made;
+    return s;
+  };
+  for (int attempt = 0; attempt < 16; ++attempt) {
+    if (to.cluster == Placement::kDrop) break;
+    if (to.cluster == Placement::kOpen && fresh_count_ > 0) {
+      // The labels were made before this frame opened clusters of its own: it may belong to one of those.
+      AssignArgs args;
+      args.k = token.k;
+      args.v = token.v;
+      args.items = 1;
+      args.dim = index.dim();
+      args.stride = row;
+      args.mean_k = index.mean_k();
+      args.mean_v = index.mean_v();
+      args.rows = scratch_.fresh;
+      args.n_rows = fresh_count_;
+      args.value_weight = plan_.store.value_weight;
+      ClusterId best = kNone;
+      float similarity = 0;
+      args.best = &best;
+      args.similarity = &similarity;
+      backend_.ops->assign(args);
+      if (best != kNone && 2 - 2 * similarity <= policy_->reach(lane)) to = {best, true};
+    }
+    Short s = Short::kNothing;
+    ClusterId made = kNone;
+    if (to.cluster == Placement::kOpen) {
+      s = open_new(store_.open(lane, scene, token, frame.number, &made), made);
+    } else if (!to.keep) {
+      store_.absorb(lane, to.cluster, token, frame.number);
+    } else if (store_.variance_with(lane, to.cluster, token.k, token.v) >
+               policy_->tolerance(lane, index.count(to.cluster) + 1)) {
+      s = index[to.cluster].disk_pages > 0
+              ? open_new(store_.defer(lane, to.cluster, token, frame.number, &made), made)
+              : open_new(store_.split(lane, to.cluster, token, frame.number, &made), made);
+    } else {
+      s = store_.append(lane, to.cluster, token, frame.number);
+    }
+    if (s == Short::kNothing) return;
+    const Need need{s == Short::kSlots ? Need::Kind::kSlots : Need::Kind::kClusters, lane, 1, frame.number};
+    if (!relieve(need, i, n)) break;
+  }
+  // No room could be made: the nearest summary takes it, or it is dropped; both are counted.
+  if (to.cluster >= 0) {
+    store_.absorb(lane, to.cluster, token, frame.number);
+  } else {
+    store_.drop_tokens(1);
+  }
+}
+
+bool KvMemory::relieve(Need need, int first_label, int labels) {
+  store_.poll_spills(false);
+  if (need.kind == Need::Kind::kSlots && store_.free_slots() >= need.amount) return true;
+  const int n = policy_->relieve(store_, need, scratch_.relief, FrameScratch::kReliefs);
+  for (int i = 0; i < n; ++i) carry_out(scratch_.relief[i], first_label, labels);
+  // Slots that go to disk come free when their write is done.
+  if (need.kind == Need::Kind::kSlots && store_.free_slots() < need.amount) store_.poll_spills(true);
+  return n > 0;
+}
+
+void KvMemory::carry_out(const Relief& relief, int first_label, int labels) {
+  switch (relief.kind) {
+    case Relief::Kind::kDemote:
+      store_.demote(relief.lane, relief.cluster, relief.tier);
+      return;
+    case Relief::Kind::kSummarise:
+      store_.summarise(relief.lane, relief.cluster);
+      return;
+    case Relief::Kind::kMerge:
+      store_.merge(relief.lane, relief.cluster, relief.other);
+      break;
+    case Relief::Kind::kDrop:
+      store_.drop(relief.lane, relief.cluster);
+      break;
+  }
+  // Labels of the frame in hand that name a cluster that is gone. They are of the lane that asked.
+  const bool merged = relief.kind == Relief::Kind::kMerge;
+  const ClusterId gone = merged ? relief.other : relief.cluster;
+  for (int i = first_label; i < labels; ++i)
+    if (scratch_.placement[i].cluster == gone) scratch_.placement[i].cluster = merged ? relief.cluster : Placement::kOpen;
+  for (int i = 0; i < fresh_count_; ++i)
+    if (scratch_.fresh[i] == gone) scratch_.fresh[i] = merged ? relief.cluster : scratch_.fresh[--fresh_count_];
+}
+
+// The oldest turns of the dialogue leave until `tokens` more fit.
+void KvMemory::shift_dialogue(int tokens) {
+  int gone = 0, turns = 0;
+  while (turns < turn_count_ && window_.branch_tokens - gone + tokens > plan_.config.branch_tokens) gone += turns_[turns++];
+  std::copy(turns_ + turns, turns_ + turn_count_, turns_);
+  turn_count_ -= turns;
+  dropped_dialogue_ += gone;
+  const int left = window_.branch_tokens - gone;
+  const auto row = static_cast<size_t>(plan_.store.page.row());
+  const CodecId codec = plan_.window.codec;
+  for (int lane = 0; lane < lanes(); ++lane) {
+    for (int i = 0; i < left; ++i) {
+      const std::byte* from = window_.page(Strip::kBranch, lane, (gone + i) / kPageTokens);
+      std::byte* to = window_.page(Strip::kBranch, lane, i / kPageTokens);
+      const int at = (gone + i) % kPageTokens;
+      backend_.ops->decode(codec, plan_.store.page, from, at, at + 1, scratch_.k, scratch_.v, row);
+      backend_.ops->encode_row(codec, plan_.store.page, scratch_.k, scratch_.v, i % kPageTokens, to);
+      page_meta(to)[i % kPageTokens] = page_meta(from)[at];
+    }
+  }
+  window_.branch_tokens = left;
+  question_start_ -= gone;
+}
+
+}  // namespace mosaic

@@ -1,0 +1,94 @@
+// BlockSelection: what one layer attends to besides the block itself, as the kernels read it - a block table of pages, the
+// position of every token in it, and the summaries of what is not read. Built once per question and layer (and for every
+// frame), reused for every token of the answer. Positions are contiguous in time order, or the original ones.
+// Not thread-safe.
+#pragma once
+
+#include "runtime/plan.h"
+
+namespace mosaic {
+
+Ops::Limits ops_limits(const Plan& plan);
+
+// Rows of one leaving frame, and what the policy said of them.
+struct FrameScratch {
+  float* k;             // [frame_tokens, row]
+  float* v;
+  TokenMeta* meta;      // [frame_tokens]
+  Placement* placement;
+  ClusterId* fresh;     // clusters opened by this frame
+  Relief* relief;
+  static constexpr int kReliefs = 256;
+  static size_t bytes_for(const Plan& plan);
+  FrameScratch(Region& region, const Plan& plan);
+};
+
+class BlockSelection {
+ public:
+  // Scratch that the selections of all layers share while one is built.
+  struct Shared {
+    uint64_t* order;   // [select_tokens + select_rows] sort keys
+    SelectResult result;
+    uint8_t* chosen;   // [clusters]
+    float* page_mass;  // [select_tokens]
+    float* row_mass;   // [select_rows]
+    int32_t* q_positions;  // [max_block, 3]
+    float* lse;            // [max_block, q_heads]
+  };
+  static size_t bytes_for(const Plan& plan);
+  static size_t shared_bytes_for(const Plan& plan);
+  static Shared make_shared(Region& region, const Plan& plan);
+  BlockSelection(Region& region, const Plan& plan);
+
+  void clear();
+  // Tokens [begin, end) of a page. page: its id, or kNone for pages of the window. False: the table is full.
+  bool add_page(PageId page, const std::byte* data, CodecId codec, int begin, int end);
+  bool add_row(ClusterId c, const Cluster& cluster, int tokens);
+  // Give everything added its position. first_free: the position of what follows.
+  void finish(bool original, bool multi_axis, Shared& shared);
+  // After finish(): a page whose tokens stand behind everything else, at consecutive positions (dialogue, question).
+  bool append_page(const std::byte* data, CodecId codec, int end, int first_position);
+
+  int entries() const { return n_entries_; }
+  int tokens() const { return n_tokens_; }
+  int rows() const { return n_rows_; }
+  PageEntry* pages() { return entries_; }
+  const PageEntry* pages() const { return entries_; }
+  PageId page(int entry) const { return ids_[entry]; }
+  const int32_t* positions() const { return positions_; }
+  const int32_t* row_ids() const { return rows_; }
+  const int32_t* row_positions() const { return row_positions_; }
+  const float* row_bias() const { return row_bias_; }
+  int next_position() const { return next_position_; }
+  int entries_left() const { return max_entries_ - n_entries_ - reserved_entries_; }
+  int tokens_left() const { return max_tokens_ - n_tokens_ - reserved_tokens_; }
+  // What is kept free for the question's own pages.
+  void reserve(int entries, int tokens) {
+    reserved_entries_ = entries;
+    reserved_tokens_ = tokens;
+  }
+  // Forget what was appended after finish().
+  void rewind() {
+    n_entries_ = finished_entries_;
+    n_tokens_ = finished_tokens_;
+  }
+  // A page that could not be read: its tokens are not attended.
+  void forget(int entry) { entries_[entry].end = entries_[entry].begin; }
+
+  bool ready = false;
+
+ private:
+  int max_entries_, max_tokens_, max_rows_;
+  PageEntry* entries_;
+  PageId* ids_;
+  int32_t* positions_;
+  int32_t* rows_;
+  int32_t* row_positions_;
+  float* row_bias_;
+  int n_entries_ = 0, n_tokens_ = 0, n_rows_ = 0;
+  int finished_entries_ = 0, finished_tokens_ = 0;
+  int reserved_entries_ = 0, reserved_tokens_ = 0;
+  int next_position_ = 0;
+};
+
+}  // namespace mosaic

@@ -1,0 +1,312 @@
+#include "runtime/kv_memory.h"
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+#include <utility>
+
+#include "core/error.h"
+
+namespace mosaic {
+
+namespace {
+
+// NaN and infinity times zero are NaN; a sum of zeros is zero.
+bool all_finite(const float* x, size_t n) {
+  float sum = 0;
+  for (size_t i = 0; i < n; ++i) sum += x[i] * 0.0f;
+  return sum == 0.0f;
+}
+
+RopeTable take_rope(Region& region, const Plan& plan) {
+  const RopeSpec& spec = plan.config.model.rope;
+  return RopeTable(spec, plan.rope_positions,
+                   region.take<std::byte>("rope", RopeTable::bytes_for(spec, plan.rope_positions)));
+}
+
+}  // namespace
+
+KvMemory::KvMemory(const MemoryConfig& config, std::unique_ptr<Policy> policy, Backend backend, SpillIo* io)
+    : backend_(std::move(backend)),
+      policy_(std::move(policy)),
+      plan_(make_plan(config, *policy_, *backend_.ops)),
+      region_(*backend_.device, plan_.total_bytes),
+      window_(region_, plan_.window),
+      store_(region_, plan_.store, *backend_.ops, io),
+      rope_(take_rope(region_, plan_)),
+      shared_(BlockSelection::make_shared(region_, plan_)),
+      scratch_(region_, plan_),
+      evidence_(region_) {
+  selection_.reserve(static_cast<size_t>(lanes()));
+  for (int l = 0; l < lanes(); ++l) selection_.emplace_back(region_, plan_);
+  const Ops::Limits limits = ops_limits(plan_);
+  backend_.ops->set_scratch(region_.take<std::byte>("kernel scratch", backend_.ops->scratch_bytes(limits)), limits);
+  if (region_.used() != plan_.total_bytes)
+    throw InvariantError("KvMemory: took " + std::to_string(region_.used()) + " bytes, planned " +
+                         std::to_string(plan_.total_bytes) + ".");
+  policy_->bind(store_);
+}
+
+void KvMemory::begin(Block kind, int tokens) {
+  if (block_ != Block::kNone) throw InvalidInput("KvMemory: a block is open; commit() or abort() it first.");
+  block_ = kind;
+  block_tokens_ = tokens;
+  next_layer_ = 0;
+}
+
+void KvMemory::begin_frame(const FrameInfo& frame) {
+  if (asking_) throw InvalidInput("KvMemory: a question is open; close_question() before the next frame.");
+  if (frame.tokens < 1 || frame.tokens > model().frame_tokens)
+    throw InvalidInput("KvMemory: a frame of " + std::to_string(frame.tokens) + " tokens; frame_tokens= is " +
+                       std::to_string(model().frame_tokens) + ".");
+  if (frame.embedding == nullptr || !all_finite(frame.embedding, static_cast<size_t>(model().embedding_dim)))
+    throw InvalidInput("KvMemory: the frame's embedding is missing or not finite; the frame was refused.");
+  if (window_.frames() > 0 && frame.time_ms < window_.frame(window_.frames() - 1).time_ms)
+    throw InvalidInput("KvMemory: frame at " + std::to_string(frame.time_ms) + " ms comes before the last one; pts must not fall.");
+  if (plan_.config.original_positions && next_position_ + frame.tokens >= plan_.config.max_position)
+    throw InvalidInput("KvMemory: positions=\"original\" reached max_position=" +
+                       std::to_string(plan_.config.max_position) + "; raise it or use positions=\"contiguous\".");
+  make_room_for_frame();
+  begin(Block::kFrame, frame.tokens);
+  frame_ = frame;
+  std::memcpy(window_.embedding(window_.frames()), frame.embedding,
+              static_cast<size_t>(model().embedding_dim) * sizeof(float));
+  for (BlockSelection& s : selection_) s.clear();
+}
+
+void KvMemory::begin_text(int tokens) {
+  if (!asking_) {
+    if (frames_ > 0 || window_.prefix_tokens + tokens > plan_.config.prefix_tokens)
+      throw InvalidInput("KvMemory: text outside a question is the prefix: before the first frame, at most prefix_tokens=" +
+                         std::to_string(plan_.config.prefix_tokens) + " tokens.");
+  } else if (tokens > plan_.config.branch_tokens - (window_.branch_tokens - question_start_)) {
+    throw MemoryCapError("question: needs room for " +
+                         std::to_string(window_.branch_tokens - question_start_ + tokens) +
+                         " tokens of question and answer, branch_tokens= is " +
+                         std::to_string(plan_.config.branch_tokens) + ". Raise branch_tokens=.");
+  }
+  if (tokens < 1 || tokens > plan_.max_block) throw InvalidInput("KvMemory: a text block needs at least one token.");
+  begin(asking_ ? Block::kQuestion : Block::kPrefix, tokens);
+  if (!asking_) {
+    for (BlockSelection& s : selection_) s.clear();
+  } else if (window_.branch_tokens + tokens > plan_.config.branch_tokens) {
+    shift_dialogue(tokens);
+  }
+  const int every = plan_.config.refresh_every;
+  if (asking_ && passes_ > 0 && every > 0 && (since_refresh_ += tokens) >= every) {
+    since_refresh_ = 0;
+    for (BlockSelection& s : selection_) s.clear();
+  }
+}
+
+void KvMemory::block_positions(const BlockSelection& s) {
+  const bool multi = model().rope.is_multi();
+  const bool original = plan_.config.original_positions;
+  int base = s.next_position();
+  if (block_ == Block::kQuestion) base += window_.branch_tokens;
+  if (original && block_ == Block::kFrame) base = next_position_;
+  if (original && block_ == Block::kQuestion) base = std::max(base, next_position_ + window_.branch_tokens);
+  for (int i = 0; i < block_tokens_; ++i) {
+    int32_t* p = shared_.q_positions + 3 * i;
+    if (block_ == Block::kFrame && multi) {  // one moment, its own place in the grid, after the prefix
+      p[0] = base;
+      p[1] = window_.prefix_tokens + i / frame_.grid_w;
+      p[2] = window_.prefix_tokens + i % frame_.grid_w;
+    } else {
+      p[0] = p[1] = p[2] = base + i;
+    }
+  }
+}
+
+void KvMemory::attend(int layer, const float* q, const float* k, const float* v, float* out) {
+  if (block_ == Block::kNone) throw InvalidInput("KvMemory: attend() without a block; begin_frame() or begin_text() first.");
+  const auto n = static_cast<size_t>(block_tokens_);
+  const auto d = static_cast<size_t>(model().head_dim);
+  const size_t q_row = static_cast<size_t>(model().q_heads) * d, kv_row = static_cast<size_t>(model().kv_heads) * d;
+  if (layer != next_layer_ || !all_finite(q, n * q_row) || !all_finite(k, n * kv_row) || !all_finite(v, n * kv_row)) {
+    const std::string what = layer != next_layer_ ? "expected layer " + std::to_string(next_layer_) + ", got " + std::to_string(layer)
+                                                  : "layer " + std::to_string(layer) + ": q, k or v holds NaN or infinity";
+    abort();
+    throw InvalidInput("KvMemory: " + what + "; the block was refused and nothing of it was filed.");
+  }
+  BlockSelection& s = selection_[static_cast<size_t>(layer)];
+  if (!s.ready) {
+    if (block_ == Block::kPrefix || (block_ == Block::kFrame && model().video_window > 0)) {
+      select_window(layer);
+    } else {
+      select_stored(layer, q);
+    }
+  }
+  if (block_ == Block::kQuestion) append_branch(&s, layer);
+  resolve(&s);
+  block_positions(s);
+
+  AttendArgs args;
+  args.q = q;
+  args.tokens = block_tokens_;
+  args.q_heads = model().q_heads;
+  args.q_stride = q_row;
+  args.q_positions = shared_.q_positions;
+  args.shape = plan_.store.page;
+  args.rope = &rope_;
+  args.scale = model().scale;
+  args.pages = s.pages();
+  args.n_pages = s.entries();
+  args.positions = s.positions();
+  args.mean_k = store_.index(layer).mean_k();
+  args.mean_v = store_.index(layer).mean_v();
+  args.rows = s.row_ids();
+  args.row_positions = s.row_positions();
+  args.row_bias = s.row_bias();
+  args.n_rows = s.rows();
+  args.block_k = k;
+  args.block_v = v;
+  args.kv_stride = kv_row;
+  args.out = out;
+  args.lse = shared_.lse;
+  backend_.ops->attend(args);
+  if (block_ == Block::kQuestion && passes_ == 0) collect_evidence(args, &s, layer);
+  stage(layer, k, v);
+  store_.unpin_all();
+  ++next_layer_;
+}
+
+// k and v into their place in the window. A block that is aborted leaves bytes there that nothing refers to.
+void KvMemory::stage(int layer, const float* k, const float* v) {
+  const auto row = static_cast<size_t>(plan_.store.page.row());
+  const CodecId codec = plan_.window.codec;
+  if (block_ == Block::kFrame) {
+    for (int at = 0, page = 0; at < block_tokens_; at += kPageTokens, ++page) {
+      std::byte* bytes = window_.page(Strip::kFrame, layer, page, window_.frames());
+      const int n = std::min(kPageTokens, block_tokens_ - at);
+      for (int i = 0; i < n; ++i) {
+        const int32_t position = next_position_ + (model().rope.is_multi() ? 0 : at + i);
+        page_meta(bytes)[i] = {position, frame_.time_ms,
+                               static_cast<uint16_t>(window_.prefix_tokens + (at + i) / frame_.grid_w),
+                               static_cast<uint16_t>(window_.prefix_tokens + (at + i) % frame_.grid_w)};
+      }
+      backend_.ops->encode(codec, plan_.store.page, k + static_cast<size_t>(at) * row, v + static_cast<size_t>(at) * row,
+                           row, n, bytes);
+    }
+    return;
+  }
+  const Strip strip = block_ == Block::kPrefix ? Strip::kPrefix : Strip::kBranch;
+  const int first = block_ == Block::kPrefix ? window_.prefix_tokens : window_.branch_tokens;
+  for (int i = 0; i < block_tokens_; ++i) {
+    const int at = first + i;
+    std::byte* bytes = window_.page(strip, layer, at / kPageTokens);
+    const auto place = static_cast<uint16_t>(shared_.q_positions[3 * i]);
+    page_meta(bytes)[at % kPageTokens] = {block_ == Block::kPrefix ? next_position_ + i : 0, -1, place, place};
+    backend_.ops->encode_row(codec, plan_.store.page, k + static_cast<size_t>(i) * row, v + static_cast<size_t>(i) * row,
+                             at % kPageTokens, bytes);
+  }
+}
+
+void KvMemory::abort() {
+  block_ = Block::kNone;
+  store_.unpin_all();
+  if (!asking_)
+    for (BlockSelection& s : selection_) s.clear();
+}
+
+void KvMemory::commit() {
+  if (block_ == Block::kNone || next_layer_ != lanes()) {
+    const int done = next_layer_;
+    const bool open = block_ != Block::kNone;
+    abort();
+    throw InvalidInput(open ? "KvMemory: commit() after " + std::to_string(done) + " of " + std::to_string(lanes()) +
+                                  " layers; the block was refused."
+                            : "KvMemory: commit() without a block.");
+  }
+  const Block kind = std::exchange(block_, Block::kNone);
+  if (kind == Block::kPrefix) {
+    window_.prefix_tokens += block_tokens_;
+    next_position_ += block_tokens_;
+  } else if (kind == Block::kQuestion) {
+    window_.branch_tokens += block_tokens_;
+    ++passes_;
+  } else {
+    window_.push({static_cast<int32_t>(frames_), block_tokens_, frame_.time_ms, next_position_});
+    next_position_ += model().rope.is_multi() ? 1 : block_tokens_;
+    ++frames_;
+    store_.poll_spills(false);
+    if (window_.is_full()) admit_oldest();
+  }
+}
+
+void KvMemory::open_question(int32_t since_ms) {
+  if (block_ != Block::kNone) throw InvalidInput("KvMemory: a block is open; commit() or abort() it before a question.");
+  if (asking_) throw InvalidInput("KvMemory: a question is open already; close_question() first.");
+  asking_ = true;
+  since_ms_ = since_ms;
+  question_start_ = window_.branch_tokens;
+  passes_ = since_refresh_ = 0;
+  evidence_.clear();
+  for (BlockSelection& s : selection_) s.clear();
+  ++questions_;
+}
+
+void KvMemory::close_question(bool keep) {
+  if (!asking_) throw InvalidInput("KvMemory: no question is open.");
+  if (block_ != Block::kNone) abort();
+  asking_ = false;
+  const int turn = window_.branch_tokens - question_start_;
+  if (!keep) {
+    window_.branch_tokens = question_start_;
+  } else if (turn > 0) {
+    if (turn_count_ == kTurns) {  // the two oldest turns count as one
+      turns_[1] += turns_[0];
+      std::copy(turns_ + 1, turns_ + kTurns, turns_);
+      --turn_count_;
+    }
+    turns_[turn_count_++] = turn;
+  }
+  // Splits that were put off while their cluster was on disk: its pages have just been read.
+  for (int lane = 0; lane < lanes(); ++lane) {
+    BlockSelection& s = selection_[static_cast<size_t>(lane)];
+    for (int e = 0; e < s.entries(); ++e) {
+      if (s.page(e) == kNone) continue;
+      const Page& page = store_.blocks()[s.page(e)];
+      if (page.tier >= 0 && page.lane == lane && store_.index(lane).is_live(page.cluster) &&
+          store_.index(lane)[page.cluster].buffer != kNone)
+        store_.settle(lane, page.cluster, static_cast<int32_t>(frames_));
+    }
+    store_.unpin_all();
+    s.clear();
+  }
+}
+
+MemoryStats KvMemory::stats() const {
+  MemoryStats stats;
+  stats.tokens = store_.account();
+  int64_t window = window_.prefix_tokens + window_.first_frame().tokens;
+  for (int i = 0; i < window_.frames(); ++i) window += window_.frame(i).tokens;
+  stats.tokens.seen += window * lanes();
+  stats.tokens.exact += window * lanes();
+  stats.counters = store_.counters();
+  stats.disk = store_.disk();
+  stats.copies = store_.copies();
+  stats.cap_bytes = plan_.config.cap_bytes;
+  stats.taken_bytes = region_.used();
+  stats.frames = frames_;
+  stats.questions = questions_;
+  stats.unread_pages = unread_pages_;
+  stats.dropped_dialogue = dropped_dialogue_;
+  const TierChain& tiers = store_.tiers();
+  stats.tiers = tiers.size();
+  for (int t = 0; t < tiers.size(); ++t)
+    stats.tier[t] = {tiers.spec(t).place, tiers.spec(t).codec, tiers.used_bytes(t),
+                     static_cast<uint64_t>(tiers.peak_used(t)) * tiers.slot_bytes(t), tiers.capacity_bytes(t)};
+  for (int lane = 0; lane < lanes(); ++lane) stats.clusters += static_cast<int>(store_.index(lane).live().size());
+  stats.scenes = store_.scenes() != nullptr ? store_.scenes()->size() : 0;
+  return stats;
+}
+
+void KvMemory::check_invariants() const {
+  store_.check_invariants();
+  if (region_.used() > plan_.config.cap_bytes) throw InvariantError("KvMemory: the bytes taken pass the cap.");
+  const MemoryStats s = stats();
+  if (s.tokens.total() != s.tokens.seen) throw InvariantError("KvMemory: a token is not accounted for.");
+}
+
+}  // namespace mosaic

@@ -1,0 +1,145 @@
+// KvMemory: START HERE. One capped memory for one stream: a store, a policy, a window, and the one seam an engine calls.
+//
+//   frame      begin_frame(...)   attend(layer, q, k, v, out) for every layer in order   commit()
+//   prefix     begin_text(n)      the same, before the first frame (system prompt)
+//   question   open_question(...) begin_text(n), attend..., commit() for each forward pass   close_question(keep)
+//
+// attend() rotates, attends over prefix + first frame + summaries + selected clusters + window + the block itself
+// (causal), and stages k and v. commit() files the block: the oldest frame leaves the window, the policy places its
+// tokens. A question selects once per layer with its own query and lives on a branch that is dropped, or kept as dialogue.
+// A bad block (NaN, wrong layer) is refused whole: nothing of it is filed. Everything is taken when this is built; append
+// and ask allocate nothing.   kv_memory.cc the seam · selection.cc what is read · admission.cc what is kept
+// Not thread-safe: one caller at a time.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "backend/backend.h"
+#include "runtime/block_selection.h"
+#include "runtime/evidence.h"
+#include "runtime/plan.h"
+
+namespace mosaic {
+
+struct FrameInfo {
+  int32_t time_ms = 0;
+  const float* embedding = nullptr;  // [embedding_dim]
+  int tokens = 0;
+  int grid_w = 1;                    // token i stands at row i / grid_w, column i % grid_w (M-RoPE)
+};
+
+struct MemoryStats {
+  TokenAccount tokens;     // per lane token, window included
+  StoreCounters counters;
+  SpillCounters disk;
+  CopyStats copies;
+  uint64_t cap_bytes = 0;
+  uint64_t taken_bytes = 0;  // of the cap, for the whole life of the session
+  int64_t frames = 0;
+  int64_t questions = 0;
+  int64_t unread_pages = 0;  // chosen, but no room to read them: attended by their summary
+  int64_t dropped_dialogue = 0;  // tokens of earlier turns that made room
+  struct Tier {
+    Place place;
+    CodecId codec;
+    uint64_t used_bytes, peak_bytes, capacity_bytes;
+  };
+  int tiers = 0;
+  Tier tier[TierChain::kMaxTiers];
+  int clusters = 0;        // live, all lanes
+  int scenes = 0;
+};
+
+class KvMemory {
+ public:
+  KvMemory(const MemoryConfig& config, std::unique_ptr<Policy> policy, Backend backend, SpillIo* io = nullptr);
+
+  void begin_frame(const FrameInfo& frame);
+  void begin_text(int tokens);
+  // q [T, q_heads, D], k, v [T, kv_heads, D] before rotation, out [T, q_heads, D]; contiguous, T as begun.
+  void attend(int layer, const float* q, const float* k, const float* v, float* out);
+  void commit();
+  // Forget the block that was begun.
+  void abort();
+
+  // since_ms: only what was seen from then on is read.
+  void open_question(int32_t since_ms = std::numeric_limits<int32_t>::min());
+  // keep: question and answer stay readable for later questions, oldest turn out when the room is needed.
+  void close_question(bool keep);
+  const Evidence& evidence() const { return evidence_; }
+
+  int block_tokens() const { return block_tokens_; }
+  const Plan& plan() const { return plan_; }
+  const Region& region() const { return region_; }
+  const ClusterStore& store() const { return store_; }
+  const Policy& policy() const { return *policy_; }
+  MemoryStats stats() const;
+  void check_invariants() const;
+  // Wait for background writes.
+  void drain() { store_.drain(); }
+
+ private:
+  enum class Block : uint8_t { kNone, kFrame, kPrefix, kQuestion };
+  int lanes() const { return plan_.window.lanes; }
+  const ModelShape& model() const { return plan_.config.model; }
+  void begin(Block kind, int tokens);
+  void stage(int layer, const float* k, const float* v);
+  void block_positions(const BlockSelection& selection);
+  // selection.cc
+  void select_window(int layer);
+  void select_stored(int layer, const float* q);
+  void add_strip(BlockSelection* s, int layer, Strip strip, int tokens, int frame = 0);
+  void add_cluster(BlockSelection* s, int layer, ClusterId c);
+  void append_branch(BlockSelection* s, int layer);
+  void prefetch(int layer, const float* q);
+  void resolve(BlockSelection* s);
+  void collect_evidence(const AttendArgs& args, BlockSelection* s, int layer);
+  int run_policy_select(int layer, const float* q);
+  // admission.cc
+  void make_room_for_frame();
+  void admit_oldest();
+  void admit_whole(const WindowFrame& frame, SceneId scene);
+  void admit_tokens(int lane, const WindowFrame& frame, SceneId scene);
+  void place(int lane, int i, int n, const WindowFrame& frame, SceneId scene);
+  int read_frame(int lane, const WindowFrame& frame);
+  SceneId scene_of(const float* embedding);
+  bool relieve(Need need, int first_label, int labels);
+  void carry_out(const Relief& relief, int first_label, int labels);
+  void keep_hot_slots(int lane, const WindowFrame& frame);
+  void shift_dialogue(int tokens);
+
+  Backend backend_;
+  std::unique_ptr<Policy> policy_;
+  Plan plan_;
+  Region region_;
+  Window window_;
+  ClusterStore store_;
+  RopeTable rope_;
+  std::vector<BlockSelection> selection_;  // [layers]
+  BlockSelection::Shared shared_;
+  FrameScratch scratch_;
+  Evidence evidence_;
+
+  Block block_ = Block::kNone;
+  int block_tokens_ = 0;
+  int next_layer_ = 0;
+  FrameInfo frame_{};
+  int fresh_count_ = 0;
+  int32_t next_position_ = 0;  // original index of the next token
+  int64_t frames_ = 0;
+  int64_t questions_ = 0;
+  bool asking_ = false;
+  int32_t since_ms_ = 0;
+  int question_start_ = 0;     // branch tokens before this question
+  int passes_ = 0;
+  int since_refresh_ = 0;
+  static constexpr int kTurns = 64;
+  int turns_[kTurns] = {};     // tokens of each kept turn, oldest first
+  int turn_count_ = 0;
+  int64_t unread_pages_ = 0;
+  int64_t dropped_dialogue_ = 0;
+};
+
+}  // namespace mosaic

@@ -1,0 +1,189 @@
+#include "runtime/plan.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/error.h"
+#include "runtime/block_selection.h"
+#include "runtime/evidence.h"
+
+namespace mosaic {
+
+namespace {
+
+void check(const MemoryConfig& c) {
+  const ModelShape& m = c.model;
+  const auto need = [](bool holds, const std::string& what) {
+    if (!holds) throw InvalidInput("MemoryConfig: " + what);
+  };
+  need(m.layers > 0 && m.q_heads > 0 && m.kv_heads > 0 && m.head_dim > 0, "layers, heads and head_dim must be positive.");
+  need(m.q_heads % m.kv_heads == 0, "q_heads=" + std::to_string(m.q_heads) + " is not a multiple of kv_heads=" +
+                                        std::to_string(m.kv_heads) + ".");
+  need(m.frame_tokens > 0, "frame_tokens must be positive.");
+  need(m.embedding_dim > 0, "embedding_dim must be positive.");
+  need(codec_is_exact(c.exact), std::string("exact=") + codec_name(c.exact) + " is not an exact codec (fp32, fp16).");
+  need(c.exact_share >= 0 && c.exact_share < 1, "exact_share must be in [0, 1).");
+  need(c.index_share > 0 && c.index_share < 1, "index_share must be in (0, 1).");
+  need(c.branch_tokens > 0, "branch_tokens must be positive.");
+  need(c.prefix_tokens >= 0 && c.retrieve_tokens >= 0 && c.clusters >= 0 && c.scenes >= 0 && c.window_frames >= 0,
+       "counts must not be negative.");
+  need(c.max_cluster_tokens >= 2, "max_cluster_tokens must be at least 2.");
+  need(c.disk_bytes == 0 || !c.spill_dir.empty(), "disk_bytes needs spill_dir=.");
+}
+
+// Everything but the page slots follows from the configuration; `slots` is what the search varies.
+void lay_out(Plan* plan, const PolicyNeeds& needs, const Ops& ops, int64_t packed_slots) {
+  MemoryConfig& c = plan->config;
+  const ModelShape& m = c.model;
+  const PageShape page{m.kv_heads, m.head_dim};
+  StoreShape& s = plan->store;
+  s.lanes = m.layers;
+  s.page = page;
+  s.embedding_dim = m.embedding_dim;
+  s.spill_dir = c.spill_dir;
+  s.value_weight = needs.value_weight;
+  s.max_run = std::max(needs.by_token ? c.max_cluster_tokens : 0, m.frame_tokens);
+  s.scenes = needs.scenes ? c.scenes : 0;
+
+  s.tiers.clear();
+  const double exact_bytes = static_cast<double>(page_bytes(c.exact, page));
+  const double packed_bytes = static_cast<double>(page_bytes(c.packed, page));
+  if (needs.by_token && c.packed != c.exact) {
+    const int64_t hot = static_cast<int64_t>(static_cast<double>(packed_slots) * packed_bytes * c.exact_share /
+                                             (1 - c.exact_share) / exact_bytes);
+    s.tiers.push_back({Place::device, c.exact, static_cast<int>(std::max<int64_t>(hot, 1))});
+  }
+  s.tiers.push_back({Place::device, c.packed, static_cast<int>(packed_slots)});
+  int64_t disk_slots = 0;
+  if (c.disk_bytes > 0) {
+    disk_slots = static_cast<int64_t>(c.disk_bytes / SpillFile::stride_of(page_bytes(c.packed, page)));
+    if (disk_slots < 1)
+      throw MemoryCapError("disk tier: one page needs " + format_bytes(page_bytes(c.packed, page)) + ", disk_bytes is " +
+                           format_bytes(c.disk_bytes) + ". Raise disk=.");
+    s.tiers.push_back({Place::disk, c.packed, static_cast<int>(std::min<int64_t>(disk_slots, 1 << 28))});
+  }
+  int64_t all_slots = 0;
+  for (const TierSpec& tier : s.tiers) all_slots += tier.slots;
+  const int64_t lane_slots = all_slots / m.layers + 1;
+  const int frame_pages = pages_for(m.frame_tokens);
+  s.index.dim = needs.summaries ? page.row() : 0;
+  s.index.capacity = needs.by_token ? c.clusters : static_cast<int>(lane_slots / frame_pages + 2);
+
+  const int fixed_tokens = c.prefix_tokens + m.frame_tokens * (c.window_frames + 1) + c.branch_tokens;
+  const int fixed_pages = pages_for(c.prefix_tokens) + frame_pages * (c.window_frames + 1) + pages_for(c.branch_tokens);
+  if (needs.selects) {
+    // Pages of a small cluster are not full: two per 16 tokens, and what finds no row is read as its summary.
+    plan->select_tokens = c.retrieve_tokens + fixed_tokens;
+    plan->select_entries = c.retrieve_tokens / 8 + 16 + fixed_pages;
+  } else {
+    plan->select_tokens = static_cast<int>(lane_slots * kPageTokens) + fixed_tokens;
+    plan->select_entries = static_cast<int>(lane_slots) + fixed_pages;
+  }
+  plan->select_rows = needs.summaries ? s.index.capacity : 0;
+  // Read copies for two layers: the one that is attended and the next.
+  s.fetch_slots = disk_slots == 0 ? 0 : static_cast<int>(std::min<int64_t>(2 * plan->select_entries, disk_slots));
+  plan->max_block = std::max({m.frame_tokens, c.branch_tokens, c.prefix_tokens});
+  plan->rope_positions = c.original_positions
+                             ? c.max_position
+                             : plan->select_tokens + plan->select_rows + plan->max_block + RopeTable::kFine;
+
+  WindowShape& w = plan->window;
+  w.lanes = m.layers;
+  w.page = page;
+  w.codec = c.exact;
+  w.frames = c.window_frames;
+  w.frame_tokens = m.frame_tokens;
+  w.prefix_tokens = c.prefix_tokens;
+  w.branch_tokens = c.branch_tokens;
+  w.embedding_dim = m.embedding_dim;
+
+  const Ops::Limits limits = ops_limits(*plan);
+  const auto layers = static_cast<uint64_t>(m.layers);
+  plan->parts = {
+      {"window and question", Window::bytes_for(w)},
+      {"selections", layers * BlockSelection::bytes_for(*plan) + BlockSelection::shared_bytes_for(*plan)},
+      {"rope", Region::rounded(RopeTable::bytes_for(m.rope, plan->rope_positions))},
+      {"kernel scratch", Region::rounded(ops.scratch_bytes(limits))},
+      {"frame scratch", FrameScratch::bytes_for(*plan)},
+      {"evidence", Evidence::bytes_for()},
+      {"pages", TierChain::bytes_for(s.tiers, page)},
+      {"index", layers * ClusterIndex::bytes_for(s.index)},
+      {"scenes", s.scenes > 0 ? SceneTable::bytes_for(s.scenes, s.embedding_dim) : 0},
+      {"fetch cache", FetchCache::bytes_for(s.fetch_slots, page_bytes(s.tiers.back().codec, page))},
+  };
+  uint64_t store_parts = 0;
+  for (size_t i = 6; i < plan->parts.size(); ++i) store_parts += plan->parts[i].bytes;
+  plan->parts.push_back({"page table and split scratch", ClusterStore::bytes_for(s) - store_parts});
+  plan->total_bytes = 0;
+  for (const Plan::Part& part : plan->parts) plan->total_bytes += part.bytes;
+}
+
+}  // namespace
+
+Ops::Limits ops_limits(const Plan& plan) {
+  const ModelShape& m = plan.config.model;
+  const int rows = std::max(plan.store.index.capacity, plan.select_rows);
+  return {std::max(plan.max_block, 1), m.q_heads, {m.kv_heads, m.head_dim}, std::max(rows, 1)};
+}
+
+Plan make_plan(const MemoryConfig& config, const Policy& policy, const Ops& ops) {
+  check(config);
+  const PolicyNeeds needs = policy.needs();
+  Plan plan;
+  plan.config = config;
+  MemoryConfig& c = plan.config;
+  const ModelShape& m = c.model;
+  if (c.model.scale == 0) c.model.scale = 1.0f / std::sqrt(static_cast<float>(m.head_dim));
+  const int window_needed = std::max(m.video_window - 1, 0);
+  if (c.window_frames == 0) c.window_frames = m.video_window > 0 ? std::max(window_needed, 3) : 8;
+  if (c.window_frames < window_needed)
+    throw InvalidInput("window_frames=" + std::to_string(c.window_frames) + " is less than the " +
+                       std::to_string(window_needed) + " earlier frames this model's video tokens see.");
+  const PageShape page{m.kv_heads, m.head_dim};
+  const uint64_t token_bytes = static_cast<uint64_t>(m.layers) * page_bytes(c.packed, page) / kPageTokens;
+  const auto cap_tokens = static_cast<int64_t>(c.cap_bytes / std::max<uint64_t>(token_bytes, 1));
+  if (c.retrieve_tokens == 0)
+    c.retrieve_tokens = static_cast<int>(std::clamp<int64_t>(cap_tokens / 3, 64, int64_t{64} * m.frame_tokens));
+  if (c.scenes == 0) c.scenes = static_cast<int>(std::clamp<int64_t>(cap_tokens / m.frame_tokens / 8, 4, 64));
+  const bool choose_clusters = needs.by_token && c.clusters == 0;
+  if (choose_clusters) c.clusters = 2;
+
+  // The least that works: one page of every tier for each layer.
+  const int64_t least = std::max<int64_t>(m.layers * int64_t{pages_for(m.frame_tokens)}, 4);
+  lay_out(&plan, needs, ops, least);
+  if (plan.total_bytes > c.cap_bytes) {
+    const Plan::Part* most = &*std::max_element(plan.parts.begin(), plan.parts.end(),
+                                                [](const auto& a, const auto& b) { return a.bytes < b.bytes; });
+    throw MemoryCapError(std::string("policy ") + policy.name() + " needs at least " + format_bytes(plan.total_bytes) +
+                         " (" + most->name + " " + format_bytes(most->bytes) + "); memory= is " +
+                         format_bytes(c.cap_bytes) +
+                         ". Raise memory=, or lower window_frames=, branch_tokens= or retrieve_tokens=.");
+  }
+  if (choose_clusters) {
+    const uint64_t spare = c.cap_bytes - plan.total_bytes;
+    // What one more cluster costs: its row of the index, of the selections and of the shared scratch.
+    const int probe = 1024;
+    const uint64_t before = plan.total_bytes;
+    c.clusters += probe;
+    lay_out(&plan, needs, ops, least);
+    const double each = static_cast<double>(plan.total_bytes - before) / probe;
+    const auto wanted = static_cast<int64_t>(static_cast<double>(spare) * c.index_share / each);
+    c.clusters = static_cast<int>(std::clamp<int64_t>(wanted, 2, 1 << 16));
+  }
+  int64_t low = least, high = least;
+  lay_out(&plan, needs, ops, low);
+  while (plan.total_bytes <= c.cap_bytes && high < (int64_t{1} << 30)) {
+    low = high;
+    high *= 2;
+    lay_out(&plan, needs, ops, high);
+  }
+  while (low + 1 < high) {
+    const int64_t middle = low + (high - low) / 2;
+    lay_out(&plan, needs, ops, middle);
+    (plan.total_bytes <= c.cap_bytes ? low : high) = middle;
+  }
+  lay_out(&plan, needs, ops, low);
+  return plan;
+}
+
+}  // namespace mosaic

@@ -1,0 +1,172 @@
+// What a block reads: for video tokens of a windowed model the last frames, for everything else prefix, first frame,
+// selected clusters, summaries and the window. Disk pages of the next layer are asked for while this one computes.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "runtime/kv_memory.h"
+
+namespace mosaic {
+
+void KvMemory::add_strip(BlockSelection* s, int layer, Strip strip, int tokens, int frame) {
+  for (int at = 0, page = 0; at < tokens; at += kPageTokens, ++page)
+    s->add_page(kNone, window_.page(strip, layer, page, frame), plan_.window.codec, 0, std::min(kPageTokens, tokens - at));
+}
+
+void KvMemory::select_window(int layer) {
+  BlockSelection* s = &selection_[static_cast<size_t>(layer)];
+  s->clear();
+  s->reserve(0, 0);
+  add_strip(s, layer, Strip::kPrefix, window_.prefix_tokens);
+  if (block_ == Block::kFrame)
+    for (int i = std::max(0, window_.frames() - (model().video_window - 1)); i < window_.frames(); ++i)
+      add_strip(s, layer, Strip::kFrame, window_.frame(i).tokens, i);
+  s->finish(plan_.config.original_positions, model().rope.is_multi(), shared_);
+}
+
+// The policy's choice in shared_.result, best first; returns how many.
+int KvMemory::run_policy_select(int layer, const float* q) {
+  SelectQuery query;
+  query.lane = layer;
+  query.q = q;
+  query.tokens = block_tokens_;
+  query.q_heads = model().q_heads;
+  query.q_stride = static_cast<size_t>(model().q_heads) * static_cast<size_t>(model().head_dim);
+  query.scale = model().scale;
+  query.max_tokens = plan_.config.retrieve_tokens;
+  if (asking_) query.since_ms = since_ms_;
+  shared_.result.n = 0;
+  policy_->select(store_, query, &shared_.result);
+  return shared_.result.n;
+}
+
+void KvMemory::add_cluster(BlockSelection* s, int layer, ClusterId c) {
+  const ClusterIndex& index = store_.index(layer);
+  const Cluster& cluster = index[c];
+  int read = 0;
+  for (PageId id = cluster.head; id != kNone;) {
+    const PageId next = store_.blocks()[id].next;
+    const int count = store_.blocks()[id].count;
+    const bool wanted = !asking_ || store_.blocks()[id].last_time >= since_ms_;
+    if (wanted) {
+      CodecId codec{};
+      const std::byte* bytes = s->entries_left() > 0 && s->tokens_left() >= count ? store_.resident(id, &codec) : nullptr;
+      int begin = 0;
+      if (bytes != nullptr && asking_)
+        while (begin < count && page_meta(bytes)[begin].time_ms < since_ms_) ++begin;
+      if (bytes != nullptr && s->add_page(id, bytes, codec, begin, count)) {
+        read += count;
+      } else {
+        ++unread_pages_;
+      }
+    } else {
+      read += count;
+    }
+    id = next;
+  }
+  // What is not in the pages that were read is attended through the mean.
+  const int rest = index.count(c) - read;
+  if (index.has_means() && rest > 0) s->add_row(c, cluster, rest);
+}
+
+void KvMemory::select_stored(int layer, const float* q) {
+  BlockSelection* s = &selection_[static_cast<size_t>(layer)];
+  s->clear();
+  const bool question = block_ == Block::kQuestion;
+  const int32_t since = question ? since_ms_ : std::numeric_limits<int32_t>::min();
+  const ClusterIndex& index = store_.index(layer);
+  s->reserve(question ? pages_for(plan_.config.branch_tokens) : 0, question ? plan_.config.branch_tokens : 0);
+  // What never yields comes first, so that there is always room for it.
+  add_strip(s, layer, Strip::kPrefix, window_.prefix_tokens);
+  if (window_.has_first_frame() && window_.first_frame().time_ms >= since)
+    add_strip(s, layer, Strip::kFirstFrame, window_.first_frame().tokens);
+  for (int i = 0; i < window_.frames(); ++i)
+    if (window_.frame(i).time_ms >= since) add_strip(s, layer, Strip::kFrame, window_.frame(i).tokens, i);
+
+  if (!policy_->needs().selects) {
+    for (const ClusterId c : index.live())
+      if (index[c].last_time >= since) add_cluster(s, layer, c);
+  } else {
+    const int chosen = run_policy_select(layer, q);
+    std::memset(shared_.chosen, 0, static_cast<size_t>(index.capacity()));
+    for (int i = 0; i < chosen; ++i) {  // ask for all before waiting for the first
+      const ClusterId c = shared_.result.chosen[i];
+      shared_.chosen[c] = 1;
+      for (PageId id = index[c].head; id != kNone; id = store_.blocks()[id].next) store_.request(id);
+    }
+    if (question && plan_.config.prefetch && layer + 1 < lanes()) prefetch(layer + 1, q);
+    for (ClusterId c = 0; c < index.capacity(); ++c) {
+      if (!index.is_live(c) || index[c].last_time < since) continue;
+      if (shared_.chosen[c] != 0) {
+        add_cluster(s, layer, c);
+      } else if (plan_.config.summaries && index.has_means()) {
+        s->add_row(c, index[c], index.count(c));
+      }
+    }
+  }
+  s->finish(plan_.config.original_positions, model().rope.is_multi(), shared_);
+}
+
+// This layer's query guesses what the next layer will choose (Mosaic); the true query completes what is missing.
+void KvMemory::prefetch(int layer, const float* q) {
+  if (store_.tiers().spill() == nullptr) return;
+  const int chosen = run_policy_select(layer, q);
+  const ClusterIndex& index = store_.index(layer);
+  for (int i = 0; i < chosen; ++i)
+    for (PageId id = index[shared_.result.chosen[i]].head; id != kNone; id = store_.blocks()[id].next)
+      if (!store_.request(id)) return;
+}
+
+// Dialogue and question behind everything else.
+void KvMemory::append_branch(BlockSelection* s, int layer) {
+  s->rewind();
+  int base = s->next_position();
+  if (plan_.config.original_positions) base = std::max(base, next_position_);
+  for (int at = 0, page = 0; at < window_.branch_tokens; at += kPageTokens, ++page) {
+    std::byte* bytes = window_.page(Strip::kBranch, layer, page);
+    const int n = std::min(kPageTokens, window_.branch_tokens - at);
+    for (int i = 0; i < n; ++i)
+      page_meta(bytes)[i].h = page_meta(bytes)[i].w = static_cast<uint16_t>(base + at + i);
+    s->append_page(bytes, plan_.window.codec, n, base + at);
+  }
+}
+
+// Read copies of disk pages may have moved since the last token: find them again, or do without.
+void KvMemory::resolve(BlockSelection* s) {
+  if (store_.tiers().spill() == nullptr) return;
+  for (int e = 0; e < s->entries(); ++e)
+    if (s->page(e) != kNone) store_.request(s->page(e));
+  for (int e = 0; e < s->entries(); ++e) {
+    if (s->page(e) == kNone || s->pages()[e].begin == s->pages()[e].end) continue;
+    CodecId codec{};
+    if (const std::byte* bytes = store_.resident(s->page(e), &codec); bytes != nullptr) {
+      s->pages()[e].data = bytes;
+      s->pages()[e].codec = codec;
+    } else {
+      ++unread_pages_;
+      s->forget(e);
+    }
+  }
+}
+
+void KvMemory::collect_evidence(const AttendArgs& args, BlockSelection* s, int layer) {
+  MassArgs mass;
+  mass.attend = &args;
+  mass.page_mass = shared_.page_mass;
+  mass.row_mass = shared_.row_mass;
+  backend_.ops->attention_mass(mass);
+  for (int e = 0; e < s->entries(); ++e) {
+    const PageEntry& entry = s->pages()[e];
+    for (int i = entry.begin; i < entry.end; ++i) {
+      const TokenMeta& meta = page_meta(entry.data)[i];
+      if (meta.time_ms >= 0) evidence_.add(meta.time_ms, meta.time_ms, shared_.page_mass[entry.first + i - entry.begin]);
+    }
+  }
+  const ClusterIndex& index = store_.index(layer);
+  for (int i = 0; i < s->rows(); ++i) {
+    const Cluster& cluster = index[s->row_ids()[i]];
+    evidence_.add(cluster.first_time, cluster.last_time, shared_.row_mass[i]);
+  }
+}
+
+}  // namespace mosaic

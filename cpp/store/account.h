@@ -1,0 +1,32 @@
+// TokenAccount: where every token ever seen is now, counted per lane token (one token of one layer). The sum of the
+// places is always `seen`; what was lost to a bad checksum or a failed write is counted where it went, never silently.
+#pragma once
+
+#include <cstdint>
+
+namespace mosaic {
+
+struct TokenAccount {
+  int64_t seen = 0;
+  int64_t exact = 0;       // window, exact pages, and clusters of one token (their mean is the token)
+  int64_t quantised = 0;   // int8 / int4 pages in DRAM
+  int64_t spilled = 0;     // pages on disk
+  int64_t summarised = 0;  // only in a cluster's mean
+  int64_t dropped = 0;
+  int64_t total() const { return exact + quantised + spilled + summarised + dropped; }
+};
+
+struct StoreCounters {
+  int64_t splits = 0;
+  int64_t deferred_splits = 0;  // put off because the cluster was on disk
+  int64_t merges = 0;
+  int64_t demoted_pages = 0;
+  int64_t summarised_clusters = 0;
+  int64_t dropped_clusters = 0;
+  int64_t lost_pages = 0;       // bad checksum or failed read: treated as a miss
+  int64_t failed_spills = 0;    // write failed: the page stayed where it was
+  int64_t fetched_pages = 0;
+  int64_t fetch_hits = 0;       // pages found in the fetch cache
+};
+
+}  // namespace mosaic

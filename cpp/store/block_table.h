@@ -1,0 +1,69 @@
+// BlockTable: the record of every page of the store - whose it is, where its one current copy lies, how full it is - and
+// the chain of pages of each cluster. Fixed capacity, planned with the tiers: a page of any tier, disk too, costs one
+// record of DRAM. Not thread-safe: KvMemory's caller holds the lock.
+#pragma once
+
+#include "core/ids.h"
+#include "memory/region.h"
+
+namespace mosaic {
+
+struct Page {
+  SlotId slot = kNone;        // slot of its tier
+  int16_t lane = 0;
+  int8_t tier = -1;           // row of the tier chain; -1: the record is free
+  uint8_t count = 0;          // tokens, 1..kPageTokens
+  ClusterId cluster = kNone;
+  PageId next = kNone;        // next page of the cluster, in time order; or next free record
+  int32_t first_time = 0;     // ms, of its first and last token
+  int32_t last_time = 0;
+  SlotId staged = kNone;      // slot of the fetch cache that holds a read copy (disk pages only)
+  uint8_t spilling = 0;       // a background write of it is under way: slot is still the DRAM one
+};
+
+class BlockTable {
+ public:
+  static size_t bytes_for(int capacity) { return Region::rounded(sizeof(Page) * static_cast<size_t>(capacity)); }
+
+  BlockTable(Region& region, int capacity)
+      : pages_(region.take<Page>("page table", static_cast<size_t>(capacity))), capacity_(capacity) {
+    for (int i = 0; i < capacity; ++i) {
+      pages_[i] = Page{};
+      pages_[i].next = i + 1 < capacity ? i + 1 : kNone;
+    }
+    free_ = capacity > 0 ? 0 : kNone;
+  }
+
+  int capacity() const { return capacity_; }
+  int live() const { return live_; }
+  Page& operator[](PageId id) { return pages_[id]; }
+  const Page& operator[](PageId id) const { return pages_[id]; }
+
+  // A record for a page that lies in (tier, slot); kNone when the table is full.
+  PageId add(int lane, ClusterId cluster, int tier, SlotId slot) {
+    const PageId id = free_;
+    if (id == kNone) return kNone;
+    free_ = pages_[id].next;
+    pages_[id] = Page{};
+    pages_[id].lane = static_cast<int16_t>(lane);
+    pages_[id].cluster = cluster;
+    pages_[id].tier = static_cast<int8_t>(tier);
+    pages_[id].slot = slot;
+    ++live_;
+    return id;
+  }
+  void remove(PageId id) {
+    pages_[id] = Page{};
+    pages_[id].next = free_;
+    free_ = id;
+    --live_;
+  }
+
+ private:
+  Page* pages_;
+  int capacity_;
+  int live_ = 0;
+  PageId free_ = kNone;
+};
+
+}  // namespace mosaic

@@ -1,0 +1,150 @@
+#include "store/cluster_index.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace mosaic {
+
+namespace {
+
+struct Cosine {
+  double dot = 0, aa = 0, bb = 0;
+  float value() const { return aa > 0 && bb > 0 ? static_cast<float>(dot / std::sqrt(aa * bb)) : 0.0f; }
+};
+
+Cosine cosine(const half_t* a, const half_t* b, int dim) {
+  Cosine c;
+  for (int i = 0; i < dim; ++i) {
+    const double x = half_to_float(a[i]), y = half_to_float(b[i]);
+    c.dot += x * y;
+    c.aa += x * x;
+    c.bb += y * y;
+  }
+  return c;
+}
+
+void blend(half_t* into, const half_t* from, int dim, float share) {
+  for (int i = 0; i < dim; ++i) {
+    const float x = half_to_float(into[i]);
+    into[i] = float_to_half(x + (half_to_float(from[i]) - x) * share);
+  }
+}
+
+}  // namespace
+
+size_t ClusterIndex::bytes_for(Shape shape) {
+  const auto n = static_cast<size_t>(shape.capacity);
+  const size_t means = Region::rounded(sizeof(half_t) * n * static_cast<size_t>(shape.dim));
+  return Region::rounded(sizeof(Cluster) * n) + 2 * means + 4 * Region::rounded(4 * n);
+}
+
+ClusterIndex::ClusterIndex(Region& region, Shape shape) : shape_(shape) {
+  const auto n = static_cast<size_t>(shape.capacity);
+  clusters_ = region.take<Cluster>("index", n);
+  std::fill_n(clusters_, n, Cluster{});
+  mean_k_ = region.take<half_t>("index", n * static_cast<size_t>(shape.dim));
+  mean_v_ = region.take<half_t>("index", n * static_cast<size_t>(shape.dim));
+  count_ = region.take<int32_t>("index", n);
+  variance_ = region.take<float>("index", n);
+  live_ = region.take<ClusterId>("index", n);
+  free_ = region.take<int32_t>("index", n);
+  for (int c = shape.capacity - 1; c >= 0; --c) free_[free_count_++] = c;
+}
+
+ClusterId ClusterIndex::open(SceneId scene, int32_t frame) {
+  if (free_count_ == 0) return kNone;
+  const ClusterId c = free_[--free_count_];
+  clusters_[c] = Cluster{};
+  clusters_[c].scene = scene;
+  clusters_[c].born = clusters_[c].touched = frame;
+  clusters_[c].live_at = live_count_;
+  live_[live_count_++] = c;
+  count_[c] = 0;
+  variance_[c] = 0;
+  return c;
+}
+
+void ClusterIndex::close(ClusterId c) {
+  const Cluster& gone = clusters_[c];
+  if (gone.buffer != kNone) clusters_[gone.buffer].buffer_of = kNone;
+  if (gone.buffer_of != kNone) clusters_[gone.buffer_of].buffer = kNone;
+  const ClusterId last = live_[--live_count_];
+  live_[gone.live_at] = last;
+  clusters_[last].live_at = gone.live_at;
+  clusters_[c] = Cluster{};
+  count_[c] = 0;
+  free_[free_count_++] = c;
+}
+
+void ClusterIndex::touch(ClusterId c, const TokenMeta& meta, int32_t frame) {
+  Cluster& cluster = clusters_[c];
+  const double n = count_[c];  // already counts this token
+  if (n <= 1) {
+    cluster.first_time = cluster.last_time = meta.time_ms;
+    cluster.mean_position = meta.position;
+    cluster.h = meta.h;
+    cluster.w = meta.w;
+  } else {
+    cluster.first_time = std::min(cluster.first_time, meta.time_ms);
+    cluster.last_time = std::max(cluster.last_time, meta.time_ms);
+    cluster.mean_position += (meta.position - cluster.mean_position) / n;
+    cluster.h = static_cast<uint16_t>(std::lround(cluster.h + (meta.h - cluster.h) / n));
+    cluster.w = static_cast<uint16_t>(std::lround(cluster.w + (meta.w - cluster.w) / n));
+  }
+  cluster.touched = frame;
+}
+
+float ClusterIndex::distance(ClusterId a, ClusterId b, float value_weight) const {
+  const auto d = static_cast<size_t>(shape_.dim);
+  const float keys = cosine(mean_k_ + static_cast<size_t>(a) * d, mean_k_ + static_cast<size_t>(b) * d, shape_.dim).value();
+  if (value_weight == 0) return 2 - 2 * keys;
+  const float values =
+      cosine(mean_v_ + static_cast<size_t>(a) * d, mean_v_ + static_cast<size_t>(b) * d, shape_.dim).value();
+  return 2 - 2 * (keys + value_weight * values) / (1 + value_weight);
+}
+
+float ClusterIndex::merged_variance(ClusterId a, ClusterId b, float value_weight) const {
+  // Pooled: within each, plus between the two means (n_a n_b / n^2) d^2.
+  const double na = count_[a], nb = count_[b], n = na + nb;
+  return static_cast<float>((na * variance_[a] + nb * variance_[b]) / n +
+                            na * nb / (n * n) * distance(a, b, value_weight));
+}
+
+void ClusterIndex::absorb(ClusterId into, ClusterId from, float value_weight) {
+  Cluster& a = clusters_[into];
+  const Cluster& b = clusters_[from];
+  const double na = count_[into], nb = count_[from];
+  const double share = na + nb > 0 ? nb / (na + nb) : 0;
+  if (has_means()) {
+    variance_[into] = merged_variance(into, from, value_weight);
+    const auto d = static_cast<size_t>(shape_.dim);
+    blend(mean_k_ + static_cast<size_t>(into) * d, mean_k_ + static_cast<size_t>(from) * d, shape_.dim,
+          static_cast<float>(share));
+    blend(mean_v_ + static_cast<size_t>(into) * d, mean_v_ + static_cast<size_t>(from) * d, shape_.dim,
+          static_cast<float>(share));
+  }
+  a.mean_position += (b.mean_position - a.mean_position) * share;
+  a.h = static_cast<uint16_t>(std::lround(a.h + (b.h - a.h) * share));
+  a.w = static_cast<uint16_t>(std::lround(a.w + (b.w - a.w) * share));
+  a.first_time = std::min(a.first_time, b.first_time);
+  a.last_time = std::max(a.last_time, b.last_time);
+  a.born = std::min(a.born, b.born);
+  a.touched = std::max(a.touched, b.touched);
+  count_[into] += count_[from];
+  close(from);
+}
+
+int ClusterIndex::of_scene(SceneId scene, int32_t* out) const {
+  int n = 0;
+  for (int i = 0; i < live_count_; ++i)
+    if (clusters_[live_[i]].scene == scene) out[n++] = live_[i];
+  std::sort(out, out + n);
+  return n;
+}
+
+void ClusterIndex::relabel_scene(SceneId from, SceneId to) {
+  for (int i = 0; i < live_count_; ++i)
+    if (clusters_[live_[i]].scene == from) clusters_[live_[i]].scene = to;
+}
+
+}  // namespace mosaic

@@ -1,0 +1,325 @@
+#include "store/cluster_store.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace mosaic {
+
+namespace {
+
+constexpr size_t kSpareRows = 3;  // behind max_run members: a token, and the two means of a split
+
+size_t scratch_bytes(const StoreShape& s) {
+  const size_t rows = static_cast<size_t>(s.max_run) + kSpareRows;
+  return 2 * Region::rounded(rows * static_cast<size_t>(s.page.row()) * sizeof(float)) +
+         Region::rounded(rows * sizeof(TokenMeta)) + Region::rounded(rows);
+}
+
+int total_slots(const StoreShape& s) {
+  int n = 0;
+  for (const TierSpec& tier : s.tiers) n += tier.slots;
+  return n;
+}
+
+const TierSpec* disk_tier(const StoreShape& s) {
+  return !s.tiers.empty() && s.tiers.back().place == Place::disk ? &s.tiers.back() : nullptr;
+}
+
+size_t coldest_page_bytes(const StoreShape& s) { return page_bytes(s.tiers.back().codec, s.page); }
+
+}  // namespace
+
+size_t ClusterStore::bytes_for(const StoreShape& s) {
+  return (disk_tier(s) != nullptr ? Region::rounded(CopyEngine::bytes_for(kCopyQueue)) : 0) +
+         TierChain::bytes_for(s.tiers, s.page) + BlockTable::bytes_for(total_slots(s)) +
+         static_cast<size_t>(s.lanes) * ClusterIndex::bytes_for(s.index) +
+         (s.scenes > 0 ? SceneTable::bytes_for(s.scenes, s.embedding_dim) : 0) +
+         FetchCache::bytes_for(s.fetch_slots, coldest_page_bytes(s)) + scratch_bytes(s);
+}
+
+ClusterStore::ClusterStore(Region& region, const StoreShape& s, Ops& ops, SpillIo* io)
+    : shape_(s),
+      ops_(ops),
+      tiers_(s.tiers, s.page, region, s.spill_dir, io),
+      blocks_(region, total_slots(s)),
+      fetch_(region, s.fetch_slots, coldest_page_bytes(s)) {
+  index_.reserve(static_cast<size_t>(s.lanes));
+  for (int lane = 0; lane < s.lanes; ++lane) index_.emplace_back(region, s.index);
+  if (s.scenes > 0) scenes_.emplace(region, s.scenes, s.embedding_dim);
+  const size_t rows = static_cast<size_t>(s.max_run) + kSpareRows;
+  run_k_ = region.take<float>("scratch", rows * row());
+  run_v_ = region.take<float>("scratch", rows * row());
+  run_meta_ = region.take<TokenMeta>("scratch", rows);
+  side_ = region.take<uint8_t>("scratch", rows);
+  if (tiers_.spill() != nullptr)
+    copies_.emplace(*tiers_.spill(), kCopyQueue,
+                    region.take<std::byte>("copy queue", CopyEngine::bytes_for(kCopyQueue)));
+}
+
+ClusterStore::~ClusterStore() {
+  if (copies_) copies_->drain();
+}
+
+int ClusterStore::free_slots() const {
+  int n = 0;
+  for (int t = 0; t < tiers_.size(); ++t)
+    if (!tiers_.is_disk(t)) n += tiers_.free_slots(t);
+  return n;
+}
+
+bool ClusterStore::can_spill() const {
+  return tiers_.spill() != nullptr && !spill_failing_ && tiers_.free_slots(tiers_.size() - 1) > 0;
+}
+
+int ClusterStore::pages_in(int lane, ClusterId c, int tier) const {
+  int n = 0;
+  for (PageId p = index(lane)[c].head; p != kNone; p = blocks_[p].next) n += blocks_[p].tier == tier ? 1 : 0;
+  return n;
+}
+
+int64_t& ClusterStore::place_in(TokenAccount& account, int tier) const {
+  if (tiers_.is_disk(tier)) return account.spilled;
+  return codec_is_exact(codec(tier)) ? account.exact : account.quantised;
+}
+
+// A cluster of one token needs no page where its mean holds the token as exactly as a page would.
+bool ClusterStore::holds_token_in_mean(int lane, ClusterId c) const {
+  const ClusterIndex& index = this->index(lane);
+  return index.has_means() && index.count(c) == 1 && index[c].paged == 0;
+}
+
+float ClusterStore::variance_with(int lane, ClusterId c, const float* k, const float* v) const {
+  const ClusterIndex& index = this->index(lane);
+  const double n = index.count(c);
+  const size_t d = row();
+  const auto similarity = [&](const half_t* mean, const float* x) {
+    double dot = 0, aa = 0, bb = 0;
+    for (size_t i = 0; i < d; ++i) {
+      const double m = (n * half_to_float(mean[i]) + x[i]) / (n + 1);
+      dot += m * x[i];
+      aa += m * m;
+      bb += static_cast<double>(x[i]) * x[i];
+    }
+    return aa > 0 && bb > 0 ? dot / std::sqrt(aa * bb) : 0.0;
+  };
+  const auto at = static_cast<size_t>(c) * d;
+  double s = similarity(index.mean_k() + at, k);
+  const double w = shape_.value_weight;
+  if (w > 0) s = (s + w * similarity(index.mean_v() + at, v)) / (1 + w);
+  return static_cast<float>((n * index.variance(c) + 2 - 2 * s) / (n + 1));
+}
+
+void ClusterStore::learn(int lane, ClusterId c, const Run& token, int32_t frame) {
+  ClusterIndex& index = this->index(lane);
+  if (index.has_means()) {
+    UpdateArgs args;
+    args.k = token.k;
+    args.v = token.v;
+    args.items = 1;
+    args.dim = static_cast<int>(row());
+    args.stride = row();
+    args.labels = &c;
+    args.mean_k = index.mean_k();
+    args.mean_v = index.mean_v();
+    args.count = index.counts();
+    args.variance = index.variances();
+    args.value_weight = shape_.value_weight;
+    ops_.update_centroids(args);
+  } else {
+    ++index.counts()[c];
+  }
+  index.touch(c, *token.meta, frame);
+}
+
+int ClusterStore::acquire_hottest(SlotId* slot) {
+  for (int t = 0; t < tiers_.size(); ++t) {
+    if (tiers_.is_disk(t)) break;
+    *slot = tiers_.acquire(t);
+    if (*slot != kNone) return t;
+  }
+  return kNone;
+}
+
+void ClusterStore::link(int lane, ClusterId c, PageId page) {
+  Cluster& cluster = index(lane)[c];
+  blocks_[page].cluster = c;
+  blocks_[page].next = kNone;
+  if (cluster.tail == kNone) {
+    cluster.head = page;
+  } else {
+    blocks_[cluster.tail].next = page;
+  }
+  cluster.tail = page;
+  cluster.paged += blocks_[page].count;
+  if (tiers_.is_disk(blocks_[page].tier)) ++cluster.disk_pages;
+}
+
+void ClusterStore::unlink(int lane, ClusterId c, PageId page) {
+  Cluster& cluster = index(lane)[c];
+  PageId before = kNone;
+  for (PageId p = cluster.head; p != page; p = blocks_[p].next) before = p;
+  (before == kNone ? cluster.head : blocks_[before].next) = blocks_[page].next;
+  if (cluster.tail == page) cluster.tail = before;
+  cluster.paged -= blocks_[page].count;
+  if (tiers_.is_disk(blocks_[page].tier)) --cluster.disk_pages;
+}
+
+void ClusterStore::release_page(PageId page) {
+  // A background write still reads the DRAM slot: let it finish before the slot can be reused.
+  while (blocks_[page].spilling != 0) poll_spills(true);
+  Page& p = blocks_[page];
+  if (p.staged != kNone) {
+    FetchCache::Entry& entry = fetch_[p.staged];
+    if (!entry.copied.done()) copies_->wait(entry.copied);
+    entry.page = kNone;
+    entry.pinned = false;
+  }
+  place_of(p.tier) -= p.count;
+  tiers_.release(p.tier, p.slot);
+  blocks_.remove(page);
+}
+
+void ClusterStore::release_pages(int lane, ClusterId c) {
+  Cluster& cluster = index(lane)[c];
+  for (PageId p = cluster.head; p != kNone;) {
+    const PageId next = blocks_[p].next;
+    release_page(p);
+    p = next;
+  }
+  cluster.head = cluster.tail = kNone;
+  cluster.paged = 0;
+  cluster.disk_pages = 0;
+}
+
+void ClusterStore::write_pages(int lane, ClusterId c, const Run& run) {
+  for (int at = 0; at < run.n; at += kPageTokens) {
+    const int n = std::min(kPageTokens, run.n - at);
+    SlotId slot = kNone;
+    const int tier = acquire_hottest(&slot);
+    const PageId page = blocks_.add(lane, c, tier, slot);
+    Page& record = blocks_[page];
+    record.count = static_cast<uint8_t>(n);
+    record.first_time = run.meta[at].time_ms;
+    record.last_time = run.meta[at + n - 1].time_ms;
+    std::byte* bytes = tiers_.address(tier, slot);
+    std::memset(bytes, 0, kPageMetaBytes);
+    std::memcpy(bytes, run.meta + at, static_cast<size_t>(n) * sizeof(TokenMeta));
+    ops_.encode(codec(tier), shape_.page, run.k + static_cast<size_t>(at) * row(),
+                run.v + static_cast<size_t>(at) * row(), row(), n, bytes);
+    link(lane, c, page);
+    place_of(tier) += n;
+  }
+}
+
+// The one token that c is becomes a member in a page, so that its mean may move.
+Short ClusterStore::materialise(int lane, ClusterId c) {
+  if (free_slots() < 1) return Short::kSlots;
+  const ClusterIndex& index = this->index(lane);
+  const auto at = static_cast<size_t>(c) * row();
+  const size_t spare = static_cast<size_t>(shape_.max_run) * row();
+  for (size_t i = 0; i < row(); ++i) {
+    run_k_[spare + i] = half_to_float(index.mean_k()[at + i]);
+    run_v_[spare + i] = half_to_float(index.mean_v()[at + i]);
+  }
+  const Cluster& cluster = index[c];
+  const TokenMeta meta{static_cast<int32_t>(cluster.mean_position), cluster.first_time, cluster.h, cluster.w};
+  write_pages(lane, c, Run{run_k_ + spare, run_v_ + spare, &meta, 1});
+  --account_.exact;
+  return Short::kNothing;
+}
+
+Short ClusterStore::add_row(int lane, ClusterId c, const Run& token) {
+  const PageId tail = index(lane)[c].tail;
+  const bool open_tail = tail != kNone && blocks_[tail].count < kPageTokens && !tiers_.is_disk(blocks_[tail].tier) &&
+                         blocks_[tail].spilling == 0;
+  if (!open_tail) {
+    if (free_slots() < 1) return Short::kSlots;
+    write_pages(lane, c, token);
+    return Short::kNothing;
+  }
+  Page& page = blocks_[tail];
+  const int n = page.count;
+  std::byte* bytes = tiers_.address(page.tier, page.slot);
+  if (codec_is_exact(codec(page.tier))) {
+    ops_.encode_row(codec(page.tier), shape_.page, token.k, token.v, n, bytes);
+  } else {
+    // Keys share a scale per channel: the page is written anew, in an exact slot while one is free.
+    ops_.decode(codec(page.tier), shape_.page, bytes, 0, n, run_k_, run_v_, row());
+    std::memcpy(run_k_ + static_cast<size_t>(n) * row(), token.k, row() * sizeof(float));
+    std::memcpy(run_v_ + static_cast<size_t>(n) * row(), token.v, row() * sizeof(float));
+    const SlotId hot = codec_is_exact(codec(0)) ? tiers_.acquire(0) : kNone;
+    if (hot != kNone) {
+      std::byte* to = tiers_.address(0, hot);
+      std::memcpy(to, bytes, kPageMetaBytes);
+      tiers_.release(page.tier, page.slot);
+      place_of(page.tier) -= n;
+      place_of(0) += n;
+      page.tier = 0;
+      page.slot = hot;
+      bytes = to;
+    }
+    ops_.encode(codec(page.tier), shape_.page, run_k_, run_v_, row(), n + 1, bytes);
+  }
+  page_meta(bytes)[n] = *token.meta;
+  page.first_time = std::min(page.first_time, token.meta->time_ms);
+  page.last_time = std::max(page.last_time, token.meta->time_ms);
+  ++page.count;
+  ++index(lane)[c].paged;
+  ++place_of(page.tier);
+  return Short::kNothing;
+}
+
+Short ClusterStore::append(int lane, ClusterId c, const Run& token, int32_t frame) {
+  ClusterIndex& index = this->index(lane);
+  if (index.has_means() && index.count(c) == 0) {  // the first token is the mean
+    ++account_.exact;
+  } else {
+    if (index[c].paged >= shape_.max_run) {  // full: it joins the summary
+      absorb(lane, c, token, frame);
+      return Short::kNothing;
+    }
+    if (holds_token_in_mean(lane, c)) {
+      if (const Short s = materialise(lane, c); s != Short::kNothing) return s;
+    }
+    if (const Short s = add_row(lane, c, token); s != Short::kNothing) return s;
+  }
+  ++account_.seen;
+  learn(lane, c, token, frame);
+  return Short::kNothing;
+}
+
+void ClusterStore::absorb(int lane, ClusterId c, const Run& token, int32_t frame) {
+  if (index(lane).count(c) == 0) {
+    ++account_.exact;
+  } else {
+    if (holds_token_in_mean(lane, c)) {
+      --account_.exact;
+      ++account_.summarised;
+    }
+    ++account_.summarised;
+  }
+  ++account_.seen;
+  learn(lane, c, token, frame);
+}
+
+Short ClusterStore::open(int lane, SceneId scene, const Run& run, int32_t frame, ClusterId* made) {
+  ClusterIndex& index = this->index(lane);
+  if (index.full()) return Short::kClusters;
+  const bool in_mean = index.has_means() && run.n == 1;
+  if (!in_mean && free_slots() < pages_for(run.n)) return Short::kSlots;
+  const ClusterId c = index.open(scene, frame);
+  if (in_mean) {
+    ++account_.exact;
+  } else {
+    write_pages(lane, c, run);
+  }
+  for (int i = 0; i < run.n; ++i) {
+    const size_t at = static_cast<size_t>(i) * row();
+    learn(lane, c, Run{run.k + at, run.v + at, run.meta + i, 1}, frame);
+  }
+  account_.seen += run.n;
+  *made = c;
+  return Short::kNothing;
+}
+
+}  // namespace mosaic

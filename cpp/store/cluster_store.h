@@ -1,0 +1,180 @@
+// ClusterStore: the capped KV store. Tokens live in pages, pages belong to clusters, clusters to a lane and a scene;
+// pages lie in the tiers of a chain (exact > quantised > disk) and clusters are moved, summarised, merged, split and read
+// as units. Everything is taken from one Region when the store is built; when a slot, a page record or a cluster row is
+// missing the call says which, changes nothing, and the policy chooses what yields.
+//   cluster_store.cc  tokens in, pages and the account      reshape.cc  split, merge, compact
+//   movement.cc       demotion, spill and fetch             check.cc    the invariants
+// Mechanism, no choices. Not thread-safe: KvMemory's caller holds the lock; only CopyEngine has a thread of its own.
+#pragma once
+
+#include <array>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "backend/ops.h"
+#include "memory/copy_engine.h"
+#include "memory/region.h"
+#include "memory/spill_file.h"
+#include "memory/tier.h"
+#include "store/account.h"
+#include "store/block_table.h"
+#include "store/cluster_index.h"
+#include "store/fetch_cache.h"
+#include "store/scene_table.h"
+
+namespace mosaic {
+
+struct StoreShape {
+  int lanes = 0;
+  PageShape page;
+  ClusterIndex::Shape index;       // of every lane
+  int scenes = 0;                  // 0: no visual level
+  int embedding_dim = 0;
+  std::vector<TierSpec> tiers;     // hot to cold
+  int fetch_slots = 0;             // read copies of disk pages
+  int max_run = 0;                 // most members of one cluster, most tokens of one frame
+  std::string spill_dir;           // where the spill file is made, if there is a disk tier
+  float value_weight = 0;          // of the metric of clusters (AssignArgs)
+};
+
+// What a call is short of. kNothing means it was done.
+enum class Short : uint8_t { kNothing, kSlots, kClusters };
+
+// Tokens handed over in one call, all of one lane.
+struct Run {
+  const float* k = nullptr;         // [n, row]
+  const float* v = nullptr;         // [n, row]
+  const TokenMeta* meta = nullptr;  // [n]
+  int n = 0;
+};
+
+class ClusterStore {
+ public:
+  static size_t bytes_for(const StoreShape& shape);
+  ClusterStore(Region& region, const StoreShape& shape, Ops& ops, SpillIo* io = nullptr);
+  ~ClusterStore();
+
+  // ---- read-only: what a policy sees -------------------------------------------------------------------------------
+  const StoreShape& shape() const { return shape_; }
+  const ClusterIndex& index(int lane) const { return index_[static_cast<size_t>(lane)]; }
+  const SceneTable* scenes() const { return scenes_ ? &*scenes_ : nullptr; }
+  const BlockTable& blocks() const { return blocks_; }
+  const TierChain& tiers() const { return tiers_; }
+  // Slots a new page could take at once, in any DRAM tier.
+  int free_slots() const;
+  // True while a spill tier exists and its writes succeed.
+  bool can_spill() const;
+  const TokenAccount& account() const { return account_; }
+  const StoreCounters& counters() const { return counters_; }
+  Ops& ops() const { return ops_; }
+  // Pages of a cluster in DRAM tier `tier`.
+  int pages_in(int lane, ClusterId c, int tier) const;
+
+  // ---- tokens in ---------------------------------------------------------------------------------------------------
+  ClusterIndex& index(int lane) { return index_[static_cast<size_t>(lane)]; }
+  SceneTable* scenes() { return scenes_ ? &*scenes_ : nullptr; }
+  // A token becomes an exact member of c: page and mean. All or nothing.
+  Short append(int lane, ClusterId c, const Run& token, int32_t frame);
+  // A token joins the summary of c only.
+  void absorb(int lane, ClusterId c, const Run& token, int32_t frame);
+  // A new cluster of these tokens, whole (a frame as a unit); `made` is its id.
+  Short open(int lane, SceneId scene, const Run& run, int32_t frame, ClusterId* made);
+  // Tokens that are kept nowhere.
+  void drop_tokens(int n) {
+    account_.seen += n;
+    account_.dropped += n;
+  }
+  // Variance c would have with this token.
+  float variance_with(int lane, ClusterId c, const float* k, const float* v) const;
+
+  // ---- shape of clusters (reshape.cc) ------------------------------------------------------------------------------
+  // Cut c, with one more token, in two by 2-means. The part nearer to the summary keeps the id. The token is filed.
+  Short split(int lane, ClusterId c, const Run& token, int32_t frame, ClusterId* made);
+  // Put a token that a spilled cluster could not absorb into its resident buffer (deferred split).
+  Short defer(int lane, ClusterId c, const Run& token, int32_t frame, ClusterId* made);
+  // Join a pending cluster with its buffer and split it. False if there was no room or nothing pending.
+  bool settle(int lane, ClusterId c, int32_t frame);
+  // `from` joins `into`, members and summary; `from` is gone.
+  void merge(int lane, ClusterId into, ClusterId from);
+  void merge_scenes(SceneId into, SceneId from);
+
+  // ---- yielding and moving (movement.cc) ---------------------------------------------------------------------------
+  // Move the pages of c that lie in `tier` one tier down. False if nothing moved.
+  bool demote(int lane, ClusterId c, int tier);
+  // Members go, the summary stays.
+  void summarise(int lane, ClusterId c);
+  // The cluster goes, summary and all.
+  void drop(int lane, ClusterId c);
+  // Take in finished background writes; with wait, block until at least one slot came free or none is under way.
+  void poll_spills(bool wait);
+  // Ask for a page to be readable; DRAM pages already are. False: no room in the fetch cache now.
+  bool request(PageId page);
+  // Bytes of a page for reading, waiting for its copy; null if it was lost (counted, and the page removed).
+  const std::byte* resident(PageId page, CodecId* codec);
+  void unpin_all() { fetch_.unpin_all(); }
+  void drain();
+
+  SpillCounters disk() const { return tiers_.spill() != nullptr ? tiers_.spill()->counters() : SpillCounters{}; }
+  CopyStats copies() const { return copies_ ? copies_->stats() : CopyStats{}; }
+  void check_invariants() const;
+
+ private:
+  friend struct StoreTestAccess;
+  size_t row() const { return static_cast<size_t>(shape_.page.row()); }
+  CodecId codec(int tier) const { return shape_.tiers[static_cast<size_t>(tier)].codec; }
+  // The counter of an account that tokens of a tier stand in.
+  int64_t& place_in(TokenAccount& account, int tier) const;
+  int64_t& place_of(int tier) { return place_in(account_, tier); }
+  bool holds_token_in_mean(int lane, ClusterId c) const;
+  void learn(int lane, ClusterId c, const Run& token, int32_t frame);
+  Short materialise(int lane, ClusterId c);
+  Short add_row(int lane, ClusterId c, const Run& token);
+  // New pages for rows of a run at the tail of c's chain; the caller has checked free_slots().
+  void write_pages(int lane, ClusterId c, const Run& run);
+  int acquire_hottest(SlotId* slot);
+  void link(int lane, ClusterId c, PageId page);
+  void unlink(int lane, ClusterId c, PageId page);
+  void release_page(PageId page);
+  void release_pages(int lane, ClusterId c);
+  bool all_in_dram(int lane, ClusterId c) const;
+  // Decode all members of c into the run scratch from row `at` on; returns how many.
+  int read_members(int lane, ClusterId c, int at);
+  void compact(int lane, ClusterId c);
+  int two_means(int n);
+  ClusterId cut(int lane, ClusterId c, int n, int32_t frame);
+  bool spill(PageId page);
+  void finish_spill(int i);
+  void lose(PageId page);
+
+  StoreShape shape_;
+  Ops& ops_;
+  TierChain tiers_;
+  BlockTable blocks_;
+  std::vector<ClusterIndex> index_;
+  std::optional<SceneTable> scenes_;
+  FetchCache fetch_;
+  // Rows in flight while clusters are reshaped, max_run members, a token, and two means.
+  float* run_k_;
+  float* run_v_;
+  TokenMeta* run_meta_;
+  uint8_t* side_;
+  TokenAccount account_;
+  StoreCounters counters_;
+  struct Spilling {
+    PageId page = kNone;
+    SlotId slot = kNone;
+    Completion written;
+  };
+  static constexpr int kMaxSpilling = 64;
+  std::array<Spilling, kMaxSpilling> spilling_;
+  int spilling_count_ = 0;
+  static constexpr int kCopyQueue = 128;
+  static constexpr int kSpillPatience = 8;  // failed writes in a row after which the disk is left alone
+  int failed_in_a_row_ = 0;
+  bool spill_failing_ = false;
+  // Last, so that its thread stops before what it writes to goes.
+  std::optional<CopyEngine> copies_;
+};
+
+}  // namespace mosaic

@@ -1,0 +1,63 @@
+// FetchCache: read copies of disk pages. The page itself stays on disk (reading costs no flash wear); the copy lives here
+// until its slot is needed. Least recently used goes first; a pinned copy - part of what is being attended - never goes.
+// Not thread-safe; the copies arrive on CopyEngine's thread and announce themselves through their Completion.
+#pragma once
+
+#include <memory>
+
+#include "core/ids.h"
+#include "memory/copy_engine.h"
+#include "memory/region.h"
+
+namespace mosaic {
+
+class FetchCache {
+ public:
+  struct Entry {
+    PageId page = kNone;
+    uint32_t stamp = 0;  // of its last use
+    bool pinned = false;
+    Completion copied;
+  };
+  static size_t bytes_for(int slots, size_t slot_bytes) {
+    return Region::rounded(static_cast<size_t>(slots) * slot_bytes) + Region::rounded(static_cast<size_t>(slots) * sizeof(Entry));
+  }
+  FetchCache(Region& region, int slots, size_t slot_bytes)
+      : slab_(region.take<std::byte>("fetch cache", static_cast<size_t>(slots) * slot_bytes)),
+        entries_(region.take<Entry>("fetch cache", static_cast<size_t>(slots))),
+        slots_(slots),
+        slot_bytes_(slot_bytes) {
+    std::uninitialized_value_construct_n(entries_, slots);
+  }
+  int slots() const { return slots_; }
+  std::byte* address(SlotId slot) const { return slab_ + static_cast<size_t>(slot) * slot_bytes_; }
+  Entry& operator[](SlotId slot) { return entries_[slot]; }
+  const Entry& operator[](SlotId slot) const { return entries_[slot]; }
+  void use(SlotId slot) {
+    entries_[slot].stamp = ++clock_;
+    entries_[slot].pinned = true;
+  }
+  // The slot to fill next: an empty one, or the least recently used that is neither pinned nor still arriving.
+  SlotId victim() const {
+    SlotId best = kNone;
+    for (SlotId s = 0; s < slots_; ++s) {
+      const Entry& e = entries_[s];
+      if (e.page == kNone) return s;
+      if (e.pinned || !e.copied.done()) continue;
+      if (best == kNone || e.stamp < entries_[best].stamp) best = s;
+    }
+    return best;
+  }
+  void unpin_all() {
+    for (SlotId s = 0; s < slots_; ++s) entries_[s].pinned = false;
+  }
+
+ private:
+  std::byte* slab_;
+  Entry* entries_;
+  int slots_;
+  size_t slot_bytes_;
+  uint32_t clock_ = 0;
+};
+
+}  // namespace mosaic

@@ -1,0 +1,170 @@
+// Yielding and moving: pages go down the tier chain with their cluster, disk pages come back as read copies.
+#include <algorithm>
+#include <cstring>
+
+#include "store/cluster_store.h"
+
+namespace mosaic {
+
+bool ClusterStore::demote(int lane, ClusterId c, int tier) {
+  const int to = tiers_.colder(tier);
+  if (to == kNone || tiers_.is_disk(tier)) return false;
+  bool moved = false;
+  for (PageId id = index(lane)[c].head; id != kNone; id = blocks_[id].next) {
+    Page& page = blocks_[id];
+    if (page.tier != tier || page.spilling != 0) continue;
+    if (tiers_.is_disk(to)) {
+      if (!spill(id)) break;
+      moved = true;
+      continue;
+    }
+    const SlotId slot = tiers_.acquire(to);
+    if (slot == kNone) break;
+    const std::byte* from = tiers_.address(tier, page.slot);
+    std::byte* bytes = tiers_.address(to, slot);
+    if (codec(to) == codec(tier)) {
+      std::memcpy(bytes, from, tiers_.slot_bytes(to));
+    } else {
+      ops_.decode(codec(tier), shape_.page, from, 0, page.count, run_k_, run_v_, row());
+      std::memcpy(bytes, from, kPageMetaBytes);
+      ops_.encode(codec(to), shape_.page, run_k_, run_v_, row(), page.count, bytes);
+    }
+    tiers_.release(tier, page.slot);
+    place_of(tier) -= page.count;
+    place_of(to) += page.count;
+    page.tier = static_cast<int8_t>(to);
+    page.slot = slot;
+    ++counters_.demoted_pages;
+    moved = true;
+  }
+  return moved;
+}
+
+// The DRAM slot stays the page's current copy until the write is known to be good.
+bool ClusterStore::spill(PageId id) {
+  if (!can_spill()) return false;
+  if (spilling_count_ == kMaxSpilling) poll_spills(true);
+  if (spilling_count_ == kMaxSpilling) return false;
+  Page& page = blocks_[id];
+  const SlotId slot = tiers_.acquire(tiers_.size() - 1);
+  if (slot == kNone) return false;
+  Spilling* free = std::find_if(spilling_.begin(), spilling_.end(), [](const Spilling& s) { return s.page == kNone; });
+  free->page = id;
+  free->slot = slot;
+  page.spilling = 1;
+  ++spilling_count_;
+  copies_->write(slot, tiers_.address(page.tier, page.slot), &free->written);
+  return true;
+}
+
+void ClusterStore::finish_spill(int i) {
+  Spilling& s = spilling_[static_cast<size_t>(i)];
+  Page& page = blocks_[s.page];
+  const int disk = tiers_.size() - 1;
+  page.spilling = 0;
+  if (s.written.status() == Status::ok) {
+    tiers_.release(page.tier, page.slot);
+    place_of(page.tier) -= page.count;
+    place_of(disk) += page.count;
+    page.tier = static_cast<int8_t>(disk);
+    page.slot = s.slot;
+    ++index(page.lane)[page.cluster].disk_pages;
+    ++counters_.demoted_pages;
+  } else {  // the page is still whole in DRAM; a full or failing disk is not asked again
+    tiers_.release(disk, s.slot);
+    ++counters_.failed_spills;
+    if (s.written.status() == Status::no_space || ++failed_in_a_row_ >= kSpillPatience) spill_failing_ = true;
+  }
+  if (s.written.status() == Status::ok) failed_in_a_row_ = 0;
+  s.page = kNone;
+  --spilling_count_;
+}
+
+void ClusterStore::poll_spills(bool wait) {
+  bool finished = false;
+  for (int round = 0; round < 2; ++round) {
+    for (int i = 0; i < kMaxSpilling; ++i) {
+      Spilling& s = spilling_[static_cast<size_t>(i)];
+      if (s.page == kNone) continue;
+      if (round == 1 && !finished) copies_->wait(s.written);
+      if (!s.written.done()) continue;
+      finish_spill(i);
+      finished = true;
+    }
+    if (!wait || finished) return;
+  }
+}
+
+void ClusterStore::summarise(int lane, ClusterId c) {
+  Cluster& cluster = index(lane)[c];
+  const int members = cluster.paged;
+  release_pages(lane, c);
+  (index(lane).has_means() ? account_.summarised : account_.dropped) += members;
+  ++counters_.summarised_clusters;
+}
+
+void ClusterStore::drop(int lane, ClusterId c) {
+  ClusterIndex& index = this->index(lane);
+  const int members = index[c].paged;
+  const int others = index.count(c) - members;
+  if (holds_token_in_mean(lane, c)) {
+    --account_.exact;
+  } else if (index.has_means()) {
+    account_.summarised -= others;
+  }
+  account_.dropped += index.has_means() ? members + others : members;
+  release_pages(lane, c);
+  index.close(c);
+  ++counters_.dropped_clusters;
+}
+
+bool ClusterStore::request(PageId id) {
+  Page& page = blocks_[id];
+  if (!tiers_.is_disk(page.tier)) return true;
+  if (page.staged != kNone) {
+    ++counters_.fetch_hits;
+    return true;
+  }
+  const SlotId slot = fetch_.victim();
+  if (slot == kNone) return false;
+  FetchCache::Entry& entry = fetch_[slot];
+  if (entry.page != kNone) blocks_[entry.page].staged = kNone;
+  entry.page = id;
+  entry.pinned = false;
+  page.staged = slot;
+  copies_->read(page.slot, fetch_.address(slot), &entry.copied);
+  ++counters_.fetched_pages;
+  return true;
+}
+
+const std::byte* ClusterStore::resident(PageId id, CodecId* codec) {
+  Page& page = blocks_[id];
+  *codec = this->codec(page.tier);
+  if (!tiers_.is_disk(page.tier)) return tiers_.address(page.tier, page.slot);
+  if (page.staged == kNone && !request(id)) return nullptr;
+  const SlotId slot = page.staged;
+  if (copies_->wait(fetch_[slot].copied) != Status::ok) {
+    lose(id);
+    return nullptr;
+  }
+  fetch_.use(slot);
+  return fetch_.address(slot);
+}
+
+// What was in the page is gone: its tokens stay in the cluster's mean, if it has one.
+void ClusterStore::lose(PageId id) {
+  const Page page = blocks_[id];
+  unlink(page.lane, page.cluster, id);
+  release_page(id);
+  (index(page.lane).has_means() ? account_.summarised : account_.dropped) += page.count;
+  if (!index(page.lane).has_means()) index(page.lane).counts()[page.cluster] -= page.count;
+  ++counters_.lost_pages;
+}
+
+void ClusterStore::drain() {
+  if (!copies_) return;
+  copies_->drain();
+  poll_spills(false);
+}
+
+}  // namespace mosaic

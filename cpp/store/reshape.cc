@@ -1,0 +1,234 @@
+// Clusters change shape: 2-means split, deferred split of spilled clusters, merge, and packing of half-empty pages.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "store/cluster_store.h"
+
+namespace mosaic {
+
+bool ClusterStore::all_in_dram(int lane, ClusterId c) const { return index(lane)[c].disk_pages == 0; }
+
+int ClusterStore::read_members(int lane, ClusterId c, int at) {
+  const int first = at;
+  for (PageId id = index(lane)[c].head; id != kNone;) {
+    const PageId next = blocks_[id].next;
+    const int count = blocks_[id].count;
+    CodecId codec{};
+    if (const std::byte* bytes = resident(id, &codec); bytes != nullptr) {
+      ops_.decode(codec, shape_.page, bytes, 0, count, run_k_ + static_cast<size_t>(at) * row(),
+                  run_v_ + static_cast<size_t>(at) * row(), row());
+      std::memcpy(run_meta_ + at, page_meta(bytes), static_cast<size_t>(count) * sizeof(TokenMeta));
+      at += count;
+    }
+    id = next;
+  }
+  return at - first;
+}
+
+namespace {
+
+double unit_similarity(const float* a, const float* b, size_t d) {
+  double dot = 0, aa = 0, bb = 0;
+  for (size_t i = 0; i < d; ++i) {
+    dot += static_cast<double>(a[i]) * b[i];
+    aa += static_cast<double>(a[i]) * a[i];
+    bb += static_cast<double>(b[i]) * b[i];
+  }
+  return aa > 0 && bb > 0 ? dot / std::sqrt(aa * bb) : 0;
+}
+
+}  // namespace
+
+// side_[i] in {0, 1} for the n rows of the run scratch; returns how many are on side 1. The last row - the token that
+// did not fit - opens one side, what is farthest from it the other. The two means stand in the spare rows behind.
+int ClusterStore::two_means(int n) {
+  const size_t d = row();
+  const double w = shape_.value_weight;
+  const auto similarity = [&](int a, int b) {
+    const auto x = static_cast<size_t>(a) * d, y = static_cast<size_t>(b) * d;
+    const double keys = unit_similarity(run_k_ + x, run_k_ + y, d);
+    return w > 0 ? (keys + w * unit_similarity(run_v_ + x, run_v_ + y, d)) / (1 + w) : keys;
+  };
+  const auto copy_row = [&](int to, int from) {
+    std::copy_n(run_k_ + static_cast<size_t>(from) * d, d, run_k_ + static_cast<size_t>(to) * d);
+    std::copy_n(run_v_ + static_cast<size_t>(from) * d, d, run_v_ + static_cast<size_t>(to) * d);
+  };
+  int far = 0;
+  for (int i = 1; i + 1 < n; ++i)
+    if (similarity(n - 1, i) < similarity(n - 1, far)) far = i;
+  const int mean[2] = {shape_.max_run + 1, shape_.max_run + 2};
+  copy_row(mean[0], far);
+  copy_row(mean[1], n - 1);
+  int ones = -1;
+  for (int round = 0; round < 4; ++round) {
+    int count = 0;
+    bool changed = false;
+    for (int i = 0; i < n; ++i) {
+      const uint8_t side = similarity(i, mean[1]) > similarity(i, mean[0]) ? 1 : 0;
+      changed |= side != side_[i];
+      side_[i] = side;
+      count += side;
+    }
+    if (count == 0 || count == n || (ones == count && !changed)) return count;
+    ones = count;
+    for (int s = 0; s < 2; ++s) {
+      const auto at = static_cast<size_t>(mean[s]) * d;
+      std::fill_n(run_k_ + at, d, 0.0f);
+      std::fill_n(run_v_ + at, d, 0.0f);
+      for (int i = 0; i < n; ++i) {
+        if (side_[i] != s) continue;
+        for (size_t e = 0; e < d; ++e) {  // a direction: the sum serves as the mean
+          run_k_[at + e] += run_k_[static_cast<size_t>(i) * d + e];
+          run_v_[at + e] += run_v_[static_cast<size_t>(i) * d + e];
+        }
+      }
+    }
+  }
+  return ones;
+}
+
+// The n rows of the run scratch, sides chosen, replace the members of c: side 0 stays, side 1 becomes a new cluster.
+ClusterId ClusterStore::cut(int lane, ClusterId c, int n, int32_t frame) {
+  ClusterIndex& index = this->index(lane);
+  const size_t d = row();
+  // Each side becomes one run, side 0 first; the order within a side is kept, which is time order.
+  int zeros = 0;
+  for (int i = 0; i < n; ++i) {
+    if (side_[i] != 0) continue;
+    const auto first = static_cast<size_t>(zeros), here = static_cast<size_t>(i);
+    std::rotate(side_ + first, side_ + here, side_ + here + 1);
+    std::rotate(run_meta_ + first, run_meta_ + here, run_meta_ + here + 1);
+    std::rotate(run_k_ + first * d, run_k_ + here * d, run_k_ + (here + 1) * d);
+    std::rotate(run_v_ + first * d, run_v_ + here * d, run_v_ + (here + 1) * d);
+    ++zeros;
+  }
+  const auto run_at = [&](int at, int count) {
+    return Run{run_k_ + static_cast<size_t>(at) * d, run_v_ + static_cast<size_t>(at) * d, run_meta_ + at, count};
+  };
+  // What was only in the summary cannot be told apart: it stays with side 0, and the old mean stands for it.
+  const int residual = index.count(c) - index[c].paged;
+  const int born = index[c].born;
+  release_pages(lane, c);
+  const ClusterId b = index.open(index[c].scene, frame);
+  write_pages(lane, c, run_at(0, zeros));
+  write_pages(lane, b, run_at(zeros, n - zeros));
+  index.counts()[c] = residual;
+  if (residual == 0) index.variances()[c] = 0;
+  for (int i = 0; i < zeros; ++i) learn(lane, c, run_at(i, 1), frame);
+  for (int i = zeros; i < n; ++i) learn(lane, b, run_at(i, 1), frame);
+  index[c].born = index[b].born = born;
+  ++counters_.splits;
+  return b;
+}
+
+Short ClusterStore::split(int lane, ClusterId c, const Run& token, int32_t frame, ClusterId* made) {
+  ClusterIndex& index = this->index(lane);
+  if (index.full()) return Short::kClusters;
+  const auto open_alone = [&] {
+    const Short s = open(lane, index[c].scene, token, frame, made);
+    if (s == Short::kNothing) ++counters_.splits;
+    return s;
+  };
+  if (index[c].paged == 0) return open_alone();  // only a summary: nothing to cut
+  if (free_slots() < 3) return Short::kSlots;    // two sides may end in a partial page each
+  const size_t d = row();
+  const int members = read_members(lane, c, 0);
+  std::copy_n(token.k, d, run_k_ + static_cast<size_t>(members) * d);
+  std::copy_n(token.v, d, run_v_ + static_cast<size_t>(members) * d);
+  run_meta_[members] = *token.meta;
+  side_[members] = 1;
+  const int ones = two_means(members + 1);
+  if (ones == 0 || ones == members + 1 || (ones == 1 && side_[members] == 1)) return open_alone();
+  *made = cut(lane, c, members + 1, frame);
+  ++account_.seen;
+  return Short::kNothing;
+}
+
+Short ClusterStore::defer(int lane, ClusterId c, const Run& token, int32_t frame, ClusterId* made) {
+  ClusterIndex& index = this->index(lane);
+  const ClusterId buffer = index[c].buffer;
+  if (buffer != kNone && index[buffer].paged < shape_.max_run / 2) {
+    *made = buffer;
+    return append(lane, buffer, token, frame);
+  }
+  if (buffer != kNone) {  // the buffer is full: it stands on its own from here
+    index[buffer].buffer_of = kNone;
+    index[c].buffer = kNone;
+  }
+  const Short s = open(lane, index[c].scene, token, frame, made);
+  if (s != Short::kNothing) return s;
+  index[c].buffer = *made;
+  index[*made].buffer_of = c;
+  ++counters_.deferred_splits;
+  return s;
+}
+
+bool ClusterStore::settle(int lane, ClusterId c, int32_t frame) {
+  ClusterIndex& index = this->index(lane);
+  const ClusterId buffer = index[c].buffer;
+  if (buffer == kNone) return false;
+  // Join, then cut in two. Where they do not fit together they simply stay two clusters.
+  if (index[c].paged + index[buffer].paged + 1 > shape_.max_run || index[c].paged == 0) {
+    index[buffer].buffer_of = kNone;
+    index[c].buffer = kNone;
+    return true;
+  }
+  if (free_slots() < pages_for(index[c].paged + index[buffer].paged) + 3 || index.full()) return false;
+  if (holds_token_in_mean(lane, buffer)) materialise(lane, buffer);
+  merge(lane, c, buffer);
+  const int n = read_members(lane, c, 0);
+  if (n != index[c].paged || n < 2) return true;  // not all could be read now: they stay joined
+  const int ones = two_means(n);
+  if (ones > 0 && ones < n) cut(lane, c, n, frame);
+  return true;
+}
+
+void ClusterStore::compact(int lane, ClusterId c) {
+  Cluster& cluster = index(lane)[c];
+  int pages = 0;
+  for (PageId id = cluster.head; id != kNone; id = blocks_[id].next) {
+    if (tiers_.is_disk(blocks_[id].tier) || blocks_[id].spilling != 0) return;
+    ++pages;
+  }
+  if (cluster.paged > shape_.max_run || pages <= pages_for(cluster.paged)) return;
+  const int n = read_members(lane, c, 0);
+  release_pages(lane, c);
+  write_pages(lane, c, Run{run_k_, run_v_, run_meta_, n});
+}
+
+void ClusterStore::merge(int lane, ClusterId into, ClusterId from) {
+  ClusterIndex& index = this->index(lane);
+  // Single tokens stay exact while there is a slot for them.
+  if (holds_token_in_mean(lane, into) && materialise(lane, into) != Short::kNothing) {
+    --account_.exact;
+    ++account_.summarised;
+  }
+  if (holds_token_in_mean(lane, from) && materialise(lane, from) != Short::kNothing) {
+    --account_.exact;
+    ++account_.summarised;
+  }
+  if (index[into].paged + index[from].paged > shape_.max_run)
+    summarise(lane, index.variance(into) < index.variance(from) ? into : from);
+  Cluster& a = index[into];
+  Cluster& b = index[from];
+  for (PageId id = b.head; id != kNone; id = blocks_[id].next) blocks_[id].cluster = into;
+  if (b.head != kNone) {
+    (a.tail == kNone ? a.head : blocks_[a.tail].next) = b.head;
+    a.tail = b.tail;
+    a.paged += b.paged;
+    a.disk_pages += b.disk_pages;
+  }
+  b.head = b.tail = kNone;
+  b.paged = b.disk_pages = 0;
+  index.absorb(into, from, shape_.value_weight);
+  ++counters_.merges;
+  compact(lane, into);
+}
+
+void ClusterStore::merge_scenes(SceneId into, SceneId from) {
+  scenes_->merge(into, from);
+  for (ClusterIndex& index : index_) index.relabel_scene(from, into);
+}
+
+}  // namespace mosaic

@@ -1,0 +1,27 @@
+"""Streaming video memory for vision-language models under a hard memory cap."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Public name -> the module that defines it. Nothing is imported before it is used.
+_HOME = {
+    "Frame": "sources",
+    "SourceError": "sources",
+    "VideoSource": "sources",
+    "frames_from_arrays": "sources",
+}
+__all__ = [*sorted(_HOME), "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'mosaic_edge' has no attribute '{name}'")
+    return getattr(import_module(f"mosaic_edge.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

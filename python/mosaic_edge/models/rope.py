@@ -1,0 +1,60 @@
+"""Rotary facts read back from a graph: which theta made these cos and sin tables, checked number by number."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+_USUAL = (1e4, 1e5, 5e5, 1e6, 2e6, 5e6, 8e6, 1e7)
+_CHECKED_ROWS = 4096
+
+
+def recover_theta(cos: NDArray[np.floating], sin: NDArray[np.floating]) -> float:
+    """The theta for which cos[p, i], sin[p, i] = cos, sin of p * theta^(-2i/d), with tables of [positions, d/2].
+
+    Every entry of the first positions is verified: to 1e-5 in float32 (1e-3 in float16), plus what the rounding of
+    p * frequency in float32 allows far out. Raises ValueError if no single theta explains the tables, as with scaled
+    rotary embeddings (linear, yarn, llama3), which one theta cannot express.
+    """
+    if cos.ndim != 2 or cos.shape != sin.shape or cos.shape[0] < 2 or cos.shape[1] < 1:
+        raise ValueError(f"rotary tables must be [positions >= 2, rotary_dim/2], got {cos.shape} and {sin.shape}")
+    rows, half = min(cos.shape[0], _CHECKED_ROWS), cos.shape[1]
+    loose = 1e-3 if cos.dtype == np.float16 else 1e-5
+    c, s = cos[:rows].astype(np.float64), sin[:rows].astype(np.float64)
+    if half == 1:  # one frequency, always 1: any theta explains it
+        candidates = [1e4]
+    else:
+        measured = _measure(c, s)
+        candidates = [t for t in _USUAL if abs(np.log(t / measured)) < 0.01] + [float(round(measured)), measured]
+    errors = [_error(t, c, s, loose) for t in candidates]
+    for theta, error in zip(candidates, errors, strict=True):
+        if error <= 1.0:
+            return theta
+    raise ValueError(
+        f"the rotary tables [{cos.shape[0]}, {half}] are not those of one theta (best {candidates[int(np.argmin(errors))]:g}, "
+        f"off by {min(errors):.1f} times the tolerance): scaled rotary is not supported"
+    )
+
+
+def _measure(c: NDArray[np.float64], s: NDArray[np.float64]) -> float:
+    """Theta from the frequency that tells it best, its phase followed to a far row by doubling from row 1."""
+    half = c.shape[1]
+    first = np.arctan2(s[1], c[1])
+    i = int(np.argmax(np.arange(half) * first))  # d(angle)/d(log theta) is proportional to i * frequency
+    frequency = float(first[i])
+    p = 2
+    while p < c.shape[0]:  # the estimate from row p/2 is precise enough to count the turns up to row p
+        phase = float(np.arctan2(s[p, i], c[p, i]))
+        turns = round((frequency * p - phase) / (2 * np.pi))
+        frequency = (phase + turns * 2 * np.pi) / p
+        p *= 2
+    return float(frequency ** (-half / i)) if frequency > 0 and i else 1.0
+
+
+def _error(theta: float, c: NDArray[np.float64], s: NDArray[np.float64], loose: float) -> float:
+    """Largest deviation over the tables, in units of what is tolerated at that position."""
+    rows, half = c.shape
+    positions = np.arange(rows, dtype=np.float64)[:, None]
+    angle = positions * theta ** (-np.arange(half, dtype=np.float64) / half)
+    off = np.maximum(np.abs(np.cos(angle) - c), np.abs(np.sin(angle) - s))
+    return float((off / (loose + positions * 2.5e-7)).max())

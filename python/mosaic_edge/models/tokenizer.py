@@ -1,0 +1,44 @@
+"""tokenizer.json of a model directory: text to ids and back, with an error instead of a silent unknown word."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from mosaic_edge.models.vlm import ModelError
+
+_LISTED_WORDS = 400
+
+
+class TextTokenizer:
+    """Any tokenizer.json the `tokenizers` package reads."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the package raises plain Exception for every cause
+            raise ModelError(f"{path}: not a readable tokenizer ({error})") from None
+        unknown = getattr(self._tokenizer.model, "unk_token", None)
+        self._unknown = self._tokenizer.token_to_id(unknown) if unknown else None
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, none added. ValueError names a word the vocabulary lacks and, if short, lists it."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        ids: list[int] = list(encoding.ids)
+        if self._unknown is not None and self._unknown in ids:
+            spans = [span for i, span in zip(ids, encoding.offsets, strict=True) if i == self._unknown]
+            words = ", ".join(sorted({repr(text[a:b]) for a, b in spans}))
+            raise ValueError(f"unknown word {words}{self._known_words()}")
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, without special tokens."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def _known_words(self) -> str:
+        special = {token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special}
+        vocabulary = self._tokenizer.get_vocab()
+        words = sorted((w for w in vocabulary if w not in special), key=vocabulary.__getitem__)
+        return f"; known words: {' '.join(words)}" if len(words) <= _LISTED_WORDS else ""

@@ -1,0 +1,111 @@
+"""The protocol every engine follows: what a vision-language model tells (`VlmSpec`) and does (`Vlm`).
+
+A model never holds KV of its own. It computes q, k, v of a layer before rotation and hands them to the `attend` it was
+given; what comes back is what that layer goes on with. Memory, positions and selection live behind that one call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray: TypeAlias = NDArray[np.float32]
+FrameArray: TypeAlias = NDArray[np.uint8]
+
+Attend: TypeAlias = Callable[[int, FloatArray, FloatArray, FloatArray], FloatArray]
+"""attend(layer, q [T, H_q, D], k [T, H_kv, D], v [T, H_kv, D]) -> out [T, H_q, D]; float32, q and k before rotation."""
+
+
+class ModelError(ValueError):
+    """A model directory or file that cannot be used: one line that says what, where and what was expected."""
+
+
+@dataclass(frozen=True)
+class RopeSpec:
+    """How a model rotates its queries and keys; fields mirror the core's RopeSpec.
+
+    The first `rotary_dim` channels of a head rotate by position * theta^(-2i/rotary_dim). `half` pairs channel i with
+    i + rotary_dim/2 (Llama, Qwen), `interleaved` pairs 2i with 2i + 1 (GPT-J), `none` rotates nothing. `sections` are
+    the frequencies taken by (t, h, w) under M-RoPE, all zero in one dimension; they are chunks (Qwen2.5-VL) unless
+    `sections_interleaved` (Qwen3-VL).
+    """
+
+    rotary_dim: int
+    theta: float
+    layout: Literal["half", "interleaved", "none"] = "half"
+    sections: tuple[int, int, int] = (0, 0, 0)
+    sections_interleaved: bool = False
+
+
+@dataclass(frozen=True)
+class VlmSpec:
+    """Everything the memory, the sampler and the frame source need to know about a model."""
+
+    name: str
+    layers: int
+    q_heads: int
+    kv_heads: int
+    head_dim: int
+    hidden: int
+    rope: RopeSpec
+    scale: float
+    """Multiplies q.k, usually 1/sqrt(head_dim)."""
+    tokens_per_frame: int
+    grid: tuple[int, int]
+    """Rows and columns of a frame's tokens; rows * columns = tokens_per_frame."""
+    embedding_dim: int
+    """Length of the embedding of a whole frame."""
+    image_size: tuple[int, int]
+    """Height and width the vision encoder takes, in pixels."""
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    video_window: int = 0
+    """Frames a video token may see, counting its own; 0 means everything."""
+    fps: float = 1.0
+    """Frames a second the model was trained on."""
+    template: str = "{question}"
+    """The text of a question; `{question}` stands for it."""
+    prefix: str = ""
+    """The text before the video (a system prompt), possibly empty."""
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of one token's keys and values over all layers at two bytes a number."""
+        return self.layers * self.kv_heads * self.head_dim * 2 * 2
+
+
+@runtime_checkable
+class Vlm(Protocol):
+    """A vision-language model whose attention is done by someone else."""
+
+    @property
+    def spec(self) -> VlmSpec: ...
+
+    def encode_frame(self, frame: FrameArray) -> tuple[FloatArray, FloatArray]:
+        """Encode one RGB frame uint8 [H, W, 3] of any size: tokens [tokens_per_frame, hidden], embedding [E]."""
+        ...
+
+    def embed_text(self, ids: Sequence[int]) -> FloatArray:
+        """Look up token ids: [T, hidden]."""
+        ...
+
+    def tokenize(self, text: str) -> list[int]:
+        """Split text into token ids, without adding any of its own."""
+        ...
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """Join token ids into text; special tokens are left out."""
+        ...
+
+    def run(self, embeds: FloatArray, attend: Attend, want_logits: bool = True) -> FloatArray | None:
+        """Run the decoder over embeds [T, hidden]; `attend` is called once per layer, in order.
+
+        Returns the logits [vocab_size] of the last token, or None without `want_logits` (frames need none).
+        """
+        ...

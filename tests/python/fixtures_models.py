@@ -1,0 +1,192 @@
+"""Small decoders for the tests of the graph cut: built by onnxruntime-genai's model builder, or by hand node by node.
+
+All have random weights large enough that attention picks and logits differ, so that a wrong rotation or a lost key shows.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+HIDDEN, VOCAB = 64, 96
+WORDS = ["<pad>", "<eos>", "<image>", "<unk>", "what", "colour", "was", "the", "ball", "?", "red", "green"]
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A word-level tokenizer.json and tokenizer_config.json, as mosaic-tiny has."""
+    from tokenizers import Tokenizer, normalizers, pre_tokenizers
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
+    raw.normalizer = normalizers.Lowercase()
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    raw.add_special_tokens(WORDS[:4])
+    PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
+    ).save_pretrained(folder)
+
+
+def build_with_genai(kind: str, folder: Path, precision: str = "fp32", theta: float = 1e6, *options: str) -> Path:
+    """Export a random `qwen2`, `qwen3` or `qwen2.5-vl` decoder; returns the directory with model.onnx."""
+    import torch
+    import transformers
+
+    # The builder takes the first linear layer with vocab_size outputs for the lm_head: no other may have as many.
+    common = dict(
+        vocab_size=VOCAB, hidden_size=HIDDEN, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=False, initializer_range=0.15,
+        bos_token_id=1, eos_token_id=1, pad_token_id=0,
+    )  # fmt: skip
+    rope: dict[str, object] = {"rope_type": "default", "rope_theta": theta}
+    torch.manual_seed(7)
+    if kind == "qwen2":
+        model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**common, rope_parameters=rope))
+    elif kind == "qwen3":
+        config = transformers.Qwen3Config(**common, head_dim=32, rope_parameters=rope)
+        model = transformers.Qwen3ForCausalLM(config)
+        for layer in model.model.layers:
+            layer.self_attn.q_norm.weight.data.uniform_(0.5, 2.0)
+            layer.self_attn.k_norm.weight.data.uniform_(0.5, 2.0)
+    else:
+        text = common | {"rope_parameters": rope | {"mrope_section": [2, 3, 3]}}
+        vision = dict(depth=1, hidden_size=32, num_heads=2, out_hidden_size=HIDDEN, intermediate_size=32)
+        model = transformers.Qwen2_5_VLForConditionalGeneration(
+            transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False)
+        )
+    source = folder / "source"
+    model.save_pretrained(source)
+    write_tokenizer(source)
+    built = folder / "built"
+    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-m", "local", "-i", str(source), "-o", str(built)]
+    command += ["-p", precision, "-e", "cpu", "-c", str(folder / "cache")]
+    command += ["--extra_options", "exclude_embeds=true", "hf_token=false", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return built
+
+
+@dataclass
+class Handmade:
+    """A decoder made node by node. `form`: gqa (rotary before it or inside), gqa-packed, rows or heads (ONNX Attention)."""
+
+    form: str = "gqa"
+    rotary: str = "inside"
+    """inside (do_rotary), microsoft, onnx, none."""
+    layers: int = 2
+    q_heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 16
+    rotary_dim: int = 16
+    theta: float = 1e4
+    interleaved: int = 0
+    half: bool = False
+    extra_attributes: dict[str, object] = field(default_factory=dict)
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    initializers: list[TensorProto] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.rng = np.random.default_rng(11)
+        self.type = TensorProto.FLOAT16 if self.half else TensorProto.FLOAT
+
+    def constant(self, name: str, value: np.ndarray) -> str:
+        if value.dtype.kind == "f":
+            value = value.astype(np.float16 if self.half else np.float32)
+        self.initializers.append(numpy_helper.from_array(value, name))
+        return name
+
+    def node(self, op: str, inputs: list[str], output: str, domain: str = "", **at: object) -> str:
+        self.nodes.append(helper.make_node(op, inputs, [output], name=f"/{output}", domain=domain, **at))
+        return output
+
+    def matmul(self, x: str, rows: int, columns: int, output: str) -> str:
+        weight = self.rng.standard_normal((rows, columns)) * 1.2 / np.sqrt(rows)
+        return self.node("MatMul", [x, self.constant(f"{output}.weight", weight)], output)
+
+    def norm(self, x: str, output: str) -> str:
+        weight = self.constant(f"{output}.weight", self.rng.uniform(0.5, 1.5, HIDDEN))
+        return self.node("SimplifiedLayerNormalization", [x, weight], output, epsilon=1e-6)
+
+    def build(self) -> onnx.ModelProto:
+        """inputs_embeds, position_ids, attention_mask, past_key_values.N.* -> logits, present.N.*"""
+        positions = np.arange(128)[:, None] * self.theta ** (-np.arange(0, self.rotary_dim, 2) / self.rotary_dim)
+        self.constant("cos_cache", np.cos(positions))
+        self.constant("sin_cache", np.sin(positions))
+        self.constant("one", np.array([1], np.int64))
+        self.constant("axis1", np.array(1, np.int64))
+        self.node("ReduceSum", ["attention_mask", "one"], "lengths", keepdims=0)
+        self.node("Sub", ["lengths", "one"], "seqlens")
+        self.node("Cast", ["seqlens"], "seqlens_k", to=TensorProto.INT32)
+        self.node("Shape", ["attention_mask"], "mask_shape")
+        self.node("Gather", ["mask_shape", "axis1"], "total")
+        self.node("Cast", ["total"], "total_length", to=TensorProto.INT32)
+        x = "inputs_embeds"
+        for i in range(self.layers):
+            x = self._layer(i, x)
+        self.matmul(self.norm(x, "final"), HIDDEN, VOCAB, "logits")
+        kv_shape = ["batch", self.kv_heads, "past", self.head_dim]
+        value = helper.make_tensor_value_info
+        inputs = [value("inputs_embeds", self.type, ["batch", "sequence", HIDDEN])]
+        inputs += [value(n, TensorProto.INT64, ["batch", n]) for n in ("position_ids", "attention_mask")]
+        outputs = [value("logits", self.type, ["batch", "sequence", VOCAB])]
+        for i in range(self.layers):
+            for kv in ("key", "value"):
+                inputs.append(value(f"past_key_values.{i}.{kv}", self.type, kv_shape))
+                outputs.append(value(f"present.{i}.{kv}", self.type, [*kv_shape[:2], "total", self.head_dim]))
+        graph = helper.make_graph(self.nodes, "handmade", inputs, outputs, self.initializers)
+        opsets = [helper.make_opsetid("", 23), helper.make_opsetid("com.microsoft", 1)]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=11)
+
+    def _layer(self, i: int, x: str) -> str:
+        q, kv = self.q_heads * self.head_dim, self.kv_heads * self.head_dim
+        h = self.norm(x, f"norm.{i}")
+        ends = [self.matmul(h, HIDDEN, width, f"{name}.{i}") for name, width in (("q", q), ("k", kv), ("v", kv))]
+        if self.form == "heads":
+            for e, heads in enumerate((self.q_heads, self.kv_heads, self.kv_heads)):
+                shape = self.constant(f"{ends[e]}.shape", np.array([0, 0, heads, self.head_dim], np.int64))
+                rows = self.node("Reshape", [ends[e], shape], f"{ends[e]}.heads")
+                ends[e] = self.node("Transpose", [rows], f"{ends[e]}.first", perm=[0, 2, 1, 3])
+        if self.rotary in ("microsoft", "onnx"):
+            for e, heads in ((0, self.q_heads), (1, self.kv_heads)):
+                ends[e] = self._rotate(ends[e], heads)
+        if self.form == "gqa-packed":
+            ends = [self.node("Concat", ends, f"qkv.{i}", axis=-1), "", ""]
+        out = self._attention(i, ends)
+        if self.form == "heads":
+            shape = self.constant(f"{out}.shape", np.array([0, 0, q], np.int64))
+            out = self.node("Reshape", [self.node("Transpose", [out], f"{out}.back", perm=[0, 2, 1, 3]), shape], f"{out}.rows")
+        x = self.node("Add", [x, self.matmul(out, q, HIDDEN, f"o.{i}")], f"after_attention.{i}")
+        up = self.matmul(self.norm(x, f"mlp_norm.{i}"), HIDDEN, 96, f"up.{i}")
+        up = self.node("Mul", [up, self.node("Sigmoid", [up], f"sigmoid.{i}")], f"silu.{i}")
+        return self.node("Add", [x, self.matmul(up, 96, HIDDEN, f"down.{i}")], f"after_mlp.{i}")
+
+    def _rotate(self, x: str, heads: int) -> str:
+        at = dict(interleaved=self.interleaved)
+        if self.rotary_dim != self.head_dim or self.rotary == "onnx":
+            at |= dict(num_heads=heads)
+        if self.rotary_dim != self.head_dim:
+            at |= dict(rotary_embedding_dim=self.rotary_dim)
+        if self.rotary == "microsoft":
+            return self.node("RotaryEmbedding", [x, "position_ids", "cos_cache", "sin_cache"], f"{x}.rotated", "com.microsoft", **at)
+        return self.node("RotaryEmbedding", [x, "cos_cache", "sin_cache", "position_ids"], f"{x}.rotated", **at)
+
+    def _attention(self, i: int, ends: list[str]) -> str:
+        past = [f"past_key_values.{i}.key", f"past_key_values.{i}.value"]
+        outputs = [f"attention.{i}", f"present.{i}.key", f"present.{i}.value"]
+        at: dict[str, object] = dict(kv_num_heads=self.kv_heads)
+        if self.form.startswith("gqa"):
+            at |= dict(num_heads=self.q_heads, do_rotary=int(self.rotary == "inside"), rotary_interleaved=self.interleaved)
+            caches = ["cos_cache", "sin_cache"] if self.rotary == "inside" else ["", ""]
+            inputs, op, domain = [*ends, *past, "seqlens_k", "total_length", *caches], "GroupQueryAttention", "com.microsoft"
+        else:
+            at = dict(is_causal=1) | (at | dict(q_num_heads=self.q_heads) if self.form == "rows" else {})
+            inputs, op, domain = [*ends, "", *past], "Attention", ""
+        at |= self.extra_attributes
+        self.nodes.append(helper.make_node(op, inputs, outputs, name=f"/{outputs[0]}", domain=domain, **at))
+        return outputs[0]
