@@ -2,7 +2,7 @@
 // wait in a ring whose size is fixed; when it is full the submitter waits (a stall, counted). They run in the order
 // they were queued, so a read of a slot queued after its write sees the write; neighbours in the ring that are
 // neighbours in the file move with one system call.
-// The caller owns one Completion per request, and until it is done keeps it, leaves the buffer alone and the slot taken.
+// The caller owns one Completion per request. Until it is done, keep it, the slot and the buffer as they are.
 // Any thread may call anything. After construction nothing allocates and nothing throws, except on a defect
 // (InvariantError). The destructor finishes what is queued. The SpillFile outlives the engine.
 #pragma once

@@ -9,6 +9,18 @@ __version__ = "0.1.0"
 
 # Public name -> the module that defines it. Nothing is imported before it is used.
 _HOME = {
+    "Engine": "engine",
+    "Session": "engine",
+    "Reply": "engine",
+    "ReplyStream": "engine",
+    "SamplingParams": "sampling",
+    "SessionConfig": "config",
+    "TimeRange": "evidence",
+    "MemoryCapError": "_core",
+    "InvalidInput": "_core",
+    "SpillError": "_core",
+    "InvariantError": "_core",
+    "ModelError": "models.vlm",
     "Frame": "sources",
     "SourceError": "sources",
     "VideoSource": "sources",

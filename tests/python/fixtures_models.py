@@ -1,14 +1,20 @@
-"""Small decoders for the tests of the graph cut: built by onnxruntime-genai's model builder, or by hand node by node.
+"""Small decoders for the tests of the graph cut: built by onnxruntime-genai's model builder, or by hand node
+by node.
 
-All have random weights large enough that attention picks and logits differ, so that a wrong rotation or a lost key shows.
+All have random weights large enough that attention picks and logits differ, so that a wrong rotation or a
+lost key shows.
 """
 
 from __future__ import annotations
 
-import subprocess
+import contextlib
+import io
+import json
+import runpy
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import onnx
@@ -33,16 +39,19 @@ def write_tokenizer(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def build_with_genai(kind: str, folder: Path, precision: str = "fp32", theta: float = 1e6, *options: str) -> Path:
+def build_with_genai(
+    kind: str, folder: Path, precision: str = "fp32", theta: float = 1e6, *options: str
+) -> Path:
     """Export a random `qwen2`, `qwen3` or `qwen2.5-vl` decoder; returns the directory with model.onnx."""
     import torch
     import transformers
 
-    # The builder takes the first linear layer with vocab_size outputs for the lm_head: no other may have as many.
+    # The builder takes the first linear layer with vocab_size outputs for the lm_head: no other may
+    # have as many.
     common = dict(
-        vocab_size=VOCAB, hidden_size=HIDDEN, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=False, initializer_range=0.15,
-        bos_token_id=1, eos_token_id=1, pad_token_id=0,
+        vocab_size=VOCAB, hidden_size=HIDDEN, intermediate_size=128, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
+        tie_word_embeddings=False, initializer_range=0.15, bos_token_id=1, eos_token_id=1, pad_token_id=0,
     )  # fmt: skip
     rope: dict[str, object] = {"rope_type": "default", "rope_theta": theta}
     torch.manual_seed(7)
@@ -56,7 +65,7 @@ def build_with_genai(kind: str, folder: Path, precision: str = "fp32", theta: fl
             layer.self_attn.k_norm.weight.data.uniform_(0.5, 2.0)
     else:
         text = common | {"rope_parameters": rope | {"mrope_section": [2, 3, 3]}}
-        vision = dict(depth=1, hidden_size=32, num_heads=2, out_hidden_size=HIDDEN, intermediate_size=32)
+        vision = dict(depth=1, hidden_size=40, num_heads=2, out_hidden_size=HIDDEN, intermediate_size=32)
         model = transformers.Qwen2_5_VLForConditionalGeneration(
             transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False)
         )
@@ -64,17 +73,29 @@ def build_with_genai(kind: str, folder: Path, precision: str = "fp32", theta: fl
     model.save_pretrained(source)
     write_tokenizer(source)
     built = folder / "built"
-    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-m", "local", "-i", str(source), "-o", str(built)]
-    command += ["-p", precision, "-e", "cpu", "-c", str(folder / "cache")]
-    command += ["--extra_options", "exclude_embeds=true", "hf_token=false", *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    arguments = ["builder", "-m", "local", "-i", str(source), "-o", str(built), "-p", precision, "-e", "cpu"]
+    arguments += [
+        "-c",
+        str(folder / "cache"),
+        "--extra_options",
+        "exclude_embeds=true",
+        "hf_token=false",
+        *options,
+    ]
+    quiet = contextlib.redirect_stdout(io.StringIO())
+    with (
+        mock.patch.object(sys, "argv", arguments),
+        quiet,
+    ):  # in this process: importing torch is most of the time
+        runpy.run_module("onnxruntime_genai.models.builder", run_name="__main__")
     return built
 
 
 @dataclass
 class Handmade:
-    """A decoder made node by node. `form`: gqa (rotary before it or inside), gqa-packed, rows or heads (ONNX Attention)."""
+    """A decoder made node by node. `form`: gqa (rotary before it or inside), gqa-packed, rows or heads (ONNX
+    Attention).
+    """
 
     form: str = "gqa"
     rotary: str = "inside"
@@ -115,7 +136,9 @@ class Handmade:
 
     def build(self) -> onnx.ModelProto:
         """inputs_embeds, position_ids, attention_mask, past_key_values.N.* -> logits, present.N.*"""
-        positions = np.arange(128)[:, None] * self.theta ** (-np.arange(0, self.rotary_dim, 2) / self.rotary_dim)
+        positions = np.arange(128)[:, None] * self.theta ** (
+            -np.arange(0, self.rotary_dim, 2) / self.rotary_dim
+        )
         self.constant("cos_cache", np.cos(positions))
         self.constant("sin_cache", np.sin(positions))
         self.constant("one", np.array([1], np.int64))
@@ -146,7 +169,9 @@ class Handmade:
     def _layer(self, i: int, x: str) -> str:
         q, kv = self.q_heads * self.head_dim, self.kv_heads * self.head_dim
         h = self.norm(x, f"norm.{i}")
-        ends = [self.matmul(h, HIDDEN, width, f"{name}.{i}") for name, width in (("q", q), ("k", kv), ("v", kv))]
+        ends = [
+            self.matmul(h, HIDDEN, width, f"{name}.{i}") for name, width in (("q", q), ("k", kv), ("v", kv))
+        ]
         if self.form == "heads":
             for e, heads in enumerate((self.q_heads, self.kv_heads, self.kv_heads)):
                 shape = self.constant(f"{ends[e]}.shape", np.array([0, 0, heads, self.head_dim], np.int64))
@@ -160,7 +185,11 @@ class Handmade:
         out = self._attention(i, ends)
         if self.form == "heads":
             shape = self.constant(f"{out}.shape", np.array([0, 0, q], np.int64))
-            out = self.node("Reshape", [self.node("Transpose", [out], f"{out}.back", perm=[0, 2, 1, 3]), shape], f"{out}.rows")
+            out = self.node(
+                "Reshape",
+                [self.node("Transpose", [out], f"{out}.back", perm=[0, 2, 1, 3]), shape],
+                f"{out}.rows",
+            )
         x = self.node("Add", [x, self.matmul(out, q, HIDDEN, f"o.{i}")], f"after_attention.{i}")
         up = self.matmul(self.norm(x, f"mlp_norm.{i}"), HIDDEN, 96, f"up.{i}")
         up = self.node("Mul", [up, self.node("Sigmoid", [up], f"sigmoid.{i}")], f"silu.{i}")
@@ -173,20 +202,106 @@ class Handmade:
         if self.rotary_dim != self.head_dim:
             at |= dict(rotary_embedding_dim=self.rotary_dim)
         if self.rotary == "microsoft":
-            return self.node("RotaryEmbedding", [x, "position_ids", "cos_cache", "sin_cache"], f"{x}.rotated", "com.microsoft", **at)
-        return self.node("RotaryEmbedding", [x, "cos_cache", "sin_cache", "position_ids"], f"{x}.rotated", **at)
+            return self.node(
+                "RotaryEmbedding",
+                [x, "position_ids", "cos_cache", "sin_cache"],
+                f"{x}.rotated",
+                "com.microsoft",
+                **at,
+            )
+        return self.node(
+            "RotaryEmbedding", [x, "cos_cache", "sin_cache", "position_ids"], f"{x}.rotated", **at
+        )
 
     def _attention(self, i: int, ends: list[str]) -> str:
         past = [f"past_key_values.{i}.key", f"past_key_values.{i}.value"]
         outputs = [f"attention.{i}", f"present.{i}.key", f"present.{i}.value"]
         at: dict[str, object] = dict(kv_num_heads=self.kv_heads)
         if self.form.startswith("gqa"):
-            at |= dict(num_heads=self.q_heads, do_rotary=int(self.rotary == "inside"), rotary_interleaved=self.interleaved)
+            at |= dict(
+                num_heads=self.q_heads,
+                do_rotary=int(self.rotary == "inside"),
+                rotary_interleaved=self.interleaved,
+            )
             caches = ["cos_cache", "sin_cache"] if self.rotary == "inside" else ["", ""]
-            inputs, op, domain = [*ends, *past, "seqlens_k", "total_length", *caches], "GroupQueryAttention", "com.microsoft"
+            inputs, op, domain = (
+                [*ends, *past, "seqlens_k", "total_length", *caches],
+                "GroupQueryAttention",
+                "com.microsoft",
+            )
         else:
             at = dict(is_causal=1) | (at | dict(q_num_heads=self.q_heads) if self.form == "rows" else {})
             inputs, op, domain = [*ends, "", *past], "Attention", ""
         at |= self.extra_attributes
         self.nodes.append(helper.make_node(op, inputs, outputs, name=f"/{outputs[0]}", domain=domain, **at))
         return outputs[0]
+
+
+def write_vision(path: Path, tokens: int = 4, size: int = 8, embedding: int = 12) -> None:
+    """A vision encoder: pixel_values [B, 3, size, size] -> image_features [B, tokens, HIDDEN] (and
+    frame_embedding).
+    """
+    rng = np.random.default_rng(5)
+    weights = [
+        numpy_helper.from_array(
+            rng.standard_normal((3 * size * size // tokens, HIDDEN)).astype(np.float32) * 0.1, "w"
+        ),
+        numpy_helper.from_array(np.array([0, tokens, -1], np.int64), "shape"),
+    ]
+    nodes = [
+        helper.make_node("Reshape", ["pixel_values", "shape"], ["patches"]),
+        helper.make_node("MatMul", ["patches", "w"], ["image_features"]),
+    ]
+    value = helper.make_tensor_value_info
+    outputs = [value("image_features", TensorProto.FLOAT, ["batch", tokens, HIDDEN])]
+    if embedding:
+        weights.append(
+            numpy_helper.from_array(rng.standard_normal((HIDDEN, embedding)).astype(np.float32), "e")
+        )
+        weights.append(numpy_helper.from_array(np.array([1], np.int64), "axis"))
+        nodes.append(helper.make_node("ReduceMean", ["image_features", "axis"], ["mean"], keepdims=0))
+        nodes.append(helper.make_node("MatMul", ["mean", "e"], ["frame_embedding"]))
+        outputs.append(value("frame_embedding", TensorProto.FLOAT, ["batch", embedding]))
+    image = value("pixel_values", TensorProto.FLOAT, ["batch", 3, size, size])
+    _save(nodes, [image], outputs, weights, path)
+
+
+def write_embeddings(path: Path) -> None:
+    """input_ids [B, S] -> inputs_embeds [B, S, HIDDEN]."""
+    table = np.random.default_rng(6).standard_normal((VOCAB, HIDDEN)).astype(np.float32)
+    value = helper.make_tensor_value_info
+    _save(
+        [helper.make_node("Gather", ["table", "input_ids"], ["inputs_embeds"])],
+        [value("input_ids", TensorProto.INT64, ["batch", "sequence"])],
+        [value("inputs_embeds", TensorProto.FLOAT, ["batch", "sequence", HIDDEN])],
+        [numpy_helper.from_array(table, "table")],
+        path,
+    )
+
+
+def _save(
+    nodes: list[onnx.NodeProto],
+    inputs: list[onnx.ValueInfoProto],
+    outputs: list[onnx.ValueInfoProto],
+    weights: list[TensorProto],
+    path: Path,
+) -> None:
+    graph = helper.make_graph(nodes, path.stem, inputs, outputs, weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+
+
+MOSAIC = {
+    "video_window": 4, "tokens_per_frame": 4, "grid": [2, 2], "image_size": 8, "image_mean": [0.5, 0.4, 0.3],
+    "image_std": [0.25, 0.2, 0.5], "fps": 1.0, "eos_token_id": 1, "template": "{question}",
+}  # fmt: skip
+
+
+def write_model(folder: Path, decoder: str = "decoder_model_merged_q4.onnx") -> Path:
+    """A whole model directory in the standard layout, made by hand; returns `folder`."""
+    (folder / "onnx").mkdir(parents=True)
+    write_vision(folder / "onnx" / "vision_encoder.onnx")
+    write_embeddings(folder / "onnx" / "embed_tokens.onnx")
+    onnx.save(Handmade().build(), folder / "onnx" / decoder)
+    write_tokenizer(folder)
+    (folder / "mosaic.json").write_text(json.dumps(MOSAIC))
+    return folder

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+
 from fixtures_models import HIDDEN, Handmade, build_with_genai
 from mosaic_edge.models.attention_sites import GraphCutError
 from mosaic_edge.models.cut_decoder import CutDecoder
@@ -76,16 +77,20 @@ def rotate(x: np.ndarray, positions: np.ndarray, rope: RopeSpec) -> np.ndarray:
 class Uncut:
     """The decoder as exported, run by ONNX Runtime with its own past_key_values."""
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, head: int = 0) -> None:
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        self.session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        self.session = ort.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
         self.past = {}
         for value in self.session.get_inputs():
             if value.name.startswith("past"):
                 self.half = value.type == "tensor(float16)"
-                graph_dims = next(i for i in model.graph.input if i.name == value.name).type.tensor_type.shape.dim
-                shape = (1, graph_dims[1].dim_value, 0, graph_dims[3].dim_value or HIDDEN // 4)
+                graph_dims = next(
+                    i for i in model.graph.input if i.name == value.name
+                ).type.tensor_type.shape.dim
+                shape = (1, graph_dims[1].dim_value, 0, graph_dims[3].dim_value or head or HIDDEN // 4)
                 self.past[value.name] = np.zeros(shape, np.float16 if self.half else np.float32)
         self.seen = 0
 
@@ -96,10 +101,18 @@ class Uncut:
         feed = {"inputs_embeds": embeds[None], "attention_mask": np.ones((1, self.seen), np.int64)}
         for value in self.session.get_inputs():
             if value.name == "position_ids":
-                feed["position_ids"] = positions.T[:, None] if len(value.shape) == 3 else positions[:, 0][None]
+                feed["position_ids"] = (
+                    positions.T[:, None] if len(value.shape) == 3 else positions[:, 0][None]
+                )
         names = [o.name for o in self.session.get_outputs()]
         wanted = {i.name for i in self.session.get_inputs()}
-        out = dict(zip(names, self.session.run(None, {k: v for k, v in (feed | self.past).items() if k in wanted}), strict=True))
+        out = dict(
+            zip(
+                names,
+                self.session.run(None, {k: v for k, v in (feed | self.past).items() if k in wanted}),
+                strict=True,
+            )
+        )
         self.past = {n: out[n.replace("past_key_values", "present")] for n in self.past}
         return out["logits"][0].astype(np.float32)
 
@@ -108,18 +121,22 @@ def flat_positions(first: int, count: int) -> np.ndarray:
     return np.repeat(np.arange(first, first + count)[:, None], 3, axis=1)
 
 
-def assert_same(model: onnx.ModelProto, tolerance: float = 1e-4, multi: bool = False, folder: str = "", head: int = 0) -> CutGraph:
-    """Prefix, three frames of 16 and a question: uncut token by token and in chunks, cut in the same chunks."""
+def assert_same(
+    model: onnx.ModelProto, tolerance: float = 1e-4, multi: bool = False, folder: str = "", head: int = 0
+) -> CutGraph:
+    """Prefix, three frames of 16 and a question: uncut token by token and in chunks, cut in chunks."""
     graph = cut(model, {"head_dim": head} if head else {}, folder)
     cut_decoder, memory = CutDecoder(graph, "test", 1, folder), NumpyMemory(graph)
-    by_token, by_chunk = Uncut(model), Uncut(model)
+    by_token, by_chunk = Uncut(model, head), Uncut(model, head)
     rng = np.random.default_rng(3)
     at = 0
     for size in (5, 16, 16, 16, 7, 1, 1):
         embeds = rng.standard_normal((size, HIDDEN)).astype(np.float32)
         positions = flat_positions(at, size)
         if multi and size == 16:
-            positions = positions[:1] + np.stack([np.zeros(16), np.arange(16) // 4, np.arange(16) % 4], 1).astype(int)
+            positions = positions[:1] + np.stack(
+                [np.zeros(16), np.arange(16) // 4, np.arange(16) % 4], 1
+            ).astype(int)
         at = int(positions.max()) + 1
         chunk = by_chunk.run(embeds, positions)
         token = np.concatenate([by_token.run(embeds[i : i + 1], positions[i : i + 1]) for i in range(size)])
@@ -134,14 +151,16 @@ def assert_same(model: onnx.ModelProto, tolerance: float = 1e-4, multi: bool = F
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Build:
-    """Builds each genai fixture once: built(kind, precision, theta, *options) -> directory with model.onnx."""
+    """Builds each genai fixture once: built(kind, precision, theta, *options) -> folder of model.onnx."""
     made: dict[tuple[object, ...], Path] = {}
 
     def build(*key: object) -> Path:
         if key not in made:
             kind, precision, theta, *options = key
             folder = tmp_path_factory.mktemp("genai")
-            made[key] = build_with_genai(str(kind), folder, str(precision), float(str(theta)), *map(str, options))
+            made[key] = build_with_genai(
+                str(kind), folder, str(precision), float(str(theta)), *map(str, options)
+            )
         return made[key]
 
     return build
@@ -164,9 +183,9 @@ def test_separate_qkv_of_another_theta_gives_the_uncut_logits(built: Build) -> N
 
 
 def test_four_bit_qwen2_gives_the_uncut_logits(built: Build) -> None:
-    model = load(built("qwen2", "int4", 1e6))
+    model = load(built("qwen2", "int4", 1e6, "accuracy_level=1"))
     assert any(n.op_type == "MatMulNBits" for n in model.graph.node)
-    assert_same(model, tolerance=1e-3)
+    assert_same(model)
 
 
 def test_qwen3_keeps_its_qk_norm(built: Build) -> None:
@@ -194,7 +213,9 @@ def test_every_form_of_attention_and_rotary_gives_the_uncut_logits(form: str, ro
 
 
 @pytest.mark.parametrize("interleaved", [0, 1])
-@pytest.mark.parametrize(("form", "rotary"), [("gqa", "inside"), ("gqa", "microsoft"), ("rows", "onnx"), ("heads", "onnx")])
+@pytest.mark.parametrize(
+    ("form", "rotary"), [("gqa", "inside"), ("gqa", "microsoft"), ("rows", "onnx"), ("heads", "onnx")]
+)
 def test_partial_rotary_gives_the_uncut_logits(form: str, rotary: str, interleaved: int) -> None:
     if form == "gqa":  # the operator wants head sizes and rotary sizes in multiples of 8
         made = Handmade(form, rotary, head_dim=32, rotary_dim=16, theta=5e5, interleaved=interleaved)
@@ -226,7 +247,7 @@ def test_frames_run_without_logits_and_every_layer_attends_once_in_order() -> No
 
 
 def test_no_weight_is_in_two_segments_and_no_rotary_table_in_any(built: Build) -> None:
-    model = load(built("qwen2", "int4", 1e6))
+    model = load(built("qwen2", "int4", 1e6, "accuracy_level=1"))
     graph = cut(model)
     names = [t.name for s in graph.segments for t in s.model.graph.initializer if np.prod(t.dims) > 4]
     assert len(names) == len(set(names))
@@ -236,7 +257,11 @@ def test_no_weight_is_in_two_segments_and_no_rotary_table_in_any(built: Build) -
 
 
 def test_last_segment_works_on_the_last_token_only(built: Build) -> None:
-    for model in (load(built("qwen2", "int4", 1e6)), Handmade().build(), Handmade("heads", "onnx").build()):
+    for model in (
+        load(built("qwen2", "int4", 1e6, "accuracy_level=1")),
+        Handmade().build(),
+        Handmade("heads", "onnx").build(),
+    ):
         last = cut(model).segments[-1].model
         first_use = next(n for n in last.graph.node if n.op_type not in ("Cast", "Transpose", "Reshape"))
         assert first_use.op_type == "Gather"
@@ -246,7 +271,14 @@ def test_last_segment_works_on_the_last_token_only(built: Build) -> None:
 
 def test_weights_outside_the_file_stay_outside(tmp_path: Path) -> None:
     model = Handmade().build()
-    onnx.save(model, tmp_path / "model.onnx", save_as_external_data=True, location="model.onnx_data", size_threshold=256)
+    copy = Handmade().build()  # saving moves the weights out of the object too
+    onnx.save(
+        copy,
+        tmp_path / "model.onnx",
+        save_as_external_data=True,
+        location="model.onnx_data",
+        size_threshold=256,
+    )
     outside = onnx.load(tmp_path / "model.onnx", load_external_data=False)
     graph = cut(outside, folder=str(tmp_path))
     assert graph.facts.rope.theta == 1e4
@@ -285,7 +317,9 @@ def test_inputs_that_change_attention_are_refused(place: int, name: str) -> None
     model = Handmade().build()
     node = attention(model)
     node.input.extend([""] * (place - len(node.input)) + ["some_tensor"])
-    with pytest.raises(GraphCutError, match=rf"GroupQueryAttention '/attention\.1'.*{name} \('some_tensor'\)"):
+    with pytest.raises(
+        GraphCutError, match=rf"GroupQueryAttention '/attention\.1'.*{name} \('some_tensor'\)"
+    ):
         cut(model)
 
 
@@ -335,7 +369,7 @@ def test_a_norm_after_the_rotation_is_refused() -> None:
         cut(model)
     node = attention(model, 0)
     node.input[0] = "squashed"
-    with pytest.raises(GraphCutError, match=r"RotaryEmbedding '/k\.0\.rotated' is not directly before"):
+    with pytest.raises(GraphCutError, match=r"RotaryEmbedding '/q\.0\.rotated' is not directly before"):
         cut(model)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from layout import EOS, PAD, TOKENS_PER_FRAME, WORD_ID
 from numpy.typing import NDArray
 
-from mosaic_edge.world import COLOURS, ROOMS, SHAPES, World
+from mosaic_edge.world import COLOURS, KINDS, ROOMS, SHAPES, World
 from mosaic_edge.world.questions import Now, Question, ask
 from mosaic_edge.world.script import FADE, Sighting
 from mosaic_edge.world.words import split_words
@@ -34,6 +34,8 @@ class Spec:
     jump: float = 0.0
     sparse: float = 0.5
     merge: float = 0.0
+    hard: int = 1
+    few: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,9 @@ def augment(frames: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.u
     return np.clip(x + 0.5, 0, 255).astype(np.uint8)
 
 
-def clip_times(world: World, n: int, sparse: bool, rng: np.random.Generator) -> list[float]:
+def clip_times(
+    world: World, n: int, sparse: bool, rng: np.random.Generator, few: float = 0.0
+) -> list[float]:
     """`n` rising times: one a second, or jumping from sighting to sighting so that every frame brings
     something.
     """
@@ -92,6 +96,9 @@ def clip_times(world: World, n: int, sparse: bool, rng: np.random.Generator) -> 
         return [begin + i for i in range(n)]
     horizon = 16.0 * n + 30
     sightings = world.script.sightings_until(horizon)
+    if rng.random() < few:
+        rooms = rng.permutation(sorted({s.room for s in sightings}))[: max(1, round(n / rng.uniform(2, 7)))]
+        sightings = [s for s in sightings if s.room in rooms]
     per_frame = rng.uniform(1, 2.5) if rng.random() < 0.4 else 1.0
     chosen = sorted(
         rng.choice(len(sightings), min(len(sightings), max(1, int(n / per_frame))), replace=False)
@@ -108,15 +115,22 @@ def objects_at(world: World, t: float) -> list[Sighting]:
     return [s for s in world.script.visit_at(t).sightings if s.t0 - FADE / 3 <= t <= s.t1 + FADE / 3]
 
 
-def questions_of(world: World, times: list[float], rng: np.random.Generator, n: int) -> list[Question]:
-    """Questions over the frames at `times` alone; time in half frames."""
+def questions_of(
+    world: World,
+    times: list[float],
+    stamps: NDArray[np.float64],
+    rng: np.random.Generator,
+    n: int,
+    hard: int = 1,
+) -> list[Question]:
+    """Questions over the frames at `times` alone, as if they had been seen at `stamps` (positions in frames)."""
     seen: list[_Seen] = []
     open_runs: dict[int, tuple[int, float]] = {}
     for i, t in enumerate(times):
         runs: dict[int, tuple[int, float]] = {}
         for s in objects_at(world, t):
-            index, begin = open_runs.get(id(s), (len(seen), 2.0 * i))
-            entry = _Seen(begin, 2 * i + 1.6, s.room, s.shape, s.colour)
+            index, begin = open_runs.get(id(s), (len(seen), float(stamps[i])))
+            entry = _Seen(begin, float(stamps[i]) + 1.2, s.room, s.shape, s.colour)
             if index == len(seen):
                 seen.append(entry)
             else:
@@ -124,7 +138,8 @@ def questions_of(world: World, times: list[float], rng: np.random.Generator, n: 
             runs[id(s)] = (index, begin)
         open_runs = runs
     now: Now = (world.room_at(times[-1]), tuple((s.shape, s.colour) for s in objects_at(world, times[-1])))
-    return ask(seen, now, 2.0 * len(times), rng, n)
+    kinds = (*KINDS, *(("two_keys", "first", "last") * (hard - 1)))
+    return ask(seen, now, float(stamps[-1]) + 1.2, rng, n, kinds)
 
 
 def encode(question: str, answer: str) -> tuple[list[int], int]:
@@ -170,14 +185,20 @@ def make_batch(spec: Spec) -> Batch:
     bias, group = np.zeros((b, n * p), np.float32), np.tile(np.arange(n * p), (b, 1))
     for i in range(b):
         world = random_world(rng)
-        times = clip_times(world, n, rng.random() < spec.sparse, rng)
+        times = clip_times(world, n, rng.random() < spec.sparse, rng, spec.few)
         frames[i] = augment(np.stack([world.render(t) for t in times]), rng)
         keep = np.ones(n, bool)
         if rng.random() < spec.drop and n > 2:
             keep = _kept_frames(n, rng)
-        asked = questions_of(world, [t for t, k in zip(times, keep, strict=True) if k], rng, 4 * q)
+        gaps = np.zeros(n, np.int64)
+        if rng.random() < spec.jump:
+            hit = rng.random(n) < rng.uniform(0, 1)
+            gaps = (hit * np.exp(rng.uniform(0, np.log(max(32, 16000 / n)), n))).astype(np.int64)
+        stamps = np.cumsum(keep + gaps / p)
+        seen_times = [t for t, k in zip(times, keep, strict=True) if k]
+        asked = questions_of(world, seen_times, stamps[keep], rng, 4 * q, spec.hard)
         if not keep.all():
-            truth = {x.text: x.answer for x in questions_of(world, times, rng, 10_000)}
+            truth = {x.text: x.answer for x in questions_of(world, times, stamps, rng, 10_000)}
             asked = [x for x in asked if truth.get(x.text) == x.answer]
         for j in range(q if asked else 0):
             x = asked[j] if j < len(asked) else asked[int(rng.integers(len(asked)))]
@@ -194,11 +215,7 @@ def make_batch(spec: Spec) -> Batch:
             stands = token & (group[i] == np.arange(n * p))
         count = np.bincount(group[i][token], minlength=n * p)
         step = stands.astype(np.int64)
-        if rng.random() < spec.jump:
-            jumps = (rng.random(n) < rng.uniform(0, 0.5)) * np.exp(
-                rng.uniform(0, np.log(max(32, 16000 / n)), n)
-            )
-            step.reshape(n, p)[:, 0] += jumps.astype(np.int64)
+        step.reshape(n, p)[:, 0] += gaps
         after = np.cumsum(step)
         positions[i], start[i] = after - 1, after[-1]
         group[i][~token] = np.arange(n * p)[~token]

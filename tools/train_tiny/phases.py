@@ -27,6 +27,9 @@ class Phase:
     jump: float = 0.0
     sparse: float = 1.0
     merge: float = 0.0
+    hard: int = 2
+    few: float = 0.5
+    order_weight: float = 4.0
     noise: float = 0.0
     int4: bool = False
     decay: bool = False
@@ -34,26 +37,29 @@ class Phase:
     def batch(self, seed: int) -> Spec:
         """The order for one batch of this phase."""
         sizes = (self.frames, self.clips, self.questions)
-        return Spec(*sizes, seed, self.drop, self.jump, self.sparse, self.merge)
+        return Spec(*sizes, seed, self.drop, self.jump, self.sparse, self.merge, self.hard, self.few)
 
 
 TOWER_STEPS, TOWER_BATCH = 2200, 128
 TOWER_SHARE = 0.3
 
-_LONG = {"drop": 0.4, "merge": 0.25, "noise": 0.1}
+_LONG = {"drop": 0.4, "merge": 0.25, "noise": 0.1, "order_weight": 1.0}
 
 PHASES = (
     Phase("2 frames", 2, 32, 16, 900),
-    Phase("3 frames", 3, 24, 20, 700),
-    Phase("4 frames", 4, 24, 20, 500, jump=0.1),
-    Phase("6 frames", 6, 16, 24, 400, jump=0.2, sparse=0.9),
-    Phase("8 frames", 8, 16, 24, 400, drop=0.2, jump=0.3, sparse=0.8),
-    Phase("12 frames", 12, 12, 24, 300, drop=0.3, jump=0.3, sparse=0.8),
-    Phase("16 frames", 16, 10, 24, 300, drop=0.3, jump=0.4, sparse=0.7),
-    Phase("32 frames", 32, 6, 24, 400, rate=1.2e-3, drop=0.4, jump=0.4, sparse=0.6, target=0.96),
-    Phase("64 frames", 64, 4, 32, 500, rate=1e-3, target=0.97, jump=0.4, sparse=0.5, **_LONG),
-    Phase("128 frames", 128, 3, 40, 500, rate=8e-4, target=0.98, jump=0.3, sparse=0.4, **_LONG),
-    Phase("256 frames", 256, 2, 48, 400, rate=6e-4, target=1.01, jump=0.2, sparse=0.3, **_LONG),
-    Phase("512 frames", 512, 1, 64, 500, rate=5e-4, target=1.01, jump=0.1, sparse=0.25, decay=True, **_LONG),
-    Phase("int4", 512, 1, 64, 300, 2e-4, 1.01, jump=0.1, sparse=0.25, int4=True, decay=True, **_LONG),
+    Phase("3 frames", 3, 24, 20, 500, few=0.3),
+    Phase("4 frames", 4, 24, 16, 400, target=0.92, hard=3, few=0.8),
+    Phase("6 frames", 6, 16, 20, 300, target=0.92, hard=3, few=0.8),
+    Phase("8 frames", 8, 12, 20, 300, target=0.92, jump=0.1, hard=3, few=0.7),
+    Phase("12 frames", 12, 8, 24, 250, target=0.92, drop=0.1, jump=0.1, sparse=0.9, hard=2, few=0.6),
+    Phase("order of 3", 3, 32, 6, 120, target=0.97, jump=1.0, few=1.0),
+    Phase("order of 4", 4, 24, 8, 110, target=0.97, jump=1.0, few=1.0),
+    Phase("order of 6", 6, 16, 12, 90, target=0.97, jump=0.9, few=1.0, hard=3),
+    Phase("order of 10", 10, 12, 16, 80, target=0.96, jump=0.9, few=0.9, hard=3),
+    Phase("16 frames", 16, 8, 24, 80, target=0.96, jump=0.8, sparse=0.9, hard=3, few=0.9),
+    Phase("32 frames", 32, 5, 24, 70, target=0.97, drop=0.1, jump=0.6, sparse=0.8),
+    Phase("64 frames", 64, 3, 32, 70, rate=1.2e-3, target=0.98, jump=0.4, sparse=0.6, **_LONG),
+    Phase("128 frames", 128, 2, 40, 100, rate=1e-3, target=0.98, jump=0.3, sparse=0.4, **_LONG),
+    Phase("256 frames", 256, 1, 64, 70, 8e-4, 1.01, jump=0.2, sparse=0.3, int4=True, **_LONG),
+    Phase("512 frames", 512, 1, 64, 140, 7e-4, 1.01, jump=0.1, sparse=0.25, int4=True, decay=True, **_LONG),
 )

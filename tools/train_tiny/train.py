@@ -19,7 +19,7 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from data import Batch, labelled_frames, make_batch  # noqa: E402
 from feed import feed  # noqa: E402
-from layout import EOS, build_model, save  # noqa: E402
+from layout import EOS, WORD_ID, build_model, save  # noqa: E402
 from model import TinyVlm  # noqa: E402
 from phases import PHASES, TOWER_BATCH, TOWER_SHARE, TOWER_STEPS, Phase  # noqa: E402
 from rich.progress import Progress  # noqa: E402
@@ -54,7 +54,9 @@ def warm_up_tower(model: TinyVlm, bar: Progress) -> None:
             log(f"tower {step + 1} loss {loss.item():.4f} shape on object tokens {hit.item():.3f}")
 
 
-def answer_loss(model: TinyVlm, batch: Batch, noise: float = 0.0) -> tuple[Tensor, float]:
+def answer_loss(
+    model: TinyVlm, batch: Batch, noise: float = 0.0, order_weight: float = 1.0
+) -> tuple[Tensor, float, float]:
     """Cross-entropy of the answers (and, at a tenth, of the <eos> after them), and the share of right
     answers.
     """
@@ -76,8 +78,12 @@ def answer_loss(model: TinyVlm, batch: Batch, noise: float = 0.0) -> tuple[Tenso
     said, after = logits.gather(2, at).flatten(0, 2), logits.gather(2, at + 1).flatten(0, 2)
     real = answer.flatten() >= 0
     eos = torch.where(real, EOS, -100)
-    loss = F.cross_entropy(said, answer.flatten()) + 0.1 * F.cross_entropy(after, eos)
-    return loss, (said.argmax(-1) == answer.flatten())[real].float().mean().item()
+    order = sum((words == WORD_ID[w]).any(-1) for w in ("first", "last")).flatten()
+    weight = torch.where(real, 1 + (order_weight - 1) * order, 0)
+    each = F.cross_entropy(said, answer.flatten(), reduction="none")
+    loss = (each * weight).sum() / weight.sum().clamp_min(1) + 0.1 * F.cross_entropy(after, eos)
+    right = said.argmax(-1) == answer.flatten()
+    return loss, right[real].float().mean().item(), right[real & (order > 0)].float().mean().item()
 
 
 def _step(optimiser: torch.optim.Optimizer, loss: Tensor, weights: list[nn.Parameter]) -> None:
@@ -97,23 +103,25 @@ def train_phase(model: TinyVlm, phase: Phase, first: int, bar: Progress, save_st
     index = PHASES.index(phase)
     orders = ((phase.batch(1_000_000 * index + s),) for s in range(first, phase.steps))
     task = bar.add_task(phase.name, total=phase.steps, completed=first)
-    right, began = 0.0, time.time()
+    right, order, began = 0.0, 0.0, time.time()
     for step, batch in enumerate(feed(make_batch, orders), first):
         warm = min(1.0, (step - first + 1) / 60)
         down = 0.03 + 0.97 * (0.5 + 0.5 * math.cos(math.pi * step / phase.steps)) if phase.decay else 1.0
         for group, share in zip(optimiser.param_groups, (1.0, TOWER_SHARE), strict=True):
             group["lr"] = phase.rate * share * warm * down
-        loss, accuracy = answer_loss(model, batch, phase.noise * (step % 2))
+        loss, accuracy, ordered = answer_loss(model, batch, phase.noise * (step % 2), phase.order_weight)
         _step(optimiser, loss, weights)
         done = step - first + 1
         right += (accuracy - right) / min(done, 30)
+        if ordered == ordered:  # not nan: there were such questions
+            order += (ordered - order) / min(done, 30)
         bar.advance(task)
         if done % 25 == 0:
             pace = (time.time() - began) / done
-            log(f"{phase.name} {step + 1} loss {loss.item():.3f} right {right:.3f} {pace:.2f} s")
+            log(f"{phase.name} {step + 1} loss {loss.item():.3f} right {right:.3f} order {order:.3f} {pace:.2f} s")
         if done % 100 == 0:
             save_state(index, step + 1)  # type: ignore[operator]
-        if right >= phase.target and done >= max(60, phase.steps // 4):
+        if min(right, order + 0.1) >= phase.target and done >= max(60, phase.steps // 4):
             break
     log(f"{phase.name} done at {step + 1}, right {right:.3f}")
 

@@ -26,6 +26,12 @@ MOSAIC_INLINE float dot(const float* a, const float* b, int n) {
   return sum;
 }
 
+MOSAIC_INLINE float most_of(float a, float b) { return a > b ? a : b; }
+
+MOSAIC_INLINE void clear(float* x, int n) {
+  for (int i = 0; i < n; ++i) x[i] = 0;
+}
+
 MOSAIC_INLINE float inverse_norm(const float* x, int n) {
   const float square = dot(x, x, n);
   return square > 0 ? 1.0f / sqrtf(square) : 0.0f;
@@ -37,15 +43,23 @@ MOSAIC_INLINE void scale_row(const float* from, int n, float scale, float* to) {
   for (; i < n; ++i) to[i] = from[i] * scale;
 }
 
-// A worker's scratch, and the best of each item among the centroids of one chunk.
+// A worker's scratch.
 struct AssignState {
-  float* rows = nullptr;  // [kTile][depth] centroids of unit length
-  float* tile = nullptr;  // [depth][kTile] the same, channel by channel
+  float* rows = nullptr;     // [kTile][depth] centroids of unit length
+  float* tile = nullptr;     // [depth][kTile] the same, channel by channel
   float* cosines = nullptr;  // [kItemBlock][kTile]
-  void carve(Carver& carver, int depth) {
+  float* centre = nullptr;   // [padded depth] of the bfloat16 path, as are the next two
+  float* left = nullptr;     // [padded depth]
+  float* pairs = nullptr;    // [kTile][padded depth / 2]
+  void carve(Carver& carver, int depth, bool with_pairs) {
+    const size_t padded = static_cast<size_t>(round_up(depth, 32));
     rows = carver.take<float>(static_cast<size_t>(depth) * kTile);
-    tile = carver.take<float>(static_cast<size_t>(depth) * kTile);
+    tile = carver.take<float>(padded * kTile);
     cosines = carver.take<float>(kItemBlock * kTile);
+    if (!with_pairs) return;
+    centre = carver.take<float>(padded);
+    left = carver.take<float>(padded);
+    pairs = carver.take<float>(padded / 2 * kTile);
   }
 };
 
@@ -58,21 +72,26 @@ inline void unit_item(const AssignArgs& a, int item, float* to) {
   scale_row(v, a.dim, inverse_norm(v, a.dim) * a.value_weight, to + a.dim);
 }
 
+// Candidate `at` of the list in the same form: [mean key of unit length | mean value of unit length].
+inline void unit_centroid(const AssignArgs& a, int at, float* to) {
+  const size_t row = static_cast<size_t>(a.rows != nullptr ? a.rows[at] : at);
+  widen(a.mean_k + row * a.dim, a.dim, to);
+  scale_row(to, a.dim, inverse_norm(to, a.dim), to);
+  if (a.value_weight == 0) return;
+  widen(a.mean_v + row * a.dim, a.dim, to + a.dim);
+  scale_row(to + a.dim, a.dim, inverse_norm(to + a.dim, a.dim), to + a.dim);
+}
+
 // Candidates [begin, begin + 32) of the list, at most, into s.tile; lanes without one hold zeros.
 inline void fill_centroids(const AssignArgs& a, int begin, int end, AssignState& s) {
   const int depth = a.value_weight != 0 ? 2 * a.dim : a.dim;
   for (int lane = 0; lane < kTile; ++lane) {
     float* const to = s.rows + static_cast<size_t>(lane) * depth;
-    if (begin + lane >= end) {
-      scale_row(to, depth, 0.0f, to);
-      continue;
+    if (begin + lane < end) {
+      unit_centroid(a, begin + lane, to);
+    } else {
+      clear(to, depth);
     }
-    const int row = a.rows != nullptr ? a.rows[begin + lane] : begin + lane;
-    widen(a.mean_k + static_cast<size_t>(row) * a.dim, a.dim, to);
-    scale_row(to, a.dim, inverse_norm(to, a.dim), to);
-    if (a.value_weight == 0) continue;
-    widen(a.mean_v + static_cast<size_t>(row) * a.dim, a.dim, to + a.dim);
-    scale_row(to + a.dim, a.dim, inverse_norm(to + a.dim, a.dim), to + a.dim);
   }
   transpose(s.rows, static_cast<size_t>(depth), kTile, depth, s.tile, kTile);
 }

@@ -36,6 +36,7 @@ void load_page_token(const AttendArgs& a, const PageEntry& page, int head, int t
       to->v[c] = C::v(k_block + k_bytes, d, token, c);
     }
   });
+  to->bias = 0;
   const TokenMeta& meta = page_meta(page.data)[token];
   rotate_at(a.rope, a.positions[page.first + token - page.begin], meta.h, meta.w, angles, to->k);
 }

@@ -19,6 +19,7 @@ constexpr float kLn2 = 0.69314718f;
 constexpr size_t kQueryBytes = 256 * 1024;  // rotated queries of one task: half of a small L2
 constexpr int kMaxQueryTokens = 64;
 constexpr int kMinUnits = 8;                // of a range: fewer are not worth a merge
+constexpr int kFewRows = 16;                // query rows of a kv head
 constexpr double kWorthThreads = 1 << 18;   // multiply-adds below which one thread is faster than waking another
 
 // What is attended, as units: pages, then summaries by sixteens, then the block by sixteens.
@@ -70,6 +71,17 @@ struct Units {
       }
       tile.causal = true;
     }
+  }
+
+  // Starts the read of a head's blocks of a page. Pages lie anywhere in an arena, so the hardware cannot guess them; a
+  // head ahead, memory has the time of one tile to answer.
+  void prefetch(int unit, int head) const {
+    if (unit >= pages) return;
+    const PageEntry& page = a.pages[unit];
+    const size_t bytes = k_block_bytes(page.codec, a.shape.head_dim) + v_block_bytes(page.codec, a.shape.head_dim);
+    const std::byte* const from = page.data + kPageMetaBytes + static_cast<size_t>(head) * bytes;
+    if (head == 0) __builtin_prefetch(page.data, 0, 2);
+    for (size_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at, 0, 2);
   }
 
   // Keys (and values, when wanted) of one head into lanes [lane, lane + 16).
@@ -223,17 +235,25 @@ inline void attend_range(const AttendArgs& a, int first, int count, int begin, i
     s.top[r] = -FLT_MAX;  // not -inf: an empty lane's weight is then 2^-inf = 0, never inf - inf
   }
   clear_row(kTile * tile.v_stride, tile.v);  // the columns that pad a row stay zero
-  for (int unit = begin; unit < end; unit += 2) {
-    const int in_tile = least(2, end - unit);
+  // Few queries: one unit a tile, and codes, angles, keys and values stay in L1. Many: two, to load the sums less often.
+  const int per_tile = rows <= kFewRows ? 1 : 2;
+  tile.width = per_tile * kUnit;
+  const size_t width = static_cast<size_t>(tile.width);
+  for (int unit = begin; unit < end; unit += per_tile) {
+    const int in_tile = least(per_tile, end - unit);
     tile.lanes = tile.last = 0;
     tile.causal = false;
     for (int i = 0; i < in_tile; ++i) units.add_lanes(unit + i, tile);
     if (tile.last == 0) continue;
     fill_turns(a.rope, tile);
     for (int head = 0; head < a.shape.heads; ++head) {
+      const bool last_head = head + 1 == a.shape.heads;
+      for (int i = last_head ? per_tile : 0; i < (last_head ? least(2 * per_tile, end - unit) : in_tile); ++i) {
+        units.prefetch(unit + i, last_head ? 0 : head + 1);
+      }
       for (int i = 0; i < in_tile; ++i) units.fill(unit + i, head, i * kUnit, true, tile);
       const size_t row = static_cast<size_t>(head) * rows;
-      gemm({s.q + row * d, static_cast<size_t>(d), tile.k, kTile, s.logits, kTile, d, nullptr}, rows, tile.lanes);
+      gemm({s.q + row * d, static_cast<size_t>(d), tile.k, width, s.logits, kTile, d, nullptr}, rows, tile.lanes);
       for (int r = 0; r < rows; ++r) {
         float* const logits = s.logits + static_cast<size_t>(r) * kTile;
         float* const total = s.total + (row + r) * kLanes;

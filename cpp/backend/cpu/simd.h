@@ -31,7 +31,6 @@ static_assert(kLanes == 4 || kLanes == 8 || kLanes == 16);
 using RawFloat = float __attribute__((vector_size(kLanes * 4)));
 using RawUint = uint32_t __attribute__((vector_size(kLanes * 4)));
 using RawInt = int32_t __attribute__((vector_size(kLanes * 4)));
-using RawByte = uint8_t __attribute__((vector_size(kLanes)));
 using RawShort = uint16_t __attribute__((vector_size(kLanes * 2)));
 
 MOSAIC_INLINE Vec from_raw(RawFloat v) { return std::bit_cast<Vec>(v); }
@@ -40,13 +39,54 @@ MOSAIC_INLINE RawFloat to_raw(Vec v) { return std::bit_cast<RawFloat>(v); }
 MOSAIC_INLINE Vec load(const float* p) { return Vec(p, stdx::element_aligned); }
 MOSAIC_INLINE void store(float* p, Vec v) { v.copy_to(p, stdx::element_aligned); }
 
-MOSAIC_INLINE Vec from_bytes(RawByte bytes) {
-  return from_raw(__builtin_convertvector(__builtin_convertvector(bytes, RawInt), RawFloat));
+// kLanes bytes in the low end of a register. By intrinsics: GCC 12 takes __builtin_convertvector of bytes apart.
+#if defined(__aarch64__)
+using Bytes = uint8x8_t;
+MOSAIC_INLINE Bytes load_bytes(const void* p) {
+  uint32_t word;
+  std::memcpy(&word, p, sizeof word);
+  return vreinterpret_u8_u32(vdup_n_u32(word));
 }
-MOSAIC_INLINE RawByte load_raw_bytes(const uint8_t* p) {
-  RawByte bytes;
-  std::memcpy(&bytes, p, sizeof bytes);
-  return bytes;
+MOSAIC_INLINE Bytes low_nibbles(Bytes b) { return vand_u8(b, vdup_n_u8(15)); }
+MOSAIC_INLINE Bytes high_nibbles(Bytes b) { return vshr_n_u8(b, 4); }
+MOSAIC_INLINE Vec to_floats(Bytes b) { return Vec(vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(b))))); }
+#else
+using Bytes = __m128i;
+MOSAIC_INLINE Bytes load_bytes(const void* p) {
+#if defined(__AVX512F__)
+  return _mm_loadu_si128(static_cast<const __m128i*>(p));
+#elif defined(__AVX2__)
+  return _mm_loadl_epi64(static_cast<const __m128i*>(p));
+#else
+  int32_t word;
+  std::memcpy(&word, p, sizeof word);
+  return _mm_cvtsi32_si128(word);
+#endif
+}
+MOSAIC_INLINE Bytes low_nibbles(Bytes b) { return _mm_and_si128(b, _mm_set1_epi8(15)); }
+MOSAIC_INLINE Bytes high_nibbles(Bytes b) { return _mm_and_si128(_mm_srli_epi16(b, 4), _mm_set1_epi8(15)); }
+MOSAIC_INLINE Vec to_floats(Bytes b) {
+#if defined(__AVX512F__)
+  return Vec(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(b)));
+#elif defined(__AVX2__)
+  return Vec(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(b)));
+#else
+  const __m128i zero = _mm_setzero_si128();
+  return Vec(_mm_cvtepi32_ps(_mm_unpacklo_epi16(_mm_unpacklo_epi8(b, zero), zero)));
+#endif
+}
+#endif
+
+// Part `part` of 16 codes kept in eight bytes: 0-7 in the low nibbles, 8-15 in the high ones.
+MOSAIC_INLINE Vec load_nibbles(const uint8_t* p, int part) {
+#if defined(__AVX512F__)
+  (void)part;
+  const Bytes pairs = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  return to_floats(_mm_unpacklo_epi64(low_nibbles(pairs), high_nibbles(pairs)));
+#else
+  const Bytes pairs = load_bytes(p + part * kLanes % 8);
+  return to_floats(part * kLanes < 8 ? low_nibbles(pairs) : high_nibbles(pairs));
+#endif
 }
 
 MOSAIC_INLINE Vec load(const half_t* p) {

@@ -2,11 +2,11 @@
 // chooses at run time. The kernels are in the *_simd.h files; here they are cut into tasks and given their scratch.
 #include "backend/cpu/simd_ops.h"
 
+#include "backend/cpu/assign_bf16_simd.h"
 #include "backend/cpu/attend_simd.h"
 #include "backend/cpu/plain_ops.h"
 #include "backend/cpu/score_simd.h"
 #include "backend/cpu/top_k.h"
-#include "core/error.h"
 
 #if !defined(MOSAIC_SIMD)  // compiled without simd.cmake: the architecture's baseline
 #if defined(__aarch64__)
@@ -23,7 +23,13 @@
 namespace mosaic::cpu {
 namespace {
 
-// Scratch of each op. Every op begins at the front of the same memory, so the largest decides.
+#if defined(__AVX512BF16__)
+constexpr bool kHasPairs = true;
+#else
+constexpr bool kHasPairs = false;
+#endif
+
+// Scratch of each op. Every call carves its own from the front of the same memory, so the largest op decides.
 struct AttendScratch {
   AttendState* workers = nullptr;  // [threads]
   float* sum = nullptr;            // [tasks][rows of a task][v_stride] partial results of the ranges
@@ -54,6 +60,8 @@ struct AssignScratch {
   float* best = nullptr;           // [threads][N]
   int32_t* best_row = nullptr;     // [threads][N]
   float* means = nullptr;          // [threads][2 d] of update_centroids
+  float* shift = nullptr;          // [threads][N] of the bfloat16 path
+  float* pairs = nullptr;          // [N][2 d padded / 2] the items as bfloat16
 
   size_t carve(const Ops::Limits& l, int threads, std::byte* memory) {
     Carver carver(memory);
@@ -62,13 +70,16 @@ struct AssignScratch {
     workers = carver.take<AssignState>(static_cast<size_t>(threads));
     for (int i = 0; i < threads; ++i) {
       AssignState state;
-      state.carve(carver, depth);
+      state.carve(carver, depth, kHasPairs);
       if (memory != nullptr) workers[i] = state;
     }
     items = carver.take<float>(static_cast<size_t>(l.tokens) * depth);
     best = carver.take<float>(results);
     best_row = carver.take<int32_t>(results);
     means = carver.take<float>(static_cast<size_t>(threads) * depth);
+    if (!kHasPairs) return carver.used();
+    shift = carver.take<float>(results);
+    pairs = carver.take<float>(static_cast<size_t>(l.tokens) * round_up(depth, 32) / 2);
     return carver.used();
   }
 };
@@ -95,10 +106,15 @@ class SimdOps final : public PlainOps {  // what is not faster here stays plain
   explicit SimdOps(int threads) : pool_(threads) {}
   const char* name() const override { return MOSAIC_TEXT(MOSAIC_SIMD); }
 
-  size_t scratch_bytes(const Limits& limits) const override { return Scratch().carve(limits, pool_.threads(), nullptr); }
+  size_t scratch_bytes(const Limits& limits) const override {
+    const size_t attend = AttendScratch().carve(limits, pool_.threads(), nullptr);
+    const size_t assign = AssignScratch().carve(limits, pool_.threads(), nullptr);
+    const size_t score = ScoreScratch().carve(limits, pool_.threads(), nullptr);
+    return attend > assign ? (attend > score ? attend : score) : assign > score ? assign : score;
+  }
   void set_scratch(void* memory, const Limits& limits) override {
     limits_ = limits;
-    scratch_.carve(limits, pool_.threads(), static_cast<std::byte*>(memory));
+    memory_ = static_cast<std::byte*>(memory);
   }
 
   void attend(const AttendArgs& a) override;
@@ -110,30 +126,26 @@ class SimdOps final : public PlainOps {  // what is not faster here stays plain
   void merge(float* out, float* lse, const float* other_out, const float* other_lse, int rows, int head_dim) override;
 
  private:
-  struct Scratch {
-    AttendScratch attend;
-    AssignScratch assign;
-    ScoreScratch score;
-    size_t carve(const Limits& l, int threads, std::byte* memory) {
-      const size_t a = attend.carve(l, threads, memory), b = assign.carve(l, threads, memory);
-      const size_t c = score.carve(l, threads, memory), most = a > b ? a : b;
-      return most > c ? most : c;
-    }
-  };
-  void check(bool fits, const char* op) const {
-    if (!fits) throw InvariantError(std::string(op) + ": larger than the limits the scratch was planned for.");
+  template <class Scratch>
+  Scratch carve() const {
+    Scratch scratch;
+    scratch.carve(limits_, pool_.threads(), memory_);
+    return scratch;
+  }
+  static void check(bool fits, const char* op) {
+    if (!fits) beyond_limits(op);
   }
 
   ThreadPool pool_;
   Limits limits_;
-  Scratch scratch_;
+  std::byte* memory_ = nullptr;
 };
 
 void SimdOps::attend(const AttendArgs& a) {
   check(a.q_heads <= limits_.q_heads && a.shape.head_dim <= limits_.shape.head_dim, "attend");
   const Units units(a);
   const AttendPlan plan(limits_, a.tokens, a.q_heads, units.total(), pool_.threads());
-  const AttendScratch& scratch = scratch_.attend;
+  const auto scratch = carve<AttendScratch>();
   const int heads = a.shape.heads, group = a.q_heads / heads, d = a.shape.head_dim;
   const size_t rows = static_cast<size_t>(plan.block_tokens) * a.q_heads;  // of a task, [Hkv][token][group]
   const size_t v_stride = static_cast<size_t>(round_up(d, kLanes));
@@ -193,11 +205,13 @@ void SimdOps::attention_mass(const MassArgs& m) {
   check(a.q_heads <= limits_.q_heads && a.shape.head_dim <= limits_.shape.head_dim, "attention_mass");
   const int last = a.tokens - 1, group = a.q_heads / a.shape.heads, d = a.shape.head_dim;
   const float* const lse = a.lse + static_cast<size_t>(last) * a.q_heads;
+  const auto scratch = carve<AttendScratch>();
   const Units units(a);
   const int per_task = most(kMinUnits, (units.seen() + 4 * pool_.threads() - 1) / (4 * pool_.threads()));
   pool_.run((units.seen() + per_task - 1) / per_task, [&](int task, int worker) {
-    AttendState& s = scratch_.attend.workers[worker];
+    AttendState& s = scratch.workers[worker];
     Tile& tile = s.tile;
+    tile.width = kUnit;
     load_queries(a, last, 1, s);
     for (int unit = task * per_task; unit < least(units.seen(), (task + 1) * per_task); ++unit) {
       tile.lanes = tile.last = 0;
@@ -206,7 +220,7 @@ void SimdOps::attention_mass(const MassArgs& m) {
       float mass[kUnit] = {};
       for (int head = 0; head < a.shape.heads; ++head) {
         units.fill(unit, head, 0, false, tile);
-        gemm({s.q + static_cast<size_t>(head) * group * d, static_cast<size_t>(d), tile.k, kTile, s.logits, kTile, d,
+        gemm({s.q + static_cast<size_t>(head) * group * d, static_cast<size_t>(d), tile.k, kUnit, s.logits, kTile, d,
               nullptr},
              group, kUnit);
         for (int g = 0; g < group; ++g) {
@@ -232,19 +246,30 @@ void SimdOps::attention_mass(const MassArgs& m) {
 void SimdOps::assign(const AssignArgs& a) {
   const int depth = a.value_weight != 0 ? 2 * a.dim : a.dim;
   check(a.items <= limits_.tokens && a.dim <= most(limits_.dim, limits_.shape.row()), "assign");
-  const AssignScratch& scratch = scratch_.assign;
+  const auto scratch = carve<AssignScratch>();
   const int blocks = (a.items + kItemBlock - 1) / kItemBlock;
   const double work = static_cast<double>(a.items) * a.n_rows * depth;
   const int tiles = (a.n_rows + kTile - 1) / kTile, chunks = work < kWorthThreads ? 1 : least(pool_.threads(), tiles);
   pool_.run(work < kWorthThreads ? 1 : blocks, [&](int task, int) {
     const int begin = task * kItemBlock, end = work < kWorthThreads ? a.items : least(a.items, begin + kItemBlock);
-    for (int i = begin; i < end; ++i) unit_item(a, i, scratch.items + static_cast<size_t>(i) * depth);
+    for (int i = begin; i < end; ++i) {
+      float* const item = scratch.items + static_cast<size_t>(i) * depth;
+      unit_item(a, i, item);
+#if defined(__AVX512BF16__)
+      item_pairs(item, depth, scratch.pairs + static_cast<size_t>(i) * round_up(depth, 32) / 2);
+#endif
+    }
   });
   pool_.run(most(1, chunks), [&](int chunk, int worker) {
     const int begin = chunks > 0 ? tiles * chunk / chunks * kTile : 0;
     const int end = chunks > 0 ? least(a.n_rows, tiles * (chunk + 1) / chunks * kTile) : 0;
     const size_t at = static_cast<size_t>(chunk) * limits_.tokens;
+#if defined(__AVX512BF16__)
+    assign_chunk_bf16(a, scratch.items, scratch.pairs, begin, end, scratch.best + at, scratch.best_row + at,
+                      scratch.shift + at, scratch.workers[worker]);
+#else
     assign_chunk(a, scratch.items, begin, end, scratch.best + at, scratch.best_row + at, scratch.workers[worker]);
+#endif
   });
   for (int i = 0; i < a.items; ++i) {
     float best = kMinusInfinity;
@@ -264,9 +289,10 @@ void SimdOps::assign(const AssignArgs& a) {
 
 void SimdOps::update_centroids(const UpdateArgs& u) {
   check(u.dim <= most(limits_.dim, limits_.shape.row()), "update_centroids");
+  const auto scratch = carve<AssignScratch>();
   const int parts = static_cast<double>(u.items) * u.dim < kWorthThreads / 8 ? 1 : pool_.threads();
   pool_.run(parts, [&](int part, int) {  // rows are independent: each part takes every parts-th row
-    float* const mean = scratch_.assign.means + static_cast<size_t>(part) * 2 * u.dim;
+    float* const mean = scratch.means + static_cast<size_t>(part) * 2 * u.dim;
     for (int i = 0; i < u.items; ++i) {
       const int row = u.labels[i];
       bool skip = row == kNone || row % parts != part;
@@ -278,12 +304,12 @@ void SimdOps::update_centroids(const UpdateArgs& u) {
 
 void SimdOps::score(const ScoreArgs& a) {
   check(a.n_rows <= limits_.rows && a.shape.row() <= limits_.shape.row(), "score");
-  const ScoreScratch& scratch = scratch_.score;
+  const auto scratch = carve<ScoreScratch>();
   if (a.n_rows == 0) return;
   const int group = a.q_heads / a.shape.heads, d = a.shape.head_dim;
   if (a.mode == ScoreMode::kDot) {
     float* const mean_q = scratch.mean_q;
-    scale_row(mean_q, a.shape.row(), 0.0f, mean_q);
+    clear(mean_q, a.shape.row());
     for (int t = 0; t < a.tokens; ++t) {
       for (int h = 0; h < a.q_heads; ++h) {
         const float* const q = a.q + t * a.q_stride + static_cast<size_t>(h) * d;

@@ -36,9 +36,9 @@ class Carver {
 struct Tile {
   int head_dim = 0;
   int v_stride = 0;          // head_dim rounded up to whole vectors; the rest of a row of v is zero
-  float* k = nullptr;        // [D][kTile], rotated
-  float* v = nullptr;        // [kTile][v_stride]
-  float* turns = nullptr;    // [2 n][kTile] cos of each frequency, then sin, for every lane
+  float* k = nullptr;        // [D][width], rotated
+  float* v = nullptr;        // [width][v_stride]
+  float* turns = nullptr;    // [2 n][width] cos of each frequency, then sin, for every lane
   float* rows = nullptr;     // [kTile][max(D, 2 n)] before a transpose
   float* columns = nullptr;  // [D][kUnit] after it
   float* scales = nullptr;   // [2][v_stride] a block's steps and lows
@@ -46,6 +46,7 @@ struct Tile {
   float bias[kTile];         // on the logit; -inf: nothing in this lane
   int32_t order[kTile];      // block token in this lane, seen by queries from it on; -1: seen by all
   int32_t position[kTile][3];
+  int width = kTile;         // lanes of a row of k and turns: 16 for few queries, so that all of it stays in L1
   int lanes = 0;             // used so far, a multiple of kUnit
   int last = 0;              // one past the last lane that holds a token
   bool causal = false;       // some lane has an order
@@ -138,7 +139,8 @@ inline void fill_turns(const RopeTable* rope, Tile& tile) {
   for (int lane = 0; lane < tile.lanes; ++lane) {
     angle_row(*rope, tile.axis, tile.position[lane], tile.rows + static_cast<size_t>(lane) * 2 * n);
   }
-  transpose(tile.rows, static_cast<size_t>(2 * n), tile.lanes, 2 * n, tile.turns, kTile);
+  transpose(tile.rows, static_cast<size_t>(2 * n), tile.lanes, 2 * n, tile.turns,
+            static_cast<size_t>(tile.width));
 }
 
 // ---- keys ---------------------------------------------------------------------------------------------------------
@@ -177,41 +179,37 @@ template <>
 struct KeyBlock<Int8> : ScaledKeys {
   using ScaledKeys::ScaledKeys;
   MOSAIC_INLINE Vec operator()(int channel, int part) const {
-    return scale(from_bytes(load_raw_bytes(codes + channel * kUnit + part * kLanes)), channel);
+    return scale(to_floats(load_bytes(codes + channel * kUnit + part * kLanes)), channel);
   }
 };
 template <>
 struct KeyBlock<Int4> : ScaledKeys {
   using ScaledKeys::ScaledKeys;
   MOSAIC_INLINE Vec operator()(int channel, int part) const {
-    uint64_t pairs;  // eight bytes: tokens 0-7 in the low nibbles, 8-15 in the high ones
-    std::memcpy(&pairs, codes + channel * (kUnit / 2), sizeof pairs);
-    constexpr uint64_t kLow = 0x0f0f0f0f0f0f0f0full;
-    const uint64_t nibbles[2] = {pairs & kLow, pairs >> 4 & kLow};
-    RawByte bytes;
-    std::memcpy(&bytes, reinterpret_cast<const uint8_t*>(nibbles) + part * kLanes, sizeof bytes);
-    return scale(from_bytes(bytes), channel);
+    return scale(load_nibbles(codes + channel * (kUnit / 2), part), channel);
   }
 };
 
 // Keys of one unit into lanes [lane, lane + 16) of tile.k, rotated on the way.
 template <class Keys>
 inline void fill_keys(const Keys& keys, const RopeSpec* spec, int lane, Tile& tile) {
-  const int n = spec != nullptr ? spec->frequencies() : 0;
+  const int n = spec != nullptr ? spec->frequencies() : 0, width = tile.width;
   const int next = n > 0 && spec->layout == RopeLayout::kHalf ? n : 1;  // from one channel of a pair to the other
   const int step = next == 1 ? 2 : 1;                                    // from one pair to the next
+  float* const k = tile.k + lane;
+  const float* const turns = tile.turns + lane;
   for (int i = 0; i < n; ++i) {
     const int a = i * step, b = a + next;
     for (int part = 0; part < kParts; ++part) {
-      const int at = lane + part * kLanes;
+      const int at = part * kLanes;
       const Vec re = keys(a, part), im = keys(b, part);
-      const Vec cos = load(tile.turns + i * kTile + at), sin = load(tile.turns + (n + i) * kTile + at);
-      store(tile.k + a * kTile + at, re * cos - im * sin);
-      store(tile.k + b * kTile + at, im * cos + re * sin);
+      const Vec cos = load(turns + i * width + at), sin = load(turns + (n + i) * width + at);
+      store(k + a * width + at, re * cos - im * sin);
+      store(k + b * width + at, im * cos + re * sin);
     }
   }
   for (int c = 2 * n; c < tile.head_dim; ++c) {
-    for (int part = 0; part < kParts; ++part) store(tile.k + c * kTile + lane + part * kLanes, keys(c, part));
+    for (int part = 0; part < kParts; ++part) store(k + c * width + part * kLanes, keys(c, part));
   }
 }
 
@@ -239,15 +237,15 @@ MOSAIC_INLINE void value_row(const std::byte* block, int d, int token, float* to
     const float low = half_to_float(Codec::lows(block, kUnit)[token]);
     if constexpr (std::is_same_v<Codec, Int8>) {
       const uint8_t* const codes = Codec::codes(block, kUnit) + static_cast<size_t>(token) * d;
-      for (; c + kLanes <= d; c += kLanes) store(to + c, from_bytes(load_raw_bytes(codes + c)) * step + low);
+      for (; c + kLanes <= d; c += kLanes) store(to + c, to_floats(load_bytes(codes + c)) * step + low);
       for (; c < d; ++c) to[c] = static_cast<float>(codes[c]) * step + low;
     } else {
       const int half = Codec::half_row(d);
       const uint8_t* const codes = Codec::codes(block, kUnit) + static_cast<size_t>(token) * half;
       for (; c + kLanes <= d - half; c += kLanes) {
-        const RawByte pairs = load_raw_bytes(codes + c);
-        store(to + c, from_bytes(pairs & 15) * step + low);
-        store(to + half + c, from_bytes(pairs >> 4) * step + low);
+        const Bytes pairs = load_bytes(codes + c);
+        store(to + c, to_floats(low_nibbles(pairs)) * step + low);
+        store(to + half + c, to_floats(high_nibbles(pairs)) * step + low);
       }
       for (; c < half; ++c) {
         to[c] = static_cast<float>(codes[c] & 15) * step + low;

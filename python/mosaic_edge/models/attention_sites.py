@@ -1,9 +1,10 @@
-"""Find a decoder graph's attention nodes and read what each one does; refuse what the memory would compute differently.
+"""Find a decoder graph's attention nodes and read what each one does; refuse what the memory would compute
+differently.
 
-Understood: com.microsoft GroupQueryAttention (rotary inside or before it, QKV packed or not, fused QK norm) and ONNX
-Attention (opset 23 and later), with com.microsoft RotaryEmbedding or MRotaryEmbedding or ONNX RotaryEmbedding before.
-Every attribute and input is either understood or refused by name, so that a newer operator never changes the arithmetic
-unseen.
+Understood: com.microsoft GroupQueryAttention (rotary inside or before it, QKV packed or not, fused QK norm)
+and ONNX Attention (opset 23 and later), with com.microsoft RotaryEmbedding or MRotaryEmbedding or ONNX
+RotaryEmbedding before. Every attribute and input is either understood or refused by name, so that a newer
+operator never changes the arithmetic unseen.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
 from mosaic_edge.models.vlm import ModelError
 
@@ -30,7 +34,8 @@ _OTHER_ATTENTION = {
 }
 _LAYOUT_OPS = {"Cast", "Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze"}
 
-# Inputs after past_key, past_value by position; "" is harmless (positions and lengths are the memory's business).
+# Inputs after past_key, past_value by position; "" is harmless (positions and lengths are the memory's
+# business).
 _GQA_INPUTS = (
     "", "", "", "", "", "", "", "", "", "", "attention_bias", "head_sink", "k_scale", "v_scale", "", "",
 )  # fmt: skip
@@ -92,7 +97,7 @@ def attributes(node: onnx.NodeProto) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Rotary:
-    """One rotation: table names, channels rotated (0: as many as the tables hold), pairing, M-RoPE sections."""
+    """One rotation: table names, channels rotated (0: all the tables hold), pairing, M-RoPE sections."""
 
     cos: str
     sin: str
@@ -109,7 +114,9 @@ class AttentionSite:
     node: onnx.NodeProto
     layer: int
     form: str
-    """`packed` (q, k, v in one tensor [B, T, (H_q + 2 H_kv) D]), `rows` ([B, T, H D]) or `heads` ([B, H, T, D])."""
+    """`packed` (q, k, v in one tensor [B, T, (H_q + 2 H_kv) D]), `rows` ([B, T, H D]) or `heads` ([B, H, T,
+    D]).
+    """
     query: str
     key: str
     value: str
@@ -140,6 +147,25 @@ class GraphIndex:
         self.inputs = {v.name: v for v in self.graph.input if v.name not in self.initializers}
         self.values = {v.name: v for v in (*self.graph.value_info, *self.graph.input, *self.graph.output)}
 
+    def constant(self, name: str, folder: str = "") -> NDArray[Any] | None:
+        """The value of an initializer (its external data in `folder`) or a Constant node; None for what is
+        computed.
+        """
+        tensor = self.initializers.get(name)
+        if tensor is None:
+            node = self.producer.get(name)
+            tensor = (
+                attributes(node).get("value") if node is not None and node.op_type == "Constant" else None
+            )
+        if tensor is None:
+            return None
+        if uses_external_data(tensor):
+            copy = onnx.TensorProto()
+            copy.CopyFrom(tensor)
+            load_external_data_for_tensor(copy, folder)
+            tensor = copy
+        return numpy_helper.to_array(tensor)
+
     def shape(self, name: str) -> list[int] | None:
         """Declared shape with 0 for what is not a number; None if nothing is declared."""
         if name in self.initializers:
@@ -151,7 +177,7 @@ class GraphIndex:
 
 
 def find_sites(index: GraphIndex) -> list[AttentionSite]:
-    """All attention nodes in layer order. Raises GraphCutError for anything that is not exactly understood."""
+    """All attention nodes in layer order. Raises GraphCutError for what is not exactly understood."""
     past = {name: layer for name in index.inputs if (layer := past_layer(name)) is not None}
     if not past:
         raise GraphCutError(
@@ -162,7 +188,9 @@ def find_sites(index: GraphIndex) -> list[AttentionSite]:
         if is_attention(node):
             sites.append(_read(node, past, index))
         elif node.op_type in _OTHER_ATTENTION or (node.domain == MICROSOFT and node.op_type == "Attention"):
-            raise GraphCutError(f"{label(node)}: this attention operator cannot be cut (GroupQueryAttention and Attention can)")
+            raise GraphCutError(
+                f"{label(node)}: this attention operator cannot be cut; GroupQueryAttention and Attention can"
+            )
         else:
             for name in node.input:
                 if name in past and node.op_type != "Shape":
@@ -170,10 +198,16 @@ def find_sites(index: GraphIndex) -> list[AttentionSite]:
                         f"{label(node)} takes {name}: attention made of single operators cannot be cut; "
                         "export with GroupQueryAttention or ONNX Attention"
                     )
+    bypassed = {id(rotary) for site in sites for rotary in site.rotary_nodes}
+    for node in index.graph.node:
+        if is_rotary(node) and id(node) not in bypassed:
+            raise GraphCutError(
+                f"{label(node)} is not directly before an attention node that could rotate in its place"
+            )
     layers = [site.layer for site in sites]
     if layers != list(range(len(layers))) or len(layers) != len(set(past.values())):
         raise GraphCutError(
-            f"attention nodes cover layers {layers} but past_key_values name layers {sorted(set(past.values()))}"
+            f"attention nodes cover layers {layers}, past_key_values layers {sorted(set(past.values()))}"
         )
     return sites
 
@@ -210,7 +244,9 @@ def _read(node: onnx.NodeProto, past: Mapping[str, int], index: GraphIndex) -> A
             raise GraphCutError(f"{label(node)}: input {meaning} ('{name}') would be lost")
     past_key = inputs[3] if microsoft else inputs[4]
     if past_key not in past:
-        raise GraphCutError(f"{label(node)}: its past keys come from '{past_key}', not from a past_key_values input")
+        raise GraphCutError(
+            f"{label(node)}: its past keys come from '{past_key}', not from a past_key_values input"
+        )
     query, key, value = inputs[:3]
     form = "packed" if not key else "rows" if microsoft or at.get("q_num_heads") else "heads"
     norm = None
@@ -219,7 +255,9 @@ def _read(node: onnx.NodeProto, past: Mapping[str, int], index: GraphIndex) -> A
             raise GraphCutError(f"{label(node)}: QK norm with only one of its weights")
         norm = (inputs[14], inputs[15], float(at.get("qk_norm_epsilon", 1e-6)))
     if microsoft and at.get("do_rotary", 0):
-        rotary: Rotary | None = Rotary(inputs[7], inputs[8], interleaved=bool(at.get("rotary_interleaved", 0)))
+        rotary: Rotary | None = Rotary(
+            inputs[7], inputs[8], interleaved=bool(at.get("rotary_interleaved", 0))
+        )
         nodes: tuple[onnx.NodeProto, ...] = ()
     elif form == "packed":
         rotary, nodes = None, ()
@@ -228,12 +266,32 @@ def _read(node: onnx.NodeProto, past: Mapping[str, int], index: GraphIndex) -> A
     shape = index.shape(past_key) or []
     kv_heads = int(at.get("kv_num_heads", 0)) or (shape[1] if len(shape) == 4 else 0)
     q_heads = int(at.get("num_heads" if microsoft else "q_num_heads", 0))
-    if not q_heads and (q_shape := index.shape(query)) and len(q_shape) == 4:
-        q_heads = q_shape[1]
+    if not q_heads and form == "heads":
+        q_heads = _heads_made(query, index)
     return AttentionSite(
-        node, past[past_key], form, query, key, value, q_heads, kv_heads, float(at.get("scale", 0.0)), past_key,
+        node, past[past_key], form, query, key, value, q_heads, kv_heads, float(at.get("scale", 0.0)),
+        past_key,
         rotary, nodes, norm,
     )  # fmt: skip
+
+
+def _heads_made(query: str, index: GraphIndex) -> int:
+    """H of a query [B, H, T, D]: as declared, or as the Reshape to [B, T, H, D] before it says; 0 if neither
+    does.
+    """
+    shape = index.shape(query)
+    if shape and len(shape) == 4 and shape[1]:
+        return shape[1]
+    name = query
+    for _ in range(8):
+        node = index.producer.get(name)
+        if node is None or not (is_rotary(node) or node.op_type in _LAYOUT_OPS):
+            return 0
+        if node.op_type == "Reshape":
+            made = index.constant(node.input[1])
+            return int(made[2]) if made is not None and len(made) == 4 and made[2] > 0 else 0
+        name = node.input[0]
+    return 0
 
 
 def _rotary_before(
@@ -279,10 +337,14 @@ def _read_rotary(node: onnx.NodeProto) -> Rotary:
     )
 
 
-def _check_attributes(node: onnx.NodeProto, at: dict[str, Any], known: dict[str, tuple[Any, ...] | None]) -> None:
+def _check_attributes(
+    node: onnx.NodeProto, at: dict[str, Any], known: dict[str, tuple[Any, ...] | None]
+) -> None:
     for name, value in at.items():
         if name not in known:
             raise GraphCutError(f"{label(node)}: unknown attribute {name}={value!r}")
         neutral = known[name]
         if neutral is not None and value not in neutral:
-            raise GraphCutError(f"{label(node)}: {name}={value!r} changes the attention; only {neutral[0]!r} can be cut")
+            raise GraphCutError(
+                f"{label(node)}: {name}={value!r} changes the attention; only {neutral[0]!r} can be cut"
+            )

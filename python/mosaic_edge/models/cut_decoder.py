@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
@@ -12,7 +12,9 @@ from mosaic_edge.models.vlm import Attend, FloatArray, ModelError
 
 
 def session_options(threads: int, folder: str = "") -> ort.SessionOptions:
-    """Quiet, all optimisations, no arena and no memory pattern: what runs leaves nothing behind and nothing grows."""
+    """Quiet, all optimisations, no arena and no memory pattern: what runs leaves nothing behind and nothing
+    grows.
+    """
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
@@ -21,10 +23,13 @@ def session_options(threads: int, folder: str = "") -> ort.SessionOptions:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.enable_mem_pattern = False
     options.enable_cpu_mem_arena = False
-    # Layers + 1 sessions share the cores: threads that spin while another session works would only steal from it.
+    # Layers + 1 sessions share the cores: threads that spin while another session works would only steal from
+    # it.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if folder:
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.path.abspath(folder))
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(Path(folder).resolve())
+        )
     return options
 
 
@@ -33,7 +38,9 @@ def open_session(model: bytes | str, name: str, options: ort.SessionOptions) -> 
     try:
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises a different class for every cause
-        raise ModelError(f"{name}: ONNX Runtime cannot load it: {' '.join(str(error).split())[:400]}") from None
+        raise ModelError(
+            f"{name}: ONNX Runtime cannot load it: {' '.join(str(error).split())[:400]}"
+        ) from None
 
 
 class CutDecoder:
@@ -53,7 +60,7 @@ class CutDecoder:
         self._out_shape = heads if graph.heads_first else (1, -1, facts.q_heads * facts.head_dim)
 
     def run(self, embeds: FloatArray, attend: Attend, want_logits: bool = True) -> FloatArray | None:
-        """embeds [T, hidden] -> logits [vocab] of the last token, or None; `attend` is called once per layer."""
+        """Run embeds [T, hidden] to the last token's logits [vocab], or None; `attend` once per layer."""
         if embeds.ndim != 2 or embeds.shape[0] == 0:
             raise ValueError(f"embeds must be [T >= 1, hidden], got {embeds.shape}")
         facts, tokens = self.facts, embeds.shape[0]

@@ -1,10 +1,11 @@
 """Cut a decoder graph at its attention nodes, so that attention is ours and every weight stays where it was.
 
-    inputs_embeds -> [segment 0] -> q0 k0 v0 -> attend -> out0 -> [segment 1] -> q1 k1 v1 -> ... -> [segment L] -> logits
+    embeds -> [segment 0] -> q0 k0 v0 -> attend -> out0 -> [segment 1] -> ... -> [segment L] -> logits
 
-Keys and queries leave before rotation (rotary nodes are bypassed), after QK norm. Tensors that cross a cut, such as the
-residual stream, become outputs of the segment that makes them and inputs of those that use them; which ones is found by
-following the graph, not by name. The cut works on protos only: weights outside the file stay outside it.
+Keys and queries leave before rotation (rotary nodes are bypassed), after QK norm. Tensors that cross a cut,
+such as the residual stream, become outputs of the segment that makes them and inputs of those that use them;
+which ones is found by following the graph, not by name. The cut works on protos only: weights outside the
+file stay outside it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from mosaic_edge.models.attention_sites import (
     GraphCutError,
     GraphIndex,
     find_sites,
-    is_rotary,
     label,
     past_layer,
 )
@@ -37,7 +37,8 @@ _CONSTANT = -1
 class Segment:
     """One piece between two attention nodes, a model of its own; `inputs` and `outputs` name its tensors.
 
-    Segment i > 0 takes `mosaic.{i-1}.out`; every segment but the last makes `mosaic.{i}.query`, `.key`, `.value`.
+    Segment i > 0 takes `mosaic.{i-1}.out`; every segment but the last makes `mosaic.{i}.query`, `.key`,
+    `.value`.
     """
 
     model: onnx.ModelProto
@@ -47,7 +48,9 @@ class Segment:
 
 @dataclass(frozen=True)
 class CutGraph:
-    """layers + 1 segments and what was read from the graph. All named tensors are float32 except carried ones."""
+    """layers + 1 segments and what was read from the graph. All named tensors are float32 except carried
+    ones.
+    """
 
     segments: tuple[Segment, ...]
     facts: DecoderFacts
@@ -58,9 +61,10 @@ class CutGraph:
 def cut(model: onnx.ModelProto, hints: Mapping[str, object] | None = None, folder: str = "") -> CutGraph:
     """Cut `model`, a decoder with inputs_embeds and past_key_values.N.key/value inputs.
 
-    hints: config.json or genai_config facts by their Hugging Face names (rope_theta, head_dim, num_attention_heads,
-    num_key_value_heads), used where the graph is silent and compared where it speaks. folder: where external data lies.
-    Raises GraphCutError naming the node and operator of anything the cut would change or lose.
+    hints: config.json or genai_config facts by their Hugging Face names (rope_theta, head_dim,
+    num_attention_heads, num_key_value_heads), used where the graph is silent and compared where it speaks.
+    folder: where external data lies. Raises GraphCutError naming the node and operator of anything the cut
+    would change or lose.
     """
     graph = model.graph
     if graph.sparse_initializer:
@@ -87,7 +91,11 @@ def _embeds_input(index: GraphIndex) -> str:
         return "inputs_embeds"
     if "input_ids" in index.inputs:
         raise GraphCutError("the decoder takes input_ids; export it with embeddings outside (inputs_embeds)")
-    floats = [n for n, v in index.inputs.items() if v.type.tensor_type.elem_type in (1, 10) and past_layer(n) is None]
+    floats = [
+        n
+        for n, v in index.inputs.items()
+        if v.type.tensor_type.elem_type in (1, 10) and past_layer(n) is None
+    ]
     if len(floats) != 1:
         raise GraphCutError(f"the decoder has no inputs_embeds input (it has: {', '.join(index.inputs)})")
     return floats[0]
@@ -137,7 +145,9 @@ def _seam(site: AttentionSite, facts: DecoderFacts, alias: Mapping[str, str]) ->
     if site.form == "packed":
         sources = [f"{end}.rows" for end in ends]
         packed = alias.get(site.query, site.query)
-        nodes.append(helper.make_node("Split", [packed, "mosaic.split"], sources, name=f"{at}.split", axis=-1))
+        nodes.append(
+            helper.make_node("Split", [packed, "mosaic.split"], sources, name=f"{at}.split", axis=-1)
+        )
     else:
         sources = [alias.get(name, name) for name in (site.query, site.key, site.value)]
     if site.form == "heads":
@@ -146,12 +156,14 @@ def _seam(site: AttentionSite, facts: DecoderFacts, alias: Mapping[str, str]) ->
             sources[i] = f"{end}.rows"
     if site.norm:
         for i in (0, 1):
-            nodes += _norm(sources[i], ends[i], site.norm[i], site.norm[2])
+            nodes += _norm(sources[i], ends[i], (site.norm[0], site.norm[1])[i], site.norm[2])
             sources[i] = f"{ends[i]}.normed"
     nodes += [_cast(source, end, TensorProto.FLOAT) for source, end in zip(sources, ends, strict=True)]
     if site.form == "heads":
         nodes.append(_cast(f"{at}.out", f"{at}.out.typed", facts.kv_type))
-        nodes.append(helper.make_node("Transpose", [f"{at}.out.typed"], [site.node.output[0]], perm=[0, 2, 1, 3]))
+        nodes.append(
+            helper.make_node("Transpose", [f"{at}.out.typed"], [site.node.output[0]], perm=[0, 2, 1, 3])
+        )
     else:
         nodes.append(_cast(f"{at}.out", site.node.output[0], facts.kv_type))
     return nodes
@@ -161,7 +173,9 @@ def _norm(source: str, end: str, weight: str, epsilon: float) -> list[onnx.NodeP
     """The per-head RMS norm that a fused attention node would have done: over D of [B, T, H * D]."""
     return [
         helper.make_node("Reshape", [source, "mosaic.heads"], [f"{end}.heads"]),
-        helper.make_node("SimplifiedLayerNormalization", [f"{end}.heads", weight], [f"{end}.normed"], epsilon=epsilon),
+        helper.make_node(
+            "SimplifiedLayerNormalization", [f"{end}.heads", weight], [f"{end}.normed"], epsilon=epsilon
+        ),
     ]
 
 
@@ -174,7 +188,9 @@ def _extra_initializers(facts: DecoderFacts) -> list[TensorProto]:
 
 
 class _Levels:
-    """The segment in which each needed tensor can first be made: one more than the last attention it depends on."""
+    """The segment in which each needed tensor can first be made: one more than the last attention it depends
+    on.
+    """
 
     def __init__(self, nodes: list[onnx.NodeProto], initializers: Mapping[str, object], layers: int) -> None:
         self.of = dict.fromkeys(initializers, _CONSTANT)
@@ -189,24 +205,25 @@ class _Levels:
             for name in node.input:
                 if name not in self.of:
                     raise GraphCutError(
-                        f"{label(node)} needs '{name}', which only the uncut graph has (a mask, positions or a cache): "
-                        "it cannot be cut"
+                        f"{label(node)} needs '{name}', which only the uncut graph has: it cannot be cut"
                     )
             level = max((self.of[name] for name in node.input), default=_CONSTANT)
             self.of.update((name, level) for name in node.output)
         if self.of[LOGITS] != layers:
-            raise GraphCutError(f"the logits depend on {self.of[LOGITS]} of {layers} attention nodes: a damaged export")
+            raise GraphCutError(
+                f"the logits depend on {self.of[LOGITS]} of {layers} attention nodes: a damaged export"
+            )
         for i, names in self.seams.items():
             for name in names:
                 if self.of[name] > i:
-                    raise GraphCutError(f"attention {i} takes '{name}', which depends on attention {self.of[name] - 1}")
+                    raise GraphCutError(
+                        f"attention {i} takes '{name}', which depends on attention {self.of[name] - 1}"
+                    )
 
     @staticmethod
     def _check(node: onnx.NodeProto) -> None:
         if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute):
             raise GraphCutError(f"{label(node)} holds a graph of its own and cannot be cut")
-        if is_rotary(node):
-            raise GraphCutError(f"{label(node)} is not directly before an attention node that could rotate in its place")
 
 
 def _needed(targets: list[str], producer: Mapping[str, onnx.NodeProto]) -> set[str]:
@@ -237,7 +254,9 @@ def _segment(
     nodes = [n for n in constants if any(name in used for name in n.output)] + own
     made = {name for n in nodes for name in n.output if name}
     inputs = sorted(
-        name for name in {name for n in own for name in n.input if name} - made if levels.of[name] != _CONSTANT
+        name
+        for name in {name for n in own for name in n.input if name} - made
+        if levels.of[name] != _CONSTANT
     )
     later = {name for n in levels.nodes if levels.of[n.output[0]] > level for name in n.input}
     own_made = [name for n in own for name in n.output if name]
@@ -252,4 +271,3 @@ def _segment(
     piece = helper.make_model(graph, opset_imports=model.opset_import, functions=model.functions)
     piece.ir_version = model.ir_version
     return Segment(piece, tuple(inputs), tuple(outputs))
-

@@ -6,13 +6,17 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
-from onnx import TensorProto, numpy_helper
-from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
+from onnx import TensorProto
 
-from mosaic_edge.models.attention_sites import AttentionSite, GraphCutError, GraphIndex, Rotary, attributes, label
+from mosaic_edge.models.attention_sites import (
+    AttentionSite,
+    GraphCutError,
+    GraphIndex,
+    Rotary,
+    attributes,
+    label,
+)
 from mosaic_edge.models.rope import recover_theta
 from mosaic_edge.models.vlm import RopeSpec
 
@@ -33,16 +37,22 @@ class DecoderFacts:
 def read_facts(
     index: GraphIndex, sites: list[AttentionSite], hints: Mapping[str, object], folder: str
 ) -> DecoderFacts:
-    """Read and cross-check the facts of all attention nodes. Raises GraphCutError if layers differ or facts are missing."""
+    """Read and cross-check the facts of all attention nodes. Raises GraphCutError if layers differ or facts
+    are missing.
+    """
     kv_type = index.inputs[sites[0].past_key].type.tensor_type.elem_type
     if kv_type not in (TensorProto.FLOAT, TensorProto.FLOAT16):
         name = TensorProto.DataType.Name(kv_type)
-        raise GraphCutError(f"{label(sites[0].node)}: a key-value cache of {name} cannot be cut, only FLOAT or FLOAT16")
+        raise GraphCutError(
+            f"{label(sites[0].node)}: a key-value cache of {name} cannot be cut, only FLOAT or FLOAT16"
+        )
     ropes: dict[Rotary, RopeSpec] = {}
-    facts = [_site_facts(index, site, hints, folder, ropes) + (len(sites), kv_type) for site in sites]
+    facts = [(*_site_facts(index, site, hints, folder, ropes), len(sites), kv_type) for site in sites]
     for site, fact in zip(sites, facts, strict=True):
         if fact != facts[0]:
-            raise GraphCutError(f"{label(site.node)}: layer {site.layer} has {fact[:5]}, layer 0 has {facts[0][:5]}")
+            raise GraphCutError(
+                f"{label(site.node)}: layer {site.layer} has {fact[:5]}, layer 0 has {facts[0][:5]}"
+            )
     q_heads, kv_heads, head_dim, scale, rope, layers, _ = facts[0]
     return DecoderFacts(layers, q_heads, kv_heads, head_dim, scale, rope, kv_type)
 
@@ -78,7 +88,7 @@ def _hint(hints: Mapping[str, object], name: str) -> int:
 
 
 def _head_dim(index: GraphIndex, site: AttentionSite, q_heads: int, kv_heads: int) -> int:
-    """From the cache's declared shape, else from the width of the query projection; 0 if neither is declared."""
+    """From the cache's declared shape, else from the width of the query projection; 0 if neither is."""
     for name in (site.past_key, site.node.output[1] if len(site.node.output) > 1 else ""):
         shape = index.shape(name)
         if shape and len(shape) == 4 and shape[3]:
@@ -97,9 +107,14 @@ def _head_dim(index: GraphIndex, site: AttentionSite, q_heads: int, kv_heads: in
 
 
 def _rope(
-    index: GraphIndex, site: AttentionSite, rotary: Rotary, head_dim: int, hints: Mapping[str, object], folder: str
+    index: GraphIndex,
+    site: AttentionSite,
+    rotary: Rotary,
+    head_dim: int,
+    hints: Mapping[str, object],
+    folder: str,
 ) -> RopeSpec:
-    cos, sin = _constant(index, rotary.cos, folder), _constant(index, rotary.sin, folder)
+    cos, sin = index.constant(rotary.cos, folder), index.constant(rotary.sin, folder)
     said = hints.get("rope_theta")
     theta = float(said) if isinstance(said, int | float) else 0.0
     rotary_dim = rotary.rotary_dim
@@ -109,46 +124,54 @@ def _rope(
         except ValueError as error:
             raise GraphCutError(f"{label(site.node)}: {error}") from None
         if theta and cos.shape[1] > 1 and abs(found / theta - 1.0) > 1e-3:
-            raise GraphCutError(f"{label(site.node)}: its rotary tables have theta {found:g}, config.json says {theta:g}")
+            raise GraphCutError(
+                f"{label(site.node)}: its rotary tables have theta {found:g}, config.json says {theta:g}"
+            )
         theta, rotary_dim = theta or found, 2 * cos.shape[1]
         if rotary.rotary_dim not in (0, rotary_dim):
-            raise GraphCutError(f"{label(site.node)}: rotates {rotary.rotary_dim} channels with tables for {rotary_dim}")
+            raise GraphCutError(
+                f"{label(site.node)}: rotates {rotary.rotary_dim} channels with tables for {rotary_dim}"
+            )
     elif not theta:
         raise GraphCutError(
-            f"{label(site.node)}: its rotary tables '{rotary.cos}' are computed in the graph and config.json has no rope_theta"
+            f"{label(site.node)}: its rotary tables '{rotary.cos}' are computed in the graph "
+            "and config.json has no rope_theta"
         )
     rotary_dim = rotary_dim or head_dim
     if rotary_dim > head_dim or rotary_dim % 2:
         raise GraphCutError(f"{label(site.node)}: rotates {rotary_dim} channels of heads of {head_dim}")
     if sum(rotary.sections) not in (0, rotary_dim // 2):
-        raise GraphCutError(f"{label(site.node)}: M-RoPE sections {rotary.sections} do not sum to {rotary_dim // 2}")
-    layout = "interleaved" if rotary.interleaved else "half"
-    return RopeSpec(rotary_dim, theta, layout, rotary.sections, rotary.sections_interleaved)
+        raise GraphCutError(
+            f"{label(site.node)}: M-RoPE sections {rotary.sections} do not sum to {rotary_dim // 2}"
+        )
+    return RopeSpec(
+        rotary_dim,
+        theta,
+        "interleaved" if rotary.interleaved else "half",
+        rotary.sections,
+        rotary.sections_interleaved,
+    )
 
 
-def _constant(index: GraphIndex, name: str, folder: str) -> NDArray[np.floating] | None:
-    """The value of an initializer (external data included) or a Constant node; None for anything computed."""
-    tensor = index.initializers.get(name)
-    if tensor is None:
-        node = index.producer.get(name)
-        tensor = attributes(node).get("value") if node is not None and node.op_type == "Constant" else None
-    if tensor is None:
-        return None
-    if uses_external_data(tensor):
-        copy = TensorProto()
-        copy.CopyFrom(tensor)
-        load_external_data_for_tensor(copy, folder)
-        tensor = copy
-    return numpy_helper.to_array(tensor)
-
-
-_FIXED_TYPES = {"Shape": 7, "Size": 7, "NonZero": 7, "ArgMax": 7, "Equal": 9, "Less": 9, "Greater": 9, "Not": 9, "And": 9}
+_FIXED_TYPES = {
+    "Shape": 7,
+    "Size": 7,
+    "NonZero": 7,
+    "ArgMax": 7,
+    "Equal": 9,
+    "Less": 9,
+    "Greater": 9,
+    "Not": 9,
+    "And": 9,
+}
 
 
 def element_type(
     index: GraphIndex, nodes: list[onnx.NodeProto], initializers: Mapping[str, TensorProto]
 ) -> dict[str, int]:
-    """ONNX element type of every tensor: as declared, else by the operator's rule (most follow their first input)."""
+    """ONNX element type of every tensor: as declared, else by the operator's rule (most follow their first
+    input).
+    """
     types = {name: tensor.data_type for name, tensor in initializers.items()}
     for name, value in index.values.items():
         if value.type.tensor_type.elem_type:

@@ -1,4 +1,6 @@
-"""Keep only the last token before the vocabulary projection: full logits of every position cost more than the KV."""
+"""Keep only the last token before the vocabulary projection: full logits of every position cost more than the
+KV.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +13,13 @@ from onnx import TensorProto, helper, numpy_helper
 from mosaic_edge.models.attention_sites import attributes
 
 _POINTWISE = {
-    "Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Neg", "Abs", "Exp", "Log", "Sqrt", "Reciprocal", "Erf", "Tanh", "Sigmoid",
-    "Relu", "Gelu", "FastGelu", "QuickGelu", "BiasGelu", "Silu", "Swish", "Cast", "Identity", "Clip", "Softplus", "HardSigmoid",
+    "Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Neg", "Abs", "Exp", "Log", "Sqrt", "Reciprocal", "Erf",
+    "Tanh", "Sigmoid", "HardSigmoid", "Relu", "Gelu", "FastGelu", "QuickGelu", "BiasGelu", "Silu", "Swish",
+    "Softplus", "Cast", "Identity", "Clip",
 }  # fmt: skip
 _LAST_AXIS = {
-    "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization", "LayerNormalization", "SkipLayerNormalization",
-    "RMSNormalization", "MatMul", "MatMulNBits", "ReduceMean",
+    "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization", "LayerNormalization",
+    "SkipLayerNormalization", "RMSNormalization", "MatMul", "MatMulNBits", "ReduceMean",
 }  # fmt: skip
 _INDEX = "mosaic.last"
 
@@ -28,11 +31,13 @@ def gather_last_token(
     last: int,
     initializers: Mapping[str, TensorProto],
 ) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
-    """Take the last row of [B, T, *] tensors as far before `logits` as every operator works on tokens one by one.
+    """Take the last row of [B, T, *] tensors as far before `logits` as every operator works on tokens one by
+    one.
 
-    Walks back from the logits through the nodes of segment `last`; where the walk meets another kind of operator or the
-    segment's inputs, a Gather is put. Usually that is the very entry of the segment, so its MLP runs on one token too.
-    Returns the new nodes and initializers; the nodes unchanged if not even the logits projection can be passed.
+    Walks back from the logits through the nodes of segment `last`; where the walk meets another kind of
+    operator or the segment's inputs, a Gather is put. Usually that is the very entry of the segment, so its
+    MLP runs on one token too. Returns the new nodes and initializers; the nodes unchanged if not even the
+    logits projection can be passed.
     """
     producer = {name: node for node in nodes for name in node.output if name}
     inside: set[str] = set()
@@ -72,7 +77,9 @@ def gather_last_token(
     return out, [numpy_helper.from_array(np.array([-1], np.int64), _INDEX)]
 
 
-def _by_token(node: onnx.NodeProto, levels: Mapping[str, int], initializers: Mapping[str, TensorProto]) -> bool:
+def _by_token(
+    node: onnx.NodeProto, levels: Mapping[str, int], initializers: Mapping[str, TensorProto]
+) -> bool:
     """Whether each token's output depends on that token alone."""
     constants = [name for name in node.input if name and levels.get(name, 0) < 0]
     if node.op_type in _POINTWISE:

@@ -1,4 +1,6 @@
-"""Which files of a model directory to use, and what its JSON files say. Names only find files; graphs say what they are."""
+"""Which files of a model directory to use, and what its JSON files say. Names only find files; graphs say
+what they are.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ STEMS = {
     "vision encoder": ("vision_encoder", "vision_model", "vision"),
     "token embedding": ("embed_tokens", "embedding", "embeddings"),
 }
-# Best first on a CPU: 4-bit weights are the fastest decoder; an encoder is run in full precision if it is there.
+# Best first on a CPU: 4-bit weights are the fastest decoder; an encoder is run in full precision if it is
+# there.
 _VARIANTS = {
     "decoder": ("_q4", "_int4", "_int8", "_quantized", "", "_fp32", "_q4f16", "_fp16"),
     "vision encoder": ("", "_fp32", "_fp16", "_int8", "_quantized", "_q4", "_q4f16"),
@@ -101,7 +104,9 @@ def read_graph(path: Path) -> onnx.ModelProto:
         if not data.is_file():
             raise ModelError(f"{path}: its external data {location} is missing")
         if data.stat().st_size < end:
-            raise ModelError(f"{data}: external data of {data.stat().st_size} bytes, {path.name} needs {end}: truncated")
+            raise ModelError(
+                f"{data}: external data of {data.stat().st_size} bytes, {path.name} needs {end}: truncated"
+            )
     return model
 
 
@@ -123,7 +128,10 @@ def decoder_hints(config: Mapping[str, Any], genai: Mapping[str, Any]) -> dict[s
     if theta and scaling in ("default", "mrope"):
         hints["rope_theta"] = theta
     decoder = genai.get("model", {}).get("decoder", {})
-    for name, other in (("head_dim", "head_size"), *((n, n) for n in ("num_attention_heads", "num_key_value_heads"))):
+    for name, other in (
+        ("head_dim", "head_size"),
+        *((n, n) for n in ("num_attention_heads", "num_key_value_heads")),
+    ):
         if decoder.get(other):
             hints.setdefault(name, decoder[other])
     return hints

@@ -1,7 +1,8 @@
 """A vision-language model in the standard ONNX layout, run by ONNX Runtime with attention left to the memory.
 
-Three graphs: vision encoder, token embedding, decoder (cut by graph_cut.py). Their inputs and outputs say what they are;
-config.json, preprocessor_config.json and mosaic.json say what no graph can (normalisation, end tokens, frames a second).
+Three graphs: vision encoder, token embedding, decoder (cut by graph_cut.py). Their inputs and outputs say
+what they are; config.json, preprocessor_config.json and mosaic.json say what no graph can (normalisation, end
+tokens, frames a second).
 """
 
 from __future__ import annotations
@@ -23,11 +24,16 @@ from mosaic_edge.models.tokenizer import TextTokenizer
 from mosaic_edge.models.vlm import Attend, FloatArray, FrameArray, ModelError, VlmSpec
 
 _SMALL_MODEL = 64 << 20
-_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64, "tensor(int32)": np.int32}
+_TYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+}
 
 
 class OnnxVlm:
-    """Implements the `Vlm` protocol. Not thread-safe with itself only in so far as `attend` is not."""
+    """The `Vlm` protocol over three ONNX graphs. It holds weights, no keys or values."""
 
     def __init__(
         self,
@@ -47,9 +53,9 @@ class OnnxVlm:
     def load(cls, path: str | Path, threads: int | None = None, variant: str | None = None) -> OnnxVlm:
         """Open a model directory.
 
-        threads: per session; by default one for a model under 64 MiB (threads cost more than they bring), else the
-        number of cores. variant: the decoder's suffix ("q4", "fp16", "" for none) instead of the best one present.
-        Raises ModelError with one line that names the file and what is wrong with it.
+        threads: per session; by default one for a model under 64 MiB (threads cost more than they bring),
+        else the number of cores. variant: the decoder's suffix ("q4", "fp16", "" for none) instead of the
+        best one present. Raises ModelError with one line that names the file and what is wrong with it.
         """
         if threads is not None and threads < 0:
             raise ValueError(f"threads must be 0 (all cores) or more, got {threads}")
@@ -75,6 +81,7 @@ class OnnxVlm:
 
     @property
     def spec(self) -> VlmSpec:
+        """What graphs and JSON files said when the model was loaded."""
         return self._spec
 
     def encode_frame(self, frame: FrameArray) -> tuple[FloatArray, FloatArray]:
@@ -99,7 +106,7 @@ class OnnxVlm:
         return self._tokenizer.decode(ids)
 
     def run(self, embeds: FloatArray, attend: Attend, want_logits: bool = True) -> FloatArray | None:
-        """Decoder over [T, hidden]; `attend` once per layer; logits [vocab_size] of the last token, or None."""
+        """Run the decoder over [T, hidden]: the last token's logits [vocab_size], or None."""
         return self._decoder.run(embeds, attend, want_logits)
 
 
@@ -115,12 +122,17 @@ def _embed(session: ort.InferenceSession, ids: Sequence[int]) -> FloatArray:
 
 
 def _encode(session: ort.InferenceSession, pixels: FloatArray, hidden: int) -> tuple[FloatArray, FloatArray]:
-    """Features of one image and its embedding: the encoder's own [1, E] output, else the mean of the features."""
+    """Features of one image and its embedding: the encoder's own [1, E] output, else the mean of the
+    features.
+    """
     (image,) = session.get_inputs()
     values = session.run(None, {image.name: pixels.astype(_TYPES.get(image.type, np.float32), copy=False)})
     named = dict(zip((o.name for o in session.get_outputs()), values, strict=True))
     embedding = named.pop("frame_embedding", None)
-    features = next((v for v in named.values() if v.ndim >= 2 and v.shape[-1] == hidden and v.shape[:1] != v.shape[:-1]), None)
+    features = next(
+        (v for v in named.values() if v.ndim >= 2 and v.shape[-1] == hidden and v.shape[:1] != v.shape[:-1]),
+        None,
+    )
     if features is None:
         features = next((v for v in named.values() if v.ndim == 2 and v.shape[-1] == hidden), None)
     if features is None:
@@ -155,16 +167,21 @@ def _spec(
     except ModelError as error:
         raise ModelError(f"{files.folder}: {error}") from None
     except Exception as error:  # ONNX Runtime again
-        raise ModelError(f"{files.folder}: its graphs do not fit together: {' '.join(str(error).split())[:400]}") from None
+        raise ModelError(
+            f"{files.folder}: its graphs do not fit together: {' '.join(str(error).split())[:400]}"
+        ) from None
     count = len(tokens)
     if int(mosaic.get("tokens_per_frame", count)) != count:
         raise ModelError(
-            f"{files.folder}: mosaic.json says {mosaic['tokens_per_frame']} tokens a frame, the vision encoder gives {count}"
+            f"{files.folder}: mosaic.json says {mosaic['tokens_per_frame']} tokens a frame, "
+            f"the vision encoder gives {count}"
         )
     side = math.isqrt(count)
     rows, columns = mosaic.get("grid", (side, side) if side * side == count else (1, count))
     if rows * columns != count:
-        raise ModelError(f"{files.folder}: mosaic.json says a grid of {rows} x {columns}, a frame has {count} tokens")
+        raise ModelError(
+            f"{files.folder}: mosaic.json says a grid of {rows} x {columns}, a frame has {count} tokens"
+        )
     facts = decoder.facts
     assert logits is not None
     return VlmSpec(
@@ -194,7 +211,9 @@ def _spec(
 def _image_size(
     mosaic: dict[str, Any], images: dict[str, Any], config: dict[str, Any], vision: ort.InferenceSession
 ) -> tuple[int, int]:
-    """Height and width: as the encoder's input declares, else mosaic.json, preprocessor_config.json, config.json."""
+    """Height and width: as the encoder's input declares, else mosaic.json, preprocessor_config.json,
+    config.json.
+    """
     declared = vision.get_inputs()[0].shape[2:]
     if all(isinstance(n, int) and n > 0 for n in declared):
         return int(declared[0]), int(declared[1])
@@ -205,10 +224,12 @@ def _image_size(
         return size, size
     if isinstance(size, list) and len(size) == 2:
         return int(size[0]), int(size[1])
-    raise ModelError("neither the vision encoder nor mosaic.json, preprocessor_config.json, config.json tell the image size")
+    raise ModelError(
+        "neither the vision encoder nor mosaic.json, preprocessor_config.json, config.json tells image_size"
+    )
 
 
-def _triple(value: object) -> tuple[float, float, float]:
+def _triple(value: Any) -> tuple[float, float, float]:
     values = value if isinstance(value, list | tuple) else [value] * 3
     r, g, b = (float(v) for v in values)
     return r, g, b

@@ -20,8 +20,8 @@ def check_frame(frame: FrameArray) -> FrameArray:
 def resize_area(frame: FrameArray, height: int, width: int) -> FloatArray:
     """Resize [H, W, 3] uint8 to [height, width, 3] float32 in 0..255.
 
-    Each output pixel is the mean of the rectangle it covers, with border pixels weighted by the covered part: the
-    anti-aliased choice when shrinking, a box when enlarging. The aspect ratio is not kept.
+    Each output pixel is the mean of the rectangle it covers, with border pixels weighted by the covered part:
+    the anti-aliased choice when shrinking, a box when enlarging. The aspect ratio is not kept.
     """
     source_height, source_width, channels = frame.shape
     if (source_height, source_width) == (height, width):
@@ -52,7 +52,7 @@ def _average(lines: NDArray[np.generic], count: int) -> FloatArray:
 
 @lru_cache(maxsize=32)
 def _bands(source: int, count: int) -> tuple[tuple[int, FloatArray], ...]:
-    """For every output line: the first input line it covers and the weights of those it covers, summing to 1."""
+    """For every output line: the first input line it covers and the covered lines' weights."""
     bands = []
     for j in range(count):
         first, last = j * source // count, -(-(j + 1) * source // count)

@@ -1,4 +1,4 @@
-"""Rotary facts read back from a graph: which theta made these cos and sin tables, checked number by number."""
+"""Rotary facts read back from a graph: which theta made these cos and sin tables, all of them checked."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ _CHECKED_ROWS = 4096
 
 
 def recover_theta(cos: NDArray[np.floating], sin: NDArray[np.floating]) -> float:
-    """The theta for which cos[p, i], sin[p, i] = cos, sin of p * theta^(-2i/d), with tables of [positions, d/2].
+    """The theta for which cos[p, i], sin[p, i] = cos, sin of p * theta^(-2i/d), with tables of [positions,
+    d/2].
 
-    Every entry of the first positions is verified: to 1e-5 in float32 (1e-3 in float16), plus what the rounding of
-    p * frequency in float32 allows far out. Raises ValueError if no single theta explains the tables, as with scaled
-    rotary embeddings (linear, yarn, llama3), which one theta cannot express.
+    Every entry of the first positions is verified: to 1e-5 in float32 (1e-3 in float16), plus what the
+    rounding of p * frequency in float32 allows far out. Raises ValueError if no single theta explains the
+    tables, as with scaled rotary embeddings (linear, yarn, llama3), which one theta cannot express.
     """
     if cos.ndim != 2 or cos.shape != sin.shape or cos.shape[0] < 2 or cos.shape[1] < 1:
-        raise ValueError(f"rotary tables must be [positions >= 2, rotary_dim/2], got {cos.shape} and {sin.shape}")
+        raise ValueError(
+            f"rotary tables must be [positions >= 2, rotary_dim/2], got {cos.shape} and {sin.shape}"
+        )
     rows, half = min(cos.shape[0], _CHECKED_ROWS), cos.shape[1]
     loose = 1e-3 if cos.dtype == np.float16 else 1e-5
     c, s = cos[:rows].astype(np.float64), sin[:rows].astype(np.float64)
@@ -25,14 +28,18 @@ def recover_theta(cos: NDArray[np.floating], sin: NDArray[np.floating]) -> float
         candidates = [1e4]
     else:
         measured = _measure(c, s)
-        candidates = [t for t in _USUAL if abs(np.log(t / measured)) < 0.01] + [float(round(measured)), measured]
+        candidates = [t for t in _USUAL if abs(np.log(t / measured)) < 0.01] + [
+            float(round(measured)),
+            measured,
+        ]
     errors = [_error(t, c, s, loose) for t in candidates]
     for theta, error in zip(candidates, errors, strict=True):
         if error <= 1.0:
             return theta
     raise ValueError(
-        f"the rotary tables [{cos.shape[0]}, {half}] are not those of one theta (best {candidates[int(np.argmin(errors))]:g}, "
-        f"off by {min(errors):.1f} times the tolerance): scaled rotary is not supported"
+        f"the rotary tables [{cos.shape[0]}, {half}] are not those of one theta "
+        f"(best {candidates[int(np.argmin(errors))]:g}, off by {min(errors):.1f} times the tolerance): "
+        "scaled rotary is not supported"
     )
 
 

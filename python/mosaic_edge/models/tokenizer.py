@@ -1,4 +1,4 @@
-"""tokenizer.json of a model directory: text to ids and back, with an error instead of a silent unknown word."""
+"""tokenizer.json of a model directory: text to ids and back, with an error for an unknown word."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ class TextTokenizer:
         self._unknown = self._tokenizer.token_to_id(unknown) if unknown else None
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, none added. ValueError names a word the vocabulary lacks and, if short, lists it."""
+        """Token ids of `text`, none added. ValueError names a word the vocabulary lacks and, if short, lists
+        it.
+        """
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         ids: list[int] = list(encoding.ids)
         if self._unknown is not None and self._unknown in ids:
@@ -38,7 +40,9 @@ class TextTokenizer:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def _known_words(self) -> str:
-        special = {token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special}
+        special = {
+            token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special
+        }
         vocabulary = self._tokenizer.get_vocab()
         words = sorted((w for w in vocabulary if w not in special), key=vocabulary.__getitem__)
         return f"; known words: {' '.join(words)}" if len(words) <= _LISTED_WORDS else ""

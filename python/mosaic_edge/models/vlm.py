@@ -1,7 +1,8 @@
 """The protocol every engine follows: what a vision-language model tells (`VlmSpec`) and does (`Vlm`).
 
-A model never holds KV of its own. It computes q, k, v of a layer before rotation and hands them to the `attend` it was
-given; what comes back is what that layer goes on with. Memory, positions and selection live behind that one call.
+A model never holds KV of its own. It computes q, k, v of a layer before rotation and hands them to the
+`attend` it was given; what comes back is what that layer goes on with. Memory, positions and selection live
+behind that one call.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ FloatArray: TypeAlias = NDArray[np.float32]
 FrameArray: TypeAlias = NDArray[np.uint8]
 
 Attend: TypeAlias = Callable[[int, FloatArray, FloatArray, FloatArray], FloatArray]
-"""attend(layer, q [T, H_q, D], k [T, H_kv, D], v [T, H_kv, D]) -> out [T, H_q, D]; float32, q and k before rotation."""
+"""attend(layer, q [T, H_q, D], k [T, H_kv, D], v [T, H_kv, D]) -> out [T, H_q, D]; float32, q and k before
+rotation.
+"""
 
 
 class ModelError(ValueError):
@@ -28,10 +31,10 @@ class ModelError(ValueError):
 class RopeSpec:
     """How a model rotates its queries and keys; fields mirror the core's RopeSpec.
 
-    The first `rotary_dim` channels of a head rotate by position * theta^(-2i/rotary_dim). `half` pairs channel i with
-    i + rotary_dim/2 (Llama, Qwen), `interleaved` pairs 2i with 2i + 1 (GPT-J), `none` rotates nothing. `sections` are
-    the frequencies taken by (t, h, w) under M-RoPE, all zero in one dimension; they are chunks (Qwen2.5-VL) unless
-    `sections_interleaved` (Qwen3-VL).
+    The first `rotary_dim` channels of a head rotate by position * theta^(-2i/rotary_dim). `half` pairs
+    channel i with i + rotary_dim/2 (Llama, Qwen), `interleaved` pairs 2i with 2i + 1 (GPT-J), `none` rotates
+    nothing. `sections` are the frequencies taken by (t, h, w) under M-RoPE, all zero in one dimension; they
+    are chunks (Qwen2.5-VL) unless `sections_interleaved` (Qwen3-VL).
     """
 
     rotary_dim: int
@@ -85,10 +88,12 @@ class Vlm(Protocol):
     """A vision-language model whose attention is done by someone else."""
 
     @property
-    def spec(self) -> VlmSpec: ...
+    def spec(self) -> VlmSpec:
+        """What the model is; never changes."""
+        ...
 
     def encode_frame(self, frame: FrameArray) -> tuple[FloatArray, FloatArray]:
-        """Encode one RGB frame uint8 [H, W, 3] of any size: tokens [tokens_per_frame, hidden], embedding [E]."""
+        """Encode an RGB frame uint8 [H, W, 3]: tokens [tokens_per_frame, hidden], embedding [E]."""
         ...
 
     def embed_text(self, ids: Sequence[int]) -> FloatArray:

@@ -20,8 +20,8 @@ CLEAR = 1.0
 """Seconds an object must be fully visible before anything is asked about it: one frame a second cannot miss
 it."""
 
-APART = 1.5
-"""Seconds by which first and last must be separated from the next object."""
+APART, APART_SHARE = 1.5, 0.15
+"""First and last must be apart from the next object by so many seconds, and by this share of the older one's age."""
 
 
 class Seen(Protocol):
@@ -139,16 +139,18 @@ def _about_order(kind: str, seen: Iterable[Seen], at: float) -> list[Question]:
         rooms[s.room].append(s)
     out = []
     for room, members in rooms.items():
-        if kind == "first":
-            best = min(members, key=lambda s: s.t0)
-            alone = all(s is best or s.t0 - best.t0 >= APART for s in members)
-        else:
-            best = max(members, key=lambda s: min(s.t1, at))
-            alone = all(s is best or min(best.t1, at) - min(s.t1, at) >= APART for s in members)
+        ages = [at - s.t0 if kind == "first" else at - min(s.t1, at) for s in members]
+        k = int(np.argmax(ages) if kind == "first" else np.argmin(ages))
+        best = members[k]
+        alone = all(i == k or abs(a - ages[k]) >= _margin(max(a, ages[k])) for i, a in enumerate(ages))
         if alone and _clear(best, at) and len({s.shape for s in members}) > 1:
             text = f"what was the {kind} object in the {room} ?"
             out.append(_question(text, best.shape, kind, best, at))
     return out
+
+
+def _margin(age: float) -> float:
+    return max(APART, APART_SHARE * age)
 
 
 def _about_now(now: Now | None, at: float) -> list[Question]:

@@ -1,0 +1,239 @@
+"""`mosaic-edge`: demo, run, plan, doctor, eval.
+
+Results go to stdout, progress and errors to stderr. --json prints one JSON document and nothing else.
+Exit codes: 0 done, 1 it failed, 2 bad usage, 3 a cap that is impossible or was breached.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Streaming video memory for vision-language models under a hard memory cap.",
+)
+
+Model = Annotated[str, typer.Option(help="mosaic-tiny, or a model directory in the standard ONNX layout.")]
+Memory = Annotated[str, typer.Option(help="The cap: everything that grows with the stream, such as 64MiB.")]
+Policy = Annotated[str, typer.Option(help="What is kept under the cap; `doctor` lists the names.")]
+Disk = Annotated[str | None, typer.Option(help="Quota of the spill file, such as 2GiB. Default: none.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else.")]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code. Errors of the user, files and caps are one line on stderr."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = app(args=arguments, standalone_mode=False, prog_name="mosaic-edge")
+        return code if isinstance(code, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        print("mosaic-edge: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    except Exception as error:
+        if hasattr(
+            error, "format_message"
+        ):  # typer's own: click's classes are private in newer versions of it
+            return _fail(error.format_message(), 2, arguments)
+        code = exit_code(error)
+        if code is None:
+            raise
+        return _fail(_line(error), code, arguments)
+
+
+def exit_code(error: BaseException) -> int | None:
+    """2 for bad usage, 3 for a cap, 1 for a file, the machine or the core; None for a defect here."""
+    kinds = {cls.__name__ for cls in type(error).__mro__}
+    if "MemoryCapError" in kinds:
+        return 3
+    if "SourceError" in kinds:
+        return 1
+    if "ValueError" in kinds:  # InvalidInput and ModelError among them
+        return 2
+    if kinds & {"OSError", "ImportError", "InvariantError", "DeviceError", "MemoryError"}:
+        return 1
+    return None
+
+
+def _line(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError) and error.name == "onnxruntime":
+        return "onnxruntime is not installed: pip install 'mosaic_edge[cpu]', or 'mosaic_edge[gpu]' on a GPU"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _fail(message: str, code: int, arguments: Sequence[str]) -> int:
+    print(f"mosaic-edge: {message}", file=sys.stderr)
+    if "--json" in arguments:
+        print_json({"error": message, "exit_code": code})
+    return code
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """One document on stdout; a number JSON does not know becomes null."""
+    print(json.dumps(_plain(document), indent=1, allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+@app.command()
+def demo(
+    seconds: Annotated[float, typer.Option(help="Length of the video.")] = 600.0,
+    difficulty: Annotated[str, typer.Option(help="plain or lively.")] = "plain",
+    memory: Memory = "1MiB",
+    policy: Policy = "mosaic",
+    against: Annotated[str, typer.Option(help="The policy to compare with, under the same cap.")] = "window",
+    seed: Annotated[int, typer.Option(help="Which world.")] = 7,
+    questions: Annotated[int, typer.Option(min=1, max=100, help="How many to ask.")] = 12,
+    model: Model = "mosaic-tiny",
+    out: Annotated[Path | None, typer.Option(help="Keep the video in this folder.")] = None,
+    json: Json = False,
+) -> None:
+    """Write a video, stream it under a cap, ask about moments long gone, and compare with `window`."""
+    from mosaic_edge.commands.demo import DemoSettings, run_demo, show_demo
+
+    if difficulty not in ("plain", "lively"):
+        raise ValueError(f"difficulty={difficulty!r}: expected plain or lively")
+    settings = DemoSettings(seconds, difficulty, memory, policy, against, seed, questions, model)  # type: ignore[arg-type]
+    with tempfile.TemporaryDirectory(prefix="mosaic-demo-") as scratch:
+        result = run_demo(settings, out or Path(scratch), quiet=json)
+        if json:
+            print_json(result)
+        else:
+            show_demo(result, Console())
+
+
+@app.command()
+def run(
+    source: Annotated[Path, typer.Option(help="A video file.")],
+    ask: Annotated[list[str], typer.Option(help="A question; may be given several times.")],
+    model: Model = "mosaic-tiny",
+    memory: Memory = "64MiB",
+    policy: Policy = "mosaic",
+    fps: Annotated[float | None, typer.Option(help="Frames a second. Default: the model's.")] = None,
+    since: Annotated[float | None, typer.Option(help="Read only what was seen from this second on.")] = None,
+    disk: Disk = None,
+    json: Json = False,
+) -> None:
+    """Stream a file and answer questions about it.
+
+    A file that breaks off is answered from what decoded; then one line says why, and the exit code is 1.
+    """
+    from mosaic_edge.commands.run import run_file, show_run
+
+    session = {"memory": memory, "policy": policy, "disk": disk}
+    result = run_file(source, ask, model=model, fps=fps, since=since, session=session, quiet=json)
+    if json:
+        print_json(result)
+    elif result["frames"]:
+        show_run(result, Console())
+    if result["error"] is not None:
+        print(f"mosaic-edge: {result['error']}", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+@app.command()
+def plan(
+    memory: Memory = "64MiB",
+    policy: Policy = "mosaic",
+    model: Model = "mosaic-tiny",
+    disk: Disk = None,
+    json: Json = False,
+) -> None:
+    """Show how a cap would be split, without allocating it."""
+    from mosaic_edge.commands.plan import make_plan, show_plan
+
+    result = make_plan(model, {"memory": memory, "policy": policy, "disk": disk})
+    if json:
+        print_json(result)
+    else:
+        show_plan(result, Console())
+
+
+@app.command()
+def doctor(
+    spill_dir: Annotated[str | None, typer.Option(help="Folder of spill files to test.")] = None,
+    json: Json = False,
+) -> None:
+    """Show versions, backends, what is missing and how to get it. Always ends with 0."""
+    from mosaic_edge.commands.doctor import examine, show_doctor
+
+    found = examine(spill_dir)
+    if json:
+        print_json(found)
+    else:
+        show_doctor(found, Console())
+
+
+@app.command("eval")
+def evaluate(
+    policies: Annotated[str, typer.Option(help="Names, comma-separated.")] = "full,mosaic,window,uniform",
+    caps: Annotated[str | None, typer.Option(help="Default: 100%,25%,10%,5%,2% of the full cache.")] = None,
+    frames: Annotated[int, typer.Option(help="Frames a stream, one a second.")] = 512,
+    seeds: Annotated[str, typer.Option(help="Worlds: one stream each per difficulty.")] = "7,8",
+    difficulty: Annotated[str, typer.Option(help="plain, lively or both.")] = "plain,lively",
+    questions: Annotated[int | None, typer.Option(help="Per stream. Default: 96.")] = None,
+    disk: Disk = None,
+    model: Model = "mosaic-tiny",
+    jobs: Annotated[int, typer.Option(help="Processes. Times mean something with 1 only.")] = 1,
+    out: Annotated[Path, typer.Option(help="Folder of results; finished parts are kept.")] = Path("eval"),
+    force: Annotated[bool, typer.Option("--force", help="Do finished parts again.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Caps 10%,5% and 48 questions.")] = False,
+    json: Json = False,
+) -> None:
+    """Measure accuracy against cap at equal bytes: JSON, Markdown table and PNG plot in --out."""
+    from mosaic_edge.commands.eval import run_eval
+    from mosaic_edge.evaluate import EvalSettings, parse_caps
+
+    settings = EvalSettings(
+        policies=_names(policies, "policies"),
+        caps=parse_caps(caps or ("10%,5%" if quick else "100%,25%,10%,5%,2%")),
+        frames=frames,
+        seeds=_numbers(seeds, "seeds"),
+        difficulties=_names(difficulty, "difficulty"),
+        questions=questions if questions is not None else (48 if quick else 96),
+        disk=disk,
+        model=model,
+    )
+    result = run_eval(settings, out, jobs=jobs, force=force, quiet=json)
+    if json:
+        print_json(result)
+
+
+def _names(text: str, knob: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    if "" in names:
+        raise ValueError(f"{knob}={text!r}: expected names separated by commas")
+    return names
+
+
+def _numbers(text: str, knob: str) -> tuple[int, ...]:
+    try:
+        return tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        raise ValueError(f"{knob}={text!r}: expected whole numbers separated by commas") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""`mosaic-edge doctor`: what is installed, what is missing and how to get it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import tempfile
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+import mosaic_edge
+
+NEEDED = ("numpy", "av", "tokenizers", "psutil", "typer", "rich")
+OPTIONAL = {"onnxruntime": "cpu", "matplotlib": "eval", "torch": "hf", "transformers": "hf"}
+"""Module -> the extra that brings it."""
+
+FLAGS = (
+    "avx2",
+    "fma",
+    "f16c",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "asimd",
+    "asimddp",
+    "i8mm",
+    "bf16",
+)
+
+
+def examine(spill_dir: str | None = None) -> dict[str, Any]:
+    """Look at everything a session depends on. "ok" or not; "detail" says why, or what is there."""
+    return {
+        "mosaic_edge": mosaic_edge.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
+        "instruction_sets": _instruction_sets(),
+        "packages": [_package(name, None) for name in NEEDED]
+        + [_package(name, extra) for name, extra in OPTIONAL.items()],
+        "core": _core(),
+        "providers": _providers(),
+        "model": _model(),
+        "memory": _memory(),
+        "spill": _spill(spill_dir or tempfile.gettempdir()),
+    }
+
+
+def _package(name: str, extra: str | None) -> dict[str, Any]:
+    names = (name, f"{name}-gpu")
+    found = next((d for d in metadata.distributions() if d.name.lower() in names), None)
+    if found is not None:
+        return {"name": found.name, "ok": True, "detail": found.version, "extra": extra}
+    wanted = f"mosaic_edge[{extra}]" if extra else name
+    return {"name": name, "ok": False, "detail": f"not installed: pip install '{wanted}'", "extra": extra}
+
+
+def _core() -> dict[str, Any]:
+    try:
+        core = import_module("mosaic_edge._core")
+    except ImportError as error:
+        return {
+            "ok": False,
+            "detail": f"the compiled core does not load: {error}",
+            "backends": [],
+            "policies": [],
+        }
+    return {
+        "ok": True,
+        "detail": core.__file__,
+        "backends": core.backends(),
+        "policies": list(core.policies()),
+    }
+
+
+def _providers() -> dict[str, Any]:
+    try:
+        runtime = import_module("onnxruntime")
+    except ImportError as error:
+        missing = error.name == "onnxruntime"
+        how = "not installed: pip install 'mosaic_edge[cpu]', or 'mosaic_edge[gpu]' on a GPU"
+        why = how if missing else str(error)
+        return {"ok": False, "detail": f"onnxruntime: {why}", "names": []}
+    return {"ok": True, "detail": runtime.__version__, "names": list(runtime.get_available_providers())}
+
+
+def _model() -> dict[str, Any]:
+    folder = Path(mosaic_edge.__file__).parent / "models" / "tiny"
+    size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) if folder.is_dir() else 0
+    if not list(folder.rglob("*.onnx")):
+        return {"ok": False, "detail": f"mosaic-tiny is not in {folder}"}
+    return {"ok": True, "detail": f"mosaic-tiny, {size / 2**20:.1f} MiB in {folder}"}
+
+
+def _memory() -> dict[str, Any]:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    return {"ok": True, "total_bytes": memory.total, "available_bytes": memory.available}
+
+
+def _spill(folder: str) -> dict[str, Any]:
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"\0" * 4096)
+            file.flush()
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        why = f"not writable: {error.strerror or error}. Set spill_dir="
+        return {"ok": False, "folder": folder, "detail": why, "free_bytes": 0}
+    return {"ok": True, "folder": folder, "detail": "writable", "free_bytes": free}
+
+
+def _instruction_sets() -> list[str]:
+    """Of FLAGS, those the kernel reports for the first CPU; empty where there is no /proc/cpuinfo."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, flags = line.partition(":")
+            if name.strip() in ("flags", "Features"):
+                present = set(flags.split())
+                return [flag for flag in FLAGS if flag in present]
+    except OSError:
+        pass
+    return []
+
+
+def show_doctor(found: dict[str, Any], console: Console) -> None:
+    """Print a table, one finding a row."""
+    from mosaic_edge.config import format_bytes
+
+    table = Table(show_header=False)
+
+    def row(name: str, ok: bool, detail: str) -> None:
+        table.add_row(name, "[green]ok[/green]" if ok else "[yellow]absent[/yellow]", detail)
+
+    row("mosaic_edge", True, f"{found['mosaic_edge']} on Python {found['python']}")
+    row(
+        "machine",
+        True,
+        f"{found['machine']}; {' '.join(found['instruction_sets']) or 'instruction sets unknown'}",
+    )
+    row("core", found["core"]["ok"], found["core"]["detail"])
+    for backend in found["core"]["backends"]:
+        row(f"backend {backend['name']}", backend["available"], backend["detail"])
+    row("policies", bool(found["core"]["policies"]), ", ".join(found["core"]["policies"]))
+    providers = found["providers"]
+    row("ONNX Runtime", providers["ok"], f"{providers['detail']} {', '.join(providers['names'])}")
+    for package in found["packages"]:
+        row(package["name"], package["ok"], package["detail"])
+    row("model", found["model"]["ok"], found["model"]["detail"])
+    memory = found["memory"]
+    row(
+        "memory",
+        True,
+        f"{format_bytes(memory['available_bytes'])} free of {format_bytes(memory['total_bytes'])}",
+    )
+    spill = found["spill"]
+    row(
+        "spill",
+        spill["ok"],
+        f"{spill['folder']}: {spill['detail']}, {format_bytes(spill['free_bytes'])} free",
+    )
+    console.print(table)

@@ -1,0 +1,93 @@
+"""Progress on a terminal, silence in a pipe: everything goes to stderr, results go to stdout."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from mosaic_edge.config import format_bytes
+from mosaic_edge.engine import Session
+
+
+def clock(seconds: float) -> str:
+    """Seconds as m:ss, or h:mm:ss from an hour on."""
+    whole = max(0, round(seconds))
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class StreamView:
+    """A line that follows a stream: time, frames a second, bytes against the cap."""
+
+    def __init__(self, session: Session, label: str, enabled: bool = True) -> None:
+        console = Console(stderr=True)
+        self._session = session
+        self._label = label
+        self._live = Live(console=console, refresh_per_second=8, transient=True)
+        self._shown = enabled and console.is_terminal
+        self._began = time.perf_counter()
+        self._drawn = 0.0
+        self.frames = 0
+
+    def __enter__(self) -> StreamView:
+        self._began = time.perf_counter()
+        if self._shown:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.seconds = time.perf_counter() - self._began
+        if self._shown:
+            self._live.stop()
+
+    def tick(self, pts: float, frames: int) -> None:
+        """Frame number `frames`, seen at `pts` seconds, went in."""
+        self.frames = frames
+        now = time.perf_counter()
+        if not self._shown or now - self._drawn < 0.12:
+            return
+        self._drawn = now
+        stats = self._session.memory()
+        tokens = stats["tokens"]
+        row = Table.grid(padding=(0, 2))
+        row.add_row(
+            f"[bold]{self._label}[/bold]",
+            f"{clock(pts)} of stream",
+            f"{frames / max(now - self._began, 1e-9):.0f} frames/s",
+            f"{format_bytes(stats['peak_bytes'])} of {format_bytes(stats['cap_bytes'])}",
+            f"{tokens['seen']:,} tokens: {tokens['summarised']:,} summarised, {tokens['dropped']:,} dropped",
+        )
+        self._live.update(row)
+
+
+@contextmanager
+def progress_bar(enabled: bool = True) -> Iterator[Progress]:
+    """A rich progress bar on stderr, drawn on terminals only."""
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not (enabled and console.is_terminal),
+    ) as bar:
+        yield bar

@@ -1,0 +1,55 @@
+"""`mosaic-edge plan`: how a cap would be split, without allocating it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from mosaic_edge.config import format_bytes
+from mosaic_edge.engine import Engine
+
+
+def make_plan(model: str, session: dict[str, Any]) -> dict[str, Any]:
+    """The plan of `session` (fields of SessionConfig) as plain data. Raises MemoryCapError."""
+    engine = Engine.load(model)
+    plan = engine.plan(**session)
+    plan["parts"] = [{"name": name, "bytes": size} for name, size in plan["parts"]]
+    plan["model"] = engine.spec.name
+    plan["policy"] = session["policy"]
+    page_tokens = 16
+    layers = engine.spec.layers
+    for tier in plan["tiers"]:
+        tier["bytes"] = tier["pages"] * tier["page_bytes"]
+        tier["frames"] = tier["pages"] * page_tokens // layers // engine.spec.tokens_per_frame
+    return plan
+
+
+def show_plan(plan: dict[str, Any], console: Console) -> None:
+    """Print the split of the cap and the tiers."""
+    cap = plan["cap_bytes"]
+    parts = Table(
+        title=f"{plan['model']}, policy {plan['policy']}, cap {format_bytes(cap)}", title_justify="left"
+    )
+    parts.add_column("part")
+    parts.add_column("bytes", justify="right")
+    parts.add_column("share", justify="right")
+    for part in plan["parts"]:
+        parts.add_row(part["name"], format_bytes(part["bytes"]), f"{part['bytes'] / cap:.1%}")
+    parts.add_section()
+    parts.add_row("all", format_bytes(plan["total_bytes"]), f"{plan['total_bytes'] / cap:.1%}")
+    console.print(parts)
+    tiers = Table(title="tiers of the pages", title_justify="left")
+    for name in ("tier", "codec", "pages", "page", "bytes", "frames if full"):
+        tiers.add_column(name, justify="left" if name in ("tier", "codec") else "right")
+    for tier in plan["tiers"]:
+        sizes = format_bytes(tier["page_bytes"]), format_bytes(tier["bytes"])
+        tiers.add_row(tier["place"], tier["codec"], f"{tier['pages']:,}", *sizes, f"{tier['frames']:,}")
+    console.print(tiers)
+    console.print(
+        f"window {plan['window_frames']} frames, {plan['clusters']:,} clusters a layer, "
+        f"{plan['scenes']} scenes; "
+        f"a question has {plan['branch_tokens']} tokens and reads {plan['retrieve_tokens']:,} a layer",
+        soft_wrap=True,
+    )

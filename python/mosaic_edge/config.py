@@ -1,0 +1,125 @@
+"""Settings of a session: sizes as byte strings, policy by name, everything else by what the cap allows."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from dataclasses import dataclass, field
+from typing import Any
+
+from mosaic_edge.models.vlm import VlmSpec
+
+_UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+
+
+def parse_bytes(size: int | str, knob: str = "memory") -> int:
+    """Bytes of `size`: an int, or a string such as "64MiB", "1.5 GiB", "800KB".
+
+    Raises ValueError naming the knob for anything else, zero and negative sizes included.
+    """
+    if isinstance(size, bool) or not isinstance(size, int | str):
+        raise ValueError(f"{knob}={size!r}: expected bytes as an int or a string such as '64MiB'")
+    if isinstance(size, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", size)
+        if match is None or match[2].lower() not in _UNITS:
+            raise ValueError(f"{knob}={size!r}: expected a size such as '64MiB' (units: KiB MiB GiB KB MB GB)")
+        size = int(float(match[1]) * _UNITS[match[2].lower()])
+    if size <= 0:
+        raise ValueError(f"{knob}={size}: expected more than zero bytes")
+    return size
+
+
+def format_bytes(size: float) -> str:
+    """`size` bytes in binary units with one decimal: "48.0 KiB"."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(size) < 1024 or unit == "GiB":
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    raise AssertionError
+
+
+@dataclass(frozen=True)
+class SessionConfig:
+    """What a session is given. `None` and 0 mean "chosen by the cap and the model"; see cpp/runtime/plan.h."""
+
+    memory: int | str = "64MiB"
+    """The cap: everything that grows with the stream, every DRAM tier, index and scratch included."""
+    policy: str = "mosaic"
+    settings: dict[str, float | bool] = field(default_factory=dict)
+    """Settings of the policy by name."""
+    exact: str = "fp16"
+    """Codec of window, question and open pages: "fp16" or "fp32"."""
+    packed: str | None = None
+    """Codec of what yields first: "int4", "int8", or the exact one for none. Default: int4; for `full` the exact one."""
+    disk: int | str | None = None
+    """Quota of the spill file, e.g. "2GiB"; None: no disk tier."""
+    spill_dir: str | None = None
+    """Where the (unnamed) spill file is made; default: the system's temporary directory."""
+    window_frames: int = 0
+    branch_tokens: int = 64
+    """Room for dialogue, question and answer together, in tokens."""
+    retrieve_tokens: int = 0
+    """Stored tokens read per layer for a question."""
+    clusters: int = 0
+    scenes: int = 0
+    max_cluster_tokens: int = 64
+    exact_share: float = 0.15
+    index_share: float = 0.35
+    positions: str = "contiguous"
+    """Positions of what is attended: "contiguous" in time order, or "original"."""
+    summaries: bool = True
+    refresh_every: int = 0
+    """Answer tokens after which a question selects anew; 0: once."""
+    prefetch: bool = True
+    backend: str = "cpu"
+    threads: int = 0
+
+    def core_memory(self, spec: VlmSpec, prefix_tokens: int) -> dict[str, Any]:
+        """The core's MemoryConfig fields."""
+        packed = self.packed or (self.exact if self.policy == "full" else "int4")
+        return {
+            "cap_bytes": parse_bytes(self.memory),
+            "exact": self.exact,
+            "packed": packed,
+            "exact_share": self.exact_share,
+            "index_share": self.index_share,
+            "disk_bytes": 0 if self.disk is None else parse_bytes(self.disk, "disk"),
+            "spill_dir": self.spill_dir or tempfile.gettempdir(),
+            "window_frames": self.window_frames,
+            "prefix_tokens": prefix_tokens,
+            "branch_tokens": self.branch_tokens,
+            "retrieve_tokens": self.retrieve_tokens,
+            "clusters": self.clusters,
+            "scenes": self.scenes,
+            "max_cluster_tokens": self.max_cluster_tokens,
+            "positions": self.positions,
+            "summaries": self.summaries,
+            "refresh_every": self.refresh_every,
+            "prefetch": self.prefetch,
+        }
+
+    def core_settings(self) -> dict[str, float]:
+        """The policy's settings as numbers."""
+        return {name: float(value) for name, value in self.settings.items()}
+
+
+def core_model(spec: VlmSpec) -> dict[str, Any]:
+    """The core's ModelShape fields of a model."""
+    rope = spec.rope
+    return {
+        "layers": spec.layers,
+        "q_heads": spec.q_heads,
+        "kv_heads": spec.kv_heads,
+        "head_dim": spec.head_dim,
+        "scale": spec.scale,
+        "rope": {
+            "rotary_dim": rope.rotary_dim,
+            "theta": rope.theta,
+            "layout": rope.layout,
+            "sections": list(rope.sections) if any(rope.sections) else [],
+            "sections_interleaved": rope.sections_interleaved,
+        },
+        "embedding_dim": spec.embedding_dim,
+        "frame_tokens": spec.tokens_per_frame,
+        "video_window": spec.video_window,
+    }

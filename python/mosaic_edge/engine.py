@@ -1,0 +1,288 @@
+"""START HERE: Engine loads a model, Session streams video into its capped memory and answers questions about it.
+
+    engine = Engine.load("mosaic-tiny")
+    with engine.session(memory="2MiB") as session:
+        session.append_video("walk.mp4", fps=1.0)
+        reply = session.ask("what colour was the ball ?")
+        print(reply.text, reply.evidence)
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mosaic_edge import _core
+from mosaic_edge.config import SessionConfig, core_model
+from mosaic_edge.evidence import TimeRange, time_ranges
+from mosaic_edge.models import load_model
+from mosaic_edge.models.vlm import FloatArray, FrameArray, Vlm, VlmSpec
+from mosaic_edge.sampling import Sampler, SamplingParams
+from mosaic_edge.sources import VideoSource
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer, where in the stream it was read, and how long it took."""
+
+    text: str
+    evidence: tuple[TimeRange, ...]
+    tokens: int
+    first_token_seconds: float
+    """From the question's arrival to its first token."""
+    seconds: float
+    logits: NDArray[np.float32]
+    """Logits [vocab] the first token was drawn from."""
+
+
+class ReplyStream:
+    """Iterates over the pieces of an answer as they are drawn; `reply` is the whole once it has ended.
+
+    The session is busy until the stream is exhausted or closed.
+    """
+
+    def __init__(self, pieces: Iterator[str], done: Callable[[], Reply | None]) -> None:
+        self._pieces = pieces
+        self._done = done
+
+    def __iter__(self) -> Iterator[str]:
+        return self._pieces
+
+    def close(self) -> None:
+        """Stop the answer here."""
+        close = getattr(self._pieces, "close", None)
+        if close is not None:
+            close()
+
+    @property
+    def reply(self) -> Reply:
+        """The whole answer. Raises RuntimeError before the stream has ended."""
+        reply = self._done()
+        if reply is None:
+            raise RuntimeError("the answer is not complete: iterate to its end first")
+        return reply
+
+
+class Engine:
+    """A loaded model. Sessions share its weights; each has a memory of its own."""
+
+    def __init__(self, model: Vlm) -> None:
+        self.model = model
+
+    @classmethod
+    def load(cls, model: str | Path = "mosaic-tiny", *, threads: int | None = None, variant: str | None = None) -> Engine:
+        """Load "mosaic-tiny" (shipped with the package) or a model directory in the standard ONNX layout.
+
+        Raises ModelError (a ValueError) naming what is missing.
+        """
+        return cls(load_model(model, threads=threads, variant=variant))
+
+    @property
+    def spec(self) -> VlmSpec:
+        """Shapes and facts of the model."""
+        return self.model.spec
+
+    def plan(self, **settings: Any) -> dict[str, Any]:
+        """How `session(**settings)` would split its cap, without allocating it. Raises MemoryCapError if it cannot."""
+        config = SessionConfig(**settings)
+        prefix = self.model.tokenize(self.spec.prefix) if self.spec.prefix else []
+        plan: dict[str, Any] = _core.plan(
+            core_model(self.spec),
+            config.core_memory(self.spec, len(prefix)),
+            config.policy,
+            config.core_settings(),
+            config.backend,
+            config.threads,
+        )
+        return plan
+
+    def session(self, **settings: Any) -> Session:
+        """Open a session; settings are the fields of SessionConfig (memory=, policy=, disk=, ...).
+
+        Raises MemoryCapError when the cap cannot hold the least there must be, ValueError for a bad setting.
+        """
+        return Session(self.model, SessionConfig(**settings))
+
+
+class Session:
+    """One stream: frames in, questions out, inside one cap. Calls from several threads take turns."""
+
+    def __init__(self, model: Vlm, config: SessionConfig) -> None:
+        self._model = model
+        self._spec = model.spec
+        self.config = config
+        self._lock = threading.RLock()
+        prefix = model.tokenize(self._spec.prefix) if self._spec.prefix else []
+        self._memory: Any = _core.KvMemory(
+            core_model(self._spec),
+            config.core_memory(self._spec, len(prefix)),
+            config.policy,
+            config.core_settings(),
+            config.backend,
+            config.threads,
+        )
+        most = max(self._spec.tokens_per_frame, config.branch_tokens, len(prefix))
+        self._out: FloatArray = np.empty((most, self._spec.q_heads, self._spec.head_dim), np.float32)
+        self._step = 1.0 / self._spec.fps
+        self._frames = 0
+        self._last_pts: float | None = None
+        if prefix:
+            self._block(model.embed_text(prefix), want_logits=False)
+
+    def append(self, frame: FrameArray, pts: float | None = None) -> None:
+        """Take in one RGB frame uint8 [H, W, 3] seen at `pts` seconds (default: one frame time after the last).
+
+        Raises ValueError for a bad frame or falling pts, MemoryCapError when the policy refuses; nothing is changed then.
+        """
+        image = np.asarray(frame)
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+            raise ValueError(f"frame: expected uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
+        with self._lock:
+            memory = self._open()
+            if pts is None:
+                pts = 0.0 if self._last_pts is None else self._last_pts + self._step
+            if not np.isfinite(pts):
+                raise ValueError(f"pts={pts}: expected seconds")
+            tokens, embedding = self._model.encode_frame(image)
+            memory.begin_frame(pts, embedding, len(tokens), self._spec.grid[1])
+            self._run(tokens, want_logits=False)
+            if self._last_pts is not None and 0 < pts - self._last_pts < self._step:
+                self._step = pts - self._last_pts  # what counts as neighbouring moments follows the stream
+            self._last_pts = pts
+            self._frames += 1
+
+    def append_video(
+        self, path: str | Path, fps: float | None = None, *, start: float = 0.0, end: float | None = None,
+        progress: Callable[[float, int], None] | None = None,
+    ) -> int:
+        """Stream a video file at `fps` (default: the model's); returns how many frames went in.
+
+        progress(pts seconds, frames) is called after every frame. Raises SourceError after what could be decoded.
+        """
+        count = 0
+        for frame in VideoSource(path, fps=fps or self._spec.fps, start=start, end=end):
+            self.append(frame.image, frame.pts)
+            count += 1
+            if progress is not None:
+                progress(frame.pts, count)
+        return count
+
+    @overload
+    def ask(self, question: str, *, stream: Literal[False] = ..., since: float | None = ..., dialogue: bool = ...,
+            sampling: SamplingParams | None = ...) -> Reply: ...
+    @overload
+    def ask(self, question: str, *, stream: Literal[True], since: float | None = ..., dialogue: bool = ...,
+            sampling: SamplingParams | None = ...) -> ReplyStream: ...
+    def ask(
+        self, question: str, *, stream: bool = False, since: float | None = None, dialogue: bool = False,
+        sampling: SamplingParams | None = None,
+    ) -> Reply | ReplyStream:
+        """Answer a question about anything seen so far, or seen from `since` seconds on.
+
+        dialogue=True keeps question and answer readable for later questions; otherwise nothing of it is left behind.
+        stream=True gives a ReplyStream. Raises ValueError for text the model does not know.
+        """
+        ids = self._model.tokenize(self._spec.template.format(question=question))
+        if not ids:
+            raise ValueError("question: no text")
+        result: list[Reply] = []
+        pieces = self._answer(ids, since, dialogue, sampling or SamplingParams(), result)
+        if stream:
+            return ReplyStream(pieces, lambda: result[0] if result else None)
+        for _ in pieces:
+            pass
+        return result[0]
+
+    def memory(self) -> dict[str, Any]:
+        """Bytes by tier and part, where every token is, and what was split, merged, summarised, dropped or lost."""
+        with self._lock:
+            stats: dict[str, Any] = self._open().stats()
+            return stats
+
+    def check_invariants(self) -> None:
+        """Recount everything; raises InvariantError on a defect. Slow."""
+        with self._lock:
+            self._open().check_invariants()
+
+    def close(self) -> None:
+        """Give the memory back. The session cannot be used afterwards; closing twice is fine."""
+        with self._lock:
+            self._memory = None
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _open(self) -> Any:
+        if self._memory is None:
+            raise ValueError("the session is closed")
+        return self._memory
+
+    def _attend(self, layer: int, q: FloatArray, k: FloatArray, v: FloatArray) -> FloatArray:
+        out = self._out[: len(q)]
+        self._memory.attend(layer, q, k, v, out, len(q))
+        return out
+
+    def _run(self, embeds: FloatArray, want_logits: bool) -> NDArray[np.float32] | None:
+        """One forward pass of a block that was begun; the block is forgotten if anything fails."""
+        try:
+            logits = self._model.run(embeds, self._attend, want_logits)
+        except BaseException:
+            self._memory.abort()
+            raise
+        self._memory.commit()
+        return logits
+
+    def _block(self, embeds: FloatArray, want_logits: bool) -> NDArray[np.float32] | None:
+        self._memory.begin_text(len(embeds))
+        return self._run(embeds, want_logits)
+
+    def _answer(
+        self, ids: list[int], since: float | None, dialogue: bool, sampling: SamplingParams, result: list[Reply]
+    ) -> Iterator[str]:
+        began = time.perf_counter()
+        sampler = Sampler(sampling)
+        answer: list[int] = []
+        said = ""
+        with self._lock:
+            memory = self._open()
+            memory.open_question(since)
+            keep = False  # a turn that failed is not part of the dialogue; one that was stopped early is
+            try:
+                first_logits = logits = self._block(self._model.embed_text(ids), want_logits=True)
+                first_token = time.perf_counter() - began
+                moments = memory.evidence()
+                assert logits is not None and first_logits is not None
+                while len(answer) < sampling.max_tokens:
+                    token = sampler.next(logits)
+                    if token in self._spec.eos_token_ids:
+                        break
+                    answer.append(token)
+                    text = self._model.detokenize(answer)
+                    yield text[len(said) :]
+                    said = text
+                    if len(answer) < sampling.max_tokens or dialogue:
+                        next_logits = self._block(self._model.embed_text([token]), want_logits=True)
+                        assert next_logits is not None
+                        logits = next_logits
+                keep = dialogue
+            except GeneratorExit:
+                keep = dialogue
+                raise
+            finally:
+                if self._memory is not None:
+                    memory.close_question(keep)
+        evidence = time_ranges(moments, gap=1.5 * self._step)
+        result.append(
+            Reply(said, evidence, len(answer), first_token, time.perf_counter() - began, first_logits)
+        )

@@ -1,0 +1,64 @@
+"""Sizes are byte strings, errors name the knob, and the settings reach the core by its own names."""
+
+from __future__ import annotations
+
+import pytest
+
+from mosaic_edge.config import SessionConfig, core_model, format_bytes, parse_bytes
+from numpy_vlm import NumpyVlm
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("64MiB", 64 << 20),
+        ("1.5 GiB", 3 << 29),
+        ("800KB", 800_000),
+        (" 7kib ", 7 << 10),
+        ("123", 123),
+        (9, 9),
+        ("5 b", 5),
+    ],
+)
+def test_sizes_are_read_in_both_kinds_of_units(text: int | str, size: int) -> None:
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize(
+    "text", ["", "MiB", "-1MiB", "0", 0, -5, "1e3", "12 parsecs", "64 MiB MiB", True, 1.5, None]
+)
+def test_what_is_no_size_is_refused_by_the_name_of_its_knob(text: object) -> None:
+    with pytest.raises(ValueError, match=r"^disk="):
+        parse_bytes(text, "disk")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (3 << 19, "1.5 MiB"), (5 << 40, "5120.0 GiB")],
+)
+def test_bytes_are_shown_with_one_decimal(size: int, text: str) -> None:
+    assert format_bytes(size) == text
+
+
+def test_full_packs_nothing_unless_told_and_the_others_pack_to_int4() -> None:
+    spec = NumpyVlm().spec
+    assert SessionConfig(policy="full").core_memory(spec, 0)["packed"] == "fp16"
+    assert SessionConfig(policy="full", packed="int8").core_memory(spec, 0)["packed"] == "int8"
+    assert SessionConfig().core_memory(spec, 0)["packed"] == "int4"
+
+
+def test_no_disk_is_no_disk_and_a_quota_is_bytes() -> None:
+    spec = NumpyVlm().spec
+    assert SessionConfig().core_memory(spec, 0)["disk_bytes"] == 0
+    assert SessionConfig(disk="2GiB").core_memory(spec, 3)["disk_bytes"] == 2 << 30
+    assert SessionConfig(disk="2GiB").core_memory(spec, 3)["prefix_tokens"] == 3
+
+
+def test_policy_settings_become_numbers() -> None:
+    assert SessionConfig(settings={"visual": True, "tau": 0.5}).core_settings() == {"visual": 1.0, "tau": 0.5}
+
+
+def test_a_model_without_mrope_has_no_sections() -> None:
+    model = core_model(NumpyVlm().spec)
+    assert model["rope"]["sections"] == []
+    assert (model["q_heads"], model["kv_heads"], model["frame_tokens"]) == (4, 2, 4)
