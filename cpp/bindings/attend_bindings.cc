@@ -58,9 +58,11 @@ struct AttendCall {
   RopeTable rope;
   int position_end = 1;  // one past the largest position seen
 
-  AttendCall(Kernels& k, const Floats& queries, const Ints& at, int kv_heads, float scale) : kernels(k), q(queries), q_positions(at) {
+  AttendCall(Kernels& k, const Floats& queries, const Ints& at, int kv_heads, float scale)
+      : kernels(k), q(queries), q_positions(at) {
     need(q.ndim() == 3, "q: expected [tokens, q_heads, head_dim]");
-    need(kv_heads > 0 && q.shape(1) > 0 && q.shape(2) > 0 && q.shape(1) % kv_heads == 0, "kv_heads must divide q_heads");
+    need(kv_heads > 0 && q.shape(1) > 0 && q.shape(2) > 0 && q.shape(1) % kv_heads == 0,
+         "kv_heads must divide q_heads");
     args.tokens = size_of(q, 0);
     args.q_heads = size_of(q, 1);
     args.shape = {kv_heads, size_of(q, 2)};
@@ -103,7 +105,8 @@ struct AttendCall {
       for (int i = begin; i < end; ++i) {
         position_end = std::max({position_end, page_meta(to)[i].h + 1, page_meta(to)[i].w + 1});
       }
-      pages.push_back({to, first, static_cast<uint8_t>(begin), static_cast<uint8_t>(end), codec_from_name(codec.c_str())});
+      pages.push_back(
+          {to, first, static_cast<uint8_t>(begin), static_cast<uint8_t>(end), codec_from_name(codec.c_str())});
       to += data.size();
       first += end - begin;
     }
@@ -177,10 +180,10 @@ void bind_attend(py::module_& m, py::class_<Kernels>& kernels) {
       .def_readonly("lse", &AttendCall::lse, "[tokens, q_heads]");
   kernels.def(
       "attend",
-      [](Kernels& self, const Floats& q, const Ints& q_positions, int kv_heads, float scale, const std::vector<Page>& pages,
-         const py::object& positions, const py::object& mean_k, const py::object& mean_v, const py::object& rows,
-         const py::object& row_positions, const py::object& row_bias, const py::object& block_k,
-         const py::object& block_v, const py::object& rope) {
+      [](Kernels& self, const Floats& q, const Ints& q_positions, int kv_heads, float scale,
+         const std::vector<Page>& pages, const py::object& positions, const py::object& mean_k,
+         const py::object& mean_v, const py::object& rows, const py::object& row_positions, const py::object& row_bias,
+         const py::object& block_k, const py::object& block_v, const py::object& rope) {
         auto call = std::make_unique<AttendCall>(self, q, q_positions, kv_heads, scale);
         if (!pages.empty()) call->set_pages(pages, py::cast<Ints>(positions));
         if (!rows.is_none()) call->set_summaries(mean_k, mean_v, rows, row_positions, row_bias);

@@ -60,8 +60,8 @@ py::tuple decode(Kernels& self, const std::string& codec, const std::string& pag
   return py::make_tuple(k, v);
 }
 
-py::tuple assign(Kernels& self, const Floats& k, const py::object& v, const py::object& mean_k, const py::object& mean_v,
-                 const py::object& rows, float value_weight) {
+py::tuple assign(Kernels& self, const Floats& k, const py::object& v, const py::object& mean_k,
+                 const py::object& mean_v, const py::object& rows, float value_weight) {
   need(k.ndim() == 2, "k: expected [items, dim]");
   const Halves ck(mean_k, "mean_k");
   need(ck.array.ndim() == 2 && ck.array.shape(1) == k.shape(1), "mean_k: expected [rows, dim]");
@@ -208,8 +208,8 @@ void bind_ops(py::module_& core) {
       .def("encode", &encode, py::arg("codec"), py::arg("k"), py::arg("v"), py::arg("meta") = py::none())
       .def("decode", &decode, py::arg("codec"), py::arg("page"), py::arg("heads"), py::arg("head_dim"),
            py::arg("begin") = 0, py::arg("end") = kPageTokens)
-      .def("assign", &assign, py::arg("k"), py::arg("v") = py::none(), py::arg("mean_k"), py::arg("mean_v") = py::none(),
-           py::arg("rows") = py::none(), py::arg("value_weight") = 0.0f)
+      .def("assign", &assign, py::arg("k"), py::arg("v") = py::none(), py::arg("mean_k"),
+           py::arg("mean_v") = py::none(), py::arg("rows") = py::none(), py::arg("value_weight") = 0.0f)
       .def("update_centroids", &update, py::arg("k"), py::arg("v"), py::arg("labels"), py::arg("mean_k"),
            py::arg("mean_v"), py::arg("count"), py::arg("variance"), py::arg("value_weight") = 0.0f)
       .def("score", &score, py::arg("mode"), py::arg("q"), py::arg("mean_k"), py::arg("rows") = py::none(),

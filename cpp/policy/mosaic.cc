@@ -217,6 +217,12 @@ class Mosaic final : public Policy {
 
   // The nearest pairs of one scene, disjoint, about a tenth of the index, so that the search is paid rarely.
   int merge_nearest(const ClusterStore& store, int lane, Relief* out, int capacity) {
+    // Where every scene is down to one cluster, clusters of different scenes must merge: nothing is dropped.
+    const int n = merge_pairs(store, lane, true, out, capacity);
+    return n > 0 ? n : merge_pairs(store, lane, false, out, capacity);
+  }
+
+  int merge_pairs(const ClusterStore& store, int lane, bool inside, Relief* out, int capacity) {
     const ClusterIndex& index = store.index(lane);
     const int wanted = std::clamp(index.capacity() / 10, 1, capacity);
     const auto d = static_cast<size_t>(index.dim());
@@ -224,7 +230,7 @@ class Mosaic final : public Policy {
     for (const ClusterId c : index.live()) {  // nearest other cluster of its scene
       int rows = 0;
       for (const ClusterId other : index.live())
-        if (other != c && index[other].scene == index[c].scene) rows_[static_cast<size_t>(rows++)] = other;
+        if (other != c && (!inside || index[other].scene == index[c].scene)) rows_[static_cast<size_t>(rows++)] = other;
       near_[static_cast<size_t>(c)] = {kNone, std::numeric_limits<float>::infinity()};
       if (rows == 0) continue;
       for (size_t i = 0; i < d; ++i) {
@@ -262,12 +268,6 @@ class Mosaic final : public Policy {
       near.taken = near_[static_cast<size_t>(near.cluster)].taken = true;
       farthest = std::max(farthest, near.distance);
       out[n++] = {Relief::Kind::kMerge, lane, best, near.cluster};
-    }
-    if (n == 0) {  // every scene is down to one cluster here: the least one goes
-      ClusterId least = kNone;
-      for (const ClusterId c : index.live())
-        if (least == kNone || index.count(c) < index.count(least)) least = c;
-      if (least != kNone) out[n++] = {Relief::Kind::kDrop, lane, least};
     }
     float& reach = reach_[static_cast<size_t>(lane)];
     reach = std::max(reach, farthest);

@@ -150,12 +150,14 @@ void KvMemory::place(int lane, int i, int n, const WindowFrame& frame, SceneId s
     }
     Short s = Short::kNothing;
     ClusterId made = kNone;
+    int slots = 1;
     if (to.cluster == Placement::kOpen) {
       s = open_new(store_.open(lane, scene, token, frame.number, &made), made);
     } else if (!to.keep) {
       store_.absorb(lane, to.cluster, token, frame.number);
     } else if (store_.variance_with(lane, to.cluster, token.k, token.v) >
                policy_->tolerance(lane, index.count(to.cluster) + 1)) {
+      slots = 3;  // what a split may need at once
       s = index[to.cluster].disk_pages > 0
               ? open_new(store_.defer(lane, to.cluster, token, frame.number, &made), made)
               : open_new(store_.split(lane, to.cluster, token, frame.number, &made), made);
@@ -163,7 +165,7 @@ void KvMemory::place(int lane, int i, int n, const WindowFrame& frame, SceneId s
       s = store_.append(lane, to.cluster, token, frame.number);
     }
     if (s == Short::kNothing) return;
-    const Need need{s == Short::kSlots ? Need::Kind::kSlots : Need::Kind::kClusters, lane, 1, frame.number};
+    const Need need{s == Short::kSlots ? Need::Kind::kSlots : Need::Kind::kClusters, lane, slots, frame.number};
     if (!relieve(need, i, n)) break;
   }
   // No room could be made: the nearest summary takes it, or it is dropped; both are counted.
@@ -175,10 +177,10 @@ void KvMemory::place(int lane, int i, int n, const WindowFrame& frame, SceneId s
 }
 
 bool KvMemory::relieve(Need need, int first_label, int labels) {
-  store_.poll_spills(false);
   if (need.kind == Need::Kind::kSlots && store_.free_slots() >= need.amount) return true;
   const int n = policy_->relieve(store_, need, scratch_.relief, FrameScratch::kReliefs);
-  for (int i = 0; i < n; ++i) carry_out(scratch_.relief[i], first_label, labels);
+  for (int i = 0; i < n; ++i)  // labels are of the lane that asked
+    carry_out(scratch_.relief[i], first_label, scratch_.relief[i].lane == need.lane ? labels : 0);
   // Slots that go to disk come free when their write is done.
   if (need.kind == Need::Kind::kSlots && store_.free_slots() < need.amount) store_.poll_spills(true);
   return n > 0;
@@ -199,13 +201,21 @@ void KvMemory::carry_out(const Relief& relief, int first_label, int labels) {
       store_.drop(relief.lane, relief.cluster);
       break;
   }
-  // Labels of the frame in hand that name a cluster that is gone. They are of the lane that asked.
+  if (labels == 0) return;
+  // Labels of the frame in hand that name a cluster that is gone.
   const bool merged = relief.kind == Relief::Kind::kMerge;
   const ClusterId gone = merged ? relief.other : relief.cluster;
   for (int i = first_label; i < labels; ++i)
     if (scratch_.placement[i].cluster == gone) scratch_.placement[i].cluster = merged ? relief.cluster : Placement::kOpen;
-  for (int i = 0; i < fresh_count_; ++i)
-    if (scratch_.fresh[i] == gone) scratch_.fresh[i] = merged ? relief.cluster : scratch_.fresh[--fresh_count_];
+  for (int i = 0; i < fresh_count_;) {  // two of them may have merged into one: it stands here twice
+    if (scratch_.fresh[i] != gone) {
+      ++i;
+    } else if (merged) {
+      scratch_.fresh[i++] = relief.cluster;
+    } else {
+      scratch_.fresh[i] = scratch_.fresh[--fresh_count_];
+    }
+  }
 }
 
 // The oldest turns of the dialogue leave until `tokens` more fit.

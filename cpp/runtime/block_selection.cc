@@ -75,7 +75,7 @@ BlockSelection::BlockSelection(Region& region, const Plan& p)
 void BlockSelection::clear() {
   n_entries_ = n_tokens_ = n_rows_ = 0;
   finished_entries_ = finished_tokens_ = 0;
-  next_position_ = 0;
+  next_position_ = next_moment_ = 0;
   ready = false;
 }
 
@@ -123,6 +123,7 @@ void BlockSelection::finish(bool original, bool multi_axis, Shared& shared) {
   } else {
     for (int i = 0; i < n; ++i) highest = std::max(highest, position(i));
   }
+  next_moment_ = highest + 1;
   if (multi_axis) {
     for (int e = 0; e < n_entries_; ++e)
       for (int i = entries_[e].begin; i < entries_[e].end; ++i)

@@ -60,6 +60,8 @@ class BlockSelection {
   const int32_t* row_positions() const { return row_positions_; }
   const float* row_bias() const { return row_bias_; }
   int next_position() const { return next_position_; }
+  // M-RoPE: the temporal position of the next frame; rows and columns of earlier ones do not move it.
+  int next_moment() const { return next_moment_; }
   int entries_left() const { return max_entries_ - n_entries_ - reserved_entries_; }
   int tokens_left() const { return max_tokens_ - n_tokens_ - reserved_tokens_; }
   // What is kept free for the question's own pages.
@@ -89,6 +91,7 @@ class BlockSelection {
   int finished_entries_ = 0, finished_tokens_ = 0;
   int reserved_entries_ = 0, reserved_tokens_ = 0;
   int next_position_ = 0;
+  int next_moment_ = 0;
 };
 
 }  // namespace mosaic

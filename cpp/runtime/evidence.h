@@ -11,7 +11,7 @@ namespace mosaic {
 
 class Evidence {
  public:
-  static constexpr int kCapacity = 1024;  // a power of two
+  static constexpr int kCapacity = 512;  // a power of two
   struct Moment {
     int32_t first_ms;
     int32_t last_ms;

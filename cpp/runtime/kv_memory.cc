@@ -1,6 +1,7 @@
 #include "runtime/kv_memory.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <string>
 #include <utility>
@@ -11,11 +12,11 @@ namespace mosaic {
 
 namespace {
 
-// NaN and infinity times zero are NaN; a sum of zeros is zero.
+// Only NaN and infinity have an exponent of all ones. Integers, so that the loop may be vectorised.
 bool all_finite(const float* x, size_t n) {
-  float sum = 0;
-  for (size_t i = 0; i < n; ++i) sum += x[i] * 0.0f;
-  return sum == 0.0f;
+  uint32_t bad = 0;
+  for (size_t i = 0; i < n; ++i) bad |= (std::bit_cast<uint32_t>(x[i]) & 0x7f800000u) == 0x7f800000u ? 1u : 0u;
+  return bad == 0;
 }
 
 RopeTable take_rope(Region& region, const Plan& plan) {
@@ -59,6 +60,7 @@ void KvMemory::begin_frame(const FrameInfo& frame) {
   if (frame.tokens < 1 || frame.tokens > model().frame_tokens)
     throw InvalidInput("KvMemory: a frame of " + std::to_string(frame.tokens) + " tokens; frame_tokens= is " +
                        std::to_string(model().frame_tokens) + ".");
+  if (frame.grid_w < 1) throw InvalidInput("KvMemory: a frame needs grid_w of at least 1, got " + std::to_string(frame.grid_w) + ".");
   if (frame.embedding == nullptr || !all_finite(frame.embedding, static_cast<size_t>(model().embedding_dim)))
     throw InvalidInput("KvMemory: the frame's embedding is missing or not finite; the frame was refused.");
   if (window_.frames() > 0 && frame.time_ms < window_.frame(window_.frames() - 1).time_ms)
@@ -87,6 +89,7 @@ void KvMemory::begin_text(int tokens) {
   }
   if (tokens < 1 || tokens > plan_.max_block) throw InvalidInput("KvMemory: a text block needs at least one token.");
   begin(asking_ ? Block::kQuestion : Block::kPrefix, tokens);
+  if (asking_ && passes_ == 0) evidence_.clear();  // of a first pass that was refused half way
   if (!asking_) {
     for (BlockSelection& s : selection_) s.clear();
   } else if (window_.branch_tokens + tokens > plan_.config.branch_tokens) {
@@ -102,7 +105,7 @@ void KvMemory::begin_text(int tokens) {
 void KvMemory::block_positions(const BlockSelection& s) {
   const bool multi = model().rope.is_multi();
   const bool original = plan_.config.original_positions;
-  int base = s.next_position();
+  int base = multi && block_ == Block::kFrame ? s.next_moment() : s.next_position();
   if (block_ == Block::kQuestion) base += window_.branch_tokens;
   if (original && block_ == Block::kFrame) base = next_position_;
   if (original && block_ == Block::kQuestion) base = std::max(base, next_position_ + window_.branch_tokens);
@@ -205,7 +208,7 @@ void KvMemory::stage(int layer, const float* k, const float* v) {
 void KvMemory::abort() {
   block_ = Block::kNone;
   store_.unpin_all();
-  if (!asking_)
+  if (!asking_ || passes_ == 0)  // what the refused block chose is not the next one's choice
     for (BlockSelection& s : selection_) s.clear();
 }
 

@@ -24,8 +24,7 @@ void check(const MemoryConfig& c) {
   need(codec_is_exact(c.exact), std::string("exact=") + codec_name(c.exact) + " is not an exact codec (fp32, fp16).");
   need(c.exact_share >= 0 && c.exact_share < 1, "exact_share must be in [0, 1).");
   need(c.index_share > 0 && c.index_share < 1, "index_share must be in (0, 1).");
-  need(c.branch_tokens > 0, "branch_tokens must be positive.");
-  need(c.prefix_tokens >= 0 && c.retrieve_tokens >= 0 && c.clusters >= 0 && c.scenes >= 0 && c.window_frames >= 0,
+  need(c.prefix_tokens >= 0 && c.branch_tokens >= 0 && c.retrieve_tokens >= 0 && c.clusters >= 0 && c.scenes >= 0 && c.window_frames >= 0,
        "counts must not be negative.");
   need(c.max_cluster_tokens >= 2, "max_cluster_tokens must be at least 2.");
   need(c.disk_bytes == 0 || !c.spill_dir.empty(), "disk_bytes needs spill_dir=.");
@@ -145,6 +144,10 @@ Plan make_plan(const MemoryConfig& config, const Policy& policy, const Ops& ops)
   if (c.retrieve_tokens == 0)
     c.retrieve_tokens = static_cast<int>(std::clamp<int64_t>(cap_tokens / 3, 64, int64_t{64} * m.frame_tokens));
   if (c.scenes == 0) c.scenes = static_cast<int>(std::clamp<int64_t>(cap_tokens / m.frame_tokens / 8, 4, 64));
+  if (c.branch_tokens == 0) {
+    const uint64_t exact_bytes = static_cast<uint64_t>(m.layers) * page_bytes(c.exact, page) / kPageTokens;
+    c.branch_tokens = static_cast<int>(std::clamp<uint64_t>(c.cap_bytes / 16 / exact_bytes, 32, 512));
+  }
   const bool choose_clusters = needs.by_token && c.clusters == 0;
   if (choose_clusters) c.clusters = 2;
 
@@ -169,6 +172,7 @@ Plan make_plan(const MemoryConfig& config, const Policy& policy, const Ops& ops)
     const double each = static_cast<double>(plan.total_bytes - before) / probe;
     const auto wanted = static_cast<int64_t>(static_cast<double>(spare) * c.index_share / each);
     c.clusters = static_cast<int>(std::clamp<int64_t>(wanted, 2, 1 << 16));
+    if (config.scenes == 0) c.scenes = std::max(1, std::min(c.scenes, c.clusters / 4));  // or scenes could not merge inside
   }
   int64_t low = least, high = least;
   lay_out(&plan, needs, ops, low);

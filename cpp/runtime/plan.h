@@ -35,7 +35,7 @@ struct MemoryConfig {
   std::string spill_dir;
   int window_frames = 0;              // 0: what the model needs, at least 4
   int prefix_tokens = 0;              // room for a system prompt
-  int branch_tokens = 64;             // room for dialogue + question + answer
+  int branch_tokens = 0;              // room for dialogue + question + answer; 0: a sixteenth of the cap, 32 to 512
   int retrieve_tokens = 0;            // members read per layer and question; 0: by the cap, at most 64 frames
   int clusters = 0;                   // per layer; 0: by index_share
   int scenes = 0;                     // 0: by the cap

@@ -51,13 +51,16 @@ void KvMemory::add_cluster(BlockSelection* s, int layer, ClusterId c) {
     if (wanted) {
       CodecId codec{};
       const std::byte* bytes = s->entries_left() > 0 && s->tokens_left() >= count ? store_.resident(id, &codec) : nullptr;
-      int begin = 0;
-      if (bytes != nullptr && asking_)
-        while (begin < count && page_meta(bytes)[begin].time_ms < since_ms_) ++begin;
-      if (bytes != nullptr && s->add_page(id, bytes, codec, begin, count)) {
-        read += count;
-      } else {
-        ++unread_pages_;
+      if (bytes == nullptr) ++unread_pages_;
+      // After a merge the tokens of a page may be out of time order: the runs of wanted ones are read.
+      const auto old = [&](int i) { return asking_ && page_meta(bytes)[i].time_ms < since_ms_; };
+      for (int begin = 0, end = 0; bytes != nullptr && begin < count; begin = end) {
+        for (end = begin + 1; end < count && old(end) == old(begin);) ++end;
+        if (old(begin) || s->add_page(id, bytes, codec, begin, end)) {
+          read += end - begin;
+        } else {
+          ++unread_pages_;
+        }
       }
     } else {
       read += count;
@@ -134,10 +137,12 @@ void KvMemory::append_branch(BlockSelection* s, int layer) {
 // Read copies of disk pages may have moved since the last token: find them again, or do without.
 void KvMemory::resolve(BlockSelection* s) {
   if (store_.tiers().spill() == nullptr) return;
+  // A page that was forgotten is gone from the store too: its id may be free, or another page's.
+  const auto in_store = [s](int e) { return s->page(e) != kNone && s->pages()[e].begin != s->pages()[e].end; };
   for (int e = 0; e < s->entries(); ++e)
-    if (s->page(e) != kNone) store_.request(s->page(e));
+    if (in_store(e)) store_.request(s->page(e));
   for (int e = 0; e < s->entries(); ++e) {
-    if (s->page(e) == kNone || s->pages()[e].begin == s->pages()[e].end) continue;
+    if (!in_store(e)) continue;
     CodecId codec{};
     if (const std::byte* bytes = store_.resident(s->page(e), &codec); bytes != nullptr) {
       s->pages()[e].data = bytes;

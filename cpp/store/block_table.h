@@ -14,8 +14,8 @@ struct Page {
   int8_t tier = -1;           // row of the tier chain; -1: the record is free
   uint8_t count = 0;          // tokens, 1..kPageTokens
   ClusterId cluster = kNone;
-  PageId next = kNone;        // next page of the cluster, in time order; or next free record
-  int32_t first_time = 0;     // ms, of its first and last token
+  PageId next = kNone;        // next page of the cluster; or next free record
+  int32_t first_time = 0;     // ms, of its earliest and latest token
   int32_t last_time = 0;
   SlotId staged = kNone;      // slot of the fetch cache that holds a read copy (disk pages only)
   uint8_t spilling = 0;       // a background write of it is under way: slot is still the DRAM one

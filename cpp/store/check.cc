@@ -42,7 +42,7 @@ void ClusterStore::check_invariants() const {
       require(last == cluster.tail, "the chain ends in its tail");
       require(paged == cluster.paged, "a cluster's count of members equals the tokens in its pages");
       require(disk == cluster.disk_pages, "a cluster knows how many of its pages are on disk");
-      require(index.count(c) >= paged && index.count(c) > 0, "a cluster saw at least its members");
+      require(index.count(c) >= paged && (index.count(c) > 0 || !index.has_means()), "a cluster saw at least its members");
       require(cluster.first_time <= cluster.last_time, "a time range runs forward");
       require(std::isfinite(index.variance(c)) && index.variance(c) >= -1e-3f, "a variance is finite");
       if (cluster.buffer != kNone) require(index[cluster.buffer].buffer_of == c, "a buffer knows its cluster");

@@ -82,10 +82,12 @@ int64_t& ClusterStore::place_in(TokenAccount& account, int tier) const {
   return codec_is_exact(codec(tier)) ? account.exact : account.quantised;
 }
 
-// A cluster of one token needs no page where its mean holds the token as exactly as a page would.
+// A cluster of one token needs no page where its mean, which is half precision, holds the token as exactly as a page would.
+bool ClusterStore::mean_may_hold_token(int lane) const { return index(lane).has_means() && codec(0) != CodecId::kFp32; }
+
 bool ClusterStore::holds_token_in_mean(int lane, ClusterId c) const {
   const ClusterIndex& index = this->index(lane);
-  return index.has_means() && index.count(c) == 1 && index[c].paged == 0;
+  return mean_may_hold_token(lane) && index.count(c) == 1 && index[c].paged == 0;
 }
 
 float ClusterStore::variance_with(int lane, ClusterId c, const float* k, const float* v) const {
@@ -199,8 +201,11 @@ void ClusterStore::write_pages(int lane, ClusterId c, const Run& run) {
     const PageId page = blocks_.add(lane, c, tier, slot);
     Page& record = blocks_[page];
     record.count = static_cast<uint8_t>(n);
-    record.first_time = run.meta[at].time_ms;
-    record.last_time = run.meta[at + n - 1].time_ms;
+    record.first_time = record.last_time = run.meta[at].time_ms;
+    for (int i = at + 1; i < at + n; ++i) {  // members that came by a merge are not in time order
+      record.first_time = std::min(record.first_time, run.meta[i].time_ms);
+      record.last_time = std::max(record.last_time, run.meta[i].time_ms);
+    }
     std::byte* bytes = tiers_.address(tier, slot);
     std::memset(bytes, 0, kPageMetaBytes);
     std::memcpy(bytes, run.meta + at, static_cast<size_t>(n) * sizeof(TokenMeta));
@@ -271,7 +276,7 @@ Short ClusterStore::add_row(int lane, ClusterId c, const Run& token) {
 
 Short ClusterStore::append(int lane, ClusterId c, const Run& token, int32_t frame) {
   ClusterIndex& index = this->index(lane);
-  if (index.has_means() && index.count(c) == 0) {  // the first token is the mean
+  if (mean_may_hold_token(lane) && index.count(c) == 0) {  // the first token is the mean
     ++account_.exact;
   } else {
     if (index[c].paged >= shape_.max_run) {  // full: it joins the summary
@@ -289,23 +294,27 @@ Short ClusterStore::append(int lane, ClusterId c, const Run& token, int32_t fram
 }
 
 void ClusterStore::absorb(int lane, ClusterId c, const Run& token, int32_t frame) {
-  if (index(lane).count(c) == 0) {
-    ++account_.exact;
-  } else {
-    if (holds_token_in_mean(lane, c)) {
-      --account_.exact;
-      ++account_.summarised;
-    }
+  if (holds_token_in_mean(lane, c)) {
+    --account_.exact;
     ++account_.summarised;
   }
-  ++account_.seen;
   learn(lane, c, token, frame);
+  ++account_.seen;
+  account_unpaged(lane, c, 1);
+}
+
+void ClusterStore::account_unpaged(int lane, ClusterId c, int n) {
+  if (holds_token_in_mean(lane, c)) {
+    account_.exact += n;
+  } else {
+    (index(lane).has_means() ? account_.summarised : account_.dropped) += n;
+  }
 }
 
 Short ClusterStore::open(int lane, SceneId scene, const Run& run, int32_t frame, ClusterId* made) {
   ClusterIndex& index = this->index(lane);
   if (index.full()) return Short::kClusters;
-  const bool in_mean = index.has_means() && run.n == 1;
+  const bool in_mean = mean_may_hold_token(lane) && run.n == 1;
   if (!in_mean && free_slots() < pages_for(run.n)) return Short::kSlots;
   const ClusterId c = index.open(scene, frame);
   if (in_mean) {

@@ -106,7 +106,8 @@ class ClusterStore {
   void summarise(int lane, ClusterId c);
   // The cluster goes, summary and all.
   void drop(int lane, ClusterId c);
-  // Take in finished background writes; with wait, block until at least one slot came free or none is under way.
+  // Take in background writes: those that were queued before the last poll, or, with wait, the oldest ones until a slot
+  // came free or none is under way. Blocks when the disk is slower than that.
   void poll_spills(bool wait);
   // Ask for a page to be readable; DRAM pages already are. False: no room in the fetch cache now.
   bool request(PageId page);
@@ -126,7 +127,10 @@ class ClusterStore {
   // The counter of an account that tokens of a tier stand in.
   int64_t& place_in(TokenAccount& account, int tier) const;
   int64_t& place_of(int tier) { return place_in(account_, tier); }
+  bool mean_may_hold_token(int lane) const;
   bool holds_token_in_mean(int lane, ClusterId c) const;
+  // Members of c are no longer in pages: n tokens stand in its mean now, or nowhere.
+  void account_unpaged(int lane, ClusterId c, int n);
   void learn(int lane, ClusterId c, const Run& token, int32_t frame);
   Short materialise(int lane, ClusterId c);
   Short add_row(int lane, ClusterId c, const Run& token);
@@ -144,7 +148,7 @@ class ClusterStore {
   int two_means(int n);
   ClusterId cut(int lane, ClusterId c, int n, int32_t frame);
   bool spill(PageId page);
-  void finish_spill(int i);
+  bool finish_spill();
   void lose(PageId page);
 
   StoreShape shape_;
@@ -167,8 +171,10 @@ class ClusterStore {
     Completion written;
   };
   static constexpr int kMaxSpilling = 64;
-  std::array<Spilling, kMaxSpilling> spilling_;
+  std::array<Spilling, kMaxSpilling> spilling_;  // a ring, in the order the writes were queued
+  int spilling_first_ = 0;
   int spilling_count_ = 0;
+  int spilling_old_ = 0;  // of them, how many were there at the last poll
   static constexpr int kCopyQueue = 128;
   static constexpr int kSpillPatience = 8;  // failed writes in a row after which the disk is left alone
   int failed_in_a_row_ = 0;

@@ -33,17 +33,19 @@ class FetchCache {
   std::byte* address(SlotId slot) const { return slab_ + static_cast<size_t>(slot) * slot_bytes_; }
   Entry& operator[](SlotId slot) { return entries_[slot]; }
   const Entry& operator[](SlotId slot) const { return entries_[slot]; }
+  void touch(SlotId slot) { entries_[slot].stamp = ++clock_; }
   void use(SlotId slot) {
-    entries_[slot].stamp = ++clock_;
+    touch(slot);
     entries_[slot].pinned = true;
   }
-  // The slot to fill next: an empty one, or the least recently used that is neither pinned nor still arriving.
+  // The slot to fill next: an empty one, or the least recently used that is not pinned. It may still be arriving: which
+  // one goes must not depend on how fast the disk is.
   SlotId victim() const {
     SlotId best = kNone;
     for (SlotId s = 0; s < slots_; ++s) {
       const Entry& e = entries_[s];
       if (e.page == kNone) return s;
-      if (e.pinned || !e.copied.done()) continue;
+      if (e.pinned) continue;
       if (best == kNone || e.stamp < entries_[best].stamp) best = s;
     }
     return best;

@@ -48,21 +48,23 @@ bool ClusterStore::spill(PageId id) {
   Page& page = blocks_[id];
   const SlotId slot = tiers_.acquire(tiers_.size() - 1);
   if (slot == kNone) return false;
-  Spilling* free = std::find_if(spilling_.begin(), spilling_.end(), [](const Spilling& s) { return s.page == kNone; });
-  free->page = id;
-  free->slot = slot;
+  Spilling& last = spilling_[static_cast<size_t>((spilling_first_ + spilling_count_) % kMaxSpilling)];
+  last.page = id;
+  last.slot = slot;
   page.spilling = 1;
   ++spilling_count_;
-  copies_->write(slot, tiers_.address(page.tier, page.slot), &free->written);
+  copies_->write(slot, tiers_.address(page.tier, page.slot), &last.written);
   return true;
 }
 
-void ClusterStore::finish_spill(int i) {
-  Spilling& s = spilling_[static_cast<size_t>(i)];
+// The oldest write, waited for if need be. True if it went well, so that its DRAM slot is free.
+bool ClusterStore::finish_spill() {
+  Spilling& s = spilling_[static_cast<size_t>(spilling_first_)];
   Page& page = blocks_[s.page];
+  const bool ok = copies_->wait(s.written) == Status::ok;
   const int disk = tiers_.size() - 1;
   page.spilling = 0;
-  if (s.written.status() == Status::ok) {
+  if (ok) {
     tiers_.release(page.tier, page.slot);
     place_of(page.tier) -= page.count;
     place_of(disk) += page.count;
@@ -75,31 +77,30 @@ void ClusterStore::finish_spill(int i) {
     ++counters_.failed_spills;
     if (s.written.status() == Status::no_space || ++failed_in_a_row_ >= kSpillPatience) spill_failing_ = true;
   }
-  if (s.written.status() == Status::ok) failed_in_a_row_ = 0;
+  if (ok) failed_in_a_row_ = 0;
   s.page = kNone;
+  spilling_first_ = (spilling_first_ + 1) % kMaxSpilling;
   --spilling_count_;
+  if (spilling_old_ > 0) --spilling_old_;
+  return ok;
 }
 
+// Which writes are taken in depends on the calls alone, never on how fast the disk was: two runs stay the same.
 void ClusterStore::poll_spills(bool wait) {
-  bool finished = false;
-  for (int round = 0; round < 2; ++round) {
-    for (int i = 0; i < kMaxSpilling; ++i) {
-      Spilling& s = spilling_[static_cast<size_t>(i)];
-      if (s.page == kNone) continue;
-      if (round == 1 && !finished) copies_->wait(s.written);
-      if (!s.written.done()) continue;
-      finish_spill(i);
-      finished = true;
+  if (wait) {
+    while (spilling_count_ > 0 && !finish_spill()) {
     }
-    if (!wait || finished) return;
+    return;
   }
+  while (spilling_old_ > 0) finish_spill();
+  spilling_old_ = spilling_count_;
 }
 
 void ClusterStore::summarise(int lane, ClusterId c) {
   Cluster& cluster = index(lane)[c];
   const int members = cluster.paged;
   release_pages(lane, c);
-  (index(lane).has_means() ? account_.summarised : account_.dropped) += members;
+  if (members > 0) account_unpaged(lane, c, members);
   ++counters_.summarised_clusters;
 }
 
@@ -122,15 +123,18 @@ bool ClusterStore::request(PageId id) {
   Page& page = blocks_[id];
   if (!tiers_.is_disk(page.tier)) return true;
   if (page.staged != kNone) {
+    fetch_.touch(page.staged);  // asked for: not the next to go
     ++counters_.fetch_hits;
     return true;
   }
   const SlotId slot = fetch_.victim();
   if (slot == kNone) return false;
   FetchCache::Entry& entry = fetch_[slot];
+  if (!entry.copied.done()) copies_->wait(entry.copied);
   if (entry.page != kNone) blocks_[entry.page].staged = kNone;
   entry.page = id;
   entry.pinned = false;
+  fetch_.touch(slot);
   page.staged = slot;
   copies_->read(page.slot, fetch_.address(slot), &entry.copied);
   ++counters_.fetched_pages;
@@ -156,15 +160,15 @@ void ClusterStore::lose(PageId id) {
   const Page page = blocks_[id];
   unlink(page.lane, page.cluster, id);
   release_page(id);
-  (index(page.lane).has_means() ? account_.summarised : account_.dropped) += page.count;
+  account_unpaged(page.lane, page.cluster, page.count);
   if (!index(page.lane).has_means()) index(page.lane).counts()[page.cluster] -= page.count;
   ++counters_.lost_pages;
 }
 
 void ClusterStore::drain() {
   if (!copies_) return;
+  while (spilling_count_ > 0) finish_spill();
   copies_->drain();
-  poll_spills(false);
 }
 
 }  // namespace mosaic

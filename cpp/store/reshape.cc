@@ -200,16 +200,15 @@ void ClusterStore::compact(int lane, ClusterId c) {
 void ClusterStore::merge(int lane, ClusterId into, ClusterId from) {
   ClusterIndex& index = this->index(lane);
   // Single tokens stay exact while there is a slot for them.
-  if (holds_token_in_mean(lane, into) && materialise(lane, into) != Short::kNothing) {
-    --account_.exact;
-    ++account_.summarised;
-  }
-  if (holds_token_in_mean(lane, from) && materialise(lane, from) != Short::kNothing) {
-    --account_.exact;
-    ++account_.summarised;
-  }
+  for (const ClusterId c : {into, from})
+    if (holds_token_in_mean(lane, c)) materialise(lane, c);
   if (index[into].paged + index[from].paged > shape_.max_run)
     summarise(lane, index.variance(into) < index.variance(from) ? into : from);
+  for (const ClusterId c : {into, from}) {  // what is in a mean alone is a part of it from here
+    if (!holds_token_in_mean(lane, c)) continue;
+    --account_.exact;
+    ++account_.summarised;
+  }
   Cluster& a = index[into];
   Cluster& b = index[from];
   for (PageId id = b.head; id != kNone; id = blocks_[id].next) blocks_[id].cluster = into;

@@ -82,6 +82,12 @@ def _fail(message: str, code: int, arguments: Sequence[str]) -> int:
     return code
 
 
+def _console() -> Console:
+    """Results on stdout: as wide as the terminal, or wide enough for every table in a pipe."""
+    width = None if sys.stdout.isatty() else 160
+    return Console(width=width, highlight=False)
+
+
 def print_json(document: dict[str, Any]) -> None:
     """One document on stdout; a number JSON does not know becomes null."""
     print(json.dumps(_plain(document), indent=1, allow_nan=False))
@@ -118,10 +124,11 @@ def demo(
     settings = DemoSettings(seconds, difficulty, memory, policy, against, seed, questions, model)  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory(prefix="mosaic-demo-") as scratch:
         result = run_demo(settings, out or Path(scratch), quiet=json)
+        result["video_kept"] = out is not None
         if json:
             print_json(result)
         else:
-            show_demo(result, Console())
+            show_demo(result, _console())
 
 
 @app.command()
@@ -147,7 +154,7 @@ def run(
     if json:
         print_json(result)
     elif result["frames"]:
-        show_run(result, Console())
+        show_run(result, _console())
     if result["error"] is not None:
         print(f"mosaic-edge: {result['error']}", file=sys.stderr)
         raise typer.Exit(1)
@@ -168,7 +175,7 @@ def plan(
     if json:
         print_json(result)
     else:
-        show_plan(result, Console())
+        show_plan(result, _console())
 
 
 @app.command()
@@ -183,7 +190,7 @@ def doctor(
     if json:
         print_json(found)
     else:
-        show_doctor(found, Console())
+        show_doctor(found, _console())
 
 
 @app.command("eval")

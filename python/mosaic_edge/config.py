@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 from dataclasses import dataclass, field
@@ -9,7 +10,16 @@ from typing import Any
 
 from mosaic_edge.models.vlm import VlmSpec
 
-_UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+_UNITS = {
+    "": 1,
+    "b": 1,
+    "kib": 1 << 10,
+    "mib": 1 << 20,
+    "gib": 1 << 30,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+}
 
 
 def parse_bytes(size: int | str, knob: str = "memory") -> int:
@@ -22,7 +32,7 @@ def parse_bytes(size: int | str, knob: str = "memory") -> int:
     if isinstance(size, str):
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", size)
         if match is None or match[2].lower() not in _UNITS:
-            raise ValueError(f"{knob}={size!r}: expected a size such as '64MiB' (units: KiB MiB GiB KB MB GB)")
+            raise ValueError(f"{knob}={size!r}: expected such as '64MiB' (units: KiB MiB GiB KB MB GB)")
         size = int(float(match[1]) * _UNITS[match[2].lower()])
     if size <= 0:
         raise ValueError(f"{knob}={size}: expected more than zero bytes")
@@ -40,7 +50,7 @@ def format_bytes(size: float) -> str:
 
 @dataclass(frozen=True)
 class SessionConfig:
-    """What a session is given. `None` and 0 mean "chosen by the cap and the model"; see cpp/runtime/plan.h."""
+    """What a session is given. None and 0: chosen by the cap and the model, see cpp/runtime/plan.h."""
 
     memory: int | str = "64MiB"
     """The cap: everything that grows with the stream, every DRAM tier, index and scratch included."""
@@ -50,14 +60,14 @@ class SessionConfig:
     exact: str = "fp16"
     """Codec of window, question and open pages: "fp16" or "fp32"."""
     packed: str | None = None
-    """Codec of what yields first: "int4", "int8", or the exact one for none. Default: int4; for `full` the exact one."""
+    """Codec of what yields first: "int4", "int8" or the exact one. Default: int4, for `full` exact."""
     disk: int | str | None = None
     """Quota of the spill file, e.g. "2GiB"; None: no disk tier."""
     spill_dir: str | None = None
     """Where the (unnamed) spill file is made; default: the system's temporary directory."""
     window_frames: int = 0
-    branch_tokens: int = 64
-    """Room for dialogue, question and answer together, in tokens."""
+    branch_tokens: int = 0
+    """Room for dialogue, question and answer together, in tokens; 0: a sixteenth of the cap, 32 to 512."""
     retrieve_tokens: int = 0
     """Stored tokens read per layer for a question."""
     clusters: int = 0
@@ -73,6 +83,7 @@ class SessionConfig:
     prefetch: bool = True
     backend: str = "cpu"
     threads: int = 0
+    """Threads of the CPU kernels, each with scratch inside the cap; 0: one for a small model, else all."""
 
     def core_memory(self, spec: VlmSpec, prefix_tokens: int) -> dict[str, Any]:
         """The core's MemoryConfig fields."""
@@ -97,6 +108,10 @@ class SessionConfig:
             "refresh_every": self.refresh_every,
             "prefetch": self.prefetch,
         }
+
+    def core_threads(self, spec: VlmSpec) -> int:
+        """Threads of the CPU kernels: handing work over costs more than it brings for a small model."""
+        return self.threads or (1 if spec.kv_bytes_per_token <= 4096 else os.cpu_count() or 1)
 
     def core_settings(self) -> dict[str, float]:
         """The policy's settings as numbers."""

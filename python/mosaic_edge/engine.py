@@ -1,10 +1,10 @@
-"""START HERE: Engine loads a model, Session streams video into its capped memory and answers questions about it.
+"""START HERE: Engine loads a model, Session streams video into its capped memory and answers questions.
 
-    engine = Engine.load("mosaic-tiny")
-    with engine.session(memory="2MiB") as session:
-        session.append_video("walk.mp4", fps=1.0)
-        reply = session.ask("what colour was the ball ?")
-        print(reply.text, reply.evidence)
+engine = Engine.load("mosaic-tiny")
+with engine.session(memory="2MiB") as session:
+    session.append_video("walk.mp4", fps=1.0)
+    reply = session.ask("what colour was the ball ?")
+    print(reply.text, reply.evidence)
 """
 
 from __future__ import annotations
@@ -78,7 +78,9 @@ class Engine:
         self.model = model
 
     @classmethod
-    def load(cls, model: str | Path = "mosaic-tiny", *, threads: int | None = None, variant: str | None = None) -> Engine:
+    def load(
+        cls, model: str | Path = "mosaic-tiny", *, threads: int | None = None, variant: str | None = None
+    ) -> Engine:
         """Load "mosaic-tiny" (shipped with the package) or a model directory in the standard ONNX layout.
 
         Raises ModelError (a ValueError) naming what is missing.
@@ -91,7 +93,7 @@ class Engine:
         return self.model.spec
 
     def plan(self, **settings: Any) -> dict[str, Any]:
-        """How `session(**settings)` would split its cap, without allocating it. Raises MemoryCapError if it cannot."""
+        """How `session(**settings)` would split its cap, taking nothing. Raises MemoryCapError."""
         config = SessionConfig(**settings)
         prefix = self.model.tokenize(self.spec.prefix) if self.spec.prefix else []
         plan: dict[str, Any] = _core.plan(
@@ -100,7 +102,7 @@ class Engine:
             config.policy,
             config.core_settings(),
             config.backend,
-            config.threads,
+            config.core_threads(self.spec),
         )
         return plan
 
@@ -127,9 +129,9 @@ class Session:
             config.policy,
             config.core_settings(),
             config.backend,
-            config.threads,
+            config.core_threads(self._spec),
         )
-        most = max(self._spec.tokens_per_frame, config.branch_tokens, len(prefix))
+        most = max(self._spec.tokens_per_frame, self._memory.plan()["branch_tokens"], len(prefix))
         self._out: FloatArray = np.empty((most, self._spec.q_heads, self._spec.head_dim), np.float32)
         self._step = 1.0 / self._spec.fps
         self._frames = 0
@@ -138,9 +140,10 @@ class Session:
             self._block(model.embed_text(prefix), want_logits=False)
 
     def append(self, frame: FrameArray, pts: float | None = None) -> None:
-        """Take in one RGB frame uint8 [H, W, 3] seen at `pts` seconds (default: one frame time after the last).
+        """Take in one RGB frame uint8 [H, W, 3] seen at `pts` seconds (default: a frame time after the last).
 
-        Raises ValueError for a bad frame or falling pts, MemoryCapError when the policy refuses; nothing is changed then.
+        Raises ValueError for a bad frame or falling pts, MemoryCapError when the policy refuses; then nothing
+        is changed.
         """
         image = np.asarray(frame)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
@@ -160,12 +163,17 @@ class Session:
             self._frames += 1
 
     def append_video(
-        self, path: str | Path, fps: float | None = None, *, start: float = 0.0, end: float | None = None,
+        self,
+        path: str | Path,
+        fps: float | None = None,
+        *,
+        start: float = 0.0,
+        end: float | None = None,
         progress: Callable[[float, int], None] | None = None,
     ) -> int:
         """Stream a video file at `fps` (default: the model's); returns how many frames went in.
 
-        progress(pts seconds, frames) is called after every frame. Raises SourceError after what could be decoded.
+        progress(pts seconds, frames) is called after every frame. Raises SourceError after what decodes.
         """
         count = 0
         for frame in VideoSource(path, fps=fps or self._spec.fps, start=start, end=end):
@@ -176,18 +184,37 @@ class Session:
         return count
 
     @overload
-    def ask(self, question: str, *, stream: Literal[False] = ..., since: float | None = ..., dialogue: bool = ...,
-            sampling: SamplingParams | None = ...) -> Reply: ...
-    @overload
-    def ask(self, question: str, *, stream: Literal[True], since: float | None = ..., dialogue: bool = ...,
-            sampling: SamplingParams | None = ...) -> ReplyStream: ...
     def ask(
-        self, question: str, *, stream: bool = False, since: float | None = None, dialogue: bool = False,
+        self,
+        question: str,
+        *,
+        stream: Literal[False] = ...,
+        since: float | None = ...,
+        dialogue: bool = ...,
+        sampling: SamplingParams | None = ...,
+    ) -> Reply: ...
+    @overload
+    def ask(
+        self,
+        question: str,
+        *,
+        stream: Literal[True],
+        since: float | None = ...,
+        dialogue: bool = ...,
+        sampling: SamplingParams | None = ...,
+    ) -> ReplyStream: ...
+    def ask(
+        self,
+        question: str,
+        *,
+        stream: bool = False,
+        since: float | None = None,
+        dialogue: bool = False,
         sampling: SamplingParams | None = None,
     ) -> Reply | ReplyStream:
         """Answer a question about anything seen so far, or seen from `since` seconds on.
 
-        dialogue=True keeps question and answer readable for later questions; otherwise nothing of it is left behind.
+        dialogue=True keeps question and answer readable for later questions; else nothing of it is left.
         stream=True gives a ReplyStream. Raises ValueError for text the model does not know.
         """
         ids = self._model.tokenize(self._spec.template.format(question=question))
@@ -202,7 +229,7 @@ class Session:
         return result[0]
 
     def memory(self) -> dict[str, Any]:
-        """Bytes by tier and part, where every token is, and what was split, merged, summarised, dropped or lost."""
+        """Bytes by tier and part, where every token is; what was split, merged, summarised, dropped, lost."""
         with self._lock:
             stats: dict[str, Any] = self._open().stats()
             return stats
@@ -220,7 +247,9 @@ class Session:
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def _open(self) -> Any:
@@ -248,7 +277,12 @@ class Session:
         return self._run(embeds, want_logits)
 
     def _answer(
-        self, ids: list[int], since: float | None, dialogue: bool, sampling: SamplingParams, result: list[Reply]
+        self,
+        ids: list[int],
+        since: float | None,
+        dialogue: bool,
+        sampling: SamplingParams,
+        result: list[Reply],
     ) -> Iterator[str]:
         began = time.perf_counter()
         sampler = Sampler(sampling)

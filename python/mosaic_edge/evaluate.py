@@ -122,7 +122,7 @@ def run_cell(engine: Engine, place: Path, policy: str, share: float, settings: E
     stream = load_stream(place)
     replay = Engine(ReplayVlm(engine.model, stream))
     frames = len(stream.tokens)
-    more: dict[str, Any] = {"threads": 1, **settings.settings}  # the scratch of each thread is inside the cap
+    more: dict[str, Any] = dict(settings.settings)
     if policy == "full":
         cap = smallest_full_cap(engine, frames, **more)
     else:

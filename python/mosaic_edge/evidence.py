@@ -20,8 +20,8 @@ def time_ranges(
 ) -> tuple[TimeRange, ...]:
     """Join moments (from, to, mass) at most `gap` seconds apart into ranges, best first, at most `limit`.
 
-    A moment longer than `diffuse` seconds (a summary over a long time) points nowhere: it counts in the whole, but
-    makes no range. Moments far below the best one are noise and do not bridge a gap.
+    A moment longer than `diffuse` seconds (a summary over a long time) points nowhere: it counts in the
+    whole, but makes no range. Moments far below the best one are noise and do not bridge a gap.
     """
     total = sum(mass for _, _, mass in moments)
     points = sorted(m for m in moments if m[1] - m[0] <= diffuse)

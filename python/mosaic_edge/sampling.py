@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How an answer is drawn. temperature 0 is greedy; top_k 0 and top_p 1 keep every token; seed makes it repeatable."""
+    """How an answer is drawn. temperature 0: greedy; top_k 0, top_p 1: every token; seed: repeatable."""
 
     max_tokens: int = 16
     temperature: float = 0.0

@@ -97,7 +97,10 @@ TEST_CASE("decoding gives back what was encoded, within each codec's distortion"
         Tokens out{std::vector<float>(in.k.size()), std::vector<float>(in.v.size())};
         cpu::PlainOps().decode(codec, shape, page.data(), 0, count, out.k.data(), out.v.data(), shape.row());
         const Distortion k = measure(in.k, out.k, shape.row()), v = measure(in.v, out.v, shape.row());
-        const double rms = codec == CodecId::kFp32 ? 0 : codec == CodecId::kFp16 ? 5e-4 : codec == CodecId::kInt8 ? 8e-3 : 0.13;
+        const double rms = codec == CodecId::kFp32   ? 0
+                           : codec == CodecId::kFp16 ? 5e-4
+                           : codec == CodecId::kInt8 ? 8e-3
+                                                     : 0.13;
         CHECK(k.relative_rms <= rms);
         CHECK(v.relative_rms <= rms);
         CHECK(k.worst <= 2 * rms);
@@ -185,7 +188,8 @@ TEST_CASE("over keys with an offset an asymmetric scale beats a symmetric one of
     for (int c = 0; c < 128; ++c) {
       float largest = 0;
       for (int t = 0; t < 16; ++t) largest = std::max(largest, std::abs(in.k[t * 128 + c]));
-      for (int t = 0; t < 16; ++t) symmetric[t * 128 + c] = std::round(in.k[t * 128 + c] * top / largest) * largest / top;
+      for (int t = 0; t < 16; ++t)
+        symmetric[t * 128 + c] = std::round(in.k[t * 128 + c] * top / largest) * largest / top;
     }
     const double ours = measure(in.k, out.k, 128).relative_rms, other = measure(in.k, symmetric, 128).relative_rms;
     MESSAGE(codec_name(codec) << " keys: relative rms " << ours << ", symmetric " << other << "; values "

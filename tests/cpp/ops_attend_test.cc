@@ -41,11 +41,32 @@ const AttendShape kShapes[] = {
     {.tokens = 1, .pages = 0, .block = true, .rope = half(32)},
     {.tokens = 5, .pages = 7, .rows = 13, .block = true, .rope = half(32)},
     {.heads = 4, .group = 7, .head_dim = 128, .tokens = 1, .pages = 33, .rows = 17, .block = true, .rope = half(128)},
-    {.heads = 2, .group = 8, .head_dim = 128, .tokens = 3, .pages = 16, .rows = 15, .block = true, .rope = multi(16, 24, 24, false)},
-    {.heads = 1, .group = 3, .head_dim = 64, .tokens = 17, .pages = 9, .rows = 5, .block = true, .rope = multi(12, 10, 10, true)},
+    {.heads = 2,
+     .group = 8,
+     .head_dim = 128,
+     .tokens = 3,
+     .pages = 16,
+     .rows = 15,
+     .block = true,
+     .rope = multi(16, 24, 24, false)},
+    {.heads = 1,
+     .group = 3,
+     .head_dim = 64,
+     .tokens = 17,
+     .pages = 9,
+     .rows = 5,
+     .block = true,
+     .rope = multi(12, 10, 10, true)},
     {.heads = 3, .group = 1, .head_dim = 80, .tokens = 15, .pages = 12, .rows = 16, .block = true, .rope = half(24)},
     {.heads = 1, .group = 2, .head_dim = 80, .tokens = 7, .pages = 5, .block = true, .rope = interleaved(80)},
-    {.heads = 2, .group = 5, .head_dim = 33, .tokens = 13, .pages = 6, .rows = 33, .block = true, .rope = interleaved(14)},
+    {.heads = 2,
+     .group = 5,
+     .head_dim = 33,
+     .tokens = 13,
+     .pages = 6,
+     .rows = 33,
+     .block = true,
+     .rope = interleaved(14)},
     {.heads = 2, .group = 1, .head_dim = 5, .tokens = 16, .pages = 6, .rows = 3, .block = true, .rope = half(4)},
     {.heads = 1, .group = 1, .head_dim = 1, .tokens = 33, .pages = 2, .rows = 1, .block = true, .rope = no_rope()},
     {.heads = 2, .group = 2, .head_dim = 32, .tokens = 70, .pages = 20, .rows = 3, .block = true, .rope = half(32)},
@@ -78,7 +99,8 @@ TEST_CASE("every instruction set attends as the plain loops do, with one thread 
 }
 
 TEST_CASE("the same call gives the same bits every time, whatever worker comes first") {
-  const AttendShape shape{.heads = 4, .group = 7, .head_dim = 64, .tokens = 3, .pages = 90, .rows = 40, .block = true, .rope = half(64)};
+  const AttendShape shape{
+      .heads = 4, .group = 7, .head_dim = 64, .tokens = 3, .pages = 90, .rows = 40, .block = true, .rope = half(64)};
   AttendWorld world(shape, 5);
   for (const std::string& name : cpu::implementations()) {
     Kernels kernels(name, 3, limits_of(shape));
@@ -93,7 +115,8 @@ TEST_CASE("the same call gives the same bits every time, whatever worker comes f
 }
 
 TEST_CASE("parts attended apart and merged equal everything attended at once") {
-  const AttendShape shape{.heads = 2, .group = 3, .head_dim = 48, .tokens = 5, .pages = 11, .rows = 9, .block = true, .rope = half(48)};
+  const AttendShape shape{
+      .heads = 2, .group = 3, .head_dim = 48, .tokens = 5, .pages = 11, .rows = 9, .block = true, .rope = half(48)};
   AttendWorld world(shape, 9);
   for (const std::string& name : cpu::implementations()) {
     CAPTURE(name);
@@ -130,11 +153,13 @@ TEST_CASE("a query of the block sees the tokens up to itself and no later one") 
     kernels->attend(world.args);
     const auto before = world.out;
     for (int changed : {34, 17, 16, 15, 1}) {
-      for (size_t i = changed * world.args.kv_stride; i < world.block_v.size(); ++i) world.block_v[i] += 1, world.block_k[i] -= 1;
+      for (size_t i = changed * world.args.kv_stride; i < world.block_v.size(); ++i)
+        world.block_v[i] += 1, world.block_k[i] -= 1;
       kernels->attend(world.args);
       const auto first = before.cbegin(), now = world.out.cbegin();
       CHECK(std::equal(first, first + changed * world.args.q_stride, now));
-      CHECK_FALSE(std::equal(first + changed * world.args.q_stride, first + changed * world.args.q_stride + 8, now + changed * world.args.q_stride));
+      CHECK_FALSE(std::equal(first + changed * world.args.q_stride, first + changed * world.args.q_stride + 8,
+                             now + changed * world.args.q_stride));
     }
   }
 }

@@ -68,7 +68,8 @@ struct AttendWorld {
     for (int p = 0; p < s.pages; ++p) {
       const CodecId codec = static_cast<CodecId>(s.codec >= 0 ? s.codec : p % 4);
       const int count = p % 3 == 0 ? kPageTokens : 1 + random.below(kPageTokens);
-      const auto k = random.normals(static_cast<size_t>(count * row)), v = random.normals(static_cast<size_t>(count * row));
+      const auto k = random.normals(static_cast<size_t>(count * row)),
+                 v = random.normals(static_cast<size_t>(count * row));
       // Stale bytes, NaN in every format, beyond the tokens of an exact page, as a reused slot has them.
       page_bytes.emplace_back(mosaic::page_bytes(codec, shape), std::byte{0});
       std::byte* const page = page_bytes.back().data();
@@ -81,11 +82,13 @@ struct AttendWorld {
         plain->encode(codec, shape, k.data(), v.data(), static_cast<size_t>(row), count, page);
       }
       for (int t = 0; t < count; ++t) {
-        page_meta(page)[t] = {next + t, 0, static_cast<uint16_t>(random.below(30)), static_cast<uint16_t>(random.below(30))};
+        page_meta(page)[t] = {next + t, 0, static_cast<uint16_t>(random.below(30)),
+                              static_cast<uint16_t>(random.below(30))};
       }
       const int begin = p % 2 == 1 ? random.below(count) : 0;
       const int end = p % 4 == 3 ? begin + random.below(count - begin + 1) : count;
-      pages.push_back({page, static_cast<int32_t>(positions.size()), static_cast<uint8_t>(begin), static_cast<uint8_t>(end), codec});
+      pages.push_back({page, static_cast<int32_t>(positions.size()), static_cast<uint8_t>(begin),
+                       static_cast<uint8_t>(end), codec});
       for (int t = begin; t < end; ++t) positions.push_back(next += random.below(9));
     }
     const int table = s.rows + 3;

@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "memory_fakes.h"
 #include "played_stream.h"
 
 namespace {
@@ -116,6 +117,61 @@ TEST_CASE("full attention holds for frames of odd sizes") {
   large.config.model.layers = 1;
   INFO("196");
   CHECK(play(large, "mosaic", 4, 5) < 2e-5);
+}
+
+// Clusters that merged, split and moved are still full attention as long as every token is a member somewhere.
+TEST_CASE("full attention holds over merged clusters, in any order of tokens, with a time limit too") {
+  for (const bool multi : {false, true}) {
+    MemoryConfig config = everything(CodecId::kFp16);
+    config.clusters = 10;
+    config.scenes = 3;
+    if (multi) config.model.rope.sections[0] = 2, config.model.rope.sections[1] = config.model.rope.sections[2] = 3;
+    PlayedStream stream(config, "mosaic", {}, 4);
+    stream.noise = 0.5f;
+    for (int i = 0; i < 40; ++i) {
+      stream.room = (i / 4) % 5;
+      stream.frame(1 + stream.below(16));
+      stream.memory->check_invariants();
+    }
+    const MemoryStats stats = stream.memory->stats();
+    CHECK(stats.counters.merges > 20);
+    CHECK(stats.tokens.summarised == 0);
+    INFO("M-RoPE " << multi);
+    CHECK(stream.ask(3, 2, true, true) < 2e-5);
+    if (!multi)  // under M-RoPE the largest row or column of what is read moves the text behind it
+      for (const int since : {1, 3000, 7777, 15000}) CHECK(stream.ask(2, 1, false, true, since) < 2e-5);
+    CHECK(stream.memory->stats().unread_pages == 0);
+  }
+}
+
+TEST_CASE("full attention holds when most pages are read back from disk") {
+  mosaic::testing::TemporaryDirectory directory;
+  MemoryConfig config = everything(CodecId::kFp16);
+  config.retrieve_tokens = 1200;
+  config.clusters = 40;
+  config.disk_bytes = 8 << 20;
+  config.spill_dir = directory.path;
+  config.cap_bytes = 1220 << 10;
+  for (const bool prefetch : {true, false}) {
+    config.prefetch = prefetch;
+    PlayedStream stream(config, "mosaic", {}, 4);
+    stream.noise = 0.2f;
+    for (int i = 0; i < 70; ++i) {
+      stream.room = (i / 4) % 5;
+      stream.frame(16);
+      stream.memory->check_invariants();
+      if (i % 20 == 19) CHECK(stream.ask(2, 1, false, true) < 2e-5);
+    }
+    CHECK(stream.ask(3, 3, true, true) < 2e-5);
+    CHECK(stream.ask(3, 3, true, true, 5000) < 2e-5);
+    stream.memory->check_invariants();
+    const MemoryStats stats = stream.memory->stats();
+    CHECK(stats.tokens.spilled > 1000);
+    CHECK(stats.tokens.summarised == 0);
+    CHECK(stats.counters.deferred_splits > 0);
+    CHECK(stats.counters.fetched_pages > 0);
+    CHECK(stats.unread_pages == 0);
+  }
 }
 
 }  // namespace

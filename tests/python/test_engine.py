@@ -12,6 +12,7 @@ import pytest
 
 import mosaic_edge
 from conftest import MakeVideo
+from mosaic_edge.config import parse_bytes
 from mosaic_edge.engine import Engine, Session
 from mosaic_edge.models.vlm import FrameArray
 from mosaic_edge.sampling import SamplingParams
@@ -22,6 +23,9 @@ from numpy_vlm import WORDS, NumpyVlm, picture
 QUESTION = "what colour was the ball ?"
 OTHER = "what was in the kitchen ?"
 POLICIES = ("mosaic", "full", "window", "uniform")
+SMALL = "400KiB"
+"""Of a stream of a few hundred frames, a part."""
+
 SHORT = SamplingParams(max_tokens=3)
 
 
@@ -71,13 +75,12 @@ def test_a_question_before_the_first_frame_is_answered_from_nothing() -> None:
 
 @pytest.mark.parametrize("policy", ["mosaic", "window", "uniform"])
 def test_a_long_stream_stays_under_a_small_cap_and_every_token_is_accounted_for(policy: str) -> None:
-    cap = 200 << 10
-    with open_session(policy=policy, memory=cap) as session:
+    with open_session(policy=policy, memory=SMALL) as session:
         for number in range(700):
             session.append(picture(number), float(number))
             if number % 97 == 0:
                 session.check_invariants()
-                assert session.memory()["peak_bytes"] <= cap
+                assert session.memory()["peak_bytes"] <= parse_bytes(SMALL)
         tokens = session.memory()["tokens"]
         assert tokens["seen"] == 700 * session._spec.tokens_per_frame * session._spec.layers
         assert sum(count for name, count in tokens.items() if name != "seen") == tokens["seen"]
@@ -154,7 +157,7 @@ def test_an_unknown_word_is_named_and_the_known_ones_are_listed(session: Session
 def test_a_question_longer_than_its_room_names_the_knob(session: Session) -> None:
     before = account(session)
     with pytest.raises(mosaic_edge.MemoryCapError, match="branch_tokens="):
-        session.ask(" ".join(["ball"] * 65))
+        session.ask(" ".join(["ball"] * 600))
     assert account(session) == before
     session.ask(QUESTION, sampling=SHORT)
 
@@ -167,17 +170,18 @@ def test_an_impossible_cap_names_the_knob(policy: str) -> None:
             attempt(memory="1KiB", policy=policy)
 
 
-def test_the_plan_is_what_a_session_takes() -> None:
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_the_plan_is_what_a_session_takes(threads: int) -> None:
     engine = Engine(NumpyVlm())
-    plan = engine.plan(memory="300KiB", policy="mosaic")
-    with engine.session(memory="300KiB", policy="mosaic", threads=1) as session:
-        assert session.memory()["peak_bytes"] == plan["total_bytes"] <= plan["cap_bytes"] == 300 << 10
+    plan = engine.plan(memory="8MiB", policy="mosaic", threads=threads)
+    with engine.session(memory="8MiB", policy="mosaic", threads=threads) as session:
+        assert session.memory()["peak_bytes"] == plan["total_bytes"] <= plan["cap_bytes"] == 8 << 20
 
 
 @pytest.mark.parametrize(
     "settings",
     [{"policy": "nope"}, {"memory": "lots"}, {"memory": 0}, {"exact": "int3"}, {"positions": "sideways"},
-     {"window_frames": 1}, {"settings": {"nonsense": 1.0}}, {"index_share": 2.0}, {"branch_tokens": 0}],
+     {"window_frames": 1}, {"settings": {"nonsense": 1.0}}, {"index_share": 2.0}, {"branch_tokens": -1}],
     ids=str,
 )  # fmt: skip
 def test_a_bad_setting_is_refused_in_one_line(settings: dict[str, Any]) -> None:
@@ -187,7 +191,7 @@ def test_a_bad_setting_is_refused_in_one_line(settings: dict[str, Any]) -> None:
 
 
 def test_full_refuses_the_frame_that_does_not_fit_and_still_answers() -> None:
-    with open_session(policy="full", memory="200KiB") as session:
+    with open_session(policy="full", memory=SMALL) as session:
         with pytest.raises(mosaic_edge.MemoryCapError, match="memory="):
             fill(session, 2000)
         held = session.memory()["frames"]
@@ -227,7 +231,7 @@ def test_a_dialogue_is_remembered_and_its_room_is_bounded(session: Session) -> N
 @pytest.mark.parametrize("policy", POLICIES)
 def test_two_runs_are_identical(policy: str) -> None:
     def once() -> tuple[bytes, dict[str, Any], Any]:
-        with open_session(policy=policy, memory="2MiB" if policy == "full" else "200KiB") as session:
+        with open_session(policy=policy, memory="2MiB" if policy == "full" else SMALL) as session:
             fill(session, 150)
             reply = session.ask(QUESTION)
             return reply.logits.tobytes(), session.memory()["tokens"], reply.evidence
@@ -274,7 +278,7 @@ def test_a_closed_session_says_so_and_closes_twice() -> None:
 
 
 def test_two_threads_take_turns() -> None:
-    with open_session(memory="200KiB") as session:
+    with open_session(memory=SMALL) as session:
         fill(session, 10)
         failures: list[BaseException] = []
 
@@ -299,7 +303,7 @@ def test_two_threads_take_turns() -> None:
         assert not failures
         session.check_invariants()
         together = session.ask(QUESTION)
-    with open_session(memory="200KiB") as alone:
+    with open_session(memory=SMALL) as alone:
         fill(alone, 130)
         assert np.array_equal(alone.ask(QUESTION).logits, together.logits)
 
@@ -316,7 +320,7 @@ def test_sessions_of_one_engine_do_not_see_each_other() -> None:
 
 
 def test_a_disk_tier_takes_what_does_not_fit(tmp_path: Path) -> None:
-    with open_session(memory="450KiB", disk="2MiB", spill_dir=str(tmp_path)) as session:
+    with open_session(memory="900KiB", disk="8MiB", spill_dir=str(tmp_path)) as session:
         fill(session, 500)
         tokens = session.memory()["tokens"]
         assert tokens["spilled"] > 0

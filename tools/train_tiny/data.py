@@ -41,8 +41,8 @@ class Spec:
 @dataclass(frozen=True)
 class Batch:
     """frames u8 [B, N, 48, 48, 3]; words [B, Q, L]; size [B, Q] words of each question; answer [B, Q];
-    positions [B, T]; start [B]; bias [B, T]: 0, -inf for a dropped token, log n for the mean of n; group [B, T]:
-    the token that stands for this one after averaging (mostly itself)."""
+    positions [B, T]; start [B]; bias [B, T]: 0, -inf for a dropped token, log n for the mean of n;
+    group [B, T]: the token that stands for this one after averaging (mostly itself)."""
 
     frames: NDArray[np.uint8]
     words: NDArray[np.int64]
@@ -85,9 +85,7 @@ def augment(frames: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.u
     return np.clip(x + 0.5, 0, 255).astype(np.uint8)
 
 
-def clip_times(
-    world: World, n: int, sparse: bool, rng: np.random.Generator, few: float = 0.0
-) -> list[float]:
+def clip_times(world: World, n: int, sparse: bool, rng: np.random.Generator, few: float = 0.0) -> list[float]:
     """`n` rising times: one a second, or jumping from sighting to sighting so that every frame brings
     something.
     """
@@ -123,7 +121,7 @@ def questions_of(
     n: int,
     hard: int = 1,
 ) -> list[Question]:
-    """Questions over the frames at `times` alone, as if they had been seen at `stamps` (positions in frames)."""
+    """Questions over the frames at `times` alone, as if seen at `stamps` (in frames)."""
     seen: list[_Seen] = []
     open_runs: dict[int, tuple[int, float]] = {}
     for i, t in enumerate(times):
@@ -157,7 +155,7 @@ def _kept_frames(n: int, rng: np.random.Generator) -> NDArray[np.bool_]:
 def _merged_frames(
     world: World, times: list[float], keep: NDArray[np.bool_], rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """For each frame the first frame of its run: kept frames that show the same, at most 4 with an object in them."""
+    """For each frame the first frame of its run: kept frames alike, at most 4 of an object."""
     first = np.arange(len(times))
     longest, shorter = int(rng.integers(2, 24)), int(rng.integers(1, 5))
     last, run, state = 0, 0, ""

@@ -113,7 +113,9 @@ def main() -> None:
                 )
                 right, asked = score["all"]
                 share = 100 * right / asked
-                print(f"{difficulty:7}{frames:5} {precision:6}{share:6.1f} of {asked:4} | {kinds}", flush=True)
+                print(
+                    f"{difficulty:7}{frames:5} {precision:6}{share:6.1f} of {asked:4} | {kinds}", flush=True
+                )
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1) + "\n")
 

@@ -16,7 +16,7 @@ def feed(make: Callable[..., Any], orders: Iterable[tuple[Any, ...]], ahead: int
     """Yield make(*order) for every order; `make` runs in a process of its own, at most `ahead` orders
     early.
     """
-    context = mp.get_context("spawn")
+    context = mp.get_context("fork")  # starts at once; the worker uses NumPy only, never torch
     todo, done = context.Queue(), context.Queue()
     worker = context.Process(target=_work, args=(make, todo, done), daemon=True)
     worker.start()

@@ -21,7 +21,7 @@ from data import Batch, labelled_frames, make_batch  # noqa: E402
 from feed import feed  # noqa: E402
 from layout import EOS, WORD_ID, build_model, save  # noqa: E402
 from model import TinyVlm  # noqa: E402
-from phases import PHASES, TOWER_BATCH, TOWER_SHARE, TOWER_STEPS, Phase  # noqa: E402
+from phases import GRADIENT_FRAMES, PHASES, TOWER_BATCH, TOWER_SHARE, TOWER_STEPS, Phase  # noqa: E402
 from rich.progress import Progress  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
@@ -62,8 +62,9 @@ def answer_loss(
     """
     frames = torch.from_numpy(batch.frames)
     b, n = frames.shape[:2]
-    with model.rounded():
+    with model.rounded(), torch.set_grad_enabled(n <= GRADIENT_FRAMES):
         cache = model.video(model.project(model.vision(frames.flatten(0, 1))).view(b, n, 16, -1))
+    with model.rounded():
         group = torch.from_numpy(batch.group)
         if bool((group != torch.arange(n * 16)).any()):
             cache = cache.merged(group)
@@ -118,8 +119,9 @@ def train_phase(model: TinyVlm, phase: Phase, first: int, bar: Progress, save_st
         bar.advance(task)
         if done % 25 == 0:
             pace = (time.time() - began) / done
-            log(f"{phase.name} {step + 1} loss {loss.item():.3f} right {right:.3f} order {order:.3f} {pace:.2f} s")
-        if done % 100 == 0:
+            rates = f"right {right:.3f} order {order:.3f} {pace:.2f} s"
+            log(f"{phase.name} {step + 1} loss {loss.item():.3f} {rates}")
+        if done % 50 == 0:
             save_state(index, step + 1)  # type: ignore[operator]
         if min(right, order + 0.1) >= phase.target and done >= max(60, phase.steps // 4):
             break

@@ -31,21 +31,42 @@ MOSAIC_INLINE void item_pairs(const float* item, int depth, float* to) {
   to_pairs(rest, 32, to + i / 2);
 }
 
+// c[Rows][kPairTile] = a tile. Six rows by four vectors: of the 32 registers, 24 are sums.
 template <int Rows>
-inline void pair_product(const float* a, size_t a_stride, const float* tile, int pairs, float* c) {
-  __m512 sum[Rows][2];
-  for (int r = 0; r < Rows; ++r) sum[r][0] = sum[r][1] = _mm512_setzero_ps();
-  for (int k = 0; k < pairs; ++k) {
-    const auto b0 = std::bit_cast<__m512bh>(load(tile + k * kTile)), b1 = std::bit_cast<__m512bh>(load(tile + k * kTile + 16));
+inline void pair_rows(const float* a, size_t a_stride, const float* tile, int pairs, float* c) {
+  __m512 sum[Rows][4];
+  for (int r = 0; r < Rows; ++r) sum[r][0] = sum[r][1] = sum[r][2] = sum[r][3] = _mm512_setzero_ps();
+  for (int k = 0; k < pairs; ++k, tile += kPairTile) {
+    __m512bh b[4];
+    for (int v = 0; v < 4; ++v) b[v] = std::bit_cast<__m512bh>(load(tile + v * 16));
     for (int r = 0; r < Rows; ++r) {
       const auto x = std::bit_cast<__m512bh>(_mm512_set1_ps(a[r * a_stride + k]));
-      sum[r][0] = _mm512_dpbf16_ps(sum[r][0], x, b0);
-      sum[r][1] = _mm512_dpbf16_ps(sum[r][1], x, b1);
+      for (int v = 0; v < 4; ++v) sum[r][v] = _mm512_dpbf16_ps(sum[r][v], x, b[v]);
     }
   }
   for (int r = 0; r < Rows; ++r) {
-    _mm512_storeu_ps(c + r * kTile, sum[r][0]);
-    _mm512_storeu_ps(c + r * kTile + 16, sum[r][1]);
+    for (int v = 0; v < 4; ++v) _mm512_storeu_ps(c + r * kPairTile + v * 16, sum[r][v]);
+  }
+}
+
+inline void pair_product(const float* a, size_t a_stride, int rows, const float* tile, int pairs, float* c) {
+  int r = 0;
+  for (; r + 6 <= rows; r += 6) pair_rows<6>(a + r * a_stride, a_stride, tile, pairs, c + r * kPairTile);
+  a += r * a_stride;
+  c += r * kPairTile;
+  switch (rows - r) {
+    case 1:
+      return pair_rows<1>(a, a_stride, tile, pairs, c);
+    case 2:
+      return pair_rows<2>(a, a_stride, tile, pairs, c);
+    case 3:
+      return pair_rows<3>(a, a_stride, tile, pairs, c);
+    case 4:
+      return pair_rows<4>(a, a_stride, tile, pairs, c);
+    case 5:
+      return pair_rows<5>(a, a_stride, tile, pairs, c);
+    default:
+      return;
   }
 }
 
@@ -57,7 +78,7 @@ inline void assign_chunk_bf16(const AssignArgs& a, const float* items, const flo
   const float item_norm = sqrtf(1 + a.value_weight * a.value_weight);
   // The centre: the mean of some centroids, spread over the list.
   clear(s.centre, padded);
-  const int samples = least(kTile, end - begin);
+  const int samples = least(32, end - begin);
   for (int i = 0; i < samples; ++i) {
     unit_centroid(a, begin + static_cast<int>(static_cast<int64_t>(end - begin) * i / samples), s.rows);
     for (int c = 0; c < depth; ++c) s.centre[c] += s.rows[c] / static_cast<float>(samples);
@@ -67,10 +88,10 @@ inline void assign_chunk_bf16(const AssignArgs& a, const float* items, const flo
     best_row[i] = kNone;
     shift[i] = dot(items + static_cast<size_t>(i) * depth, s.centre, depth);
   }
-  float error[kTile];
-  for (int first = begin; first < end; first += kTile) {
-    const int candidates = least(kTile, end - first);
-    for (int lane = 0; lane < kTile; ++lane) {
+  alignas(64) float error[kPairTile];
+  for (int first = begin; first < end; first += kPairTile) {
+    const int candidates = least(kPairTile, end - first);
+    for (int lane = 0; lane < kPairTile; ++lane) {
       float* const row = s.rows + static_cast<size_t>(lane) * depth;
       error[lane] = kMinusInfinity;  // an empty lane is never within reach of the best
       clear(s.left, padded);
@@ -81,32 +102,31 @@ inline void assign_chunk_bf16(const AssignArgs& a, const float* items, const flo
       }
       to_pairs(s.left, padded, s.pairs + static_cast<size_t>(lane) * pair_stride);
     }
-    transpose(s.pairs, pair_stride, kTile, padded / 2, s.tile, kTile);
-    for (int i0 = 0; i0 < a.items; i0 += kItemBlock) {
-      const int count = least(kItemBlock, a.items - i0);
-      int i = 0;
-      for (; i + 8 <= count; i += 8) {
-        pair_product<8>(pairs + (i0 + i) * pair_stride, pair_stride, s.tile, padded / 2, s.cosines + i * kTile);
-      }
-      for (; i < count; ++i) {
-        pair_product<1>(pairs + (i0 + i) * pair_stride, pair_stride, s.tile, padded / 2, s.cosines + i * kTile);
-      }
-      for (i = 0; i < count; ++i) {
-        const float* const about = s.cosines + i * kTile;
-        float& top = best[i0 + i];
-        const float known = top - shift[i0 + i];
-        const Vec high0 = load(about) + load(error), high1 = load(about + 16) + load(error + 16);
-        if (stdx::none_of(stdx::max(high0, high1) >= known)) continue;
-        const Vec low = stdx::max(load(about) - stdx::abs(load(error)), load(about + 16) - stdx::abs(load(error + 16)));
-        const float bar = most_of(known, stdx::hmax(low));  // someone is at least this good
-        uint32_t lanes = _mm512_cmp_ps_mask(static_cast<__m512>(high0), _mm512_set1_ps(bar), _CMP_GE_OQ) |
-                         static_cast<uint32_t>(_mm512_cmp_ps_mask(static_cast<__m512>(high1), _mm512_set1_ps(bar), _CMP_GE_OQ)) << 16;
-        for (; lanes != 0; lanes &= lanes - 1) {
-          const int lane = __builtin_ctz(lanes), row = a.rows != nullptr ? a.rows[first + lane] : first + lane;
-          const float cosine = dot(items + static_cast<size_t>(i0 + i) * depth, s.rows + static_cast<size_t>(lane) * depth, depth);
-          if (cosine > top || (cosine == top && row < best_row[i0 + i])) {
-            top = cosine;
-            best_row[i0 + i] = row;
+    transpose(s.pairs, pair_stride, kPairTile, padded / 2, s.tile, kPairTile);
+    for (int i0 = 0; i0 < a.items; i0 += kPairItems) {
+      const int count = least(kPairItems, a.items - i0);
+      pair_product(pairs + i0 * pair_stride, pair_stride, count, s.tile, padded / 2, s.cosines);
+      for (int i = i0; i < i0 + count; ++i) {
+        const float* const about = s.cosines + (i - i0) * kPairTile;
+        const float known = best[i] - shift[i];
+        Vec high(kMinusInfinity), low(kMinusInfinity);  // the best each lane may be, and is at least
+        for (int at = 0; at < kPairTile; at += kLanes) {
+          high = stdx::max(high, load(about + at) + load(error + at));
+          low = stdx::max(low, load(about + at) - stdx::abs(load(error + at)));
+        }
+        if (stdx::none_of(high >= known)) continue;
+        const float bar = most_of(known, stdx::hmax(low));
+        for (int at = 0; at < kPairTile; at += kLanes) {
+          const __m512 reach = static_cast<__m512>(load(about + at) + load(error + at));
+          uint32_t lanes = _mm512_cmp_ps_mask(reach, _mm512_set1_ps(bar), _CMP_GE_OQ);
+          for (; lanes != 0; lanes &= lanes - 1) {
+            const int lane = at + __builtin_ctz(lanes), row = a.rows != nullptr ? a.rows[first + lane] : first + lane;
+            const float* const centroid = s.rows + static_cast<size_t>(lane) * depth;
+            const float cosine = dot(items + static_cast<size_t>(i) * depth, centroid, depth);
+            if (cosine > best[i] || (cosine == best[i] && row < best_row[i])) {
+              best[i] = cosine;
+              best_row[i] = row;
+            }
           }
         }
       }

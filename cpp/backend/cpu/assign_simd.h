@@ -43,23 +43,26 @@ MOSAIC_INLINE void scale_row(const float* from, int n, float scale, float* to) {
   for (; i < n; ++i) to[i] = from[i] * scale;
 }
 
-// A worker's scratch.
+constexpr int kPairTile = 64;   // of the bfloat16 path: its centroids of a tile,
+constexpr int kPairItems = 48;  // and items of a block
+
+// A worker's scratch. The bfloat16 path has longer tiles and the last three.
 struct AssignState {
   float* rows = nullptr;     // [kTile][depth] centroids of unit length
   float* tile = nullptr;     // [depth][kTile] the same, channel by channel
   float* cosines = nullptr;  // [kItemBlock][kTile]
-  float* centre = nullptr;   // [padded depth] of the bfloat16 path, as are the next two
+  float* centre = nullptr;   // [padded depth]
   float* left = nullptr;     // [padded depth]
-  float* pairs = nullptr;    // [kTile][padded depth / 2]
+  float* pairs = nullptr;    // [kPairTile][padded depth / 2]
   void carve(Carver& carver, int depth, bool with_pairs) {
     const size_t padded = static_cast<size_t>(round_up(depth, 32));
-    rows = carver.take<float>(static_cast<size_t>(depth) * kTile);
-    tile = carver.take<float>(padded * kTile);
-    cosines = carver.take<float>(kItemBlock * kTile);
+    rows = carver.take<float>(static_cast<size_t>(depth) * (with_pairs ? kPairTile : kTile));
+    tile = carver.take<float>(padded * kTile);  // kPairTile pairs take no more
+    cosines = carver.take<float>(with_pairs ? kPairItems * kPairTile : kItemBlock * kTile);
     if (!with_pairs) return;
     centre = carver.take<float>(padded);
     left = carver.take<float>(padded);
-    pairs = carver.take<float>(padded / 2 * kTile);
+    pairs = carver.take<float>(padded / 2 * kPairTile);
   }
 };
 
@@ -129,7 +132,8 @@ inline void assign_chunk(const AssignArgs& a, const float* items, int begin, int
   }
 }
 
-inline float similarity_simd(const float* xk, const float* xv, const float* ck, const float* cv, int dim, float weight) {
+inline float similarity_simd(const float* xk, const float* xv, const float* ck, const float* cv, int dim,
+                             float weight) {
   const float key = dot(xk, ck, dim) * inverse_norm(xk, dim) * inverse_norm(ck, dim);
   if (weight == 0) return key;
   return (key + weight * dot(xv, cv, dim) * inverse_norm(xv, dim) * inverse_norm(cv, dim)) / (1.0f + weight);

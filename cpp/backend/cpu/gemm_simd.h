@@ -61,14 +61,22 @@ inline void gemm(const Gemm& g, int m, int n) {
   int row = 0;
   for (; row + kGemmRows <= m; row += kGemmRows) gemm_rows<kGemmRows>(g, row, n);
   switch (m - row) {
-    case 1: return gemm_rows<1>(g, row, n);
-    case 2: return gemm_rows<2>(g, row, n);
-    case 3: return gemm_rows<3>(g, row, n);
-    case 4: return gemm_rows<4>(g, row, n);
-    case 5: return gemm_rows<5>(g, row, n);
-    case 6: return gemm_rows<6>(g, row, n);
-    case 7: return gemm_rows<7>(g, row, n);
-    default: return;
+    case 1:
+      return gemm_rows<1>(g, row, n);
+    case 2:
+      return gemm_rows<2>(g, row, n);
+    case 3:
+      return gemm_rows<3>(g, row, n);
+    case 4:
+      return gemm_rows<4>(g, row, n);
+    case 5:
+      return gemm_rows<5>(g, row, n);
+    case 6:
+      return gemm_rows<6>(g, row, n);
+    case 7:
+      return gemm_rows<7>(g, row, n);
+    default:
+      return;
   }
 }
 

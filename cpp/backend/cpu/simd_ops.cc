@@ -4,6 +4,7 @@
 
 #include "backend/cpu/assign_bf16_simd.h"
 #include "backend/cpu/attend_simd.h"
+#include "backend/cpu/pages_simd.h"
 #include "backend/cpu/plain_ops.h"
 #include "backend/cpu/score_simd.h"
 #include "backend/cpu/top_k.h"
@@ -124,6 +125,25 @@ class SimdOps final : public PlainOps {  // what is not faster here stays plain
   void score(const ScoreArgs& a) override;
   int top_k(const float* score, int n, int k, int32_t* index) override { return select_top_k(score, n, k, index); }
   void merge(float* out, float* lse, const float* other_out, const float* other_lse, int rows, int head_dim) override;
+  void encode(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count,
+              std::byte* page) override {
+    uint8_t codes[kMaxHead + kLanes];
+    if (shape.head_dim > kMaxHead) return PlainOps::encode(codec, shape, k, v, stride, count, page);
+    encode_page(codec, shape, k, v, stride, count, codes, page);
+  }
+  void encode_row(CodecId codec, PageShape shape, const float* k, const float* v, int at, std::byte* page) override {
+    if (shape.head_dim > kMaxHead || codec != CodecId::kFp16) return PlainOps::encode_row(codec, shape, k, v, at, page);
+    const int d = shape.head_dim;
+    const size_t k_bytes = pad64(Fp16::k_bytes(d)), v_bytes = pad64(Fp16::v_bytes(d));
+    for (int head = 0; head < shape.heads; ++head, page += k_bytes + v_bytes) {
+      encode_half_token(page + kPageMetaBytes, k_bytes, d, at, k + head * d, v + head * d);
+    }
+  }
+  void decode(CodecId codec, PageShape shape, const std::byte* page, int begin, int end, float* k, float* v,
+              size_t stride) override {
+    if (shape.head_dim > kMaxHead) return PlainOps::decode(codec, shape, page, begin, end, k, v, stride);
+    decode_page(codec, shape, page, begin, end, k, v, stride);
+  }
 
  private:
   template <class Scratch>
@@ -249,7 +269,8 @@ void SimdOps::assign(const AssignArgs& a) {
   const auto scratch = carve<AssignScratch>();
   const int blocks = (a.items + kItemBlock - 1) / kItemBlock;
   const double work = static_cast<double>(a.items) * a.n_rows * depth;
-  const int tiles = (a.n_rows + kTile - 1) / kTile, chunks = work < kWorthThreads ? 1 : least(pool_.threads(), tiles);
+  constexpr int kStep = kHasPairs ? kPairTile : kTile;
+  const int tiles = (a.n_rows + kStep - 1) / kStep, chunks = work < kWorthThreads ? 1 : least(pool_.threads(), tiles);
   pool_.run(work < kWorthThreads ? 1 : blocks, [&](int task, int) {
     const int begin = task * kItemBlock, end = work < kWorthThreads ? a.items : least(a.items, begin + kItemBlock);
     for (int i = begin; i < end; ++i) {
@@ -261,8 +282,8 @@ void SimdOps::assign(const AssignArgs& a) {
     }
   });
   pool_.run(most(1, chunks), [&](int chunk, int worker) {
-    const int begin = chunks > 0 ? tiles * chunk / chunks * kTile : 0;
-    const int end = chunks > 0 ? least(a.n_rows, tiles * (chunk + 1) / chunks * kTile) : 0;
+    const int begin = chunks > 0 ? tiles * chunk / chunks * kStep : 0;
+    const int end = chunks > 0 ? least(a.n_rows, tiles * (chunk + 1) / chunks * kStep) : 0;
     const size_t at = static_cast<size_t>(chunk) * limits_.tokens;
 #if defined(__AVX512BF16__)
     assign_chunk_bf16(a, scratch.items, scratch.pairs, begin, end, scratch.best + at, scratch.best_row + at,

@@ -46,10 +46,10 @@ struct Tile {
   float bias[kTile];         // on the logit; -inf: nothing in this lane
   int32_t order[kTile];      // block token in this lane, seen by queries from it on; -1: seen by all
   int32_t position[kTile][3];
-  int width = kTile;         // lanes of a row of k and turns: 16 for few queries, so that all of it stays in L1
-  int lanes = 0;             // used so far, a multiple of kUnit
-  int last = 0;              // one past the last lane that holds a token
-  bool causal = false;       // some lane has an order
+  int width = kTile;    // lanes of a row of k and turns: 16 for few queries, so that all of it stays in L1
+  int lanes = 0;        // used so far, a multiple of kUnit
+  int last = 0;         // one past the last lane that holds a token
+  bool causal = false;  // some lane has an order
 
   void carve(Carver& carver, int d) {
     head_dim = d;
@@ -139,8 +139,7 @@ inline void fill_turns(const RopeTable* rope, Tile& tile) {
   for (int lane = 0; lane < tile.lanes; ++lane) {
     angle_row(*rope, tile.axis, tile.position[lane], tile.rows + static_cast<size_t>(lane) * 2 * n);
   }
-  transpose(tile.rows, static_cast<size_t>(2 * n), tile.lanes, 2 * n, tile.turns,
-            static_cast<size_t>(tile.width));
+  transpose(tile.rows, static_cast<size_t>(2 * n), tile.lanes, 2 * n, tile.turns, static_cast<size_t>(tile.width));
 }
 
 // ---- keys ---------------------------------------------------------------------------------------------------------
@@ -195,7 +194,7 @@ template <class Keys>
 inline void fill_keys(const Keys& keys, const RopeSpec* spec, int lane, Tile& tile) {
   const int n = spec != nullptr ? spec->frequencies() : 0, width = tile.width;
   const int next = n > 0 && spec->layout == RopeLayout::kHalf ? n : 1;  // from one channel of a pair to the other
-  const int step = next == 1 ? 2 : 1;                                    // from one pair to the next
+  const int step = next == 1 ? 2 : 1;                                   // from one pair to the next
   float* const k = tile.k + lane;
   const float* const turns = tile.turns + lane;
   for (int i = 0; i < n; ++i) {

@@ -37,9 +37,8 @@ int select_top_k(const float* score, int n, int k, int32_t* index) {
     const uint32_t key = ordered(score[i]);
     if (key > prefix || (key == prefix && left-- > 0)) index[at++] = i;
   }
-  std::sort(index, index + kept, [&](int32_t a, int32_t b) {
-    return score[a] != score[b] ? score[a] > score[b] : a < b;
-  });
+  std::sort(index, index + kept,
+            [&](int32_t a, int32_t b) { return score[a] != score[b] ? score[a] > score[b] : a < b; });
   return kept;
 }
 

@@ -52,7 +52,7 @@ def run_demo(settings: DemoSettings, folder: Path, quiet: bool = False) -> dict[
         raise ValueError(f"seconds={settings.seconds:g}: expected at least 8")
     engine = Engine.load(settings.model)
     for policy in (settings.policy, settings.against):
-        engine.plan(memory=settings.memory, policy=policy, threads=1)  # refuse before the video is written
+        engine.plan(memory=settings.memory, policy=policy)  # refuse before the video is written
     folder.mkdir(parents=True, exist_ok=True)
     world = World(settings.seed, settings.seconds, settings.difficulty)
     video = folder / f"world-{settings.difficulty}-{settings.seed}-{settings.seconds:g}s.mp4"
@@ -76,7 +76,7 @@ def _run(
         if not early and pts >= settings.seconds / 4:
             early.append(process.memory_info().rss)
 
-    with engine.session(memory=settings.memory, policy=policy, threads=1) as session:
+    with engine.session(memory=settings.memory, policy=policy) as session:
         with StreamView(session, policy, not quiet) as view:
             session.append_video(video, fps=1.0, progress=tick)
         growth = process.memory_info().rss - early[0] if early else 0
@@ -123,7 +123,9 @@ def summary(runs: list[dict[str, Any]]) -> str:
 
 def show_demo(result: dict[str, Any], console: Console) -> None:
     """Print a table per policy and the summary."""
-    console.print(f"{clock(result['seconds'])} of video in {result['video']}", soft_wrap=True)
+    kept = result["video"] if result["video_kept"] else f"{Path(result['video']).name} (--out DIR keeps it)"
+    console.print(f"{clock(result['seconds'])} of {result['difficulty']} video in {kept}", soft_wrap=True)
+    most = 3 if console.width >= 140 else 1
     for run in result["runs"]:
         table = Table(title=f"{run['policy']}: {run['right']} of {run['asked']} right", title_justify="left")
         for name in ("question", "answer", "truth", "", "asked about", "read (share)"):
@@ -131,7 +133,9 @@ def show_demo(result: dict[str, Any], console: Console) -> None:
         for a in run["answers"]:
             mark = "[green]right[/green]" if a["right"] else "[red]wrong[/red]"
             seen = f"{clock(a['seen'][0])}-{clock(a['seen'][1])}, {clock(a['ago'])} ago"
-            table.add_row(a["question"], a["answer"], a["truth"], mark, seen, show_evidence(a["evidence"]))
+            table.add_row(
+                a["question"], a["answer"], a["truth"], mark, seen, show_evidence(a["evidence"], most)
+            )
         console.print(table)
     console.print(result["summary"], soft_wrap=True)
 

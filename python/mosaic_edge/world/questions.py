@@ -21,7 +21,7 @@ CLEAR = 1.0
 it."""
 
 APART, APART_SHARE = 1.5, 0.15
-"""First and last must be apart from the next object by so many seconds, and by this share of the older one's age."""
+"""First and last are apart from the next object by so many seconds, and by this share of the older's age."""
 
 
 class Seen(Protocol):
