@@ -68,11 +68,14 @@ void refuse_unknown(const py::dict& d, const std::vector<std::string>& known, co
 
 MemoryConfig config_from(const py::dict& model, const py::dict& d) {
   MemoryConfig c;
-  refuse_unknown(model, {"layers", "q_heads", "kv_heads", "head_dim", "scale", "rope", "embedding_dim", "frame_tokens", "video_window"},
-                 "model");
-  refuse_unknown(d, {"cap_bytes", "exact", "packed", "exact_share", "index_share", "disk_bytes", "spill_dir", "window_frames",
-                     "prefix_tokens", "branch_tokens", "retrieve_tokens", "clusters", "scenes", "max_cluster_tokens",
-                     "positions", "max_position", "summaries", "refresh_every", "prefetch"},
+  refuse_unknown(
+      model,
+      {"layers", "q_heads", "kv_heads", "head_dim", "scale", "rope", "embedding_dim", "frame_tokens", "video_window"},
+      "model");
+  refuse_unknown(d,
+                 {"cap_bytes", "exact", "packed", "exact_share", "index_share", "disk_bytes", "spill_dir",
+                  "window_frames", "prefix_tokens", "branch_tokens", "retrieve_tokens", "clusters", "scenes",
+                  "max_cluster_tokens", "positions", "max_position", "summaries", "refresh_every", "prefetch"},
                  "memory");
   ModelShape& m = c.model;
   m.layers = get(model, "layers", 0);
@@ -205,12 +208,12 @@ void bind_memory(py::module_& m) {
         const Backend made = make_backend(backend, threads);
         return plan_dict(make_plan(config_from(model, memory), *chosen, *made.ops));
       },
-      py::arg("model"), py::arg("memory"), py::arg("policy"), py::arg("settings") = py::dict(), py::arg("backend") = "cpu",
-      py::arg("threads") = 1, "How a cap would be split, without allocating it.");
+      py::arg("model"), py::arg("memory"), py::arg("policy"), py::arg("settings") = py::dict(),
+      py::arg("backend") = "cpu", py::arg("threads") = 1, "How a cap would be split, without allocating it.");
 
   py::class_<KvMemory>(m, "KvMemory", "One capped KV memory for one stream. See cpp/runtime/kv_memory.h.")
-      .def(py::init([](const py::dict& model, const py::dict& memory, const std::string& policy, const py::dict& settings,
-                       const std::string& backend, int threads) {
+      .def(py::init([](const py::dict& model, const py::dict& memory, const std::string& policy,
+                       const py::dict& settings, const std::string& backend, int threads) {
              return std::make_unique<KvMemory>(config_from(model, memory), make_policy(policy, settings_from(settings)),
                                                make_backend(backend, threads));
            }),
@@ -265,7 +268,8 @@ void bind_memory(py::module_& m) {
             self.open_question(since ? static_cast<int32_t>(*since * 1000.0) : std::numeric_limits<int32_t>::min());
           },
           py::arg("since") = py::none(), "since: seconds; only what was seen from then on is read.")
-      .def("close_question", &KvMemory::close_question, py::arg("keep") = false, py::call_guard<py::gil_scoped_release>())
+      .def("close_question", &KvMemory::close_question, py::arg("keep") = false,
+           py::call_guard<py::gil_scoped_release>())
       .def(
           "evidence",
           [](const KvMemory& self) {

@@ -23,8 +23,8 @@ MOSAIC_HD inline float half_to_float(half_t h) {
     const float value = static_cast<float>(mantissa) * 5.9604644775390625e-8f;
     return sign != 0 ? -value : value;
   }
-  const uint32_t bits = exponent == 31 ? sign | 0x7f800000u | (mantissa << 13)
-                                       : sign | ((exponent + 112) << 23) | (mantissa << 13);
+  const uint32_t bits =
+      exponent == 31 ? sign | 0x7f800000u | (mantissa << 13) : sign | ((exponent + 112) << 23) | (mantissa << 13);
   return std::bit_cast<float>(bits);
 }
 

@@ -8,9 +8,11 @@ namespace {
 class Full final : public Policy {
  public:
   const char* name() const override { return "full"; }
-  PolicyNeeds needs() const override { return {}; }
+  PolicyNeeds needs() const override { return {.refuses = true}; }
   void admit(const ClusterStore&, const AdmitBlock&, Placement* out) override { out[0] = {}; }
-  int relieve(const ClusterStore&, const Need&, Relief*, int) override { return 0; }
+  int relieve(const ClusterStore& store, const Need& need, Relief* out, int capacity) override {
+    return spill_oldest(store, need, out, capacity);
+  }
 };
 
 }  // namespace

@@ -15,12 +15,12 @@ namespace mosaic {
 namespace {
 
 struct MosaicSettings {
-  float tau_max = 0.5f;       // allowed variance of a small cluster, as a share of the reach when adaptive
-  float tau_min = 0.2f;       // and of a large one
-  float n0 = 32;              // tokens over which it falls
-  bool adaptive = true;       // tau and reach follow what is observed; false: the paper's constants, nearest always joins
-  float reach = 0.02f;        // where an adaptive reach starts
-  float scene_tau = 0.05f;    // variance over which a frame opens a new scene
+  float tau_max = 0.5f;     // allowed variance of a small cluster, as a share of the reach when adaptive
+  float tau_min = 0.2f;     // and of a large one
+  float n0 = 32;            // tokens over which it falls
+  bool adaptive = true;     // tau and reach follow what is observed; false: the paper's constants, nearest always joins
+  float reach = 0.02f;      // where an adaptive reach starts
+  float scene_tau = 0.05f;  // variance over which a frame opens a new scene
   float value_weight = 1.0f;  // of values beside keys in the metric; 0 is the paper's
   bool mass = true;           // score by attention mass; false: dot product with the mean query (the paper's)
   int scenes = 0;             // scenes read for a question; 0: all
@@ -31,7 +31,9 @@ class Mosaic final : public Policy {
  public:
   explicit Mosaic(const MosaicSettings& settings) : s_(settings) {}
   const char* name() const override { return "mosaic"; }
-  PolicyNeeds needs() const override { return {true, true, true, true, s_.value_weight}; }
+  PolicyNeeds needs() const override {
+    return {.by_token = true, .summaries = true, .scenes = true, .selects = true, .value_weight = s_.value_weight};
+  }
 
   void bind(const ClusterStore& store) override {
     reach_.assign(static_cast<size_t>(store.shape().lanes), s_.reach);
@@ -50,7 +52,8 @@ class Mosaic final : public Policy {
   SceneId scene(const ClusterStore& store, const float* embedding) override {
     const auto [scene, distance] = store.scenes()->nearest(embedding);
     if (scene == kNone) return kNone;
-    return distance <= s_.scene_tau || store.scenes()->variance_with(scene, embedding) <= s_.scene_tau / 2 ? scene : kNone;
+    return distance <= s_.scene_tau || store.scenes()->variance_with(scene, embedding) <= s_.scene_tau / 2 ? scene
+                                                                                                           : kNone;
   }
 
   void admit(const ClusterStore& store, const AdmitBlock& block, Placement* out) override {
@@ -132,7 +135,13 @@ class Mosaic final : public Policy {
       const int to = store.tiers().colder(tier);
       if (to == kNone || store.tiers().free_slots(to) == 0) continue;
       if (need.kind == Need::Kind::kSlots && !(store.tiers().is_disk(to) && store.can_spill())) continue;
-      const int n = coldest(store, need, tier, out, std::min(capacity, std::max(need.amount, 4)));
+      const int wanted = std::min(capacity, std::max(need.amount, 4));
+      int n = coldest(store, need, tier, out, wanted);
+      if (n == 0 && need.kind == Need::Kind::kSlots) {  // all grew with this frame: the disk still comes before summaries
+        Need any = need;
+        any.frame = std::numeric_limits<int32_t>::max();
+        n = coldest(store, any, tier, out, wanted);
+      }
       if (n > 0) return n;
     }
     if (need.kind == Need::Kind::kHotSlots) return 0;

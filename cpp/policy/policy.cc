@@ -20,6 +20,20 @@ std::unique_ptr<Policy> make_policy(const std::string& wanted, const PolicySetti
   throw InvalidInput("policy=\"" + wanted + "\" is not known; there are " + known + ".");
 }
 
+int spill_oldest(const ClusterStore& store, const Need& need, Relief* out, int capacity) {
+  if (need.kind != Need::Kind::kSlots || !store.can_spill()) return 0;
+  const int tier = store.tiers().size() - 2;
+  int n = 0;
+  for (int lane = 0; lane < store.shape().lanes && n < capacity; ++lane) {
+    const ClusterIndex& index = store.index(lane);
+    ClusterId oldest = kNone;
+    for (const ClusterId c : index.live())
+      if (store.pages_in(lane, c, tier) > 0 && (oldest == kNone || index[c].born < index[oldest].born)) oldest = c;
+    if (oldest != kNone) out[n++] = {Relief::Kind::kDemote, lane, oldest, kNone, tier};
+  }
+  return n;
+}
+
 std::vector<std::string> policy_names() {
   return {
 #define MOSAIC_POLICY(name, factory) name,

@@ -20,12 +20,13 @@ struct PolicyNeeds {
   bool summaries = false;  // clusters keep a mean key and value
   bool scenes = false;     // frames are clustered by their embedding
   bool selects = false;    // reads a part; false: everything stored is read
+  bool refuses = false;    // lets nothing go: a frame that does not fit is refused before anything changes
   float value_weight = 0;  // of the cluster metric
 };
 
 struct AdmitBlock {
-  int lane = 0;                 // by frame: -1, the decision holds for every lane
-  Run tokens;                   // by frame: empty
+  int lane = 0;  // by frame: -1, the decision holds for every lane
+  Run tokens;    // by frame: empty
   int32_t frame = 0;
   SceneId scene = kNone;
 };
@@ -45,7 +46,7 @@ struct SelectQuery {
   int q_heads = 0;
   size_t q_stride = 0;
   float scale = 0;
-  int max_tokens = 0;        // members that may be read
+  int max_tokens = 0;                                      // members that may be read
   int32_t since_ms = std::numeric_limits<int32_t>::min();  // clusters that ended before are not wanted
 };
 
@@ -54,9 +55,9 @@ struct SelectResult {
   ClusterId* chosen = nullptr;  // best first
   float* score = nullptr;       // of each chosen one
   int n = 0;
-  int32_t* rows = nullptr;      // scratch [capacity]
-  float* bias = nullptr;        // scratch [capacity]
-  float* scratch = nullptr;     // [capacity]
+  int32_t* rows = nullptr;   // scratch [capacity]
+  float* bias = nullptr;     // scratch [capacity]
+  float* scratch = nullptr;  // [capacity]
 };
 
 struct Need {
@@ -111,6 +112,9 @@ class Policy {
   // What yields. Returns how many of out[capacity] were filled; 0: nothing can, the request is refused.
   virtual int relieve(const ClusterStore& store, const Need& need, Relief* out, int capacity) = 0;
 };
+
+// What policies by frame share: the clusters that grew longest ago go to disk, a few at a time. 0: there is no room on one.
+int spill_oldest(const ClusterStore& store, const Need& need, Relief* out, int capacity);
 
 using PolicySettings = std::vector<std::pair<std::string, double>>;
 // Throws InvalidInput naming the policies, or the settings of the policy, that there are.

@@ -15,6 +15,7 @@ class Uniform final : public Policy {
     if (block.frame % stride_ != 0) out[0].cluster = Placement::kDrop;
   }
   int relieve(const ClusterStore& store, const Need& need, Relief* out, int capacity) override {
+    if (const int n = spill_oldest(store, need, out, capacity); n > 0) return n;
     for (;;) {
       int n = 0;
       int kept = 0;

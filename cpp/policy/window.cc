@@ -13,7 +13,8 @@ class SlidingWindow final : public Policy {
   const char* name() const override { return "window"; }
   PolicyNeeds needs() const override { return {}; }
   void admit(const ClusterStore&, const AdmitBlock&, Placement* out) override { out[0] = {}; }
-  int relieve(const ClusterStore& store, const Need&, Relief* out, int capacity) override {
+  int relieve(const ClusterStore& store, const Need& need, Relief* out, int capacity) override {
+    if (const int n = spill_oldest(store, need, out, capacity); n > 0) return n;
     // A frame goes from every lane at once, so that all layers remember the same ones.
     int32_t oldest = std::numeric_limits<int32_t>::max();
     for (int lane = 0; lane < store.shape().lanes; ++lane)

@@ -8,26 +8,22 @@
 
 namespace mosaic {
 
-// A policy that lets nothing go is asked before the frame begins, so that a refusal changes nothing.
-void KvMemory::make_room_for_frame() {
-  if (policy_->needs().by_token || window_.frames() < plan_.window.frames || !window_.has_first_frame()) return;
-  const WindowFrame& leaving = window_.frame(0);
-  const int pages = pages_for(leaving.tokens) * lanes();
-  const auto short_of = [&]() -> Short {
-    if (store_.index(0).full()) return Short::kClusters;
-    return store_.free_slots() < pages ? Short::kSlots : Short::kNothing;
-  };
-  for (Short s = short_of(); s != Short::kNothing; s = short_of()) {
-    Need need{s == Short::kSlots ? Need::Kind::kSlots : Need::Kind::kClusters, 0, pages, leaving.number};
-    if (relieve(need, 0, 0)) continue;
-    uint64_t have = 0;
-    for (int t = 0; t < store_.tiers().size(); ++t) have += store_.tiers().capacity_bytes(t);
-    throw MemoryCapError(std::string("policy ") + policy_->name() + ": frame " + std::to_string(frames_) + " needs " +
-                         std::to_string(pages) + " pages (" +
-                         format_bytes(static_cast<uint64_t>(pages) * store_.tiers().slot_bytes(0)) + "); " +
-                         format_bytes(plan_.config.cap_bytes) + " cap, all " + format_bytes(have) +
-                         " of its pages hold earlier frames. Raise memory=, or choose a policy that yields.");
+// A policy that lets nothing go refuses before the frame begins, so that a refusal changes nothing.
+void KvMemory::refuse_frame_without_room() {
+  if (!policy_->needs().refuses || window_.frames() < plan_.window.frames || !window_.has_first_frame()) return;
+  const int pages = pages_for(window_.frame(0).tokens) * lanes();
+  uint64_t have = 0;
+  int free = 0;
+  for (int t = 0; t < store_.tiers().size(); ++t) {
+    have += store_.tiers().capacity_bytes(t);
+    if (!store_.tiers().is_disk(t) || store_.can_spill()) free += store_.tiers().free_slots(t);
   }
+  if (free >= pages && !store_.index(0).full()) return;
+  throw MemoryCapError(std::string("policy ") + policy_->name() + ": frame " + std::to_string(frames_) + " needs " +
+                       std::to_string(pages) + " pages (" +
+                       format_bytes(static_cast<uint64_t>(pages) * store_.tiers().slot_bytes(0)) + "); " +
+                       format_bytes(plan_.config.cap_bytes) + " cap, all " + format_bytes(have) +
+                       " of its pages hold earlier frames. Raise memory=, or choose a policy that yields.");
 }
 
 SceneId KvMemory::scene_of(const float* embedding) {
@@ -93,7 +89,8 @@ void KvMemory::admit_whole(const WindowFrame& frame, SceneId scene) {
     for (;;) {
       const Short s = store_.open(lane, scene, {scratch_.k, scratch_.v, scratch_.meta, n}, frame.number, &made);
       if (s == Short::kNothing) break;
-      const Need need{s == Short::kSlots ? Need::Kind::kSlots : Need::Kind::kClusters, lane, pages_for(n), frame.number};
+      const Need need{s == Short::kSlots ? Need::Kind::kSlots : Need::Kind::kClusters, lane, pages_for(n),
+                      frame.number};
       if (relieve(need, 0, 0)) continue;
       store_.drop_tokens(n);
       break;
@@ -119,7 +116,8 @@ void KvMemory::admit_tokens(int lane, const WindowFrame& frame, SceneId scene) {
 
 void KvMemory::place(int lane, int i, int n, const WindowFrame& frame, SceneId scene) {
   const auto row = static_cast<size_t>(plan_.store.page.row());
-  const Run token{scratch_.k + static_cast<size_t>(i) * row, scratch_.v + static_cast<size_t>(i) * row, scratch_.meta + i, 1};
+  const Run token{scratch_.k + static_cast<size_t>(i) * row, scratch_.v + static_cast<size_t>(i) * row,
+                  scratch_.meta + i, 1};
   ClusterIndex& index = store_.index(lane);
   Placement& to = scratch_.placement[i];
   const auto open_new = [&](Short s, ClusterId made) {
@@ -158,9 +156,8 @@ void KvMemory::place(int lane, int i, int n, const WindowFrame& frame, SceneId s
     } else if (store_.variance_with(lane, to.cluster, token.k, token.v) >
                policy_->tolerance(lane, index.count(to.cluster) + 1)) {
       slots = 3;  // what a split may need at once
-      s = index[to.cluster].disk_pages > 0
-              ? open_new(store_.defer(lane, to.cluster, token, frame.number, &made), made)
-              : open_new(store_.split(lane, to.cluster, token, frame.number, &made), made);
+      s = index[to.cluster].disk_pages > 0 ? open_new(store_.defer(lane, to.cluster, token, frame.number, &made), made)
+                                           : open_new(store_.split(lane, to.cluster, token, frame.number, &made), made);
     } else {
       s = store_.append(lane, to.cluster, token, frame.number);
     }
@@ -178,6 +175,14 @@ void KvMemory::place(int lane, int i, int n, const WindowFrame& frame, SceneId s
 
 bool KvMemory::relieve(Need need, int first_label, int labels) {
   if (need.kind == Need::Kind::kSlots && store_.free_slots() >= need.amount) return true;
+  if (need.kind == Need::Kind::kClusters && policy_->needs().by_token) {
+    // Single tokens that merge need pages. With a disk, room for those is made first, or they would be summarised.
+    const int wanted = std::max(2, std::min(store_.index(need.lane).capacity() / 10, store_.tiers().spec(0).slots));
+    for (int before = -1; store_.can_spill() && store_.free_slots() < wanted && store_.free_slots() != before;) {
+      before = store_.free_slots();
+      relieve({Need::Kind::kSlots, need.lane, wanted, need.frame}, first_label, labels);
+    }
+  }
   const int n = policy_->relieve(store_, need, scratch_.relief, FrameScratch::kReliefs);
   for (int i = 0; i < n; ++i)  // labels are of the lane that asked
     carry_out(scratch_.relief[i], first_label, scratch_.relief[i].lane == need.lane ? labels : 0);
@@ -206,7 +211,8 @@ void KvMemory::carry_out(const Relief& relief, int first_label, int labels) {
   const bool merged = relief.kind == Relief::Kind::kMerge;
   const ClusterId gone = merged ? relief.other : relief.cluster;
   for (int i = first_label; i < labels; ++i)
-    if (scratch_.placement[i].cluster == gone) scratch_.placement[i].cluster = merged ? relief.cluster : Placement::kOpen;
+    if (scratch_.placement[i].cluster == gone)
+      scratch_.placement[i].cluster = merged ? relief.cluster : Placement::kOpen;
   for (int i = 0; i < fresh_count_;) {  // two of them may have merged into one: it stands here twice
     if (scratch_.fresh[i] != gone) {
       ++i;
@@ -221,7 +227,8 @@ void KvMemory::carry_out(const Relief& relief, int first_label, int labels) {
 // The oldest turns of the dialogue leave until `tokens` more fit.
 void KvMemory::shift_dialogue(int tokens) {
   int gone = 0, turns = 0;
-  while (turns < turn_count_ && window_.branch_tokens - gone + tokens > plan_.config.branch_tokens) gone += turns_[turns++];
+  while (turns < turn_count_ && window_.branch_tokens - gone + tokens > plan_.config.branch_tokens)
+    gone += turns_[turns++];
   std::copy(turns_ + turns, turns_ + turn_count_, turns_);
   turn_count_ -= turns;
   dropped_dialogue_ += gone;

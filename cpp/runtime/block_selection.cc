@@ -17,8 +17,8 @@ size_t piece(int n) {
 size_t FrameScratch::bytes_for(const Plan& plan) {
   const int tokens = plan.config.model.frame_tokens;
   const int row = plan.store.page.row();
-  return 2 * piece<float>(tokens * row) + piece<TokenMeta>(tokens) + piece<Placement>(tokens) + piece<ClusterId>(tokens) +
-         piece<Relief>(kReliefs);
+  return 2 * piece<float>(tokens * row) + piece<TokenMeta>(tokens) + piece<Placement>(tokens) +
+         piece<ClusterId>(tokens) + piece<Relief>(kReliefs);
 }
 
 FrameScratch::FrameScratch(Region& region, const Plan& plan) {

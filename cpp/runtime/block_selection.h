@@ -12,11 +12,11 @@ Ops::Limits ops_limits(const Plan& plan);
 
 // Rows of one leaving frame, and what the policy said of them.
 struct FrameScratch {
-  float* k;             // [frame_tokens, row]
+  float* k;  // [frame_tokens, row]
   float* v;
-  TokenMeta* meta;      // [frame_tokens]
+  TokenMeta* meta;  // [frame_tokens]
   Placement* placement;
-  ClusterId* fresh;     // clusters opened by this frame
+  ClusterId* fresh;  // clusters opened by this frame
   Relief* relief;
   static constexpr int kReliefs = 256;
   static size_t bytes_for(const Plan& plan);
@@ -27,11 +27,11 @@ class BlockSelection {
  public:
   // Scratch that the selections of all layers share while one is built.
   struct Shared {
-    uint64_t* order;   // [select_tokens + select_rows] sort keys
+    uint64_t* order;  // [select_tokens + select_rows] sort keys
     SelectResult result;
-    uint8_t* chosen;   // [clusters]
-    float* page_mass;  // [select_tokens]
-    float* row_mass;   // [select_rows]
+    uint8_t* chosen;       // [clusters]
+    float* page_mass;      // [select_tokens]
+    float* row_mass;       // [select_rows]
     int32_t* q_positions;  // [max_block, 3]
     float* lse;            // [max_block, q_heads]
   };

@@ -60,15 +60,17 @@ void KvMemory::begin_frame(const FrameInfo& frame) {
   if (frame.tokens < 1 || frame.tokens > model().frame_tokens)
     throw InvalidInput("KvMemory: a frame of " + std::to_string(frame.tokens) + " tokens; frame_tokens= is " +
                        std::to_string(model().frame_tokens) + ".");
-  if (frame.grid_w < 1) throw InvalidInput("KvMemory: a frame needs grid_w of at least 1, got " + std::to_string(frame.grid_w) + ".");
+  if (frame.grid_w < 1)
+    throw InvalidInput("KvMemory: a frame needs grid_w of at least 1, got " + std::to_string(frame.grid_w) + ".");
   if (frame.embedding == nullptr || !all_finite(frame.embedding, static_cast<size_t>(model().embedding_dim)))
     throw InvalidInput("KvMemory: the frame's embedding is missing or not finite; the frame was refused.");
   if (window_.frames() > 0 && frame.time_ms < window_.frame(window_.frames() - 1).time_ms)
-    throw InvalidInput("KvMemory: frame at " + std::to_string(frame.time_ms) + " ms comes before the last one; pts must not fall.");
+    throw InvalidInput("KvMemory: frame at " + std::to_string(frame.time_ms) +
+                       " ms comes before the last one; pts must not fall.");
   if (plan_.config.original_positions && next_position_ + frame.tokens >= plan_.config.max_position)
     throw InvalidInput("KvMemory: positions=\"original\" reached max_position=" +
                        std::to_string(plan_.config.max_position) + "; raise it or use positions=\"contiguous\".");
-  make_room_for_frame();
+  refuse_frame_without_room();
   begin(Block::kFrame, frame.tokens);
   frame_ = frame;
   std::memcpy(window_.embedding(window_.frames()), frame.embedding,
@@ -79,8 +81,9 @@ void KvMemory::begin_frame(const FrameInfo& frame) {
 void KvMemory::begin_text(int tokens) {
   if (!asking_) {
     if (frames_ > 0 || window_.prefix_tokens + tokens > plan_.config.prefix_tokens)
-      throw InvalidInput("KvMemory: text outside a question is the prefix: before the first frame, at most prefix_tokens=" +
-                         std::to_string(plan_.config.prefix_tokens) + " tokens.");
+      throw InvalidInput(
+          "KvMemory: text outside a question is the prefix: before the first frame, at most prefix_tokens=" +
+          std::to_string(plan_.config.prefix_tokens) + " tokens.");
   } else if (tokens > plan_.config.branch_tokens - (window_.branch_tokens - question_start_)) {
     throw MemoryCapError("question: needs room for " +
                          std::to_string(window_.branch_tokens - question_start_ + tokens) +
@@ -122,13 +125,15 @@ void KvMemory::block_positions(const BlockSelection& s) {
 }
 
 void KvMemory::attend(int layer, const float* q, const float* k, const float* v, float* out) {
-  if (block_ == Block::kNone) throw InvalidInput("KvMemory: attend() without a block; begin_frame() or begin_text() first.");
+  if (block_ == Block::kNone)
+    throw InvalidInput("KvMemory: attend() without a block; begin_frame() or begin_text() first.");
   const auto n = static_cast<size_t>(block_tokens_);
   const auto d = static_cast<size_t>(model().head_dim);
   const size_t q_row = static_cast<size_t>(model().q_heads) * d, kv_row = static_cast<size_t>(model().kv_heads) * d;
   if (layer != next_layer_ || !all_finite(q, n * q_row) || !all_finite(k, n * kv_row) || !all_finite(v, n * kv_row)) {
-    const std::string what = layer != next_layer_ ? "expected layer " + std::to_string(next_layer_) + ", got " + std::to_string(layer)
-                                                  : "layer " + std::to_string(layer) + ": q, k or v holds NaN or infinity";
+    const std::string what = layer != next_layer_
+                                 ? "expected layer " + std::to_string(next_layer_) + ", got " + std::to_string(layer)
+                                 : "layer " + std::to_string(layer) + ": q, k or v holds NaN or infinity";
     abort();
     throw InvalidInput("KvMemory: " + what + "; the block was refused and nothing of it was filed.");
   }
@@ -188,8 +193,8 @@ void KvMemory::stage(int layer, const float* k, const float* v) {
                                static_cast<uint16_t>(window_.prefix_tokens + (at + i) / frame_.grid_w),
                                static_cast<uint16_t>(window_.prefix_tokens + (at + i) % frame_.grid_w)};
       }
-      backend_.ops->encode(codec, plan_.store.page, k + static_cast<size_t>(at) * row, v + static_cast<size_t>(at) * row,
-                           row, n, bytes);
+      backend_.ops->encode(codec, plan_.store.page, k + static_cast<size_t>(at) * row,
+                           v + static_cast<size_t>(at) * row, row, n, bytes);
     }
     return;
   }
@@ -200,8 +205,8 @@ void KvMemory::stage(int layer, const float* k, const float* v) {
     std::byte* bytes = window_.page(strip, layer, at / kPageTokens);
     const auto place = static_cast<uint16_t>(shared_.q_positions[3 * i]);
     page_meta(bytes)[at % kPageTokens] = {block_ == Block::kPrefix ? next_position_ + i : 0, -1, place, place};
-    backend_.ops->encode_row(codec, plan_.store.page, k + static_cast<size_t>(i) * row, v + static_cast<size_t>(i) * row,
-                             at % kPageTokens, bytes);
+    backend_.ops->encode_row(codec, plan_.store.page, k + static_cast<size_t>(i) * row,
+                             v + static_cast<size_t>(i) * row, at % kPageTokens, bytes);
   }
 }
 
@@ -238,7 +243,8 @@ void KvMemory::commit() {
 }
 
 void KvMemory::open_question(int32_t since_ms) {
-  if (block_ != Block::kNone) throw InvalidInput("KvMemory: a block is open; commit() or abort() it before a question.");
+  if (block_ != Block::kNone)
+    throw InvalidInput("KvMemory: a block is open; commit() or abort() it before a question.");
   if (asking_) throw InvalidInput("KvMemory: a question is open already; close_question() first.");
   asking_ = true;
   since_ms_ = since_ms;

@@ -27,11 +27,11 @@ struct FrameInfo {
   int32_t time_ms = 0;
   const float* embedding = nullptr;  // [embedding_dim]
   int tokens = 0;
-  int grid_w = 1;                    // token i stands at row i / grid_w, column i % grid_w (M-RoPE)
+  int grid_w = 1;  // token i stands at row i / grid_w, column i % grid_w (M-RoPE)
 };
 
 struct MemoryStats {
-  TokenAccount tokens;     // per lane token, window included
+  TokenAccount tokens;  // per lane token, window included
   StoreCounters counters;
   SpillCounters disk;
   CopyStats copies;
@@ -39,7 +39,7 @@ struct MemoryStats {
   uint64_t taken_bytes = 0;  // of the cap, for the whole life of the session
   int64_t frames = 0;
   int64_t questions = 0;
-  int64_t unread_pages = 0;  // chosen, but no room to read them: attended by their summary
+  int64_t unread_pages = 0;      // chosen, but no room to read them: attended by their summary
   int64_t dropped_dialogue = 0;  // tokens of earlier turns that made room
   struct Tier {
     Place place;
@@ -48,7 +48,7 @@ struct MemoryStats {
   };
   int tiers = 0;
   Tier tier[TierChain::kMaxTiers];
-  int clusters = 0;        // live, all lanes
+  int clusters = 0;  // live, all lanes
   int scenes = 0;
 };
 
@@ -98,7 +98,7 @@ class KvMemory {
   void collect_evidence(const AttendArgs& args, BlockSelection* s, int layer);
   int run_policy_select(int layer, const float* q);
   // admission.cc
-  void make_room_for_frame();
+  void refuse_frame_without_room();
   void admit_oldest();
   void admit_whole(const WindowFrame& frame, SceneId scene);
   void admit_tokens(int lane, const WindowFrame& frame, SceneId scene);
@@ -132,11 +132,11 @@ class KvMemory {
   int64_t questions_ = 0;
   bool asking_ = false;
   int32_t since_ms_ = 0;
-  int question_start_ = 0;     // branch tokens before this question
+  int question_start_ = 0;  // branch tokens before this question
   int passes_ = 0;
   int since_refresh_ = 0;
   static constexpr int kTurns = 64;
-  int turns_[kTurns] = {};     // tokens of each kept turn, oldest first
+  int turns_[kTurns] = {};  // tokens of each kept turn, oldest first
   int turn_count_ = 0;
   int64_t unread_pages_ = 0;
   int64_t dropped_dialogue_ = 0;

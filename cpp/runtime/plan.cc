@@ -16,15 +16,17 @@ void check(const MemoryConfig& c) {
   const auto need = [](bool holds, const std::string& what) {
     if (!holds) throw InvalidInput("MemoryConfig: " + what);
   };
-  need(m.layers > 0 && m.q_heads > 0 && m.kv_heads > 0 && m.head_dim > 0, "layers, heads and head_dim must be positive.");
-  need(m.q_heads % m.kv_heads == 0, "q_heads=" + std::to_string(m.q_heads) + " is not a multiple of kv_heads=" +
-                                        std::to_string(m.kv_heads) + ".");
+  need(m.layers > 0 && m.q_heads > 0 && m.kv_heads > 0 && m.head_dim > 0,
+       "layers, heads and head_dim must be positive.");
+  need(m.q_heads % m.kv_heads == 0,
+       "q_heads=" + std::to_string(m.q_heads) + " is not a multiple of kv_heads=" + std::to_string(m.kv_heads) + ".");
   need(m.frame_tokens > 0, "frame_tokens must be positive.");
   need(m.embedding_dim > 0, "embedding_dim must be positive.");
   need(codec_is_exact(c.exact), std::string("exact=") + codec_name(c.exact) + " is not an exact codec (fp32, fp16).");
   need(c.exact_share >= 0 && c.exact_share < 1, "exact_share must be in [0, 1).");
   need(c.index_share > 0 && c.index_share < 1, "index_share must be in (0, 1).");
-  need(c.prefix_tokens >= 0 && c.branch_tokens >= 0 && c.retrieve_tokens >= 0 && c.clusters >= 0 && c.scenes >= 0 && c.window_frames >= 0,
+  need(c.prefix_tokens >= 0 && c.branch_tokens >= 0 && c.retrieve_tokens >= 0 && c.clusters >= 0 && c.scenes >= 0 &&
+           c.window_frames >= 0,
        "counts must not be negative.");
   need(c.max_cluster_tokens >= 2, "max_cluster_tokens must be at least 2.");
   need(c.disk_bytes == 0 || !c.spill_dir.empty(), "disk_bytes needs spill_dir=.");
@@ -57,8 +59,8 @@ void lay_out(Plan* plan, const PolicyNeeds& needs, const Ops& ops, int64_t packe
   if (c.disk_bytes > 0) {
     disk_slots = static_cast<int64_t>(c.disk_bytes / SpillFile::stride_of(page_bytes(c.packed, page)));
     if (disk_slots < 1)
-      throw MemoryCapError("disk tier: one page needs " + format_bytes(page_bytes(c.packed, page)) + ", disk_bytes is " +
-                           format_bytes(c.disk_bytes) + ". Raise disk=.");
+      throw MemoryCapError("disk tier: one page needs " + format_bytes(page_bytes(c.packed, page)) +
+                           ", disk_bytes is " + format_bytes(c.disk_bytes) + ". Raise disk=.");
     s.tiers.push_back({Place::disk, c.packed, static_cast<int>(std::min<int64_t>(disk_slots, 1 << 28))});
   }
   int64_t all_slots = 0;
@@ -142,7 +144,7 @@ Plan make_plan(const MemoryConfig& config, const Policy& policy, const Ops& ops)
   const uint64_t token_bytes = static_cast<uint64_t>(m.layers) * page_bytes(c.packed, page) / kPageTokens;
   const auto cap_tokens = static_cast<int64_t>(c.cap_bytes / std::max<uint64_t>(token_bytes, 1));
   if (c.retrieve_tokens == 0)
-    c.retrieve_tokens = static_cast<int>(std::clamp<int64_t>(cap_tokens / 3, 64, int64_t{64} * m.frame_tokens));
+    c.retrieve_tokens = static_cast<int>(std::clamp<int64_t>(cap_tokens / 12, 64, int64_t{64} * m.frame_tokens));
   if (c.scenes == 0) c.scenes = static_cast<int>(std::clamp<int64_t>(cap_tokens / m.frame_tokens / 8, 4, 64));
   if (c.branch_tokens == 0) {
     const uint64_t exact_bytes = static_cast<uint64_t>(m.layers) * page_bytes(c.exact, page) / kPageTokens;
@@ -172,7 +174,8 @@ Plan make_plan(const MemoryConfig& config, const Policy& policy, const Ops& ops)
     const double each = static_cast<double>(plan.total_bytes - before) / probe;
     const auto wanted = static_cast<int64_t>(static_cast<double>(spare) * c.index_share / each);
     c.clusters = static_cast<int>(std::clamp<int64_t>(wanted, 2, 1 << 16));
-    if (config.scenes == 0) c.scenes = std::max(1, std::min(c.scenes, c.clusters / 4));  // or scenes could not merge inside
+    if (config.scenes == 0)
+      c.scenes = std::max(1, std::min(c.scenes, c.clusters / 4));  // or scenes could not merge inside
   }
   int64_t low = least, high = least;
   lay_out(&plan, needs, ops, low);

@@ -17,7 +17,7 @@ struct ModelShape {
   int q_heads = 0;
   int kv_heads = 0;
   int head_dim = 0;
-  float scale = 0;        // on the logit; 0: 1/sqrt(head_dim)
+  float scale = 0;  // on the logit; 0: 1/sqrt(head_dim)
   RopeSpec rope;
   int embedding_dim = 0;  // of a frame's embedding
   int frame_tokens = 0;   // largest frame
@@ -27,32 +27,32 @@ struct ModelShape {
 struct MemoryConfig {
   ModelShape model;
   uint64_t cap_bytes = 0;
-  CodecId exact = CodecId::kFp16;     // window, question, open pages
-  CodecId packed = CodecId::kInt4;    // pages that yielded; the same as exact: no second tier
-  double exact_share = 0.15;          // of the page bytes, for open exact pages (policies by token)
-  double index_share = 0.35;          // of what is left after the fixed parts, for clusters' summaries
-  uint64_t disk_bytes = 0;            // 0: no disk tier, what does not fit is summarised or dropped
+  CodecId exact = CodecId::kFp16;   // window, question, open pages
+  CodecId packed = CodecId::kInt4;  // pages that yielded; the same as exact: no second tier
+  double exact_share = 0.15;        // of the page bytes, for open exact pages (policies by token)
+  double index_share = 0.35;        // of what is left after the fixed parts, for clusters' summaries
+  uint64_t disk_bytes = 0;          // 0: no disk tier, what does not fit is summarised or dropped
   std::string spill_dir;
-  int window_frames = 0;              // 0: what the model needs, at least 4
-  int prefix_tokens = 0;              // room for a system prompt
-  int branch_tokens = 0;              // room for dialogue + question + answer; 0: a sixteenth of the cap, 32 to 512
-  int retrieve_tokens = 0;            // members read per layer and question; 0: by the cap, at most 64 frames
-  int clusters = 0;                   // per layer; 0: by index_share
-  int scenes = 0;                     // 0: by the cap
+  int window_frames = 0;    // 0: what the model needs, at least 4
+  int prefix_tokens = 0;    // room for a system prompt
+  int branch_tokens = 0;    // room for dialogue + question + answer; 0: a sixteenth of the cap, 32 to 512
+  int retrieve_tokens = 0;  // members read per layer and question; 0: by the cap, at most 64 frames
+  int clusters = 0;         // per layer; 0: by index_share
+  int scenes = 0;           // 0: by the cap
   int max_cluster_tokens = 64;
-  bool original_positions = false;    // false: contiguous among what is attended
-  int max_position = 1 << 20;         // largest original position
-  bool summaries = true;              // unselected clusters are attended by their mean
-  int refresh_every = 0;              // tokens after which a question selects anew; 0: once
-  bool prefetch = true;               // next layer's disk pages are asked for with this layer's query
+  bool original_positions = false;  // false: contiguous among what is attended
+  int max_position = 1 << 20;       // largest original position
+  bool summaries = true;            // unselected clusters are attended by their mean
+  int refresh_every = 0;            // tokens after which a question selects anew; 0: once
+  bool prefetch = true;             // next layer's disk pages are asked for with this layer's query
 };
 
 struct Plan {
   MemoryConfig config;  // with every 0 that means "choose" resolved
   StoreShape store;
   WindowShape window;
-  int max_block = 0;        // most tokens of one forward pass
-  int select_entries = 0;   // pages, tokens and summaries attended at most, per layer
+  int max_block = 0;       // most tokens of one forward pass
+  int select_entries = 0;  // pages, tokens and summaries attended at most, per layer
   int select_tokens = 0;
   int select_rows = 0;
   int rope_positions = 0;

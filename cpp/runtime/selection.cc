@@ -10,7 +10,8 @@ namespace mosaic {
 
 void KvMemory::add_strip(BlockSelection* s, int layer, Strip strip, int tokens, int frame) {
   for (int at = 0, page = 0; at < tokens; at += kPageTokens, ++page)
-    s->add_page(kNone, window_.page(strip, layer, page, frame), plan_.window.codec, 0, std::min(kPageTokens, tokens - at));
+    s->add_page(kNone, window_.page(strip, layer, page, frame), plan_.window.codec, 0,
+                std::min(kPageTokens, tokens - at));
 }
 
 void KvMemory::select_window(int layer) {
@@ -50,7 +51,8 @@ void KvMemory::add_cluster(BlockSelection* s, int layer, ClusterId c) {
     const bool wanted = !asking_ || store_.blocks()[id].last_time >= since_ms_;
     if (wanted) {
       CodecId codec{};
-      const std::byte* bytes = s->entries_left() > 0 && s->tokens_left() >= count ? store_.resident(id, &codec) : nullptr;
+      const std::byte* bytes =
+          s->entries_left() > 0 && s->tokens_left() >= count ? store_.resident(id, &codec) : nullptr;
       if (bytes == nullptr) ++unread_pages_;
       // After a merge the tokens of a page may be out of time order: the runs of wanted ones are read.
       const auto old = [&](int i) { return asking_ && page_meta(bytes)[i].time_ms < since_ms_; };
@@ -128,8 +130,7 @@ void KvMemory::append_branch(BlockSelection* s, int layer) {
   for (int at = 0, page = 0; at < window_.branch_tokens; at += kPageTokens, ++page) {
     std::byte* bytes = window_.page(Strip::kBranch, layer, page);
     const int n = std::min(kPageTokens, window_.branch_tokens - at);
-    for (int i = 0; i < n; ++i)
-      page_meta(bytes)[i].h = page_meta(bytes)[i].w = static_cast<uint16_t>(base + at + i);
+    for (int i = 0; i < n; ++i) page_meta(bytes)[i].h = page_meta(bytes)[i].w = static_cast<uint16_t>(base + at + i);
     s->append_page(bytes, plan_.window.codec, n, base + at);
   }
 }
@@ -164,7 +165,8 @@ void KvMemory::collect_evidence(const AttendArgs& args, BlockSelection* s, int l
     const PageEntry& entry = s->pages()[e];
     for (int i = entry.begin; i < entry.end; ++i) {
       const TokenMeta& meta = page_meta(entry.data)[i];
-      if (meta.time_ms >= 0) evidence_.add(meta.time_ms, meta.time_ms, shared_.page_mass[entry.first + i - entry.begin]);
+      if (meta.time_ms >= 0)
+        evidence_.add(meta.time_ms, meta.time_ms, shared_.page_mass[entry.first + i - entry.begin]);
     }
   }
   const ClusterIndex& index = store_.index(layer);

@@ -9,16 +9,16 @@
 namespace mosaic {
 
 struct Page {
-  SlotId slot = kNone;        // slot of its tier
+  SlotId slot = kNone;  // slot of its tier
   int16_t lane = 0;
-  int8_t tier = -1;           // row of the tier chain; -1: the record is free
-  uint8_t count = 0;          // tokens, 1..kPageTokens
+  int8_t tier = -1;   // row of the tier chain; -1: the record is free
+  uint8_t count = 0;  // tokens, 1..kPageTokens
   ClusterId cluster = kNone;
-  PageId next = kNone;        // next page of the cluster; or next free record
-  int32_t first_time = 0;     // ms, of its earliest and latest token
+  PageId next = kNone;     // next page of the cluster; or next free record
+  int32_t first_time = 0;  // ms, of its earliest and latest token
   int32_t last_time = 0;
-  SlotId staged = kNone;      // slot of the fetch cache that holds a read copy (disk pages only)
-  uint8_t spilling = 0;       // a background write of it is under way: slot is still the DRAM one
+  SlotId staged = kNone;  // slot of the fetch cache that holds a read copy (disk pages only)
+  uint8_t spilling = 0;   // a background write of it is under way: slot is still the DRAM one
 };
 
 class BlockTable {

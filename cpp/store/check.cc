@@ -42,7 +42,8 @@ void ClusterStore::check_invariants() const {
       require(last == cluster.tail, "the chain ends in its tail");
       require(paged == cluster.paged, "a cluster's count of members equals the tokens in its pages");
       require(disk == cluster.disk_pages, "a cluster knows how many of its pages are on disk");
-      require(index.count(c) >= paged && (index.count(c) > 0 || !index.has_means()), "a cluster saw at least its members");
+      require(index.count(c) >= paged && (index.count(c) > 0 || !index.has_means()),
+              "a cluster saw at least its members");
       require(cluster.first_time <= cluster.last_time, "a time range runs forward");
       require(std::isfinite(index.variance(c)) && index.variance(c) >= -1e-3f, "a variance is finite");
       if (cluster.buffer != kNone) require(index[cluster.buffer].buffer_of == c, "a buffer knows its cluster");
@@ -55,7 +56,8 @@ void ClusterStore::check_invariants() const {
   }
   for (int t = 0; t < tiers_.size(); ++t) {
     const int writing = tiers_.is_disk(t) ? spilling_count_ : 0;
-    require(pages_in_tier[static_cast<size_t>(t)] + writing == tiers_.used_slots(t), "used slots equal pages in the tier");
+    require(pages_in_tier[static_cast<size_t>(t)] + writing == tiers_.used_slots(t),
+            "used slots equal pages in the tier");
   }
   require(pages == blocks_.live(), "every live page record belongs to a cluster");
   require(found.exact == account_.exact, "the exact tokens are where the account says");

@@ -96,7 +96,8 @@ void ClusterIndex::touch(ClusterId c, const TokenMeta& meta, int32_t frame) {
 
 float ClusterIndex::distance(ClusterId a, ClusterId b, float value_weight) const {
   const auto d = static_cast<size_t>(shape_.dim);
-  const float keys = cosine(mean_k_ + static_cast<size_t>(a) * d, mean_k_ + static_cast<size_t>(b) * d, shape_.dim).value();
+  const float keys =
+      cosine(mean_k_ + static_cast<size_t>(a) * d, mean_k_ + static_cast<size_t>(b) * d, shape_.dim).value();
   if (value_weight == 0) return 2 - 2 * keys;
   const float values =
       cosine(mean_v_ + static_cast<size_t>(a) * d, mean_v_ + static_cast<size_t>(b) * d, shape_.dim).value();

@@ -16,13 +16,13 @@
 namespace mosaic {
 
 struct Cluster {
-  double mean_position = 0;     // of all its tokens; where its summary stands in time order
+  double mean_position = 0;  // of all its tokens; where its summary stands in time order
   SceneId scene = kNone;
-  int32_t paged = 0;            // tokens that are kept in pages; count - paged are in the summary alone
+  int32_t paged = 0;  // tokens that are kept in pages; count - paged are in the summary alone
   PageId head = kNone;
   PageId tail = kNone;
-  int32_t disk_pages = 0;       // of its pages, how many lie on disk
-  int32_t first_time = 0;       // ms, over all tokens it ever took
+  int32_t disk_pages = 0;  // of its pages, how many lie on disk
+  int32_t first_time = 0;  // ms, over all tokens it ever took
   int32_t last_time = 0;
   int32_t born = 0;             // frame number of its first token
   int32_t touched = 0;          // frame number of its latest token
@@ -30,14 +30,14 @@ struct Cluster {
   ClusterId buffer_of = kNone;  // this is such a buffer, of that cluster
   uint16_t h = 0;               // mean M-RoPE row and column
   uint16_t w = 0;
-  int32_t live_at = kNone;      // place in live(); kNone: the row is free
+  int32_t live_at = kNone;  // place in live(); kNone: the row is free
 };
 
 class ClusterIndex {
  public:
   struct Shape {
-    int capacity = 0;   // clusters
-    int dim = 0;        // kv heads x head size of the lane; 0: keep no means (policies that never summarise)
+    int capacity = 0;  // clusters
+    int dim = 0;       // kv heads x head size of the lane; 0: keep no means (policies that never summarise)
   };
   static size_t bytes_for(Shape shape);
   ClusterIndex(Region& region, Shape shape);

@@ -28,14 +28,14 @@ namespace mosaic {
 struct StoreShape {
   int lanes = 0;
   PageShape page;
-  ClusterIndex::Shape index;       // of every lane
-  int scenes = 0;                  // 0: no visual level
+  ClusterIndex::Shape index;  // of every lane
+  int scenes = 0;             // 0: no visual level
   int embedding_dim = 0;
-  std::vector<TierSpec> tiers;     // hot to cold
-  int fetch_slots = 0;             // read copies of disk pages
-  int max_run = 0;                 // most members of one cluster, most tokens of one frame
-  std::string spill_dir;           // where the spill file is made, if there is a disk tier
-  float value_weight = 0;          // of the metric of clusters (AssignArgs)
+  std::vector<TierSpec> tiers;  // hot to cold
+  int fetch_slots = 0;          // read copies of disk pages
+  int max_run = 0;              // most members of one cluster, most tokens of one frame
+  std::string spill_dir;        // where the spill file is made, if there is a disk tier
+  float value_weight = 0;       // of the metric of clusters (AssignArgs)
 };
 
 // What a call is short of. kNothing means it was done.

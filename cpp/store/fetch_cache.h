@@ -20,7 +20,8 @@ class FetchCache {
     Completion copied;
   };
   static size_t bytes_for(int slots, size_t slot_bytes) {
-    return Region::rounded(static_cast<size_t>(slots) * slot_bytes) + Region::rounded(static_cast<size_t>(slots) * sizeof(Entry));
+    return Region::rounded(static_cast<size_t>(slots) * slot_bytes) +
+           Region::rounded(static_cast<size_t>(slots) * sizeof(Entry));
   }
   FetchCache(Region& region, int slots, size_t slot_bytes)
       : slab_(region.take<std::byte>("fetch cache", static_cast<size_t>(slots) * slot_bytes)),

@@ -45,8 +45,8 @@ class SceneTable {
   int capacity_;
   int dim_;
   int size_ = 0;
-  float* mean_;       // [capacity, dim] mean of unit embeddings' directions, not normalised
-  int32_t* count_;    // 0: free
+  float* mean_;     // [capacity, dim] mean of unit embeddings' directions, not normalised
+  int32_t* count_;  // 0: free
   float* variance_;
 };
 

@@ -41,7 +41,7 @@ class Window {
   // frames() is the frame being encoded.
   std::byte* page(Strip strip, int lane, int page, int frame = 0) const;
 
-  int frames() const { return size_; }                 // committed frames in the ring
+  int frames() const { return size_; }                    // committed frames in the ring
   bool is_full() const { return size_ > shape_.frames; }  // one more than it keeps: the oldest must leave
   const WindowFrame& frame(int i) const { return ring_[slot(i)]; }
   float* embedding(int i) const { return embeddings_ + static_cast<size_t>(slot(i)) * shape_.embedding_dim; }

@@ -36,6 +36,8 @@ class Reply:
     text: str
     evidence: tuple[TimeRange, ...]
     tokens: int
+    finish: Literal["end", "length"]
+    """The model ended it, or it reached max_tokens or the room of branch_tokens."""
     first_token_seconds: float
     """From the question's arrival to its first token."""
     seconds: float
@@ -131,7 +133,8 @@ class Session:
             config.backend,
             config.core_threads(self._spec),
         )
-        most = max(self._spec.tokens_per_frame, self._memory.plan()["branch_tokens"], len(prefix))
+        self._branch_tokens: int = self._memory.plan()["branch_tokens"]
+        most = max(self._spec.tokens_per_frame, self._branch_tokens, len(prefix))
         self._out: FloatArray = np.empty((most, self._spec.q_heads, self._spec.head_dim), np.float32)
         self._step = 1.0 / self._spec.fps
         self._frames = 0
@@ -157,7 +160,7 @@ class Session:
             tokens, embedding = self._model.encode_frame(image)
             memory.begin_frame(pts, embedding, len(tokens), self._spec.grid[1])
             self._run(tokens, want_logits=False)
-            if self._last_pts is not None and 0 < pts - self._last_pts < self._step:
+            if self._last_pts is not None and pts > self._last_pts:
                 self._step = pts - self._last_pts  # what counts as neighbouring moments follows the stream
             self._last_pts = pts
             self._frames += 1
@@ -297,15 +300,18 @@ class Session:
                 first_token = time.perf_counter() - began
                 moments = memory.evidence()
                 assert logits is not None and first_logits is not None
-                while len(answer) < sampling.max_tokens:
+                limit = min(sampling.max_tokens, self._branch_tokens - len(ids))
+                finish: Literal["end", "length"] = "length"
+                while len(answer) < limit:
                     token = sampler.next(logits)
                     if token in self._spec.eos_token_ids:
+                        finish = "end"
                         break
                     answer.append(token)
                     text = self._model.detokenize(answer)
                     yield text[len(said) :]
                     said = text
-                    if len(answer) < sampling.max_tokens or dialogue:
+                    if len(answer) < limit or dialogue:
                         next_logits = self._block(self._model.embed_text([token]), want_logits=True)
                         assert next_logits is not None
                         logits = next_logits
@@ -318,5 +324,5 @@ class Session:
                     memory.close_question(keep)
         evidence = time_ranges(moments, gap=1.5 * self._step)
         result.append(
-            Reply(said, evidence, len(answer), first_token, time.perf_counter() - began, first_logits)
+            Reply(said, evidence, len(answer), finish, first_token, time.perf_counter() - began, first_logits)
         )

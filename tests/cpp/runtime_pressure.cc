@@ -67,7 +67,7 @@ TEST_CASE("mosaic drops nothing under any cap, and the first frame stays exact f
   config.model.rope.layout = RopeLayout::kNone;
   for (const int clusters : {2, 3, 7}) {
     config.clusters = clusters;
-    config.cap_bytes = 110 << 10;
+    config.cap_bytes = 128 << 10;
     PlayedStream stream(config, "mosaic");
     for (int i = 0; i < 300; ++i) {
       stream.noise = 0.5f;

@@ -22,6 +22,10 @@ from typing import Any
 import numpy as np
 
 Run = Callable[[], object]
+Clock = Callable[[], float]
+
+
+TORCH = "pip install torch==2.13.0"
 
 
 @dataclass(frozen=True)
@@ -49,14 +53,14 @@ class Row:
     over_floor: float
 
 
-def require(name: str, package: str) -> ModuleType:
+def require(name: str, remedy: str) -> ModuleType:
     try:
         return __import__(name)
     except ImportError:
-        sys.exit(f"tools/bench compares with {name}, which is not installed here: pip install {package}")
+        sys.exit(f"tools/bench needs {name}, which is not installed here: {remedy}")
 
 
-def medians(runs: dict[str, Run], seconds: float) -> dict[str, float]:
+def medians(runs: dict[str, Run], seconds: float, clock: Clock) -> dict[str, float]:
     """Milliseconds of each: one warm-up, then in turns until `seconds` have passed, at least seven times."""
     for run in runs.values():
         run()
@@ -64,17 +68,17 @@ def medians(runs: dict[str, Run], seconds: float) -> dict[str, float]:
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times[next(iter(runs))]) < 7:
         for name, run in runs.items():
-            start = time.perf_counter()
+            start = clock()
             run()
-            times[name].append((time.perf_counter() - start) * 1e3)
+            times[name].append((clock() - start) * 1e3)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def measure_machine(torch: Any, threads: int, seconds: float) -> Machine:
+def measure_machine(torch: Any, threads: int, seconds: float, clock: Clock) -> Machine:
     data = torch.ones(64 << 20, dtype=torch.float32)  # 256 MiB: beyond any cache
     a = torch.randn(2048, 2048)
     b = a.bfloat16()
-    ms = medians({"read": lambda: data.sum(), "fp32": lambda: a @ a, "bf16": lambda: b @ b}, seconds)
+    ms = medians({"read": lambda: data.sum(), "fp32": lambda: a @ a, "bf16": lambda: b @ b}, seconds, clock)
     flop = 2.0 * 2048**3
     return Machine(
         threads=threads,
@@ -85,15 +89,15 @@ def measure_machine(torch: Any, threads: int, seconds: float) -> Machine:
 
 
 class Bench:
-    def __init__(self, threads: int, seconds: float) -> None:
-        self.torch: Any = require("torch", "torch==2.13.0")
-        self.faiss: Any = require("faiss", "faiss-cpu")
-        self.ops: Any = require("mosaic_edge._core", "-e .")._core.ops
+    def __init__(self, threads: int, seconds: float, clock: Clock) -> None:
+        self.torch: Any = require("torch", TORCH)
+        self.faiss: Any = require("faiss", "pip install faiss-cpu")
+        self.ops: Any = require("mosaic_edge._core", "run tools/test once, it builds it")._core.ops
         self.torch.set_num_threads(threads)
         self.faiss.omp_set_num_threads(threads)
-        self.seconds = seconds
+        self.seconds, self.clock = seconds, clock
         self.kernels = self.ops.Kernels("", threads)
-        self.machine = measure_machine(self.torch, threads, max(seconds, 1.0))
+        self.machine = measure_machine(self.torch, threads, max(seconds, 1.0), clock)
         self.rows: list[Row] = []
 
     def add(
@@ -105,7 +109,7 @@ class Bench:
         gflop: float,
     ) -> None:
         """Measure one case; gigabytes: what each of ours must read, gflop: what all must compute."""
-        ms = medians({**ours, **peers}, self.seconds)
+        ms = medians({**ours, **peers}, self.seconds, self.clock)
         for name in ours:
             rate = self.machine.bf16_gflop_s if name.endswith("bf16") else self.machine.fp32_gflop_s
             read, work = gigabytes[name] / self.machine.read_gb_s * 1e3, gflop / rate * 1e3
@@ -231,12 +235,17 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="tools/bench", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--threads", type=int, default=0, help="of ours and of the peers; 0: one per core")
     parser.add_argument("--seconds", type=float, default=2.0, help="per case; longer is steadier")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="count CPU time, for a busy machine; only with --threads 1"
+    )
     parser.add_argument("--json", action="store_true", help="print {machine, rows} instead of the table")
     args = parser.parse_args(argv)
     if args.threads < 0 or args.seconds <= 0:
         parser.error("--threads must be 0 or more and --seconds above 0")
-    threads = args.threads or require("torch", "torch==2.13.0").get_num_threads()
-    bench = Bench(threads, args.seconds)
+    if args.cpu_time and args.threads != 1:
+        parser.error("--cpu-time adds up all threads: use it with --threads 1")
+    threads = args.threads or require("torch", TORCH).get_num_threads()
+    bench = Bench(threads, args.seconds, time.process_time if args.cpu_time else time.perf_counter)
     bench.run()
     if args.json:
         rows = [asdict(row) for row in bench.rows]

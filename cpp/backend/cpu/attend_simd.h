@@ -34,43 +34,41 @@ struct Units {
   int seen() const { return pages + summaries; }  // by every query
   int total() const { return seen() + block; }
 
-  // Next 16 lanes of the tile: who is in them, where they stand, who may see them.
-  void add_lanes(int unit, Tile& tile) const {
-    const int lane = tile.lanes;
-    tile.lanes += kUnit;
-    for (int i = lane; i < tile.lanes; ++i) {
-      tile.bias[i] = kMinusInfinity;
-      tile.order[i] = -1;
-      tile.position[i][0] = tile.position[i][1] = tile.position[i][2] = 0;
-    }
+  // Gives a unit its lanes: who is in them, where they stand, who may see them. False: the tile is full.
+  bool place(int unit, Tile& tile) const {
+    const int first = unit < pages ? 0 : (unit < seen() ? unit - pages : unit - seen()) * kUnit;
+    const int begin = unit < pages ? a.pages[unit].begin : 0;
+    const int end = unit < pages ? a.pages[unit].end : least(kUnit, (unit < seen() ? a.n_rows : a.tokens) - first);
+    if (begin == end) return true;
+    const int base = tile.last;
+    if (base + end > tile.width) return false;
+    tile.unit[tile.units] = unit;
+    tile.base[tile.units++] = base;
+    tile.last = base + end;
     auto put = [&](int i, float bias, int32_t t, int32_t h, int32_t w) {
-      tile.bias[lane + i] = bias;
-      tile.position[lane + i][0] = t;
-      tile.position[lane + i][1] = h;
-      tile.position[lane + i][2] = w;
-      tile.last = lane + i + 1;
+      tile.bias[base + i] = bias;
+      tile.position[base + i][0] = t;
+      tile.position[base + i][1] = h;
+      tile.position[base + i][2] = w;
     };
     if (unit < pages) {
       const PageEntry& page = a.pages[unit];
       const TokenMeta* const meta = page_meta(page.data);
-      for (int i = page.begin; i < page.end; ++i) {
-        put(i, 0, a.positions[page.first + i - page.begin], meta[i].h, meta[i].w);
-      }
+      for (int i = begin; i < end; ++i) put(i, 0, a.positions[page.first + i - begin], meta[i].h, meta[i].w);
     } else if (unit < seen()) {
-      const int first = (unit - pages) * kUnit;
-      for (int i = 0; i < least(kUnit, a.n_rows - first); ++i) {
+      for (int i = 0; i < end; ++i) {
         const int32_t* const p = a.row_positions + 3 * (first + i);
         put(i, a.row_bias[first + i] * kLog2E, p[0], p[1], p[2]);
       }
     } else {
-      const int first = (unit - seen()) * kUnit;
-      for (int i = 0; i < least(kUnit, a.tokens - first); ++i) {
+      for (int i = 0; i < end; ++i) {
         const int32_t* const p = a.q_positions + 3 * (first + i);
         put(i, 0, p[0], p[1], p[2]);
-        tile.order[lane + i] = first + i;
+        tile.order[base + i] = first + i;
       }
       tile.causal = true;
     }
+    return true;
   }
 
   // Starts the read of a head's blocks of a page. Pages lie anywhere in an arena, so the hardware cannot guess them; a
@@ -84,25 +82,22 @@ struct Units {
     for (size_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at, 0, 2);
   }
 
-  // Keys (and values, when wanted) of one head into lanes [lane, lane + 16).
-  void fill(int unit, int head, int lane, bool with_values, Tile& tile) const {
+  // Keys (and values, when wanted) of one head into lanes [base, base + 16).
+  void fill(int unit, int head, int base, bool with_values, Tile& tile) const {
     const RopeSpec* const spec = a.rope != nullptr ? &a.rope->spec() : nullptr;
     const int d = tile.head_dim;
-    float* const v = tile.v + static_cast<size_t>(lane) * tile.v_stride;
+    float* const v = tile.v + static_cast<size_t>(base) * tile.v_stride;
     if (unit < pages) {
       const PageEntry& page = a.pages[unit];
       with_codec(page.codec, [&](auto codec) {
         using C = decltype(codec);
         const size_t k_bytes = pad64(C::k_bytes(d)), v_bytes = pad64(C::v_bytes(d));
         const std::byte* const k_block = page.data + kPageMetaBytes + static_cast<size_t>(head) * (k_bytes + v_bytes);
-        fill_keys(KeyBlock<C>(k_block, tile), spec, lane, tile);
-        for (int t = 0; t < kUnit && with_values; ++t) {
-          float* const to = v + static_cast<size_t>(t) * tile.v_stride;
-          if (t < page.begin || t >= page.end) {
-            clear_row(tile.v_stride, to);
-          } else {
-            value_row<C>(k_block + k_bytes, d, t, to);
-          }
+        fill_keys(KeyBlock<C>(k_block, tile), spec, base, tile);
+        if (!with_values) return;
+        clear_row(page.begin * tile.v_stride, v);  // lanes without weight, but 0 * NaN would be NaN
+        for (int t = page.begin; t < page.end; ++t) {
+          value_row<C>(k_block + k_bytes, d, t, v + static_cast<size_t>(t) * tile.v_stride);
         }
       });
       return;
@@ -110,12 +105,10 @@ struct Units {
     const bool summary = unit < seen();
     const int first = (summary ? unit - pages : unit - seen()) * kUnit;
     const int count = least(kUnit, (summary ? a.n_rows : a.tokens) - first);
-    for (int i = 0; i < kUnit; ++i) {
+    for (int i = 0; i < count; ++i) {
       float* const k_row = tile.rows + static_cast<size_t>(i) * d;
       float* const v_row = v + static_cast<size_t>(i) * tile.v_stride;
-      if (i >= count) {
-        clear_row(tile.v_stride, v_row);
-      } else if (summary) {
+      if (summary) {
         const size_t at = (static_cast<size_t>(a.rows[first + i]) * a.shape.heads + head) * d;
         widen(a.mean_k + at, d, k_row);
         if (with_values) widen(a.mean_v + at, d, v_row);
@@ -126,7 +119,7 @@ struct Units {
       }
     }
     transpose(tile.rows, static_cast<size_t>(d), kUnit, d, tile.columns, kUnit);
-    fill_keys(KeyBlock<Fp32>(tile.columns), spec, lane, tile);
+    fill_keys(KeyBlock<Fp32>(tile.columns), spec, base, tile);
   }
 };
 
@@ -235,30 +228,31 @@ inline void attend_range(const AttendArgs& a, int first, int count, int begin, i
     s.top[r] = -FLT_MAX;  // not -inf: an empty lane's weight is then 2^-inf = 0, never inf - inf
   }
   clear_row(kTile * tile.v_stride, tile.v);  // the columns that pad a row stay zero
-  // Few queries: one unit a tile, and codes, angles, keys and values stay in L1. Many: two, to load the sums less often.
-  const int per_tile = rows <= kFewRows ? 1 : 2;
-  tile.width = per_tile * kUnit;
-  const size_t width = static_cast<size_t>(tile.width);
-  for (int unit = begin; unit < end; unit += per_tile) {
-    const int in_tile = least(per_tile, end - unit);
-    tile.lanes = tile.last = 0;
-    tile.causal = false;
-    for (int i = 0; i < in_tile; ++i) units.add_lanes(unit + i, tile);
+  // Few queries: 16 tokens a tile, and codes, angles, keys and values stay in L1. Many: 32, to load the sums less often.
+  tile.width = rows <= kFewRows ? kUnit : kTile;
+  for (int unit = begin; unit < end;) {
+    tile.clear();
+    while (unit < end && units.place(unit, tile)) ++unit;
     if (tile.last == 0) continue;
     fill_turns(a.rope, tile);
     for (int head = 0; head < a.shape.heads; ++head) {
-      const bool last_head = head + 1 == a.shape.heads;
-      for (int i = last_head ? per_tile : 0; i < (last_head ? least(2 * per_tile, end - unit) : in_tile); ++i) {
-        units.prefetch(unit + i, last_head ? 0 : head + 1);
+      for (int i = 0; i < tile.units; ++i) {
+        if (head + 1 < a.shape.heads) {
+          units.prefetch(tile.unit[i], head + 1);
+        } else if (unit + i < end) {
+          units.prefetch(unit + i, 0);
+        }
       }
-      for (int i = 0; i < in_tile; ++i) units.fill(unit + i, head, i * kUnit, true, tile);
+      for (int i = 0; i < tile.units; ++i) units.fill(tile.unit[i], head, tile.base[i], true, tile);
       const size_t row = static_cast<size_t>(head) * rows;
-      gemm({s.q + row * d, static_cast<size_t>(d), tile.k, width, s.logits, kTile, d, nullptr}, rows, tile.lanes);
+      gemm({s.q + row * d, static_cast<size_t>(d), tile.k, kTileStride, s.logits, kTile, d, nullptr}, rows,
+           tile.lanes());
       for (int r = 0; r < rows; ++r) {
         float* const logits = s.logits + static_cast<size_t>(r) * kTile;
         float* const total = s.total + (row + r) * kLanes;
-        s.shrink[r] = tile.causal ? weigh_row<true>(tile, tile.lanes, first + r / group, logits, &s.top[row + r], total)
-                                  : weigh_row<false>(tile, tile.lanes, 0, logits, &s.top[row + r], total);
+        s.shrink[r] = tile.causal
+                          ? weigh_row<true>(tile, tile.lanes(), first + r / group, logits, &s.top[row + r], total)
+                          : weigh_row<false>(tile, tile.lanes(), 0, logits, &s.top[row + r], total);
       }
       gemm({s.logits, kTile, tile.v, v_stride, s.sum + row * v_stride, v_stride, tile.last, s.shrink}, rows,
            tile.v_stride);

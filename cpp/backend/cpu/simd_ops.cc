@@ -231,17 +231,17 @@ void SimdOps::attention_mass(const MassArgs& m) {
   pool_.run((units.seen() + per_task - 1) / per_task, [&](int task, int worker) {
     AttendState& s = scratch.workers[worker];
     Tile& tile = s.tile;
-    tile.width = kUnit;
     load_queries(a, last, 1, s);
     for (int unit = task * per_task; unit < least(units.seen(), (task + 1) * per_task); ++unit) {
-      tile.lanes = tile.last = 0;
-      units.add_lanes(unit, tile);
+      tile.clear();
+      units.place(unit, tile);
+      if (tile.last == 0) continue;
       fill_turns(a.rope, tile);
       float mass[kUnit] = {};
       for (int head = 0; head < a.shape.heads; ++head) {
         units.fill(unit, head, 0, false, tile);
-        gemm({s.q + static_cast<size_t>(head) * group * d, static_cast<size_t>(d), tile.k, kUnit, s.logits, kTile, d,
-              nullptr},
+        gemm({s.q + static_cast<size_t>(head) * group * d, static_cast<size_t>(d), tile.k, kTileStride, s.logits, kTile,
+              d, nullptr},
              group, kUnit);
         for (int g = 0; g < group; ++g) {
           if (lse[head * group + g] == kMinusInfinity) continue;

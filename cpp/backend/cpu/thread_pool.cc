@@ -8,7 +8,7 @@
 namespace mosaic::cpu {
 namespace {
 
-constexpr int kSpins = 4000;  // about 50 us: the gap between two layers of a small model
+constexpr int kSpins = 1000;  // about 20 us: longer would take the core from whoever computes between two calls
 
 void pause() {
 #if defined(__x86_64__)

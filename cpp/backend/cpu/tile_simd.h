@@ -1,5 +1,7 @@
-// A tile: 32 tokens of one kv head, decoded and rotated, in the shape the matrix kernel wants. It is the only dequantised
-// copy there ever is. Tokens come in units of 16 lanes: a page, 16 summaries or 16 tokens of the block.
+// A tile: up to 32 tokens of one kv head, decoded and rotated, in the shape the matrix kernel wants. It is the only
+// dequantised copy there ever is. Tokens come in units: a page, 16 summaries or 16 tokens of the block. Units stand close
+// together: each is written as 16 lanes, and the next begins where its tokens end, over the lanes that hold nothing.
+// Clusters leave many pages half full, and half the work would be for nobody.
 #pragma once
 
 #include <limits>
@@ -13,7 +15,8 @@ namespace {
 
 constexpr int kUnit = kPageTokens;
 constexpr int kTile = 2 * kUnit;
-constexpr int kParts = kUnit / kLanes;  // vectors of a unit's lanes
+constexpr int kTileStride = kTile + kUnit;  // floats from channel to channel: the last unit may overhang
+constexpr int kParts = kUnit / kLanes;      // vectors of a unit's lanes
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
 // Hands out aligned pieces of the scratch; with no memory it only counts, so planning and carving cannot disagree.
@@ -36,9 +39,9 @@ class Carver {
 struct Tile {
   int head_dim = 0;
   int v_stride = 0;          // head_dim rounded up to whole vectors; the rest of a row of v is zero
-  float* k = nullptr;        // [D][width], rotated
-  float* v = nullptr;        // [width][v_stride]
-  float* turns = nullptr;    // [2 n][width] cos of each frequency, then sin, for every lane
+  float* k = nullptr;        // [D][kTileStride], rotated
+  float* v = nullptr;        // [kTile][v_stride]
+  float* turns = nullptr;    // [2 n][kTileStride] cos of each frequency, then sin, for every lane
   float* rows = nullptr;     // [kTile][max(D, 2 n)] before a transpose
   float* columns = nullptr;  // [D][kUnit] after it
   float* scales = nullptr;   // [2][v_stride] a block's steps and lows
@@ -46,17 +49,30 @@ struct Tile {
   float bias[kTile];         // on the logit; -inf: nothing in this lane
   int32_t order[kTile];      // block token in this lane, seen by queries from it on; -1: seen by all
   int32_t position[kTile][3];
-  int width = kTile;    // lanes of a row of k and turns: 16 for few queries, so that all of it stays in L1
-  int lanes = 0;        // used so far, a multiple of kUnit
+  int unit[kTile];  // units in this tile, and the lane of each one's token 0
+  int base[kTile];
+  int units = 0;
+  int width = kTile;    // lanes that may be used
   int last = 0;         // one past the last lane that holds a token
   bool causal = false;  // some lane has an order
+
+  int lanes() const { return round_up(last, kLanes); }
+  void clear() {
+    units = last = 0;
+    causal = false;
+    for (int i = 0; i < kTile; ++i) {
+      bias[i] = kMinusInfinity;
+      order[i] = -1;
+      position[i][0] = position[i][1] = position[i][2] = 0;
+    }
+  }
 
   void carve(Carver& carver, int d) {
     head_dim = d;
     v_stride = round_up(d, kLanes);
-    k = carver.take<float>(static_cast<size_t>(d) * kTile);
+    k = carver.take<float>(static_cast<size_t>(d) * kTileStride);
     v = carver.take<float>(static_cast<size_t>(v_stride) * kTile);
-    turns = carver.take<float>(static_cast<size_t>(d + 1) * kTile);
+    turns = carver.take<float>(static_cast<size_t>(d + 1) * kTileStride);
     rows = carver.take<float>(static_cast<size_t>(d + 1) * kTile);
     columns = carver.take<float>(static_cast<size_t>(d) * kUnit);
     scales = carver.take<float>(2 * static_cast<size_t>(v_stride));
@@ -136,10 +152,10 @@ inline void rotate_row(const RopeSpec* spec, const float* turns, float scale, co
 inline void fill_turns(const RopeTable* rope, Tile& tile) {
   const int n = rope != nullptr ? rope->spec().frequencies() : 0;
   if (n == 0) return;
-  for (int lane = 0; lane < tile.lanes; ++lane) {
+  for (int lane = 0; lane < tile.lanes(); ++lane) {
     angle_row(*rope, tile.axis, tile.position[lane], tile.rows + static_cast<size_t>(lane) * 2 * n);
   }
-  transpose(tile.rows, static_cast<size_t>(2 * n), tile.lanes, 2 * n, tile.turns, static_cast<size_t>(tile.width));
+  transpose(tile.rows, static_cast<size_t>(2 * n), tile.lanes(), 2 * n, tile.turns, kTileStride);
 }
 
 // ---- keys ---------------------------------------------------------------------------------------------------------
@@ -192,7 +208,7 @@ struct KeyBlock<Int4> : ScaledKeys {
 // Keys of one unit into lanes [lane, lane + 16) of tile.k, rotated on the way.
 template <class Keys>
 inline void fill_keys(const Keys& keys, const RopeSpec* spec, int lane, Tile& tile) {
-  const int n = spec != nullptr ? spec->frequencies() : 0, width = tile.width;
+  const int n = spec != nullptr ? spec->frequencies() : 0;
   const int next = n > 0 && spec->layout == RopeLayout::kHalf ? n : 1;  // from one channel of a pair to the other
   const int step = next == 1 ? 2 : 1;                                   // from one pair to the next
   float* const k = tile.k + lane;
@@ -202,13 +218,13 @@ inline void fill_keys(const Keys& keys, const RopeSpec* spec, int lane, Tile& ti
     for (int part = 0; part < kParts; ++part) {
       const int at = part * kLanes;
       const Vec re = keys(a, part), im = keys(b, part);
-      const Vec cos = load(turns + i * width + at), sin = load(turns + (n + i) * width + at);
-      store(k + a * width + at, re * cos - im * sin);
-      store(k + b * width + at, im * cos + re * sin);
+      const Vec cos = load(turns + i * kTileStride + at), sin = load(turns + (n + i) * kTileStride + at);
+      store(k + a * kTileStride + at, re * cos - im * sin);
+      store(k + b * kTileStride + at, im * cos + re * sin);
     }
   }
   for (int c = 2 * n; c < tile.head_dim; ++c) {
-    for (int part = 0; part < kParts; ++part) store(k + c * width + part * kLanes, keys(c, part));
+    for (int part = 0; part < kParts; ++part) store(k + c * kTileStride + part * kLanes, keys(c, part));
   }
 }
 
