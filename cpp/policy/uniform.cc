@@ -16,19 +16,17 @@ class Uniform final : public Policy {
   }
   int relieve(const ClusterStore& store, const Need& need, Relief* out, int capacity) override {
     if (const int n = spill_oldest(store, need, out, capacity); n > 0) return n;
+    const int lanes = store.shape().lanes;
+    const ClusterIndex& first = store.index(0);
     for (;;) {
       int n = 0;
-      int kept = 0;
-      for (int lane = 0; lane < store.shape().lanes; ++lane) {
-        for (const ClusterId c : store.index(lane).live()) {
-          ++kept;
-          if (store.index(lane)[c].born % stride_ != 0 && n < capacity) out[n++] = {Relief::Kind::kDrop, lane, c};
-        }
+      for (const ClusterId c : first.live()) {
+        if (first[c].born % stride_ == 0 || n + lanes > capacity) continue;
+        for (int lane = 0; lane < lanes; ++lane) n += frame_in(store, lane, first[c].born, out + n);
       }
-      if (n > 0 || kept == 0) return n;
+      if (n > 0 || first.live().empty()) return n;
       if (stride_ > need.frame) {  // one frame is left: it yields to the new one
-        for (int lane = 0; lane < store.shape().lanes && n < capacity; ++lane)
-          for (const ClusterId c : store.index(lane).live()) out[n++] = {Relief::Kind::kDrop, lane, c};
+        for (int lane = 0; lane < lanes; ++lane) n += frame_in(store, lane, first[first.live()[0]].born, out + n);
         return n;
       }
       stride_ *= 2;
@@ -36,6 +34,16 @@ class Uniform final : public Policy {
   }
 
  private:
+  // A frame goes from every lane at once, so that all layers remember the same ones.
+  static int frame_in(const ClusterStore& store, int lane, int32_t born, Relief* out) {
+    for (const ClusterId c : store.index(lane).live()) {
+      if (store.index(lane)[c].born != born) continue;
+      *out = {Relief::Kind::kDrop, lane, c};
+      return 1;
+    }
+    return 0;
+  }
+
   int32_t stride_ = 1;
 };
 

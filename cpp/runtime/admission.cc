@@ -78,23 +78,29 @@ void KvMemory::admit_whole(const WindowFrame& frame, SceneId scene) {
   block.lane = -1;
   block.frame = frame.number;
   block.scene = scene;
-  policy_->admit(store_, block, scratch_.placement);
-  if (scratch_.placement[0].cluster == Placement::kDrop) {
+  const auto kept = [&] {
+    policy_->admit(store_, block, scratch_.placement);
+    return scratch_.placement[0].cluster != Placement::kDrop;
+  };
+  // A frame is kept in every lane or in none: room for all of it is made first. Making room may change the policy's mind.
+  const int pages = pages_for(frame.tokens) * lanes();
+  bool fits = kept();
+  while (fits) {
+    bool clusters = false;
+    for (int lane = 0; lane < lanes(); ++lane) clusters |= store_.index(lane).full();
+    if (!clusters && store_.free_slots() >= pages) break;
+    const Need need{clusters ? Need::Kind::kClusters : Need::Kind::kSlots, 0, pages, frame.number};
+    fits = relieve(need, 0, 0) && kept();
+  }
+  if (!fits) {
     store_.drop_tokens(frame.tokens * lanes());
     return;
   }
   for (int lane = 0; lane < lanes(); ++lane) {
     const int n = read_frame(lane, frame);
     ClusterId made = kNone;
-    for (;;) {
-      const Short s = store_.open(lane, scene, {scratch_.k, scratch_.v, scratch_.meta, n}, frame.number, &made);
-      if (s == Short::kNothing) break;
-      const Need need{s == Short::kSlots ? Need::Kind::kSlots : Need::Kind::kClusters, lane, pages_for(n),
-                      frame.number};
-      if (relieve(need, 0, 0)) continue;
-      store_.drop_tokens(n);
-      break;
-    }
+    const Short s = store_.open(lane, scene, {scratch_.k, scratch_.v, scratch_.meta, n}, frame.number, &made);
+    if (s != Short::kNothing) store_.drop_tokens(n);
   }
 }
 
@@ -177,7 +183,7 @@ bool KvMemory::relieve(Need need, int first_label, int labels) {
   if (need.kind == Need::Kind::kSlots && store_.free_slots() >= need.amount) return true;
   if (need.kind == Need::Kind::kClusters && policy_->needs().by_token) {
     // Single tokens that merge need pages. With a disk, room for those is made first, or they would be summarised.
-    const int wanted = std::max(2, std::min(store_.index(need.lane).capacity() / 10, store_.tiers().spec(0).slots));
+    const int wanted = std::max(2, std::min(store_.index(need.lane).capacity() / 10 + 1, store_.tiers().spec(0).slots));
     for (int before = -1; store_.can_spill() && store_.free_slots() < wanted && store_.free_slots() != before;) {
       before = store_.free_slots();
       relieve({Need::Kind::kSlots, need.lane, wanted, need.frame}, first_label, labels);

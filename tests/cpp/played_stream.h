@@ -8,6 +8,7 @@
 #include <cstring>
 #include <memory>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "core/dtype.h"
@@ -34,6 +35,23 @@ inline MemoryConfig small_config(uint64_t cap_bytes = 4 << 20) {
   c.model = small_model();
   c.cap_bytes = cap_bytes;
   return c;
+}
+
+// The least cap a plan accepts.
+inline uint64_t least_cap(MemoryConfig c, const std::string& policy) {
+  const auto p = make_policy(policy, {});
+  const Backend backend = make_backend("cpu", 1);
+  uint64_t low = 0, high = 64 << 20;
+  while (low + 64 < high) {
+    c.cap_bytes = low + (high - low) / 2;
+    try {
+      make_plan(c, *p, *backend.ops);
+      high = c.cap_bytes;
+    } catch (const MemoryCapError&) {
+      low = c.cap_bytes;
+    }
+  }
+  return high;
 }
 
 struct PlayedStream {

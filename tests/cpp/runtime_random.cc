@@ -10,6 +10,7 @@
 namespace {
 
 using namespace mosaic;
+using mosaic::testing::least_cap;
 using mosaic::testing::PlayedStream;
 using mosaic::testing::small_config;
 using mosaic::testing::TemporaryDirectory;
@@ -25,23 +26,6 @@ constexpr Layout kLayouts[] = {
     {"int8 and disk", CodecId::kInt8, true, 30 << 10},  {"the least cap", CodecId::kInt4, false, 0},
     {"the least cap and disk", CodecId::kInt4, true, 0},
 };
-
-// The least cap a plan accepts.
-uint64_t least_cap(MemoryConfig c, const std::string& policy) {
-  const auto p = make_policy(policy, {});
-  const Backend backend = make_backend("cpu", 1);
-  uint64_t low = 0, high = 64 << 20;
-  while (low + 64 < high) {
-    c.cap_bytes = low + (high - low) / 2;
-    try {
-      make_plan(c, *p, *backend.ops);
-      high = c.cap_bytes;
-    } catch (const MemoryCapError&) {
-      low = c.cap_bytes;
-    }
-  }
-  return high;
-}
 
 MemoryConfig layout_config(const Layout& layout, const std::string& policy, const std::string& spill_dir) {
   MemoryConfig c = small_config();
