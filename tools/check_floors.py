@@ -17,7 +17,7 @@ from pathlib import Path
 
 FLOORS = ("core", "codec", "backend", "memory", "store", "policy", "runtime", "bindings")
 MAX_LINES = 500
-MAX_DEPTH = 3  # path parts of a source file below cpp/ or python/mosaic_edge/, itself included; a model's files are data
+MAX_DEPTH = 3  # path parts of a source file below cpp/ or python/mosaic_edge/; files of a model are data
 GRAB_BAGS = {"util", "utils", "common", "helper", "helpers", "misc", "manager", "managers"}
 SOURCES = {".h", ".hpp", ".cc", ".cpp", ".cu", ".cuh", ".def", ".cmake", ".py", ".sh", ""}
 CUDA_HEADER = re.compile(

@@ -137,7 +137,8 @@ class Mosaic final : public Policy {
       if (need.kind == Need::Kind::kSlots && !(store.tiers().is_disk(to) && store.can_spill())) continue;
       const int wanted = std::min(capacity, std::max(need.amount, 4));
       int n = coldest(store, need, tier, out, wanted);
-      if (n == 0 && need.kind == Need::Kind::kSlots) {  // all grew with this frame: the disk still comes before summaries
+      if (n == 0 &&
+          need.kind == Need::Kind::kSlots) {  // all grew with this frame: the disk still comes before summaries
         Need any = need;
         any.frame = std::numeric_limits<int32_t>::max();
         n = coldest(store, any, tier, out, wanted);
@@ -233,7 +234,7 @@ class Mosaic final : public Policy {
 
   int merge_pairs(const ClusterStore& store, int lane, bool inside, Relief* out, int capacity) {
     const ClusterIndex& index = store.index(lane);
-    const int wanted = std::clamp(index.capacity() / 10, 1, capacity);
+    const int wanted = std::clamp(index.capacity() / 10, 1, std::min(capacity, 48));  // more would be felt in one frame
     const auto d = static_cast<size_t>(index.dim());
     int n = 0;
     for (const ClusterId c : index.live()) {  // nearest other cluster of its scene

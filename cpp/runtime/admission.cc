@@ -12,6 +12,7 @@ namespace mosaic {
 void KvMemory::refuse_frame_without_room() {
   if (!policy_->needs().refuses || window_.frames() < plan_.window.frames || !window_.has_first_frame()) return;
   const int pages = pages_for(window_.frame(0).tokens) * lanes();
+  while (store_.free_slots() < pages && store_.spilling() > 0) store_.poll_spills(true);  // each frees a slot
   uint64_t have = 0;
   int free = 0;
   for (int t = 0; t < store_.tiers().size(); ++t) {
@@ -180,7 +181,10 @@ void KvMemory::place(int lane, int i, int n, const WindowFrame& frame, SceneId s
 }
 
 bool KvMemory::relieve(Need need, int first_label, int labels) {
-  if (need.kind == Need::Kind::kSlots && store_.free_slots() >= need.amount) return true;
+  if (need.kind == Need::Kind::kSlots) {  // what is on its way to the disk makes room before anything else yields
+    while (store_.free_slots() < need.amount && store_.spilling() > 0) store_.poll_spills(true);
+    if (store_.free_slots() >= need.amount) return true;
+  }
   if (need.kind == Need::Kind::kClusters && policy_->needs().by_token) {
     // Single tokens that merge need pages. With a disk, room for those is made first, or they would be summarised.
     const int wanted = std::max(2, std::min(store_.index(need.lane).capacity() / 10 + 1, store_.tiers().spec(0).slots));

@@ -109,6 +109,7 @@ class ClusterStore {
   // Take in background writes: those that were queued before the last poll, or, with wait, the oldest ones until a slot
   // came free or none is under way. Blocks when the disk is slower than that.
   void poll_spills(bool wait);
+  int spilling() const { return spilling_count_; }  // writes under way
   // Ask for a page to be readable; DRAM pages already are. False: no room in the fetch cache now.
   bool request(PageId page);
   // Bytes of a page for reading, waiting for its copy; null if it was lost (counted, and the page removed).

@@ -98,6 +98,23 @@ TEST_CASE("every instruction set attends as the plain loops do, with one thread 
   }
 }
 
+TEST_CASE("a lane may be some of the heads the scratch was planned for") {
+  const AttendShape all{.heads = 4, .group = 7, .head_dim = 128, .tokens = 90};
+  AttendShape one = all;
+  one.heads = 1, one.pages = 9, one.rows = 5, one.block = true, one.rope = half(128);
+  AttendWorld world(one, 31);
+  Kernels plain("plain", 1, limits_of(all));
+  plain->attend(world.args);
+  const auto out = world.out, lse = world.lse;
+  for (const std::string& name : cpu::implementations()) {
+    CAPTURE(name);
+    Kernels kernels(name, 3, limits_of(all));
+    kernels->attend(world.args);
+    check_near(world.out, out, 3e-5f);
+    check_near(world.lse, lse, 3e-5f);
+  }
+}
+
 TEST_CASE("the same call gives the same bits every time, whatever worker comes first") {
   const AttendShape shape{
       .heads = 4, .group = 7, .head_dim = 64, .tokens = 3, .pages = 90, .rows = 40, .block = true, .rope = half(64)};

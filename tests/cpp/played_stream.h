@@ -75,8 +75,8 @@ struct PlayedStream {
   std::vector<float> q, k, v, out;  // [layers, T, ...]
   int block_tokens = 0;
 
-  explicit PlayedStream(const MemoryConfig& c, const std::string& policy = "mosaic", const PolicySettings& settings = {},
-                        unsigned seed = 1, SpillIo* io = nullptr, int threads = 1)
+  explicit PlayedStream(const MemoryConfig& c, const std::string& policy = "mosaic",
+                        const PolicySettings& settings = {}, unsigned seed = 1, SpillIo* io = nullptr, int threads = 1)
       : config(c), random(seed) {
     memory = std::make_unique<KvMemory>(c, make_policy(policy, settings), make_backend("cpu", threads), io);
     const size_t all = static_cast<size_t>(c.model.layers) * row();
@@ -235,7 +235,8 @@ struct PlayedStream {
     for (const Token& t : prefix) seen.push_back(&t);
     const int first = std::max(0, frames - (window - 1));
     if (first < frames)
-      for (size_t i = static_cast<size_t>(frame_starts[static_cast<size_t>(first)]); i < video.size(); ++i) seen.push_back(&video[i]);
+      for (size_t i = static_cast<size_t>(frame_starts[static_cast<size_t>(first)]); i < video.size(); ++i)
+        seen.push_back(&video[i]);
     return seen;
   }
 

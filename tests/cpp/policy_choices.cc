@@ -43,7 +43,8 @@ TEST_CASE("every policy is found by its name, and an unknown one is told what th
     CHECK(refusal(name, {{"no_such_setting", 1}}).find("no_such_setting") != std::string::npos);
   }
   const std::string message = refusal("lru", {});
-  for (const char* name : {"lru", "mosaic", "full", "window", "uniform"}) CHECK(message.find(name) != std::string::npos);
+  for (const char* name : {"lru", "mosaic", "full", "window", "uniform"})
+    CHECK(message.find(name) != std::string::npos);
 }
 
 TEST_CASE("a setting out of its range is refused with the range, and NaN with it") {

@@ -13,7 +13,7 @@ namespace mosaic::testing {
 struct SeenToken {
   const float* k;  // [kv_heads, head_dim]
   const float* v;
-  int at[3];       // t, h, w
+  int at[3];  // t, h, w
 };
 
 inline void rotate_in_double(const RopeSpec& spec, const int* at, double* x) {

@@ -65,7 +65,7 @@ double play(const Case& test, const char* policy, int video_window, unsigned see
 void judge(const Case& test, double tolerance) {
   for (const char* policy : {"full", "mosaic"})
     for (const int window : {0, 4}) {
-      INFO(test.name << ", policy " << policy << ", video window " << window);
+      INFO(test.name << ", policy " << std::string(policy) << ", video window " << window);
       CHECK(play(test, policy, window, 3) < tolerance);
     }
 }
@@ -98,7 +98,9 @@ TEST_CASE("a memory that holds and reads everything answers as full attention do
       multi.config.model.rope.sections[0] = 2;
       multi.config.model.rope.sections[1] = multi.config.model.rope.sections[2] = 3;
       multi.config.model.rope.sections_interleaved = interleave;
-      if (interleave) multi.config.model.rope.sections[0] = 4, multi.config.model.rope.sections[1] = multi.config.model.rope.sections[2] = 2;
+      if (interleave)
+        multi.config.model.rope.sections[0] = 4,
+        multi.config.model.rope.sections[1] = multi.config.model.rope.sections[2] = 2;
       judge(multi, tolerance);
       multi.name += ", original positions";
       multi.config.original_positions = true;
@@ -167,8 +169,8 @@ TEST_CASE("full attention holds when most pages are read back from disk") {
     CHECK(stream.ask(3, 3, true, true, 5000) < 2e-5);
     stream.memory->check_invariants();
     const MemoryStats stats = stream.memory->stats();
-    INFO("summarised clusters " << stats.counters.summarised_clusters << ", merges " << stats.counters.merges << ", splits "
-                                << stats.counters.splits);
+    INFO("summarised clusters " << stats.counters.summarised_clusters << ", merges " << stats.counters.merges
+                                << ", splits " << stats.counters.splits);
     CHECK(stats.tokens.spilled > 1000);
     CHECK(stats.tokens.summarised == 0);
     if (!adaptive) CHECK(stats.counters.deferred_splits > 0);

@@ -22,8 +22,8 @@ struct Layout {
   uint64_t spare;  // above the least cap that works
 };
 constexpr Layout kLayouts[] = {
-    {"exact only", CodecId::kFp16, false, 20 << 10},    {"exact and int4", CodecId::kInt4, false, 40 << 10},
-    {"int8 and disk", CodecId::kInt8, true, 30 << 10},  {"the least cap", CodecId::kInt4, false, 0},
+    {"exact only", CodecId::kFp16, false, 20 << 10},     {"exact and int4", CodecId::kInt4, false, 40 << 10},
+    {"int8 and disk", CodecId::kInt8, true, 30 << 10},   {"the least cap", CodecId::kInt4, false, 0},
     {"the least cap and disk", CodecId::kInt4, true, 0},
 };
 
@@ -158,7 +158,7 @@ TEST_CASE("random sessions keep every invariant, under every policy and tier lay
   for (const Layout& layout : kLayouts)
     for (const std::string policy : {"mosaic", "window", "uniform", "full"})
       for (unsigned seed = 1; seed <= 3; ++seed) {
-        INFO(layout.name << ", policy " << policy << ", seed " << seed);
+        INFO(std::string(layout.name) << ", policy " << policy << ", seed " << seed);
         play(layout, policy, seed, 120);
       }
 }
@@ -166,7 +166,7 @@ TEST_CASE("random sessions keep every invariant, under every policy and tier lay
 TEST_CASE("two runs with one seed answer the same bits, with a disk tier too") {
   for (const Layout& layout : kLayouts)
     for (const std::string policy : {"mosaic", "uniform"}) {
-      INFO(layout.name << ", policy " << policy);
+      INFO(std::string(layout.name) << ", policy " << policy);
       CHECK(play(layout, policy, 7, 90) == play(layout, policy, 7, 90));
     }
 }

@@ -83,8 +83,9 @@ TEST_CASE("a cluster takes max_run members; what comes after is in its summary")
 }
 
 TEST_CASE("a split parts the members by direction, keeps each once, and files the token that did not fit") {
-  for (const auto& tiers : {std::vector<TierSpec>{{Place::device, CodecId::kFp16, 64}},
-                            std::vector<TierSpec>{{Place::device, CodecId::kFp16, 32}, {Place::device, CodecId::kInt8, 32}}}) {
+  for (const auto& tiers :
+       {std::vector<TierSpec>{{Place::device, CodecId::kFp16, 64}},
+        std::vector<TierSpec>{{Place::device, CodecId::kFp16, 32}, {Place::device, CodecId::kInt8, 32}}}) {
     StoreWorld world(tiers);
     const ClusterId c = world.open(0, 0);
     std::set<int> a{0}, b;
@@ -192,13 +193,16 @@ TEST_CASE("a merge adds counts, pools means and variance, joins times and pages"
   CHECK(pooled == doctest::Approx((5 * index.variance(a) + 9 * index.variance(b)) / 14 + 45.0 / 196 * apart));
   std::vector<double> mean(16);
   for (size_t e = 0; e < 16; ++e)
-    mean[e] = (5 * half_to_float(index.mean_k()[static_cast<size_t>(a) * 16 + e]) + 9 * half_to_float(index.mean_k()[static_cast<size_t>(b) * 16 + e])) / 14;
+    mean[e] = (5 * half_to_float(index.mean_k()[static_cast<size_t>(a) * 16 + e]) +
+               9 * half_to_float(index.mean_k()[static_cast<size_t>(b) * 16 + e])) /
+              14;
   world.store->merge(0, a, b);
   world.store->check_invariants();
   CHECK(index.count(a) == 14);
   CHECK(index[a].paged == 14);
   CHECK(index.variance(a) == doctest::Approx(pooled));
-  for (size_t e = 0; e < 16; ++e) CHECK(half_to_float(index.mean_k()[static_cast<size_t>(a) * 16 + e]) == doctest::Approx(mean[e]).epsilon(2e-3));
+  for (size_t e = 0; e < 16; ++e)
+    CHECK(half_to_float(index.mean_k()[static_cast<size_t>(a) * 16 + e]) == doctest::Approx(mean[e]).epsilon(2e-3));
   CHECK(index[a].first_time == 0);
   CHECK(index[a].last_time == 130);
   CHECK(world.store->pages_in(0, a, 0) == 1);  // two half-empty pages became one
@@ -391,7 +395,8 @@ TEST_CASE("every strip of the window has bytes of its own, and the ring keeps fr
   const size_t bytes = page_bytes(s.codec, s.page);
   REQUIRE(seen.size() == 3 * (1 + 2 + 8 + 3));
   CHECK(static_cast<size_t>(*seen.rbegin() - *seen.begin()) == (seen.size() - 1) * bytes);
-  for (auto at = seen.begin(); std::next(at) != seen.end(); ++at) CHECK(*std::next(at) - *at == static_cast<ptrdiff_t>(bytes));
+  for (auto at = seen.begin(); std::next(at) != seen.end(); ++at)
+    CHECK(*std::next(at) - *at == static_cast<ptrdiff_t>(bytes));
   for (int n = 0; n < 20; ++n) {
     std::memset(window.page(Strip::kFrame, 1, 1, window.frames()), n, bytes);
     window.embedding(window.frames())[0] = static_cast<float>(n);

@@ -56,7 +56,8 @@ struct StoreWorld {
     const auto d = static_cast<size_t>(shape.page.row());
     for (size_t i = 0; i < d; ++i) {
       t.k.push_back(half_to_float(float_to_half((i == static_cast<size_t>(axis) ? 1.0f : 0.0f) + noise * uniform())));
-      t.v.push_back(half_to_float(float_to_half((i == static_cast<size_t>(axis + 3) % d ? 1.0f : 0.0f) + noise * uniform())));
+      t.v.push_back(
+          half_to_float(float_to_half((i == static_cast<size_t>(axis + 3) % d ? 1.0f : 0.0f) + noise * uniform())));
     }
     t.meta = {time, time * 10, static_cast<uint16_t>(time % 3), static_cast<uint16_t>(time % 5)};
     ++time;

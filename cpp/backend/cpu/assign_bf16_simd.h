@@ -70,12 +70,54 @@ inline void pair_product(const float* a, size_t a_stride, int rows, const float*
   }
 }
 
+// x . c for a row of the tables.
+MOSAIC_INLINE float dot_half(const float* x, const half_t* c, int n) {
+  Vec sum0(0.0f), sum1(0.0f);
+  int i = 0;
+  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
+    sum0 += load(x + i) * load(c + i);
+    sum1 += load(x + i + kLanes) * load(c + i + kLanes);
+  }
+  for (; i + kLanes <= n; i += kLanes) sum0 += load(x + i) * load(c + i);
+  float sum = stdx::reduce(sum0 + sum1);
+  for (; i < n; ++i) sum += x[i] * half_to_float(c[i]);
+  return sum;
+}
+
+// The centroids of a tile: what re-comparing one in fp32 needs, and how far its product may be off.
+struct PairLanes {
+  alignas(64) float error[kPairTile];  // -inf: nothing in this lane
+  float k_scale[kPairTile];            // 1 / |mean key|
+  float v_scale[kPairTile];            // 1 / |mean value|
+  int32_t row[kPairTile];
+};
+
+// Candidates [begin, end) of the list, at most kPairTile, less the centre, as pairs into s.tile.
+inline void fill_pairs(const AssignArgs& a, int begin, int end, AssignState& s, PairLanes& lanes) {
+  const int depth = a.value_weight != 0 ? 2 * a.dim : a.dim, padded = round_up(depth, 32);
+  const size_t pair_stride = static_cast<size_t>(padded) / 2;
+  const float item_norm = sqrtf(1 + a.value_weight * a.value_weight);
+  for (int lane = 0; lane < kPairTile; ++lane) {
+    lanes.error[lane] = kMinusInfinity;
+    clear(s.left, padded);
+    if (begin + lane < end) {
+      lanes.row[lane] = a.rows != nullptr ? a.rows[begin + lane] : begin + lane;
+      lanes.k_scale[lane] = unit_part(a.mean_k, lanes.row[lane], a.dim, s.rows);
+      if (a.value_weight != 0) lanes.v_scale[lane] = unit_part(a.mean_v, lanes.row[lane], a.dim, s.rows + a.dim);
+      for (int c = 0; c < depth; ++c) s.left[c] = s.rows[c] - s.centre[c];
+      lanes.error[lane] = kProductError * item_norm * sqrtf(dot(s.left, s.left, depth)) + 4e-6f;
+    }
+    to_pairs(s.left, padded, s.pairs + static_cast<size_t>(lane % kTurned) * pair_stride);
+    if (lane % kTurned != kTurned - 1) continue;
+    transpose(s.pairs, pair_stride, kTurned, padded / 2, s.tile + lane + 1 - kTurned, kPairTile);
+  }
+}
+
 // As assign_chunk. pairs: [N][padded / 2] the items again, where padded is depth rounded up to 32.
 inline void assign_chunk_bf16(const AssignArgs& a, const float* items, const float* pairs, int begin, int end,
                               float* best, int32_t* best_row, float* shift, AssignState& s) {
   const int depth = a.value_weight != 0 ? 2 * a.dim : a.dim, padded = round_up(depth, 32);
   const size_t pair_stride = static_cast<size_t>(padded) / 2;
-  const float item_norm = sqrtf(1 + a.value_weight * a.value_weight);
   // The centre: the mean of some centroids, spread over the list.
   clear(s.centre, padded);
   const int samples = least(32, end - begin);
@@ -88,21 +130,9 @@ inline void assign_chunk_bf16(const AssignArgs& a, const float* items, const flo
     best_row[i] = kNone;
     shift[i] = dot(items + static_cast<size_t>(i) * depth, s.centre, depth);
   }
-  alignas(64) float error[kPairTile];
+  PairLanes lanes;
   for (int first = begin; first < end; first += kPairTile) {
-    const int candidates = least(kPairTile, end - first);
-    for (int lane = 0; lane < kPairTile; ++lane) {
-      float* const row = s.rows + static_cast<size_t>(lane) * depth;
-      error[lane] = kMinusInfinity;  // an empty lane is never within reach of the best
-      clear(s.left, padded);
-      if (lane < candidates) {
-        unit_centroid(a, first + lane, row);
-        for (int c = 0; c < depth; ++c) s.left[c] = row[c] - s.centre[c];
-        error[lane] = kProductError * item_norm * sqrtf(dot(s.left, s.left, depth)) + 4e-6f;
-      }
-      to_pairs(s.left, padded, s.pairs + static_cast<size_t>(lane) * pair_stride);
-    }
-    transpose(s.pairs, pair_stride, kPairTile, padded / 2, s.tile, kPairTile);
+    fill_pairs(a, first, end, s, lanes);
     for (int i0 = 0; i0 < a.items; i0 += kPairItems) {
       const int count = least(kPairItems, a.items - i0);
       pair_product(pairs + i0 * pair_stride, pair_stride, count, s.tile, padded / 2, s.cosines);
@@ -111,18 +141,20 @@ inline void assign_chunk_bf16(const AssignArgs& a, const float* items, const flo
         const float known = best[i] - shift[i];
         Vec high(kMinusInfinity), low(kMinusInfinity);  // the best each lane may be, and is at least
         for (int at = 0; at < kPairTile; at += kLanes) {
-          high = stdx::max(high, load(about + at) + load(error + at));
-          low = stdx::max(low, load(about + at) - stdx::abs(load(error + at)));
+          high = stdx::max(high, load(about + at) + load(lanes.error + at));
+          low = stdx::max(low, load(about + at) - stdx::abs(load(lanes.error + at)));
         }
         if (stdx::none_of(high >= known)) continue;
         const float bar = most_of(known, stdx::hmax(low));
         for (int at = 0; at < kPairTile; at += kLanes) {
-          const __m512 reach = static_cast<__m512>(load(about + at) + load(error + at));
-          uint32_t lanes = _mm512_cmp_ps_mask(reach, _mm512_set1_ps(bar), _CMP_GE_OQ);
-          for (; lanes != 0; lanes &= lanes - 1) {
-            const int lane = at + __builtin_ctz(lanes), row = a.rows != nullptr ? a.rows[first + lane] : first + lane;
-            const float* const centroid = s.rows + static_cast<size_t>(lane) * depth;
-            const float cosine = dot(items + static_cast<size_t>(i) * depth, centroid, depth);
+          const __m512 reach = static_cast<__m512>(load(about + at) + load(lanes.error + at));
+          uint32_t within = _mm512_cmp_ps_mask(reach, _mm512_set1_ps(bar), _CMP_GE_OQ);
+          for (; within != 0; within &= within - 1) {
+            const int lane = at + __builtin_ctz(within), row = lanes.row[lane];
+            const float* const item = items + static_cast<size_t>(i) * depth;
+            const size_t table = static_cast<size_t>(row) * a.dim;
+            float cosine = dot_half(item, a.mean_k + table, a.dim) * lanes.k_scale[lane];
+            if (depth > a.dim) cosine += dot_half(item + a.dim, a.mean_v + table, a.dim) * lanes.v_scale[lane];
             if (cosine > best[i] || (cosine == best[i] && row < best_row[i])) {
               best[i] = cosine;
               best_row[i] = row;

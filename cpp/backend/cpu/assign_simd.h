@@ -11,7 +11,7 @@
 namespace mosaic::cpu {
 namespace {
 
-constexpr int kItemBlock = 64;
+constexpr int kItemBlock = 32;
 
 MOSAIC_INLINE float dot(const float* a, const float* b, int n) {
   Vec sum0(0.0f), sum1(0.0f);
@@ -44,25 +44,26 @@ MOSAIC_INLINE void scale_row(const float* from, int n, float scale, float* to) {
 }
 
 constexpr int kPairTile = 64;   // of the bfloat16 path: its centroids of a tile,
-constexpr int kPairItems = 48;  // and items of a block
+constexpr int kPairItems = 24;  // and items of a block
+constexpr int kTurned = 16;     // centroids turned at a time
 
-// A worker's scratch. The bfloat16 path has longer tiles and the last three.
+// A worker's scratch. It comes out of the memory cap, so nothing here is larger than the speed needs.
 struct AssignState {
-  float* rows = nullptr;     // [kTile][depth] centroids of unit length
-  float* tile = nullptr;     // [depth][kTile] the same, channel by channel
-  float* cosines = nullptr;  // [kItemBlock][kTile]
-  float* centre = nullptr;   // [padded depth]
+  float* rows = nullptr;     // [kTurned][depth] centroids of unit length; one row on the bfloat16 path
+  float* tile = nullptr;     // [depth][kTile] the same, channel by channel; or [padded depth / 2][kPairTile]
+  float* cosines = nullptr;  // [kItemBlock][kTile] or [kPairItems][kPairTile]
+  float* centre = nullptr;   // [padded depth] of the bfloat16 path, as what follows
   float* left = nullptr;     // [padded depth]
-  float* pairs = nullptr;    // [kPairTile][padded depth / 2]
+  float* pairs = nullptr;    // [kTurned][padded depth / 2]
   void carve(Carver& carver, int depth, bool with_pairs) {
     const size_t padded = static_cast<size_t>(round_up(depth, 32));
-    rows = carver.take<float>(static_cast<size_t>(depth) * (with_pairs ? kPairTile : kTile));
-    tile = carver.take<float>(padded * kTile);  // kPairTile pairs take no more
+    rows = carver.take<float>(with_pairs ? padded : static_cast<size_t>(depth) * kTurned);
+    tile = carver.take<float>(padded * kTile);
     cosines = carver.take<float>(with_pairs ? kPairItems * kPairTile : kItemBlock * kTile);
     if (!with_pairs) return;
     centre = carver.take<float>(padded);
     left = carver.take<float>(padded);
-    pairs = carver.take<float>(padded / 2 * kPairTile);
+    pairs = carver.take<float>(padded / 2 * kTurned);
   }
 };
 
@@ -75,28 +76,35 @@ inline void unit_item(const AssignArgs& a, int item, float* to) {
   scale_row(v, a.dim, inverse_norm(v, a.dim) * a.value_weight, to + a.dim);
 }
 
+// A row of a table at unit length; returns what it was scaled with.
+MOSAIC_INLINE float unit_part(const half_t* table, int row, int dim, float* to) {
+  widen(table + static_cast<size_t>(row) * dim, dim, to);
+  const float scale = inverse_norm(to, dim);
+  scale_row(to, dim, scale, to);
+  return scale;
+}
+
 // Candidate `at` of the list in the same form: [mean key of unit length | mean value of unit length].
 inline void unit_centroid(const AssignArgs& a, int at, float* to) {
-  const size_t row = static_cast<size_t>(a.rows != nullptr ? a.rows[at] : at);
-  widen(a.mean_k + row * a.dim, a.dim, to);
-  scale_row(to, a.dim, inverse_norm(to, a.dim), to);
-  if (a.value_weight == 0) return;
-  widen(a.mean_v + row * a.dim, a.dim, to + a.dim);
-  scale_row(to + a.dim, a.dim, inverse_norm(to + a.dim, a.dim), to + a.dim);
+  const int row = a.rows != nullptr ? a.rows[at] : at;
+  unit_part(a.mean_k, row, a.dim, to);
+  if (a.value_weight != 0) unit_part(a.mean_v, row, a.dim, to + a.dim);
 }
 
 // Candidates [begin, begin + 32) of the list, at most, into s.tile; lanes without one hold zeros.
 inline void fill_centroids(const AssignArgs& a, int begin, int end, AssignState& s) {
   const int depth = a.value_weight != 0 ? 2 * a.dim : a.dim;
-  for (int lane = 0; lane < kTile; ++lane) {
-    float* const to = s.rows + static_cast<size_t>(lane) * depth;
-    if (begin + lane < end) {
-      unit_centroid(a, begin + lane, to);
-    } else {
-      clear(to, depth);
+  for (int group = 0; group < kTile; group += kTurned) {
+    for (int i = 0; i < kTurned; ++i) {
+      float* const to = s.rows + static_cast<size_t>(i) * depth;
+      if (begin + group + i < end) {
+        unit_centroid(a, begin + group + i, to);
+      } else {
+        clear(to, depth);
+      }
     }
+    transpose(s.rows, static_cast<size_t>(depth), kTurned, depth, s.tile + group, kTile);
   }
-  transpose(s.rows, static_cast<size_t>(depth), kTile, depth, s.tile, kTile);
 }
 
 // Best of candidates [begin, end) for every item. items: [N][depth] as unit_item made them.

@@ -134,14 +134,14 @@ struct AttendState {
   float* shrink = nullptr;  // [rows] what the sums so far are multiplied with
   float* angles = nullptr;  // [2 n]
 
-  void carve(Carver& carver, size_t rows, int d) {
+  void carve(Carver& carver, size_t rows, size_t head_rows, int d) {
     tile.carve(carver, d);
     q = carver.take<float>(rows * d);
     sum = carver.take<float>(rows * tile.v_stride);
     total = carver.take<float>(rows * kLanes);
     top = carver.take<float>(rows);
-    logits = carver.take<float>(rows * kTile);
-    shrink = carver.take<float>(rows);
+    logits = carver.take<float>(head_rows * kTile);
+    shrink = carver.take<float>(head_rows);
     angles = carver.take<float>(static_cast<size_t>(d) + 1);
   }
 };
@@ -159,10 +159,11 @@ struct AttendPlan {
   int block_tokens;  // query tokens of a task
   int blocks;        // of query tokens
   int splits;        // ranges of units; blocks * splits <= 2 * threads when there are several
-  AttendPlan(const Ops::Limits& l, int tokens, int q_heads, int units, int threads) {
-    block_tokens = most(1, least(tokens, least(static_cast<int>(task_rows(l)) / q_heads, kMaxQueryTokens)));
-    blocks = (tokens + block_tokens - 1) / block_tokens;
-    const double work = static_cast<double>(tokens) * q_heads * l.shape.head_dim * 2 * units * kUnit;
+  AttendPlan(const Ops::Limits& l, const AttendArgs& a, int units, int threads) {
+    const int fit = static_cast<int>(task_rows(l)) / l.q_heads;  // for fewer heads too: a head's rows are as many
+    block_tokens = most(1, least(a.tokens, least(fit, kMaxQueryTokens)));
+    blocks = (a.tokens + block_tokens - 1) / block_tokens;
+    const double work = static_cast<double>(a.tokens) * a.q_heads * a.shape.head_dim * 2 * units * kUnit;
     const int wanted = threads == 1 || work < kWorthThreads ? 1 : 2 * threads / most(1, blocks);
     splits = most(1, least(wanted, units / kMinUnits));
   }

@@ -7,18 +7,18 @@
 namespace mosaic::cpu {
 namespace {
 
-constexpr int kScoreRows = 16;  // query rows whose logits over all centroids are held at once
+constexpr int kScoreRows = 8;  // query rows whose logits over all centroids are held at once
 
 struct ScoreState {
   float* q = nullptr;       // [kScoreRows][D]
-  float* rows = nullptr;    // [kTile][D] before the transpose
+  float* rows = nullptr;    // [kTurned][D] before the transpose
   float* tile = nullptr;    // [D][kTile]
   float* logits = nullptr;  // [kScoreRows][C padded]
   float* mass = nullptr;    // [C padded] of this chunk
   void carve(Carver& carver, int d, int rows_limit) {
     const size_t padded = static_cast<size_t>(round_up(rows_limit, kTile));
     q = carver.take<float>(static_cast<size_t>(kScoreRows) * d);
-    rows = carver.take<float>(static_cast<size_t>(kTile) * d);
+    rows = carver.take<float>(static_cast<size_t>(kTurned) * d);
     tile = carver.take<float>(static_cast<size_t>(kTile) * d);
     logits = carver.take<float>(kScoreRows * padded);
     mass = carver.take<float>(padded);
@@ -56,12 +56,12 @@ inline void score_mass(const ScoreArgs& a, int head, int first, int count, Score
   for (int at = 0; at < a.n_rows; at += kTile) {
     const int candidates = least(kTile, a.n_rows - at);
     for (int i = 0; i < kTile; ++i) {
-      float* const to = s.rows + static_cast<size_t>(i) * d;
       const int c = at + least(i, candidates - 1);  // lanes past the end repeat the last
       const size_t row = static_cast<size_t>(a.rows != nullptr ? a.rows[c] : c);
-      widen(a.mean_k + (row * a.shape.heads + head) * d, d, to);
+      widen(a.mean_k + (row * a.shape.heads + head) * d, d, s.rows + static_cast<size_t>(i % kTurned) * d);
+      if (i % kTurned != kTurned - 1) continue;
+      transpose(s.rows, static_cast<size_t>(d), kTurned, d, s.tile + i + 1 - kTurned, kTile);
     }
-    transpose(s.rows, static_cast<size_t>(d), kTile, d, s.tile, kTile);
     gemm({s.q, static_cast<size_t>(d), s.tile, kTile, s.logits + at, static_cast<size_t>(padded), d, nullptr}, count,
          kTile);
   }

@@ -44,7 +44,7 @@ struct AttendScratch {
     workers = carver.take<AttendState>(static_cast<size_t>(threads));
     for (int i = 0; i < threads; ++i) {
       AttendState state;
-      state.carve(carver, rows, d);
+      state.carve(carver, rows, rows / most(1, l.shape.heads), d);
       if (memory != nullptr) workers[i] = state;
     }
     if (threads == 1) return carver.used();
@@ -156,15 +156,22 @@ class SimdOps final : public PlainOps {  // what is not faster here stays plain
     if (!fits) beyond_limits(op);
   }
 
+  // A lane may be some of the heads, but its groups are as large.
+  void check_attend(const AttendArgs& a, const char* op) const {
+    check(a.q_heads <= limits_.q_heads && a.shape.head_dim <= limits_.shape.head_dim &&
+              a.q_heads * limits_.shape.heads <= limits_.q_heads * a.shape.heads,
+          op);
+  }
+
   ThreadPool pool_;
   Limits limits_;
   std::byte* memory_ = nullptr;
 };
 
 void SimdOps::attend(const AttendArgs& a) {
-  check(a.q_heads <= limits_.q_heads && a.shape.head_dim <= limits_.shape.head_dim, "attend");
+  check_attend(a, "attend");
   const Units units(a);
-  const AttendPlan plan(limits_, a.tokens, a.q_heads, units.total(), pool_.threads());
+  const AttendPlan plan(limits_, a, units.total(), pool_.threads());
   const auto scratch = carve<AttendScratch>();
   const int heads = a.shape.heads, group = a.q_heads / heads, d = a.shape.head_dim;
   const size_t rows = static_cast<size_t>(plan.block_tokens) * a.q_heads;  // of a task, [Hkv][token][group]
@@ -222,7 +229,7 @@ void SimdOps::attend(const AttendArgs& a) {
 void SimdOps::attention_mass(const MassArgs& m) {
   AttendArgs a = *m.attend;
   if (a.tokens == 0) return;
-  check(a.q_heads <= limits_.q_heads && a.shape.head_dim <= limits_.shape.head_dim, "attention_mass");
+  check_attend(a, "attention_mass");
   const int last = a.tokens - 1, group = a.q_heads / a.shape.heads, d = a.shape.head_dim;
   const float* const lse = a.lse + static_cast<size_t>(last) * a.q_heads;
   const auto scratch = carve<AttendScratch>();
