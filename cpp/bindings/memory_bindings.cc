@@ -4,6 +4,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <cmath>
+
 #include "core/error.h"
 #include "runtime/kv_memory.h"
 
@@ -13,6 +16,8 @@ using namespace mosaic;
 namespace {
 
 using Array = py::array_t<float, py::array::c_style>;
+
+int32_t milliseconds(double seconds) { return static_cast<int32_t>(std::lround(seconds * 1000.0)); }
 
 std::string shape_text(const py::array& a) {
   std::string text = "[";
@@ -227,7 +232,7 @@ void bind_memory(py::module_& m) {
                                  std::to_string(self.plan().config.model.embedding_dim) + "].");
             if (!(pts > -2e6 && pts < 2e6)) throw InvalidInput("begin_frame: pts must be seconds within +-2,000,000.");
             FrameInfo frame;
-            frame.time_ms = static_cast<int32_t>(pts * 1000.0 + (pts < 0 ? -0.5 : 0.5));
+            frame.time_ms = milliseconds(pts);
             frame.embedding = embedding.data();
             frame.tokens = tokens;
             frame.grid_w = grid_w;
@@ -265,7 +270,9 @@ void bind_memory(py::module_& m) {
       .def(
           "open_question",
           [](KvMemory& self, std::optional<double> since) {
-            self.open_question(since ? static_cast<int32_t>(*since * 1000.0) : std::numeric_limits<int32_t>::min());
+            if (since && !std::isfinite(*since)) throw InvalidInput("since must be a finite number of seconds.");
+            self.open_question(since ? milliseconds(std::clamp(*since, -2e6, 2e6))
+                                     : std::numeric_limits<int32_t>::min());
           },
           py::arg("since") = py::none(), "since: seconds; only what was seen from then on is read.")
       .def("close_question", &KvMemory::close_question, py::arg("keep") = false,
@@ -281,6 +288,7 @@ void bind_memory(py::module_& m) {
             return out;
           },
           "[(from seconds, to seconds, attention mass)] of the last question's first token.")
+      .def_property_readonly("asking", &KvMemory::asking, "True between open_question() and close_question().")
       .def("stats", &stats_dict)
       .def("plan", [](const KvMemory& self) { return plan_dict(self.plan()); })
       .def("check_invariants", &KvMemory::check_invariants)

@@ -68,6 +68,7 @@ class KvMemory {
   void open_question(int32_t since_ms = std::numeric_limits<int32_t>::min());
   // keep: question and answer stay readable for later questions, oldest turn out when the room is needed.
   void close_question(bool keep);
+  bool asking() const { return asking_; }
   const Evidence& evidence() const { return evidence_; }
 
   int block_tokens() const { return block_tokens_; }

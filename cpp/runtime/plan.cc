@@ -23,6 +23,10 @@ void check(const MemoryConfig& c) {
   need(m.frame_tokens > 0, "frame_tokens must be positive.");
   need(m.embedding_dim > 0, "embedding_dim must be positive.");
   need(codec_is_exact(c.exact), std::string("exact=") + codec_name(c.exact) + " is not an exact codec (fp32, fp16).");
+  need(c.refresh_every >= 0, "refresh_every must be 0 (once) or more tokens.");
+  need(std::max({c.prefix_tokens, c.branch_tokens, c.retrieve_tokens, c.clusters, c.scenes, c.window_frames,
+                 c.max_cluster_tokens}) <= 1 << 24,
+       "counts must be at most 16,777,216.");
   need(c.exact_share >= 0 && c.exact_share < 1, "exact_share must be in [0, 1).");
   need(c.index_share > 0 && c.index_share < 1, "index_share must be in (0, 1).");
   need(c.prefix_tokens >= 0 && c.branch_tokens >= 0 && c.retrieve_tokens >= 0 && c.clusters >= 0 && c.scenes >= 0 &&
@@ -61,7 +65,10 @@ void lay_out(Plan* plan, const PolicyNeeds& needs, const Ops& ops, int64_t packe
     if (disk_slots < 1)
       throw MemoryCapError("disk tier: one page needs " + format_bytes(page_bytes(c.packed, page)) +
                            ", disk_bytes is " + format_bytes(c.disk_bytes) + ". Raise disk=.");
-    s.tiers.push_back({Place::disk, c.packed, static_cast<int>(std::min<int64_t>(disk_slots, 1 << 28))});
+    // A page on disk costs a record and a checksum of DRAM: together at most a tenth of the cap, whatever the quota.
+    const auto payable = static_cast<int64_t>(c.cap_bytes / 10 / (sizeof(Page) + sizeof(uint32_t) + 1));
+    disk_slots = std::max<int64_t>(1, std::min<int64_t>({disk_slots, payable, 1 << 28}));
+    s.tiers.push_back({Place::disk, c.packed, static_cast<int>(disk_slots)});
   }
   int64_t all_slots = 0;
   for (const TierSpec& tier : s.tiers) all_slots += tier.slots;

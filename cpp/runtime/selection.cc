@@ -71,7 +71,8 @@ void KvMemory::add_cluster(BlockSelection* s, int layer, ClusterId c) {
   }
   // What is not in the pages that were read is attended through the mean.
   const int rest = index.count(c) - read;
-  if (index.has_means() && rest > 0) s->add_row(c, cluster, rest);
+  // A mean over older tokens too is not what since= asks for.
+  if (index.has_means() && rest > 0 && (!asking_ || cluster.first_time >= since_ms_)) s->add_row(c, cluster, rest);
 }
 
 void KvMemory::select_stored(int layer, const float* q) {
@@ -99,15 +100,13 @@ void KvMemory::select_stored(int layer, const float* q) {
       shared_.chosen[c] = 1;
       for (PageId id = index[c].head; id != kNone; id = store_.blocks()[id].next) store_.request(id);
     }
-    if (question && plan_.config.prefetch && layer + 1 < lanes()) prefetch(layer + 1, q);
-    for (ClusterId c = 0; c < index.capacity(); ++c) {
-      if (!index.is_live(c) || index[c].last_time < since) continue;
-      if (shared_.chosen[c] != 0) {
-        add_cluster(s, layer, c);
-      } else if (plan_.config.summaries && index.has_means()) {
+    // Best first: where the table of pages is too short, the least of the chosen are read as their summary.
+    for (int i = 0; i < chosen; ++i) add_cluster(s, layer, shared_.result.chosen[i]);
+    for (ClusterId c = 0; c < index.capacity(); ++c)
+      if (index.is_live(c) && shared_.chosen[c] == 0 && index[c].first_time >= since && plan_.config.summaries &&
+          index.has_means())
         s->add_row(c, index[c], index.count(c));
-      }
-    }
+    if (question && plan_.config.prefetch && layer + 1 < lanes()) prefetch(layer + 1, q);
   }
   s->finish(plan_.config.original_positions, model().rope.is_multi(), shared_);
 }
@@ -139,11 +138,17 @@ void KvMemory::append_branch(BlockSelection* s, int layer) {
 void KvMemory::resolve(BlockSelection* s) {
   if (store_.tiers().spill() == nullptr) return;
   // A page that was forgotten is gone from the store too: its id may be free, or another page's.
-  const auto in_store = [s](int e) { return s->page(e) != kNone && s->pages()[e].begin != s->pages()[e].end; };
+  // One page may have several entries: once it is lost, none of them may be asked for.
+  const auto in_store = [&](int e) {
+    return s->page(e) != kNone && s->pages()[e].begin != s->pages()[e].end && store_.blocks()[s->page(e)].tier >= 0;
+  };
   for (int e = 0; e < s->entries(); ++e)
     if (in_store(e)) store_.request(s->page(e));
   for (int e = 0; e < s->entries(); ++e) {
-    if (!in_store(e)) continue;
+    if (!in_store(e)) {
+      if (s->page(e) != kNone) s->forget(e);
+      continue;
+    }
     CodecId codec{};
     if (const std::byte* bytes = store_.resident(s->page(e), &codec); bytes != nullptr) {
       s->pages()[e].data = bytes;

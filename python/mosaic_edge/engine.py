@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from types import TracebackType
 from typing import Any, Literal, overload
 
@@ -48,7 +51,7 @@ class Reply:
 class ReplyStream:
     """Iterates over the pieces of an answer as they are drawn; `reply` is the whole once it has ended.
 
-    The session is busy until the stream is exhausted or closed.
+    Until the stream is exhausted or closed the session takes no frame and no other question (ValueError).
     """
 
     def __init__(self, pieces: Iterator[str], done: Callable[[], Reply | None]) -> None:
@@ -123,7 +126,11 @@ class Session:
         self._model = model
         self._spec = model.spec
         self.config = config
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # one call into the core at a time
+        self._turn = (
+            threading.Lock()
+        )  # one frame or answer at a time; whichever thread ends an answer releases it
+        self._streaming = False
         prefix = model.tokenize(self._spec.prefix) if self._spec.prefix else []
         self._memory: Any = _core.KvMemory(
             core_model(self._spec),
@@ -137,6 +144,7 @@ class Session:
         most = max(self._spec.tokens_per_frame, self._branch_tokens, len(prefix))
         self._out: FloatArray = np.empty((most, self._spec.q_heads, self._spec.head_dim), np.float32)
         self._step = 1.0 / self._spec.fps
+        self._gaps: deque[float] = deque([self._step], maxlen=31)
         self._frames = 0
         self._last_pts: float | None = None
         if prefix:
@@ -151,17 +159,19 @@ class Session:
         image = np.asarray(frame)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise ValueError(f"frame: expected uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
-        with self._lock:
+        with self._my_turn(), self._lock:
             memory = self._open()
             if pts is None:
-                pts = 0.0 if self._last_pts is None else self._last_pts + self._step
+                pts = 0.0 if self._last_pts is None else self._last_pts + median(self._gaps)
             if not np.isfinite(pts):
                 raise ValueError(f"pts={pts}: expected seconds")
             tokens, embedding = self._model.encode_frame(image)
             memory.begin_frame(pts, embedding, len(tokens), self._spec.grid[1])
             self._run(tokens, want_logits=False)
             if self._last_pts is not None and pts > self._last_pts:
-                self._step = pts - self._last_pts  # what counts as neighbouring moments follows the stream
+                self._gaps.append(
+                    pts - self._last_pts
+                )  # what counts as neighbouring moments follows the stream
             self._last_pts = pts
             self._frames += 1
 
@@ -224,7 +234,7 @@ class Session:
         if not ids:
             raise ValueError("question: no text")
         result: list[Reply] = []
-        pieces = self._answer(ids, since, dialogue, sampling or SamplingParams(), result)
+        pieces = self._answer(ids, since, dialogue, sampling or SamplingParams(), stream, result)
         if stream:
             return ReplyStream(pieces, lambda: result[0] if result else None)
         for _ in pieces:
@@ -255,6 +265,17 @@ class Session:
     ) -> None:
         self.close()
 
+    @contextmanager
+    def _my_turn(self) -> Iterator[None]:
+        """Wait for frames and answers of other threads; an answer that is being streamed is not waited for."""
+        if self._streaming:
+            raise ValueError("an answer is being streamed: iterate it to its end or close() it first")
+        self._turn.acquire()
+        try:
+            yield
+        finally:
+            self._turn.release()
+
     def _open(self) -> Any:
         if self._memory is None:
             raise ValueError("the session is closed")
@@ -276,7 +297,7 @@ class Session:
         return logits
 
     def _block(self, embeds: FloatArray, want_logits: bool) -> NDArray[np.float32] | None:
-        self._memory.begin_text(len(embeds))
+        self._open().begin_text(len(embeds))
         return self._run(embeds, want_logits)
 
     def _answer(
@@ -285,20 +306,22 @@ class Session:
         since: float | None,
         dialogue: bool,
         sampling: SamplingParams,
+        stream: bool,
         result: list[Reply],
     ) -> Iterator[str]:
         began = time.perf_counter()
         sampler = Sampler(sampling)
         answer: list[int] = []
         said = ""
-        with self._lock:
-            memory = self._open()
-            memory.open_question(since)
+        with self._my_turn():
+            self._streaming = stream
             keep = False  # a turn that failed is not part of the dialogue; one that was stopped early is
             try:
-                first_logits = logits = self._block(self._model.embed_text(ids), want_logits=True)
-                first_token = time.perf_counter() - began
-                moments = memory.evidence()
+                with self._lock:
+                    self._open().open_question(since)
+                    first_logits = logits = self._block(self._model.embed_text(ids), want_logits=True)
+                    first_token = time.perf_counter() - began
+                    moments = self._memory.evidence()
                 assert logits is not None and first_logits is not None
                 limit = min(sampling.max_tokens, self._branch_tokens - len(ids))
                 finish: Literal["end", "length"] = "length"
@@ -312,7 +335,8 @@ class Session:
                     yield text[len(said) :]
                     said = text
                     if len(answer) < limit or dialogue:
-                        next_logits = self._block(self._model.embed_text([token]), want_logits=True)
+                        with self._lock:
+                            next_logits = self._block(self._model.embed_text([token]), want_logits=True)
                         assert next_logits is not None
                         logits = next_logits
                 keep = dialogue
@@ -320,9 +344,11 @@ class Session:
                 keep = dialogue
                 raise
             finally:
-                if self._memory is not None:
-                    memory.close_question(keep)
-        evidence = time_ranges(moments, gap=1.5 * self._step)
+                self._streaming = False
+                with self._lock:
+                    if self._memory is not None and self._memory.asking:
+                        self._memory.close_question(keep)
+        evidence = time_ranges(moments, gap=1.5 * median(self._gaps))
         result.append(
             Reply(said, evidence, len(answer), finish, first_token, time.perf_counter() - began, first_logits)
         )

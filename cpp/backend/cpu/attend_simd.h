@@ -20,7 +20,7 @@ constexpr size_t kQueryBytes = 256 * 1024;  // rotated queries of one task: half
 constexpr int kMaxQueryTokens = 64;
 constexpr int kMinUnits = 8;               // of a range: fewer are not worth a merge
 constexpr int kFewRows = 16;               // query rows of a kv head
-constexpr double kWorthThreads = 1 << 18;  // multiply-adds below which one thread is faster than waking another
+constexpr double kWorthThreads = 1 << 20;  // multiply-adds below which one thread is faster than waking another
 
 // What is attended, as units: pages, then summaries by sixteens, then the block by sixteens.
 struct Units {
