@@ -267,7 +267,7 @@ class Session:
 
     @contextmanager
     def _my_turn(self) -> Iterator[None]:
-        """Wait for frames and answers of other threads; an answer that is being streamed is not waited for."""
+        """Wait for frames and answers of other threads; a streamed answer is not waited for."""
         if self._streaming:
             raise ValueError("an answer is being streamed: iterate it to its end or close() it first")
         self._turn.acquire()

@@ -253,12 +253,54 @@ def test_a_streamed_answer_may_be_stopped_and_blocks_frames_until_then(session: 
     whole = session.ask(QUESTION)
     stream = session.ask(QUESTION, stream=True)
     next(iter(stream))
-    with pytest.raises(ValueError, match="question is open"):
+    with pytest.raises(ValueError, match="being streamed"):
         session.append(picture(23), 23.0)
     stream.close()
     session.check_invariants()
     assert np.array_equal(session.ask(QUESTION).logits, whole.logits)
     session.append(picture(23), 23.0)
+
+
+def test_an_answer_may_be_drawn_and_ended_by_different_threads(session: Session) -> None:
+    whole = session.ask(QUESTION)
+    stream = session.ask(QUESTION, stream=True)
+    pieces = iter(stream)
+    first: list[str] = []
+    thread = threading.Thread(target=lambda: first.append(next(pieces)))
+    thread.start()
+    thread.join()
+    assert session.memory()["frames"] > 0
+    assert "".join([*first, *pieces]) == whole.text
+    session.append(picture(23), 23.0)
+
+
+def test_closing_the_session_ends_a_streamed_answer_with_a_clear_error(session: Session) -> None:
+    pieces = iter(session.ask(QUESTION, stream=True))
+    next(pieces)
+    session.close()
+    with pytest.raises(ValueError, match="session is closed"):
+        list(pieces)
+
+
+def test_one_gap_in_time_changes_neither_the_default_time_nor_what_is_neighbouring(session: Session) -> None:
+    session.append(picture(23), 600.0)
+    session.append(picture(24))
+    assert session._last_pts == pytest.approx(601.0)
+
+
+@pytest.mark.parametrize("since", [float("nan"), float("inf")])
+def test_since_must_be_a_time(session: Session, since: float) -> None:
+    with pytest.raises(ValueError, match="since"):
+        session.ask(QUESTION, since=since)
+    session.ask(QUESTION, since=1e12)  # later than anything seen: reads nothing, breaks nothing
+    session.append(picture(23), 23.0)
+
+
+def test_no_summary_reaches_back_behind_since() -> None:
+    with open_session() as session:
+        fill(session, 60)
+        session.ask(QUESTION, since=40.0, sampling=SHORT)
+        assert all(start >= 40.0 for start, _, _ in session._memory.evidence())
 
 
 def test_since_reads_nothing_older(session: Session) -> None:
