@@ -173,9 +173,19 @@ def _torch_export(
     assert program is not None
     program.save(str(path), external_data=False)
     graph = onnx.load(path)
+    forget_where_it_was_made(graph)
     store_as_half(graph)
     onnx.checker.check_model(graph)
     onnx.save(graph, path)
+
+
+def forget_where_it_was_made(model: onnx.ModelProto) -> None:
+    """Remove stack traces and notes of the exporter: they name files of the machine it ran on."""
+    del model.metadata_props[:]
+    graph = model.graph
+    for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        part.doc_string = ""
+        del part.metadata_props[:]
 
 
 def store_as_half(model: onnx.ModelProto, above: int = 1024) -> None:
