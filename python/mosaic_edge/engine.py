@@ -127,9 +127,8 @@ class Session:
         self._spec = model.spec
         self.config = config
         self._lock = threading.RLock()  # one call into the core at a time
-        self._turn = (
-            threading.Lock()
-        )  # one frame or answer at a time; whichever thread ends an answer releases it
+        # One frame or answer at a time; whichever thread ends an answer releases it.
+        self._turn = threading.Lock()
         self._streaming = False
         prefix = model.tokenize(self._spec.prefix) if self._spec.prefix else []
         self._memory: Any = _core.KvMemory(
@@ -143,8 +142,7 @@ class Session:
         self._branch_tokens: int = self._memory.plan()["branch_tokens"]
         most = max(self._spec.tokens_per_frame, self._branch_tokens, len(prefix))
         self._out: FloatArray = np.empty((most, self._spec.q_heads, self._spec.head_dim), np.float32)
-        self._step = 1.0 / self._spec.fps
-        self._gaps: deque[float] = deque([self._step], maxlen=31)
+        self._gaps: deque[float] = deque([1.0 / self._spec.fps], maxlen=31)
         self._frames = 0
         self._last_pts: float | None = None
         if prefix:

@@ -15,7 +15,6 @@ from conftest import MakeVideo
 from mosaic_edge import cli
 
 TINY = Path(mosaic_edge.__file__).parent / "models" / "tiny"
-needs_tiny = pytest.mark.skipif(not any(TINY.rglob("*.onnx")), reason="mosaic-tiny is not in the package")
 ASK = ["--ask", "what colour was the ball ?"]
 
 
@@ -83,7 +82,6 @@ def test_bad_usage_ends_with_2_and_one_line(run: Any, arguments: list[str], json
         assert ran.out == ""
 
 
-@needs_tiny
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -100,7 +98,6 @@ def test_a_bad_value_ends_with_2_and_names_its_knob(run: Any, arguments: list[st
     assert named in ran.one_error_line()
 
 
-@needs_tiny
 @pytest.mark.parametrize("command", [["plan"], ["demo", "--seconds", "20"]], ids=lambda c: c[0])
 def test_an_impossible_cap_ends_with_3_and_names_the_knob(run: Any, command: list[str]) -> None:
     for more in ([], ["--json"]):
@@ -109,7 +106,6 @@ def test_an_impossible_cap_ends_with_3_and_names_the_knob(run: Any, command: lis
         assert "memory=" in ran.one_error_line()
 
 
-@needs_tiny
 def test_a_plan_adds_up(run: Any) -> None:
     plan = run("plan", "--memory", "2MiB", "--disk", "16MiB", "--json").json()
     assert sum(part["bytes"] for part in plan["parts"]) == plan["total_bytes"] <= plan["cap_bytes"] == 2 << 20
@@ -147,7 +143,6 @@ def test_without_onnxruntime_doctor_works_and_the_extra_is_named(
     assert "mosaic_edge[cpu]" in planned.one_error_line()
 
 
-@needs_tiny
 def test_run_streams_a_file_and_answers(run: Any, make_video: MakeVideo) -> None:
     video = make_video(times=[i / 10 for i in range(60)])
     arguments = [
@@ -176,7 +171,6 @@ def test_run_streams_a_file_and_answers(run: Any, make_video: MakeVideo) -> None
     assert "12 frames" in shown.out
 
 
-@needs_tiny
 def test_run_answers_from_what_a_truncated_file_gave_and_ends_with_1(
     run: Any, make_video: MakeVideo, tmp_path: Path
 ) -> None:
@@ -193,7 +187,6 @@ def test_run_answers_from_what_a_truncated_file_gave_and_ends_with_1(
     assert len(result["answers"]) == 1
 
 
-@needs_tiny
 def test_run_refuses_an_empty_file_and_an_unknown_word(
     run: Any, make_video: MakeVideo, tmp_path: Path
 ) -> None:
@@ -208,7 +201,6 @@ def test_run_refuses_an_empty_file_and_an_unknown_word(
     assert "known words" in ran.err
 
 
-@needs_tiny
 def test_demo_prints_everything_as_one_document_and_keeps_the_video(run: Any, tmp_path: Path) -> None:
     ran = run("demo", "--seconds", "40", "--questions", "5", "--memory", "1MiB", "--out", tmp_path, "--json")
     result = ran.json()
@@ -226,7 +218,6 @@ def test_demo_prints_everything_as_one_document_and_keeps_the_video(run: Any, tm
     assert "mosaic" in result["summary"]
 
 
-@needs_tiny
 def test_demo_shows_a_table_in_a_pipe_without_control_characters(run: Any) -> None:
     ran = run("demo", "--seconds", "20", "--questions", "3")
     assert ran.code == 0

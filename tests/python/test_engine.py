@@ -395,11 +395,6 @@ def test_a_truncated_video_gives_what_decodes_and_then_one_error(
         session.ask(QUESTION, sampling=SHORT)
 
 
-def shipped_model() -> bool:
-    return any((Path(mosaic_edge.__file__).parent / "models" / "tiny").rglob("*.onnx"))
-
-
-@pytest.mark.skipif(not shipped_model(), reason="mosaic-tiny is not in the package")
 def test_mosaic_tiny_answers_four_of_five_questions_about_64_frames() -> None:
     engine = Engine.load("mosaic-tiny")
     right = asked = 0
