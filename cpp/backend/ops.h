@@ -106,11 +106,56 @@ struct ScoreArgs {
   float* score = nullptr;  // [n_rows]
 };
 
-// Attention the last query of `attend` paid to each page token and summary row, summed over heads.
+// Attention that the queries [first_query, T) of `attend` paid to each page token, summary row and token of the block,
+// summed over heads and those queries: column sums, never a T x T matrix.
 struct MassArgs {
   const AttendArgs* attend = nullptr;  // with lse filled
   float* page_mass = nullptr;          // written at [first + i - begin] for every attended token i of every page
   float* row_mass = nullptr;           // [n_rows]
+  int first_query = -1;                // -1: the last query alone
+  float* block_mass = nullptr;         // [T]; null: not wanted
+};
+
+// Temporal redundancy (TaR of InfiniPot-V): how alike a key is to the recent keys of the same place of the grid.
+//   recent_sum[place] = sum of unit keys,  score[i] = -mean cosine = -(unit(k_i) . recent_sum[place_i]) / count
+// An item whose place has no recent key scores 0.
+struct RecentKeysArgs {
+  const float* k = nullptr;        // [N, d] keys of recent frames
+  const int32_t* place = nullptr;  // [N] 0..places-1
+  int items = 0;
+  int dim = 0;
+  size_t stride = 0;         // elements between items
+  float* sum = nullptr;      // [places, d] added to
+  int32_t* count = nullptr;  // [places] added to
+};
+struct RedundancyArgs {
+  const float* k = nullptr;        // [N, d]
+  const int32_t* place = nullptr;  // [N]
+  int items = 0;
+  int dim = 0;
+  size_t stride = 0;
+  const float* sum = nullptr;      // [places, d] as RecentKeysArgs made it
+  const int32_t* count = nullptr;  // [places]
+  float* score = nullptr;          // [N] -1 (repeats) .. 1
+};
+
+// Euclidean norm of each row (VaN of InfiniPot-V, over values).
+struct NormArgs {
+  const float* x = nullptr;  // [N, d]
+  int items = 0;
+  int dim = 0;
+  size_t stride = 0;
+  float* norm = nullptr;  // [N]
+};
+
+// High-frequency energy along the token axis (MuKV): per channel the DFT over the N tokens, the lower half of the
+// frequencies removed (|f| < N/4, f = 0 among them), transformed back; energy[i] = mean over channels of |x'_i|.
+struct SpectralArgs {
+  const float* x = nullptr;  // [N, d]
+  int items = 0;
+  int dim = 0;
+  size_t stride = 0;
+  float* energy = nullptr;  // [N]
 };
 
 class Ops {
@@ -131,6 +176,10 @@ class Ops {
 
   virtual void attend(const AttendArgs& args) = 0;
   virtual void attention_mass(const MassArgs& args) = 0;
+  virtual void add_recent_keys(const RecentKeysArgs& args) = 0;
+  virtual void temporal_redundancy(const RedundancyArgs& args) = 0;
+  virtual void row_norm(const NormArgs& args) = 0;
+  virtual void spectral_energy(const SpectralArgs& args) = 0;
   virtual void assign(const AssignArgs& args) = 0;
   virtual void update_centroids(const UpdateArgs& args) = 0;
   virtual void score(const ScoreArgs& args) = 0;

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "bindings/store_view.h"
 #include "core/error.h"
 #include "runtime/kv_memory.h"
 
@@ -119,7 +120,13 @@ MemoryConfig config_from(const py::dict& model, const py::dict& d) {
 
 PolicySettings settings_from(const py::dict& d) {
   PolicySettings settings;
-  for (const auto& [key, value] : d) settings.emplace_back(key.cast<std::string>(), value.cast<double>());
+  for (const auto& [key, value] : d) {
+    if (py::isinstance<py::str>(value)) {
+      settings.emplace_back(key.cast<std::string>(), value.cast<std::string>());
+    } else {
+      settings.emplace_back(key.cast<std::string>(), value.cast<double>());
+    }
+  }
   return settings;
 }
 
@@ -162,6 +169,7 @@ py::dict stats_dict(const KvMemory& memory) {
   events["deferred_splits"] = s.counters.deferred_splits;
   events["merges"] = s.counters.merges;
   events["demoted_pages"] = s.counters.demoted_pages;
+  events["thinned_clusters"] = s.counters.thinned_clusters;
   events["summarised_clusters"] = s.counters.summarised_clusters;
   events["dropped_clusters"] = s.counters.dropped_clusters;
   events["lost_pages"] = s.counters.lost_pages;
@@ -291,6 +299,10 @@ void bind_memory(py::module_& m) {
       .def_property_readonly("asking", &KvMemory::asking, "True between open_question() and close_question().")
       .def("stats", &stats_dict)
       .def("plan", [](const KvMemory& self) { return plan_dict(self.plan()); })
+      .def_property_readonly("store",
+                             py::cpp_function([](const KvMemory& self) { return bindings::StoreView{&self.store()}; },
+                                              py::keep_alive<0, 1>()),
+                             "What is kept, read-only: a StoreView.")
       .def("check_invariants", &KvMemory::check_invariants)
       .def("drain", &KvMemory::drain, py::call_guard<py::gil_scoped_release>());
 }

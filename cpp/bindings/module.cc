@@ -5,11 +5,13 @@ void bind_errors(pybind11::module_& m);
 void bind_backend(pybind11::module_& m);
 void bind_memory(pybind11::module_& m);
 void bind_ops(pybind11::module_& m);
+void bind_store(pybind11::module_& m);
 
 PYBIND11_MODULE(_core, m) {
   m.doc() = "C++ core of mosaic_edge.";
   bind_errors(m);
   bind_backend(m);
+  bind_store(m);
   bind_memory(m);
   bind_ops(m);
 }

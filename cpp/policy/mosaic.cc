@@ -8,7 +8,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "policy/policy.h"
+#include "policy/retrieval.h"
 
 namespace mosaic {
 
@@ -21,10 +21,10 @@ struct MosaicSettings {
   bool adaptive = true;     // tau and reach follow what is observed; false: the paper's constants, nearest always joins
   float reach = 0.02f;      // where an adaptive reach starts
   float scene_tau = 0.05f;  // variance over which a frame opens a new scene
-  float value_weight = 1.0f;  // of values beside keys in the metric; 0 is the paper's
-  bool mass = true;           // score by attention mass; false: dot product with the mean query (the paper's)
-  int scenes = 0;             // scenes read for a question; 0: all
-  float thin = 0.25f;         // under pressure a token within this share of the reach joins the summary only
+  float value_weight = 1.0f;           // of values beside keys in the metric; 0 is the paper's
+  ScoreMode score = ScoreMode::kMass;  // kDot, the mean query's dot product, is the paper's
+  int scenes = 0;                      // scenes read for a question; 0: all
+  float thin = 0.25f;                  // under pressure a token within this share of the reach joins the summary only
 };
 
 class Mosaic final : public Policy {
@@ -32,20 +32,35 @@ class Mosaic final : public Policy {
   explicit Mosaic(const MosaicSettings& settings) : s_(settings) {}
   const char* name() const override { return "mosaic"; }
   PolicyNeeds needs() const override {
-    return {.by_token = true, .summaries = true, .scenes = true, .selects = true, .value_weight = s_.value_weight};
+    return {.by_token = true,
+            .means = true,
+            .summaries = true,
+            .scenes = true,
+            .selects = true,
+            .value_weight = s_.value_weight};
   }
 
-  void bind(const ClusterStore& store) override {
-    reach_.assign(static_cast<size_t>(store.shape().lanes), s_.reach);
-    const auto rows = static_cast<size_t>(std::max(store.shape().index.capacity, 1));
-    rows_.resize(rows);
-    near_.resize(rows);
-    scene_score_.resize(static_cast<size_t>(std::max(store.shape().scenes, 1)));
-    scene_count_.resize(scene_score_.size());
-    best_.resize(static_cast<size_t>(store.shape().max_run));
-    similarity_.resize(best_.size());
-    mean_k_.resize(static_cast<size_t>(store.shape().page.row()));
-    mean_v_.resize(mean_k_.size());
+  size_t scratch_bytes(const StoreShape& shape) const override {
+    const Sizes n(shape);
+    return Region::rounded(n.lanes * sizeof(float)) + Region::rounded(n.rows * sizeof(int32_t)) +
+           Region::rounded(n.rows * sizeof(Near)) + Region::rounded(n.scenes * sizeof(float)) +
+           Region::rounded(n.scenes * sizeof(int32_t)) + Region::rounded(n.tokens * sizeof(int32_t)) +
+           Region::rounded(n.tokens * sizeof(float)) + 2 * Region::rounded(n.row * sizeof(float));
+  }
+
+  void bind(const ClusterStore& store, Region& region) override {
+    const Sizes n(store.shape());
+    reach_ = region.take<float>("policy", n.lanes);
+    std::fill_n(reach_, n.lanes, s_.reach);
+    rows_ = region.take<int32_t>("policy", n.rows);
+    near_ = region.take<Near>("policy", n.rows);
+    scene_score_ = region.take<float>("policy", n.scenes);
+    scene_count_ = region.take<int32_t>("policy", n.scenes);
+    scenes_ = n.scenes;
+    best_ = region.take<int32_t>("policy", n.tokens);
+    similarity_ = region.take<float>("policy", n.tokens);
+    mean_k_ = region.take<float>("policy", n.row);
+    mean_v_ = region.take<float>("policy", n.row);
     dram_slots_ = store.free_slots();
   }
 
@@ -66,11 +81,11 @@ class Mosaic final : public Policy {
     args.stride = static_cast<size_t>(index.dim());
     args.mean_k = index.mean_k();
     args.mean_v = index.mean_v();
-    args.rows = rows_.data();
-    args.n_rows = index.of_scene(block.scene, rows_.data());
+    args.rows = rows_;
+    args.n_rows = index.of_scene(block.scene, rows_);
     args.value_weight = s_.value_weight;
-    args.best = best_.data();
-    args.similarity = similarity_.data();
+    args.best = best_;
+    args.similarity = similarity_;
     store.ops().assign(args);
     const bool pressed = store.free_slots() * 8 < dram_slots_ && !store.can_spill();
     const float reach = this->reach(block.lane);
@@ -92,39 +107,10 @@ class Mosaic final : public Policy {
   }
 
   void select(const ClusterStore& store, const SelectQuery& query, SelectResult* result) override {
-    const ClusterIndex& index = store.index(query.lane);
-    int n = 0;
-    for (const ClusterId c : index.live())
-      if (index[c].last_time >= query.since_ms) result->rows[n++] = c;
-    std::sort(result->rows, result->rows + n);
-    for (int i = 0; i < n; ++i) result->bias[i] = std::log(static_cast<float>(index.count(result->rows[i])));
-    ScoreArgs args;
-    args.q = query.q;
-    args.tokens = query.tokens;
-    args.q_heads = query.q_heads;
-    args.q_stride = query.q_stride;
-    args.shape = store.shape().page;
-    args.scale = query.scale;
-    args.mode = s_.mass ? ScoreMode::kMass : ScoreMode::kDot;
-    args.mean_k = index.mean_k();
-    args.rows = result->rows;
-    args.row_bias = result->bias;
-    args.n_rows = n;
-    args.score = result->scratch;
-    store.ops().score(args);
-    if (s_.scenes > 0 && s_.scenes < store.scenes()->size()) n = keep_best_scenes(store, index, n, result);
-    // Best first, until the members fill the budget; a cluster that does not fit is left to its summary.
-    const int order = store.ops().top_k(result->scratch, n, n, result->chosen);
-    int tokens = 0;
-    result->n = 0;
-    for (int i = 0; i < order; ++i) {
-      const int at = result->chosen[i];
-      const ClusterId c = result->rows[at];
-      if (tokens + index[c].paged > query.max_tokens) continue;
-      tokens += index[c].paged;
-      result->score[result->n] = result->scratch[at];
-      result->chosen[result->n++] = c;
-    }
+    int n = score_clusters(store, query, s_.score, result);
+    if (s_.scenes > 0 && s_.scenes < store.scenes()->size())
+      n = keep_best_scenes(store, store.index(query.lane), n, result);
+    take_best(store, query, n, 0, result);
   }
 
   int relieve(const ClusterStore& store, const Need& need, Relief* out, int capacity) override {
@@ -150,30 +136,46 @@ class Mosaic final : public Policy {
   }
 
  private:
+  struct Near {
+    ClusterId cluster = kNone;
+    float distance = 0;
+    bool taken = false;
+  };
+  struct Sizes {
+    explicit Sizes(const StoreShape& s)
+        : lanes(static_cast<size_t>(s.lanes)),
+          rows(static_cast<size_t>(std::max(s.index.capacity, 1))),
+          scenes(static_cast<size_t>(std::max(s.scenes, 1))),
+          tokens(static_cast<size_t>(s.max_run)),
+          row(static_cast<size_t>(s.page.row())) {}
+    size_t lanes, rows, scenes, tokens, row;
+  };
+
   // Scenes by the sum of their clusters' mass, or by the dot product with their mean key (the mean of the clusters'
   // products, weighted by count, is that product).
   int keep_best_scenes(const ClusterStore& store, const ClusterIndex& index, int n, SelectResult* result) {
-    std::fill(scene_score_.begin(), scene_score_.end(), 0.0f);
-    std::fill(scene_count_.begin(), scene_count_.end(), 0);
+    std::fill_n(scene_score_, scenes_, 0.0f);
+    std::fill_n(scene_count_, scenes_, 0);
     for (int i = 0; i < n; ++i) {
       const auto scene = static_cast<size_t>(index[result->rows[i]].scene);
       const int count = index.count(result->rows[i]);
-      scene_score_[scene] += s_.mass ? result->scratch[i] : result->scratch[i] * static_cast<float>(count);
+      scene_score_[scene] +=
+          (s_.score == ScoreMode::kMass) ? result->scratch[i] : result->scratch[i] * static_cast<float>(count);
       scene_count_[scene] += count;
     }
-    for (size_t s = 0; s < scene_score_.size(); ++s) {
+    for (size_t s = 0; s < scenes_; ++s) {
       if (scene_count_[s] == 0) {
         scene_score_[s] = -std::numeric_limits<float>::infinity();
-      } else if (!s_.mass) {
+      } else if (!(s_.score == ScoreMode::kMass)) {
         scene_score_[s] /= static_cast<float>(scene_count_[s]);
       }
     }
-    const int scenes = static_cast<int>(scene_score_.size());
-    const int best = store.ops().top_k(scene_score_.data(), scenes, std::min(s_.scenes, scenes), scene_count_.data());
+    const int scenes = static_cast<int>(scenes_);
+    const int best = store.ops().top_k(scene_score_, scenes, std::min(s_.scenes, scenes), scene_count_);
     int kept = 0;
     for (int i = 0; i < n; ++i) {
       const SceneId scene = index[result->rows[i]].scene;
-      if (std::find(scene_count_.begin(), scene_count_.begin() + best, scene) == scene_count_.begin() + best) continue;
+      if (std::find(scene_count_, scene_count_ + best, scene) == scene_count_ + best) continue;
       result->rows[kept] = result->rows[i];
       result->scratch[kept++] = result->scratch[i];
     }
@@ -248,14 +250,14 @@ class Mosaic final : public Policy {
         mean_v_[i] = half_to_float(index.mean_v()[static_cast<size_t>(c) * d + i]);
       }
       AssignArgs args;
-      args.k = mean_k_.data();
-      args.v = mean_v_.data();
+      args.k = mean_k_;
+      args.v = mean_v_;
       args.items = 1;
       args.dim = index.dim();
       args.stride = d;
       args.mean_k = index.mean_k();
       args.mean_v = index.mean_v();
-      args.rows = rows_.data();
+      args.rows = rows_;
       args.n_rows = rows;
       args.value_weight = s_.value_weight;
       ClusterId best = kNone;
@@ -284,20 +286,17 @@ class Mosaic final : public Policy {
     return n;
   }
 
-  struct Near {
-    ClusterId cluster = kNone;
-    float distance = 0;
-    bool taken = false;
-  };
   MosaicSettings s_;
-  std::vector<float> reach_;  // [lanes]
-  std::vector<int32_t> rows_;
-  std::vector<Near> near_;
-  std::vector<float> scene_score_;
-  std::vector<int32_t> scene_count_;
-  std::vector<int32_t> best_;
-  std::vector<float> similarity_;
-  std::vector<float> mean_k_, mean_v_;
+  float* reach_ = nullptr;        // [lanes]
+  int32_t* rows_ = nullptr;       // [clusters]
+  Near* near_ = nullptr;          // [clusters]
+  float* scene_score_ = nullptr;  // [scenes]
+  int32_t* scene_count_ = nullptr;
+  size_t scenes_ = 0;
+  int32_t* best_ = nullptr;  // [tokens of a frame]
+  float* similarity_ = nullptr;
+  float* mean_k_ = nullptr;  // [row]
+  float* mean_v_ = nullptr;
   int dram_slots_ = 0;
 };
 
@@ -305,7 +304,8 @@ class Mosaic final : public Policy {
 
 std::unique_ptr<Policy> make_mosaic(const PolicySettings& settings) {
   MosaicSettings s;
-  SettingReader("mosaic", settings)
+  SettingReader reader("mosaic", settings);
+  read_score(reader, &s.score)
       .number("tau_max", &s.tau_max, 0, 4)
       .number("tau_min", &s.tau_min, 0, 4)
       .number("n0", &s.n0, 1e-3, 1e9)
@@ -313,7 +313,6 @@ std::unique_ptr<Policy> make_mosaic(const PolicySettings& settings) {
       .number("reach", &s.reach, 0, 4)
       .number("scene_tau", &s.scene_tau, 0, 4)
       .number("value_weight", &s.value_weight, 0, 100)
-      .flag("mass", &s.mass)
       .number("scenes", &s.scenes, 0, 1e6)
       .number("thin", &s.thin, 0, 1)
       .finish();

@@ -1,5 +1,6 @@
 #include "policy/policy.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "core/error.h"
@@ -42,18 +43,42 @@ std::vector<std::string> policy_names() {
   };
 }
 
-SettingReader& SettingReader::number(const char* name, double* value, double low, double high) {
+bool SettingReader::take(const char* name, SettingValue* value) {
   known_ += (known_.empty() ? "" : ", ") + std::string(name);
-  for (auto it = left_.begin(); it != left_.end(); ++it) {
-    if (it->first != name) continue;
-    if (!(it->second >= low && it->second <= high))
-      throw InvalidInput(std::string("policy ") + policy_ + ": " + name + "=" + std::to_string(it->second) +
-                         " is not between " + std::to_string(low) + " and " + std::to_string(high) + ".");
-    *value = it->second;
-    left_.erase(it);
-    break;
-  }
+  const auto found = std::find_if(left_.begin(), left_.end(), [&](const auto& entry) { return entry.first == name; });
+  if (found == left_.end()) return false;
+  *value = found->second;
+  left_.erase(found);
+  return true;
+}
+
+SettingReader& SettingReader::number(const char* name, double* value, double low, double high) {
+  SettingValue given;
+  if (!take(name, &given)) return *this;
+  const double* number = given.number();
+  if (number == nullptr || !(*number >= low && *number <= high))
+    throw InvalidInput(std::string("policy ") + policy_ + ": " + name + "=" + given.text() +
+                       " is not a number between " + std::to_string(low) + " and " + std::to_string(high) + ".");
+  *value = *number;
   return *this;
+}
+
+SettingReader& SettingReader::choice(const char* name, int* value, std::initializer_list<const char*> words) {
+  SettingValue given;
+  if (!take(name, &given)) return *this;
+  const std::string* word = given.word();
+  std::string known;
+  int at = 0;
+  for (const char* one : words) {
+    if (word != nullptr && *word == one) {
+      *value = at;
+      return *this;
+    }
+    known += (known.empty() ? "" : ", ") + std::string(one);
+    ++at;
+  }
+  throw InvalidInput(std::string("policy ") + policy_ + ": " + name + "=" + given.text() + " is none of " + known +
+                     ".");
 }
 
 SettingReader& SettingReader::number(const char* name, float* value, double low, double high) {

@@ -1,15 +1,19 @@
 // Policy: every choice of the memory - what a token joins, what is read for a question, what yields under pressure - as
 // plain data over a read-only view of the store. A policy moves nothing; KvMemory carries its decisions out, so a policy
 // can be tested with numbers alone and a new one is one file here and one line in policies.def.
-// One object serves one session and may keep state per lane, sized when it is bound; no call allocates.
+// One object serves one session and may keep state per lane: planned by scratch_bytes(), taken from the cap in bind(); no
+// call allocates.
 #pragma once
 
+#include <initializer_list>
 #include <limits>
 #include <memory>
 #include <string>
 #include <utility>
+#include <variant>
 #include <vector>
 
+#include "memory/region.h"
 #include "store/cluster_store.h"
 
 namespace mosaic {
@@ -17,18 +21,26 @@ namespace mosaic {
 // What a policy asks of the store it runs on.
 struct PolicyNeeds {
   bool by_token = false;   // tokens are labelled one by one; false: a frame is one cluster, admitted whole
-  bool summaries = false;  // clusters keep a mean key and value
+  bool per_head = false;   // a lane is one KV head of a layer; false: a lane is a layer, all its heads together
+  bool means = false;      // clusters keep a mean key and value, for scoring
+  bool summaries = false;  // and the mean is attended, + log count, for members that are not read; needs means
   bool scenes = false;     // frames are clustered by their embedding
   bool selects = false;    // reads a part; false: everything stored is read
   bool refuses = false;    // lets nothing go: a frame that does not fit is refused before anything changes
+  bool received = false;   // admit() wants the attention each token received while it was in the window
+  bool unbounded = false;  // a cluster may grow without end: it is never split, merged or packed as one
+  int frames = 1;          // frames admitted together (by token, no scenes)
+  int clusters = 0;        // by token: clusters of a lane; 0: what index_share allows
   float value_weight = 0;  // of the cluster metric
 };
 
 struct AdmitBlock {
   int lane = 0;  // by frame: -1, the decision holds for every lane
-  Run tokens;    // by frame: empty
+  Run tokens;    // of all frames of the block, in time order; by frame: empty
   int32_t frame = 0;
+  int frames = 1;
   SceneId scene = kNone;
+  const float* received = nullptr;  // [tokens], summed over queries and heads of the lane; null unless it was asked for
 };
 
 // Where one token goes.
@@ -36,7 +48,9 @@ struct Placement {
   static constexpr ClusterId kOpen = -2;  // a cluster of its own
   static constexpr ClusterId kDrop = -3;
   ClusterId cluster = kOpen;
-  bool keep = true;  // a member that can be read; false: into the summary only
+  bool keep = true;          // a member that can be read; false: into the summary only
+  uint8_t tag = 0;           // kOpen: what kind the new cluster is, in the policy's own words
+  int32_t together = kNone;  // kOpen: tokens of the block with the same number share one new cluster
 };
 
 struct SelectQuery {
@@ -73,12 +87,13 @@ struct Need {
 };
 
 struct Relief {
-  enum class Kind : uint8_t { kDemote, kSummarise, kDrop, kMerge };
+  enum class Kind : uint8_t { kDemote, kThin, kSummarise, kDrop, kMerge };
   Kind kind = Kind::kDrop;
   int lane = 0;
   ClusterId cluster = kNone;
-  ClusterId other = kNone;  // kMerge: joins `cluster`
-  int tier = 0;             // kDemote: from this tier
+  ClusterId other = kNone;        // kMerge: joins `cluster`
+  int tier = 0;                   // kDemote: from this tier
+  const uint8_t* keep = nullptr;  // kThin: [members], in the order of the pages; 0: the token goes. The policy's memory
 };
 
 class Policy {
@@ -86,15 +101,20 @@ class Policy {
   virtual ~Policy() = default;
   virtual const char* name() const = 0;
   virtual PolicyNeeds needs() const = 0;
-  // Called once, when the store stands. The only place to allocate.
-  virtual void bind(const ClusterStore& store) { (void)store; }
+  // Memory for the policy's own state under this shape, counted in the cap (Region::rounded() per piece).
+  virtual size_t scratch_bytes(const StoreShape& shape) const {
+    (void)shape;
+    return 0;
+  }
+  // Called once, when the store stands: takes exactly scratch_bytes() from the region. The only place to allocate.
+  virtual void bind(const ClusterStore& store, Region& region) { (void)store, (void)region; }
 
   // The scene of a frame, or kNone for a new one.
   virtual SceneId scene(const ClusterStore& store, const float* embedding) {
     (void)store, (void)embedding;
     return kNone;
   }
-  // out: [tokens] by token, [1] by frame.
+  // out: [tokens] by token, [1] by frame. Labels follow their cluster when it merges before they are used.
   virtual void admit(const ClusterStore& store, const AdmitBlock& block, Placement* out) = 0;
   // The distance (squared, between unit vectors) within which a token may join a cluster of the lane at all.
   virtual float reach(int lane) const {
@@ -116,7 +136,19 @@ class Policy {
 // What policies by frame share: the clusters that grew longest ago go to disk, a few at a time. 0: there is no room on one.
 int spill_oldest(const ClusterStore& store, const Need& need, Relief* out, int capacity);
 
-using PolicySettings = std::vector<std::pair<std::string, double>>;
+// A number, or one of a few words.
+struct SettingValue {
+  SettingValue(double number = 0) : value(number) {}  // NOLINT: settings read {{"alpha", 0.5}, {"score", "dot"}}
+  SettingValue(const char* word) : value(std::string(word)) {}
+  SettingValue(std::string word) : value(std::move(word)) {}
+  const double* number() const { return std::get_if<double>(&value); }
+  const std::string* word() const { return std::get_if<std::string>(&value); }
+  std::string text() const { return number() != nullptr ? std::to_string(*number()) : "\"" + *word() + "\""; }
+
+ private:
+  std::variant<double, std::string> value;
+};
+using PolicySettings = std::vector<std::pair<std::string, SettingValue>>;
 // Throws InvalidInput naming the policies, or the settings of the policy, that there are.
 std::unique_ptr<Policy> make_policy(const std::string& name, const PolicySettings& settings);
 std::vector<std::string> policy_names();
@@ -129,9 +161,14 @@ class SettingReader {
   SettingReader& number(const char* name, float* value, double low, double high);
   SettingReader& number(const char* name, int* value, double low, double high);
   SettingReader& flag(const char* name, bool* value);
+  // One of `words`; *value is its place among them.
+  SettingReader& choice(const char* name, int* value, std::initializer_list<const char*> words);
   void finish() const;
 
  private:
+  // Takes the setting out of what is left; false: it was not given.
+  bool take(const char* name, SettingValue* value);
+
   const char* policy_;
   PolicySettings left_;
   std::string known_;

@@ -59,19 +59,27 @@ void KvMemory::admit_oldest() {
   } else {
     admit_whole(frame, scene);
   }
-  window_.pop();
+  for (int i = 0; i < plan_.block_frames; ++i) window_.pop();
 }
 
-int KvMemory::read_frame(int lane, const WindowFrame& frame) {
+// The oldest frames of the window, as many as leave together, one behind the other in the scratch.
+int KvMemory::read_block(int lane) {
   const auto row = static_cast<size_t>(plan_.store.page.row());
-  for (int at = 0, page = 0; at < frame.tokens; at += kPageTokens, ++page) {
-    const std::byte* bytes = window_.page(Strip::kFrame, lane, page, 0);
-    const int n = std::min(kPageTokens, frame.tokens - at);
-    backend_.ops->decode(plan_.window.codec, plan_.store.page, bytes, 0, n, scratch_.k + static_cast<size_t>(at) * row,
-                         scratch_.v + static_cast<size_t>(at) * row, row);
-    std::memcpy(scratch_.meta + at, page_meta(bytes), static_cast<size_t>(n) * sizeof(TokenMeta));
+  int rows = 0;
+  for (int f = 0; f < plan_.block_frames; ++f) {
+    const int tokens = window_.frame(f).tokens;
+    if (plan_.window.received) std::copy_n(window_.received(lane, f), tokens, scratch_.received + rows);
+    for (int at = 0, page = 0; at < tokens; at += kPageTokens, ++page) {
+      const std::byte* bytes = window_.page(Strip::kFrame, lane, page, f);
+      const int n = std::min(kPageTokens, tokens - at);
+      backend_.ops->decode(plan_.window.codec, plan_.store.page, bytes, 0, n,
+                           scratch_.k + static_cast<size_t>(rows) * row, scratch_.v + static_cast<size_t>(rows) * row,
+                           row);
+      std::memcpy(scratch_.meta + rows, page_meta(bytes), static_cast<size_t>(n) * sizeof(TokenMeta));
+      rows += n;
+    }
   }
-  return frame.tokens;
+  return rows;
 }
 
 void KvMemory::admit_whole(const WindowFrame& frame, SceneId scene) {
@@ -98,7 +106,7 @@ void KvMemory::admit_whole(const WindowFrame& frame, SceneId scene) {
     return;
   }
   for (int lane = 0; lane < lanes(); ++lane) {
-    const int n = read_frame(lane, frame);
+    const int n = read_block(lane);
     ClusterId made = kNone;
     const Short s = store_.open(lane, scene, {scratch_.k, scratch_.v, scratch_.meta, n}, frame.number, &made);
     if (s != Short::kNothing) store_.drop_tokens(n);
@@ -115,8 +123,15 @@ void KvMemory::keep_hot_slots(int lane, const WindowFrame& frame) {
 
 void KvMemory::admit_tokens(int lane, const WindowFrame& frame, SceneId scene) {
   keep_hot_slots(lane, frame);
-  const int n = read_frame(lane, frame);
-  policy_->admit(store_, {lane, {scratch_.k, scratch_.v, scratch_.meta, n}, frame.number, scene}, scratch_.placement);
+  const int n = read_block(lane);
+  policy_->admit(store_,
+                 {lane,
+                  {scratch_.k, scratch_.v, scratch_.meta, n},
+                  frame.number,
+                  plan_.block_frames,
+                  scene,
+                  plan_.window.received ? scratch_.received : nullptr},
+                 scratch_.placement);
   fresh_count_ = 0;
   for (int i = 0; i < n; ++i) place(lane, i, n, frame, scene);
 }
@@ -133,7 +148,7 @@ void KvMemory::place(int lane, int i, int n, const WindowFrame& frame, SceneId s
   };
   for (int attempt = 0; attempt < 16; ++attempt) {
     if (to.cluster == Placement::kDrop) break;
-    if (to.cluster == Placement::kOpen && fresh_count_ > 0) {
+    if (to.cluster == Placement::kOpen && to.together == kNone && fresh_count_ > 0 && index.has_means()) {
       // The labels were made before this frame opened clusters of its own: it may belong to one of those.
       AssignArgs args;
       args.k = token.k;
@@ -151,17 +166,19 @@ void KvMemory::place(int lane, int i, int n, const WindowFrame& frame, SceneId s
       args.best = &best;
       args.similarity = &similarity;
       backend_.ops->assign(args);
-      if (best != kNone && 2 - 2 * similarity <= policy_->reach(lane)) to = {best, true};
+      if (best != kNone && 2 - 2 * similarity <= policy_->reach(lane)) to.cluster = best;
     }
     Short s = Short::kNothing;
     ClusterId made = kNone;
     int slots = 1;
     if (to.cluster == Placement::kOpen) {
-      s = open_new(store_.open(lane, scene, token, frame.number, &made), made);
+      s = open_new(store_.open(lane, scene, token, frame.number, &made, to.tag), made);
+      for (int j = i; j < n && s == Short::kNothing && to.together != kNone; ++j)
+        if (scratch_.placement[j].together == to.together) scratch_.placement[j].cluster = made;
     } else if (!to.keep) {
       store_.absorb(lane, to.cluster, token, frame.number);
-    } else if (store_.variance_with(lane, to.cluster, token.k, token.v) >
-               policy_->tolerance(lane, index.count(to.cluster) + 1)) {
+    } else if (index.has_means() && store_.variance_with(lane, to.cluster, token.k, token.v) >
+                                        policy_->tolerance(lane, index.count(to.cluster) + 1)) {
       slots = 3;  // what a split may need at once
       s = index[to.cluster].disk_pages > 0 ? open_new(store_.defer(lane, to.cluster, token, frame.number, &made), made)
                                            : open_new(store_.split(lane, to.cluster, token, frame.number, &made), made);
@@ -205,6 +222,9 @@ void KvMemory::carry_out(const Relief& relief, int first_label, int labels) {
   switch (relief.kind) {
     case Relief::Kind::kDemote:
       store_.demote(relief.lane, relief.cluster, relief.tier);
+      return;
+    case Relief::Kind::kThin:
+      store_.thin(relief.lane, relief.cluster, relief.keep);
       return;
     case Relief::Kind::kSummarise:
       store_.summarise(relief.lane, relief.cluster);

@@ -15,20 +15,21 @@ size_t piece(int n) {
 }  // namespace
 
 size_t FrameScratch::bytes_for(const Plan& plan) {
-  const int tokens = plan.config.model.frame_tokens;
+  const int tokens = plan.config.model.frame_tokens * plan.block_frames;
   const int row = plan.store.page.row();
   return 2 * piece<float>(tokens * row) + piece<TokenMeta>(tokens) + piece<Placement>(tokens) +
-         piece<ClusterId>(tokens) + piece<Relief>(kReliefs);
+         piece<ClusterId>(tokens) + piece<float>(plan.window.received ? tokens : 0) + piece<Relief>(kReliefs);
 }
 
 FrameScratch::FrameScratch(Region& region, const Plan& plan) {
-  const auto tokens = static_cast<size_t>(plan.config.model.frame_tokens);
+  const auto tokens = static_cast<size_t>(plan.config.model.frame_tokens * plan.block_frames);
   const auto row = static_cast<size_t>(plan.store.page.row());
   k = region.take<float>("frame scratch", tokens * row);
   v = region.take<float>("frame scratch", tokens * row);
   meta = region.take<TokenMeta>("frame scratch", tokens);
   placement = region.take<Placement>("frame scratch", tokens);
   fresh = region.take<ClusterId>("frame scratch", tokens);
+  received = region.take<float>("frame scratch", plan.window.received ? tokens : 0);
   relief = region.take<Relief>("frame scratch", kReliefs);
 }
 

@@ -10,13 +10,15 @@ namespace mosaic {
 
 Ops::Limits ops_limits(const Plan& plan);
 
-// Rows of one leaving frame, and what the policy said of them.
+// Rows of the block that leaves the window (one frame, or as many as the policy takes together), and what the policy
+// said of them.
 struct FrameScratch {
-  float* k;  // [frame_tokens, row]
+  float* k;  // [block tokens, row]
   float* v;
-  TokenMeta* meta;  // [frame_tokens]
+  TokenMeta* meta;  // [block tokens]
   Placement* placement;
-  ClusterId* fresh;  // clusters opened by this frame
+  ClusterId* fresh;  // clusters opened by this block
+  float* received;   // [block tokens], if the policy wants it
   Relief* relief;
   static constexpr int kReliefs = 256;
   static size_t bytes_for(const Plan& plan);

@@ -42,10 +42,10 @@ KvMemory::KvMemory(const MemoryConfig& config, std::unique_ptr<Policy> policy, B
   for (int l = 0; l < lanes(); ++l) selection_.emplace_back(region_, plan_);
   const Ops::Limits limits = ops_limits(plan_);
   backend_.ops->set_scratch(region_.take<std::byte>("kernel scratch", backend_.ops->scratch_bytes(limits)), limits);
+  policy_->bind(store_, region_);
   if (region_.used() != plan_.total_bytes)
     throw InvariantError("KvMemory: took " + std::to_string(region_.used()) + " bytes, planned " +
                          std::to_string(plan_.total_bytes) + ".");
-  policy_->bind(store_);
 }
 
 void KvMemory::begin(Block kind, int tokens) {
@@ -137,23 +137,32 @@ void KvMemory::attend(int layer, const float* q, const float* k, const float* v,
     abort();
     throw InvalidInput("KvMemory: " + what + "; the block was refused and nothing of it was filed.");
   }
-  BlockSelection& s = selection_[static_cast<size_t>(layer)];
+  const auto each = static_cast<size_t>(plan_.layer_lanes);
+  for (size_t i = 0; i < each; ++i)
+    attend_lane(layer * plan_.layer_lanes + static_cast<int>(i), q + i * (q_row / each), k + i * (kv_row / each),
+                v + i * (kv_row / each), out + i * (q_row / each));
+  store_.unpin_all();
+  ++next_layer_;
+}
+
+void KvMemory::attend_lane(int lane, const float* q, const float* k, const float* v, float* out) {
+  BlockSelection& s = selection_[static_cast<size_t>(lane)];
   if (!s.ready) {
     if (block_ == Block::kPrefix || (block_ == Block::kFrame && model().video_window > 0)) {
-      select_window(layer);
+      select_window(lane);
     } else {
-      select_stored(layer, q);
+      select_stored(lane, q);
     }
   }
-  if (block_ == Block::kQuestion) append_branch(&s, layer);
+  if (block_ == Block::kQuestion) append_branch(&s, lane);
   resolve(&s);
   block_positions(s);
 
   AttendArgs args;
   args.q = q;
   args.tokens = block_tokens_;
-  args.q_heads = model().q_heads;
-  args.q_stride = q_row;
+  args.q_heads = model().q_heads / plan_.layer_lanes;
+  args.q_stride = static_cast<size_t>(model().q_heads) * static_cast<size_t>(model().head_dim);
   args.q_positions = shared_.q_positions;
   args.shape = plan_.store.page;
   args.rope = &rope_;
@@ -161,31 +170,30 @@ void KvMemory::attend(int layer, const float* q, const float* k, const float* v,
   args.pages = s.pages();
   args.n_pages = s.entries();
   args.positions = s.positions();
-  args.mean_k = store_.index(layer).mean_k();
-  args.mean_v = store_.index(layer).mean_v();
+  args.mean_k = store_.index(lane).mean_k();
+  args.mean_v = store_.index(lane).mean_v();
   args.rows = s.row_ids();
   args.row_positions = s.row_positions();
   args.row_bias = s.row_bias();
   args.n_rows = s.rows();
   args.block_k = k;
   args.block_v = v;
-  args.kv_stride = kv_row;
+  args.kv_stride = static_cast<size_t>(model().kv_heads) * static_cast<size_t>(model().head_dim);
   args.out = out;
   args.lse = shared_.lse;
   backend_.ops->attend(args);
-  if (block_ == Block::kQuestion && passes_ == 0) collect_evidence(args, &s, layer);
-  stage(layer, k, v);
-  store_.unpin_all();
-  ++next_layer_;
+  if (block_ == Block::kQuestion && passes_ == 0) collect_evidence(args, &s, lane);
+  if (block_ == Block::kFrame && plan_.window.received) collect_received(args, &s, lane);
+  stage(lane, k, v);
 }
 
 // k and v into their place in the window. A block that is aborted leaves bytes there that nothing refers to.
-void KvMemory::stage(int layer, const float* k, const float* v) {
-  const auto row = static_cast<size_t>(plan_.store.page.row());
+void KvMemory::stage(int lane, const float* k, const float* v) {
+  const auto row = static_cast<size_t>(model().kv_heads) * static_cast<size_t>(model().head_dim);
   const CodecId codec = plan_.window.codec;
   if (block_ == Block::kFrame) {
     for (int at = 0, page = 0; at < block_tokens_; at += kPageTokens, ++page) {
-      std::byte* bytes = window_.page(Strip::kFrame, layer, page, window_.frames());
+      std::byte* bytes = window_.page(Strip::kFrame, lane, page, window_.frames());
       const int n = std::min(kPageTokens, block_tokens_ - at);
       for (int i = 0; i < n; ++i) {
         const int32_t position = next_position_ + (model().rope.is_multi() ? 0 : at + i);
@@ -202,7 +210,7 @@ void KvMemory::stage(int layer, const float* k, const float* v) {
   const int first = block_ == Block::kPrefix ? window_.prefix_tokens : window_.branch_tokens;
   for (int i = 0; i < block_tokens_; ++i) {
     const int at = first + i;
-    std::byte* bytes = window_.page(strip, layer, at / kPageTokens);
+    std::byte* bytes = window_.page(strip, lane, at / kPageTokens);
     const auto place = static_cast<uint16_t>(shared_.q_positions[3 * i]);
     page_meta(bytes)[at % kPageTokens] = {block_ == Block::kPrefix ? next_position_ + i : 0, -1, place, place};
     backend_.ops->encode_row(codec, plan_.store.page, k + static_cast<size_t>(i) * row,

@@ -86,25 +86,29 @@ class KvMemory {
   int lanes() const { return plan_.window.lanes; }
   const ModelShape& model() const { return plan_.config.model; }
   void begin(Block kind, int tokens);
-  void stage(int layer, const float* k, const float* v);
+  // A lane is all heads of a layer, or one of its KV heads with the query heads that share it.
+  void attend_lane(int lane, const float* q, const float* k, const float* v, float* out);
+  void stage(int lane, const float* k, const float* v);
   void block_positions(const BlockSelection& selection);
+  bool attends_means() const { return plan_.select_rows > 0 && plan_.config.summaries; }
   // selection.cc
-  void select_window(int layer);
-  void select_stored(int layer, const float* q);
-  void add_strip(BlockSelection* s, int layer, Strip strip, int tokens, int frame = 0);
-  void add_cluster(BlockSelection* s, int layer, ClusterId c);
-  void append_branch(BlockSelection* s, int layer);
-  void prefetch(int layer, const float* q);
+  void select_window(int lane);
+  void select_stored(int lane, const float* q);
+  void add_strip(BlockSelection* s, int lane, Strip strip, int tokens, int frame = 0);
+  void add_cluster(BlockSelection* s, int lane, ClusterId c);
+  void append_branch(BlockSelection* s, int lane);
+  void prefetch(int lane, const float* q);
   void resolve(BlockSelection* s);
-  void collect_evidence(const AttendArgs& args, BlockSelection* s, int layer);
-  int run_policy_select(int layer, const float* q);
+  void collect_evidence(const AttendArgs& args, BlockSelection* s, int lane);
+  void collect_received(const AttendArgs& args, BlockSelection* s, int lane);
+  int run_policy_select(int lane, const float* q);
   // admission.cc
   void refuse_frame_without_room();
   void admit_oldest();
   void admit_whole(const WindowFrame& frame, SceneId scene);
   void admit_tokens(int lane, const WindowFrame& frame, SceneId scene);
   void place(int lane, int i, int n, const WindowFrame& frame, SceneId scene);
-  int read_frame(int lane, const WindowFrame& frame);
+  int read_block(int lane);
   SceneId scene_of(const float* embedding);
   bool relieve(Need need, int first_label, int labels);
   void carry_out(const Relief& relief, int first_label, int labels);
@@ -118,7 +122,7 @@ class KvMemory {
   Window window_;
   ClusterStore store_;
   RopeTable rope_;
-  std::vector<BlockSelection> selection_;  // [layers]
+  std::vector<BlockSelection> selection_;  // [lanes]
   BlockSelection::Shared shared_;
   FrameScratch scratch_;
   Evidence evidence_;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "core/error.h"
 #include "runtime/block_selection.h"
@@ -37,17 +38,23 @@ void check(const MemoryConfig& c) {
 }
 
 // Everything but the page slots follows from the configuration; `slots` is what the search varies.
-void lay_out(Plan* plan, const PolicyNeeds& needs, const Ops& ops, int64_t packed_slots) {
+void lay_out(Plan* plan, const Policy& policy, const Ops& ops, int64_t packed_slots) {
+  const PolicyNeeds needs = policy.needs();
   MemoryConfig& c = plan->config;
   const ModelShape& m = c.model;
-  const PageShape page{m.kv_heads, m.head_dim};
+  const PageShape page{needs.per_head ? 1 : m.kv_heads, m.head_dim};
   StoreShape& s = plan->store;
-  s.lanes = m.layers;
+  plan->layer_lanes = needs.per_head ? m.kv_heads : 1;
+  plan->block_frames = needs.by_token ? needs.frames : 1;
+  s.lanes = m.layers * plan->layer_lanes;
   s.page = page;
   s.embedding_dim = m.embedding_dim;
   s.spill_dir = c.spill_dir;
   s.value_weight = needs.value_weight;
-  s.max_run = std::max(needs.by_token ? c.max_cluster_tokens : 0, m.frame_tokens);
+  // Packing a cluster without end needs two pages of scratch.
+  s.max_run = std::max({needs.by_token ? c.max_cluster_tokens : 0, m.frame_tokens * plan->block_frames,
+                        needs.unbounded ? 2 * kPageTokens : 0});
+  s.max_members = needs.unbounded ? std::numeric_limits<int>::max() : s.max_run;
   s.scenes = needs.scenes ? c.scenes : 0;
 
   s.tiers.clear();
@@ -72,13 +79,14 @@ void lay_out(Plan* plan, const PolicyNeeds& needs, const Ops& ops, int64_t packe
   }
   int64_t all_slots = 0;
   for (const TierSpec& tier : s.tiers) all_slots += tier.slots;
-  const int64_t lane_slots = all_slots / m.layers + 1;
+  const int64_t lane_slots = all_slots / s.lanes + 1;
   const int frame_pages = pages_for(m.frame_tokens);
-  s.index.dim = needs.summaries ? page.row() : 0;
+  s.index.dim = needs.means ? page.row() : 0;
   s.index.capacity = needs.by_token ? c.clusters : static_cast<int>(lane_slots / frame_pages + 2);
 
-  const int fixed_tokens = c.prefix_tokens + m.frame_tokens * (c.window_frames + 1) + c.branch_tokens;
-  const int fixed_pages = pages_for(c.prefix_tokens) + frame_pages * (c.window_frames + 1) + pages_for(c.branch_tokens);
+  const int window_frames = c.window_frames + plan->block_frames - 1;  // a block leaves when it is whole
+  const int fixed_tokens = c.prefix_tokens + m.frame_tokens * (window_frames + 1) + c.branch_tokens;
+  const int fixed_pages = pages_for(c.prefix_tokens) + frame_pages * (window_frames + 1) + pages_for(c.branch_tokens);
   if (needs.selects) {
     // Pages of a small cluster are not full: two per 16 tokens, and what finds no row is read as its summary.
     plan->select_tokens = c.retrieve_tokens + fixed_tokens;
@@ -87,7 +95,7 @@ void lay_out(Plan* plan, const PolicyNeeds& needs, const Ops& ops, int64_t packe
     plan->select_tokens = static_cast<int>(lane_slots * kPageTokens) + fixed_tokens;
     plan->select_entries = static_cast<int>(lane_slots) + fixed_pages;
   }
-  plan->select_rows = needs.summaries ? s.index.capacity : 0;
+  plan->select_rows = needs.summaries ? s.index.capacity : 0;  // means that are scored alone are not attended
   // Read copies for two layers: the one that is attended and the next.
   s.fetch_slots = disk_slots == 0 ? 0 : static_cast<int>(std::min<int64_t>(2 * plan->select_entries, disk_slots));
   plan->max_block = std::max({m.frame_tokens, c.branch_tokens, c.prefix_tokens});
@@ -96,31 +104,33 @@ void lay_out(Plan* plan, const PolicyNeeds& needs, const Ops& ops, int64_t packe
                              : plan->select_tokens + plan->select_rows + plan->max_block + RopeTable::kFine;
 
   WindowShape& w = plan->window;
-  w.lanes = m.layers;
+  w.lanes = s.lanes;
   w.page = page;
   w.codec = c.exact;
-  w.frames = c.window_frames;
+  w.frames = window_frames;
+  w.received = needs.received;
   w.frame_tokens = m.frame_tokens;
   w.prefix_tokens = c.prefix_tokens;
   w.branch_tokens = c.branch_tokens;
   w.embedding_dim = m.embedding_dim;
 
   const Ops::Limits limits = ops_limits(*plan);
-  const auto layers = static_cast<uint64_t>(m.layers);
+  const auto lanes = static_cast<uint64_t>(s.lanes);
   plan->parts = {
       {"window and question", Window::bytes_for(w)},
-      {"selections", layers * BlockSelection::bytes_for(*plan) + BlockSelection::shared_bytes_for(*plan)},
+      {"selections", lanes * BlockSelection::bytes_for(*plan) + BlockSelection::shared_bytes_for(*plan)},
       {"rope", Region::rounded(RopeTable::bytes_for(m.rope, plan->rope_positions))},
       {"kernel scratch", Region::rounded(ops.scratch_bytes(limits))},
       {"frame scratch", FrameScratch::bytes_for(*plan)},
       {"evidence", Evidence::bytes_for()},
+      {"policy", policy.scratch_bytes(s)},
       {"pages", TierChain::bytes_for(s.tiers, page)},
-      {"index", layers * ClusterIndex::bytes_for(s.index)},
+      {"index", lanes * ClusterIndex::bytes_for(s.index)},
       {"scenes", s.scenes > 0 ? SceneTable::bytes_for(s.scenes, s.embedding_dim) : 0},
       {"fetch cache", FetchCache::bytes_for(s.fetch_slots, page_bytes(s.tiers.back().codec, page))},
   };
   uint64_t store_parts = 0;
-  for (size_t i = 6; i < plan->parts.size(); ++i) store_parts += plan->parts[i].bytes;
+  for (size_t i = 7; i < plan->parts.size(); ++i) store_parts += plan->parts[i].bytes;
   plan->parts.push_back({"page table and split scratch", ClusterStore::bytes_for(s) - store_parts});
   plan->total_bytes = 0;
   for (const Plan::Part& part : plan->parts) plan->total_bytes += part.bytes;
@@ -157,12 +167,14 @@ Plan make_plan(const MemoryConfig& config, const Policy& policy, const Ops& ops)
     const uint64_t exact_bytes = static_cast<uint64_t>(m.layers) * page_bytes(c.exact, page) / kPageTokens;
     c.branch_tokens = static_cast<int>(std::clamp<uint64_t>(c.cap_bytes / 16 / exact_bytes, 32, 512));
   }
+  if (needs.by_token && needs.clusters > 0) c.clusters = needs.clusters;
   const bool choose_clusters = needs.by_token && c.clusters == 0;
   if (choose_clusters) c.clusters = 2;
 
   // The least that works: one page of every tier for each layer.
-  const int64_t least = std::max<int64_t>(m.layers * int64_t{pages_for(m.frame_tokens)}, 4);
-  lay_out(&plan, needs, ops, least);
+  const int lanes = m.layers * (needs.per_head ? m.kv_heads : 1);
+  const int64_t least = std::max<int64_t>(lanes * int64_t{pages_for(m.frame_tokens * std::max(needs.frames, 1))}, 4);
+  lay_out(&plan, policy, ops, least);
   if (plan.total_bytes > c.cap_bytes) {
     const Plan::Part* most = &*std::max_element(plan.parts.begin(), plan.parts.end(),
                                                 [](const auto& a, const auto& b) { return a.bytes < b.bytes; });
@@ -177,7 +189,7 @@ Plan make_plan(const MemoryConfig& config, const Policy& policy, const Ops& ops)
     const int probe = 1024;
     const uint64_t before = plan.total_bytes;
     c.clusters += probe;
-    lay_out(&plan, needs, ops, least);
+    lay_out(&plan, policy, ops, least);
     const double each = static_cast<double>(plan.total_bytes - before) / probe;
     const auto wanted = static_cast<int64_t>(static_cast<double>(spare) * c.index_share / each);
     c.clusters = static_cast<int>(std::clamp<int64_t>(wanted, 2, 1 << 16));
@@ -185,18 +197,18 @@ Plan make_plan(const MemoryConfig& config, const Policy& policy, const Ops& ops)
       c.scenes = std::max(1, std::min(c.scenes, c.clusters / 4));  // or scenes could not merge inside
   }
   int64_t low = least, high = least;
-  lay_out(&plan, needs, ops, low);
+  lay_out(&plan, policy, ops, low);
   while (plan.total_bytes <= c.cap_bytes && high < (int64_t{1} << 30)) {
     low = high;
     high *= 2;
-    lay_out(&plan, needs, ops, high);
+    lay_out(&plan, policy, ops, high);
   }
   while (low + 1 < high) {
     const int64_t middle = low + (high - low) / 2;
-    lay_out(&plan, needs, ops, middle);
+    lay_out(&plan, policy, ops, middle);
     (plan.total_bytes <= c.cap_bytes ? low : high) = middle;
   }
-  lay_out(&plan, needs, ops, low);
+  lay_out(&plan, policy, ops, low);
   return plan;
 }
 

@@ -8,30 +8,30 @@
 
 namespace mosaic {
 
-void KvMemory::add_strip(BlockSelection* s, int layer, Strip strip, int tokens, int frame) {
+void KvMemory::add_strip(BlockSelection* s, int lane, Strip strip, int tokens, int frame) {
   for (int at = 0, page = 0; at < tokens; at += kPageTokens, ++page)
-    s->add_page(kNone, window_.page(strip, layer, page, frame), plan_.window.codec, 0,
+    s->add_page(kNone, window_.page(strip, lane, page, frame), plan_.window.codec, 0,
                 std::min(kPageTokens, tokens - at));
 }
 
-void KvMemory::select_window(int layer) {
-  BlockSelection* s = &selection_[static_cast<size_t>(layer)];
+void KvMemory::select_window(int lane) {
+  BlockSelection* s = &selection_[static_cast<size_t>(lane)];
   s->clear();
   s->reserve(0, 0);
-  add_strip(s, layer, Strip::kPrefix, window_.prefix_tokens);
+  add_strip(s, lane, Strip::kPrefix, window_.prefix_tokens);
   if (block_ == Block::kFrame)
     for (int i = std::max(0, window_.frames() - (model().video_window - 1)); i < window_.frames(); ++i)
-      add_strip(s, layer, Strip::kFrame, window_.frame(i).tokens, i);
+      add_strip(s, lane, Strip::kFrame, window_.frame(i).tokens, i);
   s->finish(plan_.config.original_positions, model().rope.is_multi(), shared_);
 }
 
 // The policy's choice in shared_.result, best first; returns how many.
-int KvMemory::run_policy_select(int layer, const float* q) {
+int KvMemory::run_policy_select(int lane, const float* q) {
   SelectQuery query;
-  query.lane = layer;
+  query.lane = lane;
   query.q = q;
   query.tokens = block_tokens_;
-  query.q_heads = model().q_heads;
+  query.q_heads = model().q_heads / plan_.layer_lanes;
   query.q_stride = static_cast<size_t>(model().q_heads) * static_cast<size_t>(model().head_dim);
   query.scale = model().scale;
   query.max_tokens = plan_.config.retrieve_tokens;
@@ -41,8 +41,8 @@ int KvMemory::run_policy_select(int layer, const float* q) {
   return shared_.result.n;
 }
 
-void KvMemory::add_cluster(BlockSelection* s, int layer, ClusterId c) {
-  const ClusterIndex& index = store_.index(layer);
+void KvMemory::add_cluster(BlockSelection* s, int lane, ClusterId c) {
+  const ClusterIndex& index = store_.index(lane);
   const Cluster& cluster = index[c];
   int read = 0;
   for (PageId id = cluster.head; id != kNone;) {
@@ -72,28 +72,28 @@ void KvMemory::add_cluster(BlockSelection* s, int layer, ClusterId c) {
   // What is not in the pages that were read is attended through the mean.
   const int rest = index.count(c) - read;
   // A mean over older tokens too is not what since= asks for.
-  if (index.has_means() && rest > 0 && (!asking_ || cluster.first_time >= since_ms_)) s->add_row(c, cluster, rest);
+  if (attends_means() && rest > 0 && (!asking_ || cluster.first_time >= since_ms_)) s->add_row(c, cluster, rest);
 }
 
-void KvMemory::select_stored(int layer, const float* q) {
-  BlockSelection* s = &selection_[static_cast<size_t>(layer)];
+void KvMemory::select_stored(int lane, const float* q) {
+  BlockSelection* s = &selection_[static_cast<size_t>(lane)];
   s->clear();
   const bool question = block_ == Block::kQuestion;
   const int32_t since = question ? since_ms_ : std::numeric_limits<int32_t>::min();
-  const ClusterIndex& index = store_.index(layer);
+  const ClusterIndex& index = store_.index(lane);
   s->reserve(question ? pages_for(plan_.config.branch_tokens) : 0, question ? plan_.config.branch_tokens : 0);
   // What never yields comes first, so that there is always room for it.
-  add_strip(s, layer, Strip::kPrefix, window_.prefix_tokens);
+  add_strip(s, lane, Strip::kPrefix, window_.prefix_tokens);
   if (window_.has_first_frame() && window_.first_frame().time_ms >= since)
-    add_strip(s, layer, Strip::kFirstFrame, window_.first_frame().tokens);
+    add_strip(s, lane, Strip::kFirstFrame, window_.first_frame().tokens);
   for (int i = 0; i < window_.frames(); ++i)
-    if (window_.frame(i).time_ms >= since) add_strip(s, layer, Strip::kFrame, window_.frame(i).tokens, i);
+    if (window_.frame(i).time_ms >= since) add_strip(s, lane, Strip::kFrame, window_.frame(i).tokens, i);
 
   if (!policy_->needs().selects) {
     for (const ClusterId c : index.live())
-      if (index[c].last_time >= since) add_cluster(s, layer, c);
+      if (index[c].last_time >= since) add_cluster(s, lane, c);
   } else {
-    const int chosen = run_policy_select(layer, q);
+    const int chosen = run_policy_select(lane, q);
     std::memset(shared_.chosen, 0, static_cast<size_t>(index.capacity()));
     for (int i = 0; i < chosen; ++i) {  // ask for all before waiting for the first
       const ClusterId c = shared_.result.chosen[i];
@@ -101,33 +101,32 @@ void KvMemory::select_stored(int layer, const float* q) {
       for (PageId id = index[c].head; id != kNone; id = store_.blocks()[id].next) store_.request(id);
     }
     // Best first: where the table of pages is too short, the least of the chosen are read as their summary.
-    for (int i = 0; i < chosen; ++i) add_cluster(s, layer, shared_.result.chosen[i]);
+    for (int i = 0; i < chosen; ++i) add_cluster(s, lane, shared_.result.chosen[i]);
     for (ClusterId c = 0; c < index.capacity(); ++c)
-      if (index.is_live(c) && shared_.chosen[c] == 0 && index[c].first_time >= since && plan_.config.summaries &&
-          index.has_means())
+      if (index.is_live(c) && shared_.chosen[c] == 0 && index[c].first_time >= since && attends_means())
         s->add_row(c, index[c], index.count(c));
-    if (question && plan_.config.prefetch && layer + 1 < lanes()) prefetch(layer + 1, q);
+    if (question && plan_.config.prefetch && lane + plan_.layer_lanes < lanes()) prefetch(lane + plan_.layer_lanes, q);
   }
   s->finish(plan_.config.original_positions, model().rope.is_multi(), shared_);
 }
 
 // This layer's query guesses what the next layer will choose (Mosaic); the true query completes what is missing.
-void KvMemory::prefetch(int layer, const float* q) {
+void KvMemory::prefetch(int lane, const float* q) {
   if (store_.tiers().spill() == nullptr) return;
-  const int chosen = run_policy_select(layer, q);
-  const ClusterIndex& index = store_.index(layer);
+  const int chosen = run_policy_select(lane, q);
+  const ClusterIndex& index = store_.index(lane);
   for (int i = 0; i < chosen; ++i)
     for (PageId id = index[shared_.result.chosen[i]].head; id != kNone; id = store_.blocks()[id].next)
       if (!store_.request(id)) return;
 }
 
 // Dialogue and question behind everything else.
-void KvMemory::append_branch(BlockSelection* s, int layer) {
+void KvMemory::append_branch(BlockSelection* s, int lane) {
   s->rewind();
   int base = s->next_position();
   if (plan_.config.original_positions) base = std::max(base, next_position_);
   for (int at = 0, page = 0; at < window_.branch_tokens; at += kPageTokens, ++page) {
-    std::byte* bytes = window_.page(Strip::kBranch, layer, page);
+    std::byte* bytes = window_.page(Strip::kBranch, lane, page);
     const int n = std::min(kPageTokens, window_.branch_tokens - at);
     for (int i = 0; i < n; ++i) page_meta(bytes)[i].h = page_meta(bytes)[i].w = static_cast<uint16_t>(base + at + i);
     s->append_page(bytes, plan_.window.codec, n, base + at);
@@ -160,7 +159,28 @@ void KvMemory::resolve(BlockSelection* s) {
   }
 }
 
-void KvMemory::collect_evidence(const AttendArgs& args, BlockSelection* s, int layer) {
+// What this frame's queries pay to the frames of the window and to the frame itself (METHODS: MuKV).
+void KvMemory::collect_received(const AttendArgs& args, BlockSelection* s, int lane) {
+  MassArgs mass;
+  mass.attend = &args;
+  mass.page_mass = shared_.page_mass;
+  mass.row_mass = shared_.row_mass;
+  mass.first_query = 0;
+  mass.block_mass = window_.received(lane, window_.frames());
+  backend_.ops->attention_mass(mass);
+  for (int e = 0; e < s->entries(); ++e) {
+    const PageEntry& entry = s->pages()[e];
+    if (s->page(e) != kNone) continue;
+    // Pages of the window are known by their place, and never move while the frame is read.
+    for (int f = 0; f < window_.frames(); ++f)
+      for (int page = 0; page < pages_for(window_.frame(f).tokens); ++page)
+        if (window_.page(Strip::kFrame, lane, page, f) == entry.data)
+          for (int i = entry.begin; i < entry.end; ++i)
+            window_.received(lane, f)[page * kPageTokens + i] += mass.page_mass[entry.first + i - entry.begin];
+  }
+}
+
+void KvMemory::collect_evidence(const AttendArgs& args, BlockSelection* s, int lane) {
   MassArgs mass;
   mass.attend = &args;
   mass.page_mass = shared_.page_mass;
@@ -174,7 +194,7 @@ void KvMemory::collect_evidence(const AttendArgs& args, BlockSelection* s, int l
         evidence_.add(meta.time_ms, meta.time_ms, shared_.page_mass[entry.first + i - entry.begin]);
     }
   }
-  const ClusterIndex& index = store_.index(layer);
+  const ClusterIndex& index = store_.index(lane);
   for (int i = 0; i < s->rows(); ++i) {
     const Cluster& cluster = index[s->row_ids()[i]];
     evidence_.add(cluster.first_time, cluster.last_time, shared_.row_mass[i]);

@@ -30,6 +30,7 @@ struct Cluster {
   ClusterId buffer_of = kNone;  // this is such a buffer, of that cluster
   uint16_t h = 0;               // mean M-RoPE row and column
   uint16_t w = 0;
+  uint8_t tag = 0;          // of what kind it is, in the policy's own words
   int32_t live_at = kNone;  // place in live(); kNone: the row is free
 };
 

@@ -279,7 +279,7 @@ Short ClusterStore::append(int lane, ClusterId c, const Run& token, int32_t fram
   if (mean_may_hold_token(lane) && index.count(c) == 0) {  // the first token is the mean
     ++account_.exact;
   } else {
-    if (index[c].paged >= shape_.max_run) {  // full: it joins the summary
+    if (index[c].paged >= shape_.max_members) {  // full: it joins the summary
       absorb(lane, c, token, frame);
       return Short::kNothing;
     }
@@ -311,12 +311,13 @@ void ClusterStore::account_unpaged(int lane, ClusterId c, int n) {
   }
 }
 
-Short ClusterStore::open(int lane, SceneId scene, const Run& run, int32_t frame, ClusterId* made) {
+Short ClusterStore::open(int lane, SceneId scene, const Run& run, int32_t frame, ClusterId* made, uint8_t tag) {
   ClusterIndex& index = this->index(lane);
   if (index.full()) return Short::kClusters;
   const bool in_mean = mean_may_hold_token(lane) && run.n == 1;
   if (!in_mean && free_slots() < pages_for(run.n)) return Short::kSlots;
   const ClusterId c = index.open(scene, frame);
+  index[c].tag = tag;
   if (in_mean) {
     ++account_.exact;
   } else {

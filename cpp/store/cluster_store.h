@@ -33,7 +33,9 @@ struct StoreShape {
   int embedding_dim = 0;
   std::vector<TierSpec> tiers;  // hot to cold
   int fetch_slots = 0;          // read copies of disk pages
-  int max_run = 0;              // most members of one cluster, most tokens of one frame
+  int max_run = 0;              // most tokens that are reshaped at once; most tokens of one block
+  int max_members = 0;          // of one cluster; what joins it beyond is in its summary alone. At most max_run, or no
+                                // cluster is ever split or merged
   std::string spill_dir;        // where the spill file is made, if there is a disk tier
   float value_weight = 0;       // of the metric of clusters (AssignArgs)
 };
@@ -79,7 +81,7 @@ class ClusterStore {
   // A token joins the summary of c only.
   void absorb(int lane, ClusterId c, const Run& token, int32_t frame);
   // A new cluster of these tokens, whole (a frame as a unit); `made` is its id.
-  Short open(int lane, SceneId scene, const Run& run, int32_t frame, ClusterId* made);
+  Short open(int lane, SceneId scene, const Run& run, int32_t frame, ClusterId* made, uint8_t tag = 0);
   // Tokens that are kept nowhere.
   void drop_tokens(int n) {
     account_.seen += n;
@@ -102,6 +104,9 @@ class ClusterStore {
   // ---- yielding and moving (movement.cc) ---------------------------------------------------------------------------
   // Move the pages of c that lie in `tier` one tier down. False if nothing moved.
   bool demote(int lane, ClusterId c, int tier);
+  // Members of c with keep[i] == 0 go (into the summary, if there is one), i counted along its pages; what stays is
+  // packed. Pages on disk or on their way there stay whole.
+  void thin(int lane, ClusterId c, const uint8_t* keep);
   // Members go, the summary stays.
   void summarise(int lane, ClusterId c);
   // The cluster goes, summary and all.

@@ -148,7 +148,7 @@ Short ClusterStore::split(int lane, ClusterId c, const Run& token, int32_t frame
 Short ClusterStore::defer(int lane, ClusterId c, const Run& token, int32_t frame, ClusterId* made) {
   ClusterIndex& index = this->index(lane);
   const ClusterId buffer = index[c].buffer;
-  if (buffer != kNone && index[buffer].paged < shape_.max_run / 2) {
+  if (buffer != kNone && index[buffer].paged < shape_.max_members / 2) {
     *made = buffer;
     return append(lane, buffer, token, frame);
   }
@@ -169,7 +169,7 @@ bool ClusterStore::settle(int lane, ClusterId c, int32_t frame) {
   const ClusterId buffer = index[c].buffer;
   if (buffer == kNone) return false;
   // Join, then cut in two. Where they do not fit together they simply stay two clusters.
-  if (index[c].paged + index[buffer].paged + 1 > shape_.max_run || index[c].paged == 0) {
+  if (index[c].paged + index[buffer].paged + 1 > shape_.max_members || index[c].paged == 0) {
     index[buffer].buffer_of = kNone;
     index[c].buffer = kNone;
     return true;
@@ -204,7 +204,7 @@ void ClusterStore::merge(int lane, ClusterId into, ClusterId from) {
     if (holds_token_in_mean(lane, c) && free_slots() == 0) poll_spills(true);
   for (const ClusterId c : {into, from})
     if (holds_token_in_mean(lane, c)) materialise(lane, c);
-  if (index[into].paged + index[from].paged > shape_.max_run)
+  if (index[into].paged + index[from].paged > shape_.max_members)
     summarise(lane, index.variance(into) < index.variance(from) ? into : from);
   for (const ClusterId c : {into, from}) {  // what is in a mean alone is a part of it from here
     if (!holds_token_in_mean(lane, c)) continue;
@@ -225,6 +225,76 @@ void ClusterStore::merge(int lane, ClusterId into, ClusterId from) {
   index.absorb(into, from, shape_.value_weight);
   ++counters_.merges;
   compact(lane, into);
+}
+
+// One page is read, and written behind what was kept of those before it, so any number of members needs two pages of
+// scratch.
+void ClusterStore::thin(int lane, ClusterId c, const uint8_t* keep) {
+  Cluster& cluster = index(lane)[c];
+  const auto open_for_thinning = [&](PageId id) {
+    return !tiers_.is_disk(blocks_[id].tier) && blocks_[id].spilling == 0;
+  };
+  const auto next_open = [&](PageId id) {
+    while (id != kNone && !open_for_thinning(id)) id = blocks_[id].next;
+    return id;
+  };
+  const size_t d = row();
+  PageId to = next_open(cluster.head);  // where what was kept is written, never behind the page being read
+  int held = 0;                         // rows kept and not yet written, at the front of the scratch
+  bool changed = false;                 // since the first token that went
+  int gone = 0;
+  const auto write = [&](int n) {
+    Page& page = blocks_[to];
+    std::byte* bytes = tiers_.address(page.tier, page.slot);
+    std::memset(bytes, 0, kPageMetaBytes);
+    std::memcpy(bytes, run_meta_, static_cast<size_t>(n) * sizeof(TokenMeta));
+    ops_.encode(codec(page.tier), shape_.page, run_k_, run_v_, d, n, bytes);
+    place_of(page.tier) += n - page.count;
+    cluster.paged += n - page.count;
+    page.count = static_cast<uint8_t>(n);
+    const auto [low, high] = std::minmax_element(
+        run_meta_, run_meta_ + n, [](const TokenMeta& a, const TokenMeta& b) { return a.time_ms < b.time_ms; });
+    page.first_time = low->time_ms;
+    page.last_time = high->time_ms;
+    held -= n;
+    std::copy_n(run_k_ + static_cast<size_t>(n) * d, static_cast<size_t>(held) * d, run_k_);
+    std::copy_n(run_v_ + static_cast<size_t>(n) * d, static_cast<size_t>(held) * d, run_v_);
+    std::copy_n(run_meta_ + n, held, run_meta_);
+    to = next_open(page.next);
+  };
+  for (PageId id = cluster.head; id != kNone; id = blocks_[id].next) {
+    const Page page = blocks_[id];
+    const uint8_t* wanted = keep;
+    keep += page.count;
+    if (!open_for_thinning(id)) continue;
+    const auto kept = static_cast<int>(std::count_if(wanted, keep, [](uint8_t one) { return one != 0; }));
+    gone += page.count - kept;
+    if (!changed && kept == page.count) {  // nothing before it moved
+      to = next_open(page.next);
+      continue;
+    }
+    changed = true;
+    const std::byte* bytes = tiers_.address(page.tier, page.slot);
+    for (int i = 0; i < page.count; ++i) {
+      if (wanted[i] == 0) continue;
+      ops_.decode(codec(page.tier), shape_.page, bytes, i, i + 1, run_k_ + static_cast<size_t>(held) * d,
+                  run_v_ + static_cast<size_t>(held) * d, d);
+      run_meta_[held++] = page_meta(bytes)[i];
+    }
+    // `to` is this page at the latest, and this page has been read.
+    if (held >= kPageTokens) write(kPageTokens);
+  }
+  if (!changed) return;
+  if (held > 0) write(held);
+  while (to != kNone) {  // what nothing was written to is empty now
+    const PageId empty = to;
+    to = next_open(blocks_[empty].next);
+    unlink(lane, c, empty);
+    release_page(empty);
+  }
+  account_unpaged(lane, c, gone);
+  if (!index(lane).has_means()) index(lane).counts()[c] -= gone;
+  ++counters_.thinned_clusters;
 }
 
 void ClusterStore::merge_scenes(SceneId into, SceneId from) {

@@ -12,13 +12,19 @@ size_t lane_pages(const WindowShape& s) {
                              pages_for(s.branch_tokens));
 }
 
+size_t received_entries(const WindowShape& s) {
+  return s.received
+             ? static_cast<size_t>(s.lanes) * static_cast<size_t>(s.frames + 1) * static_cast<size_t>(s.frame_tokens)
+             : 0;
+}
+
 }  // namespace
 
 size_t Window::bytes_for(const WindowShape& s) {
   const size_t ring = static_cast<size_t>(s.frames + 1);
   return Region::rounded(lane_pages(s) * static_cast<size_t>(s.lanes) * page_bytes(s.codec, s.page)) +
          Region::rounded(ring * static_cast<size_t>(s.embedding_dim) * sizeof(float)) +
-         Region::rounded(ring * sizeof(WindowFrame));
+         Region::rounded(ring * sizeof(WindowFrame)) + Region::rounded(received_entries(s) * sizeof(float));
 }
 
 Window::Window(Region& region, const WindowShape& s)
@@ -31,6 +37,7 @@ Window::Window(Region& region, const WindowShape& s)
   slab_ = region.take<std::byte>("window", lane_pages(s) * static_cast<size_t>(s.lanes) * page_bytes_);
   embeddings_ = region.take<float>("window", ring * static_cast<size_t>(s.embedding_dim));
   ring_ = region.take<WindowFrame>("window", ring);
+  received_ = region.take<float>("window", received_entries(s));
 }
 
 std::byte* Window::page(Strip strip, int lane, int page, int frame) const {

@@ -13,7 +13,8 @@ struct WindowShape {
   int lanes = 0;
   PageShape page;
   CodecId codec = CodecId::kFp16;  // the session's exact codec
-  int frames = 0;                  // recent frames kept
+  int frames = 0;                  // frames kept; one more and a block must leave
+  bool received = false;           // book the attention that tokens receive
   int frame_tokens = 0;            // largest frame
   int prefix_tokens = 0;           // room for the prefix
   int branch_tokens = 0;           // room for dialogue + question + answer
@@ -44,6 +45,12 @@ class Window {
   int frames() const { return size_; }                    // committed frames in the ring
   bool is_full() const { return size_ > shape_.frames; }  // one more than it keeps: the oldest must leave
   const WindowFrame& frame(int i) const { return ring_[slot(i)]; }
+  // Attention the tokens of a frame received so far, [frame_tokens]. `frame` as for page().
+  float* received(int lane, int frame) const {
+    return received_ +
+           (static_cast<size_t>(lane) * static_cast<size_t>(ring_size()) + static_cast<size_t>(slot(frame))) *
+               static_cast<size_t>(shape_.frame_tokens);
+  }
   float* embedding(int i) const { return embeddings_ + static_cast<size_t>(slot(i)) * shape_.embedding_dim; }
   // The frame being encoded becomes the newest of the ring. Needs !is_full().
   void push(const WindowFrame& frame) {
@@ -72,6 +79,7 @@ class Window {
   int prefix_pages_, frame_pages_, branch_pages_;
   std::byte* slab_;
   float* embeddings_;
+  float* received_ = nullptr;
   WindowFrame* ring_;
   WindowFrame first_;
   int head_ = 0;

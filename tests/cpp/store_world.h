@@ -38,7 +38,7 @@ struct StoreWorld {
     shape.tiers = std::move(tiers);
     const bool disk = shape.tiers.back().place == Place::disk;
     shape.fetch_slots = disk ? fetch_slots : 0;
-    shape.max_run = max_run;
+    shape.max_run = shape.max_members = max_run;
     shape.spill_dir = directory.path;
     shape.value_weight = value_weight;
     const size_t bytes = ClusterStore::bytes_for(shape);

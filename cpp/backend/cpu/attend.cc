@@ -128,7 +128,7 @@ void PlainOps::attend(const AttendArgs& a) {
 void PlainOps::attention_mass(const MassArgs& m) {
   const AttendArgs& a = *m.attend;
   if (a.tokens == 0) return;
-  const int d = a.shape.head_dim, last = a.tokens - 1;
+  const int d = a.shape.head_dim, first_query = m.first_query < 0 ? a.tokens - 1 : m.first_query;
   float* const q = scratch_;
   float* const angles = q + d;
   Token token{angles + d, angles + 2 * d};
@@ -138,11 +138,13 @@ void PlainOps::attention_mass(const MassArgs& m) {
     }
   }
   if (a.n_rows > 0) std::fill_n(m.row_mass, a.n_rows, 0.0f);
-  for (int head = 0; head < a.q_heads; ++head) {
-    const float lse = a.lse[static_cast<size_t>(last) * a.q_heads + head];
+  if (m.block_mass != nullptr) std::fill_n(m.block_mass, a.tokens, 0.0f);
+  for (int at = first_query * a.q_heads; at < a.tokens * a.q_heads; ++at) {
+    const int query = at / a.q_heads, head = at % a.q_heads;
+    const float lse = a.lse[at];
     if (lse == kMinusInfinity) continue;
     const int kv_head = head / (a.q_heads / a.shape.heads);
-    load_query(a, last, head, angles, q);
+    load_query(a, query, head, angles, q);
     for (int p = 0; p < a.n_pages; ++p) {
       for (int i = a.pages[p].begin; i < a.pages[p].end; ++i) {
         load_page_token(a, a.pages[p], kv_head, i, angles, &token);
@@ -152,6 +154,10 @@ void PlainOps::attention_mass(const MassArgs& m) {
     for (int i = 0; i < a.n_rows; ++i) {
       load_summary(a, i, kv_head, angles, &token);
       m.row_mass[i] += std::exp(dot(q, token.k, d) * a.scale + token.bias - lse);
+    }
+    for (int j = 0; j <= query && m.block_mass != nullptr && a.block_k != nullptr; ++j) {
+      load_block_token(a, j, kv_head, angles, &token);
+      m.block_mass[j] += std::exp(dot(q, token.k, d) * a.scale - lse);
     }
   }
 }

@@ -13,6 +13,10 @@ class PlainOps : public Ops {
   void set_scratch(void* memory, const Limits& limits) override;
   void attend(const AttendArgs& args) override;
   void attention_mass(const MassArgs& args) override;
+  void add_recent_keys(const RecentKeysArgs& args) override;
+  void temporal_redundancy(const RedundancyArgs& args) override;
+  void row_norm(const NormArgs& args) override;
+  void spectral_energy(const SpectralArgs& args) override;
   void assign(const AssignArgs& args) override;
   void update_centroids(const UpdateArgs& args) override;
   void score(const ScoreArgs& args) override;

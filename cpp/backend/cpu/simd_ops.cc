@@ -151,6 +151,7 @@ void SimdOps::attention_mass(const MassArgs& m) {
   AttendArgs a = *m.attend;
   if (a.tokens == 0) return;
   check_attend(a, "attention_mass");
+  if (m.first_query >= 0 || m.block_mass != nullptr) return PlainOps::attention_mass(m);
   const int last = a.tokens - 1, group = a.q_heads / a.shape.heads, d = a.shape.head_dim;
   const float* const lse = a.lse + static_cast<size_t>(last) * a.q_heads;
   const auto scratch = carve<AttendScratch>();

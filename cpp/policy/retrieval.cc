@@ -1,0 +1,54 @@
+#include "policy/retrieval.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace mosaic {
+
+int score_clusters(const ClusterStore& store, const SelectQuery& query, ScoreMode mode, SelectResult* result) {
+  const ClusterIndex& index = store.index(query.lane);
+  int n = 0;
+  for (const ClusterId c : index.live())
+    if (index[c].last_time >= query.since_ms) result->rows[n++] = c;
+  std::sort(result->rows, result->rows + n);
+  for (int i = 0; i < n; ++i) result->bias[i] = std::log(static_cast<float>(index.count(result->rows[i])));
+  ScoreArgs args;
+  args.q = query.q;
+  args.tokens = query.tokens;
+  args.q_heads = query.q_heads;
+  args.q_stride = query.q_stride;
+  args.shape = store.shape().page;
+  args.scale = query.scale;
+  args.mode = mode;
+  args.mean_k = index.mean_k();
+  args.rows = result->rows;
+  args.row_bias = result->bias;
+  args.n_rows = n;
+  args.score = result->scratch;
+  store.ops().score(args);
+  return n;
+}
+
+void take_best(const ClusterStore& store, const SelectQuery& query, int n, int most, SelectResult* result) {
+  const ClusterIndex& index = store.index(query.lane);
+  const int order = store.ops().top_k(result->scratch, n, n, result->chosen);
+  int tokens = 0;
+  result->n = 0;
+  for (int i = 0; i < order && (most == 0 || result->n < most); ++i) {
+    const int at = result->chosen[i];
+    const ClusterId c = result->rows[at];
+    if (tokens + index[c].paged > query.max_tokens) continue;
+    tokens += index[c].paged;
+    result->score[result->n] = result->scratch[at];
+    result->chosen[result->n++] = c;
+  }
+}
+
+SettingReader& read_score(SettingReader& reader, ScoreMode* mode) {
+  int choice = *mode == ScoreMode::kMass ? 0 : 1;
+  reader.choice("score", &choice, {"mass", "dot"});
+  *mode = choice == 0 ? ScoreMode::kMass : ScoreMode::kDot;
+  return reader;
+}
+
+}  // namespace mosaic

@@ -1,0 +1,20 @@
+// What policies that retrieve share: score every cluster of a lane against a question, and take the best ones within the
+// budget of tokens. The policy says how clusters are scored and what a cluster's reading costs.
+#pragma once
+
+#include "policy/policy.h"
+
+namespace mosaic {
+
+// Clusters of the lane that `since` allows, ids in rising order into result->rows, their score into result->scratch; kMass
+// weighs each by its count. Returns how many. The policy's clusters must have means.
+int score_clusters(const ClusterStore& store, const SelectQuery& query, ScoreMode mode, SelectResult* result);
+
+// Of the n scored rows the best, in falling order, as long as their members fit in query.max_tokens; one that does not fit
+// is left to its summary and smaller ones after it may still be taken. At most `most` of them (0: no limit).
+void take_best(const ClusterStore& store, const SelectQuery& query, int n, int most, SelectResult* result);
+
+// Reads "score": mass (attention mass per head and question token) or dot (mean query, dot product).
+SettingReader& read_score(SettingReader& reader, ScoreMode* mode);
+
+}  // namespace mosaic
