@@ -226,11 +226,11 @@ void KvMemory::abort() {
 }
 
 void KvMemory::commit() {
-  if (block_ == Block::kNone || next_layer_ != lanes()) {
+  if (block_ == Block::kNone || next_layer_ != model().layers) {
     const int done = next_layer_;
     const bool open = block_ != Block::kNone;
     abort();
-    throw InvalidInput(open ? "KvMemory: commit() after " + std::to_string(done) + " of " + std::to_string(lanes()) +
+    throw InvalidInput(open ? "KvMemory: commit() after " + std::to_string(done) + " of " + std::to_string(model().layers) +
                                   " layers; the block was refused."
                             : "KvMemory: commit() without a block.");
   }

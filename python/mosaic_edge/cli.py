@@ -195,30 +195,41 @@ def doctor(
 
 @app.command("eval")
 def evaluate(
-    policies: Annotated[str, typer.Option(help="Names, comma-separated.")] = "full,mosaic,window,uniform",
-    caps: Annotated[str | None, typer.Option(help="Default: 100%,25%,10%,5%,2% of the full cache.")] = None,
-    frames: Annotated[int, typer.Option(help="Frames a stream, one a second.")] = 512,
+    policies: Annotated[
+        str | None, typer.Option(help="Comma-separated, with settings as name[key=value;...]. Default: all.")
+    ] = None,
+    caps: Annotated[
+        str | None, typer.Option(help="Of the full cache, or sizes: 2%,512KiB. Default: 100%,25%,10%,5%,2%.")
+    ] = None,
+    lengths: Annotated[str, typer.Option(help="Frames a stream, one a second: 512,16384.")] = "512",
     seeds: Annotated[str, typer.Option(help="Worlds: one stream each per difficulty.")] = "7,8",
     difficulty: Annotated[str, typer.Option(help="plain, lively or both.")] = "plain,lively",
     questions: Annotated[int | None, typer.Option(help="Per stream. Default: 96.")] = None,
-    disk: Disk = None,
+    disk: Annotated[
+        str | None,
+        typer.Option(help="Policies that retrieve get a second row with such a spill file: 64MiB."),
+    ] = None,
     model: Model = "mosaic-tiny",
     jobs: Annotated[int, typer.Option(help="Processes. Times mean something with 1 only.")] = 1,
     out: Annotated[Path, typer.Option(help="Folder of results; finished parts are kept.")] = Path("eval"),
     force: Annotated[bool, typer.Option("--force", help="Do finished parts again.")] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="Caps 10%,5% and 48 questions.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Four policies, caps 10%,5% and 48 questions.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Measure accuracy against cap at equal bytes: JSON, Markdown table and PNG plot in --out."""
-    from mosaic_edge.commands.eval import run_eval
-    from mosaic_edge.evaluate import EvalSettings, parse_caps
+    """Measure every policy at equal bytes: JSON, Markdown tables and PNG plots in --out."""
+    from mosaic_edge import _core
+    from mosaic_edge.commands.eval import default_policies, parse_names, parse_numbers, run_eval
+    from mosaic_edge.evaluate import EvalSettings
+    from mosaic_edge.variants import parse_caps, parse_policies
 
     settings = EvalSettings(
-        policies=_names(policies, "policies"),
+        policies=parse_policies(policies or default_policies(_core.policies(), quick)),
         caps=parse_caps(caps or ("10%,5%" if quick else "100%,25%,10%,5%,2%")),
-        frames=frames,
-        seeds=_numbers(seeds, "seeds"),
-        difficulties=_names(difficulty, "difficulty"),
+        lengths=parse_numbers(lengths, "lengths"),
+        seeds=parse_numbers(seeds, "seeds"),
+        difficulties=parse_names(difficulty, "difficulty"),
         questions=questions if questions is not None else (48 if quick else 96),
         disk=disk,
         model=model,
@@ -226,20 +237,6 @@ def evaluate(
     result = run_eval(settings, out, jobs=jobs, force=force, quiet=json)
     if json:
         print_json(result)
-
-
-def _names(text: str, knob: str) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
-    if "" in names:
-        raise ValueError(f"{knob}={text!r}: expected names separated by commas")
-    return names
-
-
-def _numbers(text: str, knob: str) -> tuple[int, ...]:
-    try:
-        return tuple(dict.fromkeys(int(part) for part in text.split(",")))
-    except ValueError:
-        raise ValueError(f"{knob}={text!r}: expected whole numbers separated by commas") from None
 
 
 if __name__ == "__main__":

@@ -46,6 +46,9 @@ class Reply:
     seconds: float
     logits: NDArray[np.float32]
     """Logits [vocab] the first token was drawn from."""
+    moments: tuple[tuple[float, float, float], ...] = ()
+    """All that the first token read and `evidence` is made of: (from, to, attention mass), in seconds; from =
+    to is a moment itself, a longer one the summary of a time. The core's table holds 384 of them."""
 
 
 class ReplyStream:
@@ -347,6 +350,7 @@ class Session:
                     if self._memory is not None and self._memory.asking:
                         self._memory.close_question(keep)
         evidence = time_ranges(moments, gap=1.5 * median(self._gaps))
+        seconds = time.perf_counter() - began
         result.append(
-            Reply(said, evidence, len(answer), finish, first_token, time.perf_counter() - began, first_logits)
+            Reply(said, evidence, len(answer), finish, first_token, seconds, first_logits, tuple(moments))
         )

@@ -1,16 +1,17 @@
-"""A stream encoded once and replayed many times: the vision tower is the same for every policy and cap."""
+"""A recorded stream (recording.py) as a model: its vision tower, and where sound its decoder, are tables."""
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mosaic_edge.config import SessionConfig
 from mosaic_edge.models.vlm import Attend, FloatArray, FrameArray, Vlm, VlmSpec
 from mosaic_edge.world import Question, World
 from mosaic_edge.world.world import Difficulty
@@ -18,20 +19,32 @@ from mosaic_edge.world.world import Difficulty
 # Where questions are asked (share of the stream) and how many: most at the end, where the past is longest.
 MOMENTS = ((0.25, 1), (0.5, 1), (0.75, 1), (1.0, 3))
 
-ARRAYS = ("tokens", "embeddings", "encode_ms")
+ARRAYS = ("tokens", "embeddings", "encode_ms", "decode_ms")
+TRACE = ("q", "k", "v")
+TRACE_KNOBS = ("exact", "positions", "backend")
+"""Fields of SessionConfig that change the numbers a windowed model's video tokens get."""
 
 
 @dataclass(frozen=True)
 class EncodedStream:
-    """One world stream after the vision tower, at one frame a second, with the questions that go with it."""
+    """One recorded stream at one frame a second, with the questions that go with it."""
 
     difficulty: Difficulty
     seed: int
     tokens: NDArray[np.float32]  # [F, T, hidden]
     embeddings: NDArray[np.float32]  # [F, E]
     encode_ms: NDArray[np.float32]  # [F]: what the vision tower took
+    decode_ms: NDArray[np.float32]  # [F]: what the decoder took without attention; 0 without a trace
     questions: dict[int, list[Question]]
     """Frame index after which to ask -> what to ask."""
+    trace: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    """q [F, L, T, H_q, D], k and v [F, L, T, H_kv, D] as the layers hand them to attend; empty: none."""
+    trace_knobs: dict[str, Any] = field(default_factory=dict)
+    """The settings under which they were recorded."""
+
+    def traced(self, config: SessionConfig) -> bool:
+        """Do the recorded q, k, v hold for a session with `config`?"""
+        return bool(self.trace) and all(getattr(config, k) == v for k, v in self.trace_knobs.items())
 
 
 def question_plan(world: World, frames: int, count: int) -> dict[int, list[Question]]:
@@ -48,58 +61,30 @@ def question_plan(world: World, frames: int, count: int) -> dict[int, list[Quest
     return {frame: asked for frame, asked in plan.items() if asked}
 
 
-def encode_stream(model: Vlm, difficulty: Difficulty, seed: int, frames: int, count: int) -> EncodedStream:
-    """Render `frames` seconds of a world and run the vision tower over them."""
-    world = World(seed, frames, difficulty)
-    tokens, embeddings, took = [], [], []
-    for second in range(frames):
-        image = world.render(second)
-        began = time.perf_counter()
-        token, embedding = model.encode_frame(image)
-        took.append(1e3 * (time.perf_counter() - began))
-        tokens.append(token)
-        embeddings.append(embedding)
-    return EncodedStream(
-        difficulty, seed, np.stack(tokens), np.stack(embeddings), np.array(took, np.float32),
-        question_plan(world, frames, count),
-    )  # fmt: skip
-
-
-def save_stream(stream: EncodedStream, folder: Path) -> Path:
-    """Write `stream` below `folder`; workers map it into memory, so it is there once for all of them."""
-    place = folder / f"{stream.difficulty}-{stream.seed}"
-    place.mkdir(parents=True, exist_ok=True)
-    for name in ARRAYS:
-        np.save(place / f"{name}.npy", getattr(stream, name))
-    questions = {frame: [asdict(q) for q in asked] for frame, asked in stream.questions.items()}
-    (place / "stream.json").write_text(
-        json.dumps({"difficulty": stream.difficulty, "seed": stream.seed, "questions": questions})
-    )
-    return place
-
-
 def load_stream(place: Path) -> EncodedStream:
-    """Read what save_stream wrote."""
+    """Map what record_stream wrote into memory: it is there once for every worker."""
     facts = json.loads((place / "stream.json").read_text())
     questions = {
         int(frame): [Question(**{**q, "evidence": tuple(q["evidence"])}) for q in asked]
         for frame, asked in facts["questions"].items()
     }
-    tokens, embeddings, encode_ms = (np.load(place / f"{name}.npy", mmap_mode="r") for name in ARRAYS)
-    return EncodedStream(facts["difficulty"], facts["seed"], tokens, embeddings, encode_ms, questions)
+
+    def mapped(name: str) -> NDArray[np.float32]:
+        return np.load(place / f"{name}.npy", mmap_mode="r")
+
+    knobs = facts.get("trace", {})
+    trace = {name: mapped(name) for name in TRACE} if knobs else {}
+    tokens, embeddings, encode_ms, decode_ms = (mapped(name) for name in ARRAYS)
+    return EncodedStream(
+        facts["difficulty"], facts["seed"], tokens, embeddings, encode_ms, decode_ms, questions, trace, knobs
+    )
 
 
-class ReplayVlm:
-    """A Vlm whose vision tower is a table: it looks up what a picture made by `ticket` stands for."""
+class PassThrough:
+    """A Vlm that does what another one does."""
 
-    def __init__(self, model: Vlm, stream: EncodedStream) -> None:
+    def __init__(self, model: Vlm) -> None:
         self._model = model
-        self._stream = stream
-
-    @staticmethod
-    def ticket(frame: int) -> FrameArray:
-        """A picture of one pixel, uint8 [1, 1, 3], that stands for frame number `frame` of the stream."""
-        return np.array([[[frame >> 16 & 255, frame >> 8 & 255, frame & 255]]], np.uint8)
 
     @property
     def spec(self) -> VlmSpec:
@@ -107,12 +92,8 @@ class ReplayVlm:
         return self._model.spec
 
     def encode_frame(self, frame: FrameArray) -> tuple[FloatArray, FloatArray]:
-        """Tokens [T, hidden] and embedding [E] of the frame a ticket stands for."""
-        if frame.shape != (1, 1, 3):
-            raise ValueError(f"ReplayVlm takes tickets of shape [1, 1, 3], got {list(frame.shape)}")
-        high, middle, low = (int(v) for v in frame[0, 0])
-        index = high << 16 | middle << 8 | low
-        return np.asarray(self._stream.tokens[index]), np.asarray(self._stream.embeddings[index])
+        """As the model."""
+        return self._model.encode_frame(frame)
 
     def embed_text(self, ids: Sequence[int]) -> FloatArray:
         """As the model."""
@@ -129,3 +110,39 @@ class ReplayVlm:
     def run(self, embeds: FloatArray, attend: Attend, want_logits: bool = True) -> FloatArray | None:
         """As the model."""
         return self._model.run(embeds, attend, want_logits)
+
+
+class ReplayVlm(PassThrough):
+    """Takes a ticket for a picture and looks up what the stream's frame was encoded to.
+
+    decode=False: a frame's q, k, v come from the stream's trace as well, and only text runs the decoder.
+    """
+
+    def __init__(self, model: Vlm, stream: EncodedStream, decode: bool = True) -> None:
+        super().__init__(model)
+        self._stream = stream
+        self._decode = decode
+        self._frame: int | None = None  # encoded, and not yet run
+
+    @staticmethod
+    def ticket(frame: int) -> FrameArray:
+        """A picture of one pixel, uint8 [1, 1, 3], that stands for frame number `frame` of the stream."""
+        return np.array([[[frame >> 16 & 255, frame >> 8 & 255, frame & 255]]], np.uint8)
+
+    def encode_frame(self, frame: FrameArray) -> tuple[FloatArray, FloatArray]:
+        """Tokens [T, hidden] and embedding [E] of the frame a ticket stands for."""
+        if frame.shape != (1, 1, 3):
+            raise ValueError(f"ReplayVlm takes tickets of shape [1, 1, 3], got {list(frame.shape)}")
+        high, middle, low = (int(v) for v in frame[0, 0])
+        index = self._frame = high << 16 | middle << 8 | low
+        return np.asarray(self._stream.tokens[index]), np.asarray(self._stream.embeddings[index])
+
+    def run(self, embeds: FloatArray, attend: Attend, want_logits: bool = True) -> FloatArray | None:
+        """As the model; a frame's q, k, v are those of the trace with decode=False."""
+        frame, self._frame = self._frame, None
+        if frame is None or want_logits or self._decode:
+            return super().run(embeds, attend, want_logits)
+        q, k, v = (self._stream.trace[name][frame] for name in TRACE)
+        for layer in range(self.spec.layers):
+            attend(layer, np.asarray(q[layer]), np.asarray(k[layer]), np.asarray(v[layer]))
+        return None

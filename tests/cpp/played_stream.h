@@ -77,8 +77,11 @@ struct PlayedStream {
 
   explicit PlayedStream(const MemoryConfig& c, const std::string& policy = "mosaic",
                         const PolicySettings& settings = {}, unsigned seed = 1, SpillIo* io = nullptr, int threads = 1)
+      : PlayedStream(c, make_policy(policy, settings), seed, io, threads) {}
+  PlayedStream(const MemoryConfig& c, std::unique_ptr<Policy> policy, unsigned seed = 1, SpillIo* io = nullptr,
+               int threads = 1)
       : config(c), random(seed) {
-    memory = std::make_unique<KvMemory>(c, make_policy(policy, settings), make_backend("cpu", threads), io);
+    memory = std::make_unique<KvMemory>(c, std::move(policy), make_backend("cpu", threads), io);
     const size_t all = static_cast<size_t>(c.model.layers) * row();
     for (int p = 0; p < 16; ++p) {
       prototype_k.push_back(normals(all));

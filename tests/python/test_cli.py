@@ -65,7 +65,7 @@ def test_help_is_asked_for_and_shown(run: Any) -> None:
         ["eval", "--caps", "10"],
         ["eval", "--seeds", "seven"],
         ["eval", "--policies", "nope"],
-        ["eval", "--frames", "3"],
+        ["eval", "--lengths", "3"],
         ["eval", "--difficulty", "hard"],
         ["plan", "--model", "/no/such/model"],
     ],

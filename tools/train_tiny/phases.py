@@ -49,7 +49,7 @@ TOWER_SHARE = 0.3
 GRADIENT_FRAMES = 128
 """Longer clips train the questions' side alone, over a cache that is computed without gradient."""
 
-_LONG = {"drop": 0.4, "merge": 0.25, "noise": 0.1, "order_weight": 1.0}
+_LONG = {"drop": 0.4, "merge": 0.25, "noise": 0.1, "order_weight": 2.5}
 
 PHASES = (
     Phase("2 frames", 2, 32, 16, 900),
@@ -60,12 +60,12 @@ PHASES = (
     Phase("12 frames", 12, 8, 24, 250, target=0.92, drop=0.1, jump=0.1, sparse=0.9, hard=2, few=0.6),
     Phase("order of 3", 3, 32, 6, 120, target=0.97, jump=1.0, few=1.0),
     Phase("order of 4", 4, 24, 8, 110, target=0.97, jump=1.0, few=1.0),
-    Phase("order of 6", 6, 16, 12, 90, target=0.97, jump=0.9, few=1.0, hard=3),
-    Phase("order of 10", 10, 12, 16, 80, target=0.96, jump=0.9, few=0.9, hard=3),
-    Phase("16 frames", 16, 8, 24, 80, target=0.96, jump=0.8, sparse=0.9, hard=3, few=0.9),
-    Phase("32 frames", 32, 5, 24, 70, target=0.97, drop=0.1, jump=0.6, sparse=0.8),
-    Phase("64 frames", 64, 3, 32, 70, rate=1.2e-3, target=0.98, jump=0.4, sparse=0.6, **_LONG),
-    Phase("128 frames", 128, 2, 40, 300, 1.2e-3, 0.99, jump=0.3, sparse=0.4, int4=True, **_LONG),
-    Phase("256 frames", 256, 1, 48, 250, 1e-3, 1.01, jump=0.2, sparse=0.3, int4=True, **_LONG),
-    Phase("512 frames", 512, 1, 36, 300, 1e-3, 1.01, jump=0.1, sparse=0.25, int4=True, decay=True, **_LONG),
+    Phase("order of 6", 6, 16, 12, 250, target=0.97, jump=0.9, few=1.0, hard=3),
+    Phase("order of 10", 10, 12, 16, 300, target=0.97, jump=0.9, few=0.9, hard=3),
+    Phase("16 frames", 16, 8, 24, 300, target=0.97, jump=0.8, sparse=0.9, hard=3, few=0.9),
+    Phase("32 frames", 32, 5, 24, 300, target=0.97, drop=0.1, jump=0.6, sparse=0.8, hard=3),
+    Phase("64 frames", 64, 3, 32, 200, rate=1.2e-3, target=0.98, jump=0.4, sparse=0.6, hard=3, **_LONG),
+    Phase("128 frames", 128, 2, 40, 300, 1.2e-3, 0.99, jump=0.3, sparse=0.4, hard=3, int4=True, **_LONG),
+    Phase("256 frames", 256, 1, 48, 350, 1e-3, 1.01, jump=0.2, sparse=0.3, int4=True, **_LONG),
+    Phase("512 frames", 512, 1, 36, 400, 1e-3, 1.01, jump=0.1, sparse=0.25, int4=True, decay=True, **_LONG),
 )

@@ -35,6 +35,7 @@ class SimdOps final : public PlainOps {  // what is not faster here stays plain
     return attend > assign ? (attend > score ? attend : score) : assign > score ? assign : score;
   }
   void set_scratch(void* memory, const Limits& limits) override {
+    PlainOps::set_scratch(memory, limits);  // ops that are plain here use the same bytes; no two run at once
     limits_ = limits;
     memory_ = static_cast<std::byte*>(memory);
   }
