@@ -9,6 +9,7 @@
 
 #include "bindings/store_view.h"
 #include "core/error.h"
+#include "memory/faulty_io.h"
 #include "runtime/kv_memory.h"
 
 namespace py = pybind11;
@@ -174,6 +175,8 @@ py::dict stats_dict(const KvMemory& memory) {
   events["dropped_clusters"] = s.counters.dropped_clusters;
   events["lost_pages"] = s.counters.lost_pages;
   events["failed_spills"] = s.counters.failed_spills;
+  events["spill_pauses"] = s.counters.spill_pauses;
+  events["paused_frames"] = s.counters.paused_frames;
   events["fetched_pages"] = s.counters.fetched_pages;
   events["fetch_hits"] = s.counters.fetch_hits;
   events["unread_pages"] = s.unread_pages;
@@ -183,6 +186,7 @@ py::dict stats_dict(const KvMemory& memory) {
   disk["bytes_read"] = s.disk.bytes_read;
   disk["bad_checksums"] = s.disk.bad_checksums;
   disk["io_errors"] = s.disk.io_errors;
+  disk["no_space"] = s.disk.no_space;
   out["disk"] = disk;
   copies["stalls"] = s.copies.stalls;
   copies["busy_seconds"] = s.copies.busy_seconds;
@@ -210,6 +214,22 @@ py::dict stats_dict(const KvMemory& memory) {
   return out;
 }
 
+// faults: 0, or every nth page read, written and acquired of the spill file fails; the io lives as long as the memory.
+std::shared_ptr<KvMemory> make_memory(const py::dict& model, const py::dict& memory, const std::string& policy,
+                                      const py::dict& settings, const std::string& backend, int threads, int faults) {
+  const MemoryConfig config = config_from(model, memory);
+  std::shared_ptr<FaultyIo> io;
+  if (faults != 0) {
+    if (config.disk_bytes == 0)
+      throw InvalidInput("faults=" + std::to_string(faults) + " needs a disk tier: set disk=.");
+    const PageShape page{config.model.kv_heads, config.model.head_dim};
+    io = std::make_shared<FaultyIo>(faults, SpillFile::stride_of(page_bytes(config.packed, page)));
+  }
+  auto* const made =
+      new KvMemory(config, make_policy(policy, settings_from(settings)), make_backend(backend, threads), io.get());
+  return {made, [io](KvMemory* gone) { delete gone; }};
+}
+
 }  // namespace
 
 void bind_memory(py::module_& m) {
@@ -224,14 +244,10 @@ void bind_memory(py::module_& m) {
       py::arg("model"), py::arg("memory"), py::arg("policy"), py::arg("settings") = py::dict(),
       py::arg("backend") = "cpu", py::arg("threads") = 1, "How a cap would be split, without allocating it.");
 
-  py::class_<KvMemory>(m, "KvMemory", "One capped KV memory for one stream. See cpp/runtime/kv_memory.h.")
-      .def(py::init([](const py::dict& model, const py::dict& memory, const std::string& policy,
-                       const py::dict& settings, const std::string& backend, int threads) {
-             return std::make_unique<KvMemory>(config_from(model, memory), make_policy(policy, settings_from(settings)),
-                                               make_backend(backend, threads));
-           }),
-           py::arg("model"), py::arg("memory"), py::arg("policy"), py::arg("settings") = py::dict(),
-           py::arg("backend") = "cpu", py::arg("threads") = 0)
+  py::class_<KvMemory, std::shared_ptr<KvMemory>>(m, "KvMemory",
+                                                  "One capped KV memory for one stream. See cpp/runtime/kv_memory.h.")
+      .def(py::init(&make_memory), py::arg("model"), py::arg("memory"), py::arg("policy"),
+           py::arg("settings") = py::dict(), py::arg("backend") = "cpu", py::arg("threads") = 0, py::arg("faults") = 0)
       .def(
           "begin_frame",
           [](KvMemory& self, double pts, const Array& embedding, int tokens, int grid_w) {
@@ -290,12 +306,15 @@ void bind_memory(py::module_& m) {
           [](const KvMemory& self) {
             py::list out;
             const Evidence::Moment* moments = self.evidence().moments();
-            for (int i = 0; i < Evidence::kCapacity; ++i)
+            for (int i = 0; i < self.evidence().capacity(); ++i)
               if (moments[i].mass > 0)
                 out.append(py::make_tuple(moments[i].first_ms / 1000.0, moments[i].last_ms / 1000.0, moments[i].mass));
             return out;
           },
           "[(from seconds, to seconds, attention mass)] of the last question's first token.")
+      .def_property_readonly(
+          "evidence_lost", [](const KvMemory& self) { return self.evidence().lost(); },
+          "Moments of the last question that found no place in the table of evidence().")
       .def_property_readonly("asking", &KvMemory::asking, "True between open_question() and close_question().")
       .def("stats", &stats_dict)
       .def("plan", [](const KvMemory& self) { return plan_dict(self.plan()); })

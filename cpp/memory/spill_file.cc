@@ -130,6 +130,10 @@ SlotId SpillFile::find_run(int n) const {
 int SpillFile::acquire_run(int n, SlotId* out) {
   if (n > free_slots()) n = free_slots();
   if (n <= 0) return 0;
+  if (!io_->may_acquire()) {
+    count_failure(ENOSPC);
+    return 0;
+  }
   while (free_bits_[first_word_] == 0) ++first_word_;  // there is a free slot, so this ends
   const SlotId first = find_run(n);
   if (first != kNone) {

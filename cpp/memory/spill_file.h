@@ -35,6 +35,8 @@ struct SpillIo {
       const char* directory);  // O_TMPFILE; where that is missing a named file is made and unlinked
   virtual ssize_t preadv(int fd, const iovec* parts, int n, off_t at);
   virtual ssize_t pwritev(int fd, const iovec* parts, int n, off_t at);
+  // Asked on the owner's thread before slots are given out; false refuses them as a spent quota would.
+  virtual bool may_acquire() { return true; }
 };
 
 struct SpillCounters {
@@ -64,7 +66,7 @@ class SpillFile {
   SpillFile(const SpillFile&) = delete;
   SpillFile& operator=(const SpillFile&) = delete;
 
-  // The lowest free slot, or kNone.
+  // The lowest free slot, or kNone: none is free, or the io refuses more (counted as no_space).
   SlotId try_acquire();
   // Up to n slots in ascending order: the lowest n adjacent ones, or else the lowest n. Returns how many it found.
   int acquire_run(int n, SlotId* out);

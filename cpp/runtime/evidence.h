@@ -11,28 +11,35 @@ namespace mosaic {
 
 class Evidence {
  public:
-  static constexpr int kCapacity = 512;  // a power of two
   struct Moment {
     int32_t first_ms;
     int32_t last_ms;
     double mass;  // 0: the entry is free
   };
-  static size_t bytes_for() { return Region::rounded(kCapacity * sizeof(Moment)); }
-  explicit Evidence(Region& region) : moments_(region.take<Moment>("evidence", kCapacity)) {}
+  // Moments a table has under a cap: a 64th of it, so that long streams under large caps are told apart. A power of two.
+  static int capacity_for(uint64_t cap_bytes) {
+    int n = 512;
+    while (n < 16384 && static_cast<uint64_t>(n) * 2 * sizeof(Moment) <= cap_bytes / 64) n *= 2;
+    return n;
+  }
+  static size_t bytes_for(int capacity) { return Region::rounded(static_cast<size_t>(capacity) * sizeof(Moment)); }
+  Evidence(Region& region, int capacity)
+      : moments_(region.take<Moment>("evidence", static_cast<size_t>(capacity))), capacity_(capacity) {}
 
   void clear() {
-    for (int i = 0; i < kCapacity; ++i) moments_[i].mass = 0;
-    size_ = 0;
+    for (int i = 0; i < capacity_; ++i) moments_[i].mass = 0;
+    size_ = lost_ = 0;
     other_ = 0;
   }
   void add(int32_t first_ms, int32_t last_ms, double mass) {
     if (!(mass > 0)) return;
-    auto at = (static_cast<uint32_t>(first_ms) * 2654435761u ^ static_cast<uint32_t>(last_ms) * 40503u) % kCapacity;
-    for (int probe = 0; probe < kCapacity; ++probe, at = (at + 1) % kCapacity) {
+    const auto n = static_cast<uint32_t>(capacity_);
+    auto at = (static_cast<uint32_t>(first_ms) * 2654435761u ^ static_cast<uint32_t>(last_ms) * 40503u) % n;
+    for (int probe = 0; probe < capacity_; ++probe, at = (at + 1) % n) {
       Moment& m = moments_[at];
       if (m.mass > 0 && (m.first_ms != first_ms || m.last_ms != last_ms)) continue;
       if (!(m.mass > 0)) {
-        if (size_ >= kCapacity / 4 * 3) break;
+        if (size_ >= capacity_ / 4 * 3) break;
         ++size_;
         m = {first_ms, last_ms, 0};
       }
@@ -40,14 +47,21 @@ class Evidence {
       return;
     }
     other_ += mass;
+    ++lost_;
   }
-  // The table as it stands: entries with mass 0 are free.
+  // What is known to be there, but not where.
+  void add_other(double mass) { other_ += mass; }
+  // The table as it stands, [capacity()]: entries with mass 0 are free.
   const Moment* moments() const { return moments_; }
+  int capacity() const { return capacity_; }
   double other() const { return other_; }
+  int lost() const { return lost_; }  // moments that found no place
 
  private:
   Moment* moments_;
+  int capacity_;
   int size_ = 0;
+  int lost_ = 0;
   double other_ = 0;
 };
 

@@ -37,7 +37,7 @@ KvMemory::KvMemory(const MemoryConfig& config, std::unique_ptr<Policy> policy, B
       rope_(take_rope(region_, plan_)),
       shared_(BlockSelection::make_shared(region_, plan_)),
       scratch_(region_, plan_),
-      evidence_(region_) {
+      evidence_(region_, Evidence::capacity_for(plan_.config.cap_bytes)) {
   selection_.reserve(static_cast<size_t>(lanes()));
   for (int l = 0; l < lanes(); ++l) selection_.emplace_back(region_, plan_);
   const Ops::Limits limits = ops_limits(plan_);

@@ -122,7 +122,7 @@ void lay_out(Plan* plan, const Policy& policy, const Ops& ops, int64_t packed_sl
       {"rope", Region::rounded(RopeTable::bytes_for(m.rope, plan->rope_positions))},
       {"kernel scratch", Region::rounded(ops.scratch_bytes(limits))},
       {"frame scratch", FrameScratch::bytes_for(*plan)},
-      {"evidence", Evidence::bytes_for()},
+      {"evidence", Evidence::bytes_for(Evidence::capacity_for(c.cap_bytes))},
       {"policy", policy.scratch_bytes(s)},
       {"pages", TierChain::bytes_for(s.tiers, page)},
       {"index", lanes * ClusterIndex::bytes_for(s.index)},

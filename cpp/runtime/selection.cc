@@ -196,8 +196,14 @@ void KvMemory::collect_evidence(const AttendArgs& args, BlockSelection* s, int l
   }
   const ClusterIndex& index = store_.index(lane);
   for (int i = 0; i < s->rows(); ++i) {
+    // Summaries are many, and most are hardly looked at: those would crowd out what was read.
     const Cluster& cluster = index[s->row_ids()[i]];
-    evidence_.add(cluster.first_time, cluster.last_time, shared_.row_mass[i]);
+    const float mass = shared_.row_mass[i];
+    if (mass < 1e-3f * static_cast<float>(args.q_heads)) {
+      evidence_.add_other(mass);
+    } else {
+      evidence_.add(cluster.first_time, cluster.last_time, mass);
+    }
   }
 }
 

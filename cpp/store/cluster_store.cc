@@ -68,7 +68,7 @@ int ClusterStore::free_slots() const {
 }
 
 bool ClusterStore::can_spill() const {
-  return tiers_.spill() != nullptr && !spill_failing_ && tiers_.free_slots(tiers_.size() - 1) > 0;
+  return tiers_.spill() != nullptr && pause_left_ == 0 && tiers_.free_slots(tiers_.size() - 1) > 0;
 }
 
 int ClusterStore::pages_in(int lane, ClusterId c, int tier) const {

@@ -65,7 +65,7 @@ class ClusterStore {
   const TierChain& tiers() const { return tiers_; }
   // Slots a new page could take at once, in any DRAM tier.
   int free_slots() const;
-  // True while a spill tier exists and its writes succeed.
+  // True while a spill tier exists, has a free slot and is not left alone after failures.
   bool can_spill() const;
   const TokenAccount& account() const { return account_; }
   const StoreCounters& counters() const { return counters_; }
@@ -155,6 +155,7 @@ class ClusterStore {
   ClusterId cut(int lane, ClusterId c, int n, int32_t frame);
   bool spill(PageId page);
   bool finish_spill();
+  void spill_failed(Status status);
   void lose(PageId page);
 
   StoreShape shape_;
@@ -182,9 +183,12 @@ class ClusterStore {
   int spilling_count_ = 0;
   int spilling_old_ = 0;  // of them, how many were there at the last poll
   static constexpr int kCopyQueue = 128;
-  static constexpr int kSpillPatience = 8;  // failed writes in a row after which the disk is left alone
+  static constexpr int kSpillPatience = 8;  // failed writes in a row after which the disk is left alone for a while,
+  static constexpr int kFirstPause = 4;     // in frames: so many, then twice as many, until a write goes well
+  static constexpr int kLongestPause = 1024;
   int failed_in_a_row_ = 0;
-  bool spill_failing_ = false;
+  int next_pause_ = kFirstPause;
+  int pause_left_ = 0;
   // Last, so that its thread stops before what it writes to goes.
   std::optional<CopyEngine> copies_;
 };

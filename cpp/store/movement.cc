@@ -47,7 +47,10 @@ bool ClusterStore::spill(PageId id) {
   if (spilling_count_ == kMaxSpilling) return false;
   Page& page = blocks_[id];
   const SlotId slot = tiers_.acquire(tiers_.size() - 1);
-  if (slot == kNone) return false;
+  if (slot == kNone) {  // one is free, or can_spill() were false: it was refused
+    spill_failed(Status::no_space);
+    return false;
+  }
   Spilling& last = spilling_[static_cast<size_t>((spilling_first_ + spilling_count_) % kMaxSpilling)];
   last.page = id;
   last.slot = slot;
@@ -55,6 +58,18 @@ bool ClusterStore::spill(PageId id) {
   ++spilling_count_;
   copies_->write(slot, tiers_.address(page.tier, page.slot), &last.written);
   return true;
+}
+
+// A full disk, or one that fails time after time, is left alone for some frames, counted by poll_spills(). The first
+// failure after a pause starts the next, longer one; failures of writes queued before a pause do not lengthen it.
+void ClusterStore::spill_failed(Status status) {
+  ++counters_.failed_spills;
+  if (++failed_in_a_row_ < kSpillPatience && status != Status::no_space) return;
+  failed_in_a_row_ = kSpillPatience;
+  if (pause_left_ > 0) return;
+  ++counters_.spill_pauses;
+  pause_left_ = next_pause_;
+  next_pause_ = std::min(2 * next_pause_, kLongestPause);
 }
 
 // The oldest write, waited for if need be. True if it went well, so that its DRAM slot is free.
@@ -72,12 +87,12 @@ bool ClusterStore::finish_spill() {
     page.slot = s.slot;
     ++index(page.lane)[page.cluster].disk_pages;
     ++counters_.demoted_pages;
-  } else {  // the page is still whole in DRAM; a full or failing disk is not asked again
+    failed_in_a_row_ = 0;
+    next_pause_ = kFirstPause;
+  } else {  // the page is still whole in DRAM
     tiers_.release(disk, s.slot);
-    ++counters_.failed_spills;
-    if (s.written.status() == Status::no_space || ++failed_in_a_row_ >= kSpillPatience) spill_failing_ = true;
+    spill_failed(s.written.status());
   }
-  if (ok) failed_in_a_row_ = 0;
   s.page = kNone;
   spilling_first_ = (spilling_first_ + 1) % kMaxSpilling;
   --spilling_count_;
@@ -91,6 +106,10 @@ void ClusterStore::poll_spills(bool wait) {
     while (spilling_count_ > 0 && !finish_spill()) {
     }
     return;
+  }
+  if (pause_left_ > 0) {
+    --pause_left_;
+    ++counters_.paused_frames;
   }
   while (spilling_old_ > 0) finish_spill();
   spilling_old_ = spilling_count_;

@@ -1,4 +1,4 @@
-"""`mosaic-edge`: demo, run, plan, doctor, eval.
+"""`mosaic-edge`: demo, run, plan, doctor, eval, stress.
 
 Results go to stdout, progress and errors to stderr. --json prints one JSON document and nothing else.
 Exit codes: 0 done, 1 it failed, 2 bad usage, 3 a cap that is impossible or was breached.
@@ -222,7 +222,7 @@ def evaluate(
     from mosaic_edge import _core
     from mosaic_edge.commands.eval import default_policies, parse_names, parse_numbers, run_eval
     from mosaic_edge.evaluate import EvalSettings
-    from mosaic_edge.variants import parse_caps, parse_policies
+    from mosaic_edge.evaluation.variants import parse_caps, parse_policies
 
     settings = EvalSettings(
         policies=parse_policies(policies or default_policies(_core.policies(), quick)),
@@ -237,6 +237,47 @@ def evaluate(
     result = run_eval(settings, out, jobs=jobs, force=force, quiet=json)
     if json:
         print_json(result)
+
+
+@app.command()
+def stress(
+    memory: Memory = "32MiB",
+    frames: Annotated[int, typer.Option(help="Frames to stream, as fast as it goes.")] = 100_000,
+    policy: Policy = "mosaic",
+    disk: Annotated[
+        str | None, typer.Option(help="Quota of the spill file, or none. Default: four times --memory.")
+    ] = None,
+    faults: Annotated[
+        bool, typer.Option("--faults", help="Let every 97th read, write and allocation on disk fail.")
+    ] = False,
+    faults_every: Annotated[int | None, typer.Option(min=1, help="--faults, with another number.")] = None,
+    difficulty: Annotated[str, typer.Option(help="plain or lively.")] = "plain",
+    seed: Annotated[int, typer.Option(help="Which world.")] = 7,
+    ask_every: Annotated[int, typer.Option(help="Frames between questions.")] = 50,
+    check_every: Annotated[int, typer.Option(help="Frames between recounts of the invariants.")] = 1000,
+    warm_up: Annotated[float, typer.Option(help="Share of the frames after which RSS may not grow.")] = 0.25,
+    allow: Annotated[str, typer.Option(help="Growth of RSS after warm-up that is still noise.")] = "8MiB",
+    model: Model = "mosaic-tiny",
+    out: Annotated[Path, typer.Option(help="Folder of the memory curve and results.")] = Path("stress"),
+    json: Json = False,
+) -> None:
+    """Stream a world under a cap with questions mixed in; ends with 3 on a breach of cap, account or RSS."""
+    from mosaic_edge.commands.stress import StressSettings, run_stress, show_stress
+
+    settings = StressSettings(
+        memory=memory, frames=frames, policy=policy, disk=disk, faults=faults_every or (97 if faults else 0),
+        difficulty=difficulty,  # type: ignore[arg-type]
+        seed=seed, ask_every=ask_every, check_every=check_every, warm_up=warm_up,
+        allow=allow, model=model,
+    )  # fmt: skip
+    result = run_stress(settings, out, quiet=json)
+    if json:
+        print_json(result)
+    else:
+        show_stress(result, out, _console())
+    if result["breach"] is not None:
+        print(f"mosaic-edge: {result['breach']}", file=sys.stderr)
+        raise typer.Exit(3)
 
 
 if __name__ == "__main__":

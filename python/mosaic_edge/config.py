@@ -84,6 +84,8 @@ class SessionConfig:
     backend: str = "cpu"
     threads: int = 0
     """Threads of the CPU kernels, each with scratch inside the cap; 0: one for a small model, else all."""
+    faults: int = 0
+    """For tests: every nth page read from, written to or given a place on disk fails; 0: none."""
 
     def core_memory(self, spec: VlmSpec, prefix_tokens: int) -> dict[str, Any]:
         """The core's MemoryConfig fields."""

@@ -48,7 +48,10 @@ class Reply:
     """Logits [vocab] the first token was drawn from."""
     moments: tuple[tuple[float, float, float], ...] = ()
     """All that the first token read and `evidence` is made of: (from, to, attention mass), in seconds; from =
-    to is a moment itself, a longer one the summary of a time. The core's table holds 384 of them."""
+    to is a moment itself, a longer one the summary of a time. Summaries that were hardly looked at are left
+    out."""
+    moments_lost: int = 0
+    """Moments that the core's table of them (a 64th of the cap) had no place for."""
 
 
 class ReplyStream:
@@ -141,6 +144,7 @@ class Session:
             config.core_settings(),
             config.backend,
             config.core_threads(self._spec),
+            config.faults,
         )
         self._branch_tokens: int = self._memory.plan()["branch_tokens"]
         most = max(self._spec.tokens_per_frame, self._branch_tokens, len(prefix))
@@ -322,7 +326,7 @@ class Session:
                     self._open().open_question(since)
                     first_logits = logits = self._block(self._model.embed_text(ids), want_logits=True)
                     first_token = time.perf_counter() - began
-                    moments = self._memory.evidence()
+                    moments, lost = self._memory.evidence(), self._memory.evidence_lost
                 assert logits is not None and first_logits is not None
                 limit = min(sampling.max_tokens, self._branch_tokens - len(ids))
                 finish: Literal["end", "length"] = "length"
@@ -352,5 +356,7 @@ class Session:
         evidence = time_ranges(moments, gap=1.5 * median(self._gaps))
         seconds = time.perf_counter() - began
         result.append(
-            Reply(said, evidence, len(answer), finish, first_token, seconds, first_logits, tuple(moments))
+            Reply(
+                said, evidence, len(answer), finish, first_token, seconds, first_logits, tuple(moments), lost
+            )
         )

@@ -25,13 +25,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mosaic_edge import _core
-from mosaic_edge.cells import retrieves, run_cell
 from mosaic_edge.config import parse_bytes
 from mosaic_edge.engine import Engine
+from mosaic_edge.evaluation.cells import retrieves, run_cell
+from mosaic_edge.evaluation.recording import record_stream
+from mosaic_edge.evaluation.scoring import Row, build_row
+from mosaic_edge.evaluation.variants import FULL, Cap, Cell, Variant, parse_caps, parse_policies
 from mosaic_edge.models import TINY
-from mosaic_edge.recording import record_stream
-from mosaic_edge.scoring import Row, build_row
-from mosaic_edge.variants import FULL, Cap, Cell, Variant, parse_caps, parse_policies
 
 Progress = Callable[[int, int, str], None]
 """progress(done, total, what)"""

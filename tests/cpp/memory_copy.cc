@@ -24,7 +24,7 @@ using namespace mosaic::testing;
 constexpr size_t kPage = 700;
 
 struct Setup {
-  Setup(int slots, int ring, FaultyIo* faults = nullptr)
+  Setup(int slots, int ring, ScriptedIo* faults = nullptr)
       : file_memory(SpillFile::bytes_for(slots) / 8 + 1),
         ring_memory(CopyEngine::bytes_for(ring) / 8 + 1, 0x5555555555555555),
         file(directory.path, kPage, slots, file_memory.data(), faults),
@@ -46,7 +46,7 @@ void wait_for_stalls(const CopyEngine& engine, uint64_t stalls) {
 }
 
 TEST_CASE("a read queued after a write of the same slot sees it, and a read before it sees what was there") {
-  FaultyIo io;
+  ScriptedIo io;
   Setup s(4, 16, &io);
   Page old, fresh, before, after;
   fill(old.data(), kPage, 1);
@@ -77,7 +77,7 @@ TEST_CASE("a completion that was never used is done and ok") {
 }
 
 TEST_CASE("queued neighbours move with one call; another direction or a gap starts a new one") {
-  FaultyIo io;
+  ScriptedIo io;
   Setup s(50, 64, &io);
   std::vector<Page> pages(50);
   std::vector<Completion> done(50);
@@ -110,7 +110,7 @@ TEST_CASE("queued neighbours move with one call; another direction or a gap star
 }
 
 TEST_CASE("a full ring makes the submitter wait, counts it, and loses nothing") {
-  FaultyIo io;
+  ScriptedIo io;
   Setup s(20, 4, &io);
   const uint64_t guard = s.ring_memory.back();
   std::vector<Page> pages(12);
@@ -166,7 +166,7 @@ TEST_CASE("one batch larger than the ring goes through, even with a ring of one"
 }
 
 TEST_CASE("a failed copy is that copy's status and no other's") {
-  FaultyIo io;
+  ScriptedIo io;
   Setup s(8, 32, &io);
   std::vector<Page> pages(8);
   std::vector<Completion> done(8);
@@ -190,7 +190,7 @@ TEST_CASE("a failed copy is that copy's status and no other's") {
 }
 
 TEST_CASE("a completion still under way is refused for a second copy, and the first is unharmed") {
-  FaultyIo io;
+  ScriptedIo io;
   Setup s(3, 8, &io);
   Page page;
   fill(page.data(), kPage, 3);
@@ -206,7 +206,7 @@ TEST_CASE("a completion still under way is refused for a second copy, and the fi
 }
 
 TEST_CASE("the destructor finishes everything that is queued") {
-  FaultyIo io;
+  ScriptedIo io;
   Setup s(30, 30, &io);
   std::vector<Page> pages(30);
   std::vector<Completion> done(30);
@@ -286,7 +286,7 @@ int stress(CopyEngine& engine, const std::vector<SlotId>& slots, unsigned seed, 
 
 TEST_CASE("random copies equal a plain map, with short, interrupted calls and every ring size") {
   for (const int ring : {1, 3, 64}) {
-    FaultyIo io;
+    ScriptedIo io;
     io.at_most = ring == 3 ? 900 : SIZE_MAX;
     io.interrupt_every = ring == 64 ? 5 : 0;
     Setup s(40, ring, &io);
@@ -354,7 +354,7 @@ TEST_CASE("slots are taken, written, read, released and taken again while copies
 }
 
 TEST_CASE("nothing in the copy engine allocates after it is built: stalls, failures and waits included") {
-  FaultyIo io;
+  ScriptedIo io;
   Setup s(32, 4, &io);
   std::vector<Page> pages(32);
   std::vector<Completion> done(32);

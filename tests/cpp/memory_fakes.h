@@ -56,7 +56,7 @@ struct TemporaryDirectory {
 };
 
 // The real calls, with faults. Set it up while no call is running; the gate may be used at any time.
-struct FaultyIo : SpillIo {
+struct ScriptedIo : SpillIo {
   int fd = -1;                   // of the file last read or written
   bool unnamed_refused = false;  // the file system has no O_TMPFILE
   int fail_call = -1;            // the call (0, 1, ...) that fails, -1 for none

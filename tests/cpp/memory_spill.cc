@@ -25,7 +25,7 @@ using namespace mosaic::testing;
 
 // A spill file with all its memory, and a page buffer per slot.
 struct Disk {
-  Disk(size_t slot_bytes, int slots, FaultyIo* io = nullptr)
+  Disk(size_t slot_bytes, int slots, ScriptedIo* io = nullptr)
       : memory((SpillFile::bytes_for(slots) + 7) / 8 + 1, 0xabababababababab),
         file(directory.path, slot_bytes, slots, memory.data(), io),
         bytes(slot_bytes),
@@ -63,7 +63,7 @@ struct Disk {
 
 TEST_CASE("the spill file has no name, mode 0600, is closed on exec, and goes when its owner goes") {
   for (const bool refused : {false, true}) {
-    FaultyIo io;
+    ScriptedIo io;
     io.unnamed_refused = refused;
     int fd = -1;
     {
@@ -118,7 +118,7 @@ TEST_CASE("pages come back as they were written, for odd sizes, in one call per 
     for (const int slots : {1, 5, 31, 32, 33, 64, 65, 130}) {
       CAPTURE(bytes);
       CAPTURE(slots);
-      FaultyIo io;
+      ScriptedIo io;
       Disk disk(bytes, slots, &io);
       disk.acquire_and_fill(slots);
       CHECK(disk.file.free_slots() == 0);
@@ -138,7 +138,7 @@ TEST_CASE("pages come back as they were written, for odd sizes, in one call per 
 }
 
 TEST_CASE("slots in any order are read right, and only neighbours share a call") {
-  FaultyIo io;
+  ScriptedIo io;
   Disk disk(700, 20, &io);
   disk.acquire_and_fill(20);
   disk.write_all();
@@ -170,7 +170,7 @@ TEST_CASE("single reads and writes, rewriting a slot, and the file's memory is e
 }
 
 TEST_CASE("one flipped bit in the file, anywhere in a page, is a bad checksum of that page alone, counted") {
-  FaultyIo io;
+  ScriptedIo io;
   Disk disk(1000, 8, &io);
   disk.acquire_and_fill(8);
   disk.write_all();
@@ -205,7 +205,7 @@ TEST_CASE("one flipped bit in the file, anywhere in a page, is a bad checksum of
 }
 
 TEST_CASE("a slot that was never written, or was given to a new owner, is a miss without asking the disk") {
-  FaultyIo io;
+  ScriptedIo io;
   Disk disk(600, 6, &io);
   disk.acquire_and_fill(6);
   for (const SlotId slot : {3, 1}) CHECK(disk.file.write(slot, disk.page(slot)) == Status::ok);
@@ -225,7 +225,7 @@ TEST_CASE("a slot that was never written, or was given to a new owner, is a miss
 }
 
 TEST_CASE("a file cut short from outside is an io error of what is gone, and whole before it") {
-  FaultyIo io;
+  ScriptedIo io;
   Disk disk(512, 10, &io);
   disk.acquire_and_fill(10);
   disk.write_all();
@@ -240,7 +240,7 @@ TEST_CASE("short and interrupted calls change nothing but their number") {
     for (const int every : {0, 2, 3}) {
       CAPTURE(at_most);
       CAPTURE(every);
-      FaultyIo io;
+      ScriptedIo io;
       io.at_most = at_most;
       io.interrupt_every = every;
       Disk disk(700, 5, &io);
@@ -256,7 +256,7 @@ TEST_CASE("short and interrupted calls change nothing but their number") {
 
 // 45 pages in 32 + 8 adjacent slots and 5 apart: 7 runs.
 struct ScatteredDisk : Disk {
-  explicit ScatteredDisk(FaultyIo* io) : Disk(900, 60, io) {
+  explicit ScatteredDisk(ScriptedIo* io) : Disk(900, 60, io) {
     acquire_and_fill(45);
     std::vector<SlotId> apart(15);
     file.acquire_run(15, apart.data());
@@ -271,7 +271,7 @@ TEST_CASE("whichever write fails, exactly one page is lost, it reads as a miss, 
     for (int fail = 0; fail < calls; ++fail) {
       CAPTURE(at_most);
       CAPTURE(fail);
-      FaultyIo io;
+      ScriptedIo io;
       io.at_most = at_most;
       ScatteredDisk disk(&io);
       REQUIRE(disk.write_all() == 45);  // a first version, so that a failed write has something old to expose
@@ -303,7 +303,7 @@ TEST_CASE("whichever read fails, exactly one page is missed, once, and the other
     for (int fail = 0; fail < calls; ++fail) {
       CAPTURE(at_most);
       CAPTURE(fail);
-      FaultyIo io;
+      ScriptedIo io;
       io.at_most = at_most;
       ScatteredDisk disk(&io);
       REQUIRE(disk.write_all() == 45);
@@ -324,7 +324,7 @@ TEST_CASE("whichever read fails, exactly one page is missed, once, and the other
 
 TEST_CASE("a full disk is no_space for what does not fit, and room made later is used") {
   for (const int error : {ENOSPC, EDQUOT, EFBIG}) {
-    FaultyIo io;
+    ScriptedIo io;
     io.fail_errno = error;
     Disk disk(512, 4, &io);
     disk.acquire_and_fill(4);
@@ -335,7 +335,7 @@ TEST_CASE("a full disk is no_space for what does not fit, and room made later is
     CHECK(disk.file.counters().no_space == 4);
     CHECK(disk.file.counters().io_errors == 0);
   }
-  FaultyIo io;
+  ScriptedIo io;
   io.disk_bytes = 512 * 6 + 200;  // the seventh page is cut
   Disk disk(512, 10, &io);
   disk.acquire_and_fill(10);
@@ -365,7 +365,7 @@ TEST_CASE("the kernel's own refusal to grow a file is no_space, and a write that
   signal(SIGXFSZ, old_handler);
   CHECK(written == 5);
   for (int i = 0; i < 8; ++i) CHECK(disk.status[i] == (i < 5 ? Status::ok : Status::no_space));
-  FaultyIo io;
+  ScriptedIo io;
   io.zero_writes = true;
   Disk stuck(512, 2, &io);
   stuck.acquire_and_fill(2);
@@ -451,7 +451,7 @@ TEST_CASE("random runs against a plain model: lowest run first, and every slot h
 }
 
 TEST_CASE("nothing in the spill file allocates after it is built, errors included") {
-  FaultyIo io;
+  ScriptedIo io;
   Disk disk(900, 100, &io);
   disk.acquire_and_fill(100);
   const AllocationScope scope;

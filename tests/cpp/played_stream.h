@@ -293,10 +293,11 @@ struct PlayedStream {
         all[before + i].k = &k[(static_cast<size_t>(l) * n + i) * row()];
         all[before + i].v = &v[(static_cast<size_t>(l) * n + i) * row()];
       }
+      const std::vector<double> keys = rotated_keys(m.rope, m.kv_heads, m.head_dim, all);
       for (size_t i = 0; i < n; ++i) {
         const size_t here = (static_cast<size_t>(l) * n + i) * q_row();
         attend_in_double(m.rope, m.q_heads, m.kv_heads, m.head_dim, scale, &q[here], (*block)[i].at, all.data(),
-                         before + i + 1, truth.data());
+                         keys.data(), before + i + 1, truth.data());
         for (size_t e = 0; e < q_row(); ++e) {
           const double difference = std::abs(truth[e] - static_cast<double>(out[here + e]));
           worst = std::max(worst, difference);

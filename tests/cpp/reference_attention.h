@@ -28,20 +28,33 @@ inline void rotate_in_double(const RopeSpec& spec, const int* at, double* x) {
   }
 }
 
-// One query over the first `n` tokens -> out [q_heads, head_dim].
+// Keys of every token, rotated, once for all queries of a layer -> [tokens, kv_heads, head_dim].
+inline std::vector<double> rotated_keys(const RopeSpec& spec, int kv_heads, int d,
+                                        const std::vector<SeenToken>& tokens) {
+  const size_t row = static_cast<size_t>(kv_heads * d);
+  std::vector<double> keys(tokens.size() * row);
+  for (size_t t = 0; t < tokens.size(); ++t) {
+    std::copy_n(tokens[t].k, row, &keys[t * row]);
+    for (int g = 0; g < kv_heads; ++g)
+      rotate_in_double(spec, tokens[t].at, &keys[t * row + static_cast<size_t>(g * d)]);
+  }
+  return keys;
+}
+
+// One query over the first `n` tokens and their rotated keys -> out [q_heads, head_dim].
 inline void attend_in_double(const RopeSpec& spec, int q_heads, int kv_heads, int d, double scale, const float* q,
-                             const int* q_at, const SeenToken* tokens, size_t n, double* out) {
-  std::vector<double> query(static_cast<size_t>(d)), key(query.size()), logit(n);
+                             const int* q_at, const SeenToken* tokens, const double* keys, size_t n, double* out) {
+  std::vector<double> query(static_cast<size_t>(d)), logit(n);
   for (int h = 0; h < q_heads; ++h) {
     const int g = h / (q_heads / kv_heads);
     std::copy_n(q + h * d, d, query.begin());
     rotate_in_double(spec, q_at, query.data());
     double most = -INFINITY;
     for (size_t t = 0; t < n; ++t) {
-      std::copy_n(tokens[t].k + g * d, d, key.begin());
-      rotate_in_double(spec, tokens[t].at, key.data());
+      const double* const key =
+          keys + (t * static_cast<size_t>(kv_heads) + static_cast<size_t>(g)) * static_cast<size_t>(d);
       logit[t] = 0;
-      for (int i = 0; i < d; ++i) logit[t] += query[static_cast<size_t>(i)] * key[static_cast<size_t>(i)];
+      for (int i = 0; i < d; ++i) logit[t] += query[static_cast<size_t>(i)] * key[i];
       most = std::max(most, logit[t] *= scale);
     }
     double sum = 0;

@@ -6,6 +6,7 @@
 #include "allocation_counter.h"
 #include "memory_fakes.h"
 #include "played_stream.h"
+#include "rounds.h"
 
 namespace {
 
@@ -75,11 +76,7 @@ MemoryConfig tiny_model() {
 }
 
 TEST_CASE("append and ask allocate nothing over 5,000 frames, with int4 and with a disk tier") {
-#ifdef NDEBUG
-  const int frames = 5000;
-#else
-  const int frames = 600;
-#endif
+  const int frames = mosaic::testing::rounds(5000);
   TemporaryDirectory directory;
   for (const bool disk : {false, true}) {
     MemoryConfig config = tiny_model();

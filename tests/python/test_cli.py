@@ -46,7 +46,7 @@ def run(capfd: pytest.CaptureFixture[str]) -> Any:
 
 def test_help_is_asked_for_and_shown(run: Any) -> None:
     assert run("--help").code == 0
-    for command in ("demo", "run", "plan", "doctor", "eval"):
+    for command in ("demo", "run", "plan", "doctor", "eval", "stress"):
         shown = run(command, "--help")
         assert shown.code == 0
         assert "--json" in shown.out

@@ -11,18 +11,18 @@ import pytest
 
 import mosaic_edge.evaluate as evaluation
 from mosaic_edge import _core
-from mosaic_edge.bootstrap import bootstrap_interval
-from mosaic_edge.cells import full_cache_bytes, retrieves, run_cell, smallest_full_cap
 from mosaic_edge.commands.eval import run_eval
 from mosaic_edge.engine import Engine
 from mosaic_edge.evaluate import EvalSettings, evaluate
-from mosaic_edge.plots import PLOTS, draw
-from mosaic_edge.recording import record_stream
-from mosaic_edge.replay import TRACE, ReplayVlm, load_stream, question_plan
-from mosaic_edge.report import markdown
+from mosaic_edge.evaluation.bootstrap import bootstrap_interval
+from mosaic_edge.evaluation.cells import full_cache_bytes, retrieves, run_cell, smallest_full_cap
+from mosaic_edge.evaluation.plots import PLOTS, draw
+from mosaic_edge.evaluation.recording import record_stream
+from mosaic_edge.evaluation.replay import TRACE, ReplayVlm, load_stream, question_plan
+from mosaic_edge.evaluation.report import markdown
+from mosaic_edge.evaluation.scoring import build_row, kl_divergence
+from mosaic_edge.evaluation.variants import Cap, Cell, parse_caps, parse_policies, parse_variant
 from mosaic_edge.sampling import SamplingParams
-from mosaic_edge.scoring import build_row, kl_divergence
-from mosaic_edge.variants import Cap, Cell, parse_caps, parse_policies, parse_variant
 from mosaic_edge.world import VOCABULARY, World
 from numpy_vlm import NumpyVlm
 

@@ -8,7 +8,7 @@ from mosaic_edge import _core
 from mosaic_edge.commands.eval import default_policies
 from mosaic_edge.config import SessionConfig
 from mosaic_edge.evaluate import EvalSettings
-from mosaic_edge.variants import Cap, parse_caps, parse_policies, parse_variant
+from mosaic_edge.evaluation.variants import Cap, parse_caps, parse_policies, parse_variant
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ from rich.console import Console
 from mosaic_edge.commands.live import progress_bar
 from mosaic_edge.config import SessionConfig
 from mosaic_edge.evaluate import EvalSettings, evaluate
-from mosaic_edge.plots import PLOTS, draw
-from mosaic_edge.report import markdown
-from mosaic_edge.variants import FULL
+from mosaic_edge.evaluation.plots import PLOTS, draw
+from mosaic_edge.evaluation.report import markdown
+from mosaic_edge.evaluation.variants import FULL
 
 
 def run_eval(settings: EvalSettings, out: Path, *, jobs: int, force: bool, quiet: bool) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from mosaic_edge import _core
 from mosaic_edge.config import SessionConfig
 from mosaic_edge.engine import Engine, Reply, Session
-from mosaic_edge.replay import EncodedStream, ReplayVlm, load_stream
+from mosaic_edge.evaluation.replay import EncodedStream, ReplayVlm, load_stream
+from mosaic_edge.evaluation.variants import FULL, Cell, Variant
 from mosaic_edge.sampling import SamplingParams
-from mosaic_edge.variants import FULL, Cell, Variant
 from mosaic_edge.world import Question
 
 Row = dict[str, Any]
@@ -26,8 +26,6 @@ QUANTILES = 1001
 """A cell keeps so many quantiles of its frame times, not one number a frame."""
 TURNS = 8
 """Questions in a row of the multi-turn part."""
-MOMENTS_HELD = 384
-"""Entries of the core's table of what was read; a full one has lost some."""
 
 
 def full_cache_bytes(engine: Engine, frames: int) -> int:
@@ -157,7 +155,7 @@ class _Run:
             "right": reply.text.split()[:1] == [question.answer],
             "evidence_read": any(r.start - half <= end and start <= r.end + half for r in reply.evidence),
             "retrieved": _retrieved(reply, start - half, end + half),
-            "moments_full": len(reply.moments) >= MOMENTS_HELD,
+            "moments_full": reply.moments_lost > 0,
             "ttft_ms": round(1e3 * reply.first_token_seconds, 4),
         }
 

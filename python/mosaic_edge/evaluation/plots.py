@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mosaic_edge.config import format_bytes
-from mosaic_edge.plot_memory import memory_over_time
-from mosaic_edge.plot_style import Panels, styles
-from mosaic_edge.scoring import Row
+from mosaic_edge.evaluation.plot_memory import memory_over_time
+from mosaic_edge.evaluation.plot_style import Panels, styles
+from mosaic_edge.evaluation.scoring import Row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

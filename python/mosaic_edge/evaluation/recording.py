@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from mosaic_edge import _core
 from mosaic_edge.config import SessionConfig
 from mosaic_edge.engine import Engine, Session
+from mosaic_edge.evaluation.replay import TRACE, TRACE_KNOBS, PassThrough, question_plan
 from mosaic_edge.models.vlm import Attend, FloatArray, FrameArray, Vlm
-from mosaic_edge.replay import TRACE, TRACE_KNOBS, PassThrough, question_plan
 from mosaic_edge.world import World
 from mosaic_edge.world.world import Difficulty
 

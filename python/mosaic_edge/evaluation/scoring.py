@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mosaic_edge.bootstrap import bootstrap_interval
+from mosaic_edge.evaluation.bootstrap import bootstrap_interval
 
 Row = dict[str, Any]
 Logits = NDArray[np.float32]

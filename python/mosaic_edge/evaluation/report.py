@@ -7,7 +7,7 @@ from typing import Any
 
 from mosaic_edge.config import format_bytes
 from mosaic_edge.evaluate import EvalSettings
-from mosaic_edge.scoring import Row
+from mosaic_edge.evaluation.scoring import Row
 
 NONE = "-"
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mosaic_edge.scoring import Row
+from mosaic_edge.evaluation.scoring import Row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mosaic_edge.plot_style import Panels
-from mosaic_edge.scoring import Row
+from mosaic_edge.evaluation.plot_style import Panels
+from mosaic_edge.evaluation.scoring import Row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
