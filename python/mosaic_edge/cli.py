@@ -262,7 +262,8 @@ def stress(
     json: Json = False,
 ) -> None:
     """Stream a world under a cap with questions mixed in; ends with 3 on a breach of cap, account or RSS."""
-    from mosaic_edge.commands.stress import StressSettings, run_stress, show_stress
+    from mosaic_edge.commands.stress import show_stress
+    from mosaic_edge.stress import StressSettings, run_stress
 
     settings = StressSettings(
         memory=memory, frames=frames, policy=policy, disk=disk, faults=faults_every or (97 if faults else 0),

@@ -208,7 +208,7 @@ TEST_CASE("a disk that takes no write at all is left alone after a few, and summ
   CHECK(io.writes < 200);
 }
 
-TEST_CASE("a disk that fills up is not asked again, and what is on it stays readable") {
+TEST_CASE("a disk that fills up is left alone for a while, and what is on it stays readable") {
   UnreliableIo io;
   io.disk_bytes = 60 << 10;
   const MemoryStats s = play_with(&io, 300);

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mosaic_edge import _core, cli
-from mosaic_edge.commands import stress
-from mosaic_edge.commands.stress import COLUMNS, StressSettings, robust_slope, run_stress
+from mosaic_edge import _core, cli, stress
 from mosaic_edge.engine import Engine, Session
+from mosaic_edge.stress import COLUMNS, StressSettings, robust_slope, run_stress
 
 QUICK = StressSettings(memory="1MiB", frames=500, ask_every=25, check_every=50)
 ARGUMENTS = ["stress", "--memory", "1MiB", "--frames", "60", "--ask-every", "20", "--json", "--out"]
