@@ -113,7 +113,8 @@ def _check_list(root: Path, listing: str, endings: tuple[str, ...]) -> Iterator[
         return
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         found = LISTED.match(line)
-        wanted = [path.with_name(found[1] + ending) for ending in endings] if found else []
+        stem = found[1].replace("-", "_") if found else ""
+        wanted = [path.with_name(stem + ending) for ending in endings] if found else []
         if wanted and not any(file.is_file() for file in wanted):
             names = " or ".join(str(file.relative_to(root)) for file in wanted)
             yield f"{listing}:{number}: '{wanted[0].stem}' is listed, but there is no {names}"

@@ -162,11 +162,18 @@ struct AttendCall {
     kernels.ops->attend(args);
   }
 
-  py::tuple mass() {
+  py::tuple mass(int first_query, bool block) {
+    need(first_query < args.tokens, "first_query: there are " + std::to_string(args.tokens) + " queries");
     kernels.prepare({.tokens = args.tokens, .q_heads = args.q_heads, .shape = args.shape, .rows = args.n_rows});
-    Floats page_mass(positions.size()), row_mass(args.n_rows);
-    kernels.ops->attention_mass({&args, page_mass.mutable_data(), row_mass.mutable_data()});
-    return py::make_tuple(page_mass, row_mass);
+    Floats page_mass(positions.size()), row_mass(args.n_rows), block_mass(block ? args.tokens : 0);
+    const MassArgs mass{&args, page_mass.mutable_data(), row_mass.mutable_data(), first_query,
+                        block ? block_mass.mutable_data() : nullptr};
+    {
+      const py::gil_scoped_release release;
+      kernels.ops->attention_mass(mass);
+    }
+    if (!block) return py::make_tuple(page_mass, row_mass);
+    return py::make_tuple(page_mass, row_mass, block_mass);
   }
 };
 
@@ -175,7 +182,9 @@ struct AttendCall {
 void bind_attend(py::module_& m, py::class_<Kernels>& kernels) {
   py::class_<AttendCall>(m, "AttendCall", "attend with all it reads; run() may be called again and again.")
       .def("run", &AttendCall::run)
-      .def("mass", &AttendCall::mass, "After run(): attention the last query paid to (page tokens, summaries).")
+      .def("mass", &AttendCall::mass, py::arg("first_query") = -1, py::arg("block") = false,
+           "After run(): attention that the queries from first_query on (-1: the last alone) paid to (page tokens, "
+           "summaries), and with block to the block's own tokens.")
       .def_readonly("out", &AttendCall::out, "[tokens, q_heads, head_dim]")
       .def_readonly("lse", &AttendCall::lse, "[tokens, q_heads]");
   kernels.def(

@@ -5,6 +5,7 @@ void bind_errors(pybind11::module_& m);
 void bind_backend(pybind11::module_& m);
 void bind_memory(pybind11::module_& m);
 void bind_ops(pybind11::module_& m);
+void bind_signals(pybind11::module_& m);
 void bind_store(pybind11::module_& m);
 
 PYBIND11_MODULE(_core, m) {
@@ -14,4 +15,5 @@ PYBIND11_MODULE(_core, m) {
   bind_store(m);
   bind_memory(m);
   bind_ops(m);
+  bind_signals(m);
 }

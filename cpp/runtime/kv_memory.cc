@@ -230,8 +230,8 @@ void KvMemory::commit() {
     const int done = next_layer_;
     const bool open = block_ != Block::kNone;
     abort();
-    throw InvalidInput(open ? "KvMemory: commit() after " + std::to_string(done) + " of " + std::to_string(model().layers) +
-                                  " layers; the block was refused."
+    throw InvalidInput(open ? "KvMemory: commit() after " + std::to_string(done) + " of " +
+                                  std::to_string(model().layers) + " layers; the block was refused."
                             : "KvMemory: commit() without a block.");
   }
   const Block kind = std::exchange(block_, Block::kNone);

@@ -55,8 +55,8 @@ class SessionConfig:
     memory: int | str = "64MiB"
     """The cap: everything that grows with the stream, every DRAM tier, index and scratch included."""
     policy: str = "mosaic"
-    settings: dict[str, float | bool] = field(default_factory=dict)
-    """Settings of the policy by name."""
+    settings: dict[str, float | bool | str] = field(default_factory=dict)
+    """Settings of the policy by name: numbers, and words where it has a choice."""
     exact: str = "fp16"
     """Codec of window, question and open pages: "fp16" or "fp32"."""
     packed: str | None = None
@@ -115,9 +115,11 @@ class SessionConfig:
         """Threads of the CPU kernels: handing work over costs more than it brings for a small model."""
         return self.threads or (1 if spec.kv_bytes_per_token <= 4096 else os.cpu_count() or 1)
 
-    def core_settings(self) -> dict[str, float]:
-        """The policy's settings as numbers."""
-        return {name: float(value) for name, value in self.settings.items()}
+    def core_settings(self) -> dict[str, float | str]:
+        """The policy's settings as numbers and words."""
+        return {
+            name: value if isinstance(value, str) else float(value) for name, value in self.settings.items()
+        }
 
 
 def core_model(spec: VlmSpec) -> dict[str, Any]:

@@ -59,6 +59,11 @@ BAD = [
         "'int2' is listed, but there is no cpp/codec/int2.h",
     ),
     ("cpp/policy/policies.def", 'MOSAIC_POLICY("lru", Lru)\n', "no cpp/policy/lru.h or cpp/policy/lru.cc"),
+    (
+        "cpp/policy/policies.def",
+        'MOSAIC_POLICY("lru-k", LruK)\n',
+        "no cpp/policy/lru_k.h or cpp/policy/lru_k.cc",
+    ),
 ]
 
 

@@ -128,6 +128,12 @@ def test_attend_equals_float64_attention_over_the_decoded_tokens(
     paid = weights[-1].sum(0)
     np.testing.assert_allclose(page_mass, paid[: seen - 19], atol=1e-4)
     np.testing.assert_allclose(row_mass, paid[seen - 19 : seen], atol=1e-4)
+    for first in {0, tokens // 2, tokens - 1}:
+        paid = weights[first:].sum((0, 1))
+        got = np.concatenate(call.mass(first, block=True))
+        np.testing.assert_allclose(got, paid, rtol=1e-4, atol=1e-4)
+        assert got.sum() == pytest.approx((tokens - first) * heads * group, rel=1e-5)
+        np.testing.assert_array_equal(np.concatenate(call.mass(first)), got[:seen])
 
 
 def test_attending_nothing_gives_zeros_and_minus_infinity(kernels: ops.Kernels) -> None:
@@ -218,6 +224,88 @@ def test_scores_are_dot_products_or_attention_mass(
     weights = softmax_attention(q.astype(np.float64), k, k, bias, visible, 0.3)[2]
     got = kernels.score("mass", q, mean_k, row_bias=bias, scale=0.3)
     np.testing.assert_allclose(got, weights.sum((0, 1)), rtol=1e-4, atol=1e-6)
+
+
+def strided(x: Array) -> Array:
+    """The same rows, five numbers apart."""
+    wide = np.full((len(x), x.shape[1] + 5), np.nan, np.float32)
+    wide[:, : x.shape[1]] = x
+    return wide[:, : x.shape[1]]
+
+
+@pytest.mark.parametrize("dim", [1, 5, 7, 13, 16, 17, 128])
+@pytest.mark.parametrize("items", [1, 5, 13, 16, 17, 3000])
+def test_redundancy_is_minus_the_mean_cosine_with_the_recent_keys_of_the_same_place(
+    kernels: ops.Kernels, items: int, dim: int
+) -> None:
+    rng = np.random.default_rng(items * 200 + dim)
+    places = 7
+    recent, past = rng.normal(size=(2, items, dim)).astype(np.float32)
+    recent[::5] = past[::7] = 0
+    at, place = rng.integers(0, places - 1, (2, items)).astype(np.int32)  # the last place has no recent key
+    place[::4] = places - 1
+    start = rng.normal(size=(places, dim)).astype(np.float32)
+    start[-1] = 0
+    before = np.r_[rng.integers(1, 4, places - 1), 0].astype(np.int32)
+
+    def unit(x: Array) -> Array:
+        length = np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True)
+        return x / np.where(length > 0, length, 1)
+
+    sums, counts = start.astype(np.float64), before.copy()
+    np.add.at(sums, at, unit(recent))
+    np.add.at(counts, at, 1)
+    got_sums, got_counts = kernels.add_recent_keys(strided(recent), at, start, before)
+    np.testing.assert_allclose(got_sums, sums, rtol=1e-5, atol=2e-5)
+    np.testing.assert_array_equal(got_counts, counts)
+    mean = sums / np.maximum(counts, 1)[:, None]
+    expected = -np.einsum("nd,nd->n", unit(past), mean[place])
+    got = kernels.temporal_redundancy(strided(past), place, got_sums, got_counts)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    assert not got[place == places - 1].any()
+    assert not got[::7].any()
+
+
+@pytest.mark.parametrize("dim", [1, 5, 7, 13, 16, 17, 128])
+@pytest.mark.parametrize("items", [1, 5, 16, 3000])
+def test_row_norms_are_euclidean(kernels: ops.Kernels, items: int, dim: int) -> None:
+    x = np.random.default_rng(dim).normal(size=(items, dim)).astype(np.float32)
+    x[::3] = 0
+    expected = np.linalg.norm(x.astype(np.float64), axis=1)
+    np.testing.assert_allclose(kernels.row_norm(strided(x)), expected, rtol=1e-6)
+    np.testing.assert_allclose(kernels.row_norm(x.T.copy().T), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dim", [1, 5, 7, 13, 16, 17, 33, 128])
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 7, 13, 16, 17, 64, 196, 1030])
+def test_spectral_energy_is_what_an_fft_without_its_lower_half_leaves(
+    kernels: ops.Kernels, tokens: int, dim: int
+) -> None:
+    x = np.random.default_rng(tokens).normal(size=(tokens, dim)).astype(np.float32) + 3
+    x[tokens // 2] = 0
+    bins = np.fft.fft(x.astype(np.float64), axis=0)
+    frequency = np.minimum(np.arange(tokens), tokens - np.arange(tokens))
+    bins[frequency < tokens / 4] = 0
+    expected = np.abs(np.fft.ifft(bins, axis=0).real).mean(1)
+    np.testing.assert_allclose(kernels.spectral_energy(strided(x)), expected, atol=2e-5)
+
+
+def test_signals_of_wrong_shapes_are_refused_by_name(kernels: ops.Kernels) -> None:
+    k, sums, counts = np.zeros((3, 8)), np.zeros((2, 8)), np.zeros(2)
+    with pytest.raises(ValueError, match="one per item"):
+        kernels.add_recent_keys(k, np.zeros(2), sums, counts)
+    with pytest.raises(ValueError, match="place: 2 of 2"):
+        kernels.temporal_redundancy(k, np.full(3, 2), sums, counts)
+    with pytest.raises(ValueError, match="sum"):
+        kernels.temporal_redundancy(k, np.zeros(3), np.zeros((2, 9)), counts)
+    with pytest.raises(ValueError, match="items, dim"):
+        kernels.row_norm(np.zeros(3))
+    with pytest.raises(ValueError, match="must not be empty"):
+        kernels.spectral_energy(np.zeros((3, 0)))
+    call = kernels.attend(np.zeros((2, 4, 8), np.float32), np.zeros((2, 3), np.int32), 2, 1.0)
+    call.run()
+    with pytest.raises(ValueError, match="2 queries"):
+        call.mass(2)
 
 
 @pytest.mark.parametrize("n", [1, 5, 13, 1000])

@@ -1,4 +1,4 @@
-"""The CPU kernels against their peers, in one run: assign with faiss, score + top_k and attend with torch.
+"""The CPU kernels against their peers, in one run: assign with faiss, the others with torch.
 
 Ratios, not milliseconds, are what to quote: all contestants of a case run in turns, so a busy machine slows
 them alike, and each gets its median. Beside each stands the floor of this machine, measured in the same run:
@@ -198,6 +198,79 @@ class Bench:
         case = f"attend {q_heads}/{heads} x {dim}, {tokens:,} tokens"
         self.add(case, ours, peers, size, 4e-9 * q_heads * dim * tokens)
 
+    def mass(self, q_heads: int, heads: int, dim: int, queries: int, tokens: int) -> None:
+        """Attention that keys receive from a block of queries: column sums against the whole matrix."""
+        torch, rng = self.torch, np.random.default_rng(3)
+        k, v = rng.normal(size=(2, tokens, heads, dim)).astype(np.float32)
+        q = rng.normal(size=(queries, q_heads, dim)).astype(np.float32)
+        positions, at = np.arange(tokens, dtype=np.int32), np.full((queries, 3), tokens, np.int32)
+        rope = {"theta": 1e6, "rotary_dim": dim, "layout": "half"}
+        blocks = [(k[i : i + 16], v[i : i + 16]) for i in range(0, tokens, 16)]
+        pages = [("fp16", self.kernels.encode("fp16", *block), 0, 16) for block in blocks]
+        call = self.kernels.attend(q, at, heads, dim**-0.5, pages=pages, positions=positions, rope=rope)
+        call.run()
+        tq = torch.from_numpy(q).transpose(0, 1).reshape(heads, -1, dim).contiguous()
+        tk = torch.from_numpy(k).permute(1, 2, 0).contiguous()
+
+        def torch_mass() -> object:
+            return torch.softmax(torch.bmm(tq, tk) * dim**-0.5, -1).sum((0, 1))
+
+        case = f"received {queries} x {q_heads}/{heads} x {dim}, {tokens:,} tokens"
+        ours: dict[str, Run] = {"fp16": lambda: call.mass(0)}
+        size, work = tokens * heads * dim * 2 / 1e9, 2e-9 * queries * q_heads * dim * tokens
+        self.add(case, ours, {"torch fp32": torch_mass}, {"fp16": size}, work)
+
+    def signals(self, tokens: int, items: int, dim: int) -> None:
+        torch, rng = self.torch, np.random.default_rng(4)
+        x = rng.normal(size=(tokens, dim)).astype(np.float32)
+        tx = torch.from_numpy(x)
+        frequency = np.minimum(np.arange(tokens // 2 + 1), tokens)
+        high = torch.from_numpy(frequency >= tokens / 4)[:, None]
+
+        def torch_spectral() -> Any:
+            bins = torch.fft.rfft(tx, dim=0) * high
+            return torch.fft.irfft(bins, n=tokens, dim=0).abs().mean(1)
+
+        ours: dict[str, Run] = {"spectral": lambda: self.kernels.spectral_energy(x)}
+        if not np.allclose(self.kernels.spectral_energy(x), torch_spectral().numpy(), atol=1e-4):
+            raise SystemExit("spectral_energy: not what torch.fft gives")
+        # The work of an FFT there and back, which ours, a matrix product, does not try to be.
+        work = 1e-9 * 2 * 2.5 * tokens * np.log2(tokens) * dim
+        self.add(
+            f"spectral {tokens} x {dim}",
+            ours,
+            {"torch.fft": torch_spectral},
+            {"spectral": x.nbytes / 1e9},
+            work,
+        )
+
+        k = rng.normal(size=(items, dim)).astype(np.float32)
+        places = 196
+        place = (np.arange(items) % places).astype(np.int32)
+        sums, counts = self.kernels.add_recent_keys(
+            k[:places], place[:places], np.zeros((places, dim)), np.zeros(places)
+        )
+        tk, tplace, tsums = torch.from_numpy(k), torch.from_numpy(place).long(), torch.from_numpy(sums)
+
+        def torch_redundancy() -> object:
+            return -torch.nn.functional.cosine_similarity(tk, tsums[tplace], dim=1)
+
+        def ours_redundancy() -> object:
+            return self.kernels.temporal_redundancy(k, place, sums, counts)
+
+        def ours_norm() -> object:
+            return self.kernels.row_norm(k)
+
+        def torch_norm() -> object:
+            return torch.linalg.vector_norm(tk, dim=1)
+
+        size, gflop = k.nbytes / 1e9, 2e-9 * items * dim
+        for name, mine, theirs, work in (
+            ("redundancy", ours_redundancy, torch_redundancy, 2 * gflop),
+            ("norm", ours_norm, torch_norm, gflop),
+        ):
+            self.add(f"{name} {items:,} x {dim}", {name: mine}, {"torch fp32": theirs}, {name: size}, work)
+
     def run(self) -> None:
         self.assign(196, 1024, 256)
         self.assign(784, 4096, 512)
@@ -205,6 +278,8 @@ class Bench:
         for q_heads, heads in ((28, 4), (16, 2)):
             for tokens in (4096, 12544):
                 self.attend(q_heads, heads, 128, tokens)
+        self.mass(28, 4, 128, 196, 1024)
+        self.signals(784, 12544, 128)
 
 
 def print_table(machine: Machine, rows: list[Row]) -> None:

@@ -37,6 +37,9 @@ class PlainOps : public Ops {
 // (cos(xk, ck) + w cos(xv, cv)) / (1 + w) with fp32 means; the cosine with a zero vector is 0.
 float similarity(const float* xk, const float* xv, const float* ck, const float* cv, int dim, float value_weight);
 
+// Element `shift` of the Dirichlet kernel: circular convolution with it leaves the frequencies |f| < n / 4 of n tokens.
+float lower_frequencies(int shift, int n);
+
 // Throws InvariantError: a call is larger than the Limits its scratch was planned for.
 [[noreturn]] void beyond_limits(const char* op);
 

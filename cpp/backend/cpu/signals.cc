@@ -43,16 +43,25 @@ void PlainOps::row_norm(const NormArgs& a) {
   for (int i = 0; i < a.items; ++i) a.norm[i] = norm(a.x + i * a.stride, a.dim);
 }
 
-// What is removed is a circular convolution with the Dirichlet kernel of the lower frequencies: N^2 d operations and no
-// scratch. Channels go in small groups that stay in registers.
+float lower_frequencies(int shift, int n) {
+  const int highest = (n + 3) / 4 - 1;  // the highest frequency under n / 4
+  if (shift == 0) return static_cast<float>((2.0 * highest + 1) / n);
+  const double half = std::numbers::pi * shift / n;
+  return static_cast<float>(std::sin((2.0 * highest + 1) * half) / (std::sin(half) * n));
+}
+
+// What is removed is a circular convolution with the kernel of the lower frequencies: N^2 d operations and no scratch.
+// The kernel is the same from both ends; as much of it as there is room for is worked out once. Channels go in small
+// groups that stay in registers.
 void PlainOps::spectral_energy(const SpectralArgs& a) {
   const int n = a.items;
-  const int lower = (n + 3) / 4 - 1;  // the highest frequency under n / 4
+  if (n == 0) return;
+  constexpr int kTable = 1024;
+  float table[kTable];
+  for (int shift = 0; shift < std::min(kTable, n / 2 + 1); ++shift) table[shift] = lower_frequencies(shift, n);
   const auto kernel = [&](int shift) {
-    if (lower < 0 || n == 0) return 0.0f;
-    const double half = std::numbers::pi * shift / n;
-    if (shift == 0) return static_cast<float>((2.0 * lower + 1) / n);
-    return static_cast<float>(std::sin((2.0 * lower + 1) * half) / (std::sin(half) * n));
+    shift = std::min(shift, n - shift);
+    return shift < kTable ? table[shift] : lower_frequencies(shift, n);
   };
   std::fill_n(a.energy, n, 0.0f);
   constexpr int kGroup = 32;

@@ -3,9 +3,11 @@
 #include "backend/cpu/simd_ops.h"
 
 #include "backend/cpu/assign_bf16_simd.h"
+#include "backend/cpu/mass_simd.h"
 #include "backend/cpu/pages_simd.h"
 #include "backend/cpu/plain_ops.h"
 #include "backend/cpu/scratch_simd.h"
+#include "backend/cpu/signals_simd.h"
 #include "backend/cpu/top_k.h"
 
 #if !defined(MOSAIC_SIMD)  // compiled without simd.cmake: the architecture's baseline
@@ -42,6 +44,10 @@ class SimdOps final : public PlainOps {  // what is not faster here stays plain
 
   void attend(const AttendArgs& a) override;
   void attention_mass(const MassArgs& m) override;
+  void add_recent_keys(const RecentKeysArgs& a) override;
+  void temporal_redundancy(const RedundancyArgs& a) override;
+  void row_norm(const NormArgs& a) override;
+  void spectral_energy(const SpectralArgs& a) override;
   void assign(const AssignArgs& a) override;
   void update_centroids(const UpdateArgs& u) override;
   void score(const ScoreArgs& a) override;
@@ -83,6 +89,16 @@ class SimdOps final : public PlainOps {  // what is not faster here stays plain
     check(a.q_heads <= limits_.q_heads && a.shape.head_dim <= limits_.shape.head_dim &&
               a.q_heads * limits_.shape.heads <= limits_.q_heads * a.shape.heads,
           op);
+  }
+
+  int parts_of(int items, int dim) const;
+  // fn(begin, end) over ranges of [0, n), one for each part.
+  template <class Fn>
+  void for_parts(int n, int parts, Fn&& fn) {
+    pool_.run(parts, [&](int part, int) {
+      const auto cut = [&](int i) { return static_cast<int>(static_cast<int64_t>(n) * i / parts); };
+      fn(cut(part), cut(part + 1));
+    });
   }
 
   ThreadPool pool_;
@@ -149,48 +165,48 @@ void SimdOps::attend(const AttendArgs& a) {
 }
 
 void SimdOps::attention_mass(const MassArgs& m) {
-  AttendArgs a = *m.attend;
+  const AttendArgs& a = *m.attend;
   if (a.tokens == 0) return;
   check_attend(a, "attention_mass");
-  if (m.first_query >= 0 || m.block_mass != nullptr) return PlainOps::attention_mass(m);
-  const int last = a.tokens - 1, group = a.q_heads / a.shape.heads, d = a.shape.head_dim;
-  const float* const lse = a.lse + static_cast<size_t>(last) * a.q_heads;
   const auto scratch = carve<AttendScratch>();
   const Units units(a);
-  const int per_task = most(kMinUnits, (units.seen() + 4 * pool_.threads() - 1) / (4 * pool_.threads()));
-  pool_.run((units.seen() + per_task - 1) / per_task, [&](int task, int worker) {
-    AttendState& s = scratch.workers[worker];
-    Tile& tile = s.tile;
-    load_queries(a, last, 1, s);
-    for (int unit = task * per_task; unit < least(units.seen(), (task + 1) * per_task); ++unit) {
-      tile.clear();
-      units.place(unit, tile);
-      if (tile.last == 0) continue;
-      fill_turns(a.rope, tile);
-      float mass[kUnit] = {};
-      for (int head = 0; head < a.shape.heads; ++head) {
-        units.fill(unit, head, 0, false, tile);
-        gemm({s.q + static_cast<size_t>(head) * group * d, static_cast<size_t>(d), tile.k, kTileStride, s.logits, kTile,
-              d, nullptr},
-             group, kUnit);
-        for (int g = 0; g < group; ++g) {
-          if (lse[head * group + g] == kMinusInfinity) continue;
-          const float log2_sum = lse[head * group + g] * kLog2E;
-          for (int at = 0; at < kUnit; at += kLanes) {
-            const Vec l = load(s.logits + g * kTile + at) + load(tile.bias + at) - log2_sum;
-            store(mass + at, load(mass + at) + exp2(l));
-          }
-        }
-      }
-      if (unit < units.pages) {
-        const PageEntry& page = a.pages[unit];
-        for (int i = page.begin; i < page.end; ++i) m.page_mass[page.first + i - page.begin] = mass[i];
-      } else {
-        const int first = (unit - units.pages) * kUnit;
-        for (int i = 0; i < least(kUnit, a.n_rows - first); ++i) m.row_mass[first + i] = mass[i];
-      }
-    }
+  const int first = m.first_query < 0 ? a.tokens - 1 : m.first_query;
+  const int total = m.block_mass != nullptr ? units.total() : units.seen();
+  const int per_task = most(kMinUnits, (total + 4 * pool_.threads() - 1) / (4 * pool_.threads()));
+  const int block_tokens = AttendPlan(limits_, a, units.total(), pool_.threads()).block_tokens;
+  if (m.block_mass != nullptr)
+    for (int i = 0; i < a.tokens; ++i) m.block_mass[i] = 0;  // without a block too
+  pool_.run((total + per_task - 1) / per_task, [&](int task, int worker) {
+    mass_range(m, first, block_tokens, task * per_task, least(total, (task + 1) * per_task), scratch.workers[worker]);
   });
+}
+
+// Parts of `items` items of `dim` channels that are worth a thread each.
+int SimdOps::parts_of(int items, int dim) const {
+  return static_cast<double>(items) * dim < kWorthThreads / 8 ? 1 : pool_.threads();
+}
+
+void SimdOps::add_recent_keys(const RecentKeysArgs& a) {
+  const int parts = parts_of(a.items, a.dim);
+  pool_.run(parts, [&](int part, int) { add_recent_part(a, part, parts); });
+}
+
+void SimdOps::temporal_redundancy(const RedundancyArgs& a) {
+  for_parts(a.items, parts_of(a.items, a.dim), [&](int begin, int end) { redundancy_range(a, begin, end); });
+}
+
+void SimdOps::row_norm(const NormArgs& a) {
+  for_parts(a.items, parts_of(a.items, a.dim), [&](int begin, int end) { norm_range(a, begin, end); });
+}
+
+void SimdOps::spectral_energy(const SpectralArgs& a) {
+  const int n = a.items;
+  if (n > kMaxSpectral || a.dim < kLanes) return PlainOps::spectral_energy(a);
+  float table[2 * kMaxSpectral];
+  for (int shift = 0; shift < n; ++shift) table[n - 1 + shift] = table[n - 1 - shift] = lower_frequencies(shift, n);
+  const int tiles = (n + kGemmRows - 1) / kGemmRows;
+  for_parts(tiles, static_cast<double>(n) * n * a.dim < kWorthThreads ? 1 : pool_.threads(),
+            [&](int begin, int end) { spectral_range(a, table, begin * kGemmRows, least(n, end * kGemmRows)); });
 }
 
 void SimdOps::assign(const AssignArgs& a) {
