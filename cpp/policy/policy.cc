@@ -35,6 +35,17 @@ int spill_oldest(const ClusterStore& store, const Need& need, Relief* out, int c
   return n;
 }
 
+int drop_oldest_frame(const ClusterStore& store, Relief* out, int capacity) {
+  int32_t oldest = std::numeric_limits<int32_t>::max();
+  for (int lane = 0; lane < store.shape().lanes; ++lane)
+    for (const ClusterId c : store.index(lane).live()) oldest = std::min(oldest, store.index(lane)[c].born);
+  int n = 0;
+  for (int lane = 0; lane < store.shape().lanes; ++lane)
+    for (const ClusterId c : store.index(lane).live())
+      if (store.index(lane)[c].born == oldest && n < capacity) out[n++] = {Relief::Kind::kDrop, lane, c};
+  return n;
+}
+
 std::vector<std::string> policy_names() {
   return {
 #define MOSAIC_POLICY(name, factory) name,

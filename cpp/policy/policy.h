@@ -31,6 +31,11 @@ struct PolicyNeeds {
   bool unbounded = false;  // a cluster may grow without end: it is never split, merged or packed as one
   int frames = 1;          // frames admitted together (by token, no scenes)
   int clusters = 0;        // by token: clusters of a lane; 0: what index_share allows
+  int least_clusters = 2;  // and never less than these
+  double index_share = 0;  // of the bytes to share out, where the session names no other; 0: 0.35
+  // select() reads up to as many frames' tokens, where the session names no other number and the cap would hold them
+  // several times over: by frame 4, by token, whose pages are not full, 8 times. 0: the plan's choice
+  int retrieve_frames = 0;
   float value_weight = 0;  // of the cluster metric
 };
 
@@ -135,6 +140,8 @@ class Policy {
 
 // What policies by frame share: the clusters that grew longest ago go to disk, a few at a time. 0: there is no room on one.
 int spill_oldest(const ClusterStore& store, const Need& need, Relief* out, int capacity);
+// And, when there is no colder place: the oldest frame goes, from every lane at once, so that all layers remember the same.
+int drop_oldest_frame(const ClusterStore& store, Relief* out, int capacity);
 
 // A number, or one of a few words.
 struct SettingValue {

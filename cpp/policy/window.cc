@@ -1,7 +1,5 @@
 // window: the prefix, the first frame and the most recent frames (StreamingLLM's sinks + sliding window). The oldest
 // frame goes first.
-#include <algorithm>
-
 #include "policy/policy.h"
 
 namespace mosaic {
@@ -15,15 +13,7 @@ class SlidingWindow final : public Policy {
   void admit(const ClusterStore&, const AdmitBlock&, Placement* out) override { out[0] = {}; }
   int relieve(const ClusterStore& store, const Need& need, Relief* out, int capacity) override {
     if (const int n = spill_oldest(store, need, out, capacity); n > 0) return n;
-    // A frame goes from every lane at once, so that all layers remember the same ones.
-    int32_t oldest = std::numeric_limits<int32_t>::max();
-    for (int lane = 0; lane < store.shape().lanes; ++lane)
-      for (const ClusterId c : store.index(lane).live()) oldest = std::min(oldest, store.index(lane)[c].born);
-    int n = 0;
-    for (int lane = 0; lane < store.shape().lanes; ++lane)
-      for (const ClusterId c : store.index(lane).live())
-        if (store.index(lane)[c].born == oldest && n < capacity) out[n++] = {Relief::Kind::kDrop, lane, c};
-    return n;
+    return drop_oldest_frame(store, out, capacity);
   }
 };
 

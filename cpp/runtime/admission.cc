@@ -190,7 +190,7 @@ void KvMemory::place(int lane, int i, int n, const WindowFrame& frame, SceneId s
     if (!relieve(need, i, n)) break;
   }
   // No room could be made: the nearest summary takes it, or it is dropped; both are counted.
-  if (to.cluster >= 0) {
+  if (to.cluster >= 0 && plan_.summaries) {
     store_.absorb(lane, to.cluster, token, frame.number);
   } else {
     store_.drop_tokens(1);

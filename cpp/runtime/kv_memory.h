@@ -90,7 +90,7 @@ class KvMemory {
   void attend_lane(int lane, const float* q, const float* k, const float* v, float* out);
   void stage(int lane, const float* k, const float* v);
   void block_positions(const BlockSelection& selection);
-  bool attends_means() const { return plan_.select_rows > 0 && plan_.config.summaries; }
+  bool attends_means() const { return plan_.summaries && plan_.config.summaries; }
   // selection.cc
   void select_window(int lane);
   void select_stored(int lane, const float* q);

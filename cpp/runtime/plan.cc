@@ -29,13 +29,16 @@ void check(const MemoryConfig& c) {
                  c.max_cluster_tokens}) <= 1 << 24,
        "counts must be at most 16,777,216.");
   need(c.exact_share >= 0 && c.exact_share < 1, "exact_share must be in [0, 1).");
-  need(c.index_share > 0 && c.index_share < 1, "index_share must be in (0, 1).");
+  need(c.index_share >= 0 && c.index_share < 1, "index_share must be in [0, 1), 0: by the policy.");
   need(c.prefix_tokens >= 0 && c.branch_tokens >= 0 && c.retrieve_tokens >= 0 && c.clusters >= 0 && c.scenes >= 0 &&
            c.window_frames >= 0,
        "counts must not be negative.");
   need(c.max_cluster_tokens >= 2, "max_cluster_tokens must be at least 2.");
   need(c.disk_bytes == 0 || !c.spill_dir.empty(), "disk_bytes needs spill_dir=.");
 }
+
+// Whole frames of at most `tokens` in all; where frames are smaller than the largest more of them fit, within reason.
+int pages_of_frames(int tokens, int frame_tokens) { return tokens / frame_tokens * pages_for(frame_tokens) + 16; }
 
 // Everything but the page slots follows from the configuration; `slots` is what the search varies.
 void lay_out(Plan* plan, const Policy& policy, const Ops& ops, int64_t packed_slots) {
@@ -72,9 +75,19 @@ void lay_out(Plan* plan, const Policy& policy, const Ops& ops, int64_t packed_sl
     if (disk_slots < 1)
       throw MemoryCapError("disk tier: one page needs " + format_bytes(page_bytes(c.packed, page)) +
                            ", disk_bytes is " + format_bytes(c.disk_bytes) + ". Raise disk=.");
-    // A page on disk costs a record and a checksum of DRAM: together at most a tenth of the cap, whatever the quota.
-    const auto payable = static_cast<int64_t>(c.cap_bytes / 10 / (sizeof(Page) + sizeof(uint32_t) + 1));
-    disk_slots = std::max<int64_t>(1, std::min<int64_t>({disk_slots, payable, 1 << 28}));
+    // A page on disk costs a record and a checksum of DRAM: together at most a tenth of the cap, whatever the quota. Where
+    // whole frames are retrieved their rows of the index are counted too, and as these are all that DRAM must hold of a
+    // frame, they may take a third.
+    const bool rows = needs.means && !needs.by_token;
+    const double row = rows ? static_cast<double>(ClusterIndex::bytes_for({1024, page.row()})) / 1024 : 0;
+    const double record = sizeof(Page) + sizeof(uint32_t) + 1 + row / pages_for(m.frame_tokens);
+    const auto payable = static_cast<int64_t>(static_cast<double>(c.cap_bytes) / (rows ? 3 : 10) / record);
+    disk_slots = std::min<int64_t>({disk_slots, payable, 1 << 28});
+    if (needs.least_clusters > 2)  // a block opens about as many clusters: no more pages than clusters can name
+      disk_slots = std::min(disk_slots, int64_t{s.lanes} * c.clusters *
+                                            (needs.least_clusters + plan->block_frames * pages_for(m.frame_tokens)) /
+                                            needs.least_clusters);
+    disk_slots = std::max<int64_t>(disk_slots, 1);
     s.tiers.push_back({Place::disk, c.packed, static_cast<int>(disk_slots)});
   }
   int64_t all_slots = 0;
@@ -87,17 +100,20 @@ void lay_out(Plan* plan, const Policy& policy, const Ops& ops, int64_t packed_sl
   const int window_frames = c.window_frames + plan->block_frames - 1;  // a block leaves when it is whole
   const int fixed_tokens = c.prefix_tokens + m.frame_tokens * (window_frames + 1) + c.branch_tokens;
   const int fixed_pages = pages_for(c.prefix_tokens) + frame_pages * (window_frames + 1) + pages_for(c.branch_tokens);
+  int read_tokens = static_cast<int>(lane_slots * kPageTokens), read_pages = static_cast<int>(lane_slots);
   if (needs.selects) {
+    read_tokens = c.retrieve_tokens;
     // Pages of a small cluster are not full: two per 16 tokens, and what finds no row is read as its summary.
-    plan->select_tokens = c.retrieve_tokens + fixed_tokens;
-    plan->select_entries = c.retrieve_tokens / 8 + 16 + fixed_pages;
-  } else {
-    plan->select_tokens = static_cast<int>(lane_slots * kPageTokens) + fixed_tokens;
-    plan->select_entries = static_cast<int>(lane_slots) + fixed_pages;
+    read_pages = needs.by_token ? c.retrieve_tokens / 8 + 16 : pages_of_frames(c.retrieve_tokens, m.frame_tokens);
   }
-  plan->select_rows = needs.summaries ? s.index.capacity : 0;  // means that are scored alone are not attended
+  plan->select_tokens = read_tokens + fixed_tokens;
+  plan->select_entries = read_pages + fixed_pages;
+  // Means that are scored alone are not attended, but one token alone may lie in its mean and be read there.
+  plan->select_rows = needs.summaries ? s.index.capacity : 0;
+  plan->summaries = needs.summaries;
+  if (needs.means && !needs.summaries) plan->select_rows = std::min(s.index.capacity, c.retrieve_tokens);
   // Read copies for two layers: the one that is attended and the next.
-  s.fetch_slots = disk_slots == 0 ? 0 : static_cast<int>(std::min<int64_t>(2 * plan->select_entries, disk_slots));
+  s.fetch_slots = disk_slots == 0 ? 0 : static_cast<int>(std::min<int64_t>(2 * int64_t{read_pages}, disk_slots));
   plan->max_block = std::max({m.frame_tokens, c.branch_tokens, c.prefix_tokens});
   plan->rope_positions = c.original_positions
                              ? c.max_position
@@ -160,6 +176,9 @@ Plan make_plan(const MemoryConfig& config, const Policy& policy, const Ops& ops)
   const PageShape page{m.kv_heads, m.head_dim};
   const uint64_t token_bytes = static_cast<uint64_t>(m.layers) * page_bytes(c.packed, page) / kPageTokens;
   const auto cap_tokens = static_cast<int64_t>(c.cap_bytes / std::max<uint64_t>(token_bytes, 1));
+  if (c.retrieve_tokens == 0 && needs.retrieve_frames > 0)
+    c.retrieve_tokens = static_cast<int>(std::min(int64_t{needs.retrieve_frames} * m.frame_tokens,
+                                                  std::max<int64_t>(cap_tokens / (needs.by_token ? 8 : 4), 64)));
   if (c.retrieve_tokens == 0)
     c.retrieve_tokens = static_cast<int>(std::clamp<int64_t>(cap_tokens / 12, 64, int64_t{64} * m.frame_tokens));
   if (c.scenes == 0) c.scenes = static_cast<int>(std::clamp<int64_t>(cap_tokens / m.frame_tokens / 8, 4, 64));
@@ -169,11 +188,13 @@ Plan make_plan(const MemoryConfig& config, const Policy& policy, const Ops& ops)
   }
   if (needs.by_token && needs.clusters > 0) c.clusters = needs.clusters;
   const bool choose_clusters = needs.by_token && c.clusters == 0;
-  if (choose_clusters) c.clusters = 2;
+  if (choose_clusters) c.clusters = needs.least_clusters;
+  if (c.index_share == 0) c.index_share = needs.index_share > 0 ? needs.index_share : 0.35;
 
-  // The least that works: one page of every tier for each layer.
+  // The least that works: pages of a frame for each layer, and for one cluster without end those of a block.
   const int lanes = m.layers * (needs.per_head ? m.kv_heads : 1);
-  const int64_t least = std::max<int64_t>(lanes * int64_t{pages_for(m.frame_tokens * std::max(needs.frames, 1))}, 4);
+  const int64_t least =
+      std::max<int64_t>(lanes * int64_t{pages_for(m.frame_tokens * (needs.unbounded ? needs.frames : 1))}, 4);
   lay_out(&plan, policy, ops, least);
   if (plan.total_bytes > c.cap_bytes) {
     const Plan::Part* most = &*std::max_element(plan.parts.begin(), plan.parts.end(),
@@ -192,7 +213,7 @@ Plan make_plan(const MemoryConfig& config, const Policy& policy, const Ops& ops)
     lay_out(&plan, policy, ops, least);
     const double each = static_cast<double>(plan.total_bytes - before) / probe;
     const auto wanted = static_cast<int64_t>(static_cast<double>(spare) * c.index_share / each);
-    c.clusters = static_cast<int>(std::clamp<int64_t>(wanted, 2, 1 << 16));
+    c.clusters = static_cast<int>(std::clamp<int64_t>(wanted, needs.least_clusters, 1 << 16));
     if (config.scenes == 0)
       c.scenes = std::max(1, std::min(c.scenes, c.clusters / 4));  // or scenes could not merge inside
   }

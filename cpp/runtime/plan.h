@@ -30,13 +30,13 @@ struct MemoryConfig {
   CodecId exact = CodecId::kFp16;   // window, question, open pages
   CodecId packed = CodecId::kInt4;  // pages that yielded; the same as exact: no second tier
   double exact_share = 0.15;        // of the page bytes, for open exact pages (policies by token)
-  double index_share = 0.35;        // of what is left after the fixed parts, for clusters' summaries
+  double index_share = 0;           // of what is left after the fixed parts, for clusters' summaries; 0: by the policy
   uint64_t disk_bytes = 0;          // 0: no disk tier, what does not fit is summarised or dropped
   std::string spill_dir;
   int window_frames = 0;    // 0: what the model needs, at least 4
   int prefix_tokens = 0;    // room for a system prompt
   int branch_tokens = 0;    // room for dialogue + question + answer; 0: a sixteenth of the cap, 32 to 512
-  int retrieve_tokens = 0;  // members read per layer and question; 0: by the cap, at most 64 frames
+  int retrieve_tokens = 0;  // members read per layer and question; 0: by the policy and the cap, at most 64 frames
   int clusters = 0;         // per layer; 0: by index_share
   int scenes = 0;           // 0: by the cap
   int max_cluster_tokens = 64;
@@ -57,6 +57,7 @@ struct Plan {
   int select_entries = 0;  // pages, tokens and summaries attended at most, per layer
   int select_tokens = 0;
   int select_rows = 0;
+  bool summaries = false;  // means stand for what is not read; false: they are for scoring
   int rope_positions = 0;
   struct Part {
     std::string name;

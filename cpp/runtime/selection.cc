@@ -71,8 +71,10 @@ void KvMemory::add_cluster(BlockSelection* s, int lane, ClusterId c) {
   }
   // What is not in the pages that were read is attended through the mean.
   const int rest = index.count(c) - read;
+  const bool is_token = rest == 1 && index.count(c) == 1;  // exact, in the mean
   // A mean over older tokens too is not what since= asks for.
-  if (attends_means() && rest > 0 && (!asking_ || cluster.first_time >= since_ms_)) s->add_row(c, cluster, rest);
+  if ((attends_means() || is_token) && rest > 0 && (!asking_ || cluster.first_time >= since_ms_))
+    s->add_row(c, cluster, rest);
 }
 
 void KvMemory::select_stored(int lane, const float* q) {

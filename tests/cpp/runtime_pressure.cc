@@ -17,7 +17,7 @@ using mosaic::testing::small_config;
 using mosaic::testing::TemporaryDirectory;
 
 MemoryConfig pressed(const std::string& spill_dir) {
-  MemoryConfig c = small_config(360 << 10);
+  MemoryConfig c = small_config(330 << 10);
   c.packed = CodecId::kInt4;
   c.window_frames = 2;
   c.branch_tokens = 16;

@@ -1,7 +1,7 @@
 """The ablations of the papers, in kind: `python tools/bench/ablations.py [--out DIR] [--only NAME ...]`.
 
-One table per question a paper asks of its own design, every row at equal bytes on the same streams. --out keeps
-what is finished, so it can be taken up again. Writes results/ablations.md beside this file with --write.
+One table per question a paper asks of its own design, every row at equal bytes on the same streams. --out
+keeps what is finished; it can be taken up again. --write writes results/ablations.md beside this file.
 """
 
 from __future__ import annotations

@@ -1,0 +1,298 @@
+// mukv: three granularities and two signals, after MuKV (arXiv 2605.22269, METHODS section 3). The frames of a segment
+// leave the window together and are cut into blocks of three kinds: patch (a square of a frame's grid), frame, segment.
+// A block keeps the share of its tokens that signal the most: attention received (column sums over the window) and
+// high-frequency energy of the keys along the segment's tokens, each min-max normalised within the block and weighed.
+// A question reads blocks of all three kinds (mukv_search.h).
+//
+// The paper stores a token once for each granularity that keeps it, and has no cap. Here a token is stored ONCE:
+//   patch    the best share of each super-patch
+//   frame    the best share of the frame, less what its patches hold
+//   segment  the best share of the segment, less what its frames and patches hold
+// and reading is nested - a frame block reads its patches too, a segment block its frames and their patches - so every
+// block reads at least what the paper's would, nothing is attended twice, and bytes are not tripled. A block stands for
+// retrieval by the mean key of all that reading it reads. What is in no block is dropped. No means are attended.
+// Under pressure: denser codec > disk > the oldest segments' own tokens > the oldest frames' > the oldest patches'. When
+// the index is full, all blocks of the oldest segment go.
+#include <algorithm>
+#include <cmath>
+
+#include "policy/mukv_search.h"
+
+namespace mosaic {
+
+namespace {
+
+using namespace mukv;
+
+enum class Signal : int { kBoth, kAttention, kFrequency, kRandom };
+
+struct MukvSettings {
+  int segment = 4;  // frames
+  int patch = 0;    // side of a super-patch in tokens; 0: half the frame's, or all of a small one's
+  std::array<double, kKinds> share{0.1, 0.1, 0.8};      // of a block's tokens that are kept, at least one
+  std::array<double, kKinds> attention{0.5, 0.7, 0.8};  // weight of attention received, the rest is the energy's
+  Signal signal = Signal::kBoth;
+  SearchSettings search;
+};
+
+// The same on every machine, and for the same token in every layer.
+float hash(const TokenMeta& meta) {
+  uint64_t x = static_cast<uint64_t>(static_cast<uint32_t>(meta.position)) << 32 | static_cast<uint64_t>(meta.h) << 16 |
+               static_cast<uint64_t>(meta.w);
+  x += 0x9e3779b97f4a7c15u;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+  return static_cast<float>((x ^ (x >> 31)) >> 40);
+}
+
+class Mukv final : public Policy {
+ public:
+  explicit Mukv(const MukvSettings& settings) : s_(settings), search_(settings.search) {}
+  const char* name() const override { return "mukv"; }
+  PolicyNeeds needs() const override {
+    return {.by_token = true,
+            .means = true,
+            .selects = true,
+            .received = s_.signal == Signal::kBoth || s_.signal == Signal::kAttention,
+            .frames = s_.segment,
+            .least_clusters = s_.segment * 5 + 1,  // a segment, of four super-patches a frame
+            .index_share = kIndexShare,
+            .retrieve_frames = 42};  // the paper's 64 blocks are about 8,300 tokens of 196 a frame
+  }
+
+  size_t scratch_bytes(const StoreShape& shape) const override {
+    const auto n = static_cast<size_t>(shape.max_run);
+    return search_.scratch_bytes(shape) + 2 * Region::rounded(n * sizeof(float)) +
+           2 * Region::rounded(n * sizeof(int32_t)) + Region::rounded(n * sizeof(Rank));
+  }
+  void bind(const ClusterStore& store, Region& region) override {
+    const auto n = static_cast<size_t>(store.shape().max_run);
+    search_.bind(store.shape(), region);
+    attention_ = region.take<float>("policy", n);
+    energy_ = region.take<float>("policy", n);
+    block_ = region.take<int32_t>("policy", n);
+    frame_of_ = region.take<int32_t>("policy", n);
+    rank_ = region.take<Rank>("policy", n);
+  }
+
+  void admit(const ClusterStore& store, const AdmitBlock& block, Placement* out) override {
+    read_signals(store, block);
+    const int n = block.tokens.n;
+    const TokenMeta* const meta = block.tokens.meta;
+    for (int i = 0; i < n; ++i) {
+      out[i] = {};
+      out[i].cluster = Placement::kDrop;
+    }
+    int blocks = 0, frame = 0;
+    for (int begin = 0, end = 0; begin < n; begin = end, ++frame) {
+      do {  // a frame begins where the first token's place of the grid comes again
+        frame_of_[end++] = frame;
+      } while (end < n && (meta[end].h != meta[0].h || meta[end].w != meta[0].w));
+      place_patches(meta, begin, end, &blocks, out);
+      for (int i = begin; i < end; ++i) block_[i - begin] = i;
+      keep_best(kFrame, end - begin, &blocks, out);
+    }
+    for (int i = 0; i < n; ++i) block_[i] = i;
+    keep_best(kSegment, n, &blocks, out);
+  }
+
+  void select(const ClusterStore& store, const SelectQuery& query, SelectResult* result) override {
+    search_.select(store, query, result);
+  }
+
+  int relieve(const ClusterStore& store, const Need& need, Relief* out, int capacity) override {
+    if (need.kind == Need::Kind::kClusters) return drop_segment(store, need, out, capacity);
+    const TierChain& tiers = store.tiers();
+    if (need.kind == Need::Kind::kHotSlots)
+      return tiers.free_slots(1) > 0 ? demote_oldest(store, need, 0, out, std::min(capacity, need.amount)) : 0;
+    const int wanted = std::min(capacity, std::max(need.amount, 4));
+    if (const int n = store.can_spill() ? demote_oldest(store, need, tiers.size() - 2, out, wanted) : 0; n > 0)
+      return n;
+    return drop_oldest(store, need, out);
+  }
+
+ private:
+  static constexpr double kIndexShare = 0.5;
+
+  void read_signals(const ClusterStore& store, const AdmitBlock& block) {
+    const int n = block.tokens.n;
+    const auto zero = [&](float* signal) { std::fill_n(signal, n, 0.0f); };
+    zero(attention_);
+    zero(energy_);
+    if (block.received != nullptr) std::copy_n(block.received, n, attention_);
+    if (s_.signal == Signal::kBoth || s_.signal == Signal::kFrequency) {
+      SpectralArgs args;
+      args.x = block.tokens.k;
+      args.items = n;
+      args.dim = store.shape().page.row();
+      args.stride = static_cast<size_t>(args.dim);
+      args.energy = energy_;
+      store.ops().spectral_energy(args);
+    }
+    if (s_.signal == Signal::kRandom)
+      for (int i = 0; i < n; ++i) energy_[i] = hash(block.tokens.meta[i]);
+    for (float* signal : {attention_, energy_})  // keys beyond half precision signal nothing
+      for (int i = 0; i < n; ++i)
+        if (!std::isfinite(signal[i])) signal[i] = 0;
+  }
+
+  // The super-patches of the frame of tokens [begin, end), from the corner on; those at the far edges may be smaller.
+  void place_patches(const TokenMeta* meta, int begin, int end, int* blocks, Placement* out) {
+    int height = 0, width = 0;
+    const auto y = [&](int i) { return meta[i].h - meta[begin].h; };
+    const auto x = [&](int i) { return meta[i].w - meta[begin].w; };
+    for (int i = begin; i < end; ++i) {
+      height = std::max(height, y(i) + 1);
+      width = std::max(width, x(i) + 1);
+    }
+    int rows = s_.patch, columns = s_.patch;
+    if (s_.patch == 0) {
+      rows = (height + 1) / 2;
+      columns = (width + 1) / 2;
+      if (s_.share[kPatch] * rows * columns < 1) {  // or far more than the share would be kept of a small frame
+        rows = height;
+        columns = width;
+      }
+    }
+    for (int top = 0; top < height; top += rows) {
+      for (int left = 0; left < width; left += columns) {
+        int n = 0;
+        for (int i = begin; i < end; ++i)
+          if (y(i) / rows == top / rows && x(i) / columns == left / columns) block_[n++] = i;
+        keep_best(kPatch, n, blocks, out);
+      }
+    }
+  }
+
+  // Of the n tokens in block_ the best share, as one new cluster; what a finer block holds already stays there.
+  void keep_best(Kind kind, int n, int* blocks, Placement* out) {
+    const double share = s_.share[kind];
+    if (n == 0 || share == 0) return;
+    for (int i = 0; i < n; ++i) rank_[i] = {0, block_[i]};
+    const double a = s_.signal == Signal::kBoth ? s_.attention[kind] : s_.signal == Signal::kAttention ? 1 : 0;
+    add_normalised(attention_, static_cast<float>(a), n);
+    add_normalised(energy_, static_cast<float>(1 - a), n);
+    std::sort(rank_, rank_ + n, [](const Rank& x, const Rank& y) {
+      return x.importance != y.importance ? x.importance > y.importance : x.token < y.token;
+    });
+    const int kept = std::clamp(static_cast<int>(std::floor(share * n + 0.5)), 1, n);
+    const int together = (*blocks)++;
+    for (int i = 0; i < kept; ++i) {
+      Placement& to = out[rank_[i].token];
+      if (to.cluster != Placement::kDrop) continue;
+      to.cluster = Placement::kOpen;
+      to.together = together;
+      to.tag = tag_of(kind, frame_of_[rank_[i].token]);
+    }
+  }
+
+  // Importance += weight (signal - least) / (most - least), over the tokens of block_.
+  void add_normalised(const float* signal, float weight, int n) {
+    float least = signal[block_[0]], most = least;
+    for (int i = 1; i < n; ++i) {
+      least = std::min(least, signal[block_[i]]);
+      most = std::max(most, signal[block_[i]]);
+    }
+    if (!(most > least) || weight == 0) return;
+    for (int i = 0; i < n; ++i) rank_[i].importance += weight * ((signal[block_[i]] - least) / (most - least));
+  }
+
+  // Pages in the tier, of the segments that are oldest, the lane in need first.
+  static int demote_oldest(const ClusterStore& store, const Need& need, int tier, Relief* out, int wanted) {
+    const int lanes = store.shape().lanes;
+    int n = 0;
+    for (int k = 0; k < lanes && n < wanted; ++k) {
+      const int lane = (need.lane + k) % lanes, first = n;
+      const ClusterIndex& index = store.index(lane);
+      while (n < wanted) {
+        ClusterId best = kNone;
+        for (const ClusterId c : index.live()) {
+          if (index[c].paged == 0 || (best != kNone && index[c].born >= index[best].born)) continue;
+          const auto taken = [&](const Relief& relief) { return relief.cluster == c; };
+          if (std::none_of(out + first, out + n, taken) && store.pages_in(lane, c, tier) > 0) best = c;
+        }
+        if (best == kNone) break;
+        out[n++] = {Relief::Kind::kDemote, lane, best, kNone, tier};
+      }
+    }
+    return n;
+  }
+
+  // The coarsest kind first, and of a kind the oldest: what is left of a segment gets sparser, never denser.
+  static int drop_oldest(const ClusterStore& store, const Need& need, Relief* out) {
+    const int lanes = store.shape().lanes;
+    ClusterId best = kNone;
+    int where = 0;
+    for (int k = 0; k < lanes; ++k) {
+      const int lane = (need.lane + k) % lanes;
+      const ClusterIndex& index = store.index(lane);
+      for (const ClusterId c : index.live()) {
+        if (index[c].paged == 0 || index[c].born >= need.frame) continue;
+        const auto before = [&](const Cluster& x, const Cluster& y) {
+          if (kind_of(x.tag) != kind_of(y.tag)) return kind_of(x.tag) > kind_of(y.tag);
+          return x.born != y.born ? x.born < y.born : x.tag < y.tag;
+        };
+        if (best != kNone && !before(index[c], store.index(where)[best])) continue;
+        best = c;
+        where = lane;
+      }
+    }
+    if (best == kNone) return 0;
+    out[0] = {Relief::Kind::kDrop, where, best};
+    return 1;
+  }
+
+  static int drop_segment(const ClusterStore& store, const Need& need, Relief* out, int capacity) {
+    const ClusterIndex& index = store.index(need.lane);
+    int32_t oldest = need.frame;
+    for (const ClusterId c : index.live()) oldest = std::min(oldest, index[c].born);
+    int n = 0;
+    for (const ClusterId c : index.live())
+      if (index[c].born == oldest && oldest < need.frame && n < capacity)
+        out[n++] = {Relief::Kind::kDrop, need.lane, c};
+    return n;
+  }
+
+  struct Rank {
+    float importance;
+    int32_t token;
+  };
+
+  MukvSettings s_;
+  Search search_;
+  float* attention_ = nullptr;  // [tokens of a segment]
+  float* energy_ = nullptr;
+  int32_t* block_ = nullptr;     // tokens of the block in hand
+  int32_t* frame_of_ = nullptr;  // frame of each token in the segment
+  Rank* rank_ = nullptr;         // the same tokens with their importance
+};
+
+}  // namespace
+
+std::unique_ptr<Policy> make_mukv(const PolicySettings& settings) {
+  MukvSettings s;
+  int signal = 0, retrieval = 0, score = 0;
+  SettingReader reader("mukv", settings);
+  reader.number("segment", &s.segment, 1, kMaxFrames)
+      .number("patch", &s.patch, 0, 1 << 16)
+      .choice("signal", &signal, {"both", "attention", "frequency", "random"})
+      .choice("retrieval", &retrieval, {"semi", "parallel", "strict"})
+      .choice("score", &score, {"cosine", "mass"})
+      .number("context", &s.search.context, 1, 1 << 16);
+  const auto each = [&](Kind kind, const std::string& name) {
+    reader.number((name + "_share").c_str(), &s.share[kind], 0, 1)
+        .number((name + "_attention").c_str(), &s.attention[kind], 0, 1)
+        .number((name + "_k").c_str(), &s.search.k[kind], 0, 1 << 16)
+        .number((name + "_weight").c_str(), &s.search.weight[kind], 0, 1);
+  };
+  each(kPatch, "patch");
+  each(kFrame, "frame");
+  each(kSegment, "segment");
+  reader.finish();
+  s.signal = static_cast<Signal>(signal);
+  s.search.retrieval = static_cast<Retrieval>(retrieval);
+  s.search.mass = score == 1;
+  return std::make_unique<Mukv>(s);
+}
+
+}  // namespace mosaic

@@ -1,0 +1,45 @@
+// rekv: whole frames, retrieved by the question (ReKV, METHODS section 4) - in each layer a frame is a block, its mean key
+// before rotation stands for it, and a question reads the frames whose mean has the largest dot product with the mean
+// query, in time order, once. score=mass ranks by attention mass instead.
+// The paper has no cap. Here the frames that are oldest go to disk; when every tier is full, or there is no disk, the
+// oldest frame is dropped, in every layer at once.
+#include "policy/retrieval.h"
+
+namespace mosaic {
+
+namespace {
+
+struct RekvSettings {
+  ScoreMode score = ScoreMode::kDot;  // kMass: attention mass per head and question token
+  int frames = 64;                    // read in a layer, as far as the budget of tokens goes
+};
+
+class Rekv final : public Policy {
+ public:
+  explicit Rekv(const RekvSettings& settings) : s_(settings) {}
+  const char* name() const override { return "rekv"; }
+  PolicyNeeds needs() const override { return {.means = true, .selects = true, .retrieve_frames = s_.frames}; }
+  void admit(const ClusterStore&, const AdmitBlock&, Placement* out) override { out[0] = {}; }
+  void select(const ClusterStore& store, const SelectQuery& query, SelectResult* result) override {
+    const int n = score_clusters(store, query, s_.score, result);
+    take_best(store, query, n, s_.frames, result);
+  }
+  int relieve(const ClusterStore& store, const Need& need, Relief* out, int capacity) override {
+    if (const int n = spill_oldest(store, need, out, capacity); n > 0) return n;
+    return drop_oldest_frame(store, out, capacity);
+  }
+
+ private:
+  RekvSettings s_;
+};
+
+}  // namespace
+
+std::unique_ptr<Policy> make_rekv(const PolicySettings& settings) {
+  RekvSettings s;
+  SettingReader reader("rekv", settings);
+  read_score(reader, &s.score).number("frames", &s.frames, 1, 1 << 16).finish();
+  return std::make_unique<Rekv>(s);
+}
+
+}  // namespace mosaic
