@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "bindings/policy_bindings.h"
 #include "bindings/store_view.h"
 #include "core/error.h"
 #include "memory/faulty_io.h"
@@ -119,18 +120,6 @@ MemoryConfig config_from(const py::dict& model, const py::dict& d) {
   return c;
 }
 
-PolicySettings settings_from(const py::dict& d) {
-  PolicySettings settings;
-  for (const auto& [key, value] : d) {
-    if (py::isinstance<py::str>(value)) {
-      settings.emplace_back(key.cast<std::string>(), value.cast<std::string>());
-    } else {
-      settings.emplace_back(key.cast<std::string>(), value.cast<double>());
-    }
-  }
-  return settings;
-}
-
 py::dict plan_dict(const Plan& plan) {
   py::dict out;
   py::list parts;
@@ -168,6 +157,7 @@ py::dict stats_dict(const KvMemory& memory) {
   out["tokens"] = tokens;
   events["splits"] = s.counters.splits;
   events["deferred_splits"] = s.counters.deferred_splits;
+  events["eager_splits"] = s.counters.eager_splits;
   events["merges"] = s.counters.merges;
   events["demoted_pages"] = s.counters.demoted_pages;
   events["thinned_clusters"] = s.counters.thinned_clusters;
@@ -215,7 +205,7 @@ py::dict stats_dict(const KvMemory& memory) {
 }
 
 // faults: 0, or every nth page read, written and acquired of the spill file fails; the io lives as long as the memory.
-std::shared_ptr<KvMemory> make_memory(const py::dict& model, const py::dict& memory, const std::string& policy,
+std::shared_ptr<KvMemory> make_memory(const py::dict& model, const py::dict& memory, const py::object& policy,
                                       const py::dict& settings, const std::string& backend, int threads, int faults) {
   const MemoryConfig config = config_from(model, memory);
   std::shared_ptr<FaultyIo> io;
@@ -226,7 +216,7 @@ std::shared_ptr<KvMemory> make_memory(const py::dict& model, const py::dict& mem
     io = std::make_shared<FaultyIo>(faults, SpillFile::stride_of(page_bytes(config.packed, page)));
   }
   auto* const made =
-      new KvMemory(config, make_policy(policy, settings_from(settings)), make_backend(backend, threads), io.get());
+      new KvMemory(config, bindings::policy_from(policy, settings), make_backend(backend, threads), io.get());
   return {made, [io](KvMemory* gone) { delete gone; }};
 }
 
@@ -235,9 +225,9 @@ std::shared_ptr<KvMemory> make_memory(const py::dict& model, const py::dict& mem
 void bind_memory(py::module_& m) {
   m.def(
       "plan",
-      [](const py::dict& model, const py::dict& memory, const std::string& policy, const py::dict& settings,
+      [](const py::dict& model, const py::dict& memory, const py::object& policy, const py::dict& settings,
          const std::string& backend, int threads) {
-        const auto chosen = make_policy(policy, settings_from(settings));
+        const auto chosen = bindings::policy_from(policy, settings);
         const Backend made = make_backend(backend, threads);
         return plan_dict(make_plan(config_from(model, memory), *chosen, *made.ops));
       },

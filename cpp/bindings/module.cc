@@ -5,6 +5,7 @@ void bind_errors(pybind11::module_& m);
 void bind_backend(pybind11::module_& m);
 void bind_memory(pybind11::module_& m);
 void bind_ops(pybind11::module_& m);
+void bind_policy(pybind11::module_& m);
 void bind_signals(pybind11::module_& m);
 void bind_store(pybind11::module_& m);
 
@@ -13,6 +14,7 @@ PYBIND11_MODULE(_core, m) {
   bind_errors(m);
   bind_backend(m);
   bind_store(m);
+  bind_policy(m);
   bind_memory(m);
   bind_ops(m);
   bind_signals(m);

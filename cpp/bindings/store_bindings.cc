@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "bindings/array_view.h"
 #include "bindings/store_view.h"
 #include "core/error.h"
 #include "runtime/kv_memory.h"
@@ -13,6 +14,7 @@
 namespace py = pybind11;
 using namespace mosaic;
 using mosaic::bindings::StoreView;
+using mosaic::bindings::view_of;
 
 namespace {
 
@@ -23,25 +25,18 @@ std::vector<ClusterId> live_of(const ClusterIndex& index) {
 }
 
 const ClusterIndex& lane_of(const StoreView& view, int lane) {
-  if (lane < 0 || lane >= view.store->shape().lanes)
+  if (lane < 0 || lane >= view.store().shape().lanes)
     throw InvalidInput("lane=" + std::to_string(lane) + ": this store has " +
-                       std::to_string(view.store->shape().lanes) + ".");
-  return view.store->index(lane);
-}
-
-// A view without a copy; it keeps `owner` alive and cannot be written.
-template <class T>
-py::array view_of(const py::handle& owner, const T* data, std::vector<py::ssize_t> shape) {
-  py::array out(std::is_same_v<T, half_t> ? py::dtype("float16") : py::dtype::of<T>(), std::move(shape), data, owner);
-  py::detail::array_proxy(out.ptr())->flags &= ~py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
-  return out;
+                       std::to_string(view.store().shape().lanes) + ".");
+  return view.store().index(lane);
 }
 
 py::array means(const py::object& self, int lane, bool keys) {
   const auto& view = self.cast<const StoreView&>();
   const ClusterIndex& index = lane_of(view, lane);
   if (!index.has_means()) throw InvalidInput("the clusters of this policy keep no means.");
-  return view_of(self, keys ? index.mean_k() : index.mean_v(), {index.capacity(), index.dim()});
+  return view_of(self, keys ? index.mean_k() : index.mean_v(), {index.capacity(), index.dim()}, {},
+                 py::dtype("float16"));
 }
 
 template <class Of>
@@ -71,8 +66,40 @@ py::dict clusters(const StoreView& view, int lane) {
   return out;
 }
 
+py::dict scenes(const StoreView& view) {
+  const SceneTable* table = view.store().scenes();
+  if (table == nullptr) throw InvalidInput("this policy has no scenes.");
+  std::vector<SceneId> live;
+  for (SceneId s = 0; s < view.store().shape().scenes; ++s)
+    if (table->count(s) > 0) live.push_back(s);
+  const auto n = static_cast<py::ssize_t>(live.size()), dim = static_cast<py::ssize_t>(table->dim());
+  py::array_t<float> mean({n, dim});
+  for (size_t i = 0; i < live.size(); ++i)
+    std::copy_n(table->mean(live[i]), table->dim(), mean.mutable_data(static_cast<py::ssize_t>(i)));
+  py::dict out;
+  out["id"] = column(live, [](SceneId s) { return s; });
+  out["frames"] = column(live, [&](SceneId s) { return table->count(s); });
+  out["variance"] = column(live, [&](SceneId s) { return table->variance(s); });
+  out["mean"] = mean;
+  return out;
+}
+
+py::list tiers(const StoreView& view) {
+  const TierChain& chain = view.store().tiers();
+  py::list out;
+  for (int t = 0; t < chain.size(); ++t) {
+    py::dict row;
+    row["place"] = place_name(chain.spec(t).place);
+    row["codec"] = codec_name(chain.spec(t).codec);
+    row["slots"] = chain.spec(t).slots;
+    row["free"] = chain.free_slots(t);
+    out.append(row);
+  }
+  return out;
+}
+
 py::dict members(const StoreView& view, int lane) {
-  const ClusterStore& store = *view.store;
+  const ClusterStore& store = view.store();
   const ClusterIndex& index = lane_of(view, lane);
   std::vector<int32_t> position, time, h, w, cluster, tier;
   std::vector<float> k, v;
@@ -127,11 +154,13 @@ py::dict members(const StoreView& view, int lane) {
 
 void bind_store(py::module_& m) {
   py::class_<StoreView>(m, "StoreView", "What a memory keeps, read-only. Valid while the memory lives.")
-      .def_property_readonly("lanes", [](const StoreView& s) { return s.store->shape().lanes; })
+      .def_property_readonly("lanes", [](const StoreView& s) { return s.store().shape().lanes; })
       .def_property_readonly(
-          "free_slots", [](const StoreView& s) { return s.store->free_slots(); },
+          "free_slots", [](const StoreView& s) { return s.store().free_slots(); },
           "Pages that could be written at once, in any DRAM tier.")
-      .def_property_readonly("can_spill", [](const StoreView& s) { return s.store->can_spill(); })
+      .def_property_readonly("can_spill", [](const StoreView& s) { return s.store().can_spill(); })
+      .def("tiers", &tiers, "Hot to cold: place, codec, page slots, and how many are free.")
+      .def("scenes", &scenes, "Columns of the scenes: id, frames, variance, mean embedding.")
       .def("clusters", &clusters, py::arg("lane"), "Columns of the live clusters of a lane, by rising id.")
       .def(
           "members", &members, py::arg("lane"),

@@ -1,12 +1,18 @@
-// What Python holds of a store.
+// What Python holds of a store. A view that a policy was given knows when its memory is gone.
 #pragma once
 
+#include "core/error.h"
 #include "store/cluster_store.h"
 
 namespace mosaic::bindings {
 
 struct StoreView {
-  const ClusterStore* store = nullptr;
+  const ClusterStore* held = nullptr;
+
+  const ClusterStore& store() const {
+    if (held == nullptr) throw InvalidInput("StoreView: the memory it looked into is gone.");
+    return *held;
+  }
 };
 
 }  // namespace mosaic::bindings

@@ -20,19 +20,20 @@ namespace mosaic {
 
 // What a policy asks of the store it runs on.
 struct PolicyNeeds {
-  bool by_token = false;   // tokens are labelled one by one; false: a frame is one cluster, admitted whole
-  bool per_head = false;   // a lane is one KV head of a layer; false: a lane is a layer, all its heads together
-  bool means = false;      // clusters keep a mean key and value, for scoring
-  bool summaries = false;  // and the mean is attended, + log count, for members that are not read; needs means
-  bool scenes = false;     // frames are clustered by their embedding
-  bool selects = false;    // reads a part; false: everything stored is read
-  bool refuses = false;    // lets nothing go: a frame that does not fit is refused before anything changes
-  bool received = false;   // admit() wants the attention each token received while it was in the window
-  bool unbounded = false;  // a cluster may grow without end: it is never split, merged or packed as one
-  int frames = 1;          // frames admitted together (by token, no scenes)
-  int clusters = 0;        // by token: clusters of a lane; 0: what index_share allows
-  int least_clusters = 2;  // and never less than these
-  double index_share = 0;  // of the bytes to share out, where the session names no other; 0: 0.35
+  bool by_token = false;      // tokens are labelled one by one; false: a frame is one cluster, admitted whole
+  bool per_head = false;      // a lane is one KV head of a layer; false: a lane is a layer, all its heads together
+  bool means = false;         // clusters keep a mean key and value, for scoring
+  bool summaries = false;     // and the mean is attended, + log count, for members that are not read; needs means
+  bool scenes = false;        // frames are clustered by their embedding
+  bool selects = false;       // reads a part; false: everything stored is read
+  bool refuses = false;       // lets nothing go: a frame that does not fit is refused before anything changes
+  bool received = false;      // admit() wants the attention each token received while it was in the window
+  bool eager_splits = false;  // a cluster on disk is fetched to be cut; false: the cut waits until it is read
+  bool unbounded = false;     // a cluster may grow without end: it is never split, merged or packed as one
+  int frames = 1;             // frames admitted together (by token, no scenes)
+  int clusters = 0;           // by token: clusters of a lane; 0: what index_share allows
+  int least_clusters = 2;     // and never less than these
+  double index_share = 0;     // of the bytes to share out, where the session names no other; 0: 0.35
   // select() reads up to as many frames' tokens, where the session names no other number and the cap would hold them
   // several times over: by frame 4, by token, whose pages are not full, 8 times. 0: the plan's choice
   int retrieve_frames = 0;
@@ -140,6 +141,9 @@ class Policy {
 
 // What policies by frame share: the clusters that grew longest ago go to disk, a few at a time. 0: there is no room on one.
 int spill_oldest(const ClusterStore& store, const Need& need, Relief* out, int capacity);
+// The clusters that grew longest ago go one tier down where that has room, coldest tier first, those of the lane in need
+// before others. kHotSlots: from any tier; kSlots: to the disk, and where all grew with this frame, those too.
+int demote_coldest(const ClusterStore& store, const Need& need, Relief* out, int capacity);
 // And, when there is no colder place: the oldest frame goes, from every lane at once, so that all layers remember the same.
 int drop_oldest_frame(const ClusterStore& store, Relief* out, int capacity);
 

@@ -53,13 +53,27 @@ void KvMemory::admit_oldest() {
     window_.pop();
     return;
   }
-  const SceneId scene = scene_of(window_.embedding(0));
-  if (policy_->needs().by_token) {
-    for (int lane = 0; lane < lanes(); ++lane) admit_tokens(lane, frame, scene);
-  } else {
-    admit_whole(frame, scene);
+  const auto leave = [&] {
+    for (int i = 0; i < plan_.block_frames; ++i) window_.pop();
+  };
+  filed_ = 0;
+  try {
+    const SceneId scene = scene_of(window_.embedding(0));
+    if (policy_->needs().by_token) {
+      for (int lane = 0; lane < lanes(); ++lane) admit_tokens(lane, frame, scene);
+    } else {
+      admit_whole(frame, scene);
+    }
+  } catch (...) {
+    // A policy written elsewhere may throw. The window is full, so the frame leaves all the same: what of it the store
+    // has not taken is dropped and counted, the newest frame is in, and the stream may go on.
+    int64_t tokens = 0;
+    for (int i = 0; i < plan_.block_frames; ++i) tokens += window_.frame(i).tokens;
+    store_.drop_tokens(static_cast<int>(tokens * lanes() - filed_));
+    leave();
+    throw;
   }
-  for (int i = 0; i < plan_.block_frames; ++i) window_.pop();
+  leave();
 }
 
 // The oldest frames of the window, as many as leave together, one behind the other in the scratch.
@@ -94,12 +108,17 @@ void KvMemory::admit_whole(const WindowFrame& frame, SceneId scene) {
   // A frame is kept in every lane or in none: room for all of it is made first. Making room may change the policy's mind.
   const int pages = pages_for(frame.tokens) * lanes();
   bool fits = kept();
+  int idle = 0;
   while (fits) {
     bool clusters = false;
     for (int lane = 0; lane < lanes(); ++lane) clusters |= store_.index(lane).full();
     if (!clusters && store_.free_slots() >= pages) break;
     const Need need{clusters ? Need::Kind::kClusters : Need::Kind::kSlots, 0, pages, frame.number};
+    const int slots = store_.free_slots();
     fits = relieve(need, 0, 0) && kept();
+    // What a policy gives up must make room in the end.
+    idle = clusters || store_.free_slots() > slots ? 0 : idle + 1;
+    fits = fits && idle < 64;
   }
   if (!fits) {
     store_.drop_tokens(frame.tokens * lanes());
@@ -110,6 +129,7 @@ void KvMemory::admit_whole(const WindowFrame& frame, SceneId scene) {
     ClusterId made = kNone;
     const Short s = store_.open(lane, scene, {scratch_.k, scratch_.v, scratch_.meta, n}, frame.number, &made);
     if (s != Short::kNothing) store_.drop_tokens(n);
+    filed_ += n;
   }
 }
 
@@ -133,7 +153,18 @@ void KvMemory::admit_tokens(int lane, const WindowFrame& frame, SceneId scene) {
                   plan_.window.received ? scratch_.received : nullptr},
                  scratch_.placement);
   fresh_count_ = 0;
-  for (int i = 0; i < n; ++i) place(lane, i, n, frame, scene);
+  for (int i = 0; i < n; ++i) {
+    place(lane, i, n, frame, scene);
+    ++filed_;
+  }
+}
+
+// A cluster on disk is cut at once where the policy asks for it and the pages of DRAM can hold it beside others.
+bool KvMemory::splits_now(int lane, ClusterId c) const {
+  int slots = 0;
+  for (int t = 0; t < store_.tiers().size(); ++t)
+    if (!store_.tiers().is_disk(t)) slots += store_.tiers().spec(t).slots;
+  return policy_->needs().eager_splits && 2 * store_.slots_to_split(lane, c) <= slots;
 }
 
 void KvMemory::place(int lane, int i, int n, const WindowFrame& frame, SceneId scene) {
@@ -142,7 +173,8 @@ void KvMemory::place(int lane, int i, int n, const WindowFrame& frame, SceneId s
                   scratch_.meta + i, 1};
   ClusterIndex& index = store_.index(lane);
   Placement& to = scratch_.placement[i];
-  const auto open_new = [&](Short s, ClusterId made) {
+  ClusterId made = kNone;  // by the last call
+  const auto note_new = [&](Short s) {
     if (s == Short::kNothing && made != kNone && fresh_count_ < n) scratch_.fresh[fresh_count_++] = made;
     return s;
   };
@@ -169,19 +201,21 @@ void KvMemory::place(int lane, int i, int n, const WindowFrame& frame, SceneId s
       if (best != kNone && 2 - 2 * similarity <= policy_->reach(lane)) to.cluster = best;
     }
     Short s = Short::kNothing;
-    ClusterId made = kNone;
+    made = kNone;
     int slots = 1;
     if (to.cluster == Placement::kOpen) {
-      s = open_new(store_.open(lane, scene, token, frame.number, &made, to.tag), made);
+      s = note_new(store_.open(lane, scene, token, frame.number, &made, to.tag));
       for (int j = i; j < n && s == Short::kNothing && to.together != kNone; ++j)
-        if (scratch_.placement[j].together == to.together) scratch_.placement[j].cluster = made;
+        if (scratch_.placement[j].together == to.together && scratch_.placement[j].cluster == Placement::kOpen)
+          scratch_.placement[j].cluster = made;
     } else if (!to.keep) {
       store_.absorb(lane, to.cluster, token, frame.number);
     } else if (index.has_means() && store_.variance_with(lane, to.cluster, token.k, token.v) >
                                         policy_->tolerance(lane, index.count(to.cluster) + 1)) {
-      slots = 3;  // what a split may need at once
-      s = index[to.cluster].disk_pages > 0 ? open_new(store_.defer(lane, to.cluster, token, frame.number, &made), made)
-                                           : open_new(store_.split(lane, to.cluster, token, frame.number, &made), made);
+      const bool later = index[to.cluster].disk_pages > 0 && !splits_now(lane, to.cluster);
+      slots = later ? 3 : store_.slots_to_split(lane, to.cluster);  // what it may need at once
+      s = later ? note_new(store_.defer(lane, to.cluster, token, frame.number, &made))
+                : note_new(store_.split(lane, to.cluster, token, frame.number, &made));
     } else {
       s = store_.append(lane, to.cluster, token, frame.number);
     }

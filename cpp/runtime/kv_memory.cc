@@ -138,9 +138,14 @@ void KvMemory::attend(int layer, const float* q, const float* k, const float* v,
     throw InvalidInput("KvMemory: " + what + "; the block was refused and nothing of it was filed.");
   }
   const auto each = static_cast<size_t>(plan_.layer_lanes);
-  for (size_t i = 0; i < each; ++i)
-    attend_lane(layer * plan_.layer_lanes + static_cast<int>(i), q + i * (q_row / each), k + i * (kv_row / each),
-                v + i * (kv_row / each), out + i * (q_row / each));
+  try {
+    for (size_t i = 0; i < each; ++i)
+      attend_lane(layer * plan_.layer_lanes + static_cast<int>(i), q + i * (q_row / each), k + i * (kv_row / each),
+                  v + i * (kv_row / each), out + i * (q_row / each));
+  } catch (...) {  // a policy written elsewhere may throw from select(): the block is refused whole
+    abort();
+    throw;
+  }
   store_.unpin_all();
   ++next_layer_;
 }

@@ -109,6 +109,7 @@ class KvMemory {
   void admit_tokens(int lane, const WindowFrame& frame, SceneId scene);
   void place(int lane, int i, int n, const WindowFrame& frame, SceneId scene);
   int read_block(int lane);
+  bool splits_now(int lane, ClusterId c) const;
   SceneId scene_of(const float* embedding);
   bool relieve(Need need, int first_label, int labels);
   void carry_out(const Relief& relief, int first_label, int labels);
@@ -132,6 +133,7 @@ class KvMemory {
   int next_layer_ = 0;
   FrameInfo frame_{};
   int fresh_count_ = 0;
+  int64_t filed_ = 0;          // lane tokens of the block that leaves the window that the store has taken or dropped
   int32_t next_position_ = 0;  // original index of the next token
   int64_t frames_ = 0;
   int64_t questions_ = 0;

@@ -211,8 +211,13 @@ Plan make_plan(const MemoryConfig& config, const Policy& policy, const Ops& ops)
     const uint64_t before = plan.total_bytes;
     c.clusters += probe;
     lay_out(&plan, policy, ops, least);
-    const double each = static_cast<double>(plan.total_bytes - before) / probe;
-    const auto wanted = static_cast<int64_t>(static_cast<double>(spare) * c.index_share / each);
+    double each = static_cast<double>(plan.total_bytes - before) / probe;
+    double share = c.index_share;
+    if (!needs.means) {  // a cluster without a mean is a page at least: more rows than pages would stay empty
+      each += static_cast<double>(static_cast<uint64_t>(lanes) * page_bytes(c.packed, plan.store.page));
+      share = 1;
+    }
+    const auto wanted = static_cast<int64_t>(static_cast<double>(spare) * share / each);
     c.clusters = static_cast<int>(std::clamp<int64_t>(wanted, needs.least_clusters, 1 << 16));
     if (config.scenes == 0)
       c.scenes = std::max(1, std::min(c.scenes, c.clusters / 4));  // or scenes could not merge inside

@@ -38,7 +38,19 @@ int KvMemory::run_policy_select(int lane, const float* q) {
   if (asking_) query.since_ms = since_ms_;
   shared_.result.n = 0;
   policy_->select(store_, query, &shared_.result);
-  return shared_.result.n;
+  // Clusters of one token cost nothing where every mean is attended; where none is, they are read as members are.
+  const ClusterIndex& index = store_.index(lane);
+  if (attends_means() || !index.has_means()) return shared_.result.n;
+  int kept = 0;
+  for (int i = 0, left = query.max_tokens; i < shared_.result.n; ++i) {
+    const ClusterId c = shared_.result.chosen[i];
+    const int tokens = std::max(index[c].paged, 1);
+    if (tokens > left) continue;
+    left -= tokens;
+    shared_.result.score[kept] = shared_.result.score[i];
+    shared_.result.chosen[kept++] = c;
+  }
+  return shared_.result.n = kept;
 }
 
 void KvMemory::add_cluster(BlockSelection* s, int lane, ClusterId c) {

@@ -19,6 +19,7 @@ struct TokenAccount {
 struct StoreCounters {
   int64_t splits = 0;
   int64_t deferred_splits = 0;  // put off because the cluster was on disk
+  int64_t eager_splits = 0;     // not put off: the cluster's pages were fetched first
   int64_t merges = 0;
   int64_t demoted_pages = 0;
   int64_t thinned_clusters = 0;  // lost some of their members

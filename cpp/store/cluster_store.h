@@ -92,7 +92,10 @@ class ClusterStore {
 
   // ---- shape of clusters (reshape.cc) ------------------------------------------------------------------------------
   // Cut c, with one more token, in two by 2-means. The part nearer to the summary keeps the id. The token is filed.
+  // Pages on disk are fetched first; where the fetch cache cannot hold them all, the split is deferred instead.
   Short split(int lane, ClusterId c, const Run& token, int32_t frame, ClusterId* made);
+  // Free slots that split() asks for: pages that come back from disk, and a partial one on either side.
+  int slots_to_split(int lane, ClusterId c) const;
   // Put a token that a spilled cluster could not absorb into its resident buffer (deferred split).
   Short defer(int lane, ClusterId c, const Run& token, int32_t frame, ClusterId* made);
   // Join a pending cluster with its buffer and split it. False if there was no room or nothing pending.

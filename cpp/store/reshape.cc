@@ -122,6 +122,11 @@ ClusterId ClusterStore::cut(int lane, ClusterId c, int n, int32_t frame) {
   return b;
 }
 
+int ClusterStore::slots_to_split(int lane, ClusterId c) const {
+  const Cluster& cluster = index(lane)[c];
+  return 3 + (cluster.disk_pages > 0 ? std::min(cluster.disk_pages, pages_for(cluster.paged)) : 0);
+}
+
 Short ClusterStore::split(int lane, ClusterId c, const Run& token, int32_t frame, ClusterId* made) {
   ClusterIndex& index = this->index(lane);
   if (index.full()) return Short::kClusters;
@@ -131,9 +136,16 @@ Short ClusterStore::split(int lane, ClusterId c, const Run& token, int32_t frame
     return s;
   };
   if (index[c].paged == 0) return open_alone();  // only a summary: nothing to cut
-  if (free_slots() < 3) return Short::kSlots;    // two sides may end in a partial page each
+  if (free_slots() < slots_to_split(lane, c)) return Short::kSlots;
   const size_t d = row();
+  const bool fetched = index[c].disk_pages > 0;
   const int members = read_members(lane, c, 0);
+  if (fetched) {
+    unpin_all();
+    if (members != index[c].paged) return defer(lane, c, token, frame, made);
+    if (members == 0) return open_alone();  // the disk lost them
+    ++counters_.eager_splits;
+  }
   std::copy_n(token.k, d, run_k_ + static_cast<size_t>(members) * d);
   std::copy_n(token.v, d, run_v_ + static_cast<size_t>(members) * d);
   run_meta_[members] = *token.meta;

@@ -25,6 +25,7 @@ class SceneTable {
   int dim() const { return dim_; }
   int32_t count(SceneId s) const { return count_[s]; }
   float variance(SceneId s) const { return variance_[s]; }
+  const float* mean(SceneId s) const { return row(s); }  // [dim]
 
   struct Nearest {
     SceneId scene = kNone;

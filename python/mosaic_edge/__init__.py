@@ -15,6 +15,8 @@ _HOME = {
     "ReplyStream": "engine",
     "SamplingParams": "sampling",
     "SessionConfig": "config",
+    "Policy": "_core",
+    "Relief": "_core",
     "TimeRange": "evidence",
     "MemoryCapError": "_core",
     "InvalidInput": "_core",

@@ -6,9 +6,12 @@ import os
 import re
 import tempfile
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mosaic_edge.models.vlm import VlmSpec
+
+if TYPE_CHECKING:
+    from mosaic_edge._core import Policy
 
 _UNITS = {
     "": 1,
@@ -54,7 +57,8 @@ class SessionConfig:
 
     memory: int | str = "64MiB"
     """The cap: everything that grows with the stream, every DRAM tier, index and scratch included."""
-    policy: str = "mosaic"
+    policy: str | Policy = "mosaic"
+    """A name (`_core.policies()` lists them), or an object of a class derived from mosaic_edge.Policy."""
     settings: dict[str, float | bool | str] = field(default_factory=dict)
     """Settings of the policy by name: numbers, and words where it has a choice."""
     exact: str = "fp16"

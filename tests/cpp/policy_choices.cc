@@ -54,8 +54,8 @@ TEST_CASE("a setting out of its range is refused with the range, and NaN with it
   CHECK(refusal("mosaic", {{"tau_max", 0.4}, {"scenes", 3}}).empty());
 }
 
-TEST_CASE("tau falls from tau_max to tau_min with the count, as published when not adaptive") {
-  const auto p = make_policy("mosaic", {{"adaptive", 0}, {"tau_max", 0.5}, {"tau_min", 0.2}, {"n0", 32}});
+TEST_CASE("tau falls from tau_max to tau_min with the count, as published when it is fixed") {
+  const auto p = make_policy("mosaic", {{"tau", "fixed"}, {"tau_max", 0.5}, {"tau_min", 0.2}, {"n0", 32}});
   for (const int n : {1, 10, 32, 100, 1000})
     CHECK(p->tolerance(0, n) == doctest::Approx(0.2 + 0.3 * std::exp(-n / 32.0)));
   CHECK(p->reach(0) == std::numeric_limits<float>::infinity());

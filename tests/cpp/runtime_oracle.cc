@@ -156,7 +156,7 @@ TEST_CASE("full attention holds when most pages are read back from disk") {
   config.cap_bytes = mosaic::testing::least_cap(config, "mosaic") + (100 << 10);
   for (const bool adaptive : {true, false}) {
     config.prefetch = adaptive;
-    const PolicySettings published = {{"adaptive", 0}, {"tau_max", 0.06}, {"tau_min", 0.03}};
+    const PolicySettings published = {{"tau", "fixed"}, {"tau_max", 0.06}, {"tau_min", 0.03}};
     PlayedStream stream(config, "mosaic", adaptive ? PolicySettings{} : published, 4);
     stream.noise = 0.2f;
     for (int i = 0; i < 70; ++i) {

@@ -68,7 +68,7 @@ def test_what_is_no_variant_is_refused_with_a_line_that_says_why(text: str) -> N
 
 
 def test_policies_by_default_are_all_there_are_and_a_few_with_quick() -> None:
-    known = [*_core.policies(), "rekv"]
+    known = _core.policies()
     assert default_policies(known, False) == ",".join(["full", *(name for name in known if name != "full")])
     quick = default_policies(known, True).split(",")
     assert quick[0] == "full"

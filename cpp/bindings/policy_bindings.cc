@@ -1,0 +1,161 @@
+// Policies written in Python: the base class to derive from, and the Policy that calls it. The core runs without the GIL;
+// it is taken for each call. What is raised in Python travels through the core as it is: a block whose select() raised is
+// refused whole, and of a frame whose admit() or relieve() raised what was not filed yet is dropped and counted.
+#include "bindings/policy_bindings.h"
+
+#include <pybind11/stl.h>
+
+#include "bindings/array_view.h"
+#include "bindings/policy_objects.h"
+#include "bindings/store_view.h"
+#include "core/error.h"
+
+namespace py = pybind11;
+
+namespace mosaic::bindings {
+
+namespace {
+
+class PythonPolicy final : public Policy {
+ public:
+  explicit PythonPolicy(const py::object& self)
+      : self_(self),
+        base_(self.cast<PolicyBase*>()),
+        name_(py::type::of(self).attr("__name__").cast<std::string>()),
+        needs_(base_->needs) {
+    for (const char* method : {"admit", "relieve", "select"})
+      if ((std::string(method) != "select" || needs_.selects) && !py::hasattr(self, method))
+        throw InvalidInput("policy " + name_ + " has no " + method + "()" +
+                           (needs_.selects ? "; selects=True needs admit(), relieve() and select()." : "."));
+    has_scene_ = py::hasattr(self, "scene");
+  }
+  ~PythonPolicy() override {
+    const py::gil_scoped_acquire gil;
+    if (view_) view_.cast<StoreView&>().held = nullptr;
+    view_ = py::object();
+    held_.clear();
+    self_ = py::object();
+  }
+  const char* name() const override { return name_.c_str(); }
+  PolicyNeeds needs() const override { return needs_; }
+
+  void bind(const ClusterStore& store, Region&) override {
+    const py::gil_scoped_acquire gil;
+    if (base_->serves)
+      throw InvalidInput("policy " + name_ + ": this object serves or served a session; make another one.");
+    base_->serves = true;
+    view_ = py::cast(StoreView{&store});
+  }
+
+  SceneId scene(const ClusterStore& store, const float* embedding) override {
+    const py::gil_scoped_acquire gil;
+    if (!has_scene_) {  // as in mosaic
+      const auto [nearest, distance] = store.scenes()->nearest(embedding);
+      return nearest != kNone && distance <= 0.05f ? nearest : kNone;
+    }
+    const py::object given =
+        self_.attr("scene")(view_, view_of(view_, embedding, {py::ssize_t{store.shape().embedding_dim}}));
+    if (given.is_none()) return kNone;
+    int id = kNone;
+    try {
+      id = given.cast<int>();
+    } catch (const py::cast_error&) {
+      id = -1;
+    }
+    if (id < 0 || id >= store.shape().scenes || store.scenes()->count(id) == 0)
+      throw InvalidInput(who("scene") + " returned " + py::repr(given).cast<std::string>() +
+                         ", expected the id of a scene or None.");
+    return id;
+  }
+
+  void admit(const ClusterStore& store, const AdmitBlock& block, Placement* out) override {
+    const py::gil_scoped_acquire gil;
+    BlockView view;
+    view.lane = block.lane;
+    view.frame = block.frame;
+    view.frames = block.frames;
+    if (block.scene != kNone) view.scene = block.scene;
+    const int n = needs_.by_token ? block.tokens.n : 0;
+    const auto rows = static_cast<py::ssize_t>(n), row = static_cast<py::ssize_t>(store.shape().page.row());
+    const TokenMeta* meta = block.tokens.meta;
+    const auto column = [&](auto TokenMeta::* field) -> py::object {
+      using T = std::remove_cvref_t<decltype(TokenMeta{}.*field)>;
+      static const T none{};
+      return view_of(view_, n > 0 ? &(meta->*field) : &none, {rows}, {sizeof(TokenMeta)});
+    };
+    static const float none = 0;
+    view.k = view_of(view_, n > 0 ? block.tokens.k : &none, {rows, row});
+    view.v = view_of(view_, n > 0 ? block.tokens.v : &none, {rows, row});
+    view.received = block.received != nullptr ? py::object(view_of(view_, block.received, {rows})) : py::none();
+    view.position = column(&TokenMeta::position);
+    view.time_ms = column(&TokenMeta::time_ms);
+    view.h = column(&TokenMeta::h);
+    view.w = column(&TokenMeta::w);
+    read_placements(who("admit"), store, needs_, self_.attr("admit")(view_, std::move(view)), block.lane,
+                    needs_.by_token ? n : 1, out);
+  }
+
+  // OPEN means a cluster of its own, also beside one that the same frame has just opened.
+  float reach(int) const override { return -std::numeric_limits<float>::infinity(); }
+
+  void select(const ClusterStore& store, const SelectQuery& query, SelectResult* result) override {
+    const py::gil_scoped_acquire gil;
+    const auto d = static_cast<py::ssize_t>(store.shape().page.head_dim);
+    const py::object view = py::cast(
+        QueryView{query, &store,
+                  view_of(view_, query.q, {query.tokens, query.q_heads, d},
+                          {static_cast<py::ssize_t>(query.q_stride * sizeof(float)),
+                           d * static_cast<py::ssize_t>(sizeof(float)), static_cast<py::ssize_t>(sizeof(float))})});
+    const py::object given = self_.attr("select")(view_, view);
+    view.cast<QueryView&>().store = nullptr;
+    read_choice(who("select"), store, query, given, result);
+  }
+
+  int relieve(const ClusterStore& store, const Need& need, Relief* out, int capacity) override {
+    // Which pages stay exact is no question of what is kept.
+    if (need.kind == Need::Kind::kHotSlots) return demote_coldest(store, need, out, capacity);
+    const py::gil_scoped_acquire gil;
+    return read_reliefs(who("relieve"), store, self_.attr("relieve")(view_, need), &held_, out, capacity);
+  }
+
+ private:
+  std::string who(const char* method) const { return "policy " + name_ + ": " + method; }
+
+  py::object self_;
+  PolicyBase* base_;
+  std::string name_;
+  PolicyNeeds needs_;
+  bool has_scene_ = false;
+  py::object view_;  // a StoreView
+  std::vector<PyRelief> held_;
+};
+
+PolicySettings settings_from(const py::dict& d) {
+  PolicySettings settings;
+  for (const auto& [key, value] : d) {
+    if (py::isinstance<py::str>(value)) {
+      settings.emplace_back(key.cast<std::string>(), value.cast<std::string>());
+    } else {
+      settings.emplace_back(key.cast<std::string>(), value.cast<double>());
+    }
+  }
+  return settings;
+}
+
+}  // namespace
+
+std::unique_ptr<Policy> policy_from(const py::object& policy, const py::dict& settings) {
+  if (py::isinstance<py::str>(policy)) return make_policy(policy.cast<std::string>(), settings_from(settings));
+  if (!py::isinstance<PolicyBase>(policy))
+    throw InvalidInput("policy=" + py::repr(policy).cast<std::string>() +
+                       ": expected a name, or an object of a class that derives from mosaic_edge.Policy.");
+  auto made = std::make_unique<PythonPolicy>(policy);
+  if (settings.size() > 0)
+    throw InvalidInput(std::string("policy ") + made->name() +
+                       " is an object: give it its settings when it is made, not in settings=.");
+  return made;
+}
+
+}  // namespace mosaic::bindings
+
+void bind_policy(py::module_& m) { mosaic::bindings::bind_policy_objects(m); }

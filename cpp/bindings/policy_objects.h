@@ -1,0 +1,52 @@
+// What a policy written in Python is handed and hands back. Arrays are views of the core's memory, valid until the call
+// returns: a policy copies what it keeps.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "policy/policy.h"
+
+namespace mosaic::bindings {
+
+// The base of a policy written in Python.
+struct PolicyBase {
+  PolicyNeeds needs;
+  bool serves = false;  // a session: one object, one session
+};
+
+struct BlockView {
+  int lane = 0;
+  int32_t frame = 0;
+  int frames = 1;
+  std::optional<SceneId> scene;
+  pybind11::object k, v, received, position, time_ms, h, w;
+};
+
+struct QueryView {
+  SelectQuery query;
+  const ClusterStore* store = nullptr;  // null once the call has returned
+  pybind11::object q;
+};
+
+struct PyRelief {
+  Relief relief;
+  std::vector<uint8_t> keep;  // kThin
+};
+
+// What it returned, checked; `who` is "policy NAME: admit".
+void read_placements(const std::string& who, const ClusterStore& store, const PolicyNeeds& needs,
+                     const pybind11::object& given, int lane, int n, Placement* out);
+void read_choice(const std::string& who, const ClusterStore& store, const SelectQuery& query,
+                 const pybind11::object& given, SelectResult* out);
+// The reliefs stay alive in `held`, which their masks point into.
+int read_reliefs(const std::string& who, const ClusterStore& store, const pybind11::object& given,
+                 std::vector<PyRelief>* held, Relief* out, int capacity);
+
+void bind_policy_objects(pybind11::module_& m);
+
+}  // namespace mosaic::bindings

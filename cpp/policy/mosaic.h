@@ -1,0 +1,115 @@
+// mosaic: cross-modal clusters, after Mosaic (arXiv 2604.10060) - frames by their embedding into scenes, tokens by their
+// keys into clusters of one scene; kept, moved and retrieved as units. The paper has no cap. Here:
+//   admit    mosaic.cc          nearest cluster of the frame's scene, if within reach; else a cluster of its own. The
+//            variance rule s2 <= tau(n) cuts clusters that grow too wide, later if they are on disk.
+//   select   mosaic_select.cc   scenes, then clusters of the best scenes, by attention mass or by dot product, within a
+//            token budget.
+//   relieve  mosaic_relieve.cc  denser codec > colder tier > the members that their mean stands for best > the nearest
+//            clusters of a scene merge. Merging raises the reach of the lane, so the granularity follows the cap (BIRCH's
+//            rising threshold).
+// Each part can be taken away by a setting; published=1 sets those of the paper.
+#pragma once
+
+#include <limits>
+
+#include "policy/quantile.h"
+#include "policy/retrieval.h"
+
+namespace mosaic {
+
+struct MosaicSettings {
+  enum class Clusters : uint8_t {
+    kNested,    // scenes, and clusters inside them
+    kVisual,    // scenes alone: a scene is the unit, in as many rows of the index as its tokens need
+    kSemantic,  // clusters over the whole stream
+    kTime,      // no similarity: blocks of a few frames in the order they came
+  };
+  enum class Tau : uint8_t {
+    kFixed,     // tau as published; the nearest cluster is always joined
+    kAdaptive,  // a share of the lane's reach, which merging raises
+    kQuantile,  // tau_min and tau_max are levels: quantiles of the variances observed in the lane
+  };
+  Clusters clusters = Clusters::kNested;
+  Tau tau = Tau::kAdaptive;
+  bool eager = false;         // a spilled cluster is fetched and cut at once; false: when it is next read
+  bool by_frame = false;      // the item that is assigned: a frame's tokens together, by their mean; false: each token
+  float tau_max = 0.5f;       // allowed variance of a small cluster
+  float tau_min = 0.2f;       // and of a large one
+  float n0 = 32;              // tokens over which it falls
+  float reach = 0.02f;        // where an adaptive reach starts
+  float scene_tau = 0.05f;    // variance over which a frame opens a new scene
+  float value_weight = 1.0f;  // of values beside keys in the metric; 0 is the paper's
+  ScoreMode score = ScoreMode::kMass;  // kDot, the mean query's dot product, is the paper's
+  int scenes = 0;                      // scenes read for a question; 0: all
+  float thin = 0.25f;                  // under pressure a token within this share of the reach joins the summary only
+};
+
+class Mosaic final : public Policy {
+ public:
+  explicit Mosaic(const MosaicSettings& settings) : s_(settings) {}
+  const char* name() const override { return "mosaic"; }
+  PolicyNeeds needs() const override;
+  size_t scratch_bytes(const StoreShape& shape) const override;
+  void bind(const ClusterStore& store, Region& region) override;
+
+  SceneId scene(const ClusterStore& store, const float* embedding) override;
+  void admit(const ClusterStore& store, const AdmitBlock& block, Placement* out) override;
+  float reach(int lane) const override;
+  float tolerance(int lane, int count) const override;
+  void select(const ClusterStore& store, const SelectQuery& query, SelectResult* result) override;
+  int relieve(const ClusterStore& store, const Need& need, Relief* out, int capacity) override;
+
+ private:
+  using Clusters = MosaicSettings::Clusters;
+  using Tau = MosaicSettings::Tau;
+  struct Near {
+    ClusterId cluster = kNone;
+    float distance = 0;
+    bool taken = false;
+  };
+  struct Observed {  // of a lane
+    RunningQuantile low, high;
+  };
+  struct Sizes {
+    explicit Sizes(const StoreShape& s)
+        : lanes(static_cast<size_t>(s.lanes)),
+          rows(static_cast<size_t>(std::max(s.index.capacity, 1))),
+          scenes(static_cast<size_t>(std::max(s.scenes, 1))),
+          tokens(static_cast<size_t>(s.max_run)),
+          row(static_cast<size_t>(s.page.row())) {}
+    size_t lanes, rows, scenes, tokens, row;
+  };
+  // Units are filled in the order frames come; nothing in them is compared, so nothing is cut.
+  bool fills() const { return s_.clusters == Clusters::kVisual || s_.clusters == Clusters::kTime; }
+  bool has_scenes() const { return s_.clusters == Clusters::kNested || s_.clusters == Clusters::kVisual; }
+  // The published curve between two values, or two quantiles of what was observed.
+  float tau(int lane, int count) const;
+  AssignArgs nearest(const ClusterStore& store, const AdmitBlock& block) const;
+  void place_tokens(const ClusterStore& store, const AdmitBlock& block, Placement* out);
+  void place_frame(const ClusterStore& store, const AdmitBlock& block, Placement* out);
+  void place_in_order(const ClusterStore& store, const AdmitBlock& block, Placement* out);
+  void observe(int lane, float variance);
+  void score_scenes(const ClusterIndex& index, int n, const SelectResult& result);
+  int keep_best_scenes(const ClusterStore& store, const ClusterIndex& index, int n, SelectResult* result);
+  int best_summarised(const ClusterStore& store, int lane, Relief* out);
+  int merge_nearest(const ClusterStore& store, int lane, Relief* out, int capacity);
+  void pair_by_distance(const ClusterStore& store, int lane, bool inside);
+  void pair_by_time(const ClusterIndex& index, bool inside);
+  int merge_pairs(const ClusterStore& store, int lane, bool inside, Relief* out, int capacity);
+
+  MosaicSettings s_;
+  float* reach_ = nullptr;        // [lanes]
+  Observed* observed_ = nullptr;  // [lanes], tau=quantile alone
+  int32_t* rows_ = nullptr;       // [clusters]
+  Near* near_ = nullptr;          // [clusters]
+  float* scene_score_ = nullptr;  // [scenes]
+  int32_t* scene_count_ = nullptr;
+  size_t scenes_ = 0;
+  int32_t* best_ = nullptr;  // [tokens of a block]
+  float* similarity_ = nullptr;
+  float* mean_k_ = nullptr;  // [row]
+  float* mean_v_ = nullptr;
+  int dram_slots_ = 0;
+};
+
+}  // namespace mosaic
