@@ -18,8 +18,12 @@
 
 namespace mosaic {
 
+// Items of an Ops::assign that a policy may always make, however small the frames are.
+inline constexpr int kAssignItems = 16;
+
 // What a policy asks of the store it runs on.
 struct PolicyNeeds {
+  static constexpr int kAll = -1;
   bool by_token = false;   // tokens are labelled one by one; false: a frame is one cluster, admitted whole
   bool per_head = false;   // a lane is one KV head of a layer; false: a lane is a layer, all its heads together
   bool means = false;      // clusters keep a mean key and value, for scoring
@@ -31,6 +35,11 @@ struct PolicyNeeds {
   bool unbounded = false;  // a cluster may grow without end: it is never split, merged or packed as one
   int frames = 1;          // frames admitted together (by token, no scenes)
   int clusters = 0;        // by token: clusters of a lane; 0: what index_share allows
+  int members = kAll;      // by token: most members of a cluster that stand in pages; kAll: max_cluster_tokens; 0: none,
+                           // and every byte goes to summaries
+  float index_share = 0.35f;  // of the bytes, for summaries, where the session does not say
+  int summary_frames = kAll;  // summaries attended at once, in frames' worth of tokens; a policy with fewer than kAll
+                              // names them in select()
   float value_weight = 0;  // of the cluster metric
 };
 
@@ -61,6 +70,7 @@ struct SelectQuery {
   size_t q_stride = 0;
   float scale = 0;
   int max_tokens = 0;                                      // members that may be read
+  int max_summaries = 0;                                   // clusters that may be attended by their summary
   int32_t since_ms = std::numeric_limits<int32_t>::min();  // clusters that ended before are not wanted
 };
 
@@ -69,7 +79,10 @@ struct SelectResult {
   ClusterId* chosen = nullptr;  // best first
   float* score = nullptr;       // of each chosen one
   int n = 0;
-  int32_t* rows = nullptr;   // scratch [capacity]
+  static constexpr int kAll = -1;
+  int32_t* attend = nullptr;  // clusters not chosen whose summary is attended [max_summaries]
+  int attended = kAll;        // how many of them; kAll: every cluster that is not chosen
+  int32_t* rows = nullptr;    // scratch [capacity]
   float* bias = nullptr;     // scratch [capacity]
   float* scratch = nullptr;  // [capacity]
 };

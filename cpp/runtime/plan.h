@@ -30,7 +30,7 @@ struct MemoryConfig {
   CodecId exact = CodecId::kFp16;   // window, question, open pages
   CodecId packed = CodecId::kInt4;  // pages that yielded; the same as exact: no second tier
   double exact_share = 0.15;        // of the page bytes, for open exact pages (policies by token)
-  double index_share = 0.35;        // of what is left after the fixed parts, for clusters' summaries
+  double index_share = 0;           // of what is left after the fixed parts, for clusters' summaries; 0: the policy's
   uint64_t disk_bytes = 0;          // 0: no disk tier, what does not fit is summarised or dropped
   std::string spill_dir;
   int window_frames = 0;    // 0: what the model needs, at least 4

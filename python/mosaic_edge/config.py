@@ -74,7 +74,8 @@ class SessionConfig:
     scenes: int = 0
     max_cluster_tokens: int = 64
     exact_share: float = 0.15
-    index_share: float = 0.35
+    index_share: float = 0.0
+    """Of the bytes that are not fixed, for clusters' summaries; 0: the policy's choice."""
     positions: str = "contiguous"
     """Positions of what is attended: "contiguous" in time order, or "original"."""
     summaries: bool = True
