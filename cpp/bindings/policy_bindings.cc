@@ -9,6 +9,7 @@
 #include "bindings/policy_objects.h"
 #include "bindings/store_view.h"
 #include "core/error.h"
+#include "policy/yielding.h"
 
 namespace py = pybind11;
 

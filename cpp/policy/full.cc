@@ -1,5 +1,6 @@
 // full: keeps every frame and refuses when the cap is reached. What every other policy is measured against.
 #include "policy/policy.h"
+#include "policy/yielding.h"
 
 namespace mosaic {
 

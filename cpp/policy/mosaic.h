@@ -91,7 +91,6 @@ class Mosaic final : public Policy {
   void observe(int lane, float variance);
   void score_scenes(const ClusterIndex& index, int n, const SelectResult& result);
   int keep_best_scenes(const ClusterStore& store, const ClusterIndex& index, int n, SelectResult* result);
-  int best_summarised(const ClusterStore& store, int lane, Relief* out);
   int merge_nearest(const ClusterStore& store, int lane, Relief* out, int capacity);
   void pair_by_distance(const ClusterStore& store, int lane, bool inside);
   void pair_by_time(const ClusterIndex& index, bool inside);

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "policy/mosaic.h"
+#include "policy/yielding.h"
 
 namespace mosaic {
 
@@ -9,30 +10,7 @@ int Mosaic::relieve(const ClusterStore& store, const Need& need, Relief* out, in
   if (need.kind == Need::Kind::kClusters) return merge_nearest(store, need.lane, out, capacity);
   // Denser codec, then colder tier: a page goes one tier down where that has room, coldest tier first.
   if (const int n = demote_coldest(store, need, out, capacity); n > 0 || need.kind == Need::Kind::kHotSlots) return n;
-  return best_summarised(store, need.lane, out);
-}
-
-// The cluster whose mean stands for its members with the least error per page that comes free.
-int Mosaic::best_summarised(const ClusterStore& store, int lane, Relief* out) {
-  for (int k = 0; k < store.shape().lanes; ++k) {
-    const int at = (lane + k) % store.shape().lanes;
-    const ClusterIndex& index = store.index(at);
-    ClusterId best = kNone;
-    float least = std::numeric_limits<float>::infinity();
-    for (const ClusterId c : index.live()) {
-      if (index[c].paged == 0) continue;
-      const float loss = (index.variance(c) + 1e-6f) * static_cast<float>(index[c].paged) /
-                         static_cast<float>(pages_for(index[c].paged));
-      if (loss < least) {
-        least = loss;
-        best = c;
-      }
-    }
-    if (best == kNone) continue;
-    out[0] = {Relief::Kind::kSummarise, at, best};
-    return 1;
-  }
-  return 0;
+  return summarise_best(store, need.lane, out);
 }
 
 // The nearest pairs of one scene, disjoint, about a tenth of the index, so that the search is paid rarely.

@@ -18,8 +18,12 @@
 
 namespace mosaic {
 
+// Items of an Ops::assign that a policy may always make, however small the frames are.
+inline constexpr int kAssignItems = 16;
+
 // What a policy asks of the store it runs on.
 struct PolicyNeeds {
+  static constexpr int kAll = -1;
   bool by_token = false;      // tokens are labelled one by one; false: a frame is one cluster, admitted whole
   bool per_head = false;      // a lane is one KV head of a layer; false: a lane is a layer, all its heads together
   bool means = false;         // clusters keep a mean key and value, for scoring
@@ -33,10 +37,14 @@ struct PolicyNeeds {
   int frames = 1;             // frames admitted together (by token, no scenes)
   int clusters = 0;           // by token: clusters of a lane; 0: what index_share allows
   int least_clusters = 2;     // and never less than these
-  double index_share = 0;     // of the bytes to share out, where the session names no other; 0: 0.35
+  // By token: most members of a cluster that stand in pages. kAll: max_cluster_tokens; 0: none, every byte is a summary's.
+  int members = kAll;
+  double index_share = 0;  // of the bytes to share out, where the session names no other; 0: 0.35
   // select() reads up to as many frames' tokens, where the session names no other number and the cap would hold them
   // several times over: by frame 4, by token, whose pages are not full, 8 times. 0: the plan's choice
   int retrieve_frames = 0;
+  // Summaries attended at once, in frames' worth of tokens, named by select(). kAll: all of them.
+  int summary_frames = kAll;
   float value_weight = 0;  // of the cluster metric
 };
 
@@ -67,17 +75,21 @@ struct SelectQuery {
   size_t q_stride = 0;
   float scale = 0;
   int max_tokens = 0;                                      // members that may be read
+  int max_summaries = 0;                                   // clusters that may be attended by their summary
   int32_t since_ms = std::numeric_limits<int32_t>::min();  // clusters that ended before are not wanted
 };
 
 // Buffers of the caller, one entry per cluster of the lane at most.
 struct SelectResult {
+  static constexpr int kAll = -1;
   ClusterId* chosen = nullptr;  // best first
   float* score = nullptr;       // of each chosen one
   int n = 0;
-  int32_t* rows = nullptr;   // scratch [capacity]
-  float* bias = nullptr;     // scratch [capacity]
-  float* scratch = nullptr;  // [capacity]
+  int32_t* attend = nullptr;  // clusters not chosen whose summary is attended [max_summaries]
+  int attended = kAll;        // how many of them; kAll: every cluster that is not chosen
+  int32_t* rows = nullptr;    // scratch [capacity]
+  float* bias = nullptr;      // scratch [capacity]
+  float* scratch = nullptr;   // [capacity]
 };
 
 struct Need {
@@ -138,14 +150,6 @@ class Policy {
   // What yields. Returns how many of out[capacity] were filled; 0: nothing can, the request is refused.
   virtual int relieve(const ClusterStore& store, const Need& need, Relief* out, int capacity) = 0;
 };
-
-// What policies by frame share: the clusters that grew longest ago go to disk, a few at a time. 0: there is no room on one.
-int spill_oldest(const ClusterStore& store, const Need& need, Relief* out, int capacity);
-// The clusters that grew longest ago go one tier down where that has room, coldest tier first, those of the lane in need
-// before others. kHotSlots: from any tier; kSlots: to the disk, and where all grew with this frame, those too.
-int demote_coldest(const ClusterStore& store, const Need& need, Relief* out, int capacity);
-// And, when there is no colder place: the oldest frame goes, from every lane at once, so that all layers remember the same.
-int drop_oldest_frame(const ClusterStore& store, Relief* out, int capacity);
 
 // A number, or one of a few words.
 struct SettingValue {

@@ -4,6 +4,7 @@
 // The paper has no cap. Here the frames that are oldest go to disk; when every tier is full, or there is no disk, the
 // oldest frame is dropped, in every layer at once.
 #include "policy/retrieval.h"
+#include "policy/yielding.h"
 
 namespace mosaic {
 

@@ -1,6 +1,7 @@
 // uniform: every stride-th frame. When the cap is reached the stride doubles and every second kept frame goes, so the
 // frames kept are spread evenly over the whole stream, however long it gets.
 #include "policy/policy.h"
+#include "policy/yielding.h"
 
 namespace mosaic {
 

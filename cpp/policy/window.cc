@@ -1,6 +1,7 @@
 // window: the prefix, the first frame and the most recent frames (StreamingLLM's sinks + sliding window). The oldest
 // frame goes first.
 #include "policy/policy.h"
+#include "policy/yielding.h"
 
 namespace mosaic {
 

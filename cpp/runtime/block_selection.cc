@@ -41,6 +41,7 @@ size_t BlockSelection::bytes_for(const Plan& p) {
 size_t BlockSelection::shared_bytes_for(const Plan& p) {
   const int clusters = p.store.index.capacity;
   return piece<uint64_t>(p.select_tokens + p.select_rows) + 5 * piece<float>(clusters) + piece<uint8_t>(clusters) +
+         piece<ClusterId>(p.select_rows) +
          piece<float>(p.select_tokens) + piece<float>(p.select_rows) + piece<int32_t>(3 * p.max_block) +
          piece<float>(p.max_block * p.config.model.q_heads);
 }
@@ -51,6 +52,7 @@ BlockSelection::Shared BlockSelection::make_shared(Region& region, const Plan& p
   Shared s{};
   s.order = region.take<uint64_t>("selections", static_cast<size_t>(p.select_tokens + p.select_rows));
   s.result.chosen = region.take<ClusterId>("selections", clusters);
+  s.result.attend = region.take<ClusterId>("selections", static_cast<size_t>(p.select_rows));
   s.result.score = region.take<float>("selections", clusters);
   s.result.rows = region.take<int32_t>("selections", clusters);
   s.result.bias = region.take<float>("selections", clusters);

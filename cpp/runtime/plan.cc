@@ -55,22 +55,24 @@ void lay_out(Plan* plan, const Policy& policy, const Ops& ops, int64_t packed_sl
   s.spill_dir = c.spill_dir;
   s.value_weight = needs.value_weight;
   // Packing a cluster without end needs two pages of scratch.
-  s.max_run = std::max({needs.by_token ? c.max_cluster_tokens : 0, m.frame_tokens * plan->block_frames,
-                        needs.unbounded ? 2 * kPageTokens : 0});
-  s.max_members = needs.unbounded ? std::numeric_limits<int>::max() : s.max_run;
+  const bool keeps = !needs.by_token || needs.members != 0;
+  const int members = needs.members == PolicyNeeds::kAll ? c.max_cluster_tokens : needs.members;
+  s.max_run = std::max(
+      {needs.by_token ? members : 0, m.frame_tokens * plan->block_frames, needs.unbounded ? 2 * kPageTokens : 0});
+  s.max_members = needs.unbounded ? std::numeric_limits<int>::max() : keeps ? s.max_run : 0;
   s.scenes = needs.scenes ? c.scenes : 0;
 
   s.tiers.clear();
   const double exact_bytes = static_cast<double>(page_bytes(c.exact, page));
   const double packed_bytes = static_cast<double>(page_bytes(c.packed, page));
-  if (needs.by_token && c.packed != c.exact) {
+  if (needs.by_token && keeps && c.packed != c.exact) {
     const int64_t hot = static_cast<int64_t>(static_cast<double>(packed_slots) * packed_bytes * c.exact_share /
                                              (1 - c.exact_share) / exact_bytes);
     s.tiers.push_back({Place::device, c.exact, static_cast<int>(std::max<int64_t>(hot, 1))});
   }
   s.tiers.push_back({Place::device, c.packed, static_cast<int>(packed_slots)});
   int64_t disk_slots = 0;
-  if (c.disk_bytes > 0) {
+  if (c.disk_bytes > 0 && keeps) {  // summaries alone have nothing to spill
     disk_slots = static_cast<int64_t>(c.disk_bytes / SpillFile::stride_of(page_bytes(c.packed, page)));
     if (disk_slots < 1)
       throw MemoryCapError("disk tier: one page needs " + format_bytes(page_bytes(c.packed, page)) +
@@ -102,9 +104,9 @@ void lay_out(Plan* plan, const Policy& policy, const Ops& ops, int64_t packed_sl
   const int fixed_pages = pages_for(c.prefix_tokens) + frame_pages * (window_frames + 1) + pages_for(c.branch_tokens);
   int read_tokens = static_cast<int>(lane_slots * kPageTokens), read_pages = static_cast<int>(lane_slots);
   if (needs.selects) {
-    read_tokens = c.retrieve_tokens;
+    read_tokens = keeps ? c.retrieve_tokens : 0;
     // Pages of a small cluster are not full: two per 16 tokens, and what finds no row is read as its summary.
-    read_pages = needs.by_token ? c.retrieve_tokens / 8 + 16 : pages_of_frames(c.retrieve_tokens, m.frame_tokens);
+    read_pages = needs.by_token ? read_tokens / 8 + 16 : pages_of_frames(c.retrieve_tokens, m.frame_tokens);
   }
   plan->select_tokens = read_tokens + fixed_tokens;
   plan->select_entries = read_pages + fixed_pages;
@@ -112,6 +114,8 @@ void lay_out(Plan* plan, const Policy& policy, const Ops& ops, int64_t packed_sl
   plan->select_rows = needs.summaries ? s.index.capacity : 0;
   plan->summaries = needs.summaries;
   if (needs.means && !needs.summaries) plan->select_rows = std::min(s.index.capacity, c.retrieve_tokens);
+  if (needs.summary_frames != PolicyNeeds::kAll)
+    plan->select_rows = std::min(plan->select_rows, needs.summary_frames * m.frame_tokens);
   // Read copies for two layers: the one that is attended and the next.
   s.fetch_slots = disk_slots == 0 ? 0 : static_cast<int>(std::min<int64_t>(2 * int64_t{read_pages}, disk_slots));
   plan->max_block = std::max({m.frame_tokens, c.branch_tokens, c.prefix_tokens});
@@ -157,7 +161,7 @@ void lay_out(Plan* plan, const Policy& policy, const Ops& ops, int64_t packed_sl
 Ops::Limits ops_limits(const Plan& plan) {
   const ModelShape& m = plan.config.model;
   const int rows = std::max(plan.store.index.capacity, plan.select_rows);
-  return {std::max(plan.max_block, 1), m.q_heads, {m.kv_heads, m.head_dim}, std::max(rows, 1)};
+  return {std::max(plan.max_block, kAssignItems), m.q_heads, {m.kv_heads, m.head_dim}, std::max(rows, 1)};
 }
 
 Plan make_plan(const MemoryConfig& config, const Policy& policy, const Ops& ops) {
@@ -193,8 +197,9 @@ Plan make_plan(const MemoryConfig& config, const Policy& policy, const Ops& ops)
 
   // The least that works: pages of a frame for each layer, and for one cluster without end those of a block.
   const int lanes = m.layers * (needs.per_head ? m.kv_heads : 1);
-  const int64_t least =
-      std::max<int64_t>(lanes * int64_t{pages_for(m.frame_tokens * (needs.unbounded ? needs.frames : 1))}, 4);
+  const bool keeps = !needs.by_token || needs.members != 0;
+  const int frames = needs.unbounded ? needs.frames : 1;
+  const int64_t least = keeps ? std::max<int64_t>(lanes * int64_t{pages_for(m.frame_tokens * frames)}, 4) : 1;
   lay_out(&plan, policy, ops, least);
   if (plan.total_bytes > c.cap_bytes) {
     const Plan::Part* most = &*std::max_element(plan.parts.begin(), plan.parts.end(),
@@ -204,6 +209,7 @@ Plan make_plan(const MemoryConfig& config, const Policy& policy, const Ops& ops)
                          format_bytes(c.cap_bytes) +
                          ". Raise memory=, or lower window_frames=, branch_tokens= or retrieve_tokens=.");
   }
+  if (c.index_share == 0) c.index_share = needs.index_share;
   if (choose_clusters) {
     const uint64_t spare = c.cap_bytes - plan.total_bytes;
     // What one more cluster costs: its row of the index, of the selections and of the shared scratch.
@@ -212,7 +218,7 @@ Plan make_plan(const MemoryConfig& config, const Policy& policy, const Ops& ops)
     c.clusters += probe;
     lay_out(&plan, policy, ops, least);
     double each = static_cast<double>(plan.total_bytes - before) / probe;
-    double share = c.index_share;
+    double share = keeps ? c.index_share : 1;
     if (!needs.means) {  // a cluster without a mean is a page at least: more rows than pages would stay empty
       each += static_cast<double>(static_cast<uint64_t>(lanes) * page_bytes(c.packed, plan.store.page));
       share = 1;
@@ -224,6 +230,12 @@ Plan make_plan(const MemoryConfig& config, const Policy& policy, const Ops& ops)
   }
   int64_t low = least, high = least;
   lay_out(&plan, policy, ops, low);
+  // Every piece is rounded up: all of the spare bytes may buy a few clusters less than the probe said.
+  while (choose_clusters && !keeps && plan.total_bytes > c.cap_bytes && c.clusters > 2) {
+    --c.clusters;
+    lay_out(&plan, policy, ops, low);
+  }
+  if (!keeps) return plan;
   while (plan.total_bytes <= c.cap_bytes && high < (int64_t{1} << 30)) {
     low = high;
     high *= 2;

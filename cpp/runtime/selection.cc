@@ -35,8 +35,10 @@ int KvMemory::run_policy_select(int lane, const float* q) {
   query.q_stride = static_cast<size_t>(model().q_heads) * static_cast<size_t>(model().head_dim);
   query.scale = model().scale;
   query.max_tokens = plan_.config.retrieve_tokens;
+  query.max_summaries = plan_.select_rows;
   if (asking_) query.since_ms = since_ms_;
   shared_.result.n = 0;
+  shared_.result.attended = SelectResult::kAll;
   policy_->select(store_, query, &shared_.result);
   // Clusters of one token cost nothing where every mean is attended; where none is, they are read as members are.
   const ClusterIndex& index = store_.index(lane);
@@ -116,9 +118,16 @@ void KvMemory::select_stored(int lane, const float* q) {
     }
     // Best first: where the table of pages is too short, the least of the chosen are read as their summary.
     for (int i = 0; i < chosen; ++i) add_cluster(s, lane, shared_.result.chosen[i]);
-    for (ClusterId c = 0; c < index.capacity(); ++c)
-      if (index.is_live(c) && shared_.chosen[c] == 0 && index[c].first_time >= since && attends_means())
+    const auto add_summary = [&](ClusterId c) {
+      if (shared_.chosen[c] == 0 && index[c].first_time >= since && attends_means())
         s->add_row(c, index[c], index.count(c));
+    };
+    if (shared_.result.attended != SelectResult::kAll) {
+      std::for_each_n(shared_.result.attend, shared_.result.attended, add_summary);
+    } else {
+      for (ClusterId c = 0; c < index.capacity(); ++c)
+        if (index.is_live(c)) add_summary(c);
+    }
     if (question && plan_.config.prefetch && lane + plan_.layer_lanes < lanes()) prefetch(lane + plan_.layer_lanes, q);
   }
   s->finish(plan_.config.original_positions, model().rope.is_multi(), shared_);

@@ -213,9 +213,9 @@ void ClusterStore::merge(int lane, ClusterId into, ClusterId from) {
   ClusterIndex& index = this->index(lane);
   // Single tokens stay exact while there is a slot for them.
   for (const ClusterId c : {into, from})
-    if (holds_token_in_mean(lane, c) && free_slots() == 0) poll_spills(true);
+    if (holds_token_in_mean(lane, c) && shape_.max_members > 0 && free_slots() == 0) poll_spills(true);
   for (const ClusterId c : {into, from})
-    if (holds_token_in_mean(lane, c)) materialise(lane, c);
+    if (holds_token_in_mean(lane, c) && shape_.max_members > 0) materialise(lane, c);
   if (index[into].paged + index[from].paged > shape_.max_members)
     summarise(lane, index.variance(into) < index.variance(from) ? into : from);
   for (const ClusterId c : {into, from}) {  // what is in a mean alone is a part of it from here

@@ -122,7 +122,12 @@ TEST_CASE("mosaic reads no more members than the budget, the best first") {
   const auto n = static_cast<size_t>(index.capacity());
   std::vector<int32_t> chosen(n), rows(n);
   std::vector<float> score(n), bias(n), scratch(n);
-  SelectResult result{chosen.data(), score.data(), 0, rows.data(), bias.data(), scratch.data()};
+  SelectResult result;
+  result.chosen = chosen.data();
+  result.score = score.data();
+  result.rows = rows.data();
+  result.bias = bias.data();
+  result.scratch = scratch.data();
   SelectQuery query;
   query.lane = 1;
   const std::vector<float> q = stream.normals(stream.q_row());

@@ -143,7 +143,7 @@ uint64_t play(const Layout& layout, const std::string& policy, unsigned seed, in
     for (const auto& token : stream.video) seen += token.time >= 0 ? 1 : 0;
     const int lanes = memory.store().shape().lanes;
     CHECK(s.tokens.seen == (seen + static_cast<int64_t>(stream.prefix.size())) * lanes);
-    if (policy == "mosaic") CHECK(s.tokens.dropped == 0);
+    if (policy == "mosaic" || policy == "edge") CHECK(s.tokens.dropped == 0);
     if (!memory.policy().needs().summaries) CHECK(s.tokens.summarised == 0);
     if (policy == "full") CHECK(s.tokens.dropped + s.tokens.summarised == 0);
     digest.add(s.tokens.quantised);

@@ -1,0 +1,165 @@
+#include "policy/clustering.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace mosaic {
+
+namespace {
+
+constexpr int kBlock = kAssignItems;  // clusters looked up at once
+constexpr int kAhead = 64;            // one pair merges at a time for every so many clusters, up to a block
+
+size_t tokens_of(const StoreShape& shape) { return static_cast<size_t>(std::max(shape.max_run, kBlock)); }
+size_t clusters_of(const StoreShape& shape) { return static_cast<size_t>(std::max(shape.index.capacity, 1)); }
+
+AssignArgs against(const ClusterStore& store, const ClusterIndex& index) {
+  AssignArgs args;
+  args.dim = index.dim();
+  args.stride = static_cast<size_t>(index.dim());
+  args.mean_k = index.mean_k();
+  args.mean_v = index.mean_v();
+  args.value_weight = store.shape().value_weight;
+  return args;
+}
+
+float distance_of(float similarity) { return std::max(0.0f, 2 - 2 * similarity); }
+
+}  // namespace
+
+size_t Clustering::bytes_for(const StoreShape& shape) {
+  const size_t clusters = clusters_of(shape), tokens = tokens_of(shape);
+  const auto lanes = static_cast<size_t>(shape.lanes), row = static_cast<size_t>(shape.page.row());
+  return Region::rounded(lanes * sizeof(float)) + Region::rounded(lanes * clusters * sizeof(Near)) +
+         Region::rounded(clusters * sizeof(int32_t)) + Region::rounded(clusters) +
+         Region::rounded(tokens * sizeof(int32_t)) + Region::rounded(tokens * sizeof(float)) +
+         2 * Region::rounded(kBlock * row * sizeof(float)) + Region::rounded(kBlock * sizeof(ClusterId));
+}
+
+void Clustering::bind(const StoreShape& shape, Region& region, float reach) {
+  clusters_ = clusters_of(shape);
+  const auto lanes = static_cast<size_t>(shape.lanes), row = static_cast<size_t>(shape.page.row());
+  reach_ = region.take<float>("policy", lanes);
+  std::fill_n(reach_, lanes, reach);
+  near_ = region.take<Near>("policy", lanes * clusters_);
+  std::fill_n(near_, lanes * clusters_, Near{});
+  rows_ = region.take<int32_t>("policy", clusters_);
+  taken_ = region.take<uint8_t>("policy", clusters_);
+  best_ = region.take<int32_t>("policy", tokens_of(shape));
+  similarity_ = region.take<float>("policy", tokens_of(shape));
+  k_ = region.take<float>("policy", kBlock * row);
+  v_ = region.take<float>("policy", kBlock * row);
+  block_ = region.take<ClusterId>("policy", kBlock);
+}
+
+void Clustering::label(const ClusterStore& store, const AdmitBlock& block, Placement* out, float* distance) {
+  const ClusterIndex& index = store.index(block.lane);
+  // From half full on, the nearest pairs are kept known, a few a frame, so that no frame pays for all of them.
+  if (2 * index.live().size() >= static_cast<size_t>(index.capacity()))
+    look_up(store, block.lane, 2 * std::max(block.tokens.n, kBlock));
+  AssignArgs args = against(store, index);
+  args.k = block.tokens.k;
+  args.v = block.tokens.v;
+  args.items = block.tokens.n;
+  for (const ClusterId c : index.live()) rows_[args.n_rows++] = c;
+  args.rows = rows_;
+  args.best = best_;
+  args.similarity = similarity_;
+  store.ops().assign(args);
+  for (int i = 0; i < block.tokens.n; ++i) {
+    const bool any = best_[i] != kNone;
+    const float far = any ? distance_of(similarity_[i]) : std::numeric_limits<float>::infinity();
+    out[i] = {};
+    if (far <= reach_[block.lane]) out[i].cluster = best_[i];
+    if (distance != nullptr) distance[i] = far;
+  }
+}
+
+void Clustering::look_up(const ClusterStore& store, int lane, int most) {
+  const ClusterIndex& index = store.index(lane);
+  Near* const near = near_of(lane);
+  int n = 0;
+  for (const ClusterId c : index.live()) {
+    if (near[c].count == index.count(c)) continue;
+    block_[n++] = c;
+    if (n < kBlock) continue;
+    look_up_block(store, lane, n);
+    n = 0;
+    if ((most -= kBlock) <= 0) return;
+  }
+  if (n > 0) look_up_block(store, lane, n);
+}
+
+void Clustering::look_up_block(const ClusterStore& store, int lane, int n) {
+  const ClusterIndex& index = store.index(lane);
+  Near* const near = near_of(lane);
+  const auto d = static_cast<size_t>(index.dim());
+  for (int i = 0; i < n; ++i) {
+    near[block_[i]] = {kNone, index.count(block_[i]), std::numeric_limits<float>::infinity()};
+    const size_t from = static_cast<size_t>(block_[i]) * d, to = static_cast<size_t>(i) * d;
+    for (size_t e = 0; e < d; ++e) {
+      k_[to + e] = half_to_float(index.mean_k()[from + e]);
+      v_[to + e] = half_to_float(index.mean_v()[from + e]);
+    }
+  }
+  // A cluster is its own nearest: the block is compared with all others at once, and with itself pair by pair.
+  AssignArgs args = against(store, index);
+  args.k = k_;
+  args.v = v_;
+  args.items = n;
+  for (const ClusterId c : index.live())
+    if (std::find(block_, block_ + n, c) == block_ + n) rows_[args.n_rows++] = c;
+  args.rows = rows_;
+  args.best = best_;
+  args.similarity = similarity_;
+  store.ops().assign(args);
+  for (int i = 0; i < n; ++i)
+    if (best_[i] != kNone) {
+      near[block_[i]].cluster = best_[i];
+      near[block_[i]].distance = distance_of(similarity_[i]);
+    }
+  for (int i = 0; i < n; ++i)
+    for (int j = 0; j < i; ++j) {
+      const float apart = std::max(0.0f, index.distance(block_[i], block_[j], store.shape().value_weight));
+      for (const auto& [a, b] : {std::pair{block_[i], block_[j]}, std::pair{block_[j], block_[i]}})
+        if (apart < near[a].distance) near[a] = {b, near[a].count, apart};
+    }
+}
+
+int Clustering::merge_closest(const ClusterStore& store, int lane, Relief* out, int capacity) {
+  const ClusterIndex& index = store.index(lane);
+  Near* const near = near_of(lane);
+  const int wanted = std::min(capacity, std::clamp(index.capacity() / kAhead, 1, kBlock));
+  std::fill_n(taken_, clusters_, uint8_t{0});
+  int n = 0;
+  for (int tries = 0; n < wanted && tries < 4 * wanted + kBlock; ++tries) {
+    look_up(store, lane, std::numeric_limits<int>::max());
+    ClusterId best = kNone;
+    for (const ClusterId c : index.live()) {
+      if (near[c].cluster == kNone || taken_[c] != 0 || taken_[near[c].cluster] != 0) continue;
+      if (best == kNone || near[c].distance < near[best].distance ||
+          (near[c].distance == near[best].distance && c < best))
+        best = c;
+    }
+    if (best == kNone) break;
+    const ClusterId other = near[best].cluster;
+    // The other one may have moved since; if it went away, this one's nearest may be a third.
+    const float apart = std::max(0.0f, index.distance(best, other, store.shape().value_weight));
+    if (apart > near[best].distance * 1.001f + 1e-6f && tries < 4 * wanted) {
+      near[best].count = 0;
+      continue;
+    }
+    taken_[best] = taken_[other] = 1;
+    // The larger one keeps its row.
+    const bool keeps =
+        index.count(best) > index.count(other) || (index.count(best) == index.count(other) && best < other);
+    out[n++] = {Relief::Kind::kMerge, lane, keeps ? best : other, keeps ? other : best};
+    reach_[lane] = std::max(reach_[lane], apart);
+  }
+  // Who was nearest to one of these looks again; counts are never 0.
+  for (const ClusterId c : index.live())
+    if (taken_[c] != 0 || (near[c].cluster != kNone && taken_[near[c].cluster] != 0)) near[c].count = 0;
+  return n;
+}
+
+}  // namespace mosaic

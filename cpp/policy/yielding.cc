@@ -1,0 +1,99 @@
+#include "policy/yielding.h"
+
+#include <algorithm>
+#include <limits>
+
+namespace mosaic {
+
+int spill_oldest(const ClusterStore& store, const Need& need, Relief* out, int capacity) {
+  if (need.kind != Need::Kind::kSlots || !store.can_spill()) return 0;
+  const int tier = store.tiers().size() - 2;
+  int n = 0;
+  for (int lane = 0; lane < store.shape().lanes && n < capacity; ++lane) {
+    const ClusterIndex& index = store.index(lane);
+    ClusterId oldest = kNone;
+    for (const ClusterId c : index.live())
+      if (store.pages_in(lane, c, tier) > 0 && (oldest == kNone || index[c].born < index[oldest].born)) oldest = c;
+    if (oldest != kNone) out[n++] = {Relief::Kind::kDemote, lane, oldest, kNone, tier};
+  }
+  return n;
+}
+
+int drop_oldest_frame(const ClusterStore& store, Relief* out, int capacity) {
+  int32_t oldest = std::numeric_limits<int32_t>::max();
+  for (int lane = 0; lane < store.shape().lanes; ++lane)
+    for (const ClusterId c : store.index(lane).live()) oldest = std::min(oldest, store.index(lane)[c].born);
+  int n = 0;
+  for (int lane = 0; lane < store.shape().lanes; ++lane)
+    for (const ClusterId c : store.index(lane).live())
+      if (store.index(lane)[c].born == oldest && n < capacity) out[n++] = {Relief::Kind::kDrop, lane, c};
+  return n;
+}
+
+namespace {
+
+// Clusters with pages in the tier, least recently grown first.
+int coldest(const ClusterStore& store, const Need& need, int tier, Relief* out, int wanted) {
+  int n = 0;
+  for (int k = 0; k < store.shape().lanes && n < wanted; ++k) {
+    const int lane = (need.lane + k) % store.shape().lanes;  // the lane in need first
+    const ClusterIndex& index = store.index(lane);
+    for (;;) {
+      ClusterId best = kNone;
+      for (const ClusterId c : index.live()) {
+        if (index[c].paged == 0 || index[c].touched >= need.frame) continue;
+        if (best != kNone && index[c].touched >= index[best].touched) continue;
+        bool taken = false;
+        for (int i = 0; i < n; ++i) taken |= out[i].lane == lane && out[i].cluster == c;
+        if (!taken && store.pages_in(lane, c, tier) > 0) best = c;
+      }
+      if (best == kNone || n == wanted) break;
+      out[n++] = {Relief::Kind::kDemote, lane, best, kNone, tier};
+    }
+  }
+  return n;
+}
+
+}  // namespace
+
+int demote_coldest(const ClusterStore& store, const Need& need, Relief* out, int capacity) {
+  const int last = store.tiers().size() - 1;
+  for (int tier = need.kind == Need::Kind::kHotSlots ? 0 : last; tier >= 0; --tier) {
+    const int to = store.tiers().colder(tier);
+    if (to == kNone || store.tiers().free_slots(to) == 0) continue;
+    if (need.kind == Need::Kind::kSlots && !(store.tiers().is_disk(to) && store.can_spill())) continue;
+    const int wanted = std::min(capacity, std::max(need.amount, 4));
+    int n = coldest(store, need, tier, out, wanted);
+    if (n == 0 && need.kind == Need::Kind::kSlots) {  // all grew with this frame: the disk still comes before summaries
+      Need any = need;
+      any.frame = std::numeric_limits<int32_t>::max();
+      n = coldest(store, any, tier, out, wanted);
+    }
+    if (n > 0) return n;
+  }
+  return 0;
+}
+
+int summarise_best(const ClusterStore& store, int lane, Relief* out) {
+  for (int k = 0; k < store.shape().lanes; ++k) {
+    const int at = (lane + k) % store.shape().lanes;
+    const ClusterIndex& index = store.index(at);
+    ClusterId best = kNone;
+    float least = std::numeric_limits<float>::infinity();
+    for (const ClusterId c : index.live()) {
+      if (index[c].paged == 0) continue;
+      const float loss = (index.variance(c) + 1e-6f) * static_cast<float>(index[c].paged) /
+                         static_cast<float>(pages_for(index[c].paged));
+      if (loss < least) {
+        least = loss;
+        best = c;
+      }
+    }
+    if (best == kNone) continue;
+    out[0] = {Relief::Kind::kSummarise, at, best};
+    return 1;
+  }
+  return 0;
+}
+
+}  // namespace mosaic

@@ -1,0 +1,233 @@
+// edge: what it keeps under a cap, what merges, and what a question attends to.
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <limits>
+#include <set>
+
+#include "played_stream.h"
+#include "policy/clustering.h"
+#include "store_world.h"
+
+namespace {
+
+using namespace mosaic;
+using mosaic::testing::PlayedStream;
+using mosaic::testing::small_config;
+using mosaic::testing::StoreWorld;
+
+MemoryConfig with_clusters(int clusters) {
+  MemoryConfig c = small_config(1 << 20);
+  c.clusters = clusters;
+  c.window_frames = 3;
+  return c;
+}
+
+TEST_CASE("edge passes neither its clusters nor the cap, drops nothing and keeps no pages") {
+  for (const int clusters : {2, 7, 64}) {
+    PlayedStream stream(with_clusters(clusters), "edge");
+    stream.noise = 0.5f;
+    for (int i = 0; i < 120; ++i) {
+      stream.frame(1 + i % 16);
+      for (int lane = 0; lane < 3; ++lane)
+        CHECK(stream.memory->store().index(lane).live().size() <= static_cast<size_t>(clusters));
+    }
+    stream.memory->check_invariants();
+    const MemoryStats s = stream.memory->stats();
+    CHECK(s.tokens.dropped == 0);
+    CHECK(s.counters.merges > 0);
+    // After the last merge of few clusters the reach may hold all that comes.
+    if (clusters > 2) CHECK(s.clusters == 3 * clusters);
+    for (int lane = 0; lane < 3; ++lane) {
+      const ClusterIndex& index = stream.memory->store().index(lane);
+      int tokens = 0;
+      for (const ClusterId c : index.live()) {
+        CHECK(index[c].paged == 0);
+        tokens += index.count(c);
+      }
+      // All but the first frame and the window's three are in a cluster.
+      const size_t left = stream.video.size() - static_cast<size_t>(stream.frame_starts[117]);
+      CHECK(tokens == static_cast<int>(stream.video.size() - left) - stream.frame_starts[1]);
+    }
+  }
+}
+
+TEST_CASE("edge spends nearly every byte that is not fixed on summaries") {
+  const MemoryConfig config = small_config(600 << 10);
+  PlayedStream stream(config, "edge");
+  const Plan& plan = stream.memory->plan();
+  const size_t row = ClusterIndex::bytes_for({1024, plan.store.index.dim}) / 1024;
+  CHECK(plan.total_bytes <= config.cap_bytes);
+  CHECK(plan.total_bytes + 16 * 3 * row > config.cap_bytes);
+  CHECK(plan.store.tiers.size() == 1);
+  CHECK(plan.store.tiers[0].slots == 1);
+}
+
+TEST_CASE("with room for every token and all summaries attended, edge is full attention") {
+  MemoryConfig config = small_config(4 << 20);
+  PlayedStream stream(config, "edge", {{"frames", 0}, {"reach", 0}});
+  for (int i = 0; i < 40; ++i) CHECK(stream.frame(1 + (7 * i) % 16, i % 5 == 0) < 2e-5);
+  CHECK(stream.ask(5, 2, false, true) < 2e-5);
+  CHECK(stream.memory->stats().counters.merges == 0);
+}
+
+TEST_CASE("a token joins within reach and opens a cluster beyond it") {
+  PlayedStream near(with_clusters(64), "edge");
+  near.prototypes = 6;
+  for (int i = 0; i < 60; ++i) near.frame(16);
+  PlayedStream none(with_clusters(64), "edge", {{"reach", 0}});
+  none.prototypes = 6;
+  for (int i = 0; i < 7; ++i) none.frame(16);  // three have left the window, the first of them for its own place
+  for (int lane = 0; lane < 3; ++lane) {
+    CHECK(near.memory->store().index(lane).live().size() == 6);
+    CHECK(near.memory->policy().reach(lane) == doctest::Approx(0.02f));
+    CHECK(none.memory->store().index(lane).live().size() == 48);
+  }
+}
+
+TEST_CASE("what merges is the closest pair there is, after any history, and the reach is the farthest that merged") {
+  for (const int capacity : {2, 3, 16, 40}) {
+    StoreWorld world({{Place::device, CodecId::kFp16, 64}}, capacity, 40, capacity % 2 == 0 ? 1.0f : 0.0f);
+    Region region(*world.backend.device, Clustering::bytes_for(world.shape));
+    Clustering clustering;
+    clustering.bind(world.shape, region, 0.0f);
+    CHECK(region.used() == Clustering::bytes_for(world.shape));
+    ClusterStore& store = *world.store;
+    float farthest = 0;
+    int merges = 0;
+    for (int step = 0; step < 400; ++step) {
+      const int lane = step % 2;
+      ClusterIndex& index = store.index(lane);
+      const auto live = index.live();
+      if (!index.full() && (live.empty() || world.random() % 3 != 0)) {
+        const StoreWorld::Token t = world.token(static_cast<int>(world.random() % 12), 0.4f);
+        ClusterId made = kNone;
+        REQUIRE(store.open(lane, 0, t.run(), step, &made) == Short::kNothing);
+      } else if (world.random() % 2 == 0) {  // an old one moves
+        store.absorb(lane, live[world.random() % live.size()],
+                     world.token(static_cast<int>(world.random() % 12), 0.4f).run(), step);
+      } else if (live.size() >= 2) {
+        float least = std::numeric_limits<float>::infinity();
+        for (const ClusterId a : live)
+          for (const ClusterId b : live)
+            if (a < b) least = std::min(least, index.distance(a, b, world.shape.value_weight));
+        Relief relief[4];
+        REQUIRE(clustering.merge_closest(store, lane, relief, 4) == 1);
+        REQUIRE(relief[0].kind == Relief::Kind::kMerge);
+        const float apart = index.distance(relief[0].cluster, relief[0].other, world.shape.value_weight);
+        CHECK(apart == doctest::Approx(least).epsilon(0.002));
+        CHECK(index.count(relief[0].cluster) >= index.count(relief[0].other));
+        if (lane == 0) {
+          farthest = std::max(farthest, apart);
+          CHECK(clustering.reach(0) == doctest::Approx(farthest));
+        }
+        store.merge(lane, relief[0].cluster, relief[0].other);
+        ++merges;
+      }
+    }
+    CHECK(merges > 50);
+    store.check_invariants();
+  }
+}
+
+TEST_CASE("one cluster alone has nothing to merge with") {
+  StoreWorld world;
+  Region region(*world.backend.device, Clustering::bytes_for(world.shape));
+  Clustering clustering;
+  clustering.bind(world.shape, region, 0.0f);
+  Relief relief[2];
+  CHECK(clustering.merge_closest(*world.store, 0, relief, 2) == 0);
+  world.open(0, 1);
+  CHECK(clustering.merge_closest(*world.store, 0, relief, 2) == 0);
+}
+
+struct Selected {
+  std::vector<int32_t> chosen, attended;
+  std::vector<float> score;
+};
+
+Selected select(PlayedStream& stream, int lane, int max_tokens, int max_summaries, int32_t since = INT32_MIN) {
+  const ClusterStore& store = stream.memory->store();
+  const auto n = static_cast<size_t>(store.index(lane).capacity());
+  std::vector<int32_t> chosen(n), attend(n), rows(n);
+  std::vector<float> score(n), bias(n), scratch(n);
+  SelectResult result;
+  result.chosen = chosen.data();
+  result.attend = attend.data();
+  result.score = score.data();
+  result.rows = rows.data();
+  result.bias = bias.data();
+  result.scratch = scratch.data();
+  SelectQuery query;
+  const std::vector<float> q = stream.normals(stream.q_row());
+  query.lane = lane;
+  query.q = q.data();
+  query.tokens = 1;
+  query.q_heads = 4;
+  query.q_stride = stream.q_row();
+  query.scale = 0.25f;
+  query.max_tokens = max_tokens;
+  query.max_summaries = max_summaries;
+  query.since_ms = since;
+  const_cast<Policy&>(stream.memory->policy()).select(store, query, &result);
+  REQUIRE(result.attended >= 0);
+  return {{chosen.begin(), chosen.begin() + result.n},
+          {attend.begin(), attend.begin() + result.attended},
+          {score.begin(), score.begin() + result.n}};
+}
+
+TEST_CASE("edge attends to no more summaries than allowed, and reads members within the budget, best first") {
+  PlayedStream stream(small_config(1 << 20), "edge", {{"members", 1}, {"share", 0.4}});
+  stream.noise = 0.3f;
+  for (int i = 0; i < 60; ++i) stream.frame(16);
+  const ClusterIndex& index = stream.memory->store().index(1);
+  int read = 0;
+  for (const int budget : {0, 1, 16, 64, 100000})
+    for (const int summaries : {1, 5, 48, 100000}) {
+      const Selected s = select(stream, 1, budget, summaries);
+      int members = 0;
+      std::set<int> all(s.attended.begin(), s.attended.end());
+      for (const int c : s.chosen) {
+        members += index[c].paged;
+        all.insert(c);
+      }
+      CHECK(members <= budget);
+      read += members;
+      CHECK(std::is_sorted(s.score.rbegin(), s.score.rend()));
+      CHECK(all.size() == s.chosen.size() + s.attended.size());  // none twice
+      CHECK(all.size() == std::min<size_t>(static_cast<size_t>(summaries), index.live().size()));
+    }
+  CHECK(read > 0);
+}
+
+TEST_CASE("of the summaries a question attends to the best by attention mass, at most three frames' worth") {
+  PlayedStream stream(small_config(2 << 20), "edge");
+  stream.noise = 0.5f;
+  for (int i = 0; i < 60; ++i) stream.frame(16);
+  CHECK(stream.memory->plan().select_rows == 48);
+  const std::mt19937 before = stream.random;
+  const Selected all = select(stream, 0, 0, 100000);
+  stream.random = before;
+  const Selected few = select(stream, 0, 0, 48);
+  REQUIRE(all.attended.size() > 48);
+  CHECK(std::equal(few.attended.begin(), few.attended.end(), all.attended.begin()));
+  CHECK(few.attended.size() == 48);
+  CHECK(stream.ask(4, 2, false) >= 0);
+  CHECK(stream.finite());
+}
+
+TEST_CASE("since= attends to nothing that holds an older token") {
+  PlayedStream stream(with_clusters(64), "edge");
+  stream.noise = 0.5f;
+  for (int i = 0; i < 60; ++i) stream.frame(16);
+  const ClusterIndex& index = stream.memory->store().index(0);
+  for (const int since : {0, 5000, 20000, 27500, 40000}) {
+    size_t wanted = 0;
+    for (const ClusterId c : index.live()) wanted += index[c].first_time >= since ? 1 : 0;
+    const Selected s = select(stream, 0, 1000, 1000, since);
+    CHECK(s.attended.size() == wanted);
+    for (const int c : s.attended) CHECK(index[c].first_time >= since);
+  }
+}
+
+}  // namespace
