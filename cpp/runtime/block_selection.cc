@@ -41,9 +41,8 @@ size_t BlockSelection::bytes_for(const Plan& p) {
 size_t BlockSelection::shared_bytes_for(const Plan& p) {
   const int clusters = p.store.index.capacity;
   return piece<uint64_t>(p.select_tokens + p.select_rows) + 5 * piece<float>(clusters) + piece<uint8_t>(clusters) +
-         piece<ClusterId>(p.select_rows) +
-         piece<float>(p.select_tokens) + piece<float>(p.select_rows) + piece<int32_t>(3 * p.max_block) +
-         piece<float>(p.max_block * p.config.model.q_heads);
+         piece<ClusterId>(p.select_rows) + piece<float>(p.select_tokens) + piece<float>(p.select_rows) +
+         piece<int32_t>(3 * p.max_block) + piece<float>(p.max_block * p.config.model.q_heads);
 }
 
 BlockSelection::Shared BlockSelection::make_shared(Region& region, const Plan& p) {
