@@ -5,8 +5,8 @@
 //            what is rare keeps a row of its own.
 //   select   clusters by attention mass per head and question token over their summaries; only the best are attended,
 //            so that a long stream neither dilutes the answer nor delays it.
-//   relieve  nearly all bytes are summaries. Members are kept besides in what pages there are (`members`), go to disk
-//            where there is one, and are read for the clusters that were selected.
+//   relieve  nearly all bytes are summaries. Where there is a disk (`members`) up to a page of members is kept for each
+//            cluster besides, goes to disk and is read for the clusters that were selected.
 #include <algorithm>
 
 #include "policy/clustering.h"
@@ -17,8 +17,14 @@ namespace mosaic {
 
 namespace {
 
+enum class Members : uint8_t {
+  kDisk,    // members are kept where there is a disk for them
+  kAlways,  // and without one, in pages of DRAM
+  kNever,   // every byte is a summary's
+};
+
 struct EdgeSettings {
-  bool members = false;    // keep members in pages; false: every byte is a summary's
+  Members members = Members::kDisk;
   float share = 0.9f;      // of the bytes for summaries, where members are kept
   int frames = 3;          // summaries attended for a question, the best, in frames' worth of tokens; 0: all
   float value_weight = 1;  // of values beside keys in the metric; 0: keys alone
@@ -36,7 +42,9 @@ class Edge final : public Policy {
     needs.means = true;
     needs.summaries = true;
     needs.selects = true;
-    needs.members = s_.members ? kPageTokens : 0;
+    needs.members = s_.members == Members::kAlways ? kPageTokens
+                    : s_.members == Members::kDisk ? PolicyNeeds::kWithDisk
+                                                   : 0;
     needs.index_share = s_.share;
     needs.summary_frames = s_.frames > 0 ? s_.frames : PolicyNeeds::kAll;
     needs.value_weight = s_.value_weight;
@@ -48,7 +56,7 @@ class Edge final : public Policy {
 
   void admit(const ClusterStore& store, const AdmitBlock& block, Placement* out) override {
     clustering_.label(store, block, out);
-    if (s_.members) return;
+    if (store.shape().max_members > 0) return;
     for (int i = 0; i < block.tokens.n; ++i) out[i].keep = false;
   }
   float reach(int lane) const override { return clustering_.reach(lane); }
@@ -98,13 +106,15 @@ class Edge final : public Policy {
 std::unique_ptr<Policy> make_edge(const PolicySettings& settings) {
   EdgeSettings s;
   SettingReader reader("edge", settings);
+  int members = 0;
   read_score(reader, &s.score)
-      .flag("members", &s.members)
+      .choice("members", &members, {"disk", "always", "never"})
       .number("share", &s.share, 0.01, 0.99)
       .number("frames", &s.frames, 0, 1 << 10)
       .number("value_weight", &s.value_weight, 0, 100)
       .number("reach", &s.reach, 0, 4)
       .finish();
+  s.members = static_cast<Members>(members);
   return std::make_unique<Edge>(s);
 }
 

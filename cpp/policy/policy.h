@@ -24,6 +24,7 @@ inline constexpr int kAssignItems = 16;
 // What a policy asks of the store it runs on.
 struct PolicyNeeds {
   static constexpr int kAll = -1;
+  static constexpr int kWithDisk = -2;
   bool by_token = false;      // tokens are labelled one by one; false: a frame is one cluster, admitted whole
   bool per_head = false;      // a lane is one KV head of a layer; false: a lane is a layer, all its heads together
   bool means = false;         // clusters keep a mean key and value, for scoring
@@ -37,7 +38,8 @@ struct PolicyNeeds {
   int frames = 1;             // frames admitted together (by token, no scenes)
   int clusters = 0;           // by token: clusters of a lane; 0: what index_share allows
   int least_clusters = 2;     // and never less than these
-  // By token: most members of a cluster that stand in pages. kAll: max_cluster_tokens; 0: none, every byte is a summary's.
+  // By token: most members of a cluster that stand in pages. kAll: max_cluster_tokens; kWithDisk: a page of them where
+  // there is a disk, else none; 0: none, every byte is a summary's.
   int members = kAll;
   double index_share = 0;  // of the bytes to share out, where the session names no other; 0: 0.35
   // select() reads up to as many frames' tokens, where the session names no other number and the cap would hold them

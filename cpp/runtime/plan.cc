@@ -40,6 +40,12 @@ void check(const MemoryConfig& c) {
 // Whole frames of at most `tokens` in all; where frames are smaller than the largest more of them fit, within reason.
 int pages_of_frames(int tokens, int frame_tokens) { return tokens / frame_tokens * pages_for(frame_tokens) + 16; }
 
+// Members of a cluster that may stand in pages; 0: the policy keeps summaries alone.
+int most_members(const PolicyNeeds& needs, const MemoryConfig& c) {
+  if (needs.members == PolicyNeeds::kWithDisk) return c.disk_bytes > 0 ? kPageTokens : 0;
+  return needs.members == PolicyNeeds::kAll ? c.max_cluster_tokens : needs.members;
+}
+
 // Everything but the page slots follows from the configuration; `slots` is what the search varies.
 void lay_out(Plan* plan, const Policy& policy, const Ops& ops, int64_t packed_slots) {
   const PolicyNeeds needs = policy.needs();
@@ -55,8 +61,8 @@ void lay_out(Plan* plan, const Policy& policy, const Ops& ops, int64_t packed_sl
   s.spill_dir = c.spill_dir;
   s.value_weight = needs.value_weight;
   // Packing a cluster without end needs two pages of scratch.
-  const bool keeps = !needs.by_token || needs.members != 0;
-  const int members = needs.members == PolicyNeeds::kAll ? c.max_cluster_tokens : needs.members;
+  const int members = most_members(needs, c);
+  const bool keeps = !needs.by_token || members > 0;
   s.max_run = std::max(
       {needs.by_token ? members : 0, m.frame_tokens * plan->block_frames, needs.unbounded ? 2 * kPageTokens : 0});
   s.max_members = needs.unbounded ? std::numeric_limits<int>::max() : keeps ? s.max_run : 0;
@@ -197,7 +203,7 @@ Plan make_plan(const MemoryConfig& config, const Policy& policy, const Ops& ops)
 
   // The least that works: pages of a frame for each layer, and for one cluster without end those of a block.
   const int lanes = m.layers * (needs.per_head ? m.kv_heads : 1);
-  const bool keeps = !needs.by_token || needs.members != 0;
+  const bool keeps = !needs.by_token || most_members(needs, c) > 0;
   const int frames = needs.unbounded ? needs.frames : 1;
   const int64_t least = keeps ? std::max<int64_t>(lanes * int64_t{pages_for(m.frame_tokens * frames)}, 4) : 1;
   lay_out(&plan, policy, ops, least);

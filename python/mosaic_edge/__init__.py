@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
+DEFAULT_POLICY = "edge"
 
 # Public name -> the module that defines it. Nothing is imported before it is used.
 _HOME = {
@@ -28,7 +29,7 @@ _HOME = {
     "VideoSource": "sources",
     "frames_from_arrays": "sources",
 }
-__all__ = [*sorted(_HOME), "__version__"]
+__all__ = [*sorted(_HOME), "DEFAULT_POLICY", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

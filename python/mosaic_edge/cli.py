@@ -17,6 +17,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from mosaic_edge import DEFAULT_POLICY
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -108,7 +110,7 @@ def demo(
     seconds: Annotated[float, typer.Option(help="Length of the video.")] = 600.0,
     difficulty: Annotated[str, typer.Option(help="plain or lively.")] = "plain",
     memory: Memory = "1MiB",
-    policy: Policy = "mosaic",
+    policy: Policy = DEFAULT_POLICY,
     against: Annotated[str, typer.Option(help="The policy to compare with, under the same cap.")] = "window",
     seed: Annotated[int, typer.Option(help="Which world.")] = 7,
     questions: Annotated[int, typer.Option(min=1, max=100, help="How many to ask.")] = 12,
@@ -137,7 +139,7 @@ def run(
     ask: Annotated[list[str], typer.Option(help="A question; may be given several times.")],
     model: Model = "mosaic-tiny",
     memory: Memory = "64MiB",
-    policy: Policy = "mosaic",
+    policy: Policy = DEFAULT_POLICY,
     fps: Annotated[float | None, typer.Option(help="Frames a second. Default: the model's.")] = None,
     since: Annotated[float | None, typer.Option(help="Read only what was seen from this second on.")] = None,
     disk: Disk = None,
@@ -163,7 +165,7 @@ def run(
 @app.command()
 def plan(
     memory: Memory = "64MiB",
-    policy: Policy = "mosaic",
+    policy: Policy = DEFAULT_POLICY,
     model: Model = "mosaic-tiny",
     disk: Disk = None,
     json: Json = False,
@@ -243,7 +245,7 @@ def evaluate(
 def stress(
     memory: Memory = "32MiB",
     frames: Annotated[int, typer.Option(help="Frames to stream, as fast as it goes.")] = 100_000,
-    policy: Policy = "mosaic",
+    policy: Policy = DEFAULT_POLICY,
     disk: Annotated[
         str | None, typer.Option(help="Quota of the spill file, or none. Default: four times --memory.")
     ] = None,

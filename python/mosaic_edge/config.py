@@ -8,6 +8,7 @@ import tempfile
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from mosaic_edge import DEFAULT_POLICY
 from mosaic_edge.models.vlm import VlmSpec
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class SessionConfig:
 
     memory: int | str = "64MiB"
     """The cap: everything that grows with the stream, every DRAM tier, index and scratch included."""
-    policy: str | Policy = "mosaic"
+    policy: str | Policy = DEFAULT_POLICY
     """A name (`_core.policies()` lists them), or an object of a class derived from mosaic_edge.Policy."""
     settings: dict[str, float | bool | str] = field(default_factory=dict)
     """Settings of the policy by name: numbers, and words where it has a choice."""

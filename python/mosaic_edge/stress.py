@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from mosaic_edge import _core
+from mosaic_edge import DEFAULT_POLICY, _core
 from mosaic_edge.commands.live import progress_bar
 from mosaic_edge.config import format_bytes, parse_bytes
 from mosaic_edge.engine import Engine, Session
@@ -42,7 +42,7 @@ class StressSettings:
 
     memory: str = "32MiB"
     frames: int = 100_000
-    policy: str = "mosaic"
+    policy: str = DEFAULT_POLICY
     disk: str | None = None
     """Quota of the spill file; None: four times the cap; "none": no disk."""
     faults: int = 0

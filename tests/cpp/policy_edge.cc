@@ -177,7 +177,7 @@ Selected select(PlayedStream& stream, int lane, int max_tokens, int max_summarie
 }
 
 TEST_CASE("edge attends to no more summaries than allowed, and reads members within the budget, best first") {
-  PlayedStream stream(small_config(1 << 20), "edge", {{"members", 1}, {"share", 0.4}});
+  PlayedStream stream(small_config(1 << 20), "edge", {{"members", "always"}, {"share", 0.4}});
   stream.noise = 0.3f;
   for (int i = 0; i < 60; ++i) stream.frame(16);
   const ClusterIndex& index = stream.memory->store().index(1);

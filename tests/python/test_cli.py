@@ -207,7 +207,7 @@ def test_demo_prints_everything_as_one_document_and_keeps_the_video(run: Any, tm
     assert ran.code == 0
     assert Path(result["video"]).parent == tmp_path
     assert Path(result["video"]).stat().st_size > 1000
-    assert [r["policy"] for r in result["runs"]] == ["mosaic", "window"]
+    assert [r["policy"] for r in result["runs"]] == [mosaic_edge.DEFAULT_POLICY, "window"]
     for one in result["runs"]:
         assert one["frames"] == 40
         assert one["asked"] == len(one["answers"]) > 0
@@ -215,7 +215,7 @@ def test_demo_prints_everything_as_one_document_and_keeps_the_video(run: Any, tm
         assert one["peak_bytes"] <= one["cap_bytes"] == 1 << 20
         assert one["memory"]["tokens"]["seen"] > 0
     assert result["runs"][0]["answers"][0]["truth"] == result["runs"][1]["answers"][0]["truth"]
-    assert "mosaic" in result["summary"]
+    assert mosaic_edge.DEFAULT_POLICY in result["summary"]
 
 
 def test_demo_shows_a_table_in_a_pipe_without_control_characters(run: Any) -> None:

@@ -11,6 +11,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from mosaic_edge import DEFAULT_POLICY
 from mosaic_edge.commands.live import StreamView, clock, progress_bar
 from mosaic_edge.config import format_bytes
 from mosaic_edge.engine import Engine
@@ -29,7 +30,7 @@ class DemoSettings:
     seconds: float = 600.0
     difficulty: Difficulty = "plain"
     memory: str = "1MiB"
-    policy: str = "mosaic"
+    policy: str = DEFAULT_POLICY
     against: str = "window"
     seed: int = 7
     questions: int = 12
