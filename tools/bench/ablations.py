@@ -31,6 +31,12 @@ class Ablation:
 
 
 ABLATIONS = {
+    "edge": Ablation(
+        "edge: members besides the summaries, all summaries attended, the paper's score, keys alone",
+        ("edge", "edge[members=always]", "edge[members=always;share=0.7]", "edge[frames=0]", "edge[score=dot]",
+         "edge[value_weight=0]", "mosaic"),
+        "ours",
+    ),
     "clusters": Ablation(
         "Mosaic: nested clusters against one level or none",
         ("mosaic", "mosaic[clusters=semantic]", "mosaic[clusters=none]", "mosaic[clusters=visual]"),
