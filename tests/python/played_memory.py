@@ -25,6 +25,7 @@ class Token:
     k: Array  # [layers, kv_heads, D]
     v: Array
     received: Array  # [layers], attention it received while in the window, over heads and queries
+    bias: float = 0  # on its logits: + log count, where it stands for many
 
 
 def rotate(x: Array, position: Array) -> Array:
@@ -133,6 +134,7 @@ class PlayedMemory:
         q = rotate(q, place[-len(q) :])
         group = self.q_heads // self.kv_heads
         logits = np.einsum("thd,nhd->htn", q, np.repeat(k, group, axis=1)) / np.sqrt(self.d)
+        logits += [t.bias for t in seen]
         later = place[None, :] > place[-len(q) :, None]
         logits = np.where(later, -np.inf, logits)
         weights: Array = np.exp(logits - logits.max(-1, keepdims=True))
