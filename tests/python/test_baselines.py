@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mosaic_edge import MemoryCapError
-from played_memory import PlayedMemory
+from played import PlayedMemory
 
 POLICIES = ["window", "uniform", "full"]
 PAGE = 16

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from played_memory import PlayedMemory, Token
+from played import PlayedMemory, Token
 
 Array = np.ndarray
 MARGIN = 2e-5
