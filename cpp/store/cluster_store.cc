@@ -315,18 +315,16 @@ Short ClusterStore::open(int lane, SceneId scene, const Run& run, int32_t frame,
   ClusterIndex& index = this->index(lane);
   if (index.full()) return Short::kClusters;
   const bool in_mean = mean_may_hold_token(lane) && run.n == 1;
-  if (!in_mean && free_slots() < pages_for(run.n)) return Short::kSlots;
+  const bool paged = !in_mean && shape_.max_members > 0;  // else every byte is a summary's
+  if (paged && free_slots() < pages_for(run.n)) return Short::kSlots;
   const ClusterId c = index.open(scene, frame);
   index[c].tag = tag;
-  if (in_mean) {
-    ++account_.exact;
-  } else {
-    write_pages(lane, c, run);
-  }
+  if (paged) write_pages(lane, c, run);
   for (int i = 0; i < run.n; ++i) {
     const size_t at = static_cast<size_t>(i) * row();
     learn(lane, c, Run{run.k + at, run.v + at, run.meta + i, 1}, frame);
   }
+  if (!paged) account_unpaged(lane, c, run.n);
   account_.seen += run.n;
   *made = c;
   return Short::kNothing;

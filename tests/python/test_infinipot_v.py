@@ -10,6 +10,7 @@ import pytest
 from mosaic_edge._core import KvMemory, MemoryCapError
 
 from mosaic_edge.config import SessionConfig
+from played import give_frame
 
 Array = np.ndarray
 PAGE = 16
@@ -191,13 +192,9 @@ def make(tokens: int, cap: int, settings: dict[str, Any]) -> KvMemory:
 def push(memory: KvMemory, frame: int, k: Array, v: Array, grid_w: int) -> None:
     """k, v [lanes, tokens, DIM] as one frame through every layer."""
     tokens = k.shape[1]
-    memory.begin_frame(float(frame), np.ones(2, np.float32), tokens, grid_w)
-    q, out = np.ones((2, tokens, Q_HEADS, DIM), np.float32)
-    for layer in range(LAYERS):
-        heads = slice(layer * HEADS, (layer + 1) * HEADS)
-        one, two = (np.ascontiguousarray(x[heads].transpose(1, 0, 2), np.float32) for x in (k, v))
-        memory.attend(layer, q, one, two, out, tokens)
-    memory.commit()
+    q = np.ones((LAYERS, tokens, Q_HEADS, DIM))
+    k, v = (x.reshape(LAYERS, HEADS, tokens, DIM).transpose(0, 2, 1, 3) for x in (k, v))
+    give_frame(memory, float(frame), np.ones(2), grid_w, q, k, v)
 
 
 def compare(

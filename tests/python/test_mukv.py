@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from played_memory import PlayedMemory, Token
+from played import PlayedMemory, Token
 
 PATCH, FRAME, SEGMENT = 0, 1, 2
 SHARE, ATTENTION, K, WEIGHT = (0.1, 0.1, 0.8), (0.5, 0.7, 0.8), (20, 32, 12), (0.3, 0.3, 0.0)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from played_memory import PlayedMemory, Token
+from played import PlayedMemory, Token
 
 
 def wanted_frames(
