@@ -17,7 +17,7 @@ from played import PlayedMemory
 Array = np.ndarray
 MARGIN = 2e-5
 REACH = 0.02
-ALWAYS: Any = 1
+ALWAYS: Any = "always"
 """members=: kept in pages of DRAM too."""
 
 
