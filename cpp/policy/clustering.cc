@@ -72,7 +72,7 @@ void Clustering::label(const ClusterStore& store, const AdmitBlock& block, Place
     const bool any = best_[i] != kNone;
     const float far = any ? distance_of(similarity_[i]) : std::numeric_limits<float>::infinity();
     out[i] = {};
-    if (far <= reach_[block.lane]) out[i].cluster = best_[i];
+    if (any && far <= reach_[block.lane]) out[i].cluster = best_[i];
     if (distance != nullptr) distance[i] = far;
   }
 }
