@@ -143,7 +143,7 @@ void Mosaic::observe(int lane, float variance) {
 }
 
 float Mosaic::reach(int lane) const {
-  return fills() ? std::numeric_limits<float>::infinity() : clustering_.reach(lane);
+  return s_.tau == Tau::kAdaptive && !fills() ? clustering_.reach(lane) : std::numeric_limits<float>::infinity();
 }
 
 float Mosaic::tau(int lane, int count) const {
