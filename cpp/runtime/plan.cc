@@ -87,7 +87,8 @@ void lay_out(Plan* plan, const Policy& policy, const Ops& ops, int64_t packed_sl
     const double row = rows ? static_cast<double>(ClusterIndex::bytes_for({1024, page.row()})) / 1024 : 0;
     const double record = sizeof(Page) + sizeof(uint32_t) + 1 + row / pages_for(m.frame_tokens);
     const auto payable = static_cast<int64_t>(static_cast<double>(c.cap_bytes) / (rows ? 3 : 10) / record);
-    disk_slots = std::min<int64_t>({disk_slots, payable, 1 << 28});
+    const auto least = static_cast<int64_t>(static_cast<double>(plan->disk_share_bytes) / record);
+    disk_slots = std::min<int64_t>({disk_slots, payable, rows ? payable : least, 1 << 28});
     if (needs.least_clusters > 2)  // a block opens about as many clusters: no more pages than clusters can name
       disk_slots = std::min(disk_slots, int64_t{s.lanes} * c.clusters *
                                             (needs.least_clusters + plan->block_frames * pages_for(m.frame_tokens)) /
@@ -120,10 +121,11 @@ void lay_out(Plan* plan, const Policy& policy, const Ops& ops, int64_t packed_sl
   if (needs.summary_frames != PolicyNeeds::kAll)
     plan->select_rows = std::min(plan->select_rows, needs.summary_frames * m.frame_tokens);
   // Read copies for two layers, the one that is attended and the next;
-  // near the least cap, where they would cost the index its rows, for little more than one.
-  const auto copies = static_cast<int64_t>(c.cap_bytes / kFetchShare / page_bytes(c.packed, page));
-  s.fetch_slots =
-      static_cast<int>(std::min<int64_t>({2 * int64_t{read_pages}, std::max<int64_t>(read_pages, copies), disk_slots}));
+  // near the least cap, where they would cost the index its rows, for one, or a quarter of what there is to share out.
+  const auto slots_of = [&](uint64_t bytes) { return static_cast<int64_t>(bytes / page_bytes(c.packed, page)); };
+  const int64_t copies = std::min(std::max<int64_t>(read_pages, slots_of(c.cap_bytes / kFetchShare)),
+                                  std::max<int64_t>(kPageTokens, slots_of(plan->disk_share_bytes)));
+  s.fetch_slots = static_cast<int>(std::min({2 * int64_t{read_pages}, copies, disk_slots}));
   plan->max_block = std::max({m.frame_tokens, c.branch_tokens, c.prefix_tokens});
   plan->rope_positions = c.original_positions
                              ? c.max_position
@@ -206,6 +208,12 @@ Plan make_plan(const MemoryConfig& config, const Policy& policy, const Ops& ops)
   const bool keeps = !needs.by_token || needs.members != 0;
   const int frames = needs.unbounded ? needs.frames : 1;
   const int64_t least = keeps ? std::max<int64_t>(lanes * int64_t{pages_for(m.frame_tokens * frames)}, 4) : 1;
+  if (c.disk_bytes > 0 && needs.by_token && needs.summaries) {
+    c.disk_bytes = 0;
+    lay_out(&plan, policy, ops, least);
+    c.disk_bytes = config.disk_bytes;
+    plan.disk_share_bytes = c.cap_bytes > plan.total_bytes ? (c.cap_bytes - plan.total_bytes) / 4 : 0;
+  }
   lay_out(&plan, policy, ops, least);
   if (plan.total_bytes > c.cap_bytes) {
     const Plan::Part* most = &*std::max_element(plan.parts.begin(), plan.parts.end(),
