@@ -208,7 +208,8 @@ Plan make_plan(const MemoryConfig& config, const Policy& policy, const Ops& ops)
   const bool keeps = !needs.by_token || needs.members != 0;
   const int frames = needs.unbounded ? needs.frames : 1;
   const int64_t least = keeps ? std::max<int64_t>(lanes * int64_t{pages_for(m.frame_tokens * frames)}, 4) : 1;
-  if (c.disk_bytes > 0 && needs.by_token && needs.summaries) {
+  // Where clusters or what is read were named, the disk gives them all it can.
+  if (c.disk_bytes > 0 && choose_clusters && needs.summaries && config.retrieve_tokens == 0) {
     c.disk_bytes = 0;
     lay_out(&plan, policy, ops, least);
     c.disk_bytes = config.disk_bytes;
