@@ -125,7 +125,9 @@ void lay_out(Plan* plan, const Policy& policy, const Ops& ops, int64_t packed_sl
   const auto slots_of = [&](uint64_t bytes) { return static_cast<int64_t>(bytes / page_bytes(c.packed, page)); };
   const int64_t copies = std::min(std::max<int64_t>(read_pages, slots_of(c.cap_bytes / kFetchShare)),
                                   std::max<int64_t>(kPageTokens, slots_of(plan->disk_share_bytes)));
-  s.fetch_slots = static_cast<int>(std::min({2 * int64_t{read_pages}, copies, disk_slots}));
+  const bool bounded = plan->disk_share_bytes != std::numeric_limits<uint64_t>::max();
+  s.fetch_slots =
+      static_cast<int>(std::min({2 * int64_t{read_pages}, bounded ? copies : 2 * int64_t{read_pages}, disk_slots}));
   plan->max_block = std::max({m.frame_tokens, c.branch_tokens, c.prefix_tokens});
   plan->rope_positions = c.original_positions
                              ? c.max_position
