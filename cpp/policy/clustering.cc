@@ -36,7 +36,8 @@ size_t Clustering::bytes_for(const StoreShape& shape) {
          2 * Region::rounded(kBlock * row * sizeof(float)) + Region::rounded(kBlock * sizeof(ClusterId));
 }
 
-void Clustering::bind(const StoreShape& shape, Region& region, float reach) {
+void Clustering::bind(const StoreShape& shape, Region& region, float reach, bool scenes) {
+  scenes_ = scenes;
   clusters_ = clusters_of(shape);
   const auto lanes = static_cast<size_t>(shape.lanes), row = static_cast<size_t>(shape.page.row());
   reach_ = region.take<float>("policy", lanes);
@@ -56,12 +57,13 @@ void Clustering::label(const ClusterStore& store, const AdmitBlock& block, Place
   const ClusterIndex& index = store.index(block.lane);
   // From half full on, the nearest pairs are kept known, a few a frame, so that no frame pays for all of them.
   if (2 * index.live().size() >= static_cast<size_t>(index.capacity()))
-    look_up(store, block.lane, 2 * std::max(block.tokens.n, kBlock));
+    look_up(store, block.lane, scenes_, 2 * std::max(block.tokens.n, kBlock));
   AssignArgs args = against(store, index);
   args.k = block.tokens.k;
   args.v = block.tokens.v;
   args.items = block.tokens.n;
-  for (const ClusterId c : index.live()) rows_[args.n_rows++] = c;
+  for (const ClusterId c : index.live())
+    if (!scenes_ || index[c].scene == block.scene) rows_[args.n_rows++] = c;
   args.rows = rows_;
   args.best = best_;
   args.similarity = similarity_;
@@ -70,32 +72,32 @@ void Clustering::label(const ClusterStore& store, const AdmitBlock& block, Place
     const bool any = best_[i] != kNone;
     const float far = any ? distance_of(similarity_[i]) : std::numeric_limits<float>::infinity();
     out[i] = {};
-    if (far <= reach_[block.lane]) out[i].cluster = best_[i];
+    if (any && far <= reach_[block.lane]) out[i].cluster = best_[i];
     if (distance != nullptr) distance[i] = far;
   }
 }
 
-void Clustering::look_up(const ClusterStore& store, int lane, int most) {
+void Clustering::look_up(const ClusterStore& store, int lane, bool inside, int most) {
   const ClusterIndex& index = store.index(lane);
-  Near* const near = near_of(lane);
-  int n = 0;
-  for (const ClusterId c : index.live()) {
-    if (near[c].count == index.count(c)) continue;
-    block_[n++] = c;
-    if (n < kBlock) continue;
-    look_up_block(store, lane, n);
-    n = 0;
-    if ((most -= kBlock) <= 0) return;
+  const Near* const near = near_of(lane);
+  const auto live = index.live();
+  const auto changed = [&](ClusterId c) { return near[c].version != index[c].version; };
+  for (size_t first = 0; first < live.size() && most > 0; ++first) {
+    if (!changed(live[first])) continue;
+    int n = 0;  // a block is of one scene
+    for (size_t i = first; i < live.size() && n < kBlock; ++i)
+      if (changed(live[i]) && (!inside || index[live[i]].scene == index[live[first]].scene)) block_[n++] = live[i];
+    look_up_block(store, lane, inside, n);
+    most -= n;
   }
-  if (n > 0) look_up_block(store, lane, n);
 }
 
-void Clustering::look_up_block(const ClusterStore& store, int lane, int n) {
+void Clustering::look_up_block(const ClusterStore& store, int lane, bool inside, int n) {
   const ClusterIndex& index = store.index(lane);
   Near* const near = near_of(lane);
   const auto d = static_cast<size_t>(index.dim());
   for (int i = 0; i < n; ++i) {
-    near[block_[i]] = {kNone, index.count(block_[i]), std::numeric_limits<float>::infinity()};
+    near[block_[i]] = {kNone, kLooking, std::numeric_limits<float>::infinity()};
     const size_t from = static_cast<size_t>(block_[i]) * d, to = static_cast<size_t>(i) * d;
     for (size_t e = 0; e < d; ++e) {
       k_[to + e] = half_to_float(index.mean_k()[from + e]);
@@ -107,33 +109,48 @@ void Clustering::look_up_block(const ClusterStore& store, int lane, int n) {
   args.k = k_;
   args.v = v_;
   args.items = n;
+  const SceneId scene = index[block_[0]].scene;
   for (const ClusterId c : index.live())
-    if (std::find(block_, block_ + n, c) == block_ + n) rows_[args.n_rows++] = c;
+    if (near[c].version != kLooking && (!inside || index[c].scene == scene)) rows_[args.n_rows++] = c;
   args.rows = rows_;
   args.best = best_;
   args.similarity = similarity_;
   store.ops().assign(args);
-  for (int i = 0; i < n; ++i)
-    if (best_[i] != kNone) {
-      near[block_[i]].cluster = best_[i];
-      near[block_[i]].distance = distance_of(similarity_[i]);
-    }
+  for (int i = 0; i < n; ++i) {
+    near[block_[i]].version = index[block_[i]].version;
+    if (best_[i] == kNone) continue;
+    near[block_[i]].cluster = best_[i];
+    near[block_[i]].distance = distance_of(similarity_[i]);
+  }
   for (int i = 0; i < n; ++i)
     for (int j = 0; j < i; ++j) {
       const float apart = std::max(0.0f, index.distance(block_[i], block_[j], store.shape().value_weight));
       for (const auto& [a, b] : {std::pair{block_[i], block_[j]}, std::pair{block_[j], block_[i]}})
-        if (apart < near[a].distance) near[a] = {b, near[a].count, apart};
+        if (apart < near[a].distance) near[a] = {b, near[a].version, apart};
     }
 }
 
 int Clustering::merge_closest(const ClusterStore& store, int lane, Relief* out, int capacity) {
+  if (const int n = pair_up(store, lane, scenes_, out, capacity); n > 0 || !scenes_) return n;
+  // Every scene is down to one cluster: clusters of different scenes must merge, for nothing is dropped.
+  forget(store, lane);
+  const int n = pair_up(store, lane, false, out, capacity);
+  forget(store, lane);
+  return n;
+}
+
+void Clustering::forget(const ClusterStore& store, int lane) {
+  for (const ClusterId c : store.index(lane).live()) near_of(lane)[c].version = kUnknown;
+}
+
+int Clustering::pair_up(const ClusterStore& store, int lane, bool inside, Relief* out, int capacity) {
   const ClusterIndex& index = store.index(lane);
   Near* const near = near_of(lane);
   const int wanted = std::min(capacity, std::clamp(index.capacity() / kAhead, 1, kBlock));
   std::fill_n(taken_, clusters_, uint8_t{0});
+  look_up(store, lane, inside, std::numeric_limits<int>::max());
   int n = 0;
   for (int tries = 0; n < wanted && tries < 4 * wanted + kBlock; ++tries) {
-    look_up(store, lane, std::numeric_limits<int>::max());
     ClusterId best = kNone;
     for (const ClusterId c : index.live()) {
       if (near[c].cluster == kNone || taken_[c] != 0 || taken_[near[c].cluster] != 0) continue;
@@ -143,22 +160,23 @@ int Clustering::merge_closest(const ClusterStore& store, int lane, Relief* out, 
     }
     if (best == kNone) break;
     const ClusterId other = near[best].cluster;
-    // The other one may have moved since; if it went away, this one's nearest may be a third.
-    const float apart = std::max(0.0f, index.distance(best, other, store.shape().value_weight));
-    if (apart > near[best].distance * 1.001f + 1e-6f && tries < 4 * wanted) {
-      near[best].count = 0;
+    // The other one may be gone or have moved since, and this one's nearest may be a third.
+    const bool there = index.is_live(other) && other != best && (!inside || index[other].scene == index[best].scene);
+    const float apart = there ? std::max(0.0f, index.distance(best, other, store.shape().value_weight)) : 0;
+    if (!there || (apart > near[best].distance * 1.001f + 1e-6f && tries < 4 * wanted)) {
+      block_[0] = best;
+      look_up_block(store, lane, inside, 1);
       continue;
     }
     taken_[best] = taken_[other] = 1;
-    // The larger one keeps its row.
     const bool keeps =
         index.count(best) > index.count(other) || (index.count(best) == index.count(other) && best < other);
     out[n++] = {Relief::Kind::kMerge, lane, keeps ? best : other, keeps ? other : best};
     reach_[lane] = std::max(reach_[lane], apart);
   }
-  // Who was nearest to one of these looks again; counts are never 0.
+  // Who was nearest to one of these looks again.
   for (const ClusterId c : index.live())
-    if (taken_[c] != 0 || (near[c].cluster != kNone && taken_[near[c].cluster] != 0)) near[c].count = 0;
+    if (taken_[c] != 0 || (near[c].cluster != kNone && taken_[near[c].cluster] != 0)) near[c].version = kUnknown;
   return n;
 }
 

@@ -1,10 +1,11 @@
 // Clustering: what policies share that file tokens one by one into a fixed number of clusters - the nearest cluster of a
 // token, and the closest pair of clusters when a row is needed. One object keeps what it knows of every lane.
 //
-// The closest pair is found without comparing all pairs. Every cluster remembers its nearest other one and the count it
+// The closest pair is found without comparing all pairs. Every cluster remembers its nearest other one and the version it
 // had then; one that took a token or merged since is looked up anew, in blocks through Ops::assign. So the closest pair
 // is always known by the one of the two that changed last, and what a merge costs grows with the clusters, not with
-// their square. Memory is planned (bytes_for) and taken once (bind); equal input gives equal pairs.
+// their square. Where scenes count, tokens join and clusters merge inside one scene, and across scenes only when no scene
+// has two clusters left. Memory is planned (bytes_for) and taken once (bind); equal input gives equal pairs.
 #pragma once
 
 #include "policy/policy.h"
@@ -15,7 +16,8 @@ class Clustering {
  public:
   static size_t bytes_for(const StoreShape& shape);
   // reach: the distance (squared, between unit vectors) within which a token joins, until merging raises it.
-  void bind(const StoreShape& shape, Region& region, float reach);
+  // scenes: what is compared is of one scene.
+  void bind(const StoreShape& shape, Region& region, float reach, bool scenes = false);
 
   // Within it a token may join a cluster of the lane. It rises to the distance of what had to merge (BIRCH's threshold),
   // so that the grain of the clusters follows their number.
@@ -23,20 +25,24 @@ class Clustering {
   // out: the nearest cluster of each token if it lies within reach, else kOpen. distance (may be null): to the nearest,
   // +inf where there is none.
   void label(const ClusterStore& store, const AdmitBlock& block, Placement* out, float* distance = nullptr);
-  // Reliefs that merge the closest pairs of the lane, disjoint, closest first. At least one while two clusters live.
+  // Reliefs that merge the closest pairs of the lane, disjoint, closest first, the larger of two keeping its row. At least
+  // one while two clusters live.
   // Where there are many clusters some merge ahead of need, so that what a look-up costs is shared.
   int merge_closest(const ClusterStore& store, int lane, Relief* out, int capacity);
 
  private:
+  static constexpr int32_t kUnknown = -1, kLooking = -2;
   struct Near {
-    ClusterId cluster = kNone;  // nearest other cluster, when it was looked up
-    int32_t count = 0;          // of this cluster then; anything else now: look it up again
+    ClusterId cluster = kNone;   // nearest other cluster, when it was looked up
+    int32_t version = kUnknown;  // of this cluster then; anything else now: look it up again
     float distance = 0;
   };
   Near* near_of(int lane) const { return near_ + static_cast<size_t>(lane) * clusters_; }
-  // Looks up clusters that changed, `most` at most.
-  void look_up(const ClusterStore& store, int lane, int most);
-  void look_up_block(const ClusterStore& store, int lane, int n);
+  // Looks up clusters that changed, `most` at most, among those of their scene or among all.
+  void look_up(const ClusterStore& store, int lane, bool inside, int most);
+  void look_up_block(const ClusterStore& store, int lane, bool inside, int n);
+  int pair_up(const ClusterStore& store, int lane, bool inside, Relief* out, int capacity);
+  void forget(const ClusterStore& store, int lane);
 
   float* reach_ = nullptr;    // [lanes]
   Near* near_ = nullptr;      // [lanes, clusters]
@@ -48,6 +54,7 @@ class Clustering {
   float* v_ = nullptr;
   ClusterId* block_ = nullptr;  // [kBlock] clusters being looked up
   size_t clusters_ = 0;
+  bool scenes_ = false;
 };
 
 }  // namespace mosaic

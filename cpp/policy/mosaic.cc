@@ -19,24 +19,21 @@ PolicyNeeds Mosaic::needs() const {
 
 size_t Mosaic::scratch_bytes(const StoreShape& shape) const {
   const Sizes n(shape);
-  return Region::rounded(n.lanes * sizeof(float)) + Region::rounded(n.rows * sizeof(int32_t)) +
-         Region::rounded(n.rows * sizeof(Near)) + Region::rounded(n.scenes * sizeof(float)) +
-         Region::rounded(n.scenes * sizeof(int32_t)) + Region::rounded(n.tokens * sizeof(int32_t)) +
+  return (fills() ? 0 : Clustering::bytes_for(shape)) + Region::rounded(n.rows * sizeof(int32_t)) +
+         Region::rounded(n.scenes * sizeof(float)) + Region::rounded(n.scenes * sizeof(int32_t)) +
          Region::rounded(n.tokens * sizeof(float)) + 2 * Region::rounded(n.row * sizeof(float)) +
          (s_.tau == Tau::kQuantile ? Region::rounded(n.lanes * sizeof(Observed)) : 0);
 }
 
 void Mosaic::bind(const ClusterStore& store, Region& region) {
   const Sizes n(store.shape());
-  reach_ = region.take<float>("policy", n.lanes);
-  std::fill_n(reach_, n.lanes, s_.reach);
+  const float reach = s_.tau == Tau::kAdaptive ? s_.reach : std::numeric_limits<float>::infinity();
+  if (!fills()) clustering_.bind(store.shape(), region, reach, has_scenes());
   rows_ = region.take<int32_t>("policy", n.rows);
-  near_ = region.take<Near>("policy", n.rows);
   scene_score_ = region.take<float>("policy", n.scenes);
   scene_count_ = region.take<int32_t>("policy", n.scenes);
   scenes_ = n.scenes;
-  best_ = region.take<int32_t>("policy", n.tokens);
-  similarity_ = region.take<float>("policy", n.tokens);
+  distance_ = region.take<float>("policy", n.tokens);
   mean_k_ = region.take<float>("policy", n.row);
   mean_v_ = region.take<float>("policy", n.row);
   if (s_.tau == Tau::kQuantile) {
@@ -63,39 +60,18 @@ void Mosaic::admit(const ClusterStore& store, const AdmitBlock& block, Placement
   }
 }
 
-AssignArgs Mosaic::nearest(const ClusterStore& store, const AdmitBlock& block) const {
-  const ClusterIndex& index = store.index(block.lane);
-  AssignArgs args;
-  args.k = block.tokens.k;
-  args.v = block.tokens.v;
-  args.items = block.tokens.n;
-  args.dim = index.dim();
-  args.stride = static_cast<size_t>(index.dim());
-  args.mean_k = index.mean_k();
-  args.mean_v = index.mean_v();
-  args.rows = rows_;
-  args.n_rows = index.of_scene(block.scene, rows_);
-  args.value_weight = s_.value_weight;
-  args.best = best_;
-  args.similarity = similarity_;
-  return args;
-}
-
 void Mosaic::place_tokens(const ClusterStore& store, const AdmitBlock& block, Placement* out) {
-  store.ops().assign(nearest(store, block));
+  clustering_.label(store, block, out, distance_);
   const bool pressed = store.free_slots() * 8 < dram_slots_ && !store.can_spill();
   const float reach = this->reach(block.lane);
   const auto row = static_cast<size_t>(store.index(block.lane).dim());
   for (int i = 0; i < block.tokens.n; ++i) {
     const auto at = static_cast<size_t>(i);
-    const float distance = 2 - 2 * similarity_[at];
-    out[i] = {};
-    if (best_[at] == kNone || distance > reach) continue;
+    const ClusterId best = out[i].cluster;
+    if (best == Placement::kOpen) continue;
     if (s_.tau == Tau::kQuantile)
-      observe(block.lane,
-              store.variance_with(block.lane, best_[at], block.tokens.k + at * row, block.tokens.v + at * row));
-    out[i].cluster = best_[at];
-    out[i].keep = !(pressed && distance <= s_.thin * reach);
+      observe(block.lane, store.variance_with(block.lane, best, block.tokens.k + at * row, block.tokens.v + at * row));
+    out[i].keep = !(pressed && distance_[at] <= s_.thin * reach);
   }
 }
 
@@ -114,16 +90,25 @@ void Mosaic::place_frame(const ClusterStore& store, const AdmitBlock& block, Pla
     mean_k_[e] = static_cast<float>(k / static_cast<double>(n));
     mean_v_[e] = static_cast<float>(v / static_cast<double>(n));
   }
-  AssignArgs args = nearest(store, block);
+  ClusterId best = kNone;
+  float similarity = 0;
+  AssignArgs args;
   args.k = mean_k_;
   args.v = mean_v_;
   args.items = 1;
-  const auto has_room = [&](ClusterId c) { return index.count(c) + block.tokens.n <= store.shape().max_members; };
-  args.n_rows = static_cast<int>(std::partition(rows_, rows_ + args.n_rows, has_room) - rows_);
-  std::sort(rows_, rows_ + args.n_rows);
+  args.dim = index.dim();
+  args.stride = row;
+  args.mean_k = index.mean_k();
+  args.mean_v = index.mean_v();
+  args.value_weight = s_.value_weight;
+  args.rows = rows_;
+  args.best = &best;
+  args.similarity = &similarity;
+  for (const ClusterId c : index.live())
+    if (index[c].scene == block.scene && index.count(c) + block.tokens.n <= store.shape().max_members)
+      rows_[args.n_rows++] = c;
   store.ops().assign(args);
-  const ClusterId best = best_[0];
-  const float distance = 2 - 2 * similarity_[0];
+  const float distance = 2 - 2 * similarity;
   bool joins = best != kNone;
   if (joins && s_.tau == Tau::kQuantile) observe(block.lane, distance);
   if (joins)
@@ -158,7 +143,7 @@ void Mosaic::observe(int lane, float variance) {
 }
 
 float Mosaic::reach(int lane) const {
-  return s_.tau == Tau::kAdaptive ? reach_[static_cast<size_t>(lane)] : std::numeric_limits<float>::infinity();
+  return s_.tau == Tau::kAdaptive && !fills() ? clustering_.reach(lane) : std::numeric_limits<float>::infinity();
 }
 
 float Mosaic::tau(int lane, int count) const {
@@ -173,7 +158,7 @@ float Mosaic::tau(int lane, int count) const {
 float Mosaic::tolerance(int lane, int count) const {
   if (fills() || s_.by_frame) return std::numeric_limits<float>::infinity();
   const float allowed = tau(lane, count);
-  return s_.tau == Tau::kAdaptive ? allowed * 2 * reach_[static_cast<size_t>(lane)] : allowed;
+  return s_.tau == Tau::kAdaptive ? allowed * 2 * clustering_.reach(lane) : allowed;
 }
 
 std::unique_ptr<Policy> make_mosaic(const PolicySettings& settings) {

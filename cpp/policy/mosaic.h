@@ -12,6 +12,7 @@
 
 #include <limits>
 
+#include "policy/clustering.h"
 #include "policy/quantile.h"
 #include "policy/retrieval.h"
 
@@ -62,11 +63,6 @@ class Mosaic final : public Policy {
  private:
   using Clusters = MosaicSettings::Clusters;
   using Tau = MosaicSettings::Tau;
-  struct Near {
-    ClusterId cluster = kNone;
-    float distance = 0;
-    bool taken = false;
-  };
   struct Observed {  // of a lane
     RunningQuantile low, high;
   };
@@ -84,29 +80,23 @@ class Mosaic final : public Policy {
   bool has_scenes() const { return s_.clusters == Clusters::kNested || s_.clusters == Clusters::kVisual; }
   // The published curve between two values, or two quantiles of what was observed.
   float tau(int lane, int count) const;
-  AssignArgs nearest(const ClusterStore& store, const AdmitBlock& block) const;
   void place_tokens(const ClusterStore& store, const AdmitBlock& block, Placement* out);
   void place_frame(const ClusterStore& store, const AdmitBlock& block, Placement* out);
   void place_in_order(const ClusterStore& store, const AdmitBlock& block, Placement* out);
   void observe(int lane, float variance);
   void score_scenes(const ClusterIndex& index, int n, const SelectResult& result);
   int keep_best_scenes(const ClusterStore& store, const ClusterIndex& index, int n, SelectResult* result);
-  int merge_nearest(const ClusterStore& store, int lane, Relief* out, int capacity);
-  void pair_by_distance(const ClusterStore& store, int lane, bool inside);
-  void pair_by_time(const ClusterIndex& index, bool inside);
-  int merge_pairs(const ClusterStore& store, int lane, bool inside, Relief* out, int capacity);
+  int merge_in_order(const ClusterStore& store, int lane, bool inside, Relief* out, int capacity);
 
   MosaicSettings s_;
-  float* reach_ = nullptr;        // [lanes]
+  Clustering clustering_;         // unless units are filled in order
   Observed* observed_ = nullptr;  // [lanes], tau=quantile alone
   int32_t* rows_ = nullptr;       // [clusters]
-  Near* near_ = nullptr;          // [clusters]
   float* scene_score_ = nullptr;  // [scenes]
   int32_t* scene_count_ = nullptr;
   size_t scenes_ = 0;
-  int32_t* best_ = nullptr;  // [tokens of a block]
-  float* similarity_ = nullptr;
-  float* mean_k_ = nullptr;  // [row]
+  float* distance_ = nullptr;  // [tokens of a block]
+  float* mean_k_ = nullptr;    // [row]
   float* mean_v_ = nullptr;
   int dram_slots_ = 0;
 };

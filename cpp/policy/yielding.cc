@@ -32,23 +32,21 @@ int drop_oldest_frame(const ClusterStore& store, Relief* out, int capacity) {
 
 namespace {
 
-// Clusters with pages in the tier, least recently grown first.
+// Clusters with pages in the tier, least recently grown first. One pass over a lane: what it gives is kept sorted.
 int coldest(const ClusterStore& store, const Need& need, int tier, Relief* out, int wanted) {
   int n = 0;
   for (int k = 0; k < store.shape().lanes && n < wanted; ++k) {
     const int lane = (need.lane + k) % store.shape().lanes;  // the lane in need first
     const ClusterIndex& index = store.index(lane);
-    for (;;) {
-      ClusterId best = kNone;
-      for (const ClusterId c : index.live()) {
-        if (index[c].paged == 0 || index[c].touched >= need.frame) continue;
-        if (best != kNone && index[c].touched >= index[best].touched) continue;
-        bool taken = false;
-        for (int i = 0; i < n; ++i) taken |= out[i].lane == lane && out[i].cluster == c;
-        if (!taken && store.pages_in(lane, c, tier) > 0) best = c;
-      }
-      if (best == kNone || n == wanted) break;
-      out[n++] = {Relief::Kind::kDemote, lane, best, kNone, tier};
+    const int first = n;
+    for (const ClusterId c : index.live()) {
+      const int32_t touched = index[c].touched;
+      if (index[c].paged == 0 || touched >= need.frame) continue;
+      if (n == wanted && touched >= index[out[n - 1].cluster].touched) continue;
+      if (store.pages_in(lane, c, tier) == 0) continue;
+      int at = n < wanted ? n++ : n - 1;
+      for (; at > first && index[out[at - 1].cluster].touched > touched; --at) out[at] = out[at - 1];
+      out[at] = {Relief::Kind::kDemote, lane, c, kNone, tier};
     }
   }
   return n;
@@ -62,7 +60,9 @@ int demote_coldest(const ClusterStore& store, const Need& need, Relief* out, int
     const int to = store.tiers().colder(tier);
     if (to == kNone || store.tiers().free_slots(to) == 0) continue;
     if (need.kind == Need::Kind::kSlots && !(store.tiers().is_disk(to) && store.can_spill())) continue;
-    const int wanted = std::min(capacity, std::max(need.amount, 4));
+    // A search costs as the clusters do: where there are many, more go at a time.
+    const int ahead = std::clamp(store.index(need.lane).capacity() / 256, 4, 32);
+    const int wanted = std::min(capacity, std::max(need.amount, ahead));
     int n = coldest(store, need, tier, out, wanted);
     if (n == 0 && need.kind == Need::Kind::kSlots) {  // all grew with this frame: the disk still comes before summaries
       Need any = need;

@@ -231,6 +231,8 @@ void KvMemory::place(int lane, int i, int n, const WindowFrame& frame, SceneId s
   }
 }
 
+constexpr int kMergeSlots = 2 * kAssignItems;  // of the pairs that merge at a time
+
 bool KvMemory::relieve(Need need, int first_label, int labels) {
   if (need.kind == Need::Kind::kSlots) {  // what is on its way to the disk makes room before anything else yields
     while (store_.free_slots() < need.amount && store_.spilling() > 0) store_.poll_spills(true);
@@ -238,7 +240,8 @@ bool KvMemory::relieve(Need need, int first_label, int labels) {
   }
   if (need.kind == Need::Kind::kClusters && policy_->needs().by_token) {
     // Single tokens that merge need pages. With a disk, room for those is made first, or they would be summarised.
-    const int wanted = std::max(2, std::min(store_.index(need.lane).capacity() / 10 + 1, store_.tiers().spec(0).slots));
+    const int wanted =
+        std::max(2, std::min({store_.index(need.lane).capacity() / 10 + 1, kMergeSlots, store_.tiers().spec(0).slots}));
     for (int before = -1; store_.can_spill() && store_.free_slots() < wanted && store_.free_slots() != before;) {
       before = store_.free_slots();
       relieve({Need::Kind::kSlots, need.lane, wanted, need.frame}, first_label, labels);

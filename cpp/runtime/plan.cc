@@ -37,6 +37,9 @@ void check(const MemoryConfig& c) {
   need(c.disk_bytes == 0 || !c.spill_dir.empty(), "disk_bytes needs spill_dir=.");
 }
 
+constexpr uint64_t kFetchShare = 16;  // of the cap for read copies of disk pages, where one layer's fit
+constexpr double kMostRows = 0.75;    // of the bytes to share out for the index of a memory with a disk
+
 // Whole frames of at most `tokens` in all; where frames are smaller than the largest more of them fit, within reason.
 int pages_of_frames(int tokens, int frame_tokens) { return tokens / frame_tokens * pages_for(frame_tokens) + 16; }
 
@@ -90,7 +93,8 @@ void lay_out(Plan* plan, const Policy& policy, const Ops& ops, int64_t packed_sl
     const double row = rows ? static_cast<double>(ClusterIndex::bytes_for({1024, page.row()})) / 1024 : 0;
     const double record = sizeof(Page) + sizeof(uint32_t) + 1 + row / pages_for(m.frame_tokens);
     const auto payable = static_cast<int64_t>(static_cast<double>(c.cap_bytes) / (rows ? 3 : 10) / record);
-    disk_slots = std::min<int64_t>({disk_slots, payable, 1 << 28});
+    const auto least = static_cast<int64_t>(static_cast<double>(plan->disk_share_bytes) / record);
+    disk_slots = std::min<int64_t>({disk_slots, payable, rows ? payable : least, 1 << 28});
     if (needs.least_clusters > 2)  // a block opens about as many clusters: no more pages than clusters can name
       disk_slots = std::min(disk_slots, int64_t{s.lanes} * c.clusters *
                                             (needs.least_clusters + plan->block_frames * pages_for(m.frame_tokens)) /
@@ -122,8 +126,14 @@ void lay_out(Plan* plan, const Policy& policy, const Ops& ops, int64_t packed_sl
   if (needs.means && !needs.summaries) plan->select_rows = std::min(s.index.capacity, c.retrieve_tokens);
   if (needs.summary_frames != PolicyNeeds::kAll)
     plan->select_rows = std::min(plan->select_rows, needs.summary_frames * m.frame_tokens);
-  // Read copies for two layers: the one that is attended and the next.
-  s.fetch_slots = disk_slots == 0 ? 0 : static_cast<int>(std::min<int64_t>(2 * int64_t{read_pages}, disk_slots));
+  // Read copies for two layers, the one that is attended and the next;
+  // near the least cap, where they would cost the index its rows, for one, or a quarter of what there is to share out.
+  const auto slots_of = [&](uint64_t bytes) { return static_cast<int64_t>(bytes / page_bytes(c.packed, page)); };
+  const int64_t copies = std::min(std::max<int64_t>(read_pages, slots_of(c.cap_bytes / kFetchShare)),
+                                  std::max<int64_t>(kPageTokens, slots_of(plan->disk_share_bytes)));
+  const bool bounded = plan->disk_share_bytes != std::numeric_limits<uint64_t>::max();
+  s.fetch_slots =
+      static_cast<int>(std::min({2 * int64_t{read_pages}, bounded ? copies : 2 * int64_t{read_pages}, disk_slots}));
   plan->max_block = std::max({m.frame_tokens, c.branch_tokens, c.prefix_tokens});
   plan->rope_positions = c.original_positions
                              ? c.max_position
@@ -206,6 +216,13 @@ Plan make_plan(const MemoryConfig& config, const Policy& policy, const Ops& ops)
   const bool keeps = !needs.by_token || most_members(needs, c) > 0;
   const int frames = needs.unbounded ? needs.frames : 1;
   const int64_t least = keeps ? std::max<int64_t>(lanes * int64_t{pages_for(m.frame_tokens * frames)}, 4) : 1;
+  // Where clusters or what is read were named, the disk gives them all it can.
+  if (c.disk_bytes > 0 && choose_clusters && needs.summaries && config.retrieve_tokens == 0) {
+    c.disk_bytes = 0;
+    lay_out(&plan, policy, ops, least);
+    c.disk_bytes = config.disk_bytes;
+    plan.disk_share_bytes = c.cap_bytes > plan.total_bytes ? (c.cap_bytes - plan.total_bytes) / 4 : 0;
+  }
   lay_out(&plan, policy, ops, least);
   if (plan.total_bytes > c.cap_bytes) {
     const Plan::Part* most = &*std::max_element(plan.parts.begin(), plan.parts.end(),
@@ -217,19 +234,30 @@ Plan make_plan(const MemoryConfig& config, const Policy& policy, const Ops& ops)
   }
   if (c.index_share == 0) c.index_share = needs.index_share;
   if (choose_clusters) {
-    const uint64_t spare = c.cap_bytes - plan.total_bytes;
-    // What one more cluster costs: its row of the index, of the selections and of the shared scratch.
-    const int probe = 1024;
-    const uint64_t before = plan.total_bytes;
-    c.clusters += probe;
-    lay_out(&plan, policy, ops, least);
-    double each = static_cast<double>(plan.total_bytes - before) / probe;
-    double share = keeps ? c.index_share : 1;
-    if (!needs.means) {  // a cluster without a mean is a page at least: more rows than pages would stay empty
-      each += static_cast<double>(static_cast<uint64_t>(lanes) * page_bytes(c.packed, plan.store.page));
-      share = 1;
+    // Clusters that a share of what is left over buys.
+    const auto bought = [&](double share) {
+      lay_out(&plan, policy, ops, least);
+      const uint64_t before = plan.total_bytes, spare = c.cap_bytes - before;
+      // What one more cluster costs: its row of the index, of the selections and of the shared scratch.
+      const int probe = 1024, had = c.clusters;
+      c.clusters += probe;
+      lay_out(&plan, policy, ops, least);
+      double each = static_cast<double>(plan.total_bytes - before) / probe;
+      c.clusters = had;
+      if (!needs.means) {  // a cluster without a mean is a page at least: more rows than pages would stay empty
+        each += static_cast<double>(static_cast<uint64_t>(lanes) * page_bytes(c.packed, plan.store.page));
+        share = 1;
+      }
+      return static_cast<int64_t>(static_cast<double>(spare) * share / each);
+    };
+    int64_t wanted = bought(keeps ? c.index_share : 1);
+    if (keeps && needs.summaries && c.disk_bytes > 0 && config.index_share == 0) {
+      // What the disk costs of DRAM is taken from the pages, which it stands in for, not from the summaries.
+      const int64_t most = bought(kMostRows);
+      c.disk_bytes = 0;
+      wanted = std::max(wanted, std::min(most, bought(c.index_share)));
+      c.disk_bytes = config.disk_bytes;
     }
-    const auto wanted = static_cast<int64_t>(static_cast<double>(spare) * share / each);
     c.clusters = static_cast<int>(std::clamp<int64_t>(wanted, needs.least_clusters, 1 << 16));
     if (config.scenes == 0)
       c.scenes = std::max(1, std::min(c.scenes, c.clusters / 4));  // or scenes could not merge inside

@@ -3,6 +3,7 @@
 // and the sum is what the session takes, once. What cannot work is refused here, naming the knob.
 #pragma once
 
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -64,6 +65,8 @@ struct Plan {
     uint64_t bytes;
   };
   std::vector<Part> parts;
+  // By token: DRAM that the records of a disk may take, and its read copies as much again.
+  uint64_t disk_share_bytes = std::numeric_limits<uint64_t>::max();
   uint64_t total_bytes = 0;  // what will be taken: <= cap_bytes
 };
 

@@ -54,7 +54,9 @@ ClusterIndex::ClusterIndex(Region& region, Shape shape) : shape_(shape) {
 ClusterId ClusterIndex::open(SceneId scene, int32_t frame) {
   if (free_count_ == 0) return kNone;
   const ClusterId c = free_[--free_count_];
+  const auto version = static_cast<uint16_t>(clusters_[c].version + 1);
   clusters_[c] = Cluster{};
+  clusters_[c].version = version;
   clusters_[c].scene = scene;
   clusters_[c].born = clusters_[c].touched = frame;
   clusters_[c].live_at = live_count_;
@@ -71,7 +73,9 @@ void ClusterIndex::close(ClusterId c) {
   const ClusterId last = live_[--live_count_];
   live_[gone.live_at] = last;
   clusters_[last].live_at = gone.live_at;
+  const uint16_t version = gone.version;
   clusters_[c] = Cluster{};
+  clusters_[c].version = version;
   count_[c] = 0;
   free_[free_count_++] = c;
 }
@@ -92,6 +96,7 @@ void ClusterIndex::touch(ClusterId c, const TokenMeta& meta, int32_t frame) {
     cluster.w = static_cast<uint16_t>(std::lround(cluster.w + (meta.w - cluster.w) / n));
   }
   cluster.touched = frame;
+  ++cluster.version;
 }
 
 float ClusterIndex::distance(ClusterId a, ClusterId b, float value_weight) const {
@@ -132,6 +137,7 @@ void ClusterIndex::absorb(ClusterId into, ClusterId from, float value_weight) {
   a.born = std::min(a.born, b.born);
   a.touched = std::max(a.touched, b.touched);
   count_[into] += count_[from];
+  ++a.version;
   close(from);
 }
 
@@ -144,8 +150,12 @@ int ClusterIndex::of_scene(SceneId scene, int32_t* out) const {
 }
 
 void ClusterIndex::relabel_scene(SceneId from, SceneId to) {
-  for (int i = 0; i < live_count_; ++i)
-    if (clusters_[live_[i]].scene == from) clusters_[live_[i]].scene = to;
+  for (int i = 0; i < live_count_; ++i) {
+    Cluster& cluster = clusters_[live_[i]];
+    if (cluster.scene != from) continue;
+    cluster.scene = to;
+    ++cluster.version;
+  }
 }
 
 }  // namespace mosaic

@@ -2,11 +2,13 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <set>
 
 #include "played_stream.h"
 #include "policy/clustering.h"
+#include "policy/yielding.h"
 #include "store_world.h"
 
 namespace {
@@ -127,6 +129,97 @@ TEST_CASE("what merges is the closest pair there is, after any history, and the 
     }
     CHECK(merges > 50);
     store.check_invariants();
+  }
+}
+
+TEST_CASE("with scenes the closest pair of any one scene merges, and of two scenes only when none has a pair") {
+  for (const int capacity : {3, 17, 40}) {
+    StoreWorld world({{Place::device, CodecId::kFp16, 64}}, capacity, 40, capacity % 2 == 0 ? 1.0f : 0.0f);
+    Region region(*world.backend.device, Clustering::bytes_for(world.shape));
+    Clustering clustering;
+    clustering.bind(world.shape, region, 0.0f, true);
+    ClusterStore& store = *world.store;
+    ClusterIndex& index = store.index(0);
+    int inside = 0, across = 0, moved = 0;
+    for (int step = 0; step < 600; ++step) {
+      const auto live = index.live();
+      const auto scene = static_cast<SceneId>(world.random() % 5);
+      const bool ending = step >= 500;  // merging alone, until one is left
+      if (!ending && !index.full() && (live.empty() || world.random() % 3 != 0)) {
+        const StoreWorld::Token t = world.token(static_cast<int>(world.random() % 12), 0.4f);
+        ClusterId made = kNone;
+        REQUIRE(store.open(0, scene, t.run(), step, &made) == Short::kNothing);
+      } else if (!ending && step % 13 == 0) {  // two scenes become one: what is nearest in it is another
+        index.relabel_scene(scene, (scene + 1) % 5);
+        ++moved;
+      } else if (!ending && world.random() % 2 == 0) {
+        store.absorb(0, live[world.random() % live.size()],
+                     world.token(static_cast<int>(world.random() % 12), 0.4f).run(), step);
+      } else if (!ending && world.random() % 5 == 0) {  // one goes away, and its row is another's soon
+        store.drop(0, live[world.random() % live.size()]);
+      } else if (live.size() >= 2) {
+        float least[2] = {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::infinity()};
+        for (const ClusterId a : live)
+          for (const ClusterId b : live)
+            for (const int any : {0, 1})
+              if (a < b && (any == 1 || index[a].scene == index[b].scene))
+                least[any] = std::min(least[any], index.distance(a, b, world.shape.value_weight));
+        const bool pair = std::isfinite(least[0]);
+        Relief relief[4];
+        REQUIRE(clustering.merge_closest(store, 0, relief, 4) == 1);
+        const Relief& merged = relief[0];
+        REQUIRE(index.is_live(merged.cluster));
+        REQUIRE(index.is_live(merged.other));
+        CHECK((index[merged.cluster].scene == index[merged.other].scene) == pair);
+        CHECK(index.distance(merged.cluster, merged.other, world.shape.value_weight) ==
+              doctest::Approx(least[pair ? 0 : 1]).epsilon(0.002));
+        store.merge(0, merged.cluster, merged.other);
+        ++(pair ? inside : across);
+      }
+    }
+    CHECK(inside > 30);
+    CHECK(across > 0);
+    CHECK(moved > 5);
+    store.check_invariants();
+  }
+}
+
+TEST_CASE("with scenes a token joins a cluster of its own scene only, however near another is") {
+  StoreWorld world;
+  Region region(*world.backend.device, Clustering::bytes_for(world.shape));
+  Clustering clustering;
+  clustering.bind(world.shape, region, std::numeric_limits<float>::infinity(), true);
+  const ClusterId same = world.open(0, 5, 0), other = world.open(0, 1, 2);
+  const StoreWorld::Token token = world.token(1);
+  AdmitBlock block;
+  block.tokens = token.run();
+  Placement out;
+  for (const auto& [scene, joins] : {std::pair{0, same}, {2, other}, {1, Placement::kOpen}}) {
+    block.scene = scene;
+    clustering.label(*world.store, block, &out);
+    CHECK(out.cluster == joins);
+  }
+}
+
+TEST_CASE("what is demoted are the clusters that grew longest ago, coldest first, none twice") {
+  StoreWorld world({{Place::device, CodecId::kFp16, 64}, {Place::device, CodecId::kInt8, 64}}, 20, 40);
+  ClusterStore& store = *world.store;
+  const int order[] = {7, 2, 9, 4, 1, 8, 3, 6, 5};
+  std::vector<ClusterId> at(10, kNone);  // of each frame
+  for (const int frame : order) {
+    world.time = frame;
+    at[static_cast<size_t>(frame)] = world.open_with(0, frame, 3);
+  }
+  world.demote_all(0, at[2]);  // already there
+  for (const int amount : {1, 5, 40}) {
+    Relief out[32];
+    const Need need{Need::Kind::kHotSlots, 0, amount, 20};
+    const int n = demote_coldest(store, need, out, 32);
+    CHECK(n == std::min(std::max(amount, 4), 8));
+    for (int i = 0; i < n; ++i) {
+      CHECK(out[i].kind == Relief::Kind::kDemote);
+      CHECK(out[i].cluster == at[static_cast<size_t>(i == 0 ? 1 : i + 2)]);
+    }
   }
 }
 

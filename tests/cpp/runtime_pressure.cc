@@ -12,6 +12,7 @@
 namespace {
 
 using namespace mosaic;
+using mosaic::testing::least_cap;
 using mosaic::testing::PlayedStream;
 using mosaic::testing::small_config;
 using mosaic::testing::TemporaryDirectory;
@@ -60,6 +61,32 @@ TEST_CASE("a growing stream yields in a fixed order: denser codec, then disk, th
     if (disk) CHECK(stream.memory->stats().tier[2].used_bytes > stream.memory->stats().tier[2].capacity_bytes / 2);
     // The window is still exact: asked for nothing older, the answer is full attention over it.
     CHECK(stream.ask(3, 1, false, true, stream.now_ms - 2 * 500) < 2e-5);
+  }
+}
+
+TEST_CASE("a disk takes no cluster from the index, from little more than the least cap on, however large its quota") {
+  TemporaryDirectory directory;
+  MemoryConfig without = small_config();
+  const auto policy = make_policy("mosaic", {});
+  const Backend backend = make_backend("cpu", 1);
+  const uint64_t least = least_cap(without, "mosaic");
+  for (const uint64_t more : {100u << 10, 300u << 10, 1u << 20, 16u << 20}) {
+    without.cap_bytes = least + more;
+    MemoryConfig with = without;
+    with.spill_dir = directory.path;
+    const Plan alone = make_plan(without, *policy, *backend.ops);
+    for (const uint64_t disk : {1u << 20, 1u << 30}) {
+      with.disk_bytes = disk;
+      const Plan plan = make_plan(with, *policy, *backend.ops);
+      INFO("cap " << with.cap_bytes << ", disk " << disk);
+      CHECK(plan.total_bytes <= with.cap_bytes);
+      CHECK(plan.store.index.capacity >= alone.store.index.capacity * 19 / 20);
+      CHECK(plan.store.tiers.size() == alone.store.tiers.size() + 1);
+      CHECK(plan.store.tiers.back().slots > 0);
+      CHECK(plan.store.fetch_slots > 0);
+    }
+    with.index_share = 0.2;  // named: it is what is taken
+    CHECK(make_plan(with, *policy, *backend.ops).store.index.capacity < alone.store.index.capacity);
   }
 }
 
