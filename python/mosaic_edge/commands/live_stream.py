@@ -29,7 +29,7 @@ COLUMNS = (
     "disk_used_bytes", "exact", "quantised", "spilled", "summarised", "dropped", "seen",
 )  # fmt: skip
 ACCOUNT_ROWS = 100_000
-"""After so many rows (about 12 MB) FILE becomes FILE.1, in place of the one before: it does not grow either."""
+"""After so many rows FILE becomes FILE.1, in place of the one before (about 12 MB each)."""
 QUESTION_BYTES = 4096
 IDLE_SECONDS = 10.0
 """Questioners take turns; one that says nothing for so long is hung up on."""

@@ -4,8 +4,8 @@
     with engine.session(**profile.session) as session: ...
 
 The sources are jetson/profiles; a wheel carries them beside this file. A profile gives defaults: what is said
-explicitly wins. A key that is unknown or of another type is refused by file and key, so that a slip of the pen
-never becomes a silent default.
+explicitly wins. A key that is unknown or of another type is refused by file and key, so that a slip
+of the pen never becomes a silent default.
 """
 
 from __future__ import annotations
