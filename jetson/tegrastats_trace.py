@@ -4,10 +4,10 @@
     jetson/tegrastats_trace.py --out trace --account /var/lib/mosaic-edge/account.csv    # until Ctrl-C
     jetson/tegrastats_trace.py --out trace --replay board.log --account account.csv      # a recorded log
 
-The account is the file of `mosaic-edge live --account FILE`. A row of the trace is one line of tegrastats with
+The account is the file of `mosaic-edge live --account FILE`. A row of the trace is one line of tegrastats and
 the last row of the account at or before it. An empty cell is a value the board did not say: JetPack 7 on Thor
-may print no load of the GPU, only its clocks. Needs Python 3.10 and nothing else; the plot needs matplotlib and
-is left out without it.
+may print no load of the GPU, only its clocks. Needs Python 3.10 and nothing else; the plot needs matplotlib,
+and is left out without it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ FIELDS = (
 )  # fmt: skip
 ACCOUNT = ("frames", "rss_bytes", "taken_bytes", "cap_bytes", "dram_used_bytes", "disk_used_bytes", "seen")
 WHOLE_BOARD = ("VDD_IN", "VIN")
-"""Rails that carry everything: Orin Nano and NX, Thor. AGX Orin has none: its rails overlap; no sum is made."""
+"""Rails that carry everything: Orin Nano and NX, Thor. AGX Orin has none, and its rails overlap."""
 Row = dict[str, float | str]
 
 

@@ -4,5 +4,4 @@ set(CMAKE_SYSTEM_NAME Linux)
 set(CMAKE_SYSTEM_PROCESSOR aarch64)
 set(CMAKE_CXX_COMPILER aarch64-linux-gnu-g++)
 set(CMAKE_CXX_FLAGS_INIT "-march=armv8.2-a+fp16+dotprod")
-set(CMAKE_EXE_LINKER_FLAGS_INIT "-static")  # so that qemu needs no tree of foreign libraries
 set(CMAKE_FIND_ROOT_PATH_MODE_PROGRAM NEVER)
