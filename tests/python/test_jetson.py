@@ -1,14 +1,20 @@
-"""Jetson: profiles are read and refused by name, scripts show before they change, the trace reads real lines."""
+"""Jetson: profiles read and refused by name, scripts that show before they change, a trace of real lines."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import importlib.util
 import json
 import os
 import shutil
+import socket
+import socketserver
 import subprocess
 import sys
+import tempfile
+import threading
+import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,12 +29,11 @@ ROOT = Path(__file__).resolve().parents[2]
 JETSON = ROOT / "jetson"
 NAMES = ("agx-orin-64gb", "orin-nano-8gb", "orin-nx-16gb", "thor-128gb")
 
-# As tegrastats prints them: JetPack 6 on Orin Nano with and without jetson_clocks' fields, JetPack 5 on AGX Orin,
-# JetPack 7 on Thor at rest and, without SWAP and clocks, at work.
+# As tegrastats prints them: JetPack 6 on Orin Nano, JetPack 5 on AGX Orin, JetPack 7 on Thor idle and busy.
 ORIN_NANO = (
-    "06-18-2025 11:25:24 RAM 3452/7620MB (lfb 25x4MB) SWAP 1518/16384MB (cached 174MB) CPU [1%@1420,2%@1420,0%@1420,"
-    "2%@1420,2%@729,off] GR3D_FREQ 63% cpu@50.031C soc2@49.031C soc0@50C gpu@49.031C tj@50.25C soc1@50.25C "
-    "VDD_IN 4824mW/4800mW VDD_CPU_GPU_CV 518mW/518mW VDD_SOC 1475mW/1475mW"
+    "06-18-2025 11:25:24 RAM 3452/7620MB (lfb 25x4MB) SWAP 1518/16384MB (cached 174MB) CPU [1%@1420,2%@1420,"
+    "0%@1420,2%@1420,2%@729,off] GR3D_FREQ 63% cpu@50.031C soc2@49.031C soc0@50C gpu@49.031C tj@50.25C "
+    "soc1@50.25C VDD_IN 4824mW/4800mW VDD_CPU_GPU_CV 518mW/518mW VDD_SOC 1475mW/1475mW"
 )
 AGX_ORIN = (
     "RAM 4722/30536MB (lfb 5817x4MB) SWAP 0/15268MB (cached 0MB) CPU [0%@729,off,off,2%@729] EMC_FREQ 7%@3199 "
@@ -36,9 +41,10 @@ AGX_ORIN = (
     "VDD_CPU_CV 801mW/801mW VIN_SYS_5V0 4048mW/4048mW NC 0mW/0mW VDDQ_VDD2_1V8AO 604mW/604mW"
 )
 THOR = (
-    "05-17-2026 10:00:32 RAM 4208/125773MB (lfb 31x4MB) SWAP 0/2048MB (cached 0MB) CPU [1%@972,0%@972,3%@972,0%@972] "
-    "EMC_FREQ 0%@665 GR3D_FREQ @[0,0,0] NVENC0_FREQ @0 NVDEC0_FREQ @0 VIC off PVA0_FREQ off APE 300 cpu@34.468C "
-    "tj@34.5C soc012@33.781C soc345@34.5C VDD_GPU 0mW/0mW VDD_CPU_SOC_MSS 4165mW/4165mW VIN_SYS_5V0 4126mW/4126mW"
+    "05-17-2026 10:00:32 RAM 4208/125773MB (lfb 31x4MB) SWAP 0/2048MB (cached 0MB) CPU [1%@972,0%@972,3%@972,"
+    "0%@972] EMC_FREQ 0%@665 GR3D_FREQ @[0,0,0] NVENC0_FREQ @0 NVDEC0_FREQ @0 VIC off PVA0_FREQ off APE 300 "
+    "cpu@34.468C tj@34.5C soc012@33.781C soc345@34.5C VDD_GPU 0mW/0mW VDD_CPU_SOC_MSS 4165mW/4165mW "
+    "VIN_SYS_5V0 4126mW/4126mW"
 )
 THOR_BUSY = (
     "05-14-2026 21:36:35 RAM 26063/125772MB (lfb 35x4MB) CPU [2%@972] GR3D_FREQ 99%@[1098,1098,1575] "
@@ -122,7 +128,9 @@ def test_what_a_profile_must_not_hold_is_refused_by_file_and_key(write: Any, tex
 
 
 def test_every_setting_of_a_session_may_stand_in_a_profile(write: Any) -> None:
-    extra = 'policy = "mosaic"\nexact_share = 1\nsummaries = false\nclusters = 7\n[session.settings]\ntau = 0.5\n'
+    extra = (
+        'policy = "mosaic"\nexact_share = 1\nsummaries = false\nclusters = 7\n[session.settings]\ntau = 0.5\n'
+    )
     profile = read_profile(write("fps = 2\n" + GOOD + extra))
     assert profile.fps == 2.0
     assert profile.session == {
@@ -178,28 +186,43 @@ def test_doctor_lists_the_profiles(capfd: Any) -> None:
 # The service's command
 
 
+class Camera(socketserver.ThreadingTCPServer):
+    """Sends `video` again and again to whoever connects: a stream without end."""
+
+    daemon_threads = True
+    block_on_close = False
+    video = b""
+
+    class Stream(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    self.request.sendall(self.server.video)  # type: ignore[attr-defined]
+
+
 def test_live_answers_over_its_socket_writes_its_account_and_ends_well_on_sigterm(
     tmp_path: Path, make_video: Any
 ) -> None:
-    source, account = tmp_path / "camera.ts", tmp_path / "account.csv"
-    os.mkfifo(source)  # a camera: frames come, and no end
-    video = make_video("clip.ts", times=[i / 10 for i in range(100)], codec="mpeg2video").read_bytes()
-    # A socket's path holds about 100 bytes, which a test's folder may exceed.
-    socket_path = Path("/tmp") / f"mosaic-{os.getpid()}.sock"
-    command = [sys.executable, "-m", "mosaic_edge.cli", "live", "--source", str(source), "--memory", "2MiB", "--policy",
-               "uniform", "--fps", "5", "--socket", str(socket_path), "--account", str(account), "--every", "0.001",
-               "--json"]  # fmt: skip
-    import socket
-    import time
-
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        feeds = [source.open("wb")]  # waits until it is read
-        try:
-            feeds[0].write(video)
-            feeds[0].flush()
-            deadline = time.monotonic() + 60
-            while not (account.exists() and account.read_text().count("\n") > 10):
-                assert process.poll() is None and time.monotonic() < deadline
+    account = tmp_path / "account.csv"
+    account.write_text("what a run before wrote\n")
+    socket_path = (
+        Path(tempfile.gettempdir()) / f"mosaic-{os.getpid()}.sock"
+    )  # a socket's path holds 107 bytes
+    socket_path.write_text("left by a process that was killed")
+    with Camera(("127.0.0.1", 0), Camera.Stream) as camera:
+        camera.video = make_video("clip.ts", times=[i / 10 for i in range(50)]).read_bytes()
+        threading.Thread(target=camera.serve_forever, daemon=True).start()
+        options = {
+            "source": f"tcp://127.0.0.1:{camera.server_address[1]}", "memory": "2MiB", "policy": "uniform",
+            "fps": "5", "socket": socket_path, "account": account, "every": "0.001",
+        }  # fmt: skip
+        command = [sys.executable, "-m", "mosaic_edge.cli", "live", "--json"]
+        command += [str(word) for name, value in options.items() for word in (f"--{name}", value)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            deadline = time.monotonic() + 100
+            while account.read_text().count("\n") < 10:
+                assert process.poll() is None, process.communicate()
+                assert time.monotonic() < deadline
                 time.sleep(0.05)
             with socket.socket(socket.AF_UNIX) as asked:
                 asked.connect(str(socket_path))
@@ -208,24 +231,16 @@ def test_live_answers_over_its_socket_writes_its_account_and_ends_well_on_sigter
                     line.flush()
                     answer, refused = json.loads(line.readline()), json.loads(line.readline())
             process.terminate()
-            # The source is silent now; the reading thread wakes when the next bytes come.
-            feeds[0].write(video)
-            feeds[0].flush()
-        except BrokenPipeError:
-            pass
-        finally:
-            try:
-                feeds[0].close()
-            except BrokenPipeError:
-                pass
-        out, err = process.communicate(timeout=60)
-    assert answer["answer"] and answer["evidence"]
-    assert set(refused) == {"error"}
+            out, err = process.communicate(timeout=100)
+        camera.shutdown()
     assert process.returncode == 0, err
-    result = json.loads(out)
-    rows = list(csv.DictReader(account.open()))
+    assert answer["answer"]
+    assert answer["evidence"]
+    assert set(refused) == {"error"}
     assert not socket_path.exists()
-    assert int(rows[-1]["frames"]) == result["frames"] > 10
+    assert (tmp_path / "account.csv.1").read_text() == "what a run before wrote\n"
+    rows = list(csv.DictReader(account.open()))
+    assert int(rows[-1]["frames"]) == json.loads(out)["frames"] >= 9
     for row in rows:
         assert 0 < int(row["taken_bytes"]) <= int(row["cap_bytes"]) == 2 << 20
         places = ("exact", "quantised", "spilled", "summarised", "dropped")
@@ -246,7 +261,9 @@ def test_the_service_starts_live_with_options_it_has_under_a_limit_above_every_c
     assert settings["Restart"] == "on-failure"
     assert settings["ProtectSystem"] == "strict"
     environment = dict(
-        line.removeprefix("Environment=").split("=", 1) for line in unit.splitlines() if line.startswith("Environment=")
+        line.removeprefix("Environment=").split("=", 1)
+        for line in unit.splitlines()
+        if line.startswith("Environment=")
     )
     cap = parse_bytes(read_profile(environment["MOSAIC_PROFILE"]).session["memory"])
     assert parse_bytes(settings["MemoryMax"].replace("G", "GiB")) > cap
@@ -257,7 +274,11 @@ def test_the_service_starts_live_with_options_it_has_under_a_limit_above_every_c
 
 def bash(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [str(a) for a in arguments], capture_output=True, text=True, env={**os.environ, **environment}, check=False
+        [str(a) for a in arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        check=False,
     )
 
 
@@ -272,7 +293,9 @@ def test_scripts_pass_shellcheck_and_bash_reads_them(script: str) -> None:
 
 def test_every_script_shows_what_it_would_do_and_does_nothing(tmp_path: Path) -> None:
     for script in ("jetson/prepare.sh", "jetson/tegrastats_trace.py", "tools/aarch64"):
-        shown = subprocess.run([ROOT / script, "--dry-run"], capture_output=True, text=True, cwd=tmp_path, check=False)
+        shown = subprocess.run(
+            [ROOT / script, "--dry-run"], capture_output=True, text=True, cwd=tmp_path, check=False
+        )
         assert shown.returncode == 0, shown.stderr
         assert "would" in shown.stdout
         assert not list(tmp_path.iterdir())
@@ -283,11 +306,12 @@ def test_every_script_shows_what_it_would_do_and_does_nothing(tmp_path: Path) ->
 
 @pytest.fixture
 def board(tmp_path: Path) -> tuple[Path, dict[str, str]]:
-    """A Jetson's files, and tools that keep their state in files: the root, and the environment to run with."""
+    """A Jetson's files, and tools that keep their state in files: the root, and an environment."""
     root, tools = tmp_path / "root", tmp_path / "tools"
     files = {
         "proc/meminfo": "MemTotal: 7800000 kB\nMemFree: 1 kB\nMemAvailable: 3000000 kB\nCached: 3000000 kB\n",
-        "proc/swaps": "Filename Type Size Used Priority\n/dev/zram0 partition 9 0 5\n/dev/nvme0n1p3 partition 9 0 -2\n",
+        "proc/swaps": "Filename Type Size Used Priority\n/dev/zram0 partition 9 0 5\n"
+        "/dev/nvme0n1p3 partition 9 0 -2\n",
         "proc/sys/vm/swappiness": "60\n",
         "etc/nvpmodel.conf": "< POWER_MODEL ID=0 NAME=15W >\n< POWER_MODEL ID=1 NAME=25W >\n"
         "< POWER_MODEL ID=2 NAME=MAXN_SUPER >\nCPU_ONLINE CORE_0 1\n< PM_CONFIG DEFAULT=1 >\n",
@@ -298,7 +322,8 @@ def board(tmp_path: Path) -> tuple[Path, dict[str, str]]:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
     scripts = {
-        "nvpmodel": 'if [ "$1" = -q ]; then echo "NV Power Mode: X"; cat "$R/mode"; else echo "$2" >"$R/mode"; fi',
+        "nvpmodel": 'if [ "$1" = -q ]; then echo "NV Power Mode: X"; cat "$R/mode"; '
+        'else echo "$2" >"$R/mode"; fi',
         "jetson_clocks": 'case "${1:-}" in --store) cp "$R/clocks" "$2" ;; --restore) cp "$2" "$R/clocks" ;; '
         '*) echo high >"$R/clocks" ;; esac',
         "swapoff": 'sed -i "\\#^$1 #d" "$R/proc/swaps"',
@@ -312,7 +337,9 @@ def board(tmp_path: Path) -> tuple[Path, dict[str, str]]:
 
 
 def contents(root: Path) -> dict[str, list[str]]:
-    return {str(f.relative_to(root)): sorted(f.read_text().splitlines()) for f in root.rglob("*") if f.is_file()}
+    return {
+        str(f.relative_to(root)): sorted(f.read_text().splitlines()) for f in root.rglob("*") if f.is_file()
+    }
 
 
 def test_prepare_shows_without_changing_applies_once_recorded_and_undoes_to_what_was(board: Any) -> None:
@@ -320,8 +347,10 @@ def test_prepare_shows_without_changing_applies_once_recorded_and_undoes_to_what
     before = contents(root)
     shown = bash(JETSON / "prepare.sh", **environment)
     assert shown.returncode == 0, shown.stderr
-    for said in ("nvpmodel -m 2", "jetson_clocks --store", "swapoff /dev/zram0", "10 to /proc/sys/vm/swappiness",
-                 "less than half", "page cache as taken"):  # fmt: skip
+    for said in (
+        "nvpmodel -m 2", "jetson_clocks --store", "swapoff /dev/zram0", "10 to /proc/sys/vm/swappiness",
+        "less than half", "page cache as taken",
+    ):  # fmt: skip
         assert said in shown.stdout
     assert "nvme" not in shown.stdout
     assert contents(root) == before
@@ -432,7 +461,9 @@ def test_lines_without_a_time_follow_one_another_by_the_interval() -> None:
         (["--replay", "good.log", "--account", "empty.log"], "no account of"),
     ],
 )
-def test_a_trace_that_cannot_be_is_refused_in_one_line(tmp_path: Path, arguments: list[str], says: str) -> None:
+def test_a_trace_that_cannot_be_is_refused_in_one_line(
+    tmp_path: Path, arguments: list[str], says: str
+) -> None:
     (tmp_path / "empty.log").write_text("frame,cap\n")
     (tmp_path / "good.log").write_text(THOR)
     ran = subprocess.run(
