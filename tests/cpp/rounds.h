@@ -1,23 +1,23 @@
 // How long long tests are: in full, or an eighth in slow builds - sanitizers, and builds with asserts - which look for
-// what a single round does wrong. On an emulated CPU (tools/aarch64) a sixteenth, and a third of seeds and steps of random
-// sessions. No test case is ever left out.
+// what a single round does wrong. On an emulated CPU (tools/aarch64) a sixteenth, and a third of the other long loops and
+// seeds. No test case is ever left out.
 #pragma once
 
 namespace mosaic::testing {
 
 #if defined(MOSAIC_EMULATED)
 inline constexpr int kRoundsPart = 16;
-inline constexpr int kRandomPart = 3;
+inline constexpr int kEmulatedPart = 3;
 #elif !defined(NDEBUG) || defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 inline constexpr int kRoundsPart = 8;
-inline constexpr int kRandomPart = 1;
+inline constexpr int kEmulatedPart = 1;
 #else
 inline constexpr int kRoundsPart = 1;
-inline constexpr int kRandomPart = 1;
+inline constexpr int kEmulatedPart = 1;
 #endif
 
 constexpr int rounds(int full) { return (full + kRoundsPart - 1) / kRoundsPart; }
-// Of seeds, and of steps of each.
-constexpr int random_rounds(int full) { return (full + kRandomPart - 1) / kRandomPart; }
+// In full but on an emulated CPU.
+constexpr int emulated_rounds(int full) { return (full + kEmulatedPart - 1) / kEmulatedPart; }
 
 }  // namespace mosaic::testing
