@@ -22,7 +22,7 @@ from rich.console import Console
 from mosaic_edge.commands.live import StreamView, clock
 from mosaic_edge.config import format_bytes
 from mosaic_edge.engine import Engine, Session
-from mosaic_edge.sources import SourceError
+from mosaic_edge.sources import SourceError, VideoSource
 
 COLUMNS = (
     "unix_seconds", "stream_seconds", "frames", "rss_bytes", "taken_bytes", "cap_bytes", "dram_used_bytes",
@@ -58,21 +58,16 @@ def run_live(settings: LiveSettings, session: dict[str, Any], quiet: bool = Fals
     engine = Engine.load(settings.model)
     error: str | None = None
     with engine.session(**session) as opened, _Account(settings, opened) as account:
-        with _answering(opened, settings.socket), StreamView(opened, "live", not quiet) as view:
-
-            def tick(pts: float, frames: int) -> None:
-                view.tick(pts, frames)
-                account.tick(pts, frames)
-
-            before = signal.signal(signal.SIGTERM, _interrupt)
+        view = StreamView(opened, "live", not quiet)
+        with _answering(opened, settings.socket), view, _Stop() as stop:
             try:
-                opened.append_video(settings.source, settings.fps, progress=tick)
+                for frame in VideoSource(settings.source, fps=settings.fps or engine.spec.fps):
+                    with stop.later():
+                        opened.append(frame.image, frame.pts)
+                        view.tick(frame.pts, frame.index + 1)
+                        account.tick(frame.pts, frame.index + 1)
             except SourceError as broken:
                 error = str(broken)
-            except KeyboardInterrupt:
-                pass
-            finally:
-                signal.signal(signal.SIGTERM, before)
         memory = opened.memory()
     return {
         "source": settings.source,
@@ -90,8 +85,35 @@ def show_live(result: dict[str, Any], console: Console) -> None:
     console.print(f"{result['frames']} frames in {clock(result['seconds'])}, {held}", soft_wrap=True)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+class _Stop:
+    """SIGTERM and SIGINT end the body: at once while it waits for the camera, else after the frame."""
+
+    def __init__(self) -> None:
+        self._busy = self._wanted = False
+
+    def __enter__(self) -> _Stop:
+        self._before = {
+            number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> bool:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        return kind is KeyboardInterrupt
+
+    @contextmanager
+    def later(self) -> Iterator[None]:
+        self._busy = True
+        yield
+        self._busy = False
+        if self._wanted:
+            raise KeyboardInterrupt
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self._wanted = True
+        if not self._busy:
+            raise KeyboardInterrupt
 
 
 class _Account:
