@@ -127,6 +127,18 @@ def test_live_answers_over_its_socket_writes_its_account_and_ends_well_on_sigter
         assert sum(int(row[place]) for place in places) == int(row["seen"])
 
 
+def test_live_ends_with_its_source_and_says_why_where_that_breaks_off(make_video: Any, capfd: Any) -> None:
+    video = make_video(times=[i / 10 for i in range(20)])
+    options = ["--memory", "2MiB", "--policy", "uniform", "--fps", "5", "--json"]
+    assert cli.main(["live", "--source", str(video), *options]) == 0
+    assert json.loads(capfd.readouterr().out)["frames"] == 10
+    assert cli.main(["live", "--source", "/dev/video97", *options]) == 1
+    said = capfd.readouterr()
+    assert "/dev/video97: no frame could be read" in said.err
+    assert json.loads(said.out)["frames"] == 0
+    assert cli.main(["live", "--source", str(video), *options, "--every", "0"]) == 2
+
+
 def test_the_service_starts_live_with_options_it_has_under_a_limit_above_every_cap(capfd: Any) -> None:
     unit = (JETSON / "mosaic-edge.service").read_text()
     settings = dict(line.split("=", 1) for line in unit.splitlines() if "=" in line and line[0] not in "#;")
