@@ -1,12 +1,12 @@
 // How long long tests are: in full, or an eighth in slow builds - sanitizers, and builds with asserts - which look for
-// what a single round does wrong. On an emulated CPU (tools/aarch64) an eighth too, and a third of other long loops and
+// what a single round does wrong. On an emulated CPU (tools/aarch64) a fifth, and a third of other long loops and
 // seeds. No test case is ever left out.
 #pragma once
 
 namespace mosaic::testing {
 
 #if defined(MOSAIC_EMULATED)
-inline constexpr int kRoundsPart = 8;
+inline constexpr int kRoundsPart = 5;
 inline constexpr int kEmulatedPart = 3;
 #elif !defined(NDEBUG) || defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 inline constexpr int kRoundsPart = 8;
