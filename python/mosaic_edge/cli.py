@@ -1,4 +1,4 @@
-"""`mosaic-edge`: demo, run, plan, doctor, eval, stress.
+"""`mosaic-edge`: demo, run, live, plan, doctor, eval, stress.
 
 Results go to stdout, progress and errors to stderr. --json prints one JSON document and nothing else.
 Exit codes: 0 done, 1 it failed, 2 bad usage, 3 a cap that is impossible or was breached.
@@ -31,6 +31,10 @@ Model = Annotated[str, typer.Option(help="mosaic-tiny, or a model directory in t
 Memory = Annotated[str, typer.Option(help="The cap: everything that grows with the stream, such as 64MiB.")]
 Policy = Annotated[str, typer.Option(help="What is kept under the cap; `doctor` lists the names.")]
 Disk = Annotated[str | None, typer.Option(help="Quota of the spill file, such as 2GiB. Default: none.")]
+Profile = Annotated[
+    str | None,
+    typer.Option(help="A board's settings, by name or as a .toml: `doctor` lists them; options win."),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else.")]
 
 
@@ -133,8 +137,24 @@ def demo(
             show_demo(result, _console())
 
 
+def _settings(context: typer.Context, profile: str | None, given: dict[str, Any]) -> dict[str, Any]:
+    """What `given` options were typed, then the profile, then the options' defaults; "fps" is one of them."""
+    from mosaic_edge.profiles import read_profile
+
+    if profile is None:
+        return given
+    read = read_profile(profile)
+    settings = {**given, **read.session, "fps": read.fps}
+    for name, value in given.items():
+        source = context.get_parameter_source(name)
+        if source is not None and source.name != "DEFAULT":
+            settings[name] = value
+    return settings
+
+
 @app.command()
 def run(
+    context: typer.Context,
     source: Annotated[Path, typer.Option(help="A video file.")],
     ask: Annotated[list[str], typer.Option(help="A question; may be given several times.")],
     model: Model = "mosaic-tiny",
@@ -143,6 +163,7 @@ def run(
     fps: Annotated[float | None, typer.Option(help="Frames a second. Default: the model's.")] = None,
     since: Annotated[float | None, typer.Option(help="Read only what was seen from this second on.")] = None,
     disk: Disk = None,
+    profile: Profile = None,
     json: Json = False,
 ) -> None:
     """Stream a file and answer questions about it.
@@ -151,7 +172,8 @@ def run(
     """
     from mosaic_edge.commands.run import run_file, show_run
 
-    session = {"memory": memory, "policy": policy, "disk": disk}
+    session = _settings(context, profile, {"memory": memory, "policy": policy, "disk": disk, "fps": fps})
+    fps = session.pop("fps")
     result = run_file(source, ask, model=model, fps=fps, since=since, session=session, quiet=json)
     if json:
         print_json(result)
@@ -163,17 +185,56 @@ def run(
 
 
 @app.command()
+def live(
+    context: typer.Context,
+    source: Annotated[str, typer.Option(help="A camera (/dev/video0), a stream (rtsp://...) or a file.")],
+    model: Model = "mosaic-tiny",
+    memory: Memory = "64MiB",
+    policy: Policy = "mosaic",
+    fps: Annotated[float | None, typer.Option(help="Frames a second. Default: the model's.")] = None,
+    disk: Disk = None,
+    profile: Profile = None,
+    socket: Annotated[
+        Path | None, typer.Option(help="Unix socket: a question a line in, a JSON answer a line out.")
+    ] = None,
+    account: Annotated[Path | None, typer.Option(help="CSV of the memory account over time.")] = None,
+    every: Annotated[float, typer.Option(help="Seconds between rows of --account.")] = 10.0,
+    json: Json = False,
+) -> None:
+    """Stream a camera until it ends or SIGTERM, answering over a socket.
+
+    A source that breaks off ends with one line that says why, and the exit code 1.
+    """
+    from mosaic_edge.commands.live_stream import LiveSettings, run_live, show_live
+
+    session = _settings(context, profile, {"memory": memory, "policy": policy, "disk": disk, "fps": fps})
+    settings = LiveSettings(source, session.pop("fps"), model, socket, account, every)
+    result = run_live(settings, session, quiet=json)
+    if json:
+        print_json(result)
+    else:
+        show_live(result, _console())
+    if result["error"] is not None:
+        print(f"mosaic-edge: {result['error']}", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+@app.command()
 def plan(
+    context: typer.Context,
     memory: Memory = "64MiB",
     policy: Policy = DEFAULT_POLICY,
     model: Model = "mosaic-tiny",
     disk: Disk = None,
+    profile: Profile = None,
     json: Json = False,
 ) -> None:
     """Show how a cap would be split, without allocating it."""
     from mosaic_edge.commands.plan import make_plan, show_plan
 
-    result = make_plan(model, {"memory": memory, "policy": policy, "disk": disk})
+    session = _settings(context, profile, {"memory": memory, "policy": policy, "disk": disk})
+    session.pop("fps", None)
+    result = make_plan(model, session)
     if json:
         print_json(result)
     else:

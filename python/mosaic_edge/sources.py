@@ -163,7 +163,8 @@ class VideoSource:
 
     def _open(self) -> InputContainer:
         try:
-            return av.open(self.path)
+            # A V4L2 camera has no header that FFmpeg could know it by.
+            return av.open(self.path, format="v4l2" if self.path.startswith("/dev/video") else None)
         except (FFmpegError, OSError, ValueError) as error:
             cause = f"not a readable video ({_reason(error)})"
             if _is_mp4(self.path):

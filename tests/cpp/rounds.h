@@ -1,15 +1,23 @@
 // How long long tests are: in full, or an eighth in slow builds - sanitizers, and builds with asserts - which look for
-// what a single round does wrong. No test case is ever left out.
+// what a single round does wrong. On an emulated CPU (tools/aarch64) a fifth, and a third of other long loops and
+// seeds. No test case is ever left out.
 #pragma once
 
 namespace mosaic::testing {
 
-#if !defined(NDEBUG) || defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if defined(MOSAIC_EMULATED)
+inline constexpr int kRoundsPart = 5;
+inline constexpr int kEmulatedPart = 3;
+#elif !defined(NDEBUG) || defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 inline constexpr int kRoundsPart = 8;
+inline constexpr int kEmulatedPart = 1;
 #else
 inline constexpr int kRoundsPart = 1;
+inline constexpr int kEmulatedPart = 1;
 #endif
 
 constexpr int rounds(int full) { return (full + kRoundsPart - 1) / kRoundsPart; }
+// In full but on an emulated CPU.
+constexpr int emulated_rounds(int full) { return (full + kEmulatedPart - 1) / kEmulatedPart; }
 
 }  // namespace mosaic::testing

@@ -46,6 +46,7 @@ def examine(spill_dir: str | None = None) -> dict[str, Any]:
         "core": _core(),
         "providers": _providers(),
         "model": _model(),
+        "profiles": _profiles(),
         "memory": _memory(),
         "spill": _spill(spill_dir or tempfile.gettempdir()),
     }
@@ -95,6 +96,17 @@ def _model() -> dict[str, Any]:
     if not list(folder.rglob("*.onnx")):
         return {"ok": False, "detail": f"mosaic-tiny is not in {folder}"}
     return {"ok": True, "detail": f"mosaic-tiny, {size / 2**20:.1f} MiB in {folder}"}
+
+
+def _profiles() -> dict[str, Any]:
+    from mosaic_edge.profiles import known_profiles, read_profile
+
+    try:
+        titles = {name: read_profile(name).title for name in known_profiles()}
+    except ValueError as error:
+        return {"ok": False, "detail": str(error), "titles": {}}
+    detail = ", ".join(titles) or "none came with this package"
+    return {"ok": bool(titles), "detail": detail, "titles": titles}
 
 
 def _memory() -> dict[str, Any]:
@@ -153,6 +165,7 @@ def show_doctor(found: dict[str, Any], console: Console) -> None:
     for package in found["packages"]:
         row(package["name"], package["ok"], package["detail"])
     row("model", found["model"]["ok"], found["model"]["detail"])
+    row("profiles", found["profiles"]["ok"], found["profiles"]["detail"])
     memory = found["memory"]
     row(
         "memory",

@@ -1,0 +1,128 @@
+"""Profiles: the settings of a session for one kind of board, as a .toml that `--profile NAME` reads.
+
+    profile = read_profile("orin-nano-8gb")            # or a path: read_profile("mine.toml")
+    with engine.session(**profile.session) as session: ...
+
+The sources are jetson/profiles; a wheel carries them beside this file. A profile gives defaults: what is said
+explicitly wins. A key that is unknown or of another type is refused by file and key, so that a slip
+of the pen never becomes a silent default.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from mosaic_edge.config import SessionConfig, format_bytes, parse_bytes
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_TYPES = {
+    field.name: {name.strip() for name in str(field.type).split("|")} & {"int", "float", "bool", "str"}
+    for field in fields(SessionConfig)
+    if field.name != "faults"  # for tests
+}
+"""What [session] may hold: the fields of SessionConfig, and the plain types each takes."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One profile as it was read."""
+
+    name: str
+    path: Path
+    title: str
+    """The board in words."""
+    board_memory: int
+    """DRAM of the board, in bytes; CPU and GPU share it."""
+    fps: float | None
+    """Frames a second to sample; None: the model's."""
+    session: dict[str, Any]
+    """Fields of SessionConfig, for Engine.session(**session)."""
+
+
+def known_profiles() -> dict[str, Path]:
+    """The profiles shipped with the package, by name."""
+    here = Path(__file__).resolve().parent
+    folders = (here, here.parents[2] / "jetson" / "profiles")  # installed, else the source tree
+    files = next((found for folder in folders if (found := sorted(folder.glob("*.toml")))), [])
+    return {file.stem: file for file in files}
+
+
+def read_profile(name: str) -> Profile:
+    """The shipped profile `name`, or the one in the file `name` (a path that ends in .toml).
+
+    Raises ValueError naming the file and the key for whatever is unknown, missing or of a wrong type.
+    """
+    known = known_profiles()
+    path = Path(name) if name.endswith(".toml") else known.get(name)
+    if path is None:
+        raise ValueError(
+            f"profile={name!r}: expected a path to a .toml, or one of {', '.join(known) or 'none'}"
+        )
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"profile={name!r}: {error.strerror or error}") from error
+    except ValueError as error:  # no TOML, or no UTF-8
+        raise ValueError(f"{path}: not a TOML file: {error}") from error
+    try:
+        return _check(path, document)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _check(path: Path, document: dict[str, Any]) -> Profile:
+    _only(document, {"title", "board_memory", "fps", "session"}, "")
+    title = document.get("title")
+    if not isinstance(title, str):
+        raise ValueError(f"title={title!r}: expected the name of the board")
+    board = parse_bytes(document.get("board_memory", "missing"), "board_memory")
+    fps = document.get("fps")
+    if fps is not None and (not _is(fps, {"float"}) or not 0 < fps < math.inf):
+        raise ValueError(f"fps={fps!r}: expected frames a second, a positive number")
+    session = document.get("session", {})
+    if not isinstance(session, dict):
+        raise ValueError(f"session={session!r}: expected a table, [session]")
+    _only(session, set(_TYPES), "session.")
+    for key, value in session.items():
+        _check_session(key, value)
+    if "memory" not in session:
+        raise ValueError("session.memory is missing: expected the cap, such as '1GiB'")
+    cap = parse_bytes(session["memory"], "session.memory")
+    if cap >= board:
+        raise ValueError(
+            f"session.memory={session['memory']!r}: a cap of {format_bytes(cap)} leaves nothing of "
+            f"board_memory={document['board_memory']!r} to the model and the system"
+        )
+    return Profile(path.stem, path, title, board, None if fps is None else float(fps), dict(session))
+
+
+def _check_session(key: str, value: Any) -> None:
+    if key == "settings":
+        if not isinstance(value, dict) or not all(_is(v, {"float", "bool", "str"}) for v in value.values()):
+            raise ValueError(f"session.settings={value!r}: expected a table of numbers and words")
+    elif key in ("memory", "disk"):
+        parse_bytes(value, f"session.{key}")
+    elif not _is(value, _TYPES[key]):
+        raise ValueError(f"session.{key}={value!r}: expected {' or '.join(sorted(_TYPES[key]))}")
+    elif isinstance(value, int | float) and not 0 <= value < math.inf:
+        raise ValueError(f"session.{key}={value!r}: expected a number from 0 on")
+
+
+def _is(value: Any, types: set[str]) -> bool:
+    """Whether a TOML value is of one of `types`: true is no number, a whole number is a float too."""
+    name = type(value).__name__
+    return name in types or (name == "int" and "float" in types)
+
+
+def _only(table: dict[str, Any], keys: set[str], prefix: str) -> None:
+    for key in table:
+        if key not in keys:
+            raise ValueError(f"{prefix}{key}: no such key; expected one of {', '.join(sorted(keys))}")
