@@ -32,9 +32,9 @@ class Ablation:
 
 ABLATIONS = {
     "edge": Ablation(
-        "edge: members too, all summaries attended, the published score, keys alone",
-        ("edge", "edge[members=always]", "edge[members=always;share=0.7]", "edge[frames=0]", "edge[score=dot]",
-         "edge[value_weight=0]", "mosaic"),
+        "edge: members too, all summaries attended, dot-product score, keys alone",
+        ("edge", "edge[members=always]", "edge[members=always;share=0.7]", "edge[frames=0]",
+         "edge[score=dot]", "edge[value_weight=0]", "mosaic"),
         "ours",
     ),
     "clusters": Ablation(

@@ -63,7 +63,7 @@ def retrieves(engine: Engine, variant: Variant, base: dict[str, Any]) -> bool:
 
     The core does not say; but only such a policy's plan depends on retrieve_tokens.
     """
-    config = {**session_settings(variant, base), "memory": "1GiB"}
+    config = {"disk": "1GiB", **session_settings(variant, base), "memory": "1GiB"}
     few, many = (engine.plan(**{**config, "retrieve_tokens": n})["parts"] for n in (64, 4096))
     return bool(few != many)
 
