@@ -7,7 +7,6 @@ import csv
 import importlib.util
 import json
 import os
-import shutil
 import socket
 import socketserver
 import subprocess
@@ -175,12 +174,8 @@ def bash(*arguments: object, **environment: str) -> subprocess.CompletedProcess[
 
 
 @pytest.mark.parametrize("script", ["jetson/prepare.sh", "tools/aarch64"])
-def test_scripts_pass_shellcheck_and_bash_reads_them(script: str) -> None:
+def test_bash_reads_the_scripts(script: str) -> None:
     assert bash("bash", "-n", ROOT / script).returncode == 0
-    if shutil.which("shellcheck") is None:
-        pytest.skip("shellcheck is not installed")
-    checked = bash("shellcheck", ROOT / script)
-    assert checked.returncode == 0, checked.stdout
 
 
 def test_every_script_shows_what_it_would_do_and_does_nothing(tmp_path: Path) -> None:
