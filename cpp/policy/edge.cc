@@ -26,7 +26,7 @@ enum class Members : uint8_t {
 struct EdgeSettings {
   Members members = Members::kDisk;
   float share = 0.9f;      // of the bytes for summaries, where members are kept
-  int frames = 3;          // summaries attended for a question, the best, in frames' worth of tokens; 0: all
+  int frames = 6;          // summaries attended for a question, the best, in frames' worth of tokens; 0: all
   float value_weight = 1;  // of values beside keys in the metric; 0: keys alone
   float reach = 0.02f;     // where the joining distance starts
   ScoreMode score = ScoreMode::kMass;

@@ -293,18 +293,18 @@ TEST_CASE("edge attends to no more summaries than allowed, and reads members wit
   CHECK(read > 0);
 }
 
-TEST_CASE("of the summaries a question attends to the best by attention mass, at most three frames' worth") {
+TEST_CASE("of the summaries a question attends to the best by attention mass, at most six frames' worth") {
   PlayedStream stream(small_config(2 << 20), "edge");
   stream.noise = 0.5f;
   for (int i = 0; i < 60; ++i) stream.frame(16);
-  CHECK(stream.memory->plan().select_rows == 48);
+  CHECK(stream.memory->plan().select_rows == 96);
   const std::mt19937 before = stream.random;
   const Selected all = select(stream, 0, 0, 100000);
   stream.random = before;
-  const Selected few = select(stream, 0, 0, 48);
-  REQUIRE(all.attended.size() > 48);
+  const Selected few = select(stream, 0, 0, 96);
+  REQUIRE(all.attended.size() > 96);
   CHECK(std::equal(few.attended.begin(), few.attended.end(), all.attended.begin()));
-  CHECK(few.attended.size() == 48);
+  CHECK(few.attended.size() == 96);
   CHECK(stream.ask(4, 2, false) >= 0);
   CHECK(stream.finite());
 }
