@@ -245,9 +245,11 @@ class MirrorOps final : public Ops {
 
 }  // namespace
 
+std::unique_ptr<Ops> make_mirror(Backend backend) { return std::make_unique<MirrorOps>(std::move(backend)); }
+
 std::unique_ptr<Ops> make_ops(const std::string& implementation, int threads) {
-  if (implementation == "shim") return std::make_unique<MirrorOps>(make_shim());
-  if (implementation == "cuda") return std::make_unique<MirrorOps>(make_backend("cuda", 0));
+  if (implementation == "shim") return make_mirror(make_shim());
+  if (implementation == "cuda") return make_mirror(make_backend("cuda", 0));
   return cpu::make_ops(implementation, threads);
 }
 

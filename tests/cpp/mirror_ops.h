@@ -11,6 +11,9 @@
 
 namespace mosaic::test {
 
+// An Ops that mirrors for `backend`.
+std::unique_ptr<Ops> make_mirror(Backend backend);
+
 // "shim": the CUDA backend's kernels on the CPU; "cuda": on the GPU; else the CPU kernels of that name.
 std::unique_ptr<Ops> make_ops(const std::string& implementation, int threads);
 

@@ -100,7 +100,7 @@ void meet_block(int line);
 // Every lane gives 4 bytes and sees those of all 32.
 const uint32_t* meet_warp(uint32_t mine, int line);
 void run(const char* what, Grid grid, int threads, size_t shared_bytes, const std::function<void()>& body);
-[[noreturn]] void fault(const std::string& what);
+[[noreturn]] void fault(const char* what);
 
 inline int thread() { return place.thread; }
 inline int threads() { return place.threads; }

@@ -7,7 +7,7 @@
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/common_interface_defs.h>
+#include <sanitizer/asan_interface.h>
 #endif
 #if defined(__SANITIZE_THREAD__)
 #include <sanitizer/tsan_interface.h>
@@ -168,6 +168,9 @@ void resume(Fibre& fibre) {
 
 void prepare(Fibre& fibre) {
   if (fibre.stack == nullptr) fibre.stack.reset(new std::byte[kStack]);
+#if defined(__SANITIZE_ADDRESS__)
+  __asan_unpoison_memory_region(fibre.stack.get(), kStack);  // the last thread's frames never returned
+#endif
   auto top = reinterpret_cast<uintptr_t>(fibre.stack.get()) + kStack;
   top -= top % 16;
 #if defined(__x86_64__)
@@ -241,7 +244,7 @@ const uint32_t* meet_warp(uint32_t mine, int line) {
   return room;
 }
 
-void fault(const std::string& what) {
+void fault(const char* what) {
   runner.failure = what;
   for (;;) yield();  // run() throws; a kernel's thread is never unwound
 }
