@@ -1,10 +1,13 @@
 #include "mirror_ops.h"
 
 #include <algorithm>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 
 #include "backend/cpu/cpu_ops.h"
 #include "backend/cuda/cuda_backend.h"
+#include "core/error.h"
 #include "shim_backend.h"
 
 namespace mosaic::test {
@@ -253,11 +256,20 @@ std::unique_ptr<Ops> make_ops(const std::string& implementation, int threads) {
   return cpu::make_ops(implementation, threads);
 }
 
+// The environment: MOSAIC_NEEDS_CUDA fails without a GPU, MOSAIC_ONLY=NAME runs that one alone (under a sanitizer).
 std::vector<std::string> implementations() {
   static const std::vector<std::string> names = [] {
     auto all = cpu::implementations();
     all.push_back("shim");
-    if (cuda::info().available) all.push_back("cuda");
+    const BackendInfo cuda = cuda::info();
+    if (cuda.available) {
+      all.push_back("cuda");
+    } else if (std::getenv("MOSAIC_NEEDS_CUDA") != nullptr) {
+      throw DeviceError("cuda: " + cuda.detail + ".");
+    } else {
+      std::fprintf(stderr, "the contract suite runs without cuda: %s\n", cuda.detail.c_str());
+    }
+    if (const char* const only = std::getenv("MOSAIC_ONLY")) all.assign(1, only);
     return all;
   }();
   return names;

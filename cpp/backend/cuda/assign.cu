@@ -114,7 +114,6 @@ MOSAIC_KERNEL(kThreads, 2) assign_kernel(const AssignArgs a, int splits, const B
           similarity[i][j] = part == 0 ? cos : (similarity[i][j] + a.value_weight * cos) / (1.0f + a.value_weight);
         }
       }
-      simt::barrier();  // norms are written again
     }
 #pragma unroll
     for (int j = 0; j < kEach; ++j) {

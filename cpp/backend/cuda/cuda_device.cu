@@ -147,7 +147,7 @@ BackendInfo info() {
   return {"cuda", true, p.device + " (sm_" + std::to_string(p.major) + std::to_string(p.minor) + ")"};
 }
 
-Backend make() {
+Backend make(bool blocking) {
   const BackendInfo found = info();
   if (!found.available) throw DeviceError("cuda: " + found.detail + ". Or set device=\"cpu\".");
   auto device = std::make_unique<CudaDevice>(0);
@@ -157,6 +157,7 @@ Backend make() {
   target.queue.processors = device->processors();
   target.finish = finish;
   target.reaches = reaches;
+  target.blocking = blocking;
   auto ops = std::make_unique<CudaOps>(target);
   return {std::move(device), std::move(ops)};
 }
