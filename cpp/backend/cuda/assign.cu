@@ -1,8 +1,8 @@
-// assign: a matrix product of items and centroids fused with the arg max over candidates. A block of threads takes 64
-// items and a run of candidates, 64 at a time; a thread 4 x 4 pairs. Norms are sums of the same tiles, so vectors are read
-// once. Each block leaves its best of every item; a second kernel takes the best of those. fp32: near ties must fall as
-// they do on the CPU; tensor cores would need a second look at the nearest few.
-// update_centroids: a block of threads per row of the tables, its items in order, the means in shared memory.
+// assign: items times centroids on the tensor cores, fused with the arg max over candidates. Centroids are halves as they
+// are; an item becomes a unit vector and then the sum of two halves, 22 bits together, so that two products give what
+// fp32 gives and near ties fall as they do on the CPU. A block takes 64 items and a run of candidates, 64 at a time; a
+// warp 32 x 32 of them, in fragments of 16 x 8. Each column of warps leaves its best of every item; a second kernel takes
+// the best of those. update_centroids: a block per row of the tables, its items in order, the means in shared memory.
 #include <algorithm>
 
 #include "backend/cuda/kernels.h"
@@ -10,13 +10,13 @@
 namespace mosaic::MOSAIC_SIMT {
 namespace {
 
-constexpr int kSide = 64, kDepth = 16, kThreads = 256, kEach = 4;
-constexpr int kPitch = kSide + 4;  // keeps the wide loads aligned and spreads the transposed stores over the banks
-constexpr int kMostSplits = 32;
-
-struct alignas(16) Float4 {
-  float x, y, z, w;
-};
+constexpr int kSide = 64, kDepth = 32, kThreads = 128, kWarps = kThreads / simt::kWarp;
+constexpr int kPitch = kDepth + 8;        // halves; 20 words, so that the 32 words of a fragment are in 32 banks
+constexpr int kVectors = kSide / kWarps;  // of a tile, read by one warp
+constexpr int kMostParts = 64;            // two for each run of candidates
+constexpr float kUnit = 256;              // length of an item: its low half stays a normal number
+constexpr size_t kTile = size_t{kSide} * kPitch;  // halves
+constexpr size_t kShared = 3 * kTile * sizeof(half_t) + 2 * kSide * sizeof(float);
 
 // cos = ab / (|a| |b|), 0 for a zero vector.
 MOSAIC_DEVICE float cosine(float ab, float aa, float bb) {
@@ -25,129 +25,165 @@ MOSAIC_DEVICE float cosine(float ab, float aa, float bb) {
 
 MOSAIC_DEVICE bool better(float a, int row_a, float b, int row_b) { return a > b || (a == b && row_a < row_b); }
 
-// [64 x dim] x [64 x dim] -> ab [4][4] of this thread; the squared norms of all 64 + 64 vectors in norms [2][64].
-// item(i, c), mean(j, c): 0 beyond the edges. Tiles are laid channel by channel: x [16][68], m [16][68].
-template <class Item, class Mean>
-MOSAIC_DEVICE void product(int dim, const Item& item, const Mean& mean, float* x, float* m, float* norms,
-                           float (*ab)[kEach]) {
-  const int row = simt::thread() / 16 * kEach, column = simt::thread() % 16 * kEach;
-  float norm = 0;
-  for (int a = 0; a < kEach; ++a)
-    for (int b = 0; b < kEach; ++b) ab[a][b] = 0;
-  for (int first = 0; first < dim; first += kDepth) {
-    for (int i = simt::thread(); i < kSide * kDepth; i += kThreads) {
-      const int vector = i / kDepth, c = i % kDepth;
-      x[c * kPitch + vector] = first + c < dim ? item(vector, first + c) : 0.0f;
-      m[c * kPitch + vector] = first + c < dim ? mean(vector, first + c) : 0.0f;
-    }
-    simt::barrier();
-    float part[kEach][kEach] = {};  // summed apart: the error of long sums grows with their number of terms
-#pragma unroll
-    for (int c = 0; c < kDepth; ++c) {
-      const Float4 p = simt::load<Float4>(x + c * kPitch + row), q = simt::load<Float4>(m + c * kPitch + column);
-      const float ps[kEach] = {p.x, p.y, p.z, p.w}, qs[kEach] = {q.x, q.y, q.z, q.w};
-#pragma unroll
-      for (int a = 0; a < kEach; ++a) {
-#pragma unroll
-        for (int b = 0; b < kEach; ++b) part[a][b] += ps[a] * qs[b];
-      }
-    }
-#pragma unroll
-    for (int a = 0; a < kEach; ++a) {
-#pragma unroll
-      for (int b = 0; b < kEach; ++b) ab[a][b] += part[a][b];
-    }
-    if (simt::thread() < 2 * kSide) {
-      const float* const from = simt::thread() < kSide ? x + simt::thread() : m + simt::thread() - kSide;
-      float sum = 0;
-      for (int c = 0; c < kDepth; ++c) sum += from[c * kPitch] * from[c * kPitch];
-      norm += sum;
-    }
-    simt::barrier();
-  }
-  if (simt::thread() < 2 * kSide) norms[simt::thread()] = norm;
-  simt::barrier();
-}
+MOSAIC_DEVICE uint32_t pair_at(const half_t* x) { return simt::load<uint32_t>(x); }
 
-struct Best {
-  float* similarity = nullptr;  // [splits, N]
-  int32_t* row = nullptr;       // [splits, N]
+// The tiles of a step, and what the vectors' lengths are worth.
+struct Tiles {
+  half_t* high;    // [64][40] items
+  half_t* low;     // [64][40] what `high` leaves of them
+  half_t* mean;    // [64][40] centroids
+  float* scale;    // [64] an item's unit over its length
+  float* inverse;  // [64] 1 / (unit x a centroid's length)
 };
 
-constexpr size_t kShared = (2 * kDepth * kPitch + 2 * kSide) * sizeof(float);
-
-// Grid: x a tile of items, y a run of candidates.
-MOSAIC_KERNEL(kThreads, 2) assign_kernel(const AssignArgs a, int splits, const Best best) {
-  float* const x = simt::shared<float>();
-  float* const m = x + kDepth * kPitch;
-  float* const norms = m + kDepth * kPitch;
-  const int first_item = simt::block_x() * kSide, split = simt::block_y(), tiles = (a.n_rows + kSide - 1) / kSide;
-  const int begin = static_cast<int>(static_cast<int64_t>(tiles) * split / splits);
-  const int end = static_cast<int>(static_cast<int64_t>(tiles) * (split + 1) / splits);
-  const int row = simt::thread() / 16 * kEach, column = simt::thread() % 16 * kEach;
-  float found[kEach];
-  int found_row[kEach];
-  for (int i = 0; i < kEach; ++i) found[i] = -INFINITY, found_row[i] = kNone;
-
-  for (int tile = begin; tile < end; ++tile) {
-    const auto candidate = [&](int j) {
-      const int at = tile * kSide + j;
-      return at >= a.n_rows ? kNone : a.rows != nullptr ? a.rows[at] : at;
-    };
-    float similarity[kEach][kEach];
-    for (int part = 0; part < (a.value_weight != 0 ? 2 : 1); ++part) {
-      const float* const items = part == 0 ? a.k : a.v;
-      const half_t* const means = part == 0 ? a.mean_k : a.mean_v;
-      float ab[kEach][kEach];
-      product(
-          a.dim, [&](int i, int c) { return first_item + i < a.items ? items[(first_item + i) * a.stride + c] : 0.0f; },
-          [&](int j, int c) {
-            const int at = candidate(j);
-            return at != kNone ? simt::widen(means[static_cast<size_t>(at) * a.dim + c]) : 0.0f;
-          },
-          x, m, norms, ab);
+// [64 items] x [64 centroids] -> cos of this thread's pairs [2][4][4]: fragments of 16 rows, of 8 columns, their c.
+// item(i), mean(j): a vector, or null beyond the edge.
+template <class Item, class Mean>
+MOSAIC_DEVICE void cosines(int dim, const Item& item, const Mean& mean, const Tiles& to, float (*cos)[4][4]) {
+  const int warp = simt::thread() / simt::kWarp, lane = simt::thread() % simt::kWarp, g = lane / 4, t = 2 * (lane % 4);
+  for (int i = 0; i < kVectors; ++i) {  // a warp a vector
+    const int at = warp + i * kWarps;
+    const float* const x = item(at);
+    const half_t* const m = mean(at);
+    float xx = 0, mm = 0;
+    for (int c = lane; c < dim; c += simt::kWarp) {
+      if (x != nullptr) xx += x[c] * x[c];
+      if (m != nullptr) mm += simt::widen(m[c]) * simt::widen(m[c]);
+    }
+    xx = simt::sum_lanes(xx, simt::kWarp);
+    mm = simt::sum_lanes(mm, simt::kWarp);
+    if (lane == 0)
+      to.scale[at] = xx > 0 ? kUnit / sqrtf(xx) : 0.0f, to.inverse[at] = mm > 0 ? 1 / (kUnit * sqrtf(mm)) : 0.0f;
+  }
+  for (int i = 0; i < 2 * 4 * 4; ++i) cos[i / 16][i / 4 % 4][i % 4] = 0;
+  for (int first = 0; first < dim; first += kDepth) {
+    simt::barrier();  // the last step's tiles have been read; lengths are there
+    for (int i = 0; i < kVectors; ++i) {
+      const int at = warp + i * kWarps, c = first + lane;
+      const float* const x = item(at);
+      const half_t* const m = mean(at);
+      const float unit = x != nullptr && c < dim ? x[c] * to.scale[at] : 0.0f;
+      const half_t high = simt::narrow(unit);
+      to.high[at * kPitch + lane] = high;
+      to.low[at * kPitch + lane] = simt::narrow(unit - simt::widen(high));
+      to.mean[at * kPitch + lane] = m != nullptr && c < dim ? m[c] : half_t{0};
+    }
+    simt::barrier();
 #pragma unroll
-      for (int i = 0; i < kEach; ++i) {
+    for (int depth = 0; depth < kDepth; depth += 16) {
+      uint32_t b[4][2];
 #pragma unroll
-        for (int j = 0; j < kEach; ++j) {
-          const float cos = cosine(ab[i][j], norms[row + i], norms[kSide + column + j]);
-          similarity[i][j] = part == 0 ? cos : (similarity[i][j] + a.value_weight * cos) / (1.0f + a.value_weight);
+      for (int n = 0; n < 4; ++n) {
+        const half_t* const from = to.mean + (warp % 2 * 32 + n * 8 + g) * kPitch + depth + t;
+        b[n][0] = pair_at(from), b[n][1] = pair_at(from + 8);
+      }
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {  // the low halves first: small sums before large ones
+#pragma unroll
+        for (int m = 0; m < 2; ++m) {
+          const half_t* const from = (half == 0 ? to.low : to.high) + (warp / 2 * 32 + m * 16 + g) * kPitch + depth + t;
+          const uint32_t a[4] = {pair_at(from), pair_at(from + 8 * kPitch), pair_at(from + 8),
+                                 pair_at(from + 8 * kPitch + 8)};
+#pragma unroll
+          for (int n = 0; n < 4; ++n) simt::multiply_add(a, b[n], cos[m][n]);
         }
       }
     }
+  }
 #pragma unroll
-    for (int j = 0; j < kEach; ++j) {
-      const int at = candidate(column + j);
+  for (int m = 0; m < 2; ++m) {
 #pragma unroll
-      for (int i = 0; i < kEach; ++i) {
-        if (at != kNone && better(similarity[i][j], at, found[i], found_row[i]))
-          found[i] = similarity[i][j], found_row[i] = at;
+    for (int n = 0; n < 4; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) cos[m][n][i] *= to.inverse[warp % 2 * 32 + n * 8 + t + i % 2];
+    }
+  }
+  simt::barrier();  // lengths are written again
+}
+
+struct Best {
+  float* similarity = nullptr;  // [parts, N]
+  int32_t* row = nullptr;       // [parts, N]
+};
+
+// Grid: x a tile of items, y a run of candidates.
+MOSAIC_KERNEL(kThreads, 2) assign_kernel(const AssignArgs a, int splits, const Best best) {
+  Tiles tiles;
+  tiles.high = simt::shared<half_t>();
+  tiles.low = tiles.high + kTile;
+  tiles.mean = tiles.low + kTile;
+  tiles.scale = reinterpret_cast<float*>(tiles.mean + kTile);
+  tiles.inverse = tiles.scale + kSide;
+  const int first_item = simt::block_x() * kSide, split = simt::block_y(), runs = (a.n_rows + kSide - 1) / kSide;
+  const int begin = static_cast<int>(static_cast<int64_t>(runs) * split / splits);
+  const int end = static_cast<int>(static_cast<int64_t>(runs) * (split + 1) / splits);
+  const int warp = simt::thread() / simt::kWarp, lane = simt::thread() % simt::kWarp;
+  float found[4];  // of rows g, g + 8, g + 16, g + 24 of the warp's
+  int found_row[4];
+  for (int i = 0; i < 4; ++i) found[i] = -INFINITY, found_row[i] = kNone;
+
+  for (int run = begin; run < end; ++run) {
+    const auto candidate = [&](int j) {
+      const int at = run * kSide + j;
+      return at >= a.n_rows ? kNone : a.rows != nullptr ? a.rows[at] : at;
+    };
+    const auto product = [&](const float* items, const half_t* means, float (*cos)[4][4]) {
+      cosines(
+          a.dim, [&](int i) { return first_item + i < a.items ? items + (first_item + i) * a.stride : nullptr; },
+          [&](int j) {
+            const int at = candidate(j);
+            return at != kNone ? means + static_cast<size_t>(at) * a.dim : nullptr;
+          },
+          tiles, cos);
+    };
+    float similarity[2][4][4];
+    product(a.k, a.mean_k, similarity);
+    if (a.value_weight != 0) {
+      float values[2][4][4];
+      product(a.v, a.mean_v, values);
+#pragma unroll
+      for (int i = 0; i < 2 * 4 * 4; ++i) {
+        float& s = similarity[i / 16][i / 4 % 4][i % 4];
+        s = (s + a.value_weight * values[i / 16][i / 4 % 4][i % 4]) / (1.0f + a.value_weight);
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+#pragma unroll
+      for (int column = 0; column < 2; ++column) {
+        const int at = candidate(warp % 2 * 32 + n * 8 + 2 * (lane % 4) + column);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float s = similarity[i / 2][n][i % 2 * 2 + column];
+          if (at != kNone && better(s, at, found[i], found_row[i])) found[i] = s, found_row[i] = at;
+        }
       }
     }
   }
 #pragma unroll
-  for (int i = 0; i < kEach; ++i) {  // the 16 threads of a row are half a warp
-    for (int step = 8; step > 0; step /= 2) {
+  for (int i = 0; i < 4; ++i) {  // four lanes share a row
+    for (int step = 2; step > 0; step /= 2) {
       const float other = simt::shuffle_xor(found[i], step);
       const int other_row = simt::shuffle_xor(found_row[i], step);
       if (other_row != kNone && better(other, other_row, found[i], found_row[i]))
         found[i] = other, found_row[i] = other_row;
     }
-    const int item = first_item + row + i;
-    if (column == 0 && item < a.items) {
-      best.similarity[static_cast<size_t>(split) * a.items + item] = found[i];
-      best.row[static_cast<size_t>(split) * a.items + item] = found_row[i];
+    const int item = first_item + warp / 2 * 32 + i * 8 + lane / 4;
+    if (lane % 4 == 0 && item < a.items) {
+      const size_t at = static_cast<size_t>(2 * split + warp % 2) * a.items + item;
+      best.similarity[at] = found[i];
+      best.row[at] = found_row[i];
     }
   }
 }
 
-MOSAIC_KERNEL(kThreads, 1) best_kernel(const AssignArgs a, int splits, const Best best) {
+MOSAIC_KERNEL(kThreads, 1) best_kernel(const AssignArgs a, int parts, const Best best) {
   const int item = simt::block_x() * kThreads + simt::thread();
   if (item >= a.items) return;
   float found = -INFINITY;
   int row = kNone;
-  for (int split = 0; split < splits; ++split) {
-    const size_t at = static_cast<size_t>(split) * a.items + item;
+  for (int part = 0; part < parts; ++part) {
+    const size_t at = static_cast<size_t>(part) * a.items + item;
     if (best.row[at] != kNone && better(best.similarity[at], best.row[at], found, row))
       found = best.similarity[at], row = best.row[at];
   }
@@ -212,20 +248,20 @@ MOSAIC_KERNEL(kRowThreads, 4) update_kernel(const UpdateArgs u) {
 }  // namespace
 
 size_t assign_scratch(const simt::Queue&, const Ops::Limits& limits) {
-  return 2 * static_cast<size_t>(kMostSplits) * static_cast<size_t>(limits.tokens);
+  return 2 * static_cast<size_t>(kMostParts) * static_cast<size_t>(limits.tokens);
 }
 
 void assign(const simt::Queue& on, const AssignArgs& a, float* scratch) {
   if (a.items == 0) return;
-  const int tiles = (a.items + kSide - 1) / kSide, columns = (a.n_rows + kSide - 1) / kSide;
-  const int splits = std::max(1, std::min({kMostSplits, columns, 2 * on.processors / tiles}));
+  const int tiles = (a.items + kSide - 1) / kSide, runs = (a.n_rows + kSide - 1) / kSide;
+  const int splits = std::max(1, std::min({kMostParts / 2, runs, 4 * on.processors / tiles})), parts = 2 * splits;
   Best best;
   best.similarity = scratch;
-  best.row = reinterpret_cast<int32_t*>(scratch + static_cast<size_t>(splits) * static_cast<size_t>(a.items));
+  best.row = reinterpret_cast<int32_t*>(scratch + static_cast<size_t>(parts) * static_cast<size_t>(a.items));
   simt::launch(on, "assign", assign_kernel, {static_cast<unsigned>(tiles), static_cast<unsigned>(splits)}, kThreads,
                kShared, a, splits, best);
   simt::launch(on, "assign", best_kernel, {static_cast<unsigned>((a.items + kThreads - 1) / kThreads)}, kThreads, 0, a,
-               splits, best);
+               parts, best);
 }
 
 void update_centroids(const simt::Queue& on, const UpdateArgs& u) {

@@ -78,6 +78,18 @@ MOSAIC_DEVICE Bytes load(const void* from) {
   return *static_cast<const Bytes*>(from);
 }
 
+// One step of a tensor core: c [16][8] += a [16][16] b [16][8], a and b in half precision, sums in fp32, spread over the
+// lanes as PTX has it (m16n8k16): with g = lane / 4 and t = lane % 4,
+//   a  a[0] (g, 2t..), a[1] (g + 8, 2t..), a[2] (g, 2t + 8..), a[3] (g + 8, 2t + 8..)   two columns a word
+//   b  b[0] (2t.., g), b[1] (2t + 8.., g)                                               two rows a word
+//   c  c[0..1] (g, 2t..), c[2..3] (g + 8, 2t..)
+MOSAIC_DEVICE void multiply_add(const uint32_t (&a)[4], const uint32_t (&b)[2], float (&c)[4]) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+MOSAIC_DEVICE half_t narrow(float x) { return __half_as_ushort(__float2half_rn(x)); }
+
 template <class... P, class... A>
 void launch(const Queue& on, const char* what, void (*kernel)(P...), Grid grid, int threads, size_t shared_bytes,
             const A&... args) {
@@ -135,6 +147,9 @@ Bytes load(const void* from) {
   std::memcpy(&bytes, from, sizeof bytes);
   return bytes;
 }
+
+void multiply_add(const uint32_t (&a)[4], const uint32_t (&b)[2], float (&c)[4], int line = __builtin_LINE());
+inline half_t narrow(float x) { return float_to_half(x); }
 
 template <class... P, class... A>
 void launch(const Queue&, const char* what, void (*kernel)(P...), Grid grid, int threads, size_t shared_bytes,

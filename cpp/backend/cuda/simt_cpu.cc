@@ -244,6 +244,29 @@ const uint32_t* meet_warp(uint32_t mine, int line) {
   return room;
 }
 
+// The definition: the lanes' words are laid out as the matrices they are, and multiplied.
+void multiply_add(const uint32_t (&a)[4], const uint32_t (&b)[2], float (&c)[4], int line) {
+  float left[16][16], right[16][8];
+  for (int i = 0; i < 6; ++i) {
+    const uint32_t* const all = meet_warp(i < 4 ? a[i] : b[i - 4], line);
+    for (int lane = 0; lane < kWarp; ++lane) {
+      const float x = half_to_float(static_cast<half_t>(all[lane])),
+                  y = half_to_float(static_cast<half_t>(all[lane] >> 16));
+      const int g = lane / 4, t = 2 * (lane % 4);
+      if (i < 4) {
+        float* const to = &left[g + i % 2 * 8][t + i / 2 * 8];
+        to[0] = x, to[1] = y;
+      } else {
+        right[t + (i - 4) * 8][g] = x, right[t + (i - 4) * 8 + 1][g] = y;
+      }
+    }
+  }
+  const int lane = place.thread % kWarp;
+  for (int i = 0; i < 4; ++i) {
+    for (int k = 0; k < 16; ++k) c[i] += left[lane / 4 + i / 2 * 8][k] * right[k][2 * (lane % 4) + i % 2];
+  }
+}
+
 void fault(const char* what) {
   runner.failure = what;
   for (;;) yield();  // run() throws; a kernel's thread is never unwound
