@@ -2,6 +2,7 @@
 // Only tests link it.
 #include "backend/cuda/simt.h"
 
+#include <algorithm>
 #include <memory>
 #include <random>
 #include <vector>
@@ -205,25 +206,44 @@ bool release(int begin, int end, State state) {
   return true;
 }
 
-void run_block(int threads) {
-  for (int t = 0; t < threads; ++t) prepare(runner.fibres[static_cast<size_t>(t)]);
-  for (;;) {
-    bool ran = false;
-    for (const int t : runner.turn) {
-      Fibre& fibre = runner.fibres[static_cast<size_t>(t)];
+// Lets a warp run as far as it can without the others: to the block's next barrier, or its end. One warp far ahead of
+// the rest is what shows that a barrier is missing.
+bool run_warp(const int* lanes) {
+  const int warp = lanes[0] / kWarp * kWarp;
+  bool ran = false;
+  do {
+    for (int i = 0; i < kWarp && runner.failure.empty(); ++i) {
+      Fibre& fibre = runner.fibres[static_cast<size_t>(lanes[i])];
       if (fibre.state != State::kReady) continue;
-      place.thread = t;
+      place.thread = lanes[i];
       resume(fibre);
       ran = true;
-      if (!runner.failure.empty()) return;
     }
-    bool done = true;
+  } while (runner.failure.empty() && release(warp, warp + kWarp, State::kAtShuffle));
+  return ran;
+}
+
+void run_block(int threads) {
+  for (int t = 0; t < threads; ++t) prepare(runner.fibres[static_cast<size_t>(t)]);
+  while (runner.failure.empty()) {
+    bool ran = false, done = true;
+    for (int i = 0; i < threads; i += kWarp) ran = run_warp(&runner.turn[static_cast<size_t>(i)]) || ran;
     for (int t = 0; t < threads; ++t) done = done && runner.fibres[static_cast<size_t>(t)].state == State::kDone;
     if (done) return;
     ran = release(0, threads, State::kAtBarrier) || ran;
-    for (int t = 0; t < threads; t += kWarp) ran = release(t, t + kWarp, State::kAtShuffle) || ran;
     if (!ran && runner.failure.empty()) runner.failure = "some threads wait where the others never come";
-    if (!runner.failure.empty()) return;
+  }
+}
+
+// The lanes of each warp together, warps and lanes in the wanted order.
+void take_turns(int threads, std::mt19937& random) {
+  for (int t = 0; t < threads; ++t) runner.turn[static_cast<size_t>(t)] = order == 1 ? threads - 1 - t : t;
+  if (order < 2) return;
+  const auto at = [](int i) { return runner.turn.begin() + i; };
+  for (int warp = 0; warp < threads; warp += kWarp) {
+    std::shuffle(at(warp), at(warp + kWarp), random);
+    const int other = static_cast<int>(random() % static_cast<unsigned>(threads / kWarp)) * kWarp;
+    if (other != warp) std::swap_ranges(at(warp), at(warp + kWarp), at(other));
   }
 }
 
@@ -285,7 +305,6 @@ void run(const char* what, Grid grid, int threads, size_t shared_bytes, const st
   runner.body = &body;
   runner.failure.clear();
   runner.turn.resize(static_cast<size_t>(threads));
-  for (int t = 0; t < threads; ++t) runner.turn[static_cast<size_t>(t)] = order == 1 ? threads - 1 - t : t;
   std::mt19937 random(order);
   // The end of what was asked for is the end of the allocation, so that ASan sees a byte too far. new[] aligns to 16.
   const std::unique_ptr<std::byte[]> shared(new std::byte[shared_bytes]);
@@ -298,9 +317,7 @@ void run(const char* what, Grid grid, int threads, size_t shared_bytes, const st
         place.block[0] = static_cast<int>(x), place.block[1] = static_cast<int>(y),
         place.block[2] = static_cast<int>(z);
         std::memset(place.shared, 0xff, shared_bytes);
-        if (order > 1) {
-          for (size_t t = runner.turn.size(); t-- > 1;) std::swap(runner.turn[t], runner.turn[random() % (t + 1)]);
-        }
+        take_turns(threads, random);
         run_block(threads);
         if (!runner.failure.empty()) refuse(runner.failure);
       }
