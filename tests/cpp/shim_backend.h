@@ -7,6 +7,7 @@
 namespace mosaic::test {
 
 // `processors`: how many the kernels think there are; few, so that work is cut in odd places.
-Backend make_shim(int processors = 3);
+// `everywhere`: its kernels reach all of the host's memory, not only what the device gave out.
+Backend make_shim(int processors = 3, bool everywhere = false);
 
 }  // namespace mosaic::test

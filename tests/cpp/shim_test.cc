@@ -41,6 +41,23 @@ void warp_kernel(float* out) {
   if (simt::ballot(simt::thread() % 2 == 0) != 0x55555555u) out[0] = -1;
 }
 
+// The first warp multiplies; the second does too, so that they must not meet each other, and keeps nothing.
+void product_kernel(const float* a, const float* b, float* c) {
+  const int g = simt::thread() % 32 / 4, t = simt::thread() % 4 * 2;
+  const auto two = [](float low, float high) {
+    return static_cast<uint32_t>(simt::narrow(low)) | static_cast<uint32_t>(simt::narrow(high)) << 16;
+  };
+  const auto row = [&](int i, int k) { return two(a[i * 16 + k], a[i * 16 + k + 1]); };
+  const auto column = [&](int k, int j) { return two(b[k * 8 + j], b[(k + 1) * 8 + j]); };
+  const uint32_t left[4] = {row(g, t), row(g + 8, t), row(g, t + 8), row(g + 8, t + 8)};
+  const uint32_t right[2] = {column(t, g), column(t + 8, g)};
+  float sum[4] = {c[g * 8 + t], c[g * 8 + t + 1], c[(g + 8) * 8 + t], c[(g + 8) * 8 + t + 1]};
+  simt::barrier();
+  simt::multiply_add(left, right, sum);
+  if (simt::thread() >= 32) return;
+  c[g * 8 + t] = sum[0], c[g * 8 + t + 1] = sum[1], c[(g + 8) * 8 + t] = sum[2], c[(g + 8) * 8 + t + 1] = sum[3];
+}
+
 void missed_barrier_kernel(int) {
   if (simt::thread() < 40) simt::barrier();
 }
@@ -103,6 +120,20 @@ TEST_CASE("a barrier or shuffle that some threads miss, a crooked load and an im
   CHECK_THROWS_WITH_AS(simt::launch({}, "f", sum_kernel, {}, 32, 49153, x.data()), doctest::Contains("48 KiB"),
                        InvariantError);
   CHECK_THROWS_AS(simt::launch({}, "g", sum_kernel, {0}, 32, 4, x.data()), InvariantError);
+}
+
+TEST_CASE("a tensor core's step is the product of the matrices its fragments spell, added to what was there") {
+  static std::vector<float> a, b, c;  // [16, 16], [16, 8], [16, 8]
+  Random random(4);
+  a = random.normals(256), b = random.normals(128), c = random.normals(128);
+  for (auto* x : {&a, &b})
+    for (float& value : *x) value = half_to_float(float_to_half(value));
+  std::vector<float> expected = c;
+  for (size_t i = 0; i < 16; ++i)
+    for (size_t j = 0; j < 8; ++j)
+      for (size_t k = 0; k < 16; ++k) expected[i * 8 + j] += a[i * 16 + k] * b[k * 8 + j];
+  simt::launch({}, "product", product_kernel, {}, 64, 0, a.data(), b.data(), c.data());
+  for (size_t i = 0; i < 128; ++i) CHECK(c[i] == doctest::Approx(expected[i]).epsilon(1e-6));
 }
 
 TEST_CASE("what the kernels compute does not depend on the order threads run in: no barrier is missing") {
