@@ -10,13 +10,13 @@ from types import ModuleType
 import pytest
 
 PTXAS = """ptxas info    : 0 bytes gmem
-ptxas info    : Compiling entry function '_ZN6mosaic4cuda12_GLOBAL__N_113attend_kernelILi16ELi128ELb1EEEvv' for 'sm_87'
-ptxas info    : Function properties for _ZN6mosaic4cuda12_GLOBAL__N_113attend_kernelILi16ELi128ELb1EEEvv
+ptxas info    : Compiling entry function '_ZN6mosaic113attend_kernelILi16ELi128ELb1EEEvv' for 'sm_87'
+ptxas info    : Function properties for _ZN6mosaic113attend_kernelILi16ELi128ELb1EEEvv
     16 bytes stack frame, 24 bytes spill stores, 20 bytes spill loads
 ptxas info    : Used 153 registers, used 1 barriers, 592 bytes cmem[0]
 ptxas info    : Compile time = 59.698 ms
-ptxas info    : Compiling entry function '_ZN6mosaic4cuda12_GLOBAL__N_115spectral_kernelENS_12SpectralArgsE' for 'sm_90'
-ptxas info    : Function properties for _ZN6mosaic4cuda12_GLOBAL__N_115spectral_kernelENS_12SpectralArgsE
+ptxas info    : Compiling entry function '_ZN6mosaic115spectral_kernelENS_12SpectralArgsE' for 'sm_90'
+ptxas info    : Function properties for _ZN6mosaic115spectral_kernelENS_12SpectralArgsE
     40 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
 ptxas info    : Function properties for __internal_trig_reduction_slowpathd
     0 bytes stack frame, 8 bytes spill stores, 8 bytes spill loads
