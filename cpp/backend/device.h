@@ -16,6 +16,8 @@ class Device {
   virtual size_t free_bytes() const = 0;
   // 64-byte aligned, zeroed. Throws DeviceError naming the need and what is free.
   virtual void* allocate(size_t bytes) = 0;
+  // The same for bytes the host never touches: it may not read or write there. Released in the same way.
+  virtual void* allocate_private(size_t bytes) { return allocate(bytes); }
   virtual void release(void* memory, size_t bytes) noexcept = 0;
   // Queue a copy; `record` marks the point after everything queued so far, `wait` blocks until a mark has passed.
   virtual void copy_async(void* to, const void* from, size_t bytes) = 0;

@@ -174,6 +174,9 @@ class Ops {
   virtual size_t scratch_bytes(const Limits& limits) const = 0;
   virtual void set_scratch(void* memory, const Limits& limits) = 0;
 
+  // Blocks until every call so far has run, so that the host may read what it wrote and reuse what it was given.
+  virtual void wait() {}
+
   virtual void attend(const AttendArgs& args) = 0;
   virtual void attention_mass(const MassArgs& args) = 0;
   virtual void add_recent_keys(const RecentKeysArgs& args) = 0;

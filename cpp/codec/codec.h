@@ -20,6 +20,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "core/dtype.h"
 #include "core/ids.h"
 
 namespace mosaic {
@@ -34,7 +35,7 @@ enum class CodecId : uint8_t {
 struct PageShape {
   int heads = 0;
   int head_dim = 0;
-  int row() const { return heads * head_dim; }  // elements of one token's keys (or values)
+  MOSAIC_HD int row() const { return heads * head_dim; }  // elements of one token's keys (or values)
 };
 
 const char* codec_name(CodecId codec);
@@ -48,11 +49,11 @@ size_t v_block_bytes(CodecId codec, int head_dim);
 // Bytes of one page, a multiple of 64.
 size_t page_bytes(CodecId codec, PageShape shape);
 
-inline TokenMeta* page_meta(std::byte* page) { return reinterpret_cast<TokenMeta*>(page); }
-inline const TokenMeta* page_meta(const std::byte* page) { return reinterpret_cast<const TokenMeta*>(page); }
+MOSAIC_HD inline TokenMeta* page_meta(std::byte* page) { return reinterpret_cast<TokenMeta*>(page); }
+MOSAIC_HD inline const TokenMeta* page_meta(const std::byte* page) { return reinterpret_cast<const TokenMeta*>(page); }
 inline constexpr size_t kPageMetaBytes = kPageTokens * sizeof(TokenMeta);
 static_assert(kPageMetaBytes % 64 == 0);
 
-inline constexpr size_t pad64(size_t bytes) { return (bytes + 63) / 64 * 64; }
+MOSAIC_HD inline constexpr size_t pad64(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 }  // namespace mosaic

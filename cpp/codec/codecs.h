@@ -10,8 +10,11 @@
 namespace mosaic {
 
 // Calls fn with an empty value of the codec's struct: with_codec(id, [&](auto c) { decltype(c)::k(...); }).
+#if defined(__CUDACC__)
+#pragma nv_exec_check_disable  // fn may be of the host alone
+#endif
 template <class Fn>
-inline auto with_codec(CodecId codec, Fn&& fn) {
+MOSAIC_HD inline auto with_codec(CodecId codec, Fn&& fn) {
   switch (codec) {
 #define MOSAIC_CODEC(id, name, type) \
   case CodecId::id:                  \

@@ -7,6 +7,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "core/dtype.h"
+
 namespace mosaic {
 
 enum class RopeLayout : uint8_t {
@@ -23,10 +25,10 @@ struct RopeSpec {
   // M-RoPE: frequencies taken by (t, h, w); all zero means 1-D. Sum = rotary_dim / 2.
   int sections[3] = {0, 0, 0};
   bool sections_interleaved = false;  // Qwen3: t,h,w take turns; Qwen2.5: three chunks
-  bool is_multi() const { return sections[0] + sections[1] + sections[2] > 0; }
-  int frequencies() const { return layout == RopeLayout::kNone ? 0 : rotary_dim / 2; }
+  MOSAIC_HD bool is_multi() const { return sections[0] + sections[1] + sections[2] > 0; }
+  MOSAIC_HD int frequencies() const { return layout == RopeLayout::kNone ? 0 : rotary_dim / 2; }
   // Which of (t, h, w) drives frequency i.
-  int axis_of(int i) const {
+  MOSAIC_HD int axis_of(int i) const {
     if (!is_multi()) return 0;
     if (sections_interleaved) {  // t h w t h w ... while h and w have frequencies left, t takes the rest
       if (i % 3 == 1 && i < sections[1] * 3) return 1;
@@ -54,13 +56,13 @@ class RopeTable {
     for (int b = 0; b < kFine; ++b) fill(fine_ + static_cast<size_t>(b) * 2 * n, b);
     for (int a = 0; a * kFine < max_position; ++a) fill(coarse_ + static_cast<size_t>(a) * 2 * n, a * kFine);
   }
-  const RopeSpec& spec() const { return spec_; }
+  MOSAIC_HD const RopeSpec& spec() const { return spec_; }
   int max_position() const { return max_position_; }
   // One table row: [cos x frequencies][sin x frequencies]. For kernels that do the complex product themselves.
-  const float* fine(int position) const {
+  MOSAIC_HD const float* fine(int position) const {
     return fine_ + static_cast<size_t>(position % kFine) * 2 * spec_.frequencies();
   }
-  const float* coarse(int position) const {
+  MOSAIC_HD const float* coarse(int position) const {
     return coarse_ + static_cast<size_t>(position / kFine) * 2 * spec_.frequencies();
   }
   // cos, sin: [frequencies]. The plain loop; positions must lie in [0, max_position).

@@ -82,7 +82,7 @@ TEST_CASE("every instruction set attends as the plain loops do, with one thread 
     Kernels plain("plain", 1, limits_of(shape));
     plain->attend(world.args);
     const auto out = world.out, lse = world.lse;
-    for (const std::string& name : cpu::implementations()) {
+    for (const std::string& name : implementations()) {
       for (int threads : {1, 3}) {
         CAPTURE(name);
         CAPTURE(threads);
@@ -106,7 +106,7 @@ TEST_CASE("a lane may be some of the heads the scratch was planned for") {
   Kernels plain("plain", 1, limits_of(all));
   plain->attend(world.args);
   const auto out = world.out, lse = world.lse;
-  for (const std::string& name : cpu::implementations()) {
+  for (const std::string& name : implementations()) {
     CAPTURE(name);
     Kernels kernels(name, 3, limits_of(all));
     kernels->attend(world.args);
@@ -119,7 +119,7 @@ TEST_CASE("the same call gives the same bits every time, whatever worker comes f
   const AttendShape shape{
       .heads = 4, .group = 7, .head_dim = 64, .tokens = 3, .pages = 90, .rows = 40, .block = true, .rope = half(64)};
   AttendWorld world(shape, 5);
-  for (const std::string& name : cpu::implementations()) {
+  for (const std::string& name : implementations()) {
     Kernels kernels(name, 3, limits_of(shape));
     kernels->attend(world.args);
     const auto out = world.out, lse = world.lse;
@@ -135,7 +135,7 @@ TEST_CASE("parts attended apart and merged equal everything attended at once") {
   const AttendShape shape{
       .heads = 2, .group = 3, .head_dim = 48, .tokens = 5, .pages = 11, .rows = 9, .block = true, .rope = half(48)};
   AttendWorld world(shape, 9);
-  for (const std::string& name : cpu::implementations()) {
+  for (const std::string& name : implementations()) {
     CAPTURE(name);
     Kernels kernels(name, 2, limits_of(shape));
     world.args.q_stride = 6 * 48;  // merge takes dense rows
@@ -164,7 +164,7 @@ TEST_CASE("parts attended apart and merged equal everything attended at once") {
 
 TEST_CASE("a query of the block sees the tokens up to itself and no later one") {
   const AttendShape shape{.tokens = 35, .pages = 2, .block = true, .rope = half(32)};
-  for (const std::string& name : cpu::implementations()) {
+  for (const std::string& name : implementations()) {
     AttendWorld world(shape, 21);
     Kernels kernels(name, 2, limits_of(shape));
     kernels->attend(world.args);
@@ -182,7 +182,7 @@ TEST_CASE("a query of the block sees the tokens up to itself and no later one") 
 }
 
 TEST_CASE("logits far beyond what exp can hold stay finite and the largest wins") {
-  for (const std::string& name : cpu::implementations()) {
+  for (const std::string& name : implementations()) {
     for (float size : {1e4f, -1e4f, 1e30f}) {
       CAPTURE(name);
       CAPTURE(size);
@@ -214,7 +214,7 @@ TEST_CASE("attention mass is what the last query paid: it equals the plain loops
     for (size_t i = 0; i < world.positions.size(); ++i) sum += page_mass[i];
     for (size_t i = 0; i < world.rows.size(); ++i) sum += row_mass[i];
     if (shape.pages + shape.rows > 0) CHECK(sum == doctest::Approx(shape.heads * shape.group));
-    for (const std::string& name : cpu::implementations()) {
+    for (const std::string& name : implementations()) {
       CAPTURE(name);
       CAPTURE(seed);
       Kernels kernels(name, 2, limits_of(shape));
@@ -229,7 +229,7 @@ TEST_CASE("attention mass is what the last query paid: it equals the plain loops
 TEST_CASE("sizes beyond the planned scratch are refused before anything is written") {
   const AttendShape shape{.heads = 2, .group = 2, .head_dim = 32};
   AttendWorld world(shape, 3);
-  for (const std::string& name : cpu::implementations()) {
+  for (const std::string& name : implementations()) {
     if (name == "plain") continue;
     Kernels kernels(name, 1, {.tokens = 1, .q_heads = 3, .shape = {2, 32}});
     CHECK_THROWS(kernels->attend(world.args));

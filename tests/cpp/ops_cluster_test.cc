@@ -62,7 +62,7 @@ TEST_CASE("every instruction set assigns an item to the centroid the plain loops
     plain->assign(items.args);
     const auto best = items.best;
     const auto similarity = items.similarity;
-    for (const std::string& name : cpu::implementations()) {
+    for (const std::string& name : implementations()) {
       for (int threads : {1, 3}) {
         Kernels kernels(name, threads, items.limits());
         std::fill(items.best.begin(), items.best.end(), -9);
@@ -81,7 +81,7 @@ TEST_CASE("every instruction set assigns an item to the centroid the plain loops
 }
 
 TEST_CASE("equal centroids are a tie that the lowest row wins, wherever they stand in the list") {
-  for (const std::string& name : cpu::implementations()) {
+  for (const std::string& name : implementations()) {
     for (int table : {3, 70, 200}) {
       Items items(9, table, 0, 96, 0, 0, 4);
       for (int row = 1; row < table; ++row) {
@@ -98,7 +98,7 @@ TEST_CASE("equal centroids are a tie that the lowest row wins, wherever they sta
 }
 
 TEST_CASE("an item without candidates belongs nowhere, and a zero vector is similar to nothing") {
-  for (const std::string& name : cpu::implementations()) {
+  for (const std::string& name : implementations()) {
     Items items(3, 5, 0, 16, 0, 0, 4);
     Kernels kernels(name, 1, items.limits());
     items.args.n_rows = 0;
@@ -116,7 +116,7 @@ TEST_CASE("an item without candidates belongs nowhere, and a zero vector is simi
 }
 
 TEST_CASE("centroids follow the running rule: mean, variance and count, in the order of the items") {
-  for (const std::string& name : cpu::implementations()) {
+  for (const std::string& name : implementations()) {
     for (int dim : {1, 5, 16, 33, 512}) {
       for (float weight : {0.0f, 0.5f}) {
         const int rows = 9, items = 196;
@@ -202,7 +202,7 @@ TEST_CASE("every instruction set scores as the plain loops do") {
           CHECK(std::accumulate(expected.begin(), expected.end(), 0.0) ==
                 doctest::Approx(c.tokens * c.heads * c.group));
         }
-        for (const std::string& name : cpu::implementations()) {
+        for (const std::string& name : implementations()) {
           for (int threads : {1, 3}) {
             a.score = got.data();
             Kernels(name, threads, limits)->score(a);
@@ -219,7 +219,7 @@ TEST_CASE("every instruction set scores as the plain loops do") {
 
 TEST_CASE("top k is what a stable sort puts first") {
   Random random(3);
-  for (const std::string& name : cpu::implementations()) {
+  for (const std::string& name : implementations()) {
     Kernels kernels(name, 1, {.tokens = 1, .q_heads = 1, .shape = {1, 8}, .rows = 1});
     for (int n : {0, 1, 5, 7, 13, 100, 4096}) {
       for (int k : {0, 1, 5, 13, 64, n - 1, n, n + 1}) {

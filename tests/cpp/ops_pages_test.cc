@@ -25,7 +25,7 @@ TEST_CASE("every instruction set writes and reads the pages of the plain loops")
         Kernels plain("plain", 1, limits);
         std::vector<std::byte> expected(page_bytes(id, shape));
         plain->encode(id, shape, k.data(), v.data(), stride, count, expected.data());
-        for (const std::string& name : cpu::implementations()) {
+        for (const std::string& name : implementations()) {
           CAPTURE(name);
           CAPTURE(codec_name(id));
           CAPTURE(count);
@@ -58,7 +58,7 @@ TEST_CASE("every instruction set writes and reads the pages of the plain loops")
 TEST_CASE("gather picks single tokens out of pages of several codecs") {
   AttendWorld world({.heads = 2, .head_dim = 20, .pages = 9}, 4);
   const PageShape shape = world.args.shape;
-  for (const std::string& name : cpu::implementations()) {
+  for (const std::string& name : implementations()) {
     Kernels kernels(name, 1, {.tokens = 1, .q_heads = 2, .shape = shape, .rows = 1});
     std::vector<PageEntry> pages;
     std::vector<int32_t> at;

@@ -39,7 +39,7 @@ struct Rows {
 TEST_CASE("recent keys, redundancy and norms of every instruction set equal the plain loops, whatever the stride") {
   Random random(1);
   const auto plain = cpu::make_ops("plain", 1);
-  for (const std::string& name : cpu::implementations())
+  for (const std::string& name : implementations())
     for (const int dim : kSizes)
       for (const int items : {0, 1, 5, 16, 17, 9001}) {
         CAPTURE(name);
@@ -50,7 +50,7 @@ TEST_CASE("recent keys, redundancy and norms of every instruction set equal the 
         std::vector<int32_t> place(static_cast<size_t>(items));
         for (int32_t& p : place) p = random.below(kPlaces - 1);  // the last place stays empty
         const auto start = random.normals(static_cast<size_t>((kPlaces - 1) * dim));
-        const auto ops = cpu::make_ops(name, 2);
+        const auto ops = make_ops(name, 2);
         std::vector<float> sum[2], score[2], norm[2];
         std::vector<int32_t> count[2];
         for (const int which : {0, 1}) {
@@ -86,9 +86,9 @@ TEST_CASE("equal items have equal signals, wherever they stand and on however ma
   for (int i = 0; i < kItems; ++i) x.insert(x.end(), row.begin(), row.end());
   const std::vector<int32_t> place(kItems, 0), count{1};
   const auto sum = random.normals(kDim);
-  for (const std::string& name : cpu::implementations())
+  for (const std::string& name : implementations())
     for (const int threads : {1, 3}) {
-      const auto ops = cpu::make_ops(name, threads);
+      const auto ops = make_ops(name, threads);
       std::vector<float> score(kItems), norm(kItems);
       ops->temporal_redundancy({x.data(), place.data(), kItems, kDim, kDim, sum.data(), count.data(), score.data()});
       ops->row_norm({x.data(), kItems, kDim, kDim, norm.data()});
@@ -102,7 +102,7 @@ TEST_CASE("equal items have equal signals, wherever they stand and on however ma
 TEST_CASE("spectral energy of every instruction set equals the plain loops; a constant has none, an alternation all") {
   Random random(3);
   const auto plain = cpu::make_ops("plain", 1);
-  for (const std::string& name : cpu::implementations())
+  for (const std::string& name : implementations())
     for (const int dim : {1, 5, 13, 16, 17, 31, 48, 100})
       for (const int tokens : {0, 1, 2, 3, 5, 7, 13, 16, 17, 49, 64, 1025}) {
         if (tokens == 1025 && dim != 17) continue;  // beyond the table
@@ -110,7 +110,7 @@ TEST_CASE("spectral energy of every instruction set equals the plain loops; a co
         CAPTURE(dim);
         CAPTURE(tokens);
         const Rows x(random, tokens, dim, dim % 4);
-        const auto ops = cpu::make_ops(name, 2);
+        const auto ops = make_ops(name, 2);
         std::vector<float> expected(static_cast<size_t>(tokens) + 1, kUntouched), got = expected;
         plain->spectral_energy({x.x.data(), tokens, dim, x.stride, expected.data()});
         ops->spectral_energy({x.x.data(), tokens, dim, x.stride, got.data()});
@@ -160,7 +160,7 @@ TEST_CASE("attention received from many queries equals the plain loops and sums 
         const int from = first < 0 ? shape.tokens - 1 : first, silent = from <= 2 ? 1 : 0;
         if (block || !shape.block)
           CHECK(sum == doctest::Approx((shape.tokens - from - silent) * shape.heads * shape.group).epsilon(1e-4));
-        for (const std::string& name : cpu::implementations()) {
+        for (const std::string& name : implementations()) {
           CAPTURE(name);
           CAPTURE(seed);
           CAPTURE(first);

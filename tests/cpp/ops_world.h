@@ -8,6 +8,7 @@
 
 #include "backend/cpu/cpu_ops.h"
 #include "backend/ops.h"
+#include "mirror_ops.h"
 
 namespace mosaic::test {
 
@@ -32,7 +33,7 @@ struct Random {
 struct Kernels {
   std::unique_ptr<Ops> ops;
   std::vector<std::byte> memory;
-  Kernels(const std::string& name, int threads, const Ops::Limits& limits) : ops(cpu::make_ops(name, threads)) {
+  Kernels(const std::string& name, int threads, const Ops::Limits& limits) : ops(make_ops(name, threads)) {
     memory.resize(ops->scratch_bytes(limits) + 64, std::byte{0xff});
     std::byte* const aligned = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64;
     ops->set_scratch(aligned, limits);

@@ -6,6 +6,7 @@
 namespace mosaic::cuda {
 
 BackendInfo info();
-Backend make();
+// blocking: every op has run when its call returns; else Ops::wait() or Device::wait() says so.
+Backend make(bool blocking = true);
 
 }  // namespace mosaic::cuda

@@ -1,0 +1,280 @@
+// attend and merge. A block of threads takes one KV head, a tile of query rows (8 or 16: the heads of a group and some
+// tokens, which share every key that is loaded) and a run of units (split-KV); it goes through its units with an online
+// softmax and writes (out, lse), or a part of it that combine_kernel joins. Two barriers a unit: keys are in shared
+// memory; weights are. Threads are then seen as pairs of channels x halves of the rows, so that a byte of int4 gives both
+// its numbers to one thread. Everything is fp32: keys and values are decoded in registers, never written back.
+#include <algorithm>
+
+#include "backend/cuda/attend_tile.h"
+#include "backend/cuda/kernels.h"
+
+namespace mosaic::MOSAIC_SIMT {
+namespace {
+
+constexpr int kBlocksAProcessor = 4;  // how many blocks split-KV aims at
+constexpr int kMostRows = 16;
+
+// Two numbers of a token's values, `half` channels apart.
+template <class C>
+MOSAIC_DEVICE void load_value(const std::byte* block, int d, int token, int channel, int half, float* x, float* y) {
+  if constexpr (std::is_same_v<C, Int4>) {
+    const float low = simt::widen(C::lows(block, kPageTokens)[token]), step = simt::widen(C::steps(block)[token]);
+    const uint8_t code = C::codes(block, kPageTokens)[token * half + channel];
+    *x = low + step * static_cast<float>(code & 15);
+    *y = low + step * static_cast<float>(code >> 4);
+  } else if constexpr (std::is_same_v<C, Fp16>) {
+    const half_t* const row = reinterpret_cast<const half_t*>(block) + token * d;
+    *x = simt::widen(row[channel]);
+    *y = channel + half < d ? simt::widen(row[channel + half]) : 0.0f;
+  } else {
+    *x = C::v(block, d, token, channel);
+    *y = channel + half < d ? C::v(block, d, token, channel + half) : 0.0f;
+  }
+}
+
+// acc[row][0..1] += weight[row][key] * value(key). value(key, &x, &y) is not asked for keys that do not exist.
+template <int kRows, class Value>
+MOSAIC_DEVICE void add_values(const float* weight, const TileKeys& keys, const Value& value, float (*acc)[2]) {
+#pragma unroll
+  for (int first = 0; first < kTile; first += 4) {
+    float x[4] = {}, y[4] = {};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (keys.bias[first + i] != -INFINITY) value(first + i, &x[i], &y[i]);
+    }
+#pragma unroll
+    for (int row = 0; row < kRows; ++row) {
+      const Float4 w = simt::load<Float4>(weight + row * kTile + first);
+      acc[row][0] += w.x * x[0] + w.y * x[1] + w.z * x[2] + w.w * x[3];
+      acc[row][1] += w.x * y[0] + w.y * y[1] + w.z * y[2] + w.w * y[3];
+    }
+  }
+}
+
+// A unit's values for the thread's pair of channels.
+template <int kRows>
+MOSAIC_DEVICE void add_unit(const AttendArgs& a, Unit unit, int kv_head, const TileKeys& keys, const float* weight,
+                            int channel, int half, float (*acc)[2]) {
+  const int d = a.shape.head_dim;
+  if (unit.part == Part::kPage) {
+    const PageEntry page = a.pages[unit.index];
+    const std::byte* const block = page.data + head_offset(page.codec, d, kv_head) + k_block(page.codec, d);
+    with_codec(page.codec, [&](auto c) {
+      const auto value = [&](int i, float* x, float* y) { load_value<decltype(c)>(block, d, i, channel, half, x, y); };
+      add_values<kRows>(weight, keys, value, acc);
+    });
+  } else if (unit.part == Part::kRows) {
+    const auto value = [&](int i, float* x, float* y) {
+      const half_t* const row = a.mean_v + (mean_row(a, unit.index + i) * a.shape.heads + kv_head) * d;
+      *x = simt::widen(row[channel]);
+      *y = channel + half < d ? simt::widen(row[channel + half]) : 0.0f;
+    };
+    add_values<kRows>(weight, keys, value, acc);
+  } else {
+    const auto value = [&](int i, float* x, float* y) {
+      const float* const row = a.block_v + static_cast<size_t>(unit.index + i) * a.kv_stride + kv_head * d;
+      *x = row[channel];
+      *y = channel + half < d ? row[channel + half] : 0.0f;
+    };
+    add_values<kRows>(weight, keys, value, acc);
+  }
+}
+
+struct Parts {
+  float* out = nullptr;  // [splits, T, Hq, D], or null: one split, straight to the caller's
+  float* lse = nullptr;  // [splits, T, Hq]
+};
+
+template <int kRows>
+size_t shared_floats(int d) {
+  return static_cast<size_t>(kRows + kTile) * static_cast<size_t>(row_stride(d)) + kRows * kTile + 3 * kRows;
+}
+
+// Grid: x a split, y a KV head, z a tile of query rows.
+template <int kRows, int kThreads, bool kValues>
+MOSAIC_KERNEL(kThreads, 2)
+attend_kernel(const AttendArgs a, const RopeTable rope, const Parts parts) {
+  constexpr int kLogits = kRows * kTile > kThreads ? kRows * kTile / kThreads : 1;  // of a thread
+  constexpr int kPairs = kThreads / 2, kHalf = kRows / 2;                           // channels x rows of a thread
+  const int d = a.shape.head_dim, stride = row_stride(d), group = a.q_heads / a.shape.heads;
+  const int kv_head = simt::block_y(), first = simt::block_z() * kRows;
+  const int left = a.tokens * group - first, rows = left < kRows ? left : kRows;
+  const bool rotates = rope.spec().frequencies() > 0;
+
+  float* const q = simt::shared<float>();
+  float* const k = q + kRows * stride;
+  float* const weight = k + kTile * stride;      // [kRows][16]
+  float* const shrink = weight + kRows * kTile;  // [kRows] what the sums so far are worth under the new maximum
+  float* const top_of = shrink + kRows;          // [kRows] at the end
+  float* const total_of = top_of + kRows;
+  TileKeys* const keys = reinterpret_cast<TileKeys*>(total_of + kRows);  // [2]: this unit's and the next one's
+
+  // The run of units: all that the tile's last token sees, cut evenly.
+  const int units = a.n_pages + row_units(a) + block_units(a, (first + rows - 1) / group + 1);
+  const int splits = simt::blocks_x(), split = simt::block_x();
+  const int begin = static_cast<int>(static_cast<int64_t>(units) * split / splits);
+  const int end = static_cast<int>(static_cast<int64_t>(units) * (split + 1) / splits);
+
+  clear_padding(kRows + kTile, d, q);
+  load_queries<kRows>(a, rope, kv_head, first, rows, q);
+  if (begin < end) describe(a, rotates, unit_at(a, begin), &keys[begin % 2]);
+  simt::barrier();
+
+  float top[kLogits], total[kLogits], acc[kHalf][2];
+  for (int i = 0; i < kLogits; ++i) top[i] = -INFINITY, total[i] = 0;
+  for (int row = 0; row < kHalf; ++row) acc[row][0] = acc[row][1] = 0;
+  const int half = (d + 1) / 2, channel = simt::thread() % kPairs, row_base = simt::thread() / kPairs * kHalf;
+
+  for (int u = begin; u < end; ++u) {
+    const Unit unit = unit_at(a, u);
+    const TileKeys& now = keys[u % 2];
+    load_keys(a, rope, unit, kv_head, now, k);
+    simt::barrier();
+    if (u + 1 < end) describe(a, rotates, unit_at(a, u + 1), &keys[(u + 1) % 2]);
+#pragma unroll
+    for (int i = 0; i < kLogits; ++i) {  // 16 lanes hold a row's 16 logits; whole warps take part or none of it
+      const int row = (simt::thread() + i * kThreads) / kTile, key = simt::thread() % kTile;
+      if (row >= kRows) break;
+      const float logit = logit_of(q + row * stride, k + key * stride, d, now, key, (first + row) / group);
+      const float most = simt::max_lanes(logit, kTile), above = most > top[i] ? most : top[i];
+      const float p = logit == -INFINITY ? 0.0f : simt::exp2_of(logit - above);
+      const float factor = top[i] == -INFINITY ? 0.0f : simt::exp2_of(top[i] - above);
+      total[i] = total[i] * factor + simt::sum_lanes(p, kTile);
+      top[i] = above;
+      weight[row * kTile + key] = p;
+      if (key == 0) shrink[row] = factor;
+    }
+    simt::barrier();
+    if (kValues && channel < half) {
+      for (int row = 0; row < kHalf; ++row) {
+        const float factor = shrink[row_base + row];
+        acc[row][0] *= factor, acc[row][1] *= factor;
+      }
+      add_unit<kHalf>(a, unit, kv_head, now, weight + row_base * kTile, channel, half, acc);
+    }
+  }
+
+#pragma unroll
+  for (int i = 0; i < kLogits; ++i) {
+    const int row = (simt::thread() + i * kThreads) / kTile;
+    if (row < kRows && simt::thread() % kTile == 0) top_of[row] = top[i], total_of[row] = total[i];
+  }
+  simt::barrier();
+  const size_t all_rows = static_cast<size_t>(a.tokens) * a.q_heads;
+  if (simt::thread() < rows) {
+    const int row = simt::thread(), token = (first + row) / group, head = kv_head * group + (first + row) % group;
+    const float sum = total_of[row];
+    float* const lse = parts.lse != nullptr ? parts.lse + split * all_rows : a.lse;
+    lse[static_cast<size_t>(token) * a.q_heads + head] =
+        sum > 0 ? (top_of[row] + simt::log2_of(sum)) * kLn2 : -INFINITY;
+  }
+  if constexpr (kValues) {
+    if (channel >= half) return;
+#pragma unroll
+    for (int r = 0; r < kHalf; ++r) {
+      const int row = row_base + r, token = (first + row) / group, head = kv_head * group + (first + row) % group;
+      if (row >= rows) break;
+      const float sum = total_of[row], inverse = sum > 0 ? 1.0f / sum : 0.0f;
+      float* const out = parts.out != nullptr
+                             ? parts.out + (split * all_rows + static_cast<size_t>(token) * a.q_heads + head) * d
+                             : a.out + static_cast<size_t>(token) * a.q_stride + static_cast<size_t>(head) * d;
+      out[channel] = acc[r][0] * inverse;
+      if (channel + half < d) out[channel + half] = acc[r][1] * inverse;
+    }
+  }
+}
+
+constexpr int kJoinThreads = 64;
+
+// The splits of one query row (a block each) -> out, lse. `out` null: lse alone.
+MOSAIC_KERNEL(kJoinThreads, 1)
+combine_kernel(const Parts parts, int splits, int q_heads, int d, float* out, size_t stride, float* lse) {
+  const size_t row = static_cast<size_t>(simt::block_x()), rows = static_cast<size_t>(simt::blocks_x());
+  float top = -INFINITY, total = 0;
+  for (int s = 0; s < splits; ++s) top = fmaxf(top, parts.lse[s * rows + row]);
+  for (int s = 0; s < splits && top != -INFINITY; ++s) {
+    total += simt::exp2_of((parts.lse[s * rows + row] - top) * kLog2E);
+  }
+  if (simt::thread() == 0) lse[row] = total > 0 ? top + simt::log2_of(total) * kLn2 : -INFINITY;
+  if (out == nullptr) return;
+  float* const to = out + row / q_heads * stride + row % q_heads * d;
+  for (int c = simt::thread(); c < d; c += kJoinThreads) {
+    float sum = 0;
+    for (int s = 0; s < splits && total > 0; ++s) {
+      const float weight = simt::exp2_of((parts.lse[s * rows + row] - top) * kLog2E);
+      sum += weight * parts.out[(s * rows + row) * d + c];
+    }
+    to[c] = total > 0 ? sum / total : 0.0f;
+  }
+}
+
+MOSAIC_KERNEL(kJoinThreads, 1)
+merge_kernel(float* out, float* lse, const float* other_out, const float* other_lse, int d) {
+  const size_t row = static_cast<size_t>(simt::block_x());
+  const float a = lse[row], b = other_lse[row], top = fmaxf(a, b);
+  simt::barrier();  // all have read lse[row]
+  if (top == -INFINITY) return;
+  const float mine = simt::exp2_of((a - top) * kLog2E), theirs = simt::exp2_of((b - top) * kLog2E);
+  const float inverse = 1.0f / (mine + theirs);
+  for (int c = simt::thread(); c < d; c += kJoinThreads) {
+    float* const to = out + row * d + c;
+    *to = (*to * mine + other_out[row * d + c] * theirs) * inverse;
+  }
+  if (simt::thread() == 0) lse[row] = top + simt::log2_of(mine + theirs) * kLn2;
+}
+
+template <int kRows, int kThreads, bool kValues>
+void queue_attend(const simt::Queue& on, const AttendArgs& a, int splits, const Parts& parts) {
+  const int tiles = (a.tokens * (a.q_heads / a.shape.heads) + kRows - 1) / kRows;
+  const simt::Grid grid{static_cast<unsigned>(splits), static_cast<unsigned>(a.shape.heads),
+                        static_cast<unsigned>(tiles)};
+  const size_t bytes = shared_floats<kRows>(a.shape.head_dim) * sizeof(float) + 2 * sizeof(TileKeys);
+  simt::launch(on, "attend", attend_kernel<kRows, kThreads, kValues>, grid, kThreads, bytes, a,
+               a.rope != nullptr ? *a.rope : RopeTable(), parts);
+}
+
+template <bool kValues>
+void attend_any(const simt::Queue& on, const AttendArgs& a, float* scratch) {
+  if (a.tokens == 0) return;
+  if (a.shape.head_dim > kMostHead)
+    throw InvalidInput("attend: heads of " + std::to_string(a.shape.head_dim) +
+                       " channels; at most 256 on this device.");
+  const int query_rows = a.tokens * (a.q_heads / a.shape.heads), rows = query_rows <= 8 ? 8 : kMostRows;
+  const int tiles = (query_rows + rows - 1) / rows;
+  const int units = a.n_pages + row_units(a) + block_units(a, a.tokens);
+  const int wanted = kBlocksAProcessor * on.processors / (tiles * a.shape.heads);
+  const int splits = std::max(1, std::min(wanted, units));
+  const size_t all_rows = static_cast<size_t>(a.tokens) * static_cast<size_t>(a.q_heads);
+  Parts parts;
+  if (splits > 1) parts.lse = scratch, parts.out = scratch + static_cast<size_t>(splits) * all_rows;
+  if (a.shape.head_dim <= 128) {
+    rows == 8 ? queue_attend<8, 128, kValues>(on, a, splits, parts)
+              : queue_attend<16, 128, kValues>(on, a, splits, parts);
+  } else {
+    rows == 8 ? queue_attend<8, 256, kValues>(on, a, splits, parts)
+              : queue_attend<16, 256, kValues>(on, a, splits, parts);
+  }
+  if (splits == 1) return;
+  simt::launch(on, "attend", combine_kernel, {static_cast<unsigned>(all_rows)}, kJoinThreads, 0, parts, splits,
+               a.q_heads, a.shape.head_dim, kValues ? a.out : nullptr, a.q_stride, a.lse);
+}
+
+}  // namespace
+
+// splits x tiles x heads <= blocks, and a tile has at most 16 rows: so many rows of partial results at most.
+size_t attend_scratch(const simt::Queue& on, const Ops::Limits& limits) {
+  return static_cast<size_t>(kBlocksAProcessor * on.processors * kMostRows) *
+         static_cast<size_t>(limits.shape.head_dim + 1);
+}
+
+void attend(const simt::Queue& on, const AttendArgs& args, float* scratch) { attend_any<true>(on, args, scratch); }
+void attend_lse(const simt::Queue& on, const AttendArgs& args, float* scratch) { attend_any<false>(on, args, scratch); }
+
+void merge(const simt::Queue& on, float* out, float* lse, const float* other_out, const float* other_lse, int rows,
+           int head_dim) {
+  if (rows == 0) return;
+  simt::launch(on, "merge", merge_kernel, {static_cast<unsigned>(rows)}, kJoinThreads, 0, out, lse, other_out,
+               other_lse, head_dim);
+}
+
+}  // namespace mosaic::MOSAIC_SIMT

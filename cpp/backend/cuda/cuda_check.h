@@ -1,0 +1,27 @@
+// Every call of the CUDA runtime goes through check(): a failure becomes a DeviceError that names the call and its place.
+// Destructors use passed(), which never throws. nvcc's files only.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <string>
+
+#include "core/error.h"
+
+namespace mosaic::cuda {
+
+[[noreturn]] inline void fail(cudaError_t code, const char* what, const char* file, int line) {
+  throw DeviceError("cuda: " + std::string(what) + " failed: " + cudaGetErrorString(code) + " (" +
+                    cudaGetErrorName(code) + ", " + file + ":" + std::to_string(line) + "). " +
+                    (code == cudaErrorMemoryAllocation ? "Lower memory=." : "Close the session and open another."));
+}
+
+inline void check(cudaError_t code, const char* what, const char* file, int line) {
+  if (code != cudaSuccess) fail(code, what, file, line);
+}
+
+inline bool passed(cudaError_t code) noexcept { return code == cudaSuccess; }
+
+}  // namespace mosaic::cuda
+
+#define MOSAIC_CUDA_TRY(call) ::mosaic::cuda::check((call), #call, __FILE__, __LINE__)

@@ -1,0 +1,40 @@
+// CudaDevice: one GPU, one stream that copies and kernels share, so that they run in the order they were queued.
+// allocate() gives pinned host memory that the GPU maps: store and policies read and write it, and so do kernels, at the
+// same address. On a board with one DRAM that costs nothing; on a card every read crosses the link. allocate_private()
+// is the card's own memory.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "backend/device.h"
+
+namespace mosaic::cuda {
+
+class CudaDevice final : public Device {
+ public:
+  explicit CudaDevice(int ordinal);
+  ~CudaDevice() override;
+  CudaDevice(const CudaDevice&) = delete;
+  CudaDevice& operator=(const CudaDevice&) = delete;
+  const char* name() const override { return "cuda"; }
+  bool is_integrated() const override { return integrated_; }
+  size_t free_bytes() const override;  // of what allocate() gives: the host's
+  void* allocate(size_t bytes) override;
+  void* allocate_private(size_t bytes) override;
+  void release(void* memory, size_t bytes) noexcept override;
+  void copy_async(void* to, const void* from, size_t bytes) override;
+  uint64_t record() override;
+  void wait(uint64_t mark) override;
+  cudaStream_t stream() const { return stream_; }
+  int processors() const { return processors_; }
+
+ private:
+  static constexpr int kEvents = 64;  // marks older than this many wait for a later one
+  bool integrated_ = false;
+  int processors_ = 1;
+  cudaStream_t stream_ = nullptr;
+  cudaEvent_t events_[kEvents] = {};
+  uint64_t mark_ = 0;
+};
+
+}  // namespace mosaic::cuda

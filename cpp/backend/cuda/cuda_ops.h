@@ -1,0 +1,64 @@
+// CudaOps: Ops as kernels queued on one stream. It checks a call against the limits and where its pointers lie, hands
+// each kernel its scratch, and queues it. Compiled for a GPU and, for tests, for the CPU (simt.h): `Target` is what
+// differs.
+#pragma once
+
+#include "backend/cuda/simt.h"
+#include "backend/ops.h"
+
+namespace mosaic::MOSAIC_SIMT {
+
+struct Target {
+  const char* name;
+  simt::Queue queue;
+  // Blocks until all that was queued has run; throws DeviceError if some of it failed.
+  void (*finish)(const simt::Queue&);
+  // Whether kernels can read and write there.
+  bool (*reaches)(const void*);
+  // Every call ends with finish(): for callers that read results without wait().
+  bool blocking = true;
+};
+
+class CudaOps final : public Ops {
+ public:
+  explicit CudaOps(const Target& target) : target_(target) {}
+  const char* name() const override { return target_.name; }
+  size_t scratch_bytes(const Limits& limits) const override;
+  void set_scratch(void* memory, const Limits& limits) override;
+  void wait() override { target_.finish(target_.queue); }
+
+  void attend(const AttendArgs& args) override;
+  void attention_mass(const MassArgs& args) override;
+  void add_recent_keys(const RecentKeysArgs& args) override;
+  void temporal_redundancy(const RedundancyArgs& args) override;
+  void row_norm(const NormArgs& args) override;
+  void spectral_energy(const SpectralArgs& args) override;
+  void assign(const AssignArgs& args) override;
+  void update_centroids(const UpdateArgs& args) override;
+  void score(const ScoreArgs& args) override;
+  int top_k(const float* score, int n, int k, int32_t* index) override;
+  void merge(float* out, float* lse, const float* other_out, const float* other_lse, int rows, int head_dim) override;
+  void encode(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count,
+              std::byte* page) override;
+  void encode_row(CodecId codec, PageShape shape, const float* k, const float* v, int at, std::byte* page) override;
+  void decode(CodecId codec, PageShape shape, const std::byte* page, int begin, int end, float* k, float* v,
+              size_t stride) override;
+  void gather(const PageEntry* pages, const int32_t* at, int items, PageShape shape, float* k, float* v,
+              size_t stride) override;
+
+ private:
+  void within(bool fits, const char* op) const;
+  // Throws InvalidInput for memory that kernels cannot reach; null stands for what is not given.
+  template <class... Pointer>
+  void reach(const char* op, const Pointer*... pointers) const;
+  void check_attend(const char* op, const AttendArgs& a) const;
+  void done() const {
+    if (target_.blocking) target_.finish(target_.queue);
+  }
+
+  Target target_;
+  Limits limits_;
+  float* scratch_ = nullptr;
+};
+
+}  // namespace mosaic::MOSAIC_SIMT

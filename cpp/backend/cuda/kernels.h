@@ -1,0 +1,41 @@
+// The launchers of every op, one .cu file each: they queue kernels and return. Shapes and meanings are those of ops.h;
+// every pointer is one the device can read. `scratch` is what the op's own *_scratch() asked for.
+#pragma once
+
+#include "backend/cuda/simt.h"
+#include "backend/ops.h"
+
+namespace mosaic::MOSAIC_SIMT {
+
+void encode(const simt::Queue& on, CodecId codec, PageShape shape, const float* k, const float* v, size_t stride,
+            int count, std::byte* page);
+void encode_row(const simt::Queue& on, CodecId codec, PageShape shape, const float* k, const float* v, int at,
+                std::byte* page);
+void decode(const simt::Queue& on, CodecId codec, PageShape shape, const std::byte* page, int begin, int end, float* k,
+            float* v, size_t stride);
+void gather(const simt::Queue& on, const PageEntry* pages, const int32_t* at, int items, PageShape shape, float* k,
+            float* v, size_t stride);
+
+// Floats of scratch for the largest call within `limits`.
+size_t attend_scratch(const simt::Queue& on, const Ops::Limits& limits);
+void attend(const simt::Queue& on, const AttendArgs& args, float* scratch);
+// lse alone: `out` is not written, values are not read.
+void attend_lse(const simt::Queue& on, const AttendArgs& args, float* scratch);
+void merge(const simt::Queue& on, float* out, float* lse, const float* other_out, const float* other_lse, int rows,
+           int head_dim);
+void attention_mass(const simt::Queue& on, const MassArgs& args);
+
+size_t score_scratch(const simt::Queue& on, const Ops::Limits& limits);
+void score(const simt::Queue& on, const ScoreArgs& args, float* scratch);
+void top_k(const simt::Queue& on, const float* score, int n, int k, int32_t* index);
+
+size_t assign_scratch(const simt::Queue& on, const Ops::Limits& limits);
+void assign(const simt::Queue& on, const AssignArgs& args, float* scratch);
+void update_centroids(const simt::Queue& on, const UpdateArgs& args);
+
+void add_recent_keys(const simt::Queue& on, const RecentKeysArgs& args);
+void temporal_redundancy(const simt::Queue& on, const RedundancyArgs& args);
+void row_norm(const simt::Queue& on, const NormArgs& args);
+void spectral_energy(const simt::Queue& on, const SpectralArgs& args);
+
+}  // namespace mosaic::MOSAIC_SIMT

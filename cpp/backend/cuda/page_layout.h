@@ -1,0 +1,21 @@
+// Where a head's blocks lie in a page, on the device; codec.h has the same for the host.
+#pragma once
+
+#include "backend/cuda/simt.h"
+#include "codec/codecs.h"
+
+namespace mosaic::MOSAIC_SIMT {
+
+// Bytes of a head's K block; its V block follows.
+MOSAIC_DEVICE size_t k_block(CodecId codec, int head_dim) {
+  return with_codec(codec, [&](auto c) { return pad64(decltype(c)::k_bytes(head_dim)); });
+}
+MOSAIC_DEVICE size_t head_bytes(CodecId codec, int head_dim) {
+  return with_codec(
+      codec, [&](auto c) { return pad64(decltype(c)::k_bytes(head_dim)) + pad64(decltype(c)::v_bytes(head_dim)); });
+}
+MOSAIC_DEVICE size_t head_offset(CodecId codec, int head_dim, int head) {
+  return kPageMetaBytes + static_cast<size_t>(head) * head_bytes(codec, head_dim);
+}
+
+}  // namespace mosaic::MOSAIC_SIMT

@@ -1,0 +1,185 @@
+// The few words the kernels are written in, defined twice: for a GPU (nvcc), and for a CPU, where a block is a loop
+// over its threads and a thread is a fibre that meets the others at barriers and shuffles (simt_cpu.cc). The same .cu
+// files compile as both; tests run them on the CPU under ASan against the plain loops. Blocks are one-dimensional and a
+// multiple of a warp; every lane of a warp takes part in a shuffle; shared memory is the launch's, never static.
+// The CPU's definition is stricter than a GPU: a barrier or shuffle that some thread misses is an error, shared memory
+// begins as NaN, wide loads must be aligned, and threads can be run in another order, which shows a missing barrier.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <string>
+
+#include "core/dtype.h"
+#include "core/error.h"
+
+#if defined(__CUDACC__)
+#define MOSAIC_SIMT cuda
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include "backend/cuda/cuda_check.h"
+#define MOSAIC_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
+#define MOSAIC_DEVICE __device__ __forceinline__
+#else
+#define MOSAIC_SIMT shim
+#include <functional>
+#define MOSAIC_KERNEL(threads, blocks) void
+#define MOSAIC_DEVICE inline
+#endif
+
+namespace mosaic::MOSAIC_SIMT::simt {
+
+inline constexpr int kWarp = 32;
+
+struct Grid {
+  unsigned x = 1, y = 1, z = 1;
+};
+
+// Where kernels are queued, and how wide that device is: kernels cut their work by it, in the same way every time.
+struct Queue {
+  void* stream = nullptr;  // cudaStream_t
+  int processors = 1;      // streaming multiprocessors
+};
+
+struct alignas(16) Bytes16 {
+  uint32_t word[4];
+};
+struct alignas(8) Bytes8 {
+  uint32_t word[2];
+};
+
+#if defined(__CUDACC__)
+
+MOSAIC_DEVICE int thread() { return static_cast<int>(threadIdx.x); }
+MOSAIC_DEVICE int threads() { return static_cast<int>(blockDim.x); }
+MOSAIC_DEVICE int block_x() { return static_cast<int>(blockIdx.x); }
+MOSAIC_DEVICE int block_y() { return static_cast<int>(blockIdx.y); }
+MOSAIC_DEVICE int block_z() { return static_cast<int>(blockIdx.z); }
+MOSAIC_DEVICE int blocks_x() { return static_cast<int>(gridDim.x); }
+MOSAIC_DEVICE void barrier() { __syncthreads(); }
+MOSAIC_DEVICE float shuffle_xor(float x, int lanes) { return __shfl_xor_sync(0xffffffffu, x, lanes); }
+MOSAIC_DEVICE int shuffle_xor(int x, int lanes) { return __shfl_xor_sync(0xffffffffu, x, lanes); }
+MOSAIC_DEVICE unsigned ballot(bool x) { return __ballot_sync(0xffffffffu, x); }
+
+template <class T>
+MOSAIC_DEVICE T* shared() {
+  extern __shared__ __align__(16) unsigned char mosaic_shared[];
+  return reinterpret_cast<T*>(mosaic_shared);
+}
+
+MOSAIC_DEVICE float exp2_of(float x) { return exp2f(x); }
+MOSAIC_DEVICE float log2_of(float x) { return log2f(x); }
+MOSAIC_DEVICE float widen(half_t x) { return __half2float(__ushort_as_half(x)); }
+template <class Bytes>
+MOSAIC_DEVICE Bytes load(const void* from) {
+  return *static_cast<const Bytes*>(from);
+}
+
+// One step of a tensor core: c [16][8] += a [16][16] b [16][8], a and b in half precision, sums in fp32, spread over the
+// lanes as PTX has it (m16n8k16): with g = lane / 4 and t = lane % 4,
+//   a  a[0] (g, 2t..), a[1] (g + 8, 2t..), a[2] (g, 2t + 8..), a[3] (g + 8, 2t + 8..)   two columns a word
+//   b  b[0] (2t.., g), b[1] (2t + 8.., g)                                               two rows a word
+//   c  c[0..1] (g, 2t..), c[2..3] (g + 8, 2t..)
+MOSAIC_DEVICE void multiply_add(const uint32_t (&a)[4], const uint32_t (&b)[2], float (&c)[4]) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+MOSAIC_DEVICE half_t narrow(float x) { return __half_as_ushort(__float2half_rn(x)); }
+
+template <class... P, class... A>
+void launch(const Queue& on, const char* what, void (*kernel)(P...), Grid grid, int threads, size_t shared_bytes,
+            const A&... args) {
+  kernel<<<dim3(grid.x, grid.y, grid.z), dim3(static_cast<unsigned>(threads)), shared_bytes,
+           static_cast<cudaStream_t>(on.stream)>>>(args...);
+  cuda::check(cudaPeekAtLastError(), what, __FILE__, __LINE__);
+}
+
+#else
+
+// The running fibre's place; simt_cpu.cc moves it.
+struct Place {
+  int thread, threads, block[3], blocks_x;
+  std::byte* shared;
+};
+extern thread_local Place place;
+// Threads run in rising order (0), falling (1) or in the order of a seed: what a kernel computes must not depend on it.
+extern thread_local unsigned order;
+void meet_block(int line);
+// Every lane gives 4 bytes and sees those of all 32.
+const uint32_t* meet_warp(uint32_t mine, int line);
+void run(const char* what, Grid grid, int threads, size_t shared_bytes, const std::function<void()>& body);
+[[noreturn]] void fault(const char* what);
+
+inline int thread() { return place.thread; }
+inline int threads() { return place.threads; }
+inline int block_x() { return place.block[0]; }
+inline int block_y() { return place.block[1]; }
+inline int block_z() { return place.block[2]; }
+inline int blocks_x() { return place.blocks_x; }
+inline void barrier(int line = __builtin_LINE()) { meet_block(line); }
+template <class T>
+T shuffle_xor(T x, int lanes, int line = __builtin_LINE()) {
+  return std::bit_cast<T>(meet_warp(std::bit_cast<uint32_t>(x), line)[(place.thread % kWarp) ^ lanes]);
+}
+inline unsigned ballot(bool x, int line = __builtin_LINE()) {
+  const uint32_t* const all = meet_warp(x, line);
+  unsigned bits = 0;
+  for (int lane = 0; lane < kWarp; ++lane) bits |= all[lane] << lane;
+  return bits;
+}
+
+template <class T>
+T* shared() {
+  return reinterpret_cast<T*>(place.shared);
+}
+
+inline float exp2_of(float x) { return std::exp2(x); }
+inline float log2_of(float x) { return std::log2(x); }
+inline float widen(half_t x) { return half_to_float(x); }
+template <class Bytes>
+Bytes load(const void* from) {
+  if (reinterpret_cast<uintptr_t>(from) % sizeof(Bytes) != 0) fault("a wide load is not aligned");
+  Bytes bytes;
+  std::memcpy(&bytes, from, sizeof bytes);
+  return bytes;
+}
+
+void multiply_add(const uint32_t (&a)[4], const uint32_t (&b)[2], float (&c)[4], int line = __builtin_LINE());
+inline half_t narrow(float x) { return float_to_half(x); }
+
+template <class... P, class... A>
+void launch(const Queue&, const char* what, void (*kernel)(P...), Grid grid, int threads, size_t shared_bytes,
+            const A&... args) {
+  run(what, grid, threads, shared_bytes, [&] { kernel(args...); });
+}
+
+#endif
+
+// Sum and maximum over aligned groups of `lanes` lanes (a power of two); every lane has the result.
+MOSAIC_DEVICE float sum_lanes(float x, int lanes) {
+  for (int step = lanes / 2; step > 0; step /= 2) x += shuffle_xor(x, step);
+  return x;
+}
+MOSAIC_DEVICE float max_lanes(float x, int lanes) {
+  for (int step = lanes / 2; step > 0; step /= 2) {
+    const float other = shuffle_xor(x, step);
+    x = other > x ? other : x;
+  }
+  return x;
+}
+
+// Sum over the block, for every thread. `space` is shared memory, a float a warp, free again after the next barrier.
+MOSAIC_DEVICE float sum_block(float x, float* space) {
+  x = sum_lanes(x, kWarp);
+  if (thread() % kWarp == 0) space[thread() / kWarp] = x;
+  barrier();
+  float sum = 0;
+  for (int warp = 0; warp < threads() / kWarp; ++warp) sum += space[warp];
+  return sum;
+}
+
+}  // namespace mosaic::MOSAIC_SIMT::simt
