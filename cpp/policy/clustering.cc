@@ -174,9 +174,6 @@ int Clustering::pair_up(const ClusterStore& store, int lane, bool inside, Relief
     out[n++] = {Relief::Kind::kMerge, lane, keeps ? best : other, keeps ? other : best};
     reach_[lane] = std::max(reach_[lane], apart);
   }
-  // Who was nearest to one of these looks again.
-  for (const ClusterId c : index.live())
-    if (taken_[c] != 0 || (near[c].cluster != kNone && taken_[near[c].cluster] != 0)) near[c].version = kUnknown;
   return n;
 }
 
