@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -121,7 +122,9 @@ def main() -> int:
         return 1
     archs = SHIPPED if options.all else options.arch or (87, 90)
     sources = sorted(path for path in FOLDER.glob("*.cu") if "_kernel" in path.read_text(encoding="utf-8"))
-    rows = [row for source in sources for arch in archs for row in compile_one(nvcc, source, arch)]
+    jobs = [(source, arch) for source in sources for arch in archs]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        rows = [row for found in pool.map(lambda job: compile_one(nvcc, *job), jobs) for row in found]
     faults = [row for row in rows if row.spills and row.file in WATCHED]
     if options.json:
         print(json.dumps([asdict(row) for row in rows]))
