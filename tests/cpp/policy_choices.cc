@@ -5,11 +5,14 @@
 #include <set>
 
 #include "played_stream.h"
+#include "selected.h"
 
 namespace {
 
 using namespace mosaic;
 using mosaic::testing::PlayedStream;
+using mosaic::testing::select;
+using mosaic::testing::Selected;
 using mosaic::testing::small_config;
 
 std::string refusal(const std::string& policy, const PolicySettings& settings) {
@@ -117,36 +120,15 @@ TEST_CASE("mosaic reads no more members than the budget, the best first") {
   config.retrieve_tokens = 64;
   PlayedStream stream(config, "mosaic");
   for (int i = 0; i < 80; ++i) stream.frame(16);
-  const ClusterStore& store = stream.memory->store();
-  const ClusterIndex& index = store.index(1);
-  const auto n = static_cast<size_t>(index.capacity());
-  std::vector<int32_t> chosen(n), rows(n);
-  std::vector<float> score(n), bias(n), scratch(n);
-  SelectResult result;
-  result.chosen = chosen.data();
-  result.score = score.data();
-  result.rows = rows.data();
-  result.bias = bias.data();
-  result.scratch = scratch.data();
-  SelectQuery query;
-  query.lane = 1;
-  const std::vector<float> q = stream.normals(stream.q_row());
-  query.q = q.data();
-  query.tokens = 1;
-  query.q_heads = 4;
-  query.q_stride = stream.q_row();
-  query.scale = 0.25f;
+  const ClusterIndex& index = stream.memory->store().index(1);
   for (const int budget : {0, 1, 16, 64, 100000}) {
-    query.max_tokens = budget;
-    const_cast<Policy&>(stream.memory->policy()).select(store, query, &result);
+    const Selected s = select(stream, 1, budget);
     int members = 0;
-    for (int i = 0; i < result.n; ++i) {
-      members += index[chosen[static_cast<size_t>(i)]].paged;
-      if (i > 0) CHECK(score[static_cast<size_t>(i - 1)] >= score[static_cast<size_t>(i)]);
-    }
+    for (const int id : s.chosen) members += index[id].paged;
     CHECK(members <= budget);
-    CHECK(std::set<int>(chosen.begin(), chosen.begin() + result.n).size() == static_cast<size_t>(result.n));
-    if (budget == 100000) CHECK(result.n == static_cast<int>(index.live().size()));
+    CHECK(std::is_sorted(s.score.rbegin(), s.score.rend()));
+    CHECK(std::set<int>(s.chosen.begin(), s.chosen.end()).size() == s.chosen.size());
+    if (budget == 100000) CHECK(s.chosen.size() == index.live().size());
   }
 }
 

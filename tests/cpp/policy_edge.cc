@@ -9,12 +9,15 @@
 #include "played_stream.h"
 #include "policy/clustering.h"
 #include "policy/yielding.h"
+#include "selected.h"
 #include "store_world.h"
 
 namespace {
 
 using namespace mosaic;
 using mosaic::testing::PlayedStream;
+using mosaic::testing::select;
+using mosaic::testing::Selected;
 using mosaic::testing::small_config;
 using mosaic::testing::StoreWorld;
 
@@ -232,41 +235,6 @@ TEST_CASE("one cluster alone has nothing to merge with") {
   CHECK(clustering.merge_closest(*world.store, 0, relief, 2) == 0);
   world.open(0, 1);
   CHECK(clustering.merge_closest(*world.store, 0, relief, 2) == 0);
-}
-
-struct Selected {
-  std::vector<int32_t> chosen, attended;
-  std::vector<float> score;
-};
-
-Selected select(PlayedStream& stream, int lane, int max_tokens, int max_summaries, int32_t since = INT32_MIN) {
-  const ClusterStore& store = stream.memory->store();
-  const auto n = static_cast<size_t>(store.index(lane).capacity());
-  std::vector<int32_t> chosen(n), attend(n), rows(n);
-  std::vector<float> score(n), bias(n), scratch(n);
-  SelectResult result;
-  result.chosen = chosen.data();
-  result.attend = attend.data();
-  result.score = score.data();
-  result.rows = rows.data();
-  result.bias = bias.data();
-  result.scratch = scratch.data();
-  SelectQuery query;
-  const std::vector<float> q = stream.normals(stream.q_row());
-  query.lane = lane;
-  query.q = q.data();
-  query.tokens = 1;
-  query.q_heads = 4;
-  query.q_stride = stream.q_row();
-  query.scale = 0.25f;
-  query.max_tokens = max_tokens;
-  query.max_summaries = max_summaries;
-  query.since_ms = since;
-  const_cast<Policy&>(stream.memory->policy()).select(store, query, &result);
-  REQUIRE(result.attended >= 0);
-  return {{chosen.begin(), chosen.begin() + result.n},
-          {attend.begin(), attend.begin() + result.attended},
-          {score.begin(), score.begin() + result.n}};
 }
 
 TEST_CASE("edge attends to no more summaries than allowed, and reads members within the budget, best first") {
