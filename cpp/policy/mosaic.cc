@@ -172,29 +172,29 @@ std::unique_ptr<Policy> make_mosaic(const PolicySettings& settings) {
     s.score = ScoreMode::kDot;
     s.thin = 0;
   }
-  auto clusters = static_cast<int>(s.clusters), tau = static_cast<int>(s.tau);
+  auto levels = static_cast<int>(s.levels), tau = static_cast<int>(s.tau);
   int split = 0, item = 0;
-  reader.choice("clusters", &clusters, {"nested", "visual", "semantic", "none"})
+  reader.choice("levels", &levels, {"nested", "visual", "semantic", "none"})
       .choice("tau", &tau, {"fixed", "adaptive", "quantile"})
       .choice("split", &split, {"deferred", "eager"})
       .choice("item", &item, {"token", "frame"});
-  s.clusters = static_cast<MosaicSettings::Clusters>(clusters);
+  s.levels = static_cast<MosaicSettings::Levels>(levels);
   s.tau = static_cast<MosaicSettings::Tau>(tau);
   s.eager = split == 1;
   s.by_frame = item == 1;
-  const bool levels = s.tau == MosaicSettings::Tau::kQuantile;
-  if (levels) {
+  const bool quantiles = s.tau == MosaicSettings::Tau::kQuantile;
+  if (quantiles) {
     s.tau_max = 0.95f;
     s.tau_min = 0.8f;
   }
   read_score(reader, &s.score)
-      .number("tau_max", &s.tau_max, 0, levels ? 1 : 4)
-      .number("tau_min", &s.tau_min, 0, levels ? 1 : 4)
+      .number("tau_max", &s.tau_max, 0, quantiles ? 1 : 4)
+      .number("tau_min", &s.tau_min, 0, quantiles ? 1 : 4)
       .number("n0", &s.n0, 1e-3, 1e9)
       .number("reach", &s.reach, 0, 4)
       .number("scene_tau", &s.scene_tau, 0, 4)
       .number("value_weight", &s.value_weight, 0, 100)
-      .number("scenes", &s.scenes, 0, 1e6)
+      .number("read_scenes", &s.read_scenes, 0, 1e6)
       .number("thin", &s.thin, 0, 1)
       .finish();
   return std::make_unique<Mosaic>(s);

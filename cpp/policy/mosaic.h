@@ -19,7 +19,7 @@
 namespace mosaic {
 
 struct MosaicSettings {
-  enum class Clusters : uint8_t {
+  enum class Levels : uint8_t {
     kNested,    // scenes, and clusters inside them
     kVisual,    // scenes alone: a scene is the unit, in as many rows of the index as its tokens need
     kSemantic,  // clusters over the whole stream
@@ -30,7 +30,7 @@ struct MosaicSettings {
     kAdaptive,  // a share of the lane's reach, which merging raises
     kQuantile,  // tau_min and tau_max are levels: quantiles of the variances observed in the lane
   };
-  Clusters clusters = Clusters::kNested;
+  Levels levels = Levels::kNested;
   Tau tau = Tau::kAdaptive;
   bool eager = false;         // a spilled cluster is fetched and cut at once; false: when it is next read
   bool by_frame = false;      // the item that is assigned: a frame's tokens together, by their mean; false: each token
@@ -41,7 +41,7 @@ struct MosaicSettings {
   float scene_tau = 0.05f;    // variance over which a frame opens a new scene
   float value_weight = 1.0f;  // of values beside keys in the metric; 0 is the paper's
   ScoreMode score = ScoreMode::kMass;  // kDot, the mean query's dot product, is the paper's
-  int scenes = 0;                      // scenes read for a question; 0: all
+  int read_scenes = 0;                 // scenes read for a question; 0: all
   float thin = 0.25f;                  // under pressure a token within this share of the reach joins the summary only
 };
 
@@ -61,7 +61,7 @@ class Mosaic final : public Policy {
   int relieve(const ClusterStore& store, const Need& need, Relief* out, int capacity) override;
 
  private:
-  using Clusters = MosaicSettings::Clusters;
+  using Levels = MosaicSettings::Levels;
   using Tau = MosaicSettings::Tau;
   struct Observed {  // of a lane
     RunningQuantile low, high;
@@ -76,8 +76,8 @@ class Mosaic final : public Policy {
     size_t lanes, rows, scenes, tokens, row;
   };
   // Units are filled in the order frames come; nothing in them is compared, so nothing is cut.
-  bool fills() const { return s_.clusters == Clusters::kVisual || s_.clusters == Clusters::kTime; }
-  bool has_scenes() const { return s_.clusters == Clusters::kNested || s_.clusters == Clusters::kVisual; }
+  bool fills() const { return s_.levels == Levels::kVisual || s_.levels == Levels::kTime; }
+  bool has_scenes() const { return s_.levels == Levels::kNested || s_.levels == Levels::kVisual; }
   // The published curve between two values, or two quantiles of what was observed.
   float tau(int lane, int count) const;
   void place_tokens(const ClusterStore& store, const AdmitBlock& block, Placement* out);

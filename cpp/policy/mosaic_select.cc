@@ -8,9 +8,9 @@ namespace mosaic {
 void Mosaic::select(const ClusterStore& store, const SelectQuery& query, SelectResult* result) {
   const ClusterIndex& index = store.index(query.lane);
   int n = score_clusters(store, query, s_.score, result);
-  if (has_scenes() && s_.scenes > 0 && s_.scenes < store.scenes()->size())
+  if (has_scenes() && s_.read_scenes > 0 && s_.read_scenes < store.scenes()->size())
     n = keep_best_scenes(store, index, n, result);
-  if (s_.clusters == Clusters::kVisual) {  // a scene is read as one: its rows share its score
+  if (s_.levels == Levels::kVisual) {  // a scene is read as one: its rows share its score
     score_scenes(index, n, *result);
     for (int i = 0; i < n; ++i) result->scratch[i] = scene_score_[index[result->rows[i]].scene];
   }
@@ -41,7 +41,7 @@ void Mosaic::score_scenes(const ClusterIndex& index, int n, const SelectResult& 
 int Mosaic::keep_best_scenes(const ClusterStore& store, const ClusterIndex& index, int n, SelectResult* result) {
   score_scenes(index, n, *result);
   const int scenes = static_cast<int>(scenes_);
-  const int best = store.ops().top_k(scene_score_, scenes, std::min(s_.scenes, scenes), scene_count_);
+  const int best = store.ops().top_k(scene_score_, scenes, std::min(s_.read_scenes, scenes), scene_count_);
   int kept = 0;
   for (int i = 0; i < n; ++i) {
     const SceneId scene = index[result->rows[i]].scene;

@@ -54,7 +54,7 @@ TEST_CASE("a setting out of its range is refused with the range, and NaN with it
   CHECK(refusal("mosaic", {{"thin", 1.5}}).find("thin") != std::string::npos);
   CHECK(refusal("mosaic", {{"thin", std::nan("")}}).find("thin") != std::string::npos);
   CHECK(refusal("mosaic", {{"n0", 0}}).find("n0") != std::string::npos);
-  CHECK(refusal("mosaic", {{"tau_max", 0.4}, {"scenes", 3}}).empty());
+  CHECK(refusal("mosaic", {{"tau_max", 0.4}, {"read_scenes", 3}}).empty());
 }
 
 TEST_CASE("tau falls from tau_max to tau_min with the count, as published when it is fixed") {

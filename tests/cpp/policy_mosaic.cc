@@ -47,8 +47,8 @@ PlayedStream walk(const PolicySettings& settings, int frames, uint64_t cap = 4 <
 
 int room_of(int frame) { return (frame / 4) % 2; }
 
-TEST_CASE("clusters=visual: whole frames of one scene, in the order they came, as many as a cluster holds") {
-  const PlayedStream stream = walk({{"clusters", "visual"}}, 41);
+TEST_CASE("levels=visual: whole frames of one scene, in the order they came, as many as a cluster holds") {
+  const PlayedStream stream = walk({{"levels", "visual"}}, 41);
   CHECK(stream.memory->stats().scenes == 2);
   for (int lane = 0; lane < 3; ++lane) {
     const auto clusters = frames_of_clusters(*stream.memory, lane);
@@ -63,8 +63,8 @@ TEST_CASE("clusters=visual: whole frames of one scene, in the order they came, a
   }
 }
 
-TEST_CASE("clusters=none: blocks of neighbouring frames, whatever they show") {
-  const PlayedStream stream = walk({{"clusters", "none"}}, 43);
+TEST_CASE("levels=none: blocks of neighbouring frames, whatever they show") {
+  const PlayedStream stream = walk({{"levels", "none"}}, 43);
   CHECK(stream.memory->stats().scenes == 0);
   int mixed = 0;
   for (const auto& [c, frames] : frames_of_clusters(*stream.memory)) {
@@ -76,9 +76,9 @@ TEST_CASE("clusters=none: blocks of neighbouring frames, whatever they show") {
   CHECK(mixed > 0);
 }
 
-TEST_CASE("clusters=semantic: tokens of different rooms meet in one cluster, nested: they never do") {
+TEST_CASE("levels=semantic: tokens of different rooms meet in one cluster, nested: they never do") {
   for (const bool nested : {false, true}) {
-    const PlayedStream stream = walk({{"clusters", nested ? "nested" : "semantic"}, {"reach", 0.5}}, 60);
+    const PlayedStream stream = walk({{"levels", nested ? "nested" : "semantic"}, {"reach", 0.5}}, 60);
     CHECK(stream.memory->stats().scenes == (nested ? 2 : 0));
     int mixed = 0;
     for (const auto& [c, frames] : frames_of_clusters(*stream.memory)) {
@@ -103,9 +103,9 @@ TEST_CASE("item=frame: the tokens of a frame stay together, and alike frames sha
 }
 
 TEST_CASE("everything read, each ablation gives full attention, with an exact tier that holds it all") {
-  for (const PolicySettings& settings : std::vector<PolicySettings>{{{"clusters", "visual"}},
-                                                                    {{"clusters", "semantic"}},
-                                                                    {{"clusters", "none"}},
+  for (const PolicySettings& settings : std::vector<PolicySettings>{{{"levels", "visual"}},
+                                                                    {{"levels", "semantic"}},
+                                                                    {{"levels", "none"}},
                                                                     {{"item", "frame"}},
                                                                     {{"tau", "quantile"}},
                                                                     {{"tau", "fixed"}},
@@ -233,7 +233,7 @@ TEST_CASE("unknown words for a setting are refused with those there are; publish
     }
     return std::string();
   };
-  CHECK(refusal({{"clusters", "both"}}).find("nested, visual, semantic, none") != std::string::npos);
+  CHECK(refusal({{"levels", "both"}}).find("nested, visual, semantic, none") != std::string::npos);
   CHECK(refusal({{"split", 1}}).find("deferred, eager") != std::string::npos);
   CHECK(refusal({{"item", "segment"}}).find("token, frame") != std::string::npos);
   CHECK(refusal({{"tau", "quantile"}, {"tau_max", 1.5}}).find("tau_max") != std::string::npos);
@@ -246,15 +246,15 @@ TEST_CASE("unknown words for a setting are refused with those there are; publish
 
 TEST_CASE("every ablation keeps every invariant under pressure, and two runs answer the same bits") {
   const std::vector<PolicySettings> ablations = {
-      {{"clusters", "visual"}},
-      {{"clusters", "visual"}, {"scenes", 1}},
-      {{"clusters", "semantic"}, {"scenes", 2}},
-      {{"clusters", "none"}},
+      {{"levels", "visual"}},
+      {{"levels", "visual"}, {"read_scenes", 1}},
+      {{"levels", "semantic"}, {"read_scenes", 2}},
+      {{"levels", "none"}},
       {{"item", "frame"}},
       {{"item", "frame"}, {"tau", "fixed"}},
-      {{"item", "frame"}, {"clusters", "semantic"}, {"tau", "quantile"}},
+      {{"item", "frame"}, {"levels", "semantic"}, {"tau", "quantile"}},
       {{"tau", "quantile"}, {"split", "eager"}},
-      {{"tau", "quantile"}, {"tau_max", 0.5}, {"tau_min", 0.1}, {"split", "eager"}, {"clusters", "semantic"}},
+      {{"tau", "quantile"}, {"tau_max", 0.5}, {"tau_min", 0.1}, {"split", "eager"}, {"levels", "semantic"}},
       {{"tau", "fixed"}, {"tau_max", 0.02}, {"tau_min", 0.01}, {"split", "eager"}},
       {{"published", 1}},
   };

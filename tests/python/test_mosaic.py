@@ -131,7 +131,7 @@ def replay(
 def test_assignment_mean_and_variance_are_the_oracles(value_weight: float) -> None:
     reach, compared = 0.4, 0
     settings = {
-        "clusters": "semantic",
+        "levels": "semantic",
         "reach": reach,
         "tau_max": 4,
         "tau_min": 4,
@@ -160,7 +160,7 @@ def test_assignment_mean_and_variance_are_the_oracles(value_weight: float) -> No
 
 def split_world(first: float, second: float, third: float, **settings: Any) -> Played:
     """Three tokens of one cluster at these angles, one a frame, the same in every layer."""
-    played = Played("mosaic", {"clusters": "semantic", "tau": "fixed", "value_weight": 0, **settings})
+    played = Played("mosaic", {"levels": "semantic", "tau": "fixed", "value_weight": 0, **settings})
 
     def token(angle: float) -> Array:
         k = np.zeros((LAYERS, 1, ROW))
@@ -219,10 +219,10 @@ def test_one_frame_is_kept_apart_and_a_few_stay_in_the_window() -> None:
     ("settings", "clusters"),
     [
         ({}, 3),
-        ({"clusters": "semantic"}, 3),
+        ({"levels": "semantic"}, 3),
         ({"item": "frame"}, 1),
-        ({"clusters": "none"}, 1),
-        ({"clusters": "visual"}, 1),
+        ({"levels": "none"}, 1),
+        ({"levels": "visual"}, 1),
         ({"tau": "fixed", "tau_min": 0.1, "tau_max": 0.1}, 3),
         ({"tau": "quantile"}, None),
         ({"published": True}, None),
@@ -251,7 +251,7 @@ def test_frames_that_are_all_equal_make_as_many_clusters_as_a_frame_has_kinds(
 
 
 def test_clusters_of_one_token_are_that_token_bit_by_bit() -> None:
-    played = Played("mosaic", {"clusters": "semantic", "reach": 0.0})
+    played = Played("mosaic", {"levels": "semantic", "reach": 0.0})
     for _ in range(9):
         played.random_frame()
     for lane in range(LAYERS):
@@ -312,7 +312,7 @@ def test_prefetch_changes_what_is_read_early_and_no_answer(tmp_path: Any) -> Non
 
 def test_without_summaries_only_what_is_chosen_is_attended() -> None:
     """The answer with nothing chosen is the answer of a memory that never had what is stored."""
-    played = Played("mosaic", {"clusters": "none"}, retrieve_tokens=1, summaries=False, max_cluster_tokens=12)
+    played = Played("mosaic", {"levels": "none"}, retrieve_tokens=1, summaries=False, max_cluster_tokens=12)
     kept = Played("window", retrieve_tokens=1)
     first = played.random_frame()
     kept.random.bit_generator.state = np.random.default_rng(1).bit_generator.state

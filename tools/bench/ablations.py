@@ -39,7 +39,7 @@ ABLATIONS = {
     ),
     "clusters": Ablation(
         "Mosaic: nested clusters against one level or none",
-        ("mosaic", "mosaic[clusters=semantic]", "mosaic[clusters=none]", "mosaic[clusters=visual]"),
+        ("mosaic", "mosaic[levels=semantic]", "mosaic[levels=none]", "mosaic[levels=visual]"),
         "nested 69.0 > semantic 68.6 > none 68.4 > visual 66.8 (MLVU)",
     ),
     "item": Ablation(
