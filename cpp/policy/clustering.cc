@@ -8,6 +8,8 @@ namespace mosaic {
 namespace {
 
 constexpr int kBlock = kAssignItems;  // clusters looked up at once
+constexpr uint8_t kTaken = 1;         // in this round: merges
+constexpr uint8_t kSeen = 2;          // its nearest was looked up
 constexpr int kAhead = 64;            // one pair merges at a time for every so many clusters, up to a block
 
 size_t tokens_of(const StoreShape& shape) { return static_cast<size_t>(std::max(shape.max_run, kBlock)); }
@@ -150,25 +152,27 @@ int Clustering::pair_up(const ClusterStore& store, int lane, bool inside, Relief
   std::fill_n(taken_, clusters_, uint8_t{0});
   look_up(store, lane, inside, std::numeric_limits<int>::max());
   int n = 0;
-  for (int tries = 0; n < wanted && tries < 4 * wanted + kBlock; ++tries) {
+  while (n < wanted) {
     ClusterId best = kNone;
     for (const ClusterId c : index.live()) {
-      if (near[c].cluster == kNone || taken_[c] != 0 || taken_[near[c].cluster] != 0) continue;
+      if (near[c].cluster == kNone || taken_[c] == kTaken || taken_[near[c].cluster] == kTaken) continue;
       if (best == kNone || near[c].distance < near[best].distance ||
           (near[c].distance == near[best].distance && c < best))
         best = c;
     }
     if (best == kNone) break;
     const ClusterId other = near[best].cluster;
-    // The other one may be gone or have moved since, and this one's nearest may be a third.
+    // The other one may be gone or have moved since, and this one's nearest may be a third: what is remembered is never
+    // farther than the truth. Each looks again at most once.
     const bool there = index.is_live(other) && other != best && (!inside || index[other].scene == index[best].scene);
     const float apart = there ? std::max(0.0f, index.distance(best, other, store.shape().value_weight)) : 0;
-    if (!there || (apart > near[best].distance * 1.001f + 1e-6f && tries < 4 * wanted)) {
+    if (taken_[best] != kSeen && (!there || apart > near[best].distance * 1.001f + 1e-6f)) {
       block_[0] = best;
       look_up_block(store, lane, inside, 1);
+      taken_[best] = kSeen;
       continue;
     }
-    taken_[best] = taken_[other] = 1;
+    taken_[best] = taken_[other] = kTaken;
     const bool keeps =
         index.count(best) > index.count(other) || (index.count(best) == index.count(other) && best < other);
     out[n++] = {Relief::Kind::kMerge, lane, keeps ? best : other, keeps ? other : best};

@@ -38,6 +38,7 @@ void check(const MemoryConfig& c) {
 }
 
 constexpr uint64_t kFetchShare = 16;  // of the cap for read copies of disk pages, where one layer's fit
+constexpr double kLeastLeft = 0.6;    // of the clusters, for a disk that is there for members alone
 constexpr double kMostRows = 0.75;    // of the bytes to share out for the index of a memory with a disk
 
 // Whole frames of at most `tokens` in all; where frames are smaller than the largest more of them fit, within reason.
@@ -180,8 +181,9 @@ Ops::Limits ops_limits(const Plan& plan) {
   return {std::max(plan.max_block, kAssignItems), m.q_heads, {m.kv_heads, m.head_dim}, std::max(rows, 1)};
 }
 
-Plan make_plan(const MemoryConfig& config, const Policy& policy, const Ops& ops) {
-  check(config);
+namespace {
+
+Plan plan_as_asked(const MemoryConfig& config, const Policy& policy, const Ops& ops) {
   const PolicyNeeds needs = policy.needs();
   Plan plan;
   plan.config = config;
@@ -282,6 +284,24 @@ Plan make_plan(const MemoryConfig& config, const Policy& policy, const Ops& ops)
   }
   lay_out(&plan, policy, ops, low);
   return plan;
+}
+
+}  // namespace
+
+Plan make_plan(const MemoryConfig& config, const Policy& policy, const Ops& ops) {
+  check(config);
+  if (policy.needs().members != PolicyNeeds::kWithDisk || config.disk_bytes == 0 || config.clusters > 0)
+    return plan_as_asked(config, policy, ops);
+  // Members on disk are worth having while most of the clusters stay; below that the disk is left alone.
+  MemoryConfig alone = config;
+  alone.disk_bytes = 0;
+  Plan without = plan_as_asked(alone, policy, ops);
+  try {
+    Plan with = plan_as_asked(config, policy, ops);
+    if (with.config.clusters >= kLeastLeft * without.config.clusters) return with;
+  } catch (const MemoryCapError&) {  // too little for a disk, enough without
+  }
+  return without;
 }
 
 }  // namespace mosaic
