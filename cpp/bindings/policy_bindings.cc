@@ -45,7 +45,7 @@ class PythonPolicy final : public Policy {
     if (base_->serves)
       throw InvalidInput("policy " + name_ + ": this object serves or served a session; make another one.");
     base_->serves = true;
-    view_ = py::cast(StoreView{&store});
+    view_ = py::cast(StoreView{&store, true});
   }
 
   SceneId scene(const ClusterStore& store, const float* embedding) override {
@@ -54,8 +54,7 @@ class PythonPolicy final : public Policy {
       const auto [nearest, distance] = store.scenes()->nearest(embedding);
       return nearest != kNone && distance <= 0.05f ? nearest : kNone;
     }
-    const py::object given =
-        self_.attr("scene")(view_, view_of(view_, embedding, {py::ssize_t{store.shape().embedding_dim}}));
+    const py::object given = self_.attr("scene")(view_, copy_of(embedding, {py::ssize_t{store.shape().embedding_dim}}));
     if (given.is_none()) return kNone;
     int id = kNone;
     try {
@@ -82,12 +81,12 @@ class PythonPolicy final : public Policy {
     const auto column = [&](auto TokenMeta::* field) -> py::object {
       using T = std::remove_cvref_t<decltype(TokenMeta{}.*field)>;
       static const T none{};
-      return view_of(view_, n > 0 ? &(meta->*field) : &none, {rows}, {sizeof(TokenMeta)});
+      return copy_of(n > 0 ? &(meta->*field) : &none, {rows}, {sizeof(TokenMeta)});
     };
     static const float none = 0;
-    view.k = view_of(view_, n > 0 ? block.tokens.k : &none, {rows, row});
-    view.v = view_of(view_, n > 0 ? block.tokens.v : &none, {rows, row});
-    view.received = block.received != nullptr ? py::object(view_of(view_, block.received, {rows})) : py::none();
+    view.k = copy_of(n > 0 ? block.tokens.k : &none, {rows, row});
+    view.v = copy_of(n > 0 ? block.tokens.v : &none, {rows, row});
+    view.received = block.received != nullptr ? py::object(copy_of(block.received, {rows})) : py::none();
     view.position = column(&TokenMeta::position);
     view.time_ms = column(&TokenMeta::time_ms);
     view.h = column(&TokenMeta::h);
@@ -104,7 +103,7 @@ class PythonPolicy final : public Policy {
     const auto d = static_cast<py::ssize_t>(store.shape().page.head_dim);
     const py::object view = py::cast(
         QueryView{query, &store,
-                  view_of(view_, query.q, {query.tokens, query.q_heads, d},
+                  copy_of(query.q, {query.tokens, query.q_heads, d},
                           {static_cast<py::ssize_t>(query.q_stride * sizeof(float)),
                            d * static_cast<py::ssize_t>(sizeof(float)), static_cast<py::ssize_t>(sizeof(float))})});
     const py::object given = self_.attr("select")(view_, view);

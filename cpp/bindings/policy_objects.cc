@@ -57,8 +57,8 @@ super().__init__(...) says what the memory must provide; then
                          called again until there is room, an empty list gives up and the token is dropped
   select(store, query)   with selects=True: ids of the clusters to read, best first; those that fit query.max_tokens are
   scene(store, embedding)  with scenes=True, optional: the id of a frame's scene, or None for a new one
-store is a StoreView. Arrays are views: copy what you keep. What a policy remembers is outside the cap. One object serves
-one session. An exception reaches the caller of append() or ask(); a question is then refused whole, a frame that was
+store is a StoreView. Arrays are copies, yours to keep. What a policy remembers is outside the cap. One object serves one
+session. An exception reaches the caller of append() or ask(); a question is then refused whole, a frame that was
 leaving the window is dropped and counted.)");
   policy
       .def(py::init([](bool by_token, bool per_head, bool means, bool summaries, bool scenes, bool selects,

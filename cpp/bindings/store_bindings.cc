@@ -35,8 +35,8 @@ py::array means(const py::object& self, int lane, bool keys) {
   const auto& view = self.cast<const StoreView&>();
   const ClusterIndex& index = lane_of(view, lane);
   if (!index.has_means()) throw InvalidInput("the clusters of this policy keep no means.");
-  return view_of(self, keys ? index.mean_k() : index.mean_v(), {index.capacity(), index.dim()}, {},
-                 py::dtype("float16"));
+  return view_of(view.lent ? py::handle() : py::handle(self), keys ? index.mean_k() : index.mean_v(),
+                 {index.capacity(), index.dim()}, {}, py::dtype("float16"));
 }
 
 template <class Of>

@@ -8,6 +8,7 @@ namespace mosaic::bindings {
 
 struct StoreView {
   const ClusterStore* held = nullptr;
+  bool lent = false;  // to a policy: it does not keep the memory alive, so arrays of it are copies
 
   const ClusterStore& store() const {
     if (held == nullptr) throw InvalidInput("StoreView: the memory it looked into is gone.");

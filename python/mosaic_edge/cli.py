@@ -43,10 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         code = app(args=arguments, standalone_mode=False, prog_name="mosaic-edge")
-        return code if isinstance(code, int) else 0
+        return (_interrupted() if code == 130 else code) if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
-        print("mosaic-edge: interrupted", file=sys.stderr)
-        return 130
+        return _interrupted()
     except BrokenPipeError:
         sys.stderr.close()
         return 1
@@ -59,6 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if code is None:
             raise
         return _fail(_line(error), code, arguments)
+
+
+def _interrupted() -> int:
+    print("mosaic-edge: interrupted", file=sys.stderr)
+    return 130
 
 
 def exit_code(error: BaseException) -> int | None:
@@ -190,7 +194,7 @@ def live(
     source: Annotated[str, typer.Option(help="A camera (/dev/video0), a stream (rtsp://...) or a file.")],
     model: Model = "mosaic-tiny",
     memory: Memory = "64MiB",
-    policy: Policy = "mosaic",
+    policy: Policy = DEFAULT_POLICY,
     fps: Annotated[float | None, typer.Option(help="Frames a second. Default: the model's.")] = None,
     disk: Disk = None,
     profile: Profile = None,

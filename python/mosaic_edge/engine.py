@@ -135,6 +135,7 @@ class Session:
         self._lock = threading.RLock()  # one call into the core at a time
         # One frame or answer at a time; whichever thread ends an answer releases it.
         self._turn = threading.Lock()
+        self._turn_of: int | None = None
         self._streaming = False
         prefix = model.tokenize(self._spec.prefix) if self._spec.prefix else []
         self._memory: Any = _core.KvMemory(
@@ -275,10 +276,14 @@ class Session:
         """Wait for frames and answers of other threads; a streamed answer is not waited for."""
         if self._streaming:
             raise ValueError("an answer is being streamed: iterate it to its end or close() it first")
+        if self._turn_of == threading.get_ident():
+            raise ValueError("a policy cannot append to or ask the session that is calling it")
         self._turn.acquire()
+        self._turn_of = threading.get_ident()
         try:
             yield
         finally:
+            self._turn_of = None
             self._turn.release()
 
     def _open(self) -> Any:

@@ -181,7 +181,8 @@ class _Book:
                 self.finished[entry["key"]] = entry["cell"]
 
     def key(self, cell: Cell, seed: int) -> str:
-        what = [cell.variant.label, cell.difficulty, cell.frames, seed, cell.cap.label, cell.disk]
+        cap = cell.cap.share if cell.cap.size is None else f"{cell.cap.size} bytes"
+        what = [cell.variant.label, cell.difficulty, cell.frames, seed, cap, cell.disk]
         return json.dumps([*what, *self._same], sort_keys=True, default=str)
 
     def add(self, key: str, row: Row, logits: NDArray[np.float32] | None) -> None:
@@ -200,9 +201,12 @@ class _Book:
 
 
 def fingerprint(model: str) -> str:
-    """A short hash of the compiled core and the model: results of another build are not reused."""
+    """A short hash of the core, the package and the model: results of another build are not reused."""
     folder = Path(__file__).parent / "models" / "tiny" if model == TINY else Path(model)
     digest = hashlib.sha256(Path(_core.__file__).read_bytes())
+    for source in sorted(Path(__file__).parent.rglob("*.py")):
+        if not source.stem.startswith(("plot", "report")):
+            digest.update(source.read_bytes())
     for file in sorted(p for p in folder.rglob("*") if p.is_file()):
         digest.update(f"{file.name} {file.stat().st_size}".encode())
         if file.stat().st_size < 1 << 26:
@@ -245,7 +249,11 @@ def _workers(
             futures: dict[Future[Any], Any] = {
                 pool.submit(function, *rest): key for key, (function, *rest) in tasks.items()
             }
-            for future in as_completed(futures):
-                yield futures[future], future.result()
+            try:
+                for future in as_completed(futures):
+                    yield futures[future], future.result()
+            except BaseException:  # what was not begun is not begun any more
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
         yield run

@@ -231,3 +231,17 @@ def test_the_module_runs_as_a_program() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("raised", [True, False])
+def test_an_interruption_is_said_in_one_line(
+    raised: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(**_: Any) -> int:
+        if raised:
+            raise KeyboardInterrupt
+        return 130
+
+    monkeypatch.setattr(cli, "app", stopped)
+    assert cli.main(["plan"]) == 130
+    assert capsys.readouterr().err == "mosaic-edge: interrupted\n"

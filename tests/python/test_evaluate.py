@@ -455,3 +455,8 @@ def test_a_setting_the_policy_does_not_know_is_refused_before_anything_runs(
     with pytest.raises(ValueError, match=r"policies='.*\["):
         evaluate(small(policy), tmp_path)
     assert WorldVlm.looked == 0
+
+
+def test_caps_that_read_alike_are_measured_apart(engine: Engine, tmp_path: Path) -> None:
+    rows = evaluate(small(caps="300KiB,300.04KiB", policies="window"), tmp_path)
+    assert sorted(row["cap_bytes"] for row in rows) == [300 * 1024, 307240]

@@ -367,3 +367,32 @@ def test_the_readmes_policy_works_as_it_stands_there(
     tokens = space["session_tokens"]
     assert tokens["seen"] == sum(count for name, count in tokens.items() if name != "seen") > 0
     assert tokens["dropped"] > 0
+
+
+def test_what_a_policy_kept_stays_what_it_was_when_the_session_is_gone() -> None:
+    class Keeper(Window):
+        def admit(self, store: Any, block: Any) -> Any:
+            kept.append((block.k, block.k.copy(), block.time_ms, block.time_ms.copy()))
+            return super().admit(store, block)
+
+    kept: list[Any] = []
+    played = Played(Keeper(), **TIGHT)
+    for _ in range(30):
+        played.random_frame()
+    del played
+    assert kept
+    for k, k_then, time, time_then in kept:
+        assert np.array_equal(k, k_then)
+        assert np.array_equal(time, time_then)
+
+
+def test_a_policy_cannot_call_the_session_that_is_calling_it() -> None:
+    class Reentrant(Window):
+        def admit(self, store: Any, block: Any) -> Any:
+            session.ask("what colour was the ball ?")
+            return super().admit(store, block)
+
+    session = Engine.load("mosaic-tiny").session(memory="512KiB", policy=Reentrant())
+    with session, pytest.raises(ValueError, match="calling it"):
+        for i in range(30):
+            session.append(np.zeros((48, 48, 3), np.uint8), float(i))
