@@ -1,6 +1,5 @@
 // full: keeps every frame and refuses when the cap is reached. What every other policy is measured against.
 #include "policy/policy.h"
-#include "policy/yielding.h"
 
 namespace mosaic {
 
@@ -11,9 +10,7 @@ class Full final : public Policy {
   const char* name() const override { return "full"; }
   PolicyNeeds needs() const override { return {.refuses = true}; }
   void admit(const ClusterStore&, const AdmitBlock&, Placement* out) override { out[0] = {}; }
-  int relieve(const ClusterStore& store, const Need& need, Relief* out, int capacity) override {
-    return spill_oldest(store, need, out, capacity);
-  }
+  int relieve(const ClusterStore&, const Need&, Relief*, int) override { return 0; }
 };
 
 }  // namespace

@@ -1,7 +1,6 @@
 // uniform: every stride-th frame. When the cap is reached the stride doubles and every second kept frame goes, so the
 // frames kept are spread evenly over the whole stream, however long it gets.
 #include "policy/policy.h"
-#include "policy/yielding.h"
 
 namespace mosaic {
 
@@ -16,7 +15,6 @@ class Uniform final : public Policy {
     if (block.frame % stride_ != 0) out[0].cluster = Placement::kDrop;
   }
   int relieve(const ClusterStore& store, const Need& need, Relief* out, int capacity) override {
-    if (const int n = spill_oldest(store, need, out, capacity); n > 0) return n;
     const int lanes = store.shape().lanes;
     const ClusterIndex& first = store.index(0);
     for (;;) {

@@ -12,8 +12,7 @@ class SlidingWindow final : public Policy {
   const char* name() const override { return "window"; }
   PolicyNeeds needs() const override { return {}; }
   void admit(const ClusterStore&, const AdmitBlock&, Placement* out) override { out[0] = {}; }
-  int relieve(const ClusterStore& store, const Need& need, Relief* out, int capacity) override {
-    if (const int n = spill_oldest(store, need, out, capacity); n > 0) return n;
+  int relieve(const ClusterStore& store, const Need&, Relief* out, int capacity) override {
     return drop_oldest_frame(store, out, capacity);
   }
 };

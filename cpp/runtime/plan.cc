@@ -82,7 +82,8 @@ void lay_out(Plan* plan, const Policy& policy, const Ops& ops, int64_t packed_sl
   }
   s.tiers.push_back({Place::device, c.packed, static_cast<int>(packed_slots)});
   int64_t disk_slots = 0;
-  if (c.disk_bytes > 0 && keeps) {  // summaries alone have nothing to spill
+  // Summaries alone have nothing to spill; and who reads everything would need all of it back in DRAM.
+  if (c.disk_bytes > 0 && keeps && needs.selects) {
     disk_slots = static_cast<int64_t>(c.disk_bytes / SpillFile::stride_of(page_bytes(c.packed, page)));
     if (disk_slots < 1)
       throw MemoryCapError("disk tier: one page needs " + format_bytes(page_bytes(c.packed, page)) +

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from mosaic_edge import DEFAULT_POLICY
@@ -24,6 +24,7 @@ _UNITS = {
     "mb": 10**6,
     "gb": 10**9,
 }
+_MOST_BYTES = 1 << 50
 
 
 def parse_bytes(size: int | str, knob: str = "memory") -> int:
@@ -40,6 +41,8 @@ def parse_bytes(size: int | str, knob: str = "memory") -> int:
         size = int(float(match[1]) * _UNITS[match[2].lower()])
     if size <= 0:
         raise ValueError(f"{knob}={size}: expected more than zero bytes")
+    if size >= _MOST_BYTES:
+        raise ValueError(f"{knob}={size}: expected less than {_MOST_BYTES} bytes")
     return size
 
 
@@ -92,6 +95,26 @@ class SessionConfig:
     """Threads of the CPU kernels, each with scratch inside the cap; 0: one for a small model, else all."""
     faults: int = 0
     """For tests: every nth page read from, written to or given a place on disk fails; 0: none."""
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.type == "int":
+                good = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 31
+                expected = "a whole number, 0 or more"
+            elif item.type == "bool":
+                good, expected = value in (True, False), "True or False"
+            elif item.type == "float":
+                good, expected = isinstance(value, int | float) and not isinstance(value, bool), "a number"
+            else:
+                continue
+            if not good:
+                raise ValueError(f"{item.name}={value!r}: expected {expected}")
+        if not isinstance(self.settings, dict):
+            raise ValueError(f"settings={self.settings!r}: expected a dict of the policy's settings by name")
+        for name, given in self.settings.items():
+            if not isinstance(name, str) or not isinstance(given, int | float | str):
+                raise ValueError(f"settings: {name!r}={given!r}: expected a name and a number or a word")
 
     def core_memory(self, spec: VlmSpec, prefix_tokens: int) -> dict[str, Any]:
         """The core's MemoryConfig fields."""

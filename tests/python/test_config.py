@@ -62,3 +62,28 @@ def test_a_model_without_mrope_has_no_sections() -> None:
     model = core_model(NumpyVlm().spec)
     assert model["rope"]["sections"] == []
     assert (model["q_heads"], model["kv_heads"], model["frame_tokens"]) == (4, 2, 4)
+
+
+@pytest.mark.parametrize(
+    ("knob", "value"),
+    [
+        ("window_frames", "3"),
+        ("window_frames", 3.5),
+        ("clusters", 1 << 31),
+        ("threads", -1),
+        ("prefetch", "no"),
+        ("exact_share", "a"),
+        ("summaries", None),
+        ("settings", None),
+        ("settings", {1: 1}),
+        ("settings", {"frames": None}),
+    ],
+)
+def test_a_field_of_the_wrong_kind_is_refused_by_name(knob: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"^{knob}"):
+        SessionConfig(**{knob: value})  # type: ignore[arg-type]
+
+
+def test_no_size_is_beyond_what_the_core_counts() -> None:
+    with pytest.raises(ValueError, match=r"memory=.*less than"):
+        parse_bytes("99999999999GiB")
