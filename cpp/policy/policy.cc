@@ -77,13 +77,19 @@ SettingReader& SettingReader::number(const char* name, float* value, double low,
 SettingReader& SettingReader::number(const char* name, int* value, double low, double high) {
   double wide = *value;
   number(name, &wide, low, high);
-  *value = static_cast<int>(std::lround(wide));
+  if (wide != std::floor(wide))
+    throw InvalidInput(std::string("policy ") + policy_ + ": " + name + "=" + std::to_string(wide) +
+                       " must be a whole number.");
+  *value = static_cast<int>(wide);
   return *this;
 }
 
 SettingReader& SettingReader::flag(const char* name, bool* value) {
   double wide = *value ? 1 : 0;
   number(name, &wide, 0, 1);
+  if (wide != 0 && wide != 1)
+    throw InvalidInput(std::string("policy ") + policy_ + ": " + name + "=" + std::to_string(wide) +
+                       " must be 0 or 1.");
   *value = wide != 0;
   return *this;
 }

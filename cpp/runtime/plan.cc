@@ -184,6 +184,17 @@ Ops::Limits ops_limits(const Plan& plan) {
 
 namespace {
 
+// What makes this part of a plan smaller.
+std::string knob_of(const std::string& part) {
+  if (part == "selections" || part == "fetch cache") return "retrieve_tokens= or disk=";
+  if (part == "rope") return "max_position=, or take positions=\"contiguous\"";
+  if (part == "kernel scratch") return "threads= or branch_tokens=";
+  if (part == "policy") return "the policy's settings or clusters=";
+  if (part == "index" || part == "scenes") return "clusters=, scenes= or disk=";
+  if (part == "pages" || part == "page table and split scratch") return "max_cluster_tokens= or disk=";
+  return "window_frames= or branch_tokens=";
+}
+
 Plan plan_as_asked(const MemoryConfig& config, const Policy& policy, const Ops& ops) {
   const PolicyNeeds needs = policy.needs();
   Plan plan;
@@ -232,8 +243,7 @@ Plan plan_as_asked(const MemoryConfig& config, const Policy& policy, const Ops& 
                                                 [](const auto& a, const auto& b) { return a.bytes < b.bytes; });
     throw MemoryCapError(std::string("policy ") + policy.name() + " needs at least " + format_bytes(plan.total_bytes) +
                          " (" + most->name + " " + format_bytes(most->bytes) + "); memory= is " +
-                         format_bytes(c.cap_bytes) +
-                         ". Raise memory=, or lower window_frames=, branch_tokens= or retrieve_tokens=.");
+                         format_bytes(c.cap_bytes) + ". Raise memory=, or lower " + knob_of(most->name) + ".");
   }
   if (c.index_share == 0) c.index_share = needs.index_share;
   if (choose_clusters) {

@@ -57,6 +57,13 @@ TEST_CASE("a setting out of its range is refused with the range, and NaN with it
   CHECK(refusal("mosaic", {{"tau_max", 0.4}, {"read_scenes", 3}}).empty());
 }
 
+TEST_CASE("a count that is no whole number and a flag that is neither on nor off are refused, not rounded") {
+  CHECK(refusal("edge", {{"frames", 1.4}}).find("frames=1.4") != std::string::npos);
+  CHECK(refusal("edge", {{"frames", 2}}).empty());
+  CHECK(refusal("infinipot-v", {{"pool", 0.3}}).find("pool=0.3") != std::string::npos);
+  CHECK(refusal("infinipot-v", {{"pool", 0}}).empty());
+}
+
 TEST_CASE("tau falls from tau_max to tau_min with the count, as published when it is fixed") {
   const auto p = make_policy("mosaic", {{"tau", "fixed"}, {"tau_max", 0.5}, {"tau_min", 0.2}, {"n0", 32}});
   for (const int n : {1, 10, 32, 100, 1000})
