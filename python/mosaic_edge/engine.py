@@ -195,7 +195,7 @@ class Session:
         progress(pts seconds, frames) is called after every frame. Raises SourceError after what decodes.
         """
         count = 0
-        for frame in VideoSource(path, fps=fps or self._spec.fps, start=start, end=end):
+        for frame in VideoSource(path, fps=self._spec.fps if fps is None else fps, start=start, end=end):
             self.append(frame.image, frame.pts)
             count += 1
             if progress is not None:

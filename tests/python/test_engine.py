@@ -409,3 +409,11 @@ def test_mosaic_tiny_answers_four_of_five_questions_about_64_frames() -> None:
                     right += session.ask(question.text).text.split()[:1] == [question.answer]
     assert asked >= 60
     assert right >= 0.8 * asked, f"{right} of {asked}"
+
+
+@pytest.mark.parametrize("fps", [0, -1.0, float("nan")])
+def test_a_rate_that_is_none_is_refused_and_not_taken_for_the_default(
+    make_video: MakeVideo, fps: float
+) -> None:
+    with Engine(NumpyVlm()).session(memory="2MiB") as session, pytest.raises(ValueError, match="fps"):
+        session.append_video(make_video(), fps=fps)

@@ -61,7 +61,9 @@ def run_live(settings: LiveSettings, session: dict[str, Any], quiet: bool = Fals
         view = StreamView(opened, "live", not quiet)
         with _answering(opened, settings.socket), view, _Stop() as stop:
             try:
-                for frame in VideoSource(settings.source, fps=settings.fps or engine.spec.fps):
+                for frame in VideoSource(
+                    settings.source, fps=engine.spec.fps if settings.fps is None else settings.fps
+                ):
                     with stop.later():
                         opened.append(frame.image, frame.pts)
                         view.tick(frame.pts, frame.index + 1)

@@ -39,7 +39,7 @@ def run_file(
         if not question.strip():
             raise ValueError("ask: expected a question, got an empty text")
         engine.model.tokenize(engine.spec.template.format(question=question))
-    VideoSource(source, fps=fps or engine.spec.fps)
+    VideoSource(source, fps=engine.spec.fps if fps is None else fps)
     error: str | None = None
     reached: float | None = None
     with engine.session(**session) as opened:
