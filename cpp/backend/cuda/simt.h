@@ -105,9 +105,9 @@ struct Place {
   int thread, threads, block[3], blocks_x;
   std::byte* shared;
 };
-extern thread_local Place place;
+extern constinit thread_local Place place;
 // Threads run in rising order (0), falling (1) or in the order of a seed: what a kernel computes must not depend on it.
-extern thread_local unsigned order;
+extern constinit thread_local unsigned order;
 void meet_block(int line);
 // Every lane gives 4 bytes and sees those of all 32.
 const uint32_t* meet_warp(uint32_t mine, int line);

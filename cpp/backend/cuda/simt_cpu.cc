@@ -81,8 +81,8 @@ mosaic_fibre_switch:
 
 namespace mosaic::shim::simt {
 
-thread_local Place place{};
-thread_local unsigned order = 0;
+constinit thread_local Place place{};
+constinit thread_local unsigned order = 0;
 
 namespace {
 
