@@ -15,16 +15,6 @@ constexpr int kAhead = 64;            // one pair merges at a time for every so 
 size_t tokens_of(const StoreShape& shape) { return static_cast<size_t>(std::max(shape.max_run, kBlock)); }
 size_t clusters_of(const StoreShape& shape) { return static_cast<size_t>(std::max(shape.index.capacity, 1)); }
 
-AssignArgs against(const ClusterStore& store, const ClusterIndex& index) {
-  AssignArgs args;
-  args.dim = index.dim();
-  args.stride = static_cast<size_t>(index.dim());
-  args.mean_k = index.mean_k();
-  args.mean_v = index.mean_v();
-  args.value_weight = store.shape().value_weight;
-  return args;
-}
-
 float distance_of(float similarity) { return std::max(0.0f, 2 - 2 * similarity); }
 
 }  // namespace
@@ -60,7 +50,7 @@ void Clustering::label(const ClusterStore& store, const AdmitBlock& block, Place
   // From half full on, the nearest pairs are kept known, a few a frame, so that no frame pays for all of them.
   if (2 * index.live().size() >= static_cast<size_t>(index.capacity()))
     look_up(store, block.lane, scenes_, 2 * std::max(block.tokens.n, kBlock));
-  AssignArgs args = against(store, index);
+  AssignArgs args = index.against_means(store.shape().value_weight);
   args.k = block.tokens.k;
   args.v = block.tokens.v;
   args.items = block.tokens.n;
@@ -107,7 +97,7 @@ void Clustering::look_up_block(const ClusterStore& store, int lane, bool inside,
     }
   }
   // A cluster is its own nearest: the block is compared with all others at once, and with itself pair by pair.
-  AssignArgs args = against(store, index);
+  AssignArgs args = index.against_means(store.shape().value_weight);
   args.k = k_;
   args.v = v_;
   args.items = n;

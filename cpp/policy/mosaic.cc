@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <new>
 
 namespace mosaic {
 
@@ -92,15 +91,10 @@ void Mosaic::place_frame(const ClusterStore& store, const AdmitBlock& block, Pla
   }
   ClusterId best = kNone;
   float similarity = 0;
-  AssignArgs args;
+  AssignArgs args = index.against_means(store.shape().value_weight);
   args.k = mean_k_;
   args.v = mean_v_;
   args.items = 1;
-  args.dim = index.dim();
-  args.stride = row;
-  args.mean_k = index.mean_k();
-  args.mean_v = index.mean_v();
-  args.value_weight = s_.value_weight;
   args.rows = rows_;
   args.best = &best;
   args.similarity = &similarity;

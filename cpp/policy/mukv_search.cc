@@ -3,18 +3,15 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/cosine.h"
+#include "policy/retrieval.h"
+
 namespace mosaic::mukv {
 
 namespace {
 
-float cosine(const float* a, const float* b, size_t n) {
-  double dot = 0, aa = 0, bb = 0;
-  for (size_t i = 0; i < n; ++i) {
-    dot += static_cast<double>(a[i]) * b[i];
-    aa += static_cast<double>(a[i]) * a[i];
-    bb += static_cast<double>(b[i]) * b[i];
-  }
-  const double value = aa > 0 && bb > 0 ? dot / std::sqrt(aa * bb) : 0;
+float likeness(const float* a, const float* b, size_t n) {
+  const double value = cosine(a, b, n);
   return std::isfinite(value) ? static_cast<float>(value) : 0.0f;  // keys beyond half precision
 }
 
@@ -44,20 +41,7 @@ void Search::select(const ClusterStore& store, const SelectQuery& query, SelectR
   order_clusters(index, query, result);
   mean_query(query, static_cast<size_t>(page.heads), static_cast<size_t>(page.head_dim));
   if (s_.mass) {
-    for (int i = 0; i < n_; ++i) result->bias[i] = std::log(static_cast<float>(index.count(result->rows[i])));
-    ScoreArgs args;
-    args.q = query.q;
-    args.tokens = query.tokens;
-    args.q_heads = query.q_heads;
-    args.q_stride = query.q_stride;
-    args.shape = page;
-    args.scale = query.scale;
-    args.mean_k = index.mean_k();
-    args.rows = result->rows;
-    args.row_bias = result->bias;
-    args.n_rows = n_;
-    args.score = result->scratch;
-    store.ops().score(args);
+    score_rows(store, query, ScoreMode::kMass, n_, result);
   }
   count_ = {};
   if (s_.retrieval == Retrieval::kStrict) {  // what is chosen of one granularity bounds the next
@@ -105,7 +89,7 @@ void Search::scan(const ClusterIndex& index, const SelectResult& result, bool pa
     return here.born != next.born || (kind == kFrame && here.tag / 4 != next.tag / 4);
   };
   const auto close = [&](Kind kind, int i) {
-    consider(kind, begin[kind], i + 1, s_.mass ? static_cast<float>(mass[kind]) : cosine(sum_[kind], query_, row_));
+    consider(kind, begin[kind], i + 1, s_.mass ? static_cast<float>(mass[kind]) : likeness(sum_[kind], query_, row_));
   };
   for (int i = 0; i < n_; ++i) {
     const ClusterId c = result.rows[i];
@@ -175,7 +159,7 @@ void Search::rank_by_context(const ClusterIndex& index, const int32_t* order) {
       for (int i = 0; i < count_[kind]; ++i) {
         Block& block = best_[kind][i];
         representative(index, order, block.begin, block.end, sum_[0]);
-        block.score = (1 - w) * block.score + w * cosine(sum_[0], context_, row_);
+        block.score = (1 - w) * block.score + w * likeness(sum_[0], context_, row_);
       }
       std::sort(best_[kind], best_[kind] + count_[kind], [](const Block& a, const Block& b) {
         return a.score != b.score ? a.score > b.score : a.begin < b.begin;

@@ -11,6 +11,12 @@ int score_clusters(const ClusterStore& store, const SelectQuery& query, ScoreMod
   for (const ClusterId c : index.live())
     if (index[c].last_time >= query.since_ms) result->rows[n++] = c;
   std::sort(result->rows, result->rows + n);
+  score_rows(store, query, mode, n, result);
+  return n;
+}
+
+void score_rows(const ClusterStore& store, const SelectQuery& query, ScoreMode mode, int n, SelectResult* result) {
+  const ClusterIndex& index = store.index(query.lane);
   for (int i = 0; i < n; ++i) result->bias[i] = std::log(static_cast<float>(index.count(result->rows[i])));
   ScoreArgs args;
   args.q = query.q;
@@ -26,7 +32,6 @@ int score_clusters(const ClusterStore& store, const SelectQuery& query, ScoreMod
   args.n_rows = n;
   args.score = result->scratch;
   store.ops().score(args);
-  return n;
 }
 
 void take_best(const ClusterStore& store, const SelectQuery& query, int n, int most, SelectResult* result) {

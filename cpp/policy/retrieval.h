@@ -10,6 +10,9 @@ namespace mosaic {
 // weighs each by its count. Returns how many. The policy's clusters must have means.
 int score_clusters(const ClusterStore& store, const SelectQuery& query, ScoreMode mode, SelectResult* result);
 
+// The same for the n clusters in result->rows, in whatever order they stand.
+void score_rows(const ClusterStore& store, const SelectQuery& query, ScoreMode mode, int n, SelectResult* result);
+
 // Of the n scored rows the best, in falling order, as long as their members fit in query.max_tokens; one that does not fit
 // is left to its summary and smaller ones after it may still be taken. At most `most` of them (0: no limit).
 void take_best(const ClusterStore& store, const SelectQuery& query, int n, int most, SelectResult* result);

@@ -182,17 +182,12 @@ void KvMemory::place(int lane, int i, int n, const WindowFrame& frame, SceneId s
     if (to.cluster == Placement::kDrop) break;
     if (to.cluster == Placement::kOpen && to.together == kNone && fresh_count_ > 0 && index.has_means()) {
       // The labels were made before this frame opened clusters of its own: it may belong to one of those.
-      AssignArgs args;
+      AssignArgs args = index.against_means(plan_.store.value_weight);
       args.k = token.k;
       args.v = token.v;
       args.items = 1;
-      args.dim = index.dim();
-      args.stride = row;
-      args.mean_k = index.mean_k();
-      args.mean_v = index.mean_v();
       args.rows = scratch_.fresh;
       args.n_rows = fresh_count_;
-      args.value_weight = plan_.store.value_weight;
       ClusterId best = kNone;
       float similarity = 0;
       args.best = &best;

@@ -245,7 +245,6 @@ Plan plan_as_asked(const MemoryConfig& config, const Policy& policy, const Ops& 
                          " (" + most->name + " " + format_bytes(most->bytes) + "); memory= is " +
                          format_bytes(c.cap_bytes) + ". Raise memory=, or lower " + knob_of(most->name) + ".");
   }
-  if (c.index_share == 0) c.index_share = needs.index_share;
   if (choose_clusters) {
     // Clusters that a share of what is left over buys.
     const auto bought = [&](double share) {

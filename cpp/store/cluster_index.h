@@ -58,6 +58,16 @@ class ClusterIndex {
   float variance(ClusterId c) const { return variance_[c]; }
   const half_t* mean_k() const { return mean_k_; }  // [capacity, dim]
   const half_t* mean_v() const { return mean_v_; }
+  // An assign against the means; which rows, which items and where the answer goes is left to say.
+  AssignArgs against_means(float value_weight) const {
+    AssignArgs args;
+    args.dim = dim();
+    args.stride = static_cast<size_t>(dim());
+    args.mean_k = mean_k_;
+    args.mean_v = mean_v_;
+    args.value_weight = value_weight;
+    return args;
+  }
   half_t* mean_k() { return mean_k_; }
   half_t* mean_v() { return mean_v_; }
   int32_t* counts() { return count_; }

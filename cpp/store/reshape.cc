@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "core/cosine.h"
 #include "store/cluster_store.h"
 
 namespace mosaic {
@@ -26,20 +27,6 @@ int ClusterStore::read_members(int lane, ClusterId c, int at) {
   return at - first;
 }
 
-namespace {
-
-double unit_similarity(const float* a, const float* b, size_t d) {
-  double dot = 0, aa = 0, bb = 0;
-  for (size_t i = 0; i < d; ++i) {
-    dot += static_cast<double>(a[i]) * b[i];
-    aa += static_cast<double>(a[i]) * a[i];
-    bb += static_cast<double>(b[i]) * b[i];
-  }
-  return aa > 0 && bb > 0 ? dot / std::sqrt(aa * bb) : 0;
-}
-
-}  // namespace
-
 // side_[i] in {0, 1} for the n rows of the run scratch; returns how many are on side 1. The last row - the token that
 // did not fit - opens one side, what is farthest from it the other. The two means stand in the spare rows behind.
 int ClusterStore::two_means(int n) {
@@ -47,8 +34,8 @@ int ClusterStore::two_means(int n) {
   const double w = shape_.value_weight;
   const auto similarity = [&](int a, int b) {
     const auto x = static_cast<size_t>(a) * d, y = static_cast<size_t>(b) * d;
-    const double keys = unit_similarity(run_k_ + x, run_k_ + y, d);
-    return w > 0 ? (keys + w * unit_similarity(run_v_ + x, run_v_ + y, d)) / (1 + w) : keys;
+    const double keys = cosine(run_k_ + x, run_k_ + y, d);
+    return w > 0 ? (keys + w * cosine(run_v_ + x, run_v_ + y, d)) / (1 + w) : keys;
   };
   const auto copy_row = [&](int to, int from) {
     std::copy_n(run_k_ + static_cast<size_t>(from) * d, d, run_k_ + static_cast<size_t>(to) * d);

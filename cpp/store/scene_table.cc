@@ -5,18 +5,14 @@
 #include <limits>
 #include <utility>
 
+#include "core/cosine.h"
+
 namespace mosaic {
 
 namespace {
 
 float unit_distance(const float* a, const float* b, int dim) {
-  double dot = 0, aa = 0, bb = 0;
-  for (int i = 0; i < dim; ++i) {
-    dot += static_cast<double>(a[i]) * b[i];
-    aa += static_cast<double>(a[i]) * a[i];
-    bb += static_cast<double>(b[i]) * b[i];
-  }
-  return aa > 0 && bb > 0 ? static_cast<float>(2 - 2 * dot / std::sqrt(aa * bb)) : 2.0f;
+  return static_cast<float>(2 - 2 * cosine(a, b, static_cast<size_t>(dim)));
 }
 
 }  // namespace
