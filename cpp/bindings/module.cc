@@ -8,6 +8,7 @@ void bind_ops(pybind11::module_& m);
 void bind_policy(pybind11::module_& m);
 void bind_signals(pybind11::module_& m);
 void bind_store(pybind11::module_& m);
+void bind_trace(pybind11::module_& m);
 
 PYBIND11_MODULE(_core, m) {
   m.doc() = "C++ core of mosaic_edge.";
@@ -18,4 +19,5 @@ PYBIND11_MODULE(_core, m) {
   bind_memory(m);
   bind_ops(m);
   bind_signals(m);
+  bind_trace(m);
 }

@@ -8,6 +8,7 @@
 #include <system_error>
 
 #include "core/error.h"
+#include "core/trace.h"
 
 namespace mosaic {
 namespace {
@@ -48,13 +49,13 @@ CopyEngine::~CopyEngine() {
   thread_.join();
 }
 
-void CopyEngine::read(SlotId slot, std::byte* to, Completion* completion) {
-  const CopyRequest request{CopyRequest::Kind::read, slot, to, completion};
+void CopyEngine::read(SlotId slot, std::byte* to, Completion* completion, int32_t lane) {
+  const CopyRequest request{CopyRequest::Kind::read, slot, to, completion, lane};
   submit(&request, 1);
 }
 
-void CopyEngine::write(SlotId slot, const std::byte* from, Completion* completion) {
-  const CopyRequest request{CopyRequest::Kind::write, slot, const_cast<std::byte*>(from), completion};
+void CopyEngine::write(SlotId slot, const std::byte* from, Completion* completion, int32_t lane) {
+  const CopyRequest request{CopyRequest::Kind::write, slot, const_cast<std::byte*>(from), completion, lane};
   submit(&request, 1);
 }
 
@@ -84,6 +85,7 @@ void CopyEngine::submit(const CopyRequest* requests, int n) {
 
 Status CopyEngine::wait(const Completion& completion) {
   if (!completion.done()) {
+    const trace::Span span("copy_wait");
     std::unique_lock lock(mutex_);
     finished_.wait(lock, [&] { return completion.done(); });
   }
@@ -130,9 +132,11 @@ void CopyEngine::run() {
       slots[i] = requests[i].slot;
       buffers[i] = requests[i].memory;
     }
+    const uint64_t traced = trace::begin();
     const bool reading = requests[0].kind == CopyRequest::Kind::read;
     const int ok = reading ? file_.read_run(n, slots, buffers, status) : file_.write_run(n, slots, buffers, status);
     const double busy = seconds_since(start);
+    trace::end(reading ? "spill_read" : "spill_write", traced, requests[0].lane);
     lock.lock();
     (reading ? stats_.reads : stats_.writes) += static_cast<uint64_t>(n);
     stats_.failed += static_cast<uint64_t>(n - ok);

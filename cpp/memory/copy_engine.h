@@ -43,6 +43,7 @@ struct CopyRequest {
   SlotId slot;
   std::byte* memory;  // host memory of slot_bytes(); a write does not change it
   Completion* completion;
+  int32_t lane = -1;  // whose page it is, for the trace
 };
 
 struct CopyStats {
@@ -67,8 +68,8 @@ class CopyEngine {
   CopyEngine(const CopyEngine&) = delete;
   CopyEngine& operator=(const CopyEngine&) = delete;
 
-  void read(SlotId slot, std::byte* to, Completion* completion);
-  void write(SlotId slot, const std::byte* from, Completion* completion);
+  void read(SlotId slot, std::byte* to, Completion* completion, int32_t lane = -1);
+  void write(SlotId slot, const std::byte* from, Completion* completion, int32_t lane = -1);
   // Queues n requests together, in order, so that neighbours are seen as such.
   void submit(const CopyRequest* requests, int n);
 

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "core/error.h"
+#include "core/trace.h"
 #include "runtime/kv_memory.h"
 
 namespace mosaic {
@@ -47,6 +48,7 @@ SceneId KvMemory::scene_of(const float* embedding) {
 }
 
 void KvMemory::admit_oldest() {
+  const trace::Span span("admit");
   const WindowFrame frame = window_.frame(0);
   if (!window_.has_first_frame()) {
     window_.keep_first_frame();

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "core/error.h"
+#include "core/trace.h"
 
 namespace mosaic {
 
@@ -186,7 +187,9 @@ void KvMemory::attend_lane(int lane, const float* q, const float* k, const float
   args.kv_stride = static_cast<size_t>(model().kv_heads) * static_cast<size_t>(model().head_dim);
   args.out = out;
   args.lse = shared_.lse;
+  const uint64_t attend_began = trace::begin();
   backend_.ops->attend(args);
+  trace::end("attend", attend_began, lane);
   if (block_ == Block::kQuestion && passes_ == 0) collect_evidence(args, &s, lane);
   if (block_ == Block::kFrame && plan_.window.received) collect_received(args, &s, lane);
   stage(lane, k, v);

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "core/trace.h"
 #include "runtime/kv_memory.h"
 
 namespace mosaic {
@@ -92,6 +93,7 @@ void KvMemory::add_cluster(BlockSelection* s, int lane, ClusterId c) {
 }
 
 void KvMemory::select_stored(int lane, const float* q) {
+  const trace::Span span("select", lane);
   BlockSelection* s = &selection_[static_cast<size_t>(lane)];
   s->clear();
   const bool question = block_ == Block::kQuestion;
@@ -136,6 +138,7 @@ void KvMemory::select_stored(int lane, const float* q) {
 // This layer's query guesses what the next layer will choose (Mosaic); the true query completes what is missing.
 void KvMemory::prefetch(int lane, const float* q) {
   if (store_.tiers().spill() == nullptr) return;
+  const trace::Span span("prefetch", lane);
   const int chosen = run_policy_select(lane, q);
   const ClusterIndex& index = store_.index(lane);
   for (int i = 0; i < chosen; ++i)

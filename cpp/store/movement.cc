@@ -56,7 +56,7 @@ bool ClusterStore::spill(PageId id) {
   last.slot = slot;
   page.spilling = 1;
   ++spilling_count_;
-  copies_->write(slot, tiers_.address(page.tier, page.slot), &last.written);
+  copies_->write(slot, tiers_.address(page.tier, page.slot), &last.written, page.lane);
   return true;
 }
 
@@ -155,7 +155,7 @@ bool ClusterStore::request(PageId id) {
   entry.pinned = false;
   fetch_.touch(slot);
   page.staged = slot;
-  copies_->read(page.slot, fetch_.address(slot), &entry.copied);
+  copies_->read(page.slot, fetch_.address(slot), &entry.copied, page.lane);
   ++counters_.fetched_pages;
   return true;
 }

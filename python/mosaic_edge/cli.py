@@ -35,6 +35,10 @@ Profile = Annotated[
     str | None,
     typer.Option(help="A board's settings, by name or as a .toml: `doctor` lists them; options win."),
 ]
+TraceFile = Annotated[
+    Path | None,
+    typer.Option("--trace", help="Write a trace for Perfetto (ui.perfetto.dev) or chrome://tracing."),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else.")]
 
 
@@ -168,6 +172,7 @@ def run(
     since: Annotated[float | None, typer.Option(help="Read only what was seen from this second on.")] = None,
     disk: Disk = None,
     profile: Profile = None,
+    trace: TraceFile = None,
     json: Json = False,
 ) -> None:
     """Stream a file and answer questions about it.
@@ -178,6 +183,7 @@ def run(
 
     session = _settings(context, profile, {"memory": memory, "policy": policy, "disk": disk, "fps": fps})
     fps = session.pop("fps")
+    session["trace"] = None if trace is None else str(trace)
     result = run_file(source, ask, model=model, fps=fps, since=since, session=session, quiet=json)
     if json:
         print_json(result)
@@ -203,6 +209,7 @@ def live(
     ] = None,
     account: Annotated[Path | None, typer.Option(help="CSV of the memory account over time.")] = None,
     every: Annotated[float, typer.Option(help="Seconds between rows of --account.")] = 10.0,
+    trace: TraceFile = None,
     json: Json = False,
 ) -> None:
     """Stream a camera until it ends or SIGTERM, answering over a socket.
@@ -212,6 +219,7 @@ def live(
     from mosaic_edge.commands.live_stream import LiveSettings, run_live, show_live
 
     session = _settings(context, profile, {"memory": memory, "policy": policy, "disk": disk, "fps": fps})
+    session["trace"] = None if trace is None else str(trace)
     settings = LiveSettings(source, session.pop("fps"), model, socket, account, every)
     result = run_live(settings, session, quiet=json)
     if json:
@@ -326,6 +334,7 @@ def stress(
     allow: Annotated[str, typer.Option(help="Growth of RSS after warm-up that is still noise.")] = "8MiB",
     model: Model = "mosaic-tiny",
     out: Annotated[Path, typer.Option(help="Folder of the memory curve and results.")] = Path("stress"),
+    trace: TraceFile = None,
     json: Json = False,
 ) -> None:
     """Stream a world under a cap with questions mixed in; ends with 3 on a breach of cap, account or RSS."""
@@ -336,7 +345,7 @@ def stress(
         memory=memory, frames=frames, policy=policy, disk=disk, faults=faults_every or (97 if faults else 0),
         difficulty=difficulty,  # type: ignore[arg-type]
         seed=seed, ask_every=ask_every, check_every=check_every, warm_up=warm_up,
-        allow=allow, model=model,
+        allow=allow, model=model, trace=None if trace is None else str(trace),
     )  # fmt: skip
     result = run_stress(settings, out, quiet=json)
     if json:

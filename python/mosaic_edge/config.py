@@ -95,6 +95,8 @@ class SessionConfig:
     """Threads of the CPU kernels, each with scratch inside the cap; 0: one for a small model, else all."""
     faults: int = 0
     """For tests: every nth page read from, written to or given a place on disk fails; 0: none."""
+    trace: str | None = None
+    """Write a trace of the session's work to this file when it is closed, see trace.py; None: no trace."""
 
     def __post_init__(self) -> None:
         for item in fields(self):

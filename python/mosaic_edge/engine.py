@@ -29,7 +29,7 @@ from mosaic_edge.evidence import TimeRange, time_ranges
 from mosaic_edge.models import load_model
 from mosaic_edge.models.vlm import FloatArray, FrameArray, Vlm, VlmSpec
 from mosaic_edge.sampling import Sampler, SamplingParams
-from mosaic_edge.sources import VideoSource
+from mosaic_edge.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -138,15 +138,20 @@ class Session:
         self._turn_of: int | None = None
         self._streaming = False
         prefix = model.tokenize(self._spec.prefix) if self._spec.prefix else []
-        self._memory: Any = _core.KvMemory(
-            core_model(self._spec),
-            config.core_memory(self._spec, len(prefix)),
-            config.policy,
-            config.core_settings(),
-            config.backend,
-            config.core_threads(self._spec),
-            config.faults,
-        )
+        self._trace = Trace(config.trace)
+        try:
+            self._memory: Any = _core.KvMemory(
+                core_model(self._spec),
+                config.core_memory(self._spec, len(prefix)),
+                config.policy,
+                config.core_settings(),
+                config.backend,
+                config.core_threads(self._spec),
+                config.faults,
+            )
+        except BaseException:
+            self._trace.close()
+            raise
         self._branch_tokens: int = self._memory.plan()["branch_tokens"]
         most = max(self._spec.tokens_per_frame, self._branch_tokens, len(prefix))
         self._out: FloatArray = np.empty((most, self._spec.q_heads, self._spec.head_dim), np.float32)
@@ -171,7 +176,8 @@ class Session:
                 pts = 0.0 if self._last_pts is None else self._last_pts + median(self._gaps)
             if not np.isfinite(pts):
                 raise ValueError(f"pts={pts}: expected seconds")
-            tokens, embedding = self._model.encode_frame(image)
+            with self._trace.span("encode_frame"):
+                tokens, embedding = self._model.encode_frame(image)
             memory.begin_frame(pts, embedding, len(tokens), self._spec.grid[1])
             self._run(tokens, want_logits=False)
             if self._last_pts is not None and pts > self._last_pts:
@@ -194,6 +200,8 @@ class Session:
 
         progress(pts seconds, frames) is called after every frame. Raises SourceError after what decodes.
         """
+        from mosaic_edge.sources import VideoSource  # PyAV is for files only
+
         count = 0
         for frame in VideoSource(path, fps=self._spec.fps if fps is None else fps, start=start, end=end):
             self.append(frame.image, frame.pts)
@@ -261,7 +269,8 @@ class Session:
     def close(self) -> None:
         """Give the memory back. The session cannot be used afterwards; closing twice is fine."""
         with self._lock:
-            self._memory = None
+            self._memory = None  # its copy thread ends here, with its last span
+            self._trace.close()
 
     def __enter__(self) -> Session:
         return self
@@ -299,7 +308,8 @@ class Session:
     def _run(self, embeds: FloatArray, want_logits: bool) -> NDArray[np.float32] | None:
         """One forward pass of a block that was begun; the block is forgotten if anything fails."""
         try:
-            logits = self._model.run(embeds, self._attend, want_logits)
+            with self._trace.span("forward"):
+                logits = self._model.run(embeds, self._attend, want_logits)
         except BaseException:
             self._memory.abort()
             raise

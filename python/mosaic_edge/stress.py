@@ -60,6 +60,8 @@ class StressSettings:
     allow: str = "8MiB"
     """RSS may grow by so much after warm-up: the interpreter's and the allocator's noise."""
     model: str = "mosaic-tiny"
+    trace: str | None = None
+    """Write a trace of the run to this file, see trace.py."""
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -104,7 +106,7 @@ def run_stress(settings: StressSettings, out: Path, *, quiet: bool = False) -> d
     """
     engine = Engine.load(settings.model)
     more: dict[str, Any] = {"memory": settings.memory, "policy": settings.policy, "disk": settings.disk_bytes}
-    with engine.session(**more, faults=settings.faults) as session:
+    with engine.session(**more, faults=settings.faults, trace=settings.trace) as session:
         stress = _Stress(settings, engine, session)
         stress.stream(quiet)
         result = stress.result()

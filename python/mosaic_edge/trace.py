@@ -1,0 +1,50 @@
+"""A trace of a session's work: JSON for ui.perfetto.dev or chrome://tracing, a row per thread.
+
+Spans: encode_frame, forward (one pass of the decoder) and, inside it, per lane - a layer, or one of its KV
+heads - select, prefetch, copy_wait (for a page of the disk) and attend; admit; on the thread mosaic-copy
+spill_read and spill_write. Times are in microseconds. The newest 16,384 spans of each thread are kept;
+"otherData" counts those overwritten. The rings (8 MiB) are outside the session's cap.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from mosaic_edge import _core
+
+
+class Trace:
+    """Records spans of this process until `close`, then writes them; without a path it does nothing.
+
+    Raises ValueError when another session is being traced, OSError when the file cannot be written: both
+    before anything is recorded.
+    """
+
+    def __init__(self, path: str | Path | None) -> None:
+        self._path = None if path is None else Path(path)
+        if self._path is not None:
+            _core.trace_start()
+            # Also when a session is forgotten without close(): the next trace may start then.
+            self._stop = weakref.finalize(self, _core.trace_stop)
+            self._path.touch()
+
+    @contextmanager
+    def span(self, name: Literal["encode_frame", "forward"]) -> Iterator[None]:
+        """Time the block as one span."""
+        began = 0 if self._path is None else time.monotonic_ns()
+        try:
+            yield
+        finally:
+            if self._path is not None:
+                _core.trace_span(name, began, time.monotonic_ns())
+
+    def close(self) -> None:
+        """End the trace and write it. Closing twice is fine."""
+        path, self._path = self._path, None
+        if path is not None:
+            path.write_text(self._stop() or "", encoding="utf-8")
