@@ -1,0 +1,183 @@
+"""An hour of video through a capped memory, for full, rekv and mosaic: frame time, first token, peak bytes.
+
+Weights and pictures are random, so nothing is said about answers. Every frame goes through the memory. The
+decoder's linear layers run for the first frames and for every `EVERY`th; the others bring keys and values
+recorded from the first ones with a little noise, which costs the memory the same. Frame time is that of
+whole frames; q, k, v and out cross as host arrays, inside the time shown.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+from gpu_decoder import Decoder, Shape
+from gpu_peers import Device
+
+POLICIES = ("full", "rekv", "mosaic")
+SCENE = 30  # frames
+RECORDED = 6
+EVERY = 60
+QUESTIONS = 4  # the first one warms up
+
+
+class Pictures:
+    """Token embeddings of frames: a scene's own places, and a little of each frame."""
+
+    def __init__(self, shape: Shape, device: Device) -> None:
+        self.shape, self.device = shape, device
+        self.random = np.random.default_rng(2)
+        self.scene = -1
+
+    def frame(self, number: int, dtype: Any) -> tuple[Any, np.ndarray]:
+        """Embeds [frame_tokens, hidden] and the frame's embedding [64]."""
+        torch, shape = self.device.torch, self.shape
+        size = (shape.frame_tokens, shape.hidden)
+        if number // SCENE != self.scene:
+            self.scene = number // SCENE
+            self.places = torch.randn(size, device=self.device.name, dtype=dtype)
+            self.mean = self.random.standard_normal(64).astype(np.float32)
+        noise = 0.3 * torch.randn(size, device=self.device.name, dtype=dtype)
+        return self.places + noise, self.mean + 0.05 * self.random.standard_normal(64).astype(np.float32)
+
+
+def cap_of(shape: Shape, policy: str) -> int:
+    """Bytes: all of the stream for `full`, 30 % of that for the others."""
+    whole = int(shape.kv_bytes * shape.frame_tokens * (shape.frames + 8) * 1.15) + (64 << 20)
+    return whole if policy == "full" else max(int(0.3 * whole), 32 << 20)
+
+
+def open_memory(core: Any, shape: Shape, policy: str, device: Device) -> Any:
+    """A KvMemory on the device."""
+    settings: dict[str, Any] = {
+        "cap_bytes": cap_of(shape, policy),
+        "packed": "fp16" if policy == "full" else "int4",
+        "branch_tokens": 64,
+    }
+    if policy != "full":
+        settings["retrieve_tokens"] = shape.retrieved_frames * shape.frame_tokens
+    threads = 0 if device.is_cuda else 1
+    return core.KvMemory(shape.core(), settings, policy, {}, device.name, threads, 0)
+
+
+class Stream:
+    """One cell of the table."""
+
+    def __init__(self, core: Any, decoder: Decoder, policy: str) -> None:
+        self.decoder, self.shape, self.device = decoder, decoder.shape, decoder.device
+        self.pictures = Pictures(self.shape, self.device)
+        self.random = np.random.default_rng(3)
+        self.recorded: list[list[tuple[np.ndarray, ...]]] = []
+        self.device.wait()
+        self.free_before = self.free_bytes()
+        self.least_free = self.free_before
+        self.memory = open_memory(core, self.shape, policy, self.device)
+
+    def free_bytes(self) -> int:
+        return int(self.device.torch.cuda.mem_get_info()[0]) if self.device.is_cuda else 0
+
+    def begin(self, number: int, embedding: np.ndarray) -> None:
+        columns = int(self.shape.frame_tokens**0.5)
+        self.memory.begin_frame(2.0 * number, embedding, self.shape.frame_tokens, columns)
+
+    def whole_frame(self, number: int) -> float:
+        """A frame with all its linear layers: seconds."""
+        x, embedding = self.pictures.frame(number, self.decoder.dtype)
+        record: list[tuple[np.ndarray, ...]] = []
+
+        def attend(layer: int, q: Any, k: Any, v: Any, out: Any, tokens: int) -> None:
+            if len(self.recorded) < RECORDED:
+                record.append((q.copy(), k.copy(), v.copy(), np.empty_like(out)))
+            self.memory.attend(layer, q, k, v, out, tokens)
+
+        self.device.wait()
+        began = time.perf_counter()
+        self.begin(number, embedding)
+        self.decoder.run(x, attend, want_logits=False)
+        self.memory.commit()
+        took = time.perf_counter() - began
+        if record:
+            self.recorded.append(record)
+        return took
+
+    def filling_frame(self, number: int) -> float:
+        """A frame of recorded q, k, v with noise: seconds of the memory alone."""
+        _, embedding = self.pictures.frame(number, self.decoder.dtype)
+        shape = (self.shape.frame_tokens, self.shape.kv_heads, self.shape.head_dim)
+        noise = 0.1 * self.random.standard_normal(shape, np.float32)
+        took = 0.0
+        for layer, (q, k, v, out) in enumerate(self.recorded[number % RECORDED]):
+            k_now, v_now = k + noise, v + noise
+            began = time.perf_counter()
+            if layer == 0:
+                self.begin(number, embedding)
+            self.memory.attend(layer, q, k_now, v_now, out, len(q))
+            took += time.perf_counter() - began
+        began = time.perf_counter()
+        self.memory.commit()
+        return took + time.perf_counter() - began
+
+    def first_token(self) -> float:
+        """Seconds from a question to the logits of its answer's first token; it leaves nothing behind."""
+        shape = self.shape
+        size = (shape.question_tokens, shape.hidden)
+        x = self.device.torch.randn(size, device=self.device.name, dtype=self.decoder.dtype)
+        self.device.wait()
+        began = time.perf_counter()
+        self.memory.open_question(None)
+        self.memory.begin_text(shape.question_tokens)
+        logits = self.decoder.run(x, self.memory.attend, want_logits=True)
+        int(logits.argmax())
+        took = time.perf_counter() - began
+        self.memory.commit()
+        self.memory.close_question(False)
+        return took
+
+    def run(self, budget: float) -> dict[str, Any]:
+        """The stream to its end, or until `budget` seconds are over."""
+        whole, filling = [], []
+        began = time.perf_counter()
+        number = 0
+        while number < self.shape.frames and (number <= RECORDED or time.perf_counter() - began < budget):
+            if number < RECORDED or number % EVERY == 0 or number >= self.shape.frames - 3:
+                whole.append(self.whole_frame(number))
+            else:
+                filling.append(self.filling_frame(number))
+            self.least_free = min(self.least_free, self.free_bytes())
+            number += 1
+        asked = [self.first_token() for _ in range(QUESTIONS)]
+        self.least_free = min(self.least_free, self.free_bytes())
+        stats = self.memory.stats()
+        return {
+            "frames": number,
+            "of_frames": self.shape.frames,
+            "frame_seconds": statistics.median(whole[2:]),  # the first two warm up
+            "memory_seconds": statistics.median(filling),
+            "first_token_seconds": statistics.median(asked[1:]),
+            "memory_bytes": stats["peak_bytes"],
+            "device_bytes": self.free_before - self.least_free if self.device.is_cuda else None,
+            "tokens": stats["tokens"],
+        }
+
+
+def bench_streams(
+    core: Any, shapes: tuple[Shape, ...], device: Device, budget: float, only: list[str]
+) -> list[dict[str, Any]]:
+    """A row for each shape and policy; a cell that fails says why and the others go on."""
+    rows = []
+    for shape in shapes:
+        decoder = Decoder(shape, device)
+        weights = sum(part.numel() * part.element_size() for layer in decoder.layers for part in layer)
+        for policy in only:
+            row: dict[str, Any] = {"model": shape.name, "policy": policy, "weight_bytes": weights}
+            try:
+                row |= Stream(core, decoder, policy).run(budget)
+            except Exception as error:
+                row["error"] = f"{type(error).__name__}: {error}"
+            rows.append(row)
+        del decoder
+        if device.is_cuda:
+            device.torch.cuda.empty_cache()
+    return rows
