@@ -7,6 +7,7 @@ import csv
 import importlib.util
 import json
 import os
+import re
 import socket
 import socketserver
 import subprocess
@@ -173,9 +174,23 @@ def bash(*arguments: object, **environment: str) -> subprocess.CompletedProcess[
     )
 
 
-@pytest.mark.parametrize("script", ["jetson/prepare.sh", "tools/aarch64"])
+@pytest.mark.parametrize("script", ["jetson/prepare.sh", "tools/aarch64", "tools/gpu_check.sh"])
 def test_bash_reads_the_scripts(script: str) -> None:
     assert bash("bash", "-n", ROOT / script).returncode == 0
+
+
+def test_aarch64_says_what_cuda_needs_and_which_test_cases_it_leaves_out() -> None:
+    shown = bash(ROOT / "tools/aarch64", "--cuda", "--dry-run").stdout
+    assert "static runtime" in shown
+    left_out = next(line for line in shown.splitlines() if "would leave out" in line)
+    sources = [file.read_text() for file in (ROOT / "tests/cpp").glob("*.cc")]
+    cases = [name for text in sources for name in re.findall(r'TEST_CASE\(\s*"([^"]*)"', text)]
+    patterns = left_out.split("leave out: ")[1].split("*")
+    named = [pattern.strip() for pattern in patterns if pattern.strip()]
+    assert len(named) == 7
+    for pattern in named:  # a filter that matches nothing has outlived its test case
+        assert sum(case.startswith(pattern) for case in cases) == 1, pattern
+    assert "leave out" not in bash(ROOT / "tools/aarch64", "--all", "--dry-run").stdout
 
 
 def test_every_script_shows_what_it_would_do_and_does_nothing(tmp_path: Path) -> None:
