@@ -16,8 +16,8 @@ std::atomic<bool> on{false};
 
 namespace {
 
-// Atomics, because a thread that began a span before stop() may end it while the rings are read; what was being written
-// then is left out by its number.
+// Atomics, because a thread that began a span before stop() may end it while the rings are read. Who reads a field that
+// was written over sees `begun` of that span too (release, acquire), and leaves the slot out.
 struct Slot {
   std::atomic<const char*> name;
   std::atomic<uint64_t> begin;
@@ -84,12 +84,11 @@ void add(const char* name, uint64_t begin_ns, uint64_t end_ns, int32_t lane) {
   }
   const uint64_t at = ring->written.load(std::memory_order_relaxed);
   ring->begun.store(at + 1, std::memory_order_relaxed);
-  std::atomic_thread_fence(std::memory_order_release);
   Slot& slot = ring->slots[at % kSpans];
-  slot.name.store(name, std::memory_order_relaxed);
-  slot.begin.store(begin_ns, std::memory_order_relaxed);
-  slot.end.store(end_ns, std::memory_order_relaxed);
-  slot.lane.store(lane, std::memory_order_relaxed);
+  slot.name.store(name, std::memory_order_release);
+  slot.begin.store(begin_ns, std::memory_order_release);
+  slot.end.store(end_ns, std::memory_order_release);
+  slot.lane.store(lane, std::memory_order_release);
   ring->written.store(at + 1, std::memory_order_release);
 }
 
@@ -124,11 +123,10 @@ std::string stop() {
     overwritten += oldest;
     for (uint64_t i = oldest; i < written; ++i) {
       const Slot& slot = ring.slots[i % kSpans];
-      const char* const name = slot.name.load(std::memory_order_relaxed);
-      const uint64_t begin_ns = slot.begin.load(std::memory_order_relaxed);
-      const uint64_t end_ns = slot.end.load(std::memory_order_relaxed);
-      const auto lane = static_cast<int>(slot.lane.load(std::memory_order_relaxed));
-      std::atomic_thread_fence(std::memory_order_acquire);
+      const char* const name = slot.name.load(std::memory_order_acquire);
+      const uint64_t begin_ns = slot.begin.load(std::memory_order_acquire);
+      const uint64_t end_ns = slot.end.load(std::memory_order_acquire);
+      const auto lane = static_cast<int>(slot.lane.load(std::memory_order_acquire));
       if (ring.begun.load(std::memory_order_relaxed) > i + kSpans) {  // written over while it was read
         ++overwritten;
         continue;

@@ -70,10 +70,24 @@ class Stream:
         self.pictures = Pictures(self.shape, self.device)
         self.random = np.random.default_rng(3)
         self.recorded: list[list[tuple[np.ndarray, ...]]] = []
+        row = (self.shape.frame_tokens, self.shape.kv_heads, self.shape.head_dim)
+        self.noisy = self.staged(row), self.staged(row)
         self.device.wait()
         self.free_before = self.free_bytes()
         self.least_free = self.free_before
         self.memory = open_memory(core, self.shape, policy, self.device)
+
+    def staged(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Host memory [shape] that the device reaches."""
+        torch = self.device.torch
+        made = torch.empty(shape, dtype=torch.float32, pin_memory=self.device.is_cuda)
+        array: np.ndarray = made.numpy()
+        return array
+
+    def copied(self, x: np.ndarray) -> np.ndarray:
+        made = self.staged(x.shape)
+        made[:] = x
+        return made
 
     def free_bytes(self) -> int:
         return int(self.device.torch.cuda.mem_get_info()[0]) if self.device.is_cuda else 0
@@ -89,7 +103,7 @@ class Stream:
 
         def attend(layer: int, q: Any, k: Any, v: Any, out: Any, tokens: int) -> None:
             if len(self.recorded) < RECORDED:
-                record.append((q.copy(), k.copy(), v.copy(), np.empty_like(out)))
+                record.append((self.copied(q), self.copied(k), self.copied(v), self.copied(out)))
             self.memory.attend(layer, q, k, v, out, tokens)
 
         self.device.wait()
@@ -109,7 +123,7 @@ class Stream:
         noise = 0.1 * self.random.standard_normal(shape, np.float32)
         took = 0.0
         for layer, (q, k, v, out) in enumerate(self.recorded[number % RECORDED]):
-            k_now, v_now = k + noise, v + noise
+            k_now, v_now = np.add(k, noise, out=self.noisy[0]), np.add(v, noise, out=self.noisy[1])
             began = time.perf_counter()
             if layer == 0:
                 self.begin(number, embedding)
