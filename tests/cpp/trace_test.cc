@@ -30,6 +30,7 @@ struct Event {
 // The spans of a trace, one a line. Every line that claims to be one must be readable.
 std::vector<Event> spans_of(const std::string& json) {
   std::vector<Event> all;
+  int unreadable = 0;
   for (size_t at = 0; at < json.size();) {
     const size_t next = json.find('\n', at);
     const std::string line = json.substr(at, next - at);
@@ -42,11 +43,12 @@ std::vector<Event> spans_of(const std::string& json) {
                     "{\"name\": \"%31[^\"]\", \"ph\": \"X\", \"pid\": 1, \"tid\": %d, \"ts\": %lf, \"dur\": %lf, "
                     "\"args\": {\"lane\": %d}}",
                     name, &e.thread, &e.begin, &e.end, &e.lane);
-    REQUIRE(read >= 4);
+    unreadable += read < 4;
     e.name = name;
     e.end += e.begin;
     all.push_back(e);
   }
+  REQUIRE(unreadable == 0);
   return all;
 }
 
@@ -121,7 +123,7 @@ TEST_CASE(
 }
 
 TEST_CASE("a trace that ends while other threads write holds only whole spans") {
-  for (int round = 0; round < 5; ++round) {
+  for (int round = 0; round < 2; ++round) {
     trace::start();
     std::atomic<bool> going{true};
     std::vector<std::thread> writers;
