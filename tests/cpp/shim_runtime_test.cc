@@ -2,6 +2,8 @@
 // memory within the device's reach, as it is for a GPU that follows the host's page tables.
 #include <doctest/doctest.h>
 
+#include <tuple>
+
 #include "played_stream.h"
 #include "shim_backend.h"
 
@@ -19,23 +21,25 @@ PlayedStream on_shim(const MemoryConfig& config, const std::string& policy) {
 }  // namespace
 
 TEST_CASE("a memory on the CUDA kernels that holds and reads everything answers as full attention does") {
-  for (const bool multi : {false, true}) {
-    for (const char* policy : {"full", "mosaic"}) {
+  // mosaic reads a cluster of one token through its mean, a half: it is not exact in fp32 either.
+  for (const auto& [policy, codec, tolerance] :
+       {std::tuple{"full", CodecId::kFp32, 3e-5}, {"full", CodecId::kFp16, 2e-3}, {"mosaic", CodecId::kFp16, 2e-3}}) {
+    for (const bool multi : {false, true}) {
       MemoryConfig config = mosaic::testing::small_config(16 << 20);
-      config.exact = config.packed = CodecId::kFp16;
+      config.exact = config.packed = codec;
       config.retrieve_tokens = 4000, config.window_frames = 4, config.prefix_tokens = 7, config.branch_tokens = 64;
       config.clusters = 512, config.max_cluster_tokens = 1024, config.max_position = 4096;
       if (multi) config.model.rope.sections[0] = 2, config.model.rope.sections[1] = config.model.rope.sections[2] = 3;
       CAPTURE(policy);
       CAPTURE(multi);
       PlayedStream stream = on_shim(config, policy);
-      CHECK(stream.prefix_block(5, true) < 3e-5);
+      CHECK(stream.prefix_block(5, true) < tolerance);
       for (const int tokens : {16, 1, 13, 16, 7, 16, 16, 5, 16, 16, 16, 16}) {
-        CHECK(stream.frame(tokens, true) < 3e-5);
+        CHECK(stream.frame(tokens, true) < tolerance);
         stream.memory->check_invariants();
       }
       REQUIRE(stream.memory->stats().tokens.summarised == 0);
-      CHECK(stream.ask(3, 2, true, true) < 3e-5);
+      CHECK(stream.ask(3, 2, true, true) < tolerance);
       CHECK(stream.memory->stats().unread_pages == 0);
     }
   }

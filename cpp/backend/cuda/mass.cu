@@ -28,7 +28,7 @@ mass_kernel(const AttendArgs a, const RopeTable rope, int first_query, float* pa
   const int from = unit.part == Part::kBlock && unit.index > first_query ? unit.index : first_query;
 
   clear_padding(kRows + kTile, d, q);
-  describe(a, rotates, unit, keys);
+  describe(a, rotates, unit, simt::thread(), keys);
   simt::barrier();
   float mass = 0;
   for (int head = 0; head < a.shape.heads; ++head) {
