@@ -179,6 +179,13 @@ TEST_CASE("what the kernels compute does not depend on the order threads run in:
     }
     kernels->top_k(score.data(), 90, 13, index.data());
     keep(index);
+    std::vector<float> scores = random.normals(4500);
+    for (float& x : scores) x = std::round(4 * x);  // ties
+    std::vector<int32_t> found(4500);
+    for (const int k : {77, 4500}) {  // sorted in shared memory, and where they lie
+      kernels->top_k(scores.data(), 4500, k, found.data());
+      keep(found);
+    }
     for (size_t i = 0; i < place.size(); ++i) place[i] = static_cast<int32_t>(i % 5);
     kernels->add_recent_keys({x.data(), place.data(), 40, 128, 128, sum.data(), count.data()});
     kernels->temporal_redundancy({x.data(), place.data(), 40, 128, 128, sum.data(), count.data(), norm.data()});

@@ -93,6 +93,26 @@ MOSAIC_DEVICE void turn(const RopeTable& rope, int frequency, int position, floa
   *im = y * cos + x * sin;
 }
 
+// Eight numbers in a row, in wide loads where they are aligned for it.
+MOSAIC_DEVICE void load_eight(const half_t* from, float* x) {
+  if (reinterpret_cast<uintptr_t>(from) % 16 == 0) {
+    const auto raw = simt::load<simt::Bytes16>(from);
+    for (int i = 0; i < 8; ++i) x[i] = simt::widen(static_cast<half_t>(raw.word[i / 2] >> 16 * (i % 2)));
+  } else {
+    for (int i = 0; i < 8; ++i) x[i] = simt::widen(from[i]);
+  }
+}
+MOSAIC_DEVICE void load_eight(const float* from, float* x) {
+  if (reinterpret_cast<uintptr_t>(from) % 16 == 0) {
+    for (int i = 0; i < 8; i += 4) {
+      const auto raw = simt::load<simt::Bytes16>(from + i);
+      for (int j = 0; j < 4; ++j) x[i + j] = std::bit_cast<float>(raw.word[j]);
+    }
+  } else {
+    for (int i = 0; i < 8; ++i) x[i] = from[i];
+  }
+}
+
 // Eight tokens of one channel of a K block, in one wide load where the codec's rows are aligned for it.
 template <class C>
 MOSAIC_DEVICE void load_channel(const std::byte* block, int d, int channel, int part, float* x) {
@@ -117,27 +137,7 @@ MOSAIC_DEVICE void load_channel(const std::byte* block, int d, int channel, int 
       x[i] = low + step * static_cast<float>(kInt8 ? byte : part == 0 ? byte & 15u : byte >> 4);
     }
   } else {
-    for (int i = 0; i < 8; ++i) x[i] = C::k(block, d, channel, 8 * part + i);
-  }
-}
-
-// Eight numbers in a row, in wide loads where they are aligned for it.
-MOSAIC_DEVICE void load_eight(const half_t* from, float* x) {
-  if (reinterpret_cast<uintptr_t>(from) % 16 == 0) {
-    const auto raw = simt::load<simt::Bytes16>(from);
-    for (int i = 0; i < 8; ++i) x[i] = simt::widen(static_cast<half_t>(raw.word[i / 2] >> 16 * (i % 2)));
-  } else {
-    for (int i = 0; i < 8; ++i) x[i] = simt::widen(from[i]);
-  }
-}
-MOSAIC_DEVICE void load_eight(const float* from, float* x) {
-  if (reinterpret_cast<uintptr_t>(from) % 16 == 0) {
-    for (int i = 0; i < 8; i += 4) {
-      const auto raw = simt::load<simt::Bytes16>(from + i);
-      for (int j = 0; j < 4; ++j) x[i + j] = std::bit_cast<float>(raw.word[j]);
-    }
-  } else {
-    for (int i = 0; i < 8; ++i) x[i] = from[i];
+    load_eight(reinterpret_cast<const float*>(block) + channel * kPageTokens + 8 * part, x);
   }
 }
 

@@ -6,6 +6,7 @@
 // begins as NaN, wide loads must be aligned, and threads can be run in another order, which shows a missing barrier.
 #pragma once
 
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -63,6 +64,9 @@ MOSAIC_DEVICE void barrier() { __syncthreads(); }
 MOSAIC_DEVICE float shuffle_xor(float x, int lanes) { return __shfl_xor_sync(0xffffffffu, x, lanes); }
 MOSAIC_DEVICE int shuffle_xor(int x, int lanes) { return __shfl_xor_sync(0xffffffffu, x, lanes); }
 MOSAIC_DEVICE unsigned ballot(bool x) { return __ballot_sync(0xffffffffu, x); }
+MOSAIC_DEVICE int ones(unsigned bits) { return __popc(bits); }
+// One more, by threads that do not know of each other. A count: the order does not show.
+MOSAIC_DEVICE void count_one(int* counter) { atomicAdd(counter, 1); }
 
 template <class T>
 MOSAIC_DEVICE T* shared() {
@@ -139,6 +143,9 @@ inline unsigned ballot(bool x, int line = __builtin_LINE()) {
   for (int lane = 0; lane < kWarp; ++lane) bits |= all[lane] << lane;
   return bits;
 }
+
+inline int ones(unsigned bits) { return std::popcount(bits); }
+inline void count_one(int* counter) { ++*counter; }
 
 template <class T>
 T* shared() {
