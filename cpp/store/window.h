@@ -38,6 +38,8 @@ class Window {
 
   const WindowShape& shape() const { return shape_; }
   int pages_per_frame() const { return frame_pages_; }
+  // Bytes from a page of a strip to the next one.
+  size_t page_pitch() const { return page_bytes_; }
   // Address of page `page` of a strip. `frame` counts from the oldest kept frame and matters for kFrame only;
   // frames() is the frame being encoded.
   std::byte* page(Strip strip, int lane, int page, int frame = 0) const;
