@@ -95,7 +95,6 @@ attend_kernel(const AttendArgs a, const RopeTable rope, const Parts parts) {
   const int d = a.shape.head_dim, stride = row_stride(d), group = a.q_heads / a.shape.heads;
   const int kv_head = simt::block_y(), first = simt::block_z() * kRows;
   const int left = a.tokens * group - first, rows = left < kRows ? left : kRows;
-  const bool rotates = rope.spec().frequencies() > 0;
 
   float* const q = simt::shared<float>();
   float* const k = q + kRows * stride;
@@ -109,7 +108,7 @@ attend_kernel(const AttendArgs a, const RopeTable rope, const Parts parts) {
 
   clear_padding(kRows + kTile, d, q);
   load_queries<kRows>(a, rope, kv_head, first, rows, q);
-  if (run.begin < run.end) describe(a, rotates, unit_at(a, run.begin), simt::thread(), &keys[run.begin % 2]);
+  if (run.begin < run.end) describe(a, rope, unit_at(a, run.begin), simt::thread(), &keys[run.begin % 2]);
   simt::barrier();
 
   float top[kLogits], total[kLogits], acc[kHalf][2];
@@ -122,7 +121,7 @@ attend_kernel(const AttendArgs a, const RopeTable rope, const Parts parts) {
     const TileKeys& now = keys[u % 2];
     load_keys(a, rope, unit, kv_head, now, k);
     simt::barrier();
-    if (u + 1 < run.end) describe(a, rotates, unit_at(a, u + 1), simt::thread(), &keys[(u + 1) % 2]);
+    if (u + 1 < run.end) describe(a, rope, unit_at(a, u + 1), simt::thread(), &keys[(u + 1) % 2]);
 #pragma unroll
     for (int i = 0; i < kLogits; ++i) {  // 16 lanes hold a row's 16 logits; whole warps take part or none of it
       const int row = (simt::thread() + i * kThreads) / kTile, key = simt::thread() % kTile;

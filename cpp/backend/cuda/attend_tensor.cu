@@ -76,9 +76,10 @@ MOSAIC_DEVICE Step step_at(const AttendArgs& a, int u, int end) {
 }
 
 // Its keys' description, and a hint for the lines of its pages.
-MOSAIC_DEVICE void announce(const AttendArgs& a, bool rotates, int u, const Step& step, int kv_head, TileKeys* keys) {
+MOSAIC_DEVICE void announce(const AttendArgs& a, const RopeTable& rope, int u, const Step& step, int kv_head,
+                            TileKeys* keys) {
   for (int i = simt::thread(); i < step.units * kTile; i += simt::threads()) {
-    describe(a, rotates, unit_at(a, u + i / kTile), i % kTile, &keys[i / kTile]);
+    describe(a, rope, unit_at(a, u + i / kTile), i % kTile, &keys[i / kTile]);
   }
   for (int i = 0; i < step.units; ++i) {
     const Unit unit = unit_at(a, u + i);
@@ -92,12 +93,33 @@ MOSAIC_DEVICE void announce(const AttendArgs& a, bool rotates, int u, const Step
   }
 }
 
+// Keys to halves; an even channel and the next are one word.
+struct PutHalves {
+  half_t* high;
+  half_t* low;
+  int pitch;
+  bool exact;
+  MOSAIC_DEVICE void operator()(int token, int channel, float x) const {
+    x = exact ? saturate(x * kKeys) : x * kKeys;
+    const half_t rounded = simt::narrow(x);
+    high[token * pitch + channel] = rounded;
+    if (exact) low[token * pitch + channel] = simt::narrow((x - simt::widen(rounded)) * kLow);
+  }
+  MOSAIC_DEVICE void operator()(int token, int channel, float x, float y) const {
+    x *= kKeys, y *= kKeys;
+    if (exact) x = saturate(x), y = saturate(y);
+    const uint32_t word = simt::pack(x, y);
+    reinterpret_cast<uint32_t*>(high)[(token * pitch + channel) / 2] = word;
+    if (exact) reinterpret_cast<uint32_t*>(low)[(token * pitch + channel) / 2] = pack_low(x, y, word);
+  }
+};
+
 // The step's units into their slots. A warp's items are of one unit and one kind.
 MOSAIC_DEVICE void load_step(const AttendArgs& a, const RopeTable& rope, int u, const Step& step, int kv_head,
                              const TileKeys* keys, std::byte* slots) {
   const int d = a.shape.head_dim, pitch = pitch_of(d), chunks = (d + 7) / 8;
   const Channels channels(rope, d);
-  const int key_items = (2 * channels.count + simt::kWarp - 1) / simt::kWarp * simt::kWarp;
+  const int key_items = (channels.key_items() + simt::kWarp - 1) / simt::kWarp * simt::kWarp;
   const int items = key_items + (kTile / 2 * chunks + simt::kWarp - 1) / simt::kWarp * simt::kWarp;
   for (int all = simt::thread(); all < step.units * items; all += simt::threads()) {
     const int i = all / items, item = all % items;
@@ -105,14 +127,8 @@ MOSAIC_DEVICE void load_step(const AttendArgs& a, const RopeTable& rope, int u, 
     const bool exact = step.is_exact(i);
     const Slot high = slot_at(slots, step.slot(i), d), low = slot_at(slots, step.slot(i) + 1, d);
     if (item < key_items) {
-      const auto put = [&](int token, int channel, float x) {
-        x *= kKeys;
-        if (exact) x = saturate(x);
-        const half_t rounded = simt::narrow(x);
-        high.key[token * pitch + channel] = rounded;
-        if (exact) low.key[token * pitch + channel] = simt::narrow((x - simt::widen(rounded)) * kLow);
-      };
-      if (item < 2 * channels.count) key_item(a, rope, channels, unit, kv_head, keys[i], item, put);
+      const PutHalves put{high.key, low.key, pitch, exact};
+      if (item < channels.key_items()) key_item(a, rope, channels, unit, kv_head, keys[i], item, put);
     } else if (item - key_items < kTile / 2 * chunks) {
       const int pair = (item - key_items) / chunks, first = (item - key_items) % chunks * 8;
       float x[2][8];
@@ -160,7 +176,7 @@ MOSAIC_DEVICE void load_rows(const AttendArgs& a, const RopeTable& rope, int kv_
       const bool is_first = c == channels.first(item);
       const float other = number(is_first ? channels.second(item) : channels.first(item));
       float re = is_first ? x : other, im = is_first ? other : x;
-      turn(rope, item, a.q_positions[3 * token + rope.spec().axis_of(item)], &re, &im);
+      turn(rope, item, place_of(rope, a.q_positions[3 * token + rope.spec().axis_of(item)]), &re, &im);
       return is_first ? re : im;
     };
     float most = 0;
@@ -288,7 +304,6 @@ tensor_kernel(const AttendArgs a, const RopeTable rope, const Parts parts) {
   const int d = a.shape.head_dim, group = a.q_heads / a.shape.heads, warp = simt::thread() / simt::kWarp;
   const int kv_head = simt::block_y(), first = simt::block_z() * kRows;
   const int all_rows = a.tokens * group, end_row = all_rows < first + kRows ? all_rows : first + kRows;
-  const bool rotates = rope.spec().frequencies() > 0;
   std::byte* const slots = simt::shared<std::byte>();
   TileKeys* const keys =
       reinterpret_cast<TileKeys*>(slots + kSlots * slot_bytes(d));  // [2][4]: this step's, the next's
@@ -300,7 +315,7 @@ tensor_kernel(const AttendArgs a, const RopeTable rope, const Parts parts) {
     }
   }
   Step step = step_at(a, run.begin, run.end), next;
-  announce(a, rotates, run.begin, step, kv_head, keys);
+  announce(a, rope, run.begin, step, kv_head, keys);
   const int row_group = warp % kRowGroups, unit_group = warp / kRowGroups;
   Rows<kSteps> rows;
   load_rows(a, rope, kv_head, first + kGroupRows * row_group, end_row, &rows);
@@ -311,7 +326,7 @@ tensor_kernel(const AttendArgs a, const RopeTable rope, const Parts parts) {
     simt::barrier();
     TileKeys* const then = now == keys ? keys + kSlots : keys;
     next = step_at(a, u + step.units, run.end);
-    announce(a, rotates, u + step.units, next, kv_head, then);
+    announce(a, rope, u + step.units, next, kv_head, then);
     for (int i = unit_group; i < step.units; i += kUnitGroups) {
       const Slot high = slot_at(slots, step.slot(i), d), low = slot_at(slots, step.slot(i) + 1, d);
       attend_unit(high, low, step.is_exact(i), d, now[i], &rows);

@@ -14,13 +14,21 @@ struct alignas(16) Float4 {
 // A head's row in shared memory: 16-byte pieces, and the next row four banks on, so that eight rows are read at once.
 MOSAIC_HD inline int row_stride(int head_dim) { return (head_dim + 3) / 4 * 4 + 4; }
 
+struct PutFloats {
+  float* k;
+  int stride;
+  MOSAIC_DEVICE void operator()(int token, int channel, float x) const { k[token * stride + channel] = x; }
+  MOSAIC_DEVICE void operator()(int token, int channel, float x, float y) const {
+    k[token * stride + channel] = x, k[token * stride + channel + 1] = y;
+  }
+};
+
 // Keys of a unit -> k [16][stride]. Threads take channels, so that neighbours write neighbouring banks.
 MOSAIC_DEVICE void load_keys(const AttendArgs& a, const RopeTable& rope, Unit unit, int kv_head, const TileKeys& keys,
                              float* k) {
   const Channels channels(rope, a.shape.head_dim);
-  const int stride = row_stride(a.shape.head_dim);
-  const auto put = [&](int token, int channel, float x) { k[token * stride + channel] = x; };
-  for (int i = simt::thread(); i < 2 * channels.count; i += simt::threads()) {
+  const PutFloats put{k, row_stride(a.shape.head_dim)};
+  for (int i = simt::thread(); i < channels.key_items(); i += simt::threads()) {
     key_item(a, rope, channels, unit, kv_head, keys, i, put);
   }
 }
@@ -36,7 +44,7 @@ MOSAIC_DEVICE void load_rows(int rows, int d, const RopeTable& rope, const Numbe
     if (item < channels.pairs) {
       const int b = channels.second(item);
       float y = number(row, b);
-      turn(rope, item, place(row, rope.spec().axis_of(item)), &x, &y);
+      turn(rope, item, place_of(rope, place(row, rope.spec().axis_of(item))), &x, &y);
       to[row * stride + b] = y;
     }
     to[row * stride + a] = x;

@@ -17,11 +17,25 @@ inline constexpr float kLog2E = 1.4426950408889634f;
 inline constexpr float kLn2 = 0.6931471805599453f;
 inline constexpr int kMostHead = 256;  // channels of a head
 
+// A position as the angle tables have it: where its coarse and its fine row begin.
+struct Place {
+  int coarse, fine;
+};
+MOSAIC_DEVICE Place place_of(const RopeTable& rope, int position) {
+  const auto at = static_cast<unsigned>(position);
+  const int row = 2 * rope.spec().frequencies();
+  return {static_cast<int>(at / RopeTable::kFine) * row, static_cast<int>(at % RopeTable::kFine) * row};
+}
+
 // What is known of a tile's keys before they are loaded.
 struct TileKeys {
-  int at[kTile][3];   // t, h, w
-  float bias[kTile];  // base 2; -inf: there is no such key
-  int from[kTile];    // the first query token that sees it
+  Place at[kTile][3];  // t, h, w
+  float bias[kTile];   // base 2; -inf: there is no such key
+  int from[kTile];     // the first query token that sees it
+};
+
+struct alignas(8) Float2 {
+  float x, y;
 };
 
 enum class Part { kPage, kRows, kBlock };
@@ -43,8 +57,9 @@ MOSAIC_DEVICE Unit unit_at(const AttendArgs& a, int unit) {
 }
 
 // Key i of the unit; nothing for i from 16 on, so that every thread may call it with its own number.
-MOSAIC_DEVICE void describe(const AttendArgs& a, bool rotates, Unit unit, int i, TileKeys* keys) {
+MOSAIC_DEVICE void describe(const AttendArgs& a, const RopeTable& rope, Unit unit, int i, TileKeys* keys) {
   if (i >= kTile) return;
+  const bool rotates = rope.spec().frequencies() > 0;
   float bias = -INFINITY;
   int from = 0, t = 0, h = 0, w = 0;
   if (unit.part == Part::kPage) {
@@ -66,7 +81,7 @@ MOSAIC_DEVICE void describe(const AttendArgs& a, bool rotates, Unit unit, int i,
     bias = 0, from = unit.index + i;
     if (rotates) t = a.q_positions[3 * from], h = a.q_positions[3 * from + 1], w = a.q_positions[3 * from + 2];
   }
-  keys->at[i][0] = t, keys->at[i][1] = h, keys->at[i][2] = w;
+  keys->at[i][0] = place_of(rope, t), keys->at[i][1] = place_of(rope, h), keys->at[i][2] = place_of(rope, w);
   keys->bias[i] = bias;
   keys->from[i] = from;
 }
@@ -75,22 +90,39 @@ MOSAIC_DEVICE void describe(const AttendArgs& a, bool rotates, Unit unit, int i,
 struct Channels {
   int pairs, count;
   bool half;
+  bool doubled;  // all turn, and items 2i and 2i + 1 are neighbours in the page and in aligned tables: taken together
   MOSAIC_DEVICE Channels(const RopeTable& rope, int head_dim)
       : pairs(rope.spec().frequencies()),
-        count(head_dim - rope.spec().frequencies()),
-        half(rope.spec().layout == RopeLayout::kHalf) {}
+        count(head_dim - pairs),
+        half(rope.spec().layout == RopeLayout::kHalf),
+        doubled(half && count == pairs && pairs % 2 == 0 && reinterpret_cast<uintptr_t>(rope.fine(0)) % 8 == 0) {}
   MOSAIC_DEVICE int first(int i) const { return i >= pairs ? pairs + i : half ? i : 2 * i; }
   MOSAIC_DEVICE int second(int i) const { return half ? i + pairs : 2 * i + 1; }
+  MOSAIC_DEVICE int key_items() const { return doubled ? count : 2 * count; }
 };
 
-MOSAIC_DEVICE void turn(const RopeTable& rope, int frequency, int position, float* re, float* im) {
-  const int n = rope.spec().frequencies();
-  const float* const a = rope.coarse(position) + frequency;
-  const float* const b = rope.fine(position) + frequency;
-  const float cos = a[0] * b[0] - a[n] * b[n], sin = a[0] * b[n] + a[n] * b[0];
+MOSAIC_DEVICE void turn_by(float coarse_cos, float coarse_sin, float fine_cos, float fine_sin, float* re, float* im) {
+  const float cos = coarse_cos * fine_cos - coarse_sin * fine_sin, sin = coarse_cos * fine_sin + coarse_sin * fine_cos;
   const float x = *re, y = *im;
   *re = x * cos - y * sin;
   *im = y * cos + x * sin;
+}
+MOSAIC_DEVICE void turn(const RopeTable& rope, int frequency, Place place, float* re, float* im) {
+  const int n = rope.spec().frequencies();
+  const float* const a = rope.coarse(0) + place.coarse + frequency;
+  const float* const b = rope.fine(0) + place.fine + frequency;
+  turn_by(a[0], a[n], b[0], b[n], re, im);
+}
+// Two neighbouring frequencies, the first even, in wide loads.
+MOSAIC_DEVICE void turn_two(const RopeTable& rope, int frequency, Place place, float* re, float* im, float* next_re,
+                            float* next_im) {
+  const int n = rope.spec().frequencies();
+  const float* const a = rope.coarse(0) + place.coarse + frequency;
+  const float* const b = rope.fine(0) + place.fine + frequency;
+  const auto a_cos = simt::load<Float2>(a), a_sin = simt::load<Float2>(a + n);
+  const auto b_cos = simt::load<Float2>(b), b_sin = simt::load<Float2>(b + n);
+  turn_by(a_cos.x, a_sin.x, b_cos.x, b_sin.x, re, im);
+  turn_by(a_cos.y, a_sin.y, b_cos.y, b_sin.y, next_re, next_im);
 }
 
 // Eight numbers in a row, in wide loads where they are aligned for it.
@@ -176,7 +208,8 @@ MOSAIC_DEVICE size_t token_at(const AttendArgs& a, int i, int kv_head) {
   return static_cast<size_t>(i) * a.kv_stride + static_cast<size_t>(kv_head) * a.shape.head_dim;
 }
 
-// Items of a unit's keys: 2 x channels.count, the first of them tokens 0..7. put(token, channel, number, rotated).
+// Items of a unit's keys: channels.key_items(), the first half of them tokens 0..7. load(channel, part, x) gives eight tokens
+// of a channel; put(token, channel, x) takes a rotated number, put(token, channel, x, y) those of an even channel and the next.
 template <class Load, class Put>
 MOSAIC_DEVICE void turn_item(const RopeTable& rope, const Channels& channels, const TileKeys& keys, int i,
                              const Load& load, const Put& put) {
@@ -197,6 +230,30 @@ MOSAIC_DEVICE void turn_item(const RopeTable& rope, const Channels& channels, co
     for (int j = 0; j < 8; ++j) put(8 * part + j, a, x[j]);
   }
 }
+template <class Load, class Put>
+MOSAIC_DEVICE void turn_two_items(const RopeTable& rope, const Channels& channels, const TileKeys& keys, int i,
+                                  const Load& load, const Put& put) {
+  const int part = i >= channels.count / 2, item = 2 * (i - part * (channels.count / 2)), n = channels.pairs;
+  const int axis = rope.spec().axis_of(item), next_axis = rope.spec().axis_of(item + 1);
+  float x[2][8], y[2][8];
+  load(item, part, x[0]);
+  load(item + 1, part, x[1]);
+  load(item + n, part, y[0]);
+  load(item + n + 1, part, y[1]);
+#pragma unroll
+  for (int j = 0; j < 8; ++j) {
+    const int token = 8 * part + j;
+    const Place place = keys.at[token][axis];
+    if (axis == next_axis) {
+      turn_two(rope, item, place, &x[0][j], &y[0][j], &x[1][j], &y[1][j]);
+    } else {
+      turn(rope, item, place, &x[0][j], &y[0][j]);
+      turn(rope, item + 1, keys.at[token][next_axis], &x[1][j], &y[1][j]);
+    }
+    put(token, item, x[0][j], x[1][j]);
+    put(token, item + n, y[0][j], y[1][j]);
+  }
+}
 template <class Put>
 MOSAIC_DEVICE void key_item(const AttendArgs& a, const RopeTable& rope, const Channels& channels, Unit unit,
                             int kv_head, const TileKeys& keys, int i, const Put& put) {
@@ -206,7 +263,8 @@ MOSAIC_DEVICE void key_item(const AttendArgs& a, const RopeTable& rope, const Ch
     const std::byte* const block = page.data + head_offset(page.codec, d, kv_head);
     with_codec(page.codec, [&](auto c) {
       const auto load = [&](int channel, int part, float* x) { load_channel<decltype(c)>(block, d, channel, part, x); };
-      turn_item(rope, channels, keys, i, load, put);
+      channels.doubled ? turn_two_items(rope, channels, keys, i, load, put)
+                       : turn_item(rope, channels, keys, i, load, put);
     });
     return;
   }
@@ -218,7 +276,7 @@ MOSAIC_DEVICE void key_item(const AttendArgs& a, const RopeTable& rope, const Ch
                  : (at < a.tokens ? a.block_k[token_at(a, at, kv_head) + channel] : 0.0f);
     }
   };
-  turn_item(rope, channels, keys, i, load, put);
+  channels.doubled ? turn_two_items(rope, channels, keys, i, load, put) : turn_item(rope, channels, keys, i, load, put);
 }
 
 // Channels [first, first + 8) of the values of key i of a unit; zeros for a key that does not exist.
