@@ -9,11 +9,11 @@
 // a query row is brought to [2^6, 2^7), keys are taken in 64ths, weights in 1024ths of their values' 4ths. So |k| and exact
 // |v| up to 2^22 and decoded |v| up to 2^18 are right; beyond that exact ones saturate.
 //
-// Roofline of decode, a unit of 16 keys x 128 channels of one KV head, by the instructions of a warp: keys 128 items of 8 turns
-// of ~22 instructions (table, complex product, narrow, store), so ~750; values ~250; products and softmax of <= 16 rows ~250: 1,250.
-// Bytes: int4 2,640, int8 4,688, fp16 8,192. An H100 issues about 900 G warp instructions/s: 0.72 G units/s, that is 1.9, 3.4 and
-// 5.9 TB/s against 3.35 of memory: fp16 and int8 are bound by memory, int4 by rotating keys. An Orin (64 G at 16 processors x
-// 4 x 1 GHz): 0.05 G units/s, 0.13, 0.24 and 0.42 TB/s against 0.2: int4 is bound by rotating keys, the others by memory.
+// Roofline of decode, by hand and not yet measured: a unit of 16 keys x 128 channels of one KV head in instructions of a warp. Keys:
+// 512 double turns of ~35 (tables, complex product, pack, store) and 2,048 decodes of ~2.5, so ~720; values ~290; products and softmax
+// of up to 16 rows ~250: 1,260. Its bytes: int4 2,640, int8 4,688, fp16 8,192. An H100 (132 processors x 4 x 1.7 GHz) issues 900 G/s:
+// 0.71 G units/s, so 1.9, 3.3 and 5.9 TB/s where memory gives 3.35: int4 is bound by rotating keys, int8 by both, fp16 by memory. An
+// AGX Orin (16 x 4 x 1.3 GHz): 0.066 G units/s, so 0.17, 0.31 and 0.54 TB/s where memory gives 0.2: int4 by both, the rest by memory.
 #include <algorithm>
 
 #include "backend/cuda/attend_parts.h"
@@ -23,6 +23,7 @@ namespace mosaic::MOSAIC_SIMT {
 namespace {
 
 constexpr int kSlots = 4, kGroupRows = 16;
+constexpr int kSteps = kMostTensorHead / 16;            // of channels; a head may have fewer
 constexpr float kKeys = 0x1p-6f;                        // what a key is multiplied with
 constexpr float kValues = 0x1p-2f, kWeights = 0x1p10f;  // their product is kSum, in either kind of unit
 constexpr float kExactValues = 0x1p-6f, kExactWeights = 0x1p14f;
@@ -147,7 +148,6 @@ MOSAIC_DEVICE void load_step(const AttendArgs& a, const RopeTable& rope, int u, 
 
 // A warp's 16 query rows and what they have attended so far, spread over its lanes as fragments: a lane has parts of rows
 // g and g + 8, g = lane / 4.
-template <int kSteps>
 struct Rows {
   uint32_t high[kSteps][4], low[kSteps][4];  // queries
   float scale[2];                            // of a logit
@@ -156,57 +156,65 @@ struct Rows {
   float sum[2 * kSteps][4];                  // kSum x weighted values; channels 8n + 2 (lane % 4), + 1
 };
 
-// Rows [first, first + 16) of those before `end`, rotated; zeros beyond.
-template <int kSteps>
-MOSAIC_DEVICE void load_rows(const AttendArgs& a, const RopeTable& rope, int kv_head, int first, int end,
-                             Rows<kSteps>* to) {
-  const int d = a.shape.head_dim, group = a.q_heads / a.shape.heads;
+// Rows [first, first + 16) of those before `end`, rotated; zeros beyond. They pass through `space`, of the warp's own, eight at
+// a time: [8][16 channel_steps + 4] floats. Every warp of the block calls it.
+MOSAIC_DEVICE void load_rows(const AttendArgs& a, const RopeTable& rope, int kv_head, int first, int end, float* space,
+                             Rows* to) {
+  const int d = a.shape.head_dim, group = a.q_heads / a.shape.heads, pitch = 16 * channel_steps(d) + 4;
   const int lane = simt::thread() % simt::kWarp, t = 2 * (lane % 4);
   const Channels channels(rope, d);
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const int row = first + lane / 4 + 8 * r, token = row < end ? row / group : 0;
-    const float* const q =
-        a.q + static_cast<size_t>(token) * a.q_stride + static_cast<size_t>(kv_head * group + row % group) * d;
-    const auto number = [&](int c) { return row < end && c < d ? q[c] * (a.scale * kLog2E) : 0.0f; };
-    const auto turned = [&](int c) {
-      const float x = number(c);
-      if (c >= 2 * channels.pairs) return x;
-      const int item = !channels.half ? c / 2 : c < channels.pairs ? c : c - channels.pairs;
-      const bool is_first = c == channels.first(item);
-      const float other = number(is_first ? channels.second(item) : channels.first(item));
-      float re = is_first ? x : other, im = is_first ? other : x;
-      turn(rope, item, place_of(rope, a.q_positions[3 * token + rope.spec().axis_of(item)]), &re, &im);
-      return is_first ? re : im;
-    };
+    for (int i = lane; i < 8 * pitch; i += simt::kWarp) space[i] = 0;
+    simt::barrier();
+    for (int i = lane; i < 8 * channels.count; i += simt::kWarp) {
+      const int row = first + 8 * r + i / channels.count, item = i % channels.count, c = channels.first(item);
+      if (row >= end) break;
+      const int token = row / group;
+      const float* const q =
+          a.q + static_cast<size_t>(token) * a.q_stride + static_cast<size_t>(kv_head * group + row % group) * d;
+      float* const turned = space + i / channels.count * pitch;
+      float x = q[c] * (a.scale * kLog2E);
+      if (item < channels.pairs) {
+        float y = q[channels.second(item)] * (a.scale * kLog2E);
+        turn(rope, item, place_of(rope, a.q_positions[3 * token + rope.spec().axis_of(item)]), &x, &y);
+        turned[channels.second(item)] = y;
+      }
+      turned[c] = x;
+    }
+    simt::barrier();
+    const float* const mine = space + lane / 4 * pitch;
     float most = 0;
-    for (int c = 0; c < kSteps * 16; c += 8) most = fmaxf(most, fmaxf(fabsf(number(c + t)), fabsf(number(c + t + 1))));
+    for (int c = lane % 4; c < d; c += 4) most = fmaxf(most, fabsf(mine[c]));
     const uint32_t bits = std::bit_cast<uint32_t>(simt::max_lanes(most, 4)) >> 23;
     const uint32_t exponent = bits < 6 ? 6 : bits > 254 ? 254 : bits;
     const float factor = power_of_two(260 - exponent);  // most x factor is in [2^6, 2^7)
-    to->scale[r] = power_of_two(exponent);              // 1 / (factor x kKeys)
-    to->token[r] = token;
+    const int row = first + lane / 4 + 8 * r;
+    to->scale[r] = power_of_two(exponent);  // 1 / (factor x kKeys)
+    to->token[r] = row < end ? row / group : 0;
     to->top[r] = -INFINITY, to->total[r] = 0;
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const int c = 16 * s + 8 * i + t;
-        const float x = turned(c) * factor, y = turned(c + 1) * factor;
+        const bool there = s < channel_steps(d);
+        const float x = there ? mine[16 * s + 8 * i + t] * factor : 0.0f;
+        const float y = there ? mine[16 * s + 8 * i + t + 1] * factor : 0.0f;
         to->high[s][2 * i + r] = simt::pack(x, y);
         to->low[s][2 * i + r] = pack_low(x, y, to->high[s][2 * i + r]);
       }
     }
+    simt::barrier();
   }
 #pragma unroll
   for (int n = 0; n < 2 * kSteps; ++n) {
+#pragma unroll
     for (int i = 0; i < 4; ++i) to->sum[n][i] = 0;
   }
 }
 
 // The logits of a unit's 16 keys: c of two products, keys 8n + 2 (lane % 4) + i % 2 of row g + 8 (i / 2).
-template <int kSteps>
-MOSAIC_DEVICE void logits_of(const Rows<kSteps>& rows, const Slot& high, const Slot& low, bool exact, int d,
+MOSAIC_DEVICE void logits_of(const Rows& rows, const Slot& high, const Slot& low, bool exact, int d,
                              const TileKeys& keys, float (&logit)[2][4]) {
   const int lane = simt::thread() % simt::kWarp, g = lane / 4, t = 2 * (lane % 4), pitch = pitch_of(d);
   float cross[2][4];
@@ -240,9 +248,7 @@ MOSAIC_DEVICE void logits_of(const Rows<kSteps>& rows, const Slot& high, const S
 }
 
 // A unit joins what the rows have attended: online softmax in registers, the weights being the next product's left side.
-template <int kSteps>
-MOSAIC_DEVICE void attend_unit(const Slot& high, const Slot& low, bool exact, int d, const TileKeys& keys,
-                               Rows<kSteps>* rows) {
+MOSAIC_DEVICE void attend_unit(const Slot& high, const Slot& low, bool exact, int d, const TileKeys& keys, Rows* rows) {
   const int lane = simt::thread() % simt::kWarp, pitch = pitch_of(d);
   float weight[2][4], factor[2];
   logits_of(*rows, high, low, exact, d, keys, weight);
@@ -297,8 +303,8 @@ MOSAIC_DEVICE void attend_unit(const Slot& high, const Slot& low, bool exact, in
 }
 
 // Grid: x a split, y a KV head, z a tile of 16 x kRowGroups query rows. Unit i of a step is of warp group i % kUnitGroups.
-template <int kRowGroups, int kUnitGroups, int kSteps>
-MOSAIC_KERNEL(32 * kRowGroups * kUnitGroups, kRowGroups > 4 ? 1 : 2)
+template <int kRowGroups, int kUnitGroups>
+MOSAIC_KERNEL(32 * kRowGroups * kUnitGroups, kUnitGroups > 1 ? 2 : 1)
 tensor_kernel(const AttendArgs a, const RopeTable rope, const Parts parts) {
   constexpr int kRows = kGroupRows * kRowGroups;
   const int d = a.shape.head_dim, group = a.q_heads / a.shape.heads, warp = simt::thread() / simt::kWarp;
@@ -309,6 +315,10 @@ tensor_kernel(const AttendArgs a, const RopeTable rope, const Parts parts) {
       reinterpret_cast<TileKeys*>(slots + kSlots * slot_bytes(d));  // [2][4]: this step's, the next's
   const Run run = run_of(a, (end_row - 1) / group + 1);
 
+  const int row_group = warp % kRowGroups, unit_group = warp / kRowGroups, first_row = first + kGroupRows * row_group;
+  Rows rows;
+  load_rows(a, rope, kv_head, first_row, end_row,
+            reinterpret_cast<float*>(slots) + warp * 8 * (16 * channel_steps(d) + 4), &rows);
   if (d % 16 != 0) {  // channels between d and the next multiple of 16 stay zero
     for (int i = simt::thread(); i < kSlots * kTile * pitch_of(d); i += simt::threads()) {
       slot_at(slots, i / (kTile * pitch_of(d)), d).key[i % (kTile * pitch_of(d))] = 0;
@@ -316,9 +326,6 @@ tensor_kernel(const AttendArgs a, const RopeTable rope, const Parts parts) {
   }
   Step step = step_at(a, run.begin, run.end), next;
   announce(a, rope, run.begin, step, kv_head, keys);
-  const int row_group = warp % kRowGroups, unit_group = warp / kRowGroups;
-  Rows<kSteps> rows;
-  load_rows(a, rope, kv_head, first + kGroupRows * row_group, end_row, &rows);
   simt::barrier();
   TileKeys* now = keys;
   for (int u = run.begin; u < run.end; u += step.units, step = next) {
@@ -327,7 +334,7 @@ tensor_kernel(const AttendArgs a, const RopeTable rope, const Parts parts) {
     TileKeys* const then = now == keys ? keys + kSlots : keys;
     next = step_at(a, u + step.units, run.end);
     announce(a, rope, u + step.units, next, kv_head, then);
-    for (int i = unit_group; i < step.units; i += kUnitGroups) {
+    for (int i = unit_group; i < step.units && first_row < end_row; i += kUnitGroups) {
       const Slot high = slot_at(slots, step.slot(i), d), low = slot_at(slots, step.slot(i) + 1, d);
       attend_unit(high, low, step.is_exact(i), d, now[i], &rows);
     }
@@ -340,7 +347,7 @@ tensor_kernel(const AttendArgs a, const RopeTable rope, const Parts parts) {
   if constexpr (kUnitGroups == 1) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const int row = first + kGroupRows * row_group + lane / 4 + 8 * r;
+      const int row = first_row + lane / 4 + 8 * r;
       if (row >= end_row) continue;
       const Result to = result_of(a, parts, kv_head, row);
       const float inverse = rows.total[r] > 0 ? 1.0f / (kSum * rows.total[r]) : 0.0f;
@@ -393,26 +400,16 @@ void queue(const simt::Queue& on, const AttendArgs& a, int splits, const Parts& 
                         static_cast<unsigned>((rows + tile - 1) / tile)};
   const size_t bytes = kSlots * slot_bytes(a.shape.head_dim) + 2 * kSlots * sizeof(TileKeys);
   const RopeTable rope = a.rope != nullptr ? *a.rope : RopeTable();
-  if (a.shape.head_dim <= 64) {
-    simt::launch(on, "attend", tensor_kernel<kRowGroups, kUnitGroups, 4>, grid, kThreads, bytes, a, rope, parts);
-  } else {
-    simt::launch(on, "attend", tensor_kernel<kRowGroups, kUnitGroups, 8>, grid, kThreads, bytes, a, rope, parts);
-  }
+  simt::launch(on, "attend", tensor_kernel<kRowGroups, kUnitGroups>, grid, kThreads, bytes, a, rope, parts);
 }
 
 }  // namespace
 
-int tensor_rows(int query_rows) { return query_rows <= 16 ? 16 : query_rows <= 64 ? 64 : 128; }
+int tensor_rows(int query_rows) { return query_rows <= kGroupRows ? kGroupRows : 8 * kGroupRows; }
 
 void queue_tensor(const simt::Queue& on, const AttendArgs& a, int splits, const Parts& parts) {
-  switch (tensor_rows(a.tokens * (a.q_heads / a.shape.heads))) {
-    case 16:
-      return queue<1, 4>(on, a, splits, parts);
-    case 64:
-      return queue<4, 1>(on, a, splits, parts);
-    default:
-      return queue<8, 1>(on, a, splits, parts);
-  }
+  const int rows = a.tokens * (a.q_heads / a.shape.heads);
+  tensor_rows(rows) == kGroupRows ? queue<1, 4>(on, a, splits, parts) : queue<8, 1>(on, a, splits, parts);
 }
 
 }  // namespace mosaic::MOSAIC_SIMT
