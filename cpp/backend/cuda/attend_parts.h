@@ -38,7 +38,8 @@ MOSAIC_DEVICE float lse_of(float top, float total) {
   return total > 0 ? (top + simt::log2_of(total)) * kLn2 : -INFINITY;
 }
 
-// attend_tensor.cu: heads of kMostTensorHead channels at most. Query rows of a tile, for so many of a KV head; and its launch.
+// attend_tensor.cu: heads of kMostTensorHead channels at most. Query rows of a tile, for so many of a KV head; and its
+// launch.
 inline constexpr int kMostTensorHead = 128;
 int tensor_rows(int query_rows);
 void queue_tensor(const simt::Queue& on, const AttendArgs& a, int splits, const Parts& parts);

@@ -1,19 +1,22 @@
-// attend on tensor cores: logits and outputs by m16n8k16, halves in and fp32 sums. A block takes one KV head, a tile of query
-// rows and a run of units, as attend.cu has it, in steps of four slots of shared memory: all threads decode and rotate the
-// step's units into halves, meet, and each warp multiplies: its own 16 rows with every unit (prefill), or the same 16 rows with
-// its own unit (decode; the warps' parts are joined at the end). The next step's pages are asked for before this one is computed.
+// attend on tensor cores: logits and outputs by m16n8k16, halves in and fp32 sums. A block takes one KV head, a tile of
+// query rows and a run of units, as attend.cu has it, in steps of four slots of shared memory: all threads decode and
+// rotate the step's units into halves, meet, and each warp multiplies: its own 16 rows with every unit (prefill), or
+// the same 16 rows with its own unit (decode; the warps' parts are joined at the end). The next step's pages are asked
+// for before this one is computed.
 //
-// Precision. A unit of a quantised or fp16 page or of summaries is one product of halves: rotated keys, queries, weights and
-// values are rounded to 11 bits, as fp16 attention has it, and sums are fp32. A unit of an fp32 page or of the causal block is
-// exact: each number is the sum of two halves (22 bits), three products, and it takes two slots. Ranges are kept by powers of two:
-// a query row is brought to [2^6, 2^7), keys are taken in 64ths, weights in 1024ths of their values' 4ths. So |k| and exact
-// |v| up to 2^22 and decoded |v| up to 2^18 are right; beyond that exact ones saturate.
+// Precision. A unit of a quantised or fp16 page or of summaries is one product of halves: rotated keys, queries,
+// weights and values are rounded to 11 bits, as fp16 attention has it, and sums are fp32. A unit of an fp32 page or of
+// the causal block is exact: each number is the sum of two halves (22 bits), three products, and it takes two slots.
+// Ranges are kept by powers of two: a query row is brought to [2^6, 2^7), keys are taken in 64ths, weights in 1024ths
+// of their values' 4ths. So |k| and exact |v| up to 2^22 and decoded |v| up to 2^18 are right; beyond that exact ones
+// saturate.
 //
-// Roofline of decode, by hand and not yet measured: a unit of 16 keys x 128 channels of one KV head in instructions of a warp. Keys:
-// 512 double turns of ~35 (tables, complex product, pack, store) and 2,048 decodes of ~2.5, so ~720; values ~290; products and softmax
-// of up to 16 rows ~250: 1,260. Its bytes: int4 2,640, int8 4,688, fp16 8,192. An H100 (132 processors x 4 x 1.7 GHz) issues 900 G/s:
-// 0.71 G units/s, so 1.9, 3.3 and 5.9 TB/s where memory gives 3.35: int4 is bound by rotating keys, int8 by both, fp16 by memory. An
-// AGX Orin (16 x 4 x 1.3 GHz): 0.066 G units/s, so 0.17, 0.31 and 0.54 TB/s where memory gives 0.2: int4 by both, the rest by memory.
+// Roofline of decode, by hand and not yet measured: a unit of 16 keys x 128 channels of one KV head in instructions of
+// a warp. Keys: 512 double turns of ~35 (tables, complex product, pack, store) and 2,048 decodes of ~2.5, so ~720;
+// values ~290; products and softmax of up to 16 rows ~250: 1,260. Its bytes: int4 2,640, int8 4,688, fp16 8,192. An
+// H100 (132 processors x 4 x 1.7 GHz) issues 900 G/s: 0.71 G units/s, so 1.9, 3.3 and 5.9 TB/s where memory gives 3.35:
+// int4 is bound by rotating keys, int8 by both, fp16 by memory. An AGX Orin (16 x 4 x 1.3 GHz): 0.066 G units/s, so
+// 0.17, 0.31 and 0.54 TB/s where memory gives 0.2: int4 by both, the rest by memory.
 #include <algorithm>
 
 #include "backend/cuda/attend_parts.h"
@@ -146,8 +149,8 @@ MOSAIC_DEVICE void load_step(const AttendArgs& a, const RopeTable& rope, int u, 
   }
 }
 
-// A warp's 16 query rows and what they have attended so far, spread over its lanes as fragments: a lane has parts of rows
-// g and g + 8, g = lane / 4.
+// A warp's 16 query rows and what they have attended so far, spread over its lanes as fragments: a lane has parts of
+// rows g and g + 8, g = lane / 4.
 struct Rows {
   uint32_t high[kSteps][4], low[kSteps][4];  // queries
   float scale[2];                            // of a logit
@@ -156,8 +159,8 @@ struct Rows {
   float sum[2 * kSteps][4];                  // kSum x weighted values; channels 8n + 2 (lane % 4), + 1
 };
 
-// Rows [first, first + 16) of those before `end`, rotated; zeros beyond. They pass through `space`, of the warp's own, eight at
-// a time: [8][16 channel_steps + 4] floats. Every warp of the block calls it.
+// Rows [first, first + 16) of those before `end`, rotated; zeros beyond. They pass through `space`, of the warp's own,
+// eight at a time: [8][16 channel_steps + 4] floats. Every warp of the block calls it.
 MOSAIC_DEVICE void load_rows(const AttendArgs& a, const RopeTable& rope, int kv_head, int first, int end, float* space,
                              Rows* to) {
   const int d = a.shape.head_dim, group = a.q_heads / a.shape.heads, pitch = 16 * channel_steps(d) + 4;
@@ -247,7 +250,8 @@ MOSAIC_DEVICE void logits_of(const Rows& rows, const Slot& high, const Slot& low
   }
 }
 
-// A unit joins what the rows have attended: online softmax in registers, the weights being the next product's left side.
+// A unit joins what the rows have attended: online softmax in registers, the weights being the next product's left
+// side.
 MOSAIC_DEVICE void attend_unit(const Slot& high, const Slot& low, bool exact, int d, const TileKeys& keys, Rows* rows) {
   const int lane = simt::thread() % simt::kWarp, pitch = pitch_of(d);
   float weight[2][4], factor[2];
@@ -302,7 +306,8 @@ MOSAIC_DEVICE void attend_unit(const Slot& high, const Slot& low, bool exact, in
   }
 }
 
-// Grid: x a split, y a KV head, z a tile of 16 x kRowGroups query rows. Unit i of a step is of warp group i % kUnitGroups.
+// Grid: x a split, y a KV head, z a tile of 16 x kRowGroups query rows. Unit i of a step is of warp group i %
+// kUnitGroups.
 template <int kRowGroups, int kUnitGroups>
 MOSAIC_KERNEL(32 * kRowGroups * kUnitGroups, kUnitGroups > 1 ? 2 : 1)
 tensor_kernel(const AttendArgs a, const RopeTable rope, const Parts parts) {

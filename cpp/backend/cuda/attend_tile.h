@@ -1,6 +1,6 @@
-// The exact tiles of attend and attention_mass: 16 keys of a unit, rotated, in shared memory as fp32; rows of queries beside
-// them; and their logits. A "row" is a query token and head of one KV head's group, token by token, so that a group shares
-// every key that was loaded.
+// The exact tiles of attend and attention_mass: 16 keys of a unit, rotated, in shared memory as fp32; rows of queries
+// beside them; and their logits. A "row" is a query token and head of one KV head's group, token by token, so that a
+// group shares every key that was loaded.
 #pragma once
 
 #include "backend/cuda/attend_unit.h"

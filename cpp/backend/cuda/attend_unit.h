@@ -1,6 +1,6 @@
-// A unit of what is attended: 16 keys - a page, 16 summaries, 16 tokens of the block - what is known of them, and how threads
-// read them: an item is a pair of channels that turn together x 8 tokens of K, or 8 channels x 2 tokens of V. What a kernel
-// does with the numbers is its own. Logits are in base 2: log2(e) goes into the query.
+// A unit of what is attended: 16 keys - a page, 16 summaries, 16 tokens of the block - what is known of them, and how
+// threads read them: an item is a pair of channels that turn together x 8 tokens of K, or 8 channels x 2 tokens of V.
+// What a kernel does with the numbers is its own. Logits are in base 2: log2(e) goes into the query.
 #pragma once
 
 #include <bit>
@@ -208,8 +208,9 @@ MOSAIC_DEVICE size_t token_at(const AttendArgs& a, int i, int kv_head) {
   return static_cast<size_t>(i) * a.kv_stride + static_cast<size_t>(kv_head) * a.shape.head_dim;
 }
 
-// Items of a unit's keys: channels.key_items(), the first half of them tokens 0..7. load(channel, part, x) gives eight tokens
-// of a channel; put(token, channel, x) takes a rotated number, put(token, channel, x, y) those of an even channel and the next.
+// Items of a unit's keys: channels.key_items(), the first half of them tokens 0..7. load(channel, part, x) gives eight
+// tokens of a channel; put(token, channel, x) takes a rotated number, put(token, channel, x, y) those of an even
+// channel and the next.
 template <class Load, class Put>
 MOSAIC_DEVICE void turn_item(const RopeTable& rope, const Channels& channels, const TileKeys& keys, int i,
                              const Load& load, const Put& put) {

@@ -1,5 +1,5 @@
-// score. Attention mass over summaries is attention without values and its column sums, so it runs the kernels of attend.cu
-// and mass.cu.
+// score. Attention mass over summaries is attention without values and its column sums, so it runs the kernels of
+// attend.cu and mass.cu.
 #include <algorithm>
 
 #include "backend/cuda/attend_tile.h"

@@ -1,7 +1,8 @@
-// top_k in one block, without scratch: the k-th largest key by its bytes (four histograms of radix select), then every index
-// that is above it, and of those that equal it the first, in order (a scan by votes), then a bitonic sort of the k found - in
-// shared memory while they fit, else where they lie. A key is the score's bits as an unsigned number of the same order; a
-// number of key and index is never equal to another, so the sort needs no stability and the bytes are the same every time.
+// top_k in one block, without scratch: the k-th largest key by its bytes (four histograms of radix select), then every
+// index that is above it, and of those that equal it the first, in order (a scan by votes), then a bitonic sort of the
+// k found - in shared memory while they fit, else where they lie. A key is the score's bits as an unsigned number of
+// the same order; a number of key and index is never equal to another, so the sort needs no stability and the bytes are
+// the same every time.
 #include <bit>
 
 #include "backend/cuda/kernels.h"
