@@ -27,7 +27,7 @@ from mosaic_edge import _core
 from mosaic_edge.config import SessionConfig, core_model
 from mosaic_edge.evidence import TimeRange, time_ranges
 from mosaic_edge.models import load_model
-from mosaic_edge.models.vlm import FloatArray, FrameArray, Vlm, VlmSpec
+from mosaic_edge.models.vlm import FloatArray, FollowsAspect, FrameArray, Vlm, VlmSpec
 from mosaic_edge.sampling import Sampler, SamplingParams
 from mosaic_edge.sources import VideoSource
 
@@ -90,13 +90,25 @@ class Engine:
 
     @classmethod
     def load(
-        cls, model: str | Path = "mosaic-tiny", *, threads: int | None = None, variant: str | None = None
+        cls,
+        model: str | Path = "mosaic-tiny",
+        *,
+        threads: int | None = None,
+        variant: str | None = None,
+        device: str = "cpu",
+        tokens_per_frame: int | None = None,
     ) -> Engine:
-        """Load "mosaic-tiny" (shipped with the package) or a model directory in the standard ONNX layout.
+        """Load "mosaic-tiny" (shipped with the package) or a model directory of ONNX graphs.
 
+        variant: the decoder's suffix ("q4", "fp16", ...) instead of the best one there is for `device`.
+        tokens_per_frame: the most a frame becomes, for models that take any aspect (default 256).
         Raises ModelError (a ValueError) naming what is missing.
         """
-        return cls(load_model(model, threads=threads, variant=variant))
+        return cls(
+            load_model(
+                model, threads=threads, variant=variant, device=device, tokens_per_frame=tokens_per_frame
+            )
+        )
 
     @property
     def spec(self) -> VlmSpec:
@@ -172,7 +184,9 @@ class Session:
             if not np.isfinite(pts):
                 raise ValueError(f"pts={pts}: expected seconds")
             tokens, embedding = self._model.encode_frame(image)
-            memory.begin_frame(pts, embedding, len(tokens), self._spec.grid[1])
+            model = self._model
+            grid = model.frame_grid(*image.shape[:2]) if isinstance(model, FollowsAspect) else self._spec.grid
+            memory.begin_frame(pts, embedding, len(tokens), grid[1])
             self._run(tokens, want_logits=False)
             if self._last_pts is not None and pts > self._last_pts:
                 self._gaps.append(

@@ -58,6 +58,7 @@ class VlmSpec:
     scale: float
     """Multiplies q.k, usually 1/sqrt(head_dim)."""
     tokens_per_frame: int
+    """Of the largest frame, where frames differ (FollowsAspect)."""
     grid: tuple[int, int]
     """Rows and columns of a frame's tokens; rows * columns = tokens_per_frame."""
     embedding_dim: int
@@ -113,4 +114,13 @@ class Vlm(Protocol):
 
         Returns the logits [vocab_size] of the last token, or None without `want_logits` (frames need none).
         """
+        ...
+
+
+@runtime_checkable
+class FollowsAspect(Protocol):
+    """A Vlm whose frames become grids of their own shape, each of at most tokens_per_frame tokens."""
+
+    def frame_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of tokens of a frame of height x width pixels."""
         ...

@@ -1,0 +1,233 @@
+"""Whole vision-language models as files that others' exporters wrote: random small Qwen2.5-VL, Qwen3-VL, Llama.
+
+The decoder is made by onnxruntime-genai's model builder from a random transformers checkpoint, the vision part and
+the token embedding by torch's exporter. Nothing here writes a node.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import runpy
+import shutil
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+HIDDEN, VOCAB, LAYERS = 64, 96, 3
+WORDS = ["<pad>", "<eos>", "<image>", *(f"w{i}" for i in range(3, VOCAB))]
+THETA = 1e6
+
+
+def write_words(folder: Path) -> None:
+    """tokenizer.json of VOCAB words w3 ... w95, one token each."""
+    from tokenizers import Tokenizer, pre_tokenizers
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<pad>"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    raw.add_special_tokens(WORDS[:3])
+    PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", eos_token="<eos>").save_pretrained(folder)
+
+
+def random_model(kind: str) -> Any:
+    """A transformers model of `kind` (qwen2.5-vl, qwen3-vl, llava: a Llama under a SigLIP), random weights."""
+    import torch
+    import transformers
+
+    text: dict[str, Any] = dict(
+        vocab_size=VOCAB, hidden_size=HIDDEN, intermediate_size=128, num_hidden_layers=LAYERS,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048, head_dim=32,
+        tie_word_embeddings=False, initializer_range=0.15, bos_token_id=1, eos_token_id=1, pad_token_id=0,
+    )  # fmt: skip
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": THETA}
+    vision: dict[str, Any] = dict(depth=2, hidden_size=32, num_heads=2, out_hidden_size=HIDDEN, intermediate_size=48)
+    torch.manual_seed(7)
+    if kind == "qwen2.5-vl":
+        text |= {"rope_parameters": rope | {"mrope_section": [2, 3, 3]}}
+        del text["head_dim"]
+        config = transformers.Qwen2_5_VLConfig(
+            text_config=text, vision_config=vision | {"fullatt_block_indexes": [0, 1]}, tie_word_embeddings=False
+        )
+        model = transformers.Qwen2_5_VLForConditionalGeneration(config)
+    elif kind == "qwen3-vl":
+        text |= {"rope_parameters": rope | {"mrope_section": [6, 5, 5], "mrope_interleaved": True}}
+        vision |= {"deepstack_visual_indexes": [], "num_position_embeddings": 64, "patch_size": 16}
+        config = transformers.Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False)
+        model = transformers.Qwen3VLForConditionalGeneration(config)
+        for layer in model.model.language_model.layers:
+            layer.self_attn.q_norm.weight.data.uniform_(0.5, 2.0)
+            layer.self_attn.k_norm.weight.data.uniform_(0.5, 2.0)
+    else:
+        assert kind == "llava"
+        tower: dict[str, Any] = dict(
+            model_type="siglip_vision_model", hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+            num_attention_heads=2, image_size=42, patch_size=14,
+        )  # fmt: skip
+        config = transformers.LlavaConfig(
+            text_config=text | {"model_type": "llama", "rope_parameters": rope},
+            vision_config=tower, vision_feature_select_strategy="full", image_token_index=2,
+            tie_word_embeddings=False,
+        )  # fmt: skip
+        model = transformers.LlavaForConditionalGeneration(config)
+    for name, parameter in model.named_parameters():
+        if "visual" in name or "vision" in name or "projector" in name:
+            parameter.data += 0.1 * torch.randn_like(parameter)  # frames must differ
+    return model.eval()
+
+
+def write_decoder(model: Any, folder: Path, precision: str, *options: str) -> Path:
+    """The text model through onnxruntime_genai's builder; returns its directory: model.onnx, genai_config.json."""
+    import transformers
+
+    source = folder / "source"
+    if hasattr(model.model, "visual"):
+        model.save_pretrained(source)
+    else:  # the builder knows the text part of LLaVA as the Llama that it is
+        text = transformers.LlamaForCausalLM(model.config.text_config)
+        text.model, text.lm_head = model.model.language_model, model.lm_head
+        text.save_pretrained(source)
+    write_words(source)
+    built = folder / "built"
+    arguments = ["builder", "-m", "local", "-i", str(source), "-o", str(built), "-p", precision, "-e", "cpu", "-c"]
+    arguments += [str(folder / "cache"), "--extra_options", "exclude_embeds=true", "hf_token=false", *options]
+    with mock.patch.object(sys, "argv", arguments), contextlib.redirect_stdout(io.StringIO()):
+        runpy.run_module("onnxruntime_genai.models.builder", run_name="__main__")
+    return built
+
+
+def write_parts(model: Any, folder: Path) -> None:
+    """vision_encoder.onnx and embed_tokens.onnx by torch's exporter, for any number of patches."""
+    import torch
+
+    class Patches(torch.nn.Module):
+        """The vision model with what it would read out of the grid by Python loops worked out by tensors."""
+
+        def __init__(self, visual: Any) -> None:
+            super().__init__()
+            self.visual = visual
+
+        def forward(self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor) -> torch.Tensor:
+            count, merge = pixel_values.shape[0], self.visual.spatial_merge_size
+            at, across = torch.arange(count), image_grid_thw[0, 2] // merge
+            block, inside = at // merge**2, at % merge**2
+            rows = block // across * merge + inside // merge
+            columns = block % across * merge + inside % merge
+            ends = torch.stack([torch.zeros_like(image_grid_thw[0, 0]), image_grid_thw[0].prod()]).int()
+            known: dict[str, Any] = dict(
+                position_ids=torch.stack([rows, columns], -1), cu_seqlens=ends, max_seqlen=count
+            )
+            if hasattr(self.visual, "window_size"):
+                known |= dict(
+                    window_index=torch.arange(count // merge**2), cu_window_seqlens=ends, max_window_seqlen=count
+                )
+            else:
+                from transformers.vision_utils import _interpolation_axis_taps_weights as taps
+
+                side = self.visual.num_grid_per_side
+                h, hw = taps(rows, image_grid_thw[0, 1], side, "bilinear", True, "border")
+                w, ww = taps(columns, image_grid_thw[0, 2], side, "bilinear", True, "border")
+                known["interp_indices"] = (h[:, :, None] * side + w[:, None]).reshape(-1, 4)
+                known["interp_weights"] = (hw[:, :, None] * ww[:, None]).reshape(-1, 4)
+            return self.visual(pixel_values, image_grid_thw, **known).pooler_output
+
+    class Pictures(torch.nn.Module):
+        def __init__(self, llava: Any) -> None:
+            super().__init__()
+            self.llava = llava
+
+        def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+            features = self.llava.vision_tower(pixel_values, output_hidden_states=True)
+            return self.llava.multi_modal_projector(features.hidden_states[-2])
+
+    quiet = contextlib.ExitStack()
+    quiet.enter_context(contextlib.redirect_stdout(io.StringIO()))
+    quiet.enter_context(warnings.catch_warnings())
+    warnings.simplefilter("ignore")
+    with quiet, torch.no_grad():
+        if hasattr(model.model, "visual"):
+            visual = model.model.visual
+            visual.config._attn_implementation = whole_attention()
+            size = visual.config.patch_size
+            pixels = torch.randn(24, 3 * visual.config.temporal_patch_size * size * size)
+            quarter = torch.export.Dim("quarter", min=2, max=4096)
+            torch.onnx.export(
+                Patches(visual).eval(), (pixels, torch.tensor([[1, 4, 6]])), folder / "vision_encoder.onnx",
+                dynamo=True, input_names=["pixel_values", "image_grid_thw"], output_names=["image_features"],
+                dynamic_shapes=({0: 4 * quarter}, None), verbose=False,
+            )  # fmt: skip
+            visual.config._attn_implementation = "sdpa"
+        else:
+            torch.onnx.export(
+                Pictures(model.model).eval(), (torch.randn(1, 3, 42, 42),), folder / "vision_encoder.onnx",
+                dynamo=True, input_names=["pixel_values"], output_names=["image_features"], verbose=False,
+            )  # fmt: skip
+        length = torch.export.Dim("length", min=1, max=4096)
+        torch.onnx.export(
+            model.get_input_embeddings(), (torch.zeros(1, 5, dtype=torch.int64),), folder / "embed_tokens.onnx",
+            dynamo=True, input_names=["input_ids"], output_names=["inputs_embeds"],
+            dynamic_shapes=({1: length},), verbose=False,
+        )  # fmt: skip
+
+
+def whole_attention() -> str:
+    """Register attention over a whole frame without a loop over cu_seqlens; returns its name."""
+    import torch
+    from transformers import AttentionInterface
+
+    def attend(
+        module: Any, q: Any, k: Any, v: Any, attention_mask: None, scaling: float, **_: Any
+    ) -> tuple[Any, None]:
+        return (torch.softmax(q @ k.transpose(-1, -2) * scaling, -1) @ v).transpose(1, 2), None
+
+    AttentionInterface.register("flash_whole", attend)
+    return "flash_whole"
+
+
+def write_processor(model: Any, folder: Path) -> None:
+    """preprocessor_config.json as the model's own image processor saves it."""
+    import transformers.models.qwen2_vl.image_processing_pil_qwen2_vl as qwen
+    import transformers.models.siglip.image_processing_pil_siglip as siglip
+
+    if hasattr(model.model, "visual"):
+        patch = model.config.vision_config.patch_size
+        qwen.Qwen2VLImageProcessorPil(patch_size=patch, min_pixels=4 * patch**2).save_pretrained(folder)
+    else:
+        size = {"height": 42, "width": 42}
+        siglip.SiglipImageProcessorPil(size=size).save_pretrained(folder)
+
+
+def write_transformers_js(kind: str, folder: Path, precision: str = "fp32", *options: str) -> Path:
+    """The layout of transformers.js: config.json and onnx/decoder_model_merged_<variant>.onnx."""
+    model = random_model(kind)
+    built = write_decoder(model, folder, precision, *options)
+    target = folder / "model"
+    (target / "onnx").mkdir(parents=True)
+    suffix = {"fp32": "", "fp16": "_fp16", "int4": "_q4"}[precision]
+    import onnx
+
+    onnx.save(onnx.load(built / "model.onnx"), target / "onnx" / f"decoder_model_merged{suffix}.onnx")
+    write_parts(model, target / "onnx")
+    write_processor(model, target)
+    model.config.save_pretrained(target)
+    write_words(target)
+    return target
+
+
+def write_genai(kind: str, folder: Path, precision: str = "fp32", *options: str) -> Path:
+    """The layout of onnxruntime-genai: genai_config.json names the files, weights in external data."""
+    model = random_model(kind)
+    built = write_decoder(model, folder, precision, *options)
+    write_parts(model, built)
+    write_processor(model, built)
+    (built / "vision_encoder.onnx").rename(built / "sees.onnx")
+    (built / "embed_tokens.onnx").rename(built / "reads.onnx")
+    config = json.loads((built / "genai_config.json").read_text())
+    config["model"] |= {"vision": {"filename": "sees.onnx"}, "embedding": {"filename": "reads.onnx"}}
+    (built / "genai_config.json").write_text(json.dumps(config))
+    shutil.rmtree(folder / "source")
+    return built
