@@ -20,6 +20,7 @@ from unittest import mock
 HIDDEN, VOCAB, LAYERS = 64, 96, 3
 WORDS = ["<pad>", "<eos>", "<image>", *(f"w{i}" for i in range(3, VOCAB))]
 THETA = 1e6
+HEAD_DIM = {"qwen2.5-vl": 16, "qwen3-vl": 32, "llava": 32}
 
 
 def write_words(folder: Path) -> None:
@@ -45,7 +46,8 @@ def random_model(kind: str) -> Any:
         tie_word_embeddings=False, initializer_range=0.15, bos_token_id=1, eos_token_id=1, pad_token_id=0,
     )  # fmt: skip
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": THETA}
-    vision: dict[str, Any] = dict(depth=2, hidden_size=32, num_heads=2, out_hidden_size=HIDDEN, intermediate_size=48)
+    # The builder takes the first linear layer with VOCAB outputs for the lm_head: qkv of the vision must not have them.
+    vision: dict[str, Any] = dict(depth=2, hidden_size=48, num_heads=2, out_hidden_size=HIDDEN, intermediate_size=48)
     torch.manual_seed(7)
     if kind == "qwen2.5-vl":
         text |= {"rope_parameters": rope | {"mrope_section": [2, 3, 3]}}
@@ -95,7 +97,8 @@ def write_decoder(model: Any, folder: Path, precision: str, *options: str) -> Pa
     built = folder / "built"
     arguments = ["builder", "-m", "local", "-i", str(source), "-o", str(built), "-p", precision, "-e", "cpu", "-c"]
     arguments += [str(folder / "cache"), "--extra_options", "exclude_embeds=true", "hf_token=false", *options]
-    with mock.patch.object(sys, "argv", arguments), contextlib.redirect_stdout(io.StringIO()):
+    drawn = contextlib.redirect_stderr(io.StringIO())  # progress bars
+    with mock.patch.object(sys, "argv", arguments), contextlib.redirect_stdout(io.StringIO()), drawn:
         runpy.run_module("onnxruntime_genai.models.builder", run_name="__main__")
     return built
 
@@ -201,33 +204,58 @@ def write_processor(model: Any, folder: Path) -> None:
         siglip.SiglipImageProcessorPil(size=size).save_pretrained(folder)
 
 
-def write_transformers_js(kind: str, folder: Path, precision: str = "fp32", *options: str) -> Path:
-    """The layout of transformers.js: config.json and onnx/decoder_model_merged_<variant>.onnx."""
-    model = random_model(kind)
-    built = write_decoder(model, folder, precision, *options)
-    target = folder / "model"
-    (target / "onnx").mkdir(parents=True)
-    suffix = {"fp32": "", "fp16": "_fp16", "int4": "_q4"}[precision]
+class Exporter:
+    """Makes each model once: `exporter(kind, layout, precision, *options)` -> its directory, not to be changed."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._made: dict[tuple[str, ...], Path] = {}
+        self._models: dict[str, Any] = {}
+
+    def __call__(self, kind: str, layout: str = "transformers.js", precision: str = "fp32", *options: str) -> Path:
+        key = (kind, layout, precision, *options)
+        if key not in self._made:
+            folder = self._root / f"{len(self._made)}"
+            built = write_decoder(self._model(kind), folder, precision, *options)
+            shutil.rmtree(folder / "source")
+            write = as_genai if layout == "genai" else as_transformers_js
+            self._made[key] = write(built, self._root / kind, folder / "model", precision)
+        return self._made[key]
+
+    def _model(self, kind: str) -> Any:
+        if kind not in self._models:
+            model = self._models[kind] = random_model(kind)
+            parts = self._root / kind
+            parts.mkdir()
+            write_parts(model, parts)
+            write_processor(model, parts)
+            write_words(parts)
+            model.config.save_pretrained(parts)
+        return self._models[kind]
+
+
+def as_transformers_js(built: Path, parts: Path, target: Path, precision: str) -> Path:
+    """config.json and onnx/decoder_model_merged_<variant>.onnx, its weights inside it."""
     import onnx
 
+    shutil.copytree(parts, target)
+    (target / "onnx").mkdir()
+    for path in target.glob("*.onnx*"):
+        path.rename(target / "onnx" / path.name)
+    suffix = {"fp32": "", "fp16": "_fp16", "int4": "_q4"}[precision]
     onnx.save(onnx.load(built / "model.onnx"), target / "onnx" / f"decoder_model_merged{suffix}.onnx")
-    write_parts(model, target / "onnx")
-    write_processor(model, target)
-    model.config.save_pretrained(target)
-    write_words(target)
     return target
 
 
-def write_genai(kind: str, folder: Path, precision: str = "fp32", *options: str) -> Path:
-    """The layout of onnxruntime-genai: genai_config.json names the files, weights in external data."""
-    model = random_model(kind)
-    built = write_decoder(model, folder, precision, *options)
-    write_parts(model, built)
-    write_processor(model, built)
-    (built / "vision_encoder.onnx").rename(built / "sees.onnx")
-    (built / "embed_tokens.onnx").rename(built / "reads.onnx")
-    config = json.loads((built / "genai_config.json").read_text())
+def as_genai(built: Path, parts: Path, target: Path, precision: str) -> Path:
+    """genai_config.json names the files, weights lie in external data; there is no config.json."""
+    built.rename(target)
+    for path in parts.iterdir():
+        if path.suffix != ".onnx" and path.name != "config.json":
+            shutil.copy(path, target)
+    shutil.copy(parts / "vision_encoder.onnx", target / "sees.onnx")
+    shutil.copy(parts / "embed_tokens.onnx", target / "reads.onnx")
+    config = json.loads((target / "genai_config.json").read_text())
     config["model"] |= {"vision": {"filename": "sees.onnx"}, "embedding": {"filename": "reads.onnx"}}
-    (built / "genai_config.json").write_text(json.dumps(config))
-    shutil.rmtree(folder / "source")
-    return built
+    (target / "genai_config.json").write_text(json.dumps(config))
+    return target

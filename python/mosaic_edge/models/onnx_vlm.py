@@ -36,12 +36,14 @@ class OnnxVlm:
         embeddings: TextEmbedding,
         decoder: CutDecoder,
         tokenizer: TextTokenizer,
+        files: ModelFiles,
     ) -> None:
         self._spec = spec
         self._vision = vision
         self._embeddings = embeddings
         self._decoder = decoder
         self._tokenizer = tokenizer
+        self.files = files
 
     @classmethod
     def load(
@@ -118,7 +120,7 @@ class OnnxVlm:
             template=str(mosaic.get("template", "{question}")),
             prefix=str(mosaic.get("prefix", "")),
         )
-        return cls(spec, vision, embeddings, decoder, TextTokenizer(files.tokenizer))
+        return cls(spec, vision, embeddings, decoder, TextTokenizer(files.tokenizer), files)
 
     @property
     def spec(self) -> VlmSpec:
