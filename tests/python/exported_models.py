@@ -1,7 +1,7 @@
-"""Whole vision-language models as files that others' exporters wrote: random small Qwen2.5-VL, Qwen3-VL, Llama.
+"""Whole models as files that others' exporters wrote: random small Qwen2.5-VL, Qwen3-VL, LLaVA (a Llama).
 
-The decoder is made by onnxruntime-genai's model builder from a random transformers checkpoint, the vision part and
-the token embedding by torch's exporter. Nothing here writes a node.
+The decoder is made by onnxruntime-genai's model builder from a random transformers checkpoint, the vision
+part and the token embedding by torch's exporter. Nothing here writes a node.
 """
 
 from __future__ import annotations
@@ -18,42 +18,46 @@ from typing import Any
 from unittest import mock
 
 HIDDEN, VOCAB, LAYERS = 64, 96, 3
-WORDS = ["<pad>", "<eos>", "<image>", *(f"w{i}" for i in range(3, VOCAB))]
+WORDS = [f"w{i}" for i in range(VOCAB)]
 THETA = 1e6
 HEAD_DIM = {"qwen2.5-vl": 16, "qwen3-vl": 32, "llava": 32}
 
 
 def write_words(folder: Path) -> None:
-    """tokenizer.json of VOCAB words w3 ... w95, one token each."""
+    """tokenizer.json of VOCAB words w0 ... w95, one token each."""
     from tokenizers import Tokenizer, pre_tokenizers
     from tokenizers.models import WordLevel
     from transformers import PreTrainedTokenizerFast
 
-    raw = Tokenizer(WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<pad>"))
+    raw = Tokenizer(WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    raw.add_special_tokens(WORDS[:3])
-    PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", eos_token="<eos>").save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=raw).save_pretrained(folder)
 
 
 def random_model(kind: str) -> Any:
-    """A transformers model of `kind` (qwen2.5-vl, qwen3-vl, llava: a Llama under a SigLIP), random weights."""
+    """A transformers model of `kind` (qwen2.5-vl, qwen3-vl, llava: SigLIP and Llama), random weights."""
     import torch
     import transformers
 
     text: dict[str, Any] = dict(
         vocab_size=VOCAB, hidden_size=HIDDEN, intermediate_size=128, num_hidden_layers=LAYERS,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048, head_dim=32,
-        tie_word_embeddings=False, initializer_range=0.15, bos_token_id=1, eos_token_id=1, pad_token_id=0,
+        tie_word_embeddings=False, initializer_range=0.3, bos_token_id=1, eos_token_id=1, pad_token_id=0,
     )  # fmt: skip
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": THETA}
-    # The builder takes the first linear layer with VOCAB outputs for the lm_head: qkv of the vision must not have them.
-    vision: dict[str, Any] = dict(depth=2, hidden_size=48, num_heads=2, out_hidden_size=HIDDEN, intermediate_size=48)
-    torch.manual_seed(7)
+    # The builder takes the first linear layer with VOCAB outputs for the lm_head: qkv of the vision must not
+    # have them.
+    vision: dict[str, Any] = dict(
+        depth=2, hidden_size=48, num_heads=2, out_hidden_size=HIDDEN, intermediate_size=48
+    )
+    torch.manual_seed(11)
     if kind == "qwen2.5-vl":
         text |= {"rope_parameters": rope | {"mrope_section": [2, 3, 3]}}
         del text["head_dim"]
         config = transformers.Qwen2_5_VLConfig(
-            text_config=text, vision_config=vision | {"fullatt_block_indexes": [0, 1]}, tie_word_embeddings=False
+            text_config=text,
+            vision_config=vision | {"fullatt_block_indexes": [0, 1]},
+            tie_word_embeddings=False,
         )
         model = transformers.Qwen2_5_VLForConditionalGeneration(config)
     elif kind == "qwen3-vl":
@@ -83,7 +87,11 @@ def random_model(kind: str) -> Any:
 
 
 def write_decoder(model: Any, folder: Path, precision: str, *options: str) -> Path:
-    """The text model through onnxruntime_genai's builder; returns its directory: model.onnx, genai_config.json."""
+    """The text model through onnxruntime_genai's builder; returns its directory: model.onnx,
+    genai_config.json.
+
+    precision: fp32, int4 (float32 between the weights) or q4f16 (float16: what the builder makes for a GPU).
+    """
     import transformers
 
     source = folder / "source"
@@ -95,8 +103,9 @@ def write_decoder(model: Any, folder: Path, precision: str, *options: str) -> Pa
         text.save_pretrained(source)
     write_words(source)
     built = folder / "built"
-    arguments = ["builder", "-m", "local", "-i", str(source), "-o", str(built), "-p", precision, "-e", "cpu", "-c"]
+    arguments = ["builder", "-m", "local", "-i", str(source), "-o", str(built), "-c"]
     arguments += [str(folder / "cache"), "--extra_options", "exclude_embeds=true", "hf_token=false", *options]
+    arguments[1:1] = ["-p", "int4", "-e", "cuda"] if precision == "q4f16" else ["-p", precision, "-e", "cpu"]
     drawn = contextlib.redirect_stderr(io.StringIO())  # progress bars
     with mock.patch.object(sys, "argv", arguments), contextlib.redirect_stdout(io.StringIO()), drawn:
         runpy.run_module("onnxruntime_genai.models.builder", run_name="__main__")
@@ -126,7 +135,9 @@ def write_parts(model: Any, folder: Path) -> None:
             )
             if hasattr(self.visual, "window_size"):
                 known |= dict(
-                    window_index=torch.arange(count // merge**2), cu_window_seqlens=ends, max_window_seqlen=count
+                    window_index=torch.arange(count // merge**2),
+                    cu_window_seqlens=ends,
+                    max_window_seqlen=count,
                 )
             else:
                 from transformers.vision_utils import _interpolation_axis_taps_weights as taps
@@ -178,7 +189,7 @@ def write_parts(model: Any, folder: Path) -> None:
 
 
 def whole_attention() -> str:
-    """Register attention over a whole frame without a loop over cu_seqlens; returns its name."""
+    """Register attention over a whole frame without a loop over cu_seqlens; its name."""
     import torch
     from transformers import AttentionInterface
 
@@ -205,14 +216,18 @@ def write_processor(model: Any, folder: Path) -> None:
 
 
 class Exporter:
-    """Makes each model once: `exporter(kind, layout, precision, *options)` -> its directory, not to be changed."""
+    """Makes each model once: `exporter(kind, layout, precision, *options)` -> its directory, not to be
+    changed.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._made: dict[tuple[str, ...], Path] = {}
         self._models: dict[str, Any] = {}
 
-    def __call__(self, kind: str, layout: str = "transformers.js", precision: str = "fp32", *options: str) -> Path:
+    def __call__(
+        self, kind: str, layout: str = "transformers.js", precision: str = "fp32", *options: str
+    ) -> Path:
         key = (kind, layout, precision, *options)
         if key not in self._made:
             folder = self._root / f"{len(self._made)}"
@@ -242,7 +257,7 @@ def as_transformers_js(built: Path, parts: Path, target: Path, precision: str) -
     (target / "onnx").mkdir()
     for path in target.glob("*.onnx*"):
         path.rename(target / "onnx" / path.name)
-    suffix = {"fp32": "", "fp16": "_fp16", "int4": "_q4"}[precision]
+    suffix = {"fp32": "", "int4": "_q4", "q4f16": "_q4f16"}[precision]
     onnx.save(onnx.load(built / "model.onnx"), target / "onnx" / f"decoder_model_merged{suffix}.onnx")
     return target
 

@@ -1,4 +1,6 @@
-"""A session over a real export, everything kept in float32, against the uncut graph with ONNX Runtime's own cache."""
+"""A session over a real export, everything kept in float32, against the uncut graph with ONNX Runtime's own
+cache.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,8 @@ PREFIX, FIRST, SECOND = "w3 w9 w27 w81 w17", "w11 w13 w90 w41 w5 w66 w7", "w20 w
 class UncutDecoder:
     """The exported decoder as it is, with past_key_values; positions by the published M-RoPE rule.
 
-    Frames are one moment each, t one further a frame; height and width count from the end of the prefix; text goes on
-    at one past the largest position so far.
+    Frames are one moment each, t one further a frame; height and width count from the end of the prefix; text
+    goes on at one past the largest position so far.
     """
 
     def __init__(self, path: Path, head_dim: int) -> None:
@@ -57,7 +59,10 @@ class UncutDecoder:
     def _run(self, embeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
         self.seen += len(embeds)
         self.largest = max(self.largest, int(positions.max()))
-        feed = {"inputs_embeds": embeds[None].astype(self._type), "attention_mask": np.ones((1, self.seen), np.int64)}
+        feed = {
+            "inputs_embeds": embeds[None].astype(self._type),
+            "attention_mask": np.ones((1, self.seen), np.int64),
+        }
         feed["position_ids"] = positions[:, None] if self._multi else positions[:1]
         names = [o.name for o in self._session.get_outputs()]
         values = self._session.run(names, {n: v for n, v in (feed | self.past).items() if n in self._inputs})
@@ -65,14 +70,14 @@ class UncutDecoder:
         self.past = {name: out[name.replace("past_key_values", "present")] for name in self.past}
         return out["logits"][0, -1].astype(np.float32)
 
-    def answer(self, engine: Engine, question: str) -> tuple[np.ndarray, str]:
-        """Logits after the question and ANSWER greedy tokens as text; both stay in the cache."""
+    def follow(self, engine: Engine, question: str, said: list[int]) -> tuple[np.ndarray, list[float]]:
+        """Logits after the question, and how far each token of an answer was from the best one."""
         logits = first = self.text(engine.model.embed_text(engine.model.tokenize(question)))
-        said = []
-        for _ in range(ANSWER):
-            said.append(int(logits.argmax()))
-            logits = self.text(engine.model.embed_text([said[-1]]))
-        return first, engine.model.detokenize(said)
+        regret = []
+        for token in said:
+            regret.append(float(logits.max() - logits[token]))
+            logits = self.text(engine.model.embed_text([token]))
+        return first, regret
 
     def state(self) -> tuple[object, ...]:
         return dict(self.past), self.seen, self.largest
@@ -93,7 +98,10 @@ def pictures(count: int, size: tuple[int, int] = (57, 83)) -> list[np.ndarray]:
     """Scenes that change slowly, of an odd size: uint8 [H, W, 3]."""
     rng = np.random.default_rng(4)
     scenes = rng.integers(0, 256, (count // 5 + 1, *size, 3))
-    return [np.clip(scenes[i // 5] + rng.integers(-9, 9, (*size, 3)), 0, 255).astype(np.uint8) for i in range(count)]
+    return [
+        np.clip(scenes[i // 5] + rng.integers(-9, 9, (*size, 3)), 0, 255).astype(np.uint8)
+        for i in range(count)
+    ]
 
 
 def open_exact(engine: Engine) -> Session:
@@ -105,6 +113,7 @@ CASES = [
     ("qwen2.5-vl", "transformers.js", "fp32", (), 1e-4),
     ("qwen2.5-vl", "genai", "int4", ("accuracy_level=1",), 1e-4),
     ("qwen3-vl", "genai", "int4", ("accuracy_level=1",), 1e-4),
+    ("llava", "transformers.js", "q4f16", (), 3e-2),
 ]
 
 
@@ -117,11 +126,13 @@ def test_a_stream_with_turns_says_what_the_uncut_graph_says_token_by_token(
     greedy = SamplingParams(temperature=0.0, max_tokens=ANSWER)
 
     def same(session: Session, question: str, dialogue: bool = False) -> None:
-        logits, said = uncut.answer(engine, question)
         reply = session.ask(question, dialogue=dialogue, sampling=greedy)
-        assert np.ptp(logits) > 1
+        said = engine.model.tokenize(reply.text)
+        logits, regret = uncut.follow(engine, question, said)
+        assert np.ptp(logits) > 1 and len(set(said)) > 12 and len(said) == ANSWER
         np.testing.assert_allclose(reply.logits, logits, atol=tolerance, rtol=0)
-        assert reply.text == said and reply.tokens == ANSWER
+        # In float32 the same greedy tokens; in float16 none that the uncut graph tells from its best.
+        assert max(regret) <= (2 * tolerance if precision == "q4f16" else 0.0)
 
     with open_exact(engine) as session:
         uncut.text(engine.model.embed_text(engine.model.tokenize(PREFIX)), prefix=True)

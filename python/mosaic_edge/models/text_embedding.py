@@ -1,4 +1,4 @@
-"""The graph that looks up token ids; onnxruntime-genai's also takes image features, of which a text has none."""
+"""The graph that looks up token ids; onnxruntime-genai's takes image features too: a text has none."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ class TextEmbedding:
         self._session = session
         self._ids = ids[0]
         self._output = session.get_outputs()[0].name
-        self._none: dict[str, np.ndarray] = {i.name: np.zeros(_without_rows(i.shape), TYPES[i.type]) for i in others}
+        self._none: dict[str, np.ndarray] = {}
+        for other in others:
+            self._none[other.name] = np.zeros(_without_rows(other.shape), TYPES[other.type])
 
     def look_up(self, ids: Sequence[int]) -> FloatArray:
         """Token ids -> [T, hidden] float32."""

@@ -65,7 +65,8 @@ class VisionGraph:
             if len(tokens) != rows * columns:
                 raise ModelError(
                     f"{where}: {len(tokens)} tokens for a grid of {rows} x {columns}; "
-                    f"preprocessor_config.json says patch_size {self._patches.patch}, merge_size {self._patches.merge}"
+                    f"preprocessor_config.json says patch_size {self._patches.patch}, "
+                    f"merge_size {self._patches.merge}"
                 )
         else:
             if most_tokens is not None:
