@@ -182,7 +182,7 @@ def write_parts(model: Any, folder: Path) -> None:
             )  # fmt: skip
         length = torch.export.Dim("length", min=1, max=4096)
         torch.onnx.export(
-            model.get_input_embeddings(), (torch.zeros(1, 5, dtype=torch.int64),), folder / "embed_tokens.onnx",
+            model.get_input_embeddings(), (torch.zeros(1, 5, dtype=int),), folder / "embed_tokens.onnx",
             dynamo=True, input_names=["input_ids"], output_names=["inputs_embeds"],
             dynamic_shapes=({1: length},), verbose=False,
         )  # fmt: skip

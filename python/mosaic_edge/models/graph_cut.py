@@ -18,14 +18,15 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from mosaic_edge.models.attention_readers import find_sites
 from mosaic_edge.models.attention_sites import (
     AttentionSite,
     GraphCutError,
     GraphIndex,
-    find_sites,
     label,
     past_layer,
 )
+from mosaic_edge.models.causal_mask import CausalProof
 from mosaic_edge.models.graph_facts import DecoderFacts, element_type, read_facts
 from mosaic_edge.models.last_token import gather_last_token
 
@@ -85,7 +86,7 @@ def cut(model: onnx.ModelProto, hints: Mapping[str, object] | None = None, folde
         raise GraphCutError("the decoder has sparse initializers, which cannot be cut")
     index = GraphIndex(graph)
     embeds, logits = _embeds_input(index), _logits_output(index)
-    sites = find_sites(index)
+    sites = find_sites(index, CausalProof(model, index, folder))
     facts = read_facts(index, sites, hints or {}, folder)
     nodes = _rewrite(index, sites, facts, embeds, logits)
     extra = _extra_initializers(facts)
@@ -160,11 +161,29 @@ def _seam(site: AttentionSite, facts: DecoderFacts, alias: Mapping[str, str]) ->
     if site.form == "packed":
         sources = [f"{end}.rows" for end in ends]
         packed = alias.get(site.query, site.query)
+        if site.projection:
+            nodes.append(
+                helper.make_node(
+                    "MatMul", [packed, site.projection], [f"{at}.projected"], name=f"{at}.matmul"
+                )
+            )
+            packed = f"{at}.projected"
+        if site.bias:
+            nodes.append(helper.make_node("Add", [packed, site.bias], [f"{at}.biased"], name=f"{at}.bias"))
+            packed = f"{at}.biased"
         nodes.append(
             helper.make_node("Split", [packed, "mosaic.split"], sources, name=f"{at}.split", axis=-1)
         )
     else:
         sources = [alias.get(name, name) for name in (site.query, site.key, site.value)]
+        if site.bias:
+            parts, biased = [f"{end}.bias" for end in ends], [f"{end}.biased" for end in ends]
+            nodes.append(
+                helper.make_node("Split", [site.bias, "mosaic.split"], parts, name=f"{at}.bias", axis=0)
+            )
+            for source, part, made in zip(sources, parts, biased, strict=True):
+                nodes.append(helper.make_node("Add", [source, part], [made], name=made))
+            sources = biased
     if site.form == "heads":
         for i, end in enumerate(ends):
             nodes.append(helper.make_node("Transpose", [sources[i]], [f"{end}.rows"], perm=[0, 2, 1, 3]))
