@@ -21,7 +21,7 @@ from mosaic_edge.models.model_files import ModelFiles, decoder_hints, read_graph
 from mosaic_edge.models.text_embedding import TextEmbedding
 from mosaic_edge.models.tokenizer import TextTokenizer
 from mosaic_edge.models.vision_graph import VisionGraph
-from mosaic_edge.models.vlm import Attend, FloatArray, FrameArray, ModelError, VlmSpec
+from mosaic_edge.models.vlm import Attend, EncodedFrame, FloatArray, FrameArray, ModelError, VlmSpec
 
 _SMALL_MODEL = 64 << 20
 
@@ -131,9 +131,10 @@ class OnnxVlm:
         """RGB uint8 [H, W, 3] -> tokens [at most tokens_per_frame, hidden], frame embedding [E]."""
         return self._vision.encode(frame)
 
-    def frame_grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of tokens that a frame of height x width pixels becomes."""
-        return self._vision.frame_grid(height, width)
+    def encode_at(self, frame: FrameArray, pts: float, elapsed: float, number: int) -> EncodedFrame:
+        """The same with the width of the frame's grid, which follows its aspect; time changes nothing."""
+        tokens, embedding = self._vision.encode(frame)
+        return EncodedFrame(tokens, embedding, self._vision.frame_grid(*frame.shape[:2])[1])
 
     def embed_text(self, ids: Sequence[int]) -> FloatArray:
         """Token ids -> [T, hidden]. ValueError for an id outside the vocabulary."""
