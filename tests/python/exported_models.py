@@ -231,13 +231,14 @@ class Exporter:
         key = (kind, layout, precision, *options)
         if key not in self._made:
             folder = self._root / f"{len(self._made)}"
-            built = write_decoder(self._model(kind), folder, precision, *options)
+            built = write_decoder(self.model(kind), folder, precision, *options)
             shutil.rmtree(folder / "source")
             write = as_genai if layout == "genai" else as_transformers_js
             self._made[key] = write(built, self._root / kind, folder / "model", precision)
         return self._made[key]
 
-    def _model(self, kind: str) -> Any:
+    def model(self, kind: str) -> Any:
+        """The transformers model that was exported."""
         if kind not in self._models:
             model = self._models[kind] = random_model(kind)
             parts = self._root / kind

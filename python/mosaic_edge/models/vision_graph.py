@@ -59,15 +59,7 @@ class VisionGraph:
             self.tokens = self._patches.most_tokens
             side = self._patches.patch * self._patches.merge
             self.size = (self.grid[0] * side, self.grid[1] * side)
-            trial = np.zeros((2 * side, 3 * side, 3), np.uint8)
-            tokens, embedding = self.encode(trial)
-            rows, columns = self._patches.grid(*trial.shape[:2])
-            if len(tokens) != rows * columns:
-                raise ModelError(
-                    f"{where}: {len(tokens)} tokens for a grid of {rows} x {columns}; "
-                    f"preprocessor_config.json says patch_size {self._patches.patch}, "
-                    f"merge_size {self._patches.merge}"
-                )
+            embedding = self._try(side, where)
         else:
             if most_tokens is not None:
                 raise ModelError(f"{where}: its frames have one size; tokens_per_frame= cannot change it")
@@ -76,6 +68,27 @@ class VisionGraph:
             self.tokens = len(tokens)
             self.grid = _grid(mosaic, self.tokens)
         self.embedding_dim = len(embedding)
+
+    def _try(self, side: int, where: str) -> FloatArray:
+        """Run two by three tokens; the embedding. ModelError if the graph and preprocessor_config.json
+        disagree.
+        """
+        assert self._patches is not None
+        trial = np.zeros((2 * side, 3 * side, 3), np.uint8)
+        rows, columns = self._patches.grid(*trial.shape[:2])
+        try:
+            tokens, embedding = self.encode(trial)
+            if len(tokens) == rows * columns:
+                return embedding
+            count = f"gives {len(tokens)} tokens"
+        except ModelError:
+            raise
+        except Exception as error:  # ONNX Runtime raises a different class for every cause
+            count = f"cannot be run ({' '.join(str(error).split())[:200]})"
+        raise ModelError(
+            f"{where}: {count} for a grid of {rows} x {columns} tokens; preprocessor_config.json says "
+            f"patch_size {self._patches.patch}, merge_size {self._patches.merge}"
+        )
 
     def frame_grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of tokens of a frame of height x width pixels."""
