@@ -128,9 +128,12 @@ def flat_positions(first: int, count: int) -> np.ndarray:
 def assert_same(
     model: onnx.ModelProto, tolerance: float = 1e-4, multi: bool = False, folder: str = "", head: int = 0
 ) -> CutGraph:
-    """Prefix, three frames of 16 and a question: uncut token by token and in chunks, cut in chunks."""
+    """Prefix, three frames of 16 and a question: uncut token by token and in chunks, cut in chunks, tensors
+    copied and bound.
+    """
     graph = cut(model, {"head_dim": head} if head else {}, folder)
     cut_decoder, memory = CutDecoder(graph, "test", 1, folder), NumpyMemory(graph)
+    binding, beside = CutDecoder(graph, "test", 1, folder, bound_bytes=0), NumpyMemory(graph)
     by_token, by_chunk = Uncut(model, head), Uncut(model, head)
     rng = np.random.default_rng(3)
     at = 0
@@ -147,6 +150,8 @@ def assert_same(
         memory.begin(positions)
         logits = cut_decoder.run(embeds, memory.attend, want_logits=True)
         assert logits is not None and logits.shape == (chunk.shape[1],) and logits.dtype == np.float32
+        beside.begin(positions)
+        np.testing.assert_allclose(binding.run(embeds, beside.attend), logits, atol=1e-5, rtol=0)
         assert np.ptp(token[-1]) > 0.5
         np.testing.assert_allclose(logits, chunk[-1], atol=tolerance, rtol=0)
         np.testing.assert_allclose(logits, token[-1], atol=tolerance, rtol=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -55,17 +56,28 @@ def open_session(
         ) from None
 
 
+BOUND_BYTES = 256 << 10
+"""Of q, k and v of a block: for fewer, binding costs more than the copies that it saves."""
+
+
 class CutDecoder:
     """layers + 1 sessions; holds weights only, no keys and no values.
 
-    Tensors cross from one session to the next as OrtValues, where they lie. On a CPU q, k and v are written
-    straight into arrays of one run, and what `attend` returns is read in place. On CUDA they are copied to
-    the host and back, since the memory takes host arrays; that way is unproven, no GPU has run it.
+    Tensors of large blocks cross from one session to the next as OrtValues, where they lie. q, k and v are
+    written straight into arrays of one run, and what `attend` returns is read in place; from and to a GPU
+    these are copies, since the memory takes host arrays. device="cuda" is unproven: no GPU has run it.
     """
 
     def __init__(
-        self, graph: CutGraph | CachedCut, name: str, threads: int = 1, folder: str = "", device: str = "cpu"
+        self,
+        graph: CutGraph | CachedCut,
+        name: str,
+        threads: int = 1,
+        folder: str = "",
+        device: str = "cpu",
+        bound_bytes: int = BOUND_BYTES,
     ) -> None:
+        self._bound_bytes = bound_bytes
         self.facts = facts = graph.facts
         self._device = device
         options = session_options(threads, folder)
@@ -91,44 +103,54 @@ class CutDecoder:
         if embeds.ndim != 2 or embeds.shape[0] == 0:
             raise ValueError(f"embeds must be [T >= 1, hidden], got {embeds.shape}")
         tokens = embeds.shape[0]
-        live = {EMBEDS: self._value(np.ascontiguousarray(embeds, np.float32)[None])}
-        arrays = tuple(np.empty((tokens, *heads), np.float32) for heads in self._heads)
-        ends = [self._value(a.reshape(end)) for a, end in zip(arrays, self._ends, strict=True)]
+        live: dict[str, Any] = {EMBEDS: np.ascontiguousarray(embeds, np.float32)[None]}
+        arrays = [np.empty((tokens, *heads), np.float32) for heads in self._heads]
+        if sum(array.nbytes for array in arrays) < self._bound_bytes:
+            ends: list[FloatArray] = []
+        else:
+            ends = [array.reshape(shape) for array, shape in zip(arrays, self._ends, strict=True)]
         for layer in range(self.facts.layers):
-            names = [f"mosaic.{layer}.{end}" for end in ("query", "key", "value")]
-            self._step(layer, live, dict(zip(names, ends, strict=True)) if self._device == "cpu" else {})
-            values = [live.pop(name) for name in names]
-            if self._device != "cpu":
-                arrays = tuple(v.numpy().reshape(a.shape) for v, a in zip(values, arrays, strict=True))
-            out = attend(layer, *arrays)
-            if out.shape != arrays[0].shape:
-                raise ValueError(f"attend of layer {layer} must return {arrays[0].shape}, got {out.shape}")
-            out = np.ascontiguousarray(out, np.float32)
-            live[f"mosaic.{layer}.out"] = self._value(out.reshape(self._out_shape))
+            names = (f"mosaic.{layer}.query", f"mosaic.{layer}.key", f"mosaic.{layer}.value")
+            self._step(layer, live, dict(zip(names, ends, strict=False)))
+            if not ends:
+                arrays = [live.pop(n).reshape(a.shape) for n, a in zip(names, arrays, strict=True)]
+            q, k, v = arrays
+            out = attend(layer, q, k, v)
+            if out.shape != q.shape:
+                raise ValueError(f"attend of layer {layer} must return {q.shape}, got {out.shape}")
+            live[f"mosaic.{layer}.out"] = np.ascontiguousarray(out, np.float32).reshape(self._out_shape)
         if not want_logits:
             return None
         self._step(self.facts.layers, live, {})
-        logits = live[LOGITS].numpy()
+        logits: FloatArray = live[LOGITS]
         return logits.reshape(-1, logits.shape[-1])[-1]
 
-    def _value(self, array: FloatArray) -> ort.OrtValue:
-        """`array` as an OrtValue: the same memory on a CPU, a copy on CUDA."""
-        return ort.OrtValue.ortvalue_from_numpy(array, self._device, 0)
+    def _step(self, i: int, live: dict[str, Any], arrays: dict[str, FloatArray]) -> None:
+        """Run segment i from and to `live`, whose values are arrays or, between large blocks, OrtValues.
 
-    def _step(self, i: int, live: dict[str, ort.OrtValue], bound: dict[str, ort.OrtValue]) -> None:
-        """Run segment i from and to `live`; outputs named in `bound` are written there, others where ORT
-        likes.
+        Outputs named in `arrays` are written into those and not put into `live`. Without any, arrays are
+        taken and copied out, which costs a small block less than a binding.
         """
         session, inputs, outputs, done = self._steps[i]
-        binding = session.io_binding()
-        for name in inputs:
-            binding.bind_ortvalue_input(name, live[name])
-        for name in outputs:
-            if name in bound:
-                binding.bind_ortvalue_output(name, bound[name])
-            else:
-                binding.bind_output(name, self._device, 0)
-        session.run_with_iobinding(binding)
+        if not arrays:
+            feed = {name: live[name] for name in inputs}
+            bound = {name: v.numpy() for name, v in feed.items() if not isinstance(v, np.ndarray)}
+            live.update(zip(outputs, session.run(outputs, feed | bound), strict=True))
+        else:
+            binding = session.io_binding()
+            for name in inputs:
+                value = live[name]
+                if isinstance(value, np.ndarray):
+                    binding.bind_cpu_input(name, value)
+                else:
+                    binding.bind_ortvalue_input(name, value)
+            for name in outputs:
+                if (array := arrays.get(name)) is not None:
+                    binding.bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+                else:
+                    binding.bind_output(name, self._device)
+            session.run_with_iobinding(binding)
+            made = zip(outputs, binding.get_outputs(), strict=True)
+            live.update((name, value) for name, value in made if name not in arrays)
         for name in done:
             del live[name]
-        live.update(zip(outputs, binding.get_outputs(), strict=True))
