@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -141,8 +142,11 @@ def test_what_a_crash_left_half_written_is_no_entry(tmp_path: Path, place: Path)
     part = entry.with_name(f"{entry.name}.abc.part")
     shutil.copytree(entry, part)
     shutil.rmtree(entry)
+    old = shutil.copytree(part, entry.with_name(f"{entry.name}.old.part"))
+    os.utime(old, (0, 0))
     found = open_pieces(decoder, {}, least_bytes=0)
     assert isinstance(found, CachedCut) and found.segments[0].path.parent == entry
+    assert entries(place) == [entry, part], "another process may be writing a part; nobody writes an old one"
 
 
 def test_the_place_is_beside_the_model_else_the_users_else_none(

@@ -19,6 +19,7 @@ import re
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -27,7 +28,7 @@ from typing import Any
 
 from mosaic_edge.models.graph_cut import CUTTER_VERSION, CutGraph, cut
 from mosaic_edge.models.graph_facts import DecoderFacts
-from mosaic_edge.models.model_files import external_files, read_graph
+from mosaic_edge.models.model_files import bytes_on_disk, external_files, read_graph
 from mosaic_edge.models.vlm import RopeSpec
 
 LEAST_BYTES = 64 << 20
@@ -68,8 +69,7 @@ def open_pieces(
     """The cut of a decoder file, from the cache if it is there. ModelError as read_graph() and cut() raise
     it.
     """
-    size = sum(p.stat().st_size for p in decoder.parent.glob(f"{decoder.stem}*") if p.is_file())
-    if not decoder.is_file() or size < (LEAST_BYTES if least_bytes is None else least_bytes):
+    if bytes_on_disk(decoder) < (LEAST_BYTES if least_bytes is None else least_bytes):
         return cut(read_graph(decoder), hints, str(decoder.parent))
     name = f"{decoder.stem}-{_key(decoder, hints)}"
     places = list(_places(decoder))
@@ -188,7 +188,8 @@ def _write(entry: Path, decoder: Path, graph: CutGraph) -> None:
 
 
 def _remove_stale(place: Path, decoder: Path, name: str) -> None:
-    """Entries of earlier contents of this decoder, or of an earlier cutter."""
+    """Entries of earlier contents of this decoder or an earlier cutter, and what a crash left an hour ago."""
     for other in place.iterdir():
-        if other.name != name and re.fullmatch(rf"{re.escape(decoder.stem)}-[0-9a-f]{{32}}", other.name):
+        found = re.fullmatch(rf"{re.escape(decoder.stem)}-[0-9a-f]{{32}}(\..+\.part)?", other.name)
+        if found and (time.time() - other.stat().st_mtime > 3600 if found[1] else other.name != name):
             shutil.rmtree(other, ignore_errors=True)

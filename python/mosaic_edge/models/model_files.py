@@ -129,6 +129,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def bytes_on_disk(graph: Path) -> int:
+    """Of a graph and the external data beside it (`x.onnx`, `x.onnx_data`, `x.onnx.data` ...)."""
+    return sum(p.stat().st_size for p in graph.parent.glob(f"{graph.name}*") if p.is_file())
+
+
 def external_files(model: onnx.ModelProto) -> dict[str, int]:
     """The files of external data that a graph refers to, each with the byte where its last tensor ends."""
     ends: dict[str, int] = {}

@@ -17,7 +17,7 @@ import numpy as np
 from mosaic_edge.models.attention_sites import GraphCutError
 from mosaic_edge.models.cut_cache import open_pieces
 from mosaic_edge.models.cut_decoder import CutDecoder, open_session, session_options
-from mosaic_edge.models.model_files import ModelFiles, decoder_hints, read_graph, read_json
+from mosaic_edge.models.model_files import ModelFiles, bytes_on_disk, decoder_hints, read_graph, read_json
 from mosaic_edge.models.text_embedding import TextEmbedding
 from mosaic_edge.models.tokenizer import TextTokenizer
 from mosaic_edge.models.vision_graph import VisionGraph
@@ -68,7 +68,7 @@ class OnnxVlm:
         config = read_json(files.folder / "config.json")
         genai = read_json(files.folder / "genai_config.json")
         if threads is None:
-            threads = 1 if _bytes_on_disk(files.decoder) < _SMALL_MODEL else os.cpu_count() or 1
+            threads = 1 if bytes_on_disk(files.decoder) < _SMALL_MODEL else os.cpu_count() or 1
         try:
             pieces = open_pieces(files.decoder, decoder_hints(config, genai))
         except GraphCutError as error:
@@ -154,10 +154,6 @@ class OnnxVlm:
     def run(self, embeds: FloatArray, attend: Attend, want_logits: bool = True) -> FloatArray | None:
         """Run the decoder over [T, hidden]: the last token's logits [vocab_size], or None."""
         return self._decoder.run(embeds, attend, want_logits)
-
-
-def _bytes_on_disk(decoder: Path) -> int:
-    return sum(p.stat().st_size for p in decoder.parent.glob(f"{decoder.stem}*") if p.is_file())
 
 
 def _end_tokens(
