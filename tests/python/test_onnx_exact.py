@@ -120,6 +120,13 @@ CASES = [
     ("qwen2.5-vl", "genai", "int4", ("accuracy_level=1",), 1e-4),
     ("qwen3-vl", "genai", "int4", ("accuracy_level=1",), 1e-4),
     ("llava", "transformers.js", "q4f16", (), 3e-2),
+    (
+        "llava",
+        "genai",
+        "int4",
+        (),
+        0.1,
+    ),  # the builder's default: activations rounded to 8 bits in every product
 ]
 
 
@@ -137,8 +144,8 @@ def test_a_stream_with_turns_says_what_the_uncut_graph_says_token_by_token(
         logits, regret = uncut.follow(engine, question, said)
         assert np.ptp(logits) > 1 and len(set(said)) > 12 and len(said) == ANSWER
         np.testing.assert_allclose(reply.logits, logits, atol=tolerance, rtol=0)
-        # In float32 the same greedy tokens; in float16 none that the uncut graph tells from its best.
-        assert max(regret) <= (2 * tolerance if precision == "q4f16" else 0.0)
+        # In float32 the same greedy tokens; in coarser arithmetic none clearly worse than the best.
+        assert max(regret) <= (0.0 if tolerance <= 1e-4 else 2 * tolerance)
 
     with open_exact(engine) as session:
         uncut.text(engine.model.embed_text(engine.model.tokenize(PREFIX)), prefix=True)
