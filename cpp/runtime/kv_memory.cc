@@ -243,9 +243,9 @@ void KvMemory::stage(int lane, const float* k, const float* v) {
                         static_cast<uint16_t>(window_.prefix_tokens + (at + i) / frame_.grid_w),
                         static_cast<uint16_t>(window_.prefix_tokens + (at + i) % frame_.grid_w)};
       }
-      backend_.ops->encode(codec, plan_.store.page, k + static_cast<size_t>(at) * row,
-                           v + static_cast<size_t>(at) * row, row, n, view.data);
     }
+    backend_.ops->encode_run(codec, plan_.store.page, k, v, row, block_tokens_,
+                             window_.page(Strip::kFrame, lane, 0, window_.frames()).data, window_.page_pitch());
     return;
   }
   const Strip strip = block_ == Block::kPrefix ? Strip::kPrefix : Strip::kBranch;

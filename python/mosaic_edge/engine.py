@@ -27,7 +27,7 @@ from mosaic_edge import _core
 from mosaic_edge.config import SessionConfig, core_model
 from mosaic_edge.evidence import TimeRange, time_ranges
 from mosaic_edge.models import load_model
-from mosaic_edge.models.vlm import FloatArray, FrameArray, Vlm, VlmSpec
+from mosaic_edge.models.vlm import EncodedFrame, FloatArray, FrameArray, StreamVlm, Vlm, VlmSpec
 from mosaic_edge.sampling import Sampler, SamplingParams
 from mosaic_edge.trace import Trace
 
@@ -90,13 +90,25 @@ class Engine:
 
     @classmethod
     def load(
-        cls, model: str | Path = "mosaic-tiny", *, threads: int | None = None, variant: str | None = None
+        cls,
+        model: str | Path = "mosaic-tiny",
+        *,
+        threads: int | None = None,
+        variant: str | None = None,
+        device: str = "cpu",
+        tokens_per_frame: int | None = None,
     ) -> Engine:
-        """Load "mosaic-tiny" (shipped with the package) or a model directory in the standard ONNX layout.
+        """Load "mosaic-tiny" (shipped with the package) or a model directory of ONNX graphs.
 
+        variant: the decoder's suffix ("q4", "fp16", ...) instead of the best one there is for `device`.
+        tokens_per_frame: the most a frame becomes, for models that take any aspect (default 256).
         Raises ModelError (a ValueError) naming what is missing.
         """
-        return cls(load_model(model, threads=threads, variant=variant))
+        return cls(
+            load_model(
+                model, threads=threads, variant=variant, device=device, tokens_per_frame=tokens_per_frame
+            )
+        )
 
     @property
     def spec(self) -> VlmSpec:
@@ -157,6 +169,7 @@ class Session:
         self._out: FloatArray = np.empty((most, self._spec.q_heads, self._spec.head_dim), np.float32)
         self._gaps: deque[float] = deque([1.0 / self._spec.fps], maxlen=31)
         self._frames = 0
+        self._first_pts: float | None = None
         self._last_pts: float | None = None
         if prefix:
             self._block(model.embed_text(prefix), want_logits=False)
@@ -177,9 +190,11 @@ class Session:
             if not np.isfinite(pts):
                 raise ValueError(f"pts={pts}: expected seconds")
             with self._trace.span("encode_frame"):
-                tokens, embedding = self._model.encode_frame(image)
-            memory.begin_frame(pts, embedding, len(tokens), self._spec.grid[1])
-            self._run(tokens, want_logits=False)
+                block = self._encode(image, pts)
+            memory.begin_frame(pts, block.embedding, len(block.tokens), block.columns)
+            self._run(block.tokens, want_logits=False)
+            if self._first_pts is None:
+                self._first_pts = pts
             if self._last_pts is not None and pts > self._last_pts:
                 self._gaps.append(
                     pts - self._last_pts
@@ -299,6 +314,13 @@ class Session:
         if self._memory is None:
             raise ValueError("the session is closed")
         return self._memory
+
+    def _encode(self, image: FrameArray, pts: float) -> EncodedFrame:
+        if isinstance(self._model, StreamVlm):
+            elapsed = 0.0 if self._first_pts is None else pts - self._first_pts
+            return self._model.encode_at(image, pts, elapsed, self._frames)
+        tokens, embedding = self._model.encode_frame(image)
+        return EncodedFrame(tokens, embedding, self._spec.grid[1])
 
     def _attend(self, layer: int, q: FloatArray, k: FloatArray, v: FloatArray) -> FloatArray:
         out = self._out[: len(q)]

@@ -11,9 +11,16 @@ if TYPE_CHECKING:
 TINY = "mosaic-tiny"
 
 
-def load_model(model: str | Path, *, threads: int | None = None, variant: str | None = None) -> Vlm:
+def load_model(
+    model: str | Path,
+    *,
+    threads: int | None = None,
+    variant: str | None = None,
+    device: str = "cpu",
+    tokens_per_frame: int | None = None,
+) -> Vlm:
     """Load a model by name ("mosaic-tiny") or from a directory. ModelError names what was looked for."""
     from mosaic_edge.models.onnx_vlm import OnnxVlm
 
     path = Path(__file__).parent / "tiny" if model == TINY else Path(model)
-    return OnnxVlm.load(path, threads=threads, variant=variant)
+    return OnnxVlm.load(path, threads, variant, device, tokens_per_frame)
