@@ -54,6 +54,7 @@ struct AttendCall {
   Halves mean_k, mean_v;
   Aligned pages_memory;
   std::vector<PageEntry> pages;
+  std::vector<uint16_t> places;  // of every page token
   Aligned rope_memory;
   RopeTable rope;
   int position_end = 1;  // one past the largest position seen
@@ -102,17 +103,21 @@ struct AttendCall {
     int first = 0;
     for (const auto& [codec, data, begin, end] : list) {
       std::memcpy(to, data.data(), data.size());
+      const PageView view = whole_page(to);
       for (int i = begin; i < end; ++i) {
-        position_end = std::max({position_end, page_meta(to)[i].h + 1, page_meta(to)[i].w + 1});
+        position_end = std::max({position_end, view.meta[i].h + 1, view.meta[i].w + 1});
+        places.push_back(view.meta[i].h);
+        places.push_back(view.meta[i].w);
       }
       pages.push_back(
-          {to, first, static_cast<uint8_t>(begin), static_cast<uint8_t>(end), codec_from_name(codec.c_str())});
+          {view.data, first, static_cast<uint8_t>(begin), static_cast<uint8_t>(end), codec_from_name(codec.c_str())});
       to += data.size();
       first += end - begin;
     }
     args.pages = pages.data();
     args.n_pages = static_cast<int>(pages.size());
     args.positions = positions.data();
+    args.places = places.data();
   }
 
   void set_summaries(const py::object& k, const py::object& v, const py::object& which, const py::object& at,

@@ -49,8 +49,8 @@ std::vector<Key> keys_of(const AttendWorld& world, int head) {
     std::vector<float> k(static_cast<size_t>(a.shape.row())), v(k);
     for (int i = page.begin; i < page.end; ++i) {
       plain->decode(page.codec, a.shape, page.data, i, i + 1, k.data(), v.data(), k.size());
-      const TokenMeta& meta = page_meta(page.data)[i];
-      const int32_t place[3] = {a.positions[page.first + i - page.begin], meta.h, meta.w};
+      const int token = page.first + i - page.begin;
+      const int32_t place[3] = {a.positions[token], a.places[2 * token], a.places[2 * token + 1]};
       const auto at = static_cast<size_t>(head * d);
       add([&](int c) { return k[at + static_cast<size_t>(c)]; }, [&](int c) { return v[at + static_cast<size_t>(c)]; },
           place, 0, 0);
@@ -171,12 +171,10 @@ TEST_CASE("keys and values may be large or small: means as halves can be, exact 
         for (auto* means : {&world.mean_k, &world.mean_v})
           for (half_t& x : *means) x = float_to_half(std::min(std::max(half_to_float(x) * size, -65000.0f), 65000.0f));
         const auto plain = cpu::make_ops("plain", 1);
-        for (auto& page : world.page_bytes) {
-          const auto meta = std::vector<std::byte>(page.begin(), page.begin() + kPageMetaBytes);
+        for (auto& page : world.page_data) {
           Random random(static_cast<unsigned>(page.size()) + static_cast<unsigned>(tokens));
           const auto k = random.normals(16 * 64, size), v = random.normals(16 * 64, size);
           plain->encode(CodecId::kFp32, world.args.shape, k.data(), v.data(), 64, 16, page.data());
-          std::copy(meta.begin(), meta.end(), page.begin());
         }
         for (const std::string& name : implementations()) {
           Kernels kernels(name, 1, {.tokens = tokens, .q_heads = 2, .shape = {1, 64}, .rows = 37});

@@ -28,7 +28,7 @@ void rotate_at(const RopeTable* rope, int t, int h, int w, float* angles, float*
 void load_page_token(const AttendArgs& a, const PageEntry& page, int head, int token, float* angles, Token* to) {
   const int d = a.shape.head_dim;
   const size_t k_bytes = k_block_bytes(page.codec, d), v_bytes = v_block_bytes(page.codec, d);
-  const std::byte* k_block = page.data + kPageMetaBytes + static_cast<size_t>(head) * (k_bytes + v_bytes);
+  const std::byte* k_block = page.data + static_cast<size_t>(head) * (k_bytes + v_bytes);
   with_codec(page.codec, [&](auto codec) {
     using C = decltype(codec);
     for (int c = 0; c < d; ++c) {
@@ -37,8 +37,9 @@ void load_page_token(const AttendArgs& a, const PageEntry& page, int head, int t
     }
   });
   to->bias = 0;
-  const TokenMeta& meta = page_meta(page.data)[token];
-  rotate_at(a.rope, a.positions[page.first + token - page.begin], meta.h, meta.w, angles, to->k);
+  const int at = page.first + token - page.begin;
+  const int h = a.places != nullptr ? a.places[2 * at] : 0, w = a.places != nullptr ? a.places[2 * at + 1] : 0;
+  rotate_at(a.rope, a.positions[at], h, w, angles, to->k);
 }
 
 void load_summary(const AttendArgs& a, int i, int head, float* angles, Token* to) {

@@ -67,8 +67,9 @@ MOSAIC_DEVICE void describe(const AttendArgs& a, const RopeTable& rope, Unit uni
     if (i >= page.begin && i < page.end) {
       bias = 0;
       if (rotates) {
-        const TokenMeta meta = page_meta(page.data)[i];
-        t = a.positions[page.first + i - page.begin], h = meta.h, w = meta.w;
+        const int at = page.first + i - page.begin;
+        t = a.positions[at];
+        if (a.places != nullptr) h = a.places[2 * at], w = a.places[2 * at + 1];
       }
     }
   } else if (unit.part == Part::kRows) {
