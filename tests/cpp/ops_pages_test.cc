@@ -96,6 +96,30 @@ TEST_CASE("a run of pages is written and read as its pages are one by one, and n
   }
 }
 
+TEST_CASE("copy moves bytes and check_finite finds the one number that is not finite, anywhere") {
+  for (const std::string& name : implementations()) {
+    CAPTURE(name);
+    Kernels kernels(name, 1, {.tokens = 1, .q_heads = 1, .shape = {1, 16}, .rows = 1});
+    for (const size_t n : {1u, 5u, 129u, 4097u}) {
+      std::vector<float> x = Random(3).normals(n), y(n, -1.0f);
+      kernels->copy(y.data(), x.data(), n * sizeof(float));
+      CHECK(x == y);
+      int32_t bad = 0;
+      kernels->check_finite(x.data(), n, &bad);
+      CHECK(bad == 0);
+      for (const float poison : {std::nanf(""), -INFINITY}) {
+        for (const size_t at : {size_t{0}, n / 2, n - 1}) {
+          y = x;
+          y[at] = poison;
+          bad = 0;
+          kernels->check_finite(y.data(), n, &bad);
+          CHECK(bad != 0);
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE("gather picks single tokens out of pages of several codecs") {
   AttendWorld world({.heads = 2, .head_dim = 20, .pages = 9}, 4);
   const PageShape shape = world.args.shape;

@@ -176,7 +176,8 @@ inline void prefetch(const void* line) { static_cast<void>(*static_cast<const vo
 // shows. Arguments are copied when a kernel is launched; what they point at is not.
 class Stream {
  public:
-  void push(std::function<void()> work) { queued_.push_back(std::move(work)); }
+  virtual ~Stream() = default;
+  virtual void push(std::function<void()> work) { queued_.push_back(std::move(work)); }
   void drain() {
     std::vector<std::function<void()>> now;
     now.swap(queued_);
