@@ -34,6 +34,8 @@ RopeSpec rope_spec(const py::dict& d, int head_dim) {
       std::copy(sections.begin(), sections.end(), spec.sections);
     } else if (key == "sections_interleaved") {
       spec.sections_interleaved = py::cast<bool>(item.second);
+    } else if (key == "grid_follows_time") {
+      spec.grid_follows_time = py::cast<bool>(item.second);
     } else {
       throw InvalidInput("rope: unknown key \"" + key + "\"");
     }
@@ -102,9 +104,6 @@ struct AttendCall {
     int first = 0;
     for (const auto& [codec, data, begin, end] : list) {
       std::memcpy(to, data.data(), data.size());
-      for (int i = begin; i < end; ++i) {
-        position_end = std::max({position_end, page_meta(to)[i].h + 1, page_meta(to)[i].w + 1});
-      }
       pages.push_back(
           {to, first, static_cast<uint8_t>(begin), static_cast<uint8_t>(end), codec_from_name(codec.c_str())});
       to += data.size();
@@ -151,6 +150,12 @@ struct AttendCall {
 
   void set_rope(const py::dict& d) {  // last: the table reaches the largest position
     const RopeSpec spec = rope_spec(d, args.shape.head_dim);
+    for (const PageEntry& page : pages)
+      for (int i = page.begin; i < page.end; ++i) {
+        const TokenMeta& meta = page_meta(page.data)[i];
+        const int t = positions.data()[page.first + i - page.begin];
+        position_end = std::max({position_end, spec.place_at(t, meta.h) + 1, spec.place_at(t, meta.w) + 1});
+      }
     rope_memory.resize(RopeTable::bytes_for(spec, position_end));
     rope = RopeTable(spec, position_end, rope_memory.data);
     args.rope = &rope;

@@ -40,9 +40,11 @@ size_t BlockSelection::bytes_for(const Plan& p) {
 
 size_t BlockSelection::shared_bytes_for(const Plan& p) {
   const int clusters = p.store.index.capacity;
-  return piece<uint64_t>(p.select_tokens + p.select_rows) + 5 * piece<float>(clusters) + piece<uint8_t>(clusters) +
-         piece<ClusterId>(p.select_rows) + piece<float>(p.select_tokens) + piece<float>(p.select_rows) +
-         piece<int32_t>(3 * p.max_block) + piece<float>(p.max_block * p.config.model.q_heads);
+  return piece<uint64_t>(p.select_tokens + p.select_rows) +
+         piece<uint16_t>(p.config.model.rope.grid_follows_time ? p.select_tokens : 0) + 5 * piece<float>(clusters) +
+         piece<uint8_t>(clusters) + piece<ClusterId>(p.select_rows) + piece<float>(p.select_tokens) +
+         piece<float>(p.select_rows) + piece<int32_t>(3 * p.max_block) +
+         piece<float>(p.max_block * p.config.model.q_heads);
 }
 
 BlockSelection::Shared BlockSelection::make_shared(Region& region, const Plan& p) {
@@ -50,6 +52,8 @@ BlockSelection::Shared BlockSelection::make_shared(Region& region, const Plan& p
   const auto take_floats = [&](int n) { return region.take<float>("selections", static_cast<size_t>(n)); };
   Shared s{};
   s.order = region.take<uint64_t>("selections", static_cast<size_t>(p.select_tokens + p.select_rows));
+  s.extent = region.take<uint16_t>("selections",
+                                   static_cast<size_t>(p.config.model.rope.grid_follows_time ? p.select_tokens : 0));
   s.result.chosen = region.take<ClusterId>("selections", clusters);
   s.result.attend = region.take<ClusterId>("selections", static_cast<size_t>(p.select_rows));
   s.result.score = region.take<float>("selections", clusters);
@@ -101,7 +105,7 @@ bool BlockSelection::add_row(ClusterId c, const Cluster& cluster, int tokens) {
   return true;
 }
 
-void BlockSelection::finish(bool original, bool multi_axis, Shared& shared) {
+void BlockSelection::finish(bool original, const RopeSpec& rope, Shared& shared) {
   finished_entries_ = n_entries_;
   finished_tokens_ = n_tokens_;
   ready = true;
@@ -114,27 +118,50 @@ void BlockSelection::finish(bool original, bool multi_axis, Shared& shared) {
     for (int i = 0; i < n; ++i)
       shared.order[i] = static_cast<uint64_t>(static_cast<uint32_t>(position(i))) << 32 | static_cast<uint32_t>(i);
     std::sort(shared.order, shared.order + n);
-    // 1-D: every token takes the next position. M-RoPE: tokens of one moment share theirs.
+    if (rope.grid_follows_time) measure_extents(shared.extent);
+    // 1-D: every token takes the next position. M-RoPE: tokens of one moment share theirs; where the grid follows time, the
+    // next moment stands behind its rows and columns (behind as many as there are tokens, if fewer are left).
     uint32_t moment = 0;
+    int extent = 0, members = 0;
     for (int i = 0; i < n; ++i) {
       const auto at = static_cast<uint32_t>(shared.order[i] >> 32);
-      if (i == 0 || !multi_axis || at != moment) ++highest;
+      const auto item = static_cast<int>(shared.order[i] & 0xffffffffu);
+      if (i == 0 || !rope.is_multi() || at != moment) {
+        highest += std::max(1, std::min(extent, members));
+        extent = members = 0;
+      }
+      if (rope.grid_follows_time && item < n_tokens_) extent = std::max<int>(extent, shared.extent[item]);
+      ++members;
       moment = at;
-      position(static_cast<int>(shared.order[i] & 0xffffffffu)) = highest;
+      position(item) = highest;
     }
   } else {
     for (int i = 0; i < n; ++i) highest = std::max(highest, position(i));
   }
   next_moment_ = highest + 1;
-  if (multi_axis) {
+  if (rope.is_multi()) {
     for (int e = 0; e < n_entries_; ++e)
-      for (int i = entries_[e].begin; i < entries_[e].end; ++i)
-        highest = std::max({highest, static_cast<int32_t>(page_meta(entries_[e].data)[i].h),
-                            static_cast<int32_t>(page_meta(entries_[e].data)[i].w)});
-  } else {
-    for (int i = 0; i < n_rows_; ++i) row_positions_[3 * i + 1] = row_positions_[3 * i + 2] = row_positions_[3 * i];
+      for (int i = entries_[e].begin; i < entries_[e].end; ++i) {
+        const TokenMeta& meta = page_meta(entries_[e].data)[i];
+        const int32_t t = positions_[entries_[e].first + i - entries_[e].begin];
+        highest = std::max({highest, rope.place_at(t, meta.h), rope.place_at(t, meta.w)});
+      }
+  }
+  for (int i = 0; i < n_rows_; ++i) {
+    int32_t* p = row_positions_ + 3 * i;
+    for (int axis = 1; axis < 3; ++axis)
+      p[axis] = rope.is_multi() ? rope.place_at(p[0], static_cast<uint16_t>(p[axis])) : p[0];
   }
   next_position_ = highest + 1;
+}
+
+void BlockSelection::measure_extents(uint16_t* extent) const {
+  for (int e = 0; e < n_entries_; ++e)
+    for (int i = entries_[e].begin; i < entries_[e].end; ++i) {
+      const TokenMeta& meta = page_meta(entries_[e].data)[i];
+      extent[entries_[e].first + i - entries_[e].begin] =
+          meta.h == kText ? uint16_t{1} : static_cast<uint16_t>(std::max(meta.h, meta.w) + 1);
+    }
 }
 
 bool BlockSelection::append_page(const std::byte* data, CodecId codec, int end, int first_position) {

@@ -29,7 +29,8 @@ class BlockSelection {
  public:
   // Scratch that the selections of all layers share while one is built.
   struct Shared {
-    uint64_t* order;  // [select_tokens + select_rows] sort keys
+    uint64_t* order;   // [select_tokens + select_rows] sort keys
+    uint16_t* extent;  // [select_tokens] rows or columns up to each token, if the grid follows time
     SelectResult result;
     uint8_t* chosen;       // [clusters]
     float* page_mass;      // [select_tokens]
@@ -47,7 +48,7 @@ class BlockSelection {
   bool add_page(PageId page, const std::byte* data, CodecId codec, int begin, int end);
   bool add_row(ClusterId c, const Cluster& cluster, int tokens);
   // Give everything added its position. first_free: the position of what follows.
-  void finish(bool original, bool multi_axis, Shared& shared);
+  void finish(bool original, const RopeSpec& rope, Shared& shared);
   // After finish(): a page whose tokens stand behind everything else, at consecutive positions (dialogue, question).
   bool append_page(const std::byte* data, CodecId codec, int end, int first_position);
 
@@ -82,6 +83,7 @@ class BlockSelection {
   bool ready = false;
 
  private:
+  void measure_extents(uint16_t* extent) const;
   int max_entries_, max_tokens_, max_rows_;
   PageEntry* entries_;
   PageId* ids_;

@@ -38,7 +38,10 @@ void load_page_token(const AttendArgs& a, const PageEntry& page, int head, int t
   });
   to->bias = 0;
   const TokenMeta& meta = page_meta(page.data)[token];
-  rotate_at(a.rope, a.positions[page.first + token - page.begin], meta.h, meta.w, angles, to->k);
+  const int t = a.positions[page.first + token - page.begin];
+  if (a.rope == nullptr) return;
+  const RopeSpec& rope = a.rope->spec();
+  rotate_at(a.rope, t, rope.place_at(t, meta.h), rope.place_at(t, meta.w), angles, to->k);
 }
 
 void load_summary(const AttendArgs& a, int i, int head, float* angles, Token* to) {

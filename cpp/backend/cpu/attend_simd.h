@@ -54,7 +54,11 @@ struct Units {
     if (unit < pages) {
       const PageEntry& page = a.pages[unit];
       const TokenMeta* const meta = page_meta(page.data);
-      for (int i = begin; i < end; ++i) put(i, 0, a.positions[page.first + i - begin], meta[i].h, meta[i].w);
+      const RopeSpec rope = a.rope != nullptr ? a.rope->spec() : RopeSpec{};
+      for (int i = begin; i < end; ++i) {
+        const int32_t t = a.positions[page.first + i - begin];
+        put(i, 0, t, rope.place_at(t, meta[i].h), rope.place_at(t, meta[i].w));
+      }
     } else if (unit < seen()) {
       for (int i = 0; i < end; ++i) {
         const int32_t* const p = a.row_positions + 3 * (first + i);

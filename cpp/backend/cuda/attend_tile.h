@@ -61,7 +61,8 @@ MOSAIC_DEVICE void describe(const AttendArgs& a, bool rotates, Unit unit, TileKe
       bias = 0;
       if (rotates) {
         const TokenMeta meta = page_meta(page.data)[i];
-        t = a.positions[page.first + i - page.begin], h = meta.h, w = meta.w;
+        t = a.positions[page.first + i - page.begin];
+        h = a.rope->spec().place_at(t, meta.h), w = a.rope->spec().place_at(t, meta.w);
       }
     }
   } else if (unit.part == Part::kRows) {
