@@ -27,7 +27,7 @@ from mosaic_edge import _core
 from mosaic_edge.config import SessionConfig, core_model
 from mosaic_edge.evidence import TimeRange, time_ranges
 from mosaic_edge.models import load_model
-from mosaic_edge.models.vlm import FloatArray, FrameArray, Vlm, VlmSpec
+from mosaic_edge.models.vlm import EncodedFrame, FloatArray, FrameArray, StreamVlm, Vlm, VlmSpec
 from mosaic_edge.sampling import Sampler, SamplingParams
 from mosaic_edge.sources import VideoSource
 
@@ -90,13 +90,21 @@ class Engine:
 
     @classmethod
     def load(
-        cls, model: str | Path = "mosaic-tiny", *, threads: int | None = None, variant: str | None = None
+        cls,
+        model: str | Path = "mosaic-tiny",
+        *,
+        threads: int | None = None,
+        variant: str | None = None,
+        **options: Any,
     ) -> Engine:
-        """Load "mosaic-tiny" (shipped with the package) or a model directory in the standard ONNX layout.
+        """Load "mosaic-tiny" (shipped with the package), a model directory in the ONNX or the transformers layout, or a
+        hub id.
 
-        Raises ModelError (a ValueError) naming what is missing.
+        threads: of the model's own arithmetic. variant: which ONNX decoder. options, for the transformers layout: dtype=,
+        device=, quantization=, tokens_per_frame=, allow_pickle= (see models/hf_vlm.py). Raises ModelError (a ValueError)
+        naming what is missing.
         """
-        return cls(load_model(model, threads=threads, variant=variant))
+        return cls(load_model(model, threads=threads, variant=variant, **options))
 
     @property
     def spec(self) -> VlmSpec:
@@ -152,6 +160,10 @@ class Session:
         self._out: FloatArray = np.empty((most, self._spec.q_heads, self._spec.head_dim), np.float32)
         self._gaps: deque[float] = deque([1.0 / self._spec.fps], maxlen=31)
         self._frames = 0
+        self._first_pts: float | None = None
+        self._kept_picture: FloatArray | None = None  # of the last frame that was no duplicate
+        self._duplicates = 0
+        self._talking = False  # the dialogue holds a turn
         self._last_pts: float | None = None
         if prefix:
             self._block(model.embed_text(prefix), want_logits=False)
@@ -171,9 +183,17 @@ class Session:
                 pts = 0.0 if self._last_pts is None else self._last_pts + median(self._gaps)
             if not np.isfinite(pts):
                 raise ValueError(f"pts={pts}: expected seconds")
-            tokens, embedding = self._model.encode_frame(image)
-            memory.begin_frame(pts, embedding, len(tokens), self._spec.grid[1])
-            self._run(tokens, want_logits=False)
+            block = self._encode(image, pts)
+            if self._is_duplicate(block):
+                self._duplicates += 1
+                return
+            memory.begin_frame(
+                pts, block.embedding, len(block.tokens), block.columns, block.lead, block.trail, block.moment
+            )
+            self._run(block.tokens, want_logits=False)
+            self._kept_picture = _picture_of(block)
+            if self._first_pts is None:
+                self._first_pts = pts
             if self._last_pts is not None and pts > self._last_pts:
                 self._gaps.append(
                     pts - self._last_pts
@@ -236,7 +256,8 @@ class Session:
         dialogue=True keeps question and answer readable for later questions; else nothing of it is left.
         stream=True gives a ReplyStream. Raises ValueError for text the model does not know.
         """
-        ids = self._model.tokenize(self._spec.template.format(question=question))
+        template = (self._spec.follow_up if self._talking else "") or self._spec.template
+        ids = self._model.tokenize(template.format(question=question))
         if not ids:
             raise ValueError("question: no text")
         result: list[Reply] = []
@@ -251,6 +272,7 @@ class Session:
         """Bytes by tier and part, where every token is; what was split, merged, summarised, dropped, lost."""
         with self._lock:
             stats: dict[str, Any] = self._open().stats()
+            stats["duplicate_frames"] = self._duplicates
             return stats
 
     def check_invariants(self) -> None:
@@ -290,6 +312,21 @@ class Session:
         if self._memory is None:
             raise ValueError("the session is closed")
         return self._memory
+
+    def _encode(self, image: FrameArray, pts: float) -> EncodedFrame:
+        if isinstance(self._model, StreamVlm):
+            elapsed = 0.0 if self._first_pts is None else pts - self._first_pts
+            return self._model.encode_at(image, pts, elapsed, self._frames)
+        tokens, embedding = self._model.encode_frame(image)
+        return EncodedFrame(tokens, embedding, self._spec.grid[1])
+
+    def _is_duplicate(self, block: EncodedFrame) -> bool:
+        """Whether the picture says no more than the last one that was kept: mean cosine of its tokens, place by place."""
+        limit, before, now = self.config.skip_alike, self._kept_picture, _picture_of(block)
+        if not limit or before is None or before.shape != now.shape:
+            return False
+        lengths = np.linalg.norm(now, axis=1) * np.linalg.norm(before, axis=1)
+        return bool(np.mean((now * before).sum(axis=1) / np.maximum(lengths, 1e-30)) >= limit)
 
     def _attend(self, layer: int, q: FloatArray, k: FloatArray, v: FloatArray) -> FloatArray:
         out = self._out[: len(q)]
@@ -358,6 +395,7 @@ class Session:
                 with self._lock:
                     if self._memory is not None and self._memory.asking:
                         self._memory.close_question(keep)
+                        self._talking |= keep
         evidence = time_ranges(moments, gap=1.5 * median(self._gaps))
         seconds = time.perf_counter() - began
         result.append(
@@ -365,3 +403,8 @@ class Session:
                 said, evidence, len(answer), finish, first_token, seconds, first_logits, tuple(moments), lost
             )
         )
+
+
+def _picture_of(block: EncodedFrame) -> FloatArray:
+    """The tokens of the picture, without the text around it."""
+    return block.tokens[block.lead : len(block.tokens) - block.trail]

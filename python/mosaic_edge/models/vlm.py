@@ -42,6 +42,8 @@ class RopeSpec:
     layout: Literal["half", "interleaved", "none"] = "half"
     sections: tuple[int, int, int] = (0, 0, 0)
     sections_interleaved: bool = False
+    grid_follows_time: bool = False
+    """Rows and columns are counted from the frame's own moment (Qwen3-VL), not from where the video began."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,15 @@ class VlmSpec:
     kv_heads: int
     head_dim: int
     hidden: int
+    """Width of a row of tokens, as encode_frame, embed_text and run agree on it: the model's hidden size, or more where
+    features for later layers lie beside it (Qwen3-VL's DeepStack)."""
     rope: RopeSpec
     scale: float
     """Multiplies q.k, usually 1/sqrt(head_dim)."""
     tokens_per_frame: int
+    """Most tokens of a frame, text around the picture included."""
     grid: tuple[int, int]
-    """Rows and columns of a frame's tokens; rows * columns = tokens_per_frame."""
+    """Rows and columns of a frame's picture (the largest, where they differ; see StreamVlm)."""
     embedding_dim: int
     """Length of the embedding of a whole frame."""
     image_size: tuple[int, int]
@@ -74,6 +79,8 @@ class VlmSpec:
     """Frames a second the model was trained on."""
     template: str = "{question}"
     """The text of a question; `{question}` stands for it."""
+    follow_up: str = ""
+    """The text of a question after an answer that the dialogue keeps; "": `template`."""
     prefix: str = ""
     """The text before the video (a system prompt), possibly empty."""
 
@@ -81,6 +88,24 @@ class VlmSpec:
     def kv_bytes_per_token(self) -> int:
         """Bytes of one token's keys and values over all layers at two bytes a number."""
         return self.layers * self.kv_heads * self.head_dim * 2 * 2
+
+
+@dataclass(frozen=True)
+class EncodedFrame:
+    """A frame as the decoder reads it: text (a time stamp, tags), the picture row by row, text."""
+
+    tokens: FloatArray
+    """[T, hidden], T <= tokens_per_frame."""
+    embedding: FloatArray
+    """[E], of the picture alone."""
+    columns: int
+    """Tokens in a row of the picture."""
+    lead: int = 0
+    """How many of the first tokens are text."""
+    trail: int = 0
+    """And of the last."""
+    moment: int = -1
+    """M-RoPE with absolute time: the temporal position, counted from the first frame; -1: the next one."""
 
 
 @runtime_checkable
@@ -112,5 +137,16 @@ class Vlm(Protocol):
         """Run the decoder over embeds [T, hidden]; `attend` is called once per layer, in order.
 
         Returns the logits [vocab_size] of the last token, or None without `want_logits` (frames need none).
+        """
+        ...
+
+
+@runtime_checkable
+class StreamVlm(Vlm, Protocol):
+    """A model whose frames know their place in the stream: sizes that differ, time stamps, numbers, absolute time."""
+
+    def encode_at(self, frame: FrameArray, pts: float, elapsed: float, number: int) -> EncodedFrame:
+        """Encode an RGB frame uint8 [H, W, 3] seen at `pts` seconds, `elapsed` after the first, `number` frames
+        before it.
         """
         ...
