@@ -61,6 +61,8 @@ RopeSpec rope_from(const py::dict& d, int head_dim) {
   rope.grid_follows_time = get(d, "grid_follows_time", false);
   if (rope.rotary_dim < 0 || rope.rotary_dim > head_dim || rope.rotary_dim % 2 != 0)
     throw InvalidInput("rope: rotary_dim must be even and at most head_dim.");
+  if (rope.grid_follows_time && !rope.is_multi())
+    throw InvalidInput("rope: grid_follows_time needs sections (t, h, w).");
   if (rope.is_multi() && rope.sections[0] + rope.sections[1] + rope.sections[2] != rope.rotary_dim / 2)
     throw InvalidInput("rope: sections must add up to rotary_dim / 2.");
   return rope;
