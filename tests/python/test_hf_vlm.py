@@ -48,13 +48,23 @@ class Case:
         return self.engine.session(**(EXACT | settings))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads only wait for each other in models this small."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module", params=FAMILIES)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     """A checkpoint of one family, loaded by the engine, and once more by the library alone."""
     folder = write_checkpoint(request.param, tmp_path_factory.mktemp(request.param))
     reference = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
     images = transformers.AutoImageProcessor.from_pretrained(folder)
-    engine = Engine.load(folder, device="cpu")
+    limit = 6 if request.param.startswith("qwen") else None  # 2 x 3 of a frame of 60 x 92
+    engine = Engine.load(folder, device="cpu", tokens_per_frame=limit)
     logits: list[np.ndarray] = []
     run = engine.model.run
 
@@ -97,7 +107,7 @@ def follow_up(kind: str, question: str) -> str:
 def test_one_question_is_answered_as_by_the_library_with_a_full_cache(case: Case) -> None:
     library = case.library()
     _, theirs = library.answer(library.read(FRAMES, TIMES, QUESTION), STEPS)
-    assert len({int(logits.argmax()) for logits in theirs}) > 8  # not one token over and over
+    assert len({int(logits.argmax()) for logits in theirs}) > 4  # not one token over and over
     with case.session() as session:
         fill(session)
         agree(ask(case, session, QUESTION), theirs)
@@ -137,28 +147,40 @@ def test_clusters_that_are_all_read_are_exact_too(case: Case) -> None:
         assert session.memory()["tokens"]["summarised"] == 0
 
 
+def least_cap(engine: Engine, **settings: Any) -> int:
+    """The smallest cap, to a KiB, that a plan accepts: models this small hold a few hundred tokens in it."""
+    low, high = 0, 4096
+    while high - low > 1:
+        middle = (low + high) // 2
+        try:
+            engine.plan(memory=middle << 10, **settings)
+            high = middle
+        except _core.MemoryCapError:
+            low = middle
+    return high << 10
+
+
 @pytest.mark.parametrize("policy", _core.policies())
-def test_every_policy_runs_under_a_tenth_of_the_full_cache_without_a_breach(case: Case, policy: str) -> None:
-    spec = case.engine.spec
-    frames = 150
-    cap = frames * spec.tokens_per_frame * spec.kv_bytes_per_token // 10
-    settings = dict(memory=cap, policy=policy, threads=1, branch_tokens=128, window_frames=4)
-    if policy == "full":
-        with case.engine.session(**settings | {"memory": "1MiB"}) as session, pytest.raises(_core.MemoryCapError):
-            for i in range(2000):
+def test_every_policy_runs_under_the_least_cap_without_a_breach(case: Case, policy: str) -> None:
+    settings = dict(policy=policy, threads=1, branch_tokens=96)
+    cap = least_cap(case.engine, **settings) + (8 << 10)
+    refused = False
+    with case.engine.session(memory=cap, **settings) as session:
+        for i in range(100):
+            try:
                 session.append(FRAMES[i % 32], float(i))
-        return
-    with case.engine.session(**settings) as session:
-        for i in range(frames):
-            session.append(FRAMES[i % 32], float(i))
-            if i % 50 == 49:
-                reply = session.ask(OTHER, sampling=SamplingParams(max_tokens=4))
-                assert np.isfinite(reply.logits).all()
-                session.check_invariants()
+            except _core.MemoryCapError:
+                refused = True
+                break
+        reply = session.ask(OTHER, sampling=SamplingParams(max_tokens=4))
+        assert np.isfinite(reply.logits).all()
+        session.check_invariants()
         stats = session.memory()
         assert stats["peak_bytes"] <= cap
         tokens = stats["tokens"]
         assert sum(count for name, count in tokens.items() if name != "seen") == tokens["seen"]
+        assert refused == (policy == "full")
+        assert refused or tokens["exact"] < tokens["seen"]
 
 
 def test_the_spec_tells_the_shapes(case: Case) -> None:
