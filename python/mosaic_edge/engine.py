@@ -97,12 +97,12 @@ class Engine:
         variant: str | None = None,
         **options: Any,
     ) -> Engine:
-        """Load "mosaic-tiny" (shipped with the package), a model directory in the ONNX or the transformers layout, or a
-        hub id.
+        """Load "mosaic-tiny" (shipped with the package), a model directory in the ONNX or the transformers
+        layout, or a hub id.
 
-        threads: of the model's own arithmetic. variant: which ONNX decoder. options, for the transformers layout: dtype=,
-        device=, quantization=, tokens_per_frame=, allow_pickle= (see models/hf_vlm.py). Raises ModelError (a ValueError)
-        naming what is missing.
+        threads: of the model's own arithmetic. variant: which ONNX decoder. options, for the transformers
+        layout: dtype=, device=, quantization=, tokens_per_frame=, allow_pickle= (see models/hf_vlm.py).
+        Raises ModelError (a ValueError) naming what is missing.
         """
         return cls(load_model(model, threads=threads, variant=variant, **options))
 
@@ -321,7 +321,8 @@ class Session:
         return EncodedFrame(tokens, embedding, self._spec.grid[1])
 
     def _is_duplicate(self, block: EncodedFrame) -> bool:
-        """Whether the picture says no more than the last one that was kept: mean cosine of its tokens, place by place."""
+        """Whether the picture says no more than the last one that was kept: mean cosine of its tokens, place
+        by place."""
         limit, before, now = self.config.skip_alike, self._kept_picture, _picture_of(block)
         if not limit or before is None or before.shape != now.shape:
             return False

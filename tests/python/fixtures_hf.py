@@ -1,7 +1,7 @@
 """Real architectures of transformers in small sizes with random weights, saved as any checkpoint is.
 
-Weights are large enough that attention picks and logits differ, so that a wrong position or a lost key shows. The
-tokenizer knows every byte and the family's special tokens, so that any text has token ids.
+Weights are large enough that attention picks and logits differ, so that a wrong position or a lost key shows.
+The tokenizer knows every byte and the family's special tokens, so that any text has token ids.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from tokenizers.models import BPE
 
 SPECIAL = (
     "<pad>", "<end>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
-    "<|video_pad|>", "<image>", "<video>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<img>",
-    "</img>", "<IMG_CONTEXT>",
+    "<|video_pad|>", "<image>", "<video>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>",
+    "<img>", "</img>", "<IMG_CONTEXT>",
 )  # fmt: skip
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
 ID = {token: i for i, token in enumerate([*SPECIAL, *BYTES])}
@@ -70,7 +70,9 @@ def qwen2_5_vl() -> Any:
         fullatt_block_indexes=[1], tokens_per_second=2,
     )  # fmt: skip
     text = TEXT | rope(mrope_section=[2, 3, 3])
-    config = tf.Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False, **QWEN_IDS)
+    config = tf.Qwen2_5_VLConfig(
+        text_config=text, vision_config=vision, tie_word_embeddings=False, **QWEN_IDS
+    )
     return tf.Qwen2_5_VLForConditionalGeneration(config)
 
 
@@ -90,8 +92,8 @@ def llava_onevision() -> Any:
         num_attention_heads=2, image_size=70, patch_size=14, vision_use_head=False,
     )  # fmt: skip
     config = tf.LlavaOnevisionConfig(
-        vision_config=vision, text_config=TEXT | dict(model_type="qwen2") | rope(), image_token_index=ID["<image>"],
-        video_token_index=ID["<video>"], image_grid_pinpoints=[[70, 70], [70, 140]], vision_feature_layer=-1,
+        vision_config=vision, text_config=TEXT | dict(model_type="qwen2") | rope(),
+        image_token_index=ID["<image>"], video_token_index=ID["<video>"], image_grid_pinpoints=[[70, 70], [70, 140]], vision_feature_layer=-1,
         vision_feature_select_strategy="full", tie_word_embeddings=False,
     )  # fmt: skip
     return tf.LlavaOnevisionForConditionalGeneration(config)
@@ -99,7 +101,12 @@ def llava_onevision() -> Any:
 
 def smolvlm() -> Any:
     vision = dict(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=48, patch_size=8
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=48,
+        patch_size=8,
     )
     config = tf.SmolVLMConfig(
         vision_config=vision, text_config=TEXT | dict(model_type="llama") | rope(1e5), scale_factor=2,
@@ -114,8 +121,8 @@ def internvl() -> Any:
         patch_size=[14, 14],
     )  # fmt: skip
     config = tf.InternVLConfig(
-        vision_config=vision, text_config=TEXT | dict(model_type="qwen2") | rope(), image_token_id=ID["<IMG_CONTEXT>"],
-        image_seq_length=4, vision_feature_layer=-1, tie_word_embeddings=False,
+        vision_config=vision, text_config=TEXT | dict(model_type="qwen2") | rope(),
+        image_token_id=ID["<IMG_CONTEXT>"], image_seq_length=4, vision_feature_layer=-1, tie_word_embeddings=False,
     )  # fmt: skip
     return tf.InternVLForConditionalGeneration(config)
 
@@ -208,8 +215,8 @@ def _byte_letters() -> dict[int, str]:
 class Library:
     """The library's own full-cache run of a conversation, one block after the other.
 
-    Ids, pixels and (for M-RoPE) positions are put together here from the published format; forward, vision tower, cache
-    and attention are the library's.
+    Ids, pixels and (for M-RoPE) positions are put together here from the published format; forward, vision
+    tower, cache and attention are the library's.
     """
 
     kind: str
@@ -313,26 +320,40 @@ class Library:
 
     def _llava_onevision(self, frames: list[np.ndarray], times: list[float], question: str) -> Any:
         # The library's video processor resizes the whole frame: the first of the image processor's two crops.
-        pixels = torch.stack([self.images(images=[f], return_tensors="pt")["pixel_values"][0, 0] for f in frames])
+        pixels = torch.stack(
+            [self.images(images=[f], return_tensors="pt")["pixel_values"][0, 0] for f in frames]
+        )
         video = [ID["<video>"]] * (len(frames) * 9 + 1)
         ids = text_ids("<|im_start|>user ") + video
         ids += text_ids(f"\n{question}<|im_end|><|im_start|>assistant\n")
         return ids, {"pixel_values_videos": pixels[None]}, torch.arange(len(ids))
 
     def _smolvlm(self, frames: list[np.ndarray], times: list[float], question: str) -> Any:
-        made = [self.images(images=[[f]], do_image_splitting=False, size={"longest_edge": 48}, return_tensors="pt") for f in frames]
+        made = [
+            self.images(
+                images=[[f]], do_image_splitting=False, size={"longest_edge": 48}, return_tensors="pt"
+            )
+            for f in frames
+        ]
         inputs = {
-            name: torch.cat([m[name] for m in made], dim=1) for name in ("pixel_values", "pixel_attention_mask")
+            name: torch.cat([m[name] for m in made], dim=1)
+            for name in ("pixel_values", "pixel_attention_mask")
         }
         text = "<|im_start|>User: You are provided the following series of frames from a video.\n"
         for time in times:
             stamp = f"{int(time // 60):02d}:{int(time % 60):02d}"
-            text += f"\nFrame from {stamp}:<fake_token_around_image><global-img>{'<image>' * 9}<fake_token_around_image>"
+            text += f"\nFrame from {stamp}:<fake_token_around_image><global-img>"
+            text += "<image>" * 9 + "<fake_token_around_image>"
         ids = text_ids(text + f"\n\n{question}<end_of_utterance>\nAssistant:")
         return ids, inputs, torch.arange(len(ids))
 
     def _internvl(self, frames: list[np.ndarray], times: list[float], question: str) -> Any:
-        pixels = torch.cat([self.images(images=[f], crop_to_patches=False, return_tensors="pt")["pixel_values"] for f in frames])
+        pixels = torch.cat(
+            [
+                self.images(images=[f], crop_to_patches=False, return_tensors="pt")["pixel_values"]
+                for f in frames
+            ]
+        )
         video = "\n".join(f"Frame{i + 1}: <img>{'<IMG_CONTEXT>' * 4}</img>" for i in range(len(frames)))
         text = f"<|im_start|>user\n{video}\n{question}<|im_end|>\n<|im_start|>assistant\n"
         ids = text_ids(text)

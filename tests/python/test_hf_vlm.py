@@ -1,4 +1,5 @@
-"""A transformers model under the memory answers as the library does with a full cache, and lives under a small cap."""
+"""A transformers model under the memory answers as the library does with a full cache, and lives under a
+small cap."""
 
 from __future__ import annotations
 
@@ -83,7 +84,9 @@ def fill(session: Session, first: int = 0, last: int = 32) -> None:
         session.append(FRAMES[i], TIMES[i])
 
 
-def ask(case: Case, session: Session, question: str, dialogue: bool = False, steps: int = STEPS) -> list[np.ndarray]:
+def ask(
+    case: Case, session: Session, question: str, dialogue: bool = False, steps: int = STEPS
+) -> list[np.ndarray]:
     """The logits of every step."""
     del case.logits[:]
     reply = session.ask(question, dialogue=dialogue, sampling=SamplingParams(max_tokens=steps))
@@ -118,7 +121,7 @@ def test_a_dialogue_of_several_turns_is_the_librarys(case: Case) -> None:
     from fixtures_hf import text_ids
 
     library = case.library()
-    tokens, first = library.answer(library.read(FRAMES[:9], TIMES[:9], QUESTION), 20)
+    _, first = library.answer(library.read(FRAMES[:9], TIMES[:9], QUESTION), 20)
     _, second = library.answer(library.say(text_ids(follow_up(case.kind, OTHER))), 20)
     _, third = library.answer(library.say(text_ids(follow_up(case.kind, QUESTION))), 20)
     with case.session() as session:
@@ -141,7 +144,9 @@ def test_a_turn_that_is_dropped_leaves_nothing_and_frames_go_on_behind_it(case: 
 def test_clusters_that_are_all_read_are_exact_too(case: Case) -> None:
     library = case.library()
     _, theirs = library.answer(library.read(FRAMES, TIMES, QUESTION), 16)
-    with case.session(policy="mosaic", packed="fp32", retrieve_tokens=1 << 14, max_cluster_tokens=64) as session:
+    with case.session(
+        policy="mosaic", packed="fp32", retrieve_tokens=1 << 14, max_cluster_tokens=64
+    ) as session:
         fill(session)
         agree(ask(case, session, QUESTION, steps=16), theirs)
         assert session.memory()["tokens"]["summarised"] == 0
@@ -166,12 +171,11 @@ def test_every_policy_runs_under_the_least_cap_without_a_breach(case: Case, poli
     cap = least_cap(case.engine, **settings) + (8 << 10)
     refused = False
     with case.engine.session(memory=cap, **settings) as session:
-        for i in range(100):
-            try:
+        try:
+            for i in range(100):
                 session.append(FRAMES[i % 32], float(i))
-            except _core.MemoryCapError:
-                refused = True
-                break
+        except _core.MemoryCapError:
+            refused = True
         reply = session.ask(OTHER, sampling=SamplingParams(max_tokens=4))
         assert np.isfinite(reply.logits).all()
         session.check_invariants()

@@ -1,4 +1,5 @@
-"""Models behind one protocol (vlm.py): ONNX graphs cut at their attention nodes, transformers models, mosaic-tiny."""
+"""Models behind one protocol (vlm.py): ONNX graphs cut at their attention nodes, transformers models,
+mosaic-tiny."""
 
 from __future__ import annotations
 
@@ -16,9 +17,11 @@ TINY = "mosaic-tiny"
 def load_model(
     model: str | Path, *, threads: int | None = None, variant: str | None = None, **options: Any
 ) -> Vlm:
-    """Load a model by name ("mosaic-tiny"), from a directory, or by hub id. ModelError names what was looked for.
+    """Load a model by name ("mosaic-tiny"), from a directory, or by hub id. ModelError names what was looked
+    for.
 
-    options are those of HfVlm.load, and of its layout alone; so are config.json and weights without an ONNX graph.
+    options are those of HfVlm.load, and of its layout alone; so are config.json and weights without an ONNX
+    graph.
     """
     path = Path(__file__).parent / "tiny" if model == TINY else Path(model)
     if not _is_transformers(path, str(model)):
@@ -46,7 +49,8 @@ def load_model(
 
 
 def _is_transformers(path: Path, model: str) -> bool:
-    """A directory with config.json and no ONNX graph; or what is no directory and has the form of a hub id."""
+    """A directory with config.json and no ONNX graph; or what is no directory and has the form of a hub
+    id."""
     if not path.is_dir():
         return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", model) is not None
     graphs = (path / "onnx").is_dir() or (path / "genai_config.json").is_file() or any(path.glob("*.onnx"))

@@ -1,8 +1,9 @@
-"""The attention that a transformers model is registered with: during a run it is the memory's, else plain SDPA.
+"""The attention that a transformers model is registered with: during a run it is the memory's, else plain
+SDPA.
 
-transformers asks AttentionInterface for the function and AttentionMaskInterface for its mask, by name. Which session
-a call belongs to is known from a context variable that `attending` sets for the run of one block, so that any
-number of engines and threads share the one registered function and nothing is left on a model.
+transformers asks AttentionInterface for the function and AttentionMaskInterface for its mask, by name. Which
+session a call belongs to is known from a context variable that `attending` sets for the run of one block, so
+that any number of engines and threads share the one registered function and nothing is left on a model.
 """
 
 from __future__ import annotations

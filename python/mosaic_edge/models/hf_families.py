@@ -1,7 +1,9 @@
-"""What differs between families of vision-language models: their picture, the text around it, its time, their prompt.
+"""What differs between families of vision-language models: their picture, the text around it, its time, their
+prompt.
 
-A family turns one frame into the features that the decoder reads, through the model's own image processor and vision
-tower. A frame is a video of one: where the tower takes frames in pairs (Qwen) it is doubled, as for a still image.
+A family turns one frame into the features that the decoder reads, through the model's own image processor and
+vision tower. A frame is a video of one: where the tower takes frames in pairs (Qwen) it is doubled, as for a
+still image.
 """
 
 from __future__ import annotations
@@ -74,8 +76,8 @@ class Family:
         rows, columns = len(picture.features) // picture.columns, picture.columns
         if self.limit is not None and rows * columns > self.limit:
             raise ModelError(
-                f"{self.name}: tokens_per_frame={self.limit}, but every frame of this family is {rows * columns} "
-                "tokens, whatever its size"
+                f"{self.name}: tokens_per_frame={self.limit}, but every frame of this family is "
+                f"{rows * columns} tokens, whatever its size"
             )
         return rows, columns
 
@@ -85,9 +87,7 @@ class Family:
 
     def _pixels(self, frame: FrameArray, **settings: Any) -> dict[str, torch.Tensor]:
         """What the image processor makes of a frame, where and as the model wants it."""
-        made = self.images(
-            images=[frame], return_tensors="pt", input_data_format="channels_last", **settings
-        )
+        made = self.images(images=[frame], return_tensors="pt", input_data_format="channels_last", **settings)
         place = next(self.model.parameters())
         return {
             key: value.to(place.device, self._vision_type() if value.is_floating_point() else None)
@@ -135,16 +135,20 @@ class LlavaOneVision(Family):
 
 
 class SmolVlm(Family):
-    """SmolVLM 2: every frame has its time and stands between tags. The published intro counts the frames and the length of
-    the video, which a stream does not know: it is left without the numbers.
+    """SmolVLM 2: every frame has its time and stands between tags. The published intro counts the frames and
+    the length of the video, which a stream does not know: it is left without the numbers.
     """
 
     types = ("smolvlm",)
-    prompt = Prompt(
-        "<|im_start|>User: ",
-        "{question}<end_of_utterance>\nAssistant:",
-        "<end_of_utterance>\nUser: {question}<end_of_utterance>\nAssistant:",
-    ).before_video("You are provided the following series of frames from a video.").behind_video("\n\n")
+    prompt = (
+        Prompt(
+            "<|im_start|>User: ",
+            "{question}<end_of_utterance>\nAssistant:",
+            "<end_of_utterance>\nUser: {question}<end_of_utterance>\nAssistant:",
+        )
+        .before_video("You are provided the following series of frames from a video.")
+        .behind_video("\n\n")
+    )
 
     @property
     def language(self) -> Any:
@@ -154,7 +158,8 @@ class SmolVlm(Family):
     def lead(self, pts: float, number: int) -> str:
         """The intro ends with a line break of its own, which belongs to the first frame's text."""
         start = "\n" if number == 0 else ""
-        return f"{start}\nFrame from {int(pts // 60):02d}:{int(pts % 60):02d}:<fake_token_around_image><global-img>"
+        stamp = f"{int(pts // 60):02d}:{int(pts % 60):02d}"
+        return f"{start}\nFrame from {stamp}:<fake_token_around_image><global-img>"
 
     def trail(self) -> str:
         """The tag that opens the picture closes it."""
@@ -164,9 +169,14 @@ class SmolVlm(Family):
         """One square of the tower's size: no tiles."""
         side = int(self.config.vision_config.image_size)
         pixels = self._pixels(
-            frame, do_image_splitting=False, size={"longest_edge": side}, max_image_size={"longest_edge": side}
+            frame,
+            do_image_splitting=False,
+            size={"longest_edge": side},
+            max_image_size={"longest_edge": side},
         )
-        features = self.model.get_image_features(pixels["pixel_values"], pixels["pixel_attention_mask"].bool())
+        features = self.model.get_image_features(
+            pixels["pixel_values"], pixels["pixel_attention_mask"].bool()
+        )
         return _square(_pooled(features))
 
 
@@ -223,8 +233,13 @@ class Qwen2Vl(Family):
         # A small frame is enlarged to the least, each side rounded up: a quarter leaves room for that.
         size = {"shortest_edge": min(bounds[0], most // 4), "longest_edge": min(bounds[1], most)}
         height, width = frame.shape[:2]
-        if max(height, width) > 200 * min(height, width) or max(height, width) // min(height, width) > self.largest()[1]:
-            raise ValueError(f"a frame of {height} x {width} is too long for {self.largest()[1]} tokens a frame")
+        if (
+            max(height, width) > 200 * min(height, width)
+            or max(height, width) // min(height, width) > self.largest()[1]
+        ):
+            raise ValueError(
+                f"a frame of {height} x {width} is too long for {self.largest()[1]} tokens a frame"
+            )
         pixels = self._pixels(frame, size=size)
         grid = pixels["image_grid_thw"]
         columns = int(grid[0, 2]) // int(self.images.merge_size)
@@ -249,8 +264,8 @@ class Qwen25Vl(Qwen2Vl):
 
 
 class Qwen3Vl(Qwen2Vl):
-    """Time stamps in words, every frame between tags; rows and columns are counted from the frame's moment; features of three
-    layers of the tower are added in the first layers of the decoder (DeepStack).
+    """Time stamps in words, every frame between tags; rows and columns are counted from the frame's moment;
+    features of three layers of the tower are added in the first layers of the decoder (DeepStack).
     """
 
     types = ("qwen3_vl",)
@@ -300,7 +315,8 @@ def family_of(kind: str, name: str) -> type[Family]:
 
 
 def _pooled(made: Any) -> torch.Tensor:
-    """Features [n, hidden] out of what get_image_features gives: an output object (transformers 5), tensors (4)."""
+    """Features [n, hidden] out of what get_image_features gives: an output object (transformers 5), tensors
+    (4)."""
     return _joined(getattr(made, "pooler_output", made))
 
 

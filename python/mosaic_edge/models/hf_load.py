@@ -1,13 +1,15 @@
-"""From a directory or hub id to a model, an image processor and a tokenizer - nothing executed that came with the weights.
+"""From a directory or hub id to a model, an image processor and a tokenizer - nothing executed that came with
+the weights.
 
-Weights are read from safetensors; every file is checked for being there and whole before transformers reads it, so that
-a broken download is named instead of half loaded. Code shipped with a checkpoint is never run.
+Weights are read from safetensors; every file is checked for being there and whole before transformers reads
+it, so that a broken download is named instead of half loaded. Code shipped with a checkpoint is never run.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +60,10 @@ def load_parts(
     images = _image_processor(folder)
     tokenizer = _tokenizer(folder)
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    quiet = not sys.stderr.isatty() and transformers.utils.logging.is_progress_bar_enabled()
     pickled = allow_pickle and not list(folder.glob("*.safetensors"))
+    if quiet:  # no bar in a pipe
+        transformers.utils.logging.disable_progress_bar()
     try:
         model = transformers.AutoModelForImageTextToText.from_pretrained(
             folder,
@@ -69,6 +74,9 @@ def load_parts(
         )
     except Exception as error:  # transformers, safetensors and torch raise all kinds
         raise ModelError(f"{folder}: cannot be loaded ({' '.join(str(error).split())[:300]})") from None
+    finally:
+        if quiet:
+            transformers.utils.logging.enable_progress_bar()
     model.eval().requires_grad_(False)
     if "quantization_config" not in config:  # a pre-quantised checkpoint lies where transformers put it
         model.to(place)
@@ -80,7 +88,8 @@ def load_parts(
 
 
 def find_folder(path: str | Path, allow_pickle: bool = False) -> Path:
-    """The directory itself, or where the hub cache has (or can fetch) a model such as "Qwen/Qwen2.5-VL-3B-Instruct"."""
+    """The directory itself, or where the hub cache has (or can fetch) a model such as
+    "Qwen/Qwen2.5-VL-3B-Instruct"."""
     folder = Path(path)
     if folder.is_dir():
         return folder
@@ -115,8 +124,8 @@ def check_weights(folder: Path, allow_pickle: bool) -> None:
         raise ModelError(f"{folder}: no *.safetensors")
     if not allow_pickle:
         raise ModelError(
-            f"{pickles[0]}: pickled weights can run code when they are loaded; convert them to safetensors, or "
-            "pass allow_pickle=True if you trust who made them"
+            f"{pickles[0]}: pickled weights can run code when they are loaded; convert them to "
+            "safetensors, or pass allow_pickle=True if you trust who made them"
         )
 
 
@@ -129,7 +138,9 @@ def _check_safetensors(file: Path) -> None:
             raise ModelError(f"{file}: not a safetensors file, or cut off in its header ({size} bytes)")
         try:
             header = json.loads(stream.read(length))
-            end = max((int(t["data_offsets"][1]) for name, t in header.items() if name != "__metadata__"), default=0)
+            end = max(
+                (int(t["data_offsets"][1]) for name, t in header.items() if name != "__metadata__"), default=0
+            )
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             raise ModelError(f"{file}: its safetensors header cannot be read") from None
     if size != 8 + length + end:
@@ -141,7 +152,9 @@ def _image_processor(folder: Path) -> Any:
     if not any((folder / name).is_file() for name in names):
         raise ModelError(f"{folder}: no image processor: expected {' or '.join(names)} beside config.json")
     try:
-        return transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return transformers.AutoImageProcessor.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:
         raise ModelError(
             f"{folder}: its image processor cannot be loaded ({' '.join(str(error).split())[:200]})"
@@ -149,10 +162,17 @@ def _image_processor(folder: Path) -> Any:
 
 
 def _tokenizer(folder: Path) -> Any:
+    names = ("tokenizer.json", "vocab.json", "tokenizer.model")
+    if not any((folder / name).is_file() for name in names):  # transformers would make up an empty one
+        raise ModelError(f"{folder}: no tokenizer: expected {', '.join(names[:-1])} or {names[-1]}")
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:
-        raise ModelError(f"{folder}: no tokenizer that loads ({' '.join(str(error).split())[:200]})") from None
+        raise ModelError(
+            f"{folder}: no tokenizer that loads ({' '.join(str(error).split())[:200]})"
+        ) from None
     if not isinstance(getattr(tokenizer, "backend_tokenizer", None), Tokenizer):
         raise ModelError(f"{folder}: needs a tokenizer.json (a fast tokenizer)")
     return tokenizer
@@ -170,17 +190,16 @@ def _type_for(dtype: str | None, config: dict[str, Any], place: str) -> Any:
 
 
 def quantise(model: Any, family: type[Family], how: str) -> None:
-    """Weights of the decoder's linear layers in 4 or 8 bits, activations as they are (torchao). Vision tower and head stay.
+    """Weights of the decoder's linear layers in 4 or 8 bits, activations as they are (torchao). Vision tower
+    and head stay.
 
-    int8: one scale an output channel. int4: groups of 32 inputs; on a GPU in bfloat16 four bits a weight, elsewhere
-    torchao holds each in a byte: the rounding is int4's, the memory int8's.
+    int8: one scale an output channel. int4: groups of 32 inputs; on a GPU in bfloat16 four bits a weight,
+    elsewhere torchao holds each in a byte: the rounding is int4's, the memory int8's.
     """
     try:
         from torchao import quantization as ao
     except ImportError:
-        raise ModelError(
-            f"quantization={how!r} needs torchao: pip install 'mosaic_edge[hf]'"
-        ) from None
+        raise ModelError(f"quantization={how!r} needs torchao: pip install 'mosaic_edge[hf]'") from None
     language = getattr(model.model, "text_model", None) or model.model.language_model
     place = next(language.parameters())
     group = 32

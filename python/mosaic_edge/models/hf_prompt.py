@@ -8,21 +8,23 @@ from pathlib import Path
 from typing import Any
 
 NEWLINE = "\ue000"
-"""Stands in a prompt for the embedding that ends a video (LLaVA-OneVision), which no text has. Private use: no tokenizer
-knows it, and a question may not hold it.
+"""Stands in a prompt for the embedding that ends a video (LLaVA-OneVision), which no text has. Private use:
+no tokenizer knows it, and a question may not hold it.
 """
 _QUESTION, _ANSWER, _NEXT = "\ue001", "\ue002", "\ue003"
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conversation in pieces: `prefix`, the video, `template`; then `follow_up` for every further question."""
+    """A conversation in pieces: `prefix`, the video, `template`; then `follow_up` for every further
+    question."""
 
     prefix: str
     template: str
     follow_up: str = ""
     around: tuple[str, str] = ("", "")
-    """Text of the family between prefix and video, and between video and template; the chat template has neither."""
+    """Text of the family between prefix and video, and between video and template; the chat template has
+    neither."""
 
     def before_video(self, text: str) -> Prompt:
         """With `text` before the frames."""

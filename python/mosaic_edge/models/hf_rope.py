@@ -1,4 +1,5 @@
-"""How a transformers language model rotates, read from its module and checked against what one theta gives."""
+"""How a transformers language model rotates, read from its module and checked against what one theta
+gives."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ from mosaic_edge.models.vlm import ModelError, RopeSpec
 def rope_of(name: str, language: Any, axes: int) -> RopeSpec:
     """RopeSpec of a language model (`rotary_emb`, `config`). axes: 3 under M-RoPE, else 1.
 
-    ModelError for what the memory cannot rotate by: scaled frequencies (linear, dynamic, yarn, longrope, llama3) and
-    tables that are not 1 at position zero, where queries and keys must arrive as they were.
+    ModelError for what the memory cannot rotate by: scaled frequencies (linear, dynamic, yarn, longrope,
+    llama3) and tables that are not 1 at position zero, where queries and keys must arrive as they were.
     """
     config, rotary = language.config, language.rotary_emb
     settings = dict(getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {})
@@ -23,16 +24,19 @@ def rope_of(name: str, language: Any, axes: int) -> RopeSpec:
     frequencies = rotary.inv_freq.detach().float().cpu().numpy().astype(np.float64)
     n = len(frequencies)
     expected = theta ** (-np.arange(n) / n)
-    if not np.allclose(frequencies, expected, rtol=1e-4, atol=0):
+    # A dynamic type looks like the default one until a stream is long.
+    if kind not in ("default", "mrope") or not np.allclose(frequencies, expected, rtol=1e-4, atol=0):
         raise ModelError(
-            f"{name}: rope_type={kind!r} scales the rotary frequencies; the memory rotates by one theta (rope_type "
-            "'default', or 'mrope' for Qwen-VL). Use the checkpoint's unscaled form."
+            f"{name}: rope_type={kind!r} scales the rotary frequencies; the memory rotates by one "
+            "theta (rope_type 'default', or 'mrope' for Qwen-VL). Use the checkpoint's unscaled form."
         )
-    cos, sin = rotary(torch.zeros(1, dtype=torch.float32, device=rotary.inv_freq.device), zero_positions(language, 1, axes))
+    cos, sin = rotary(
+        torch.zeros(1, dtype=torch.float32, device=rotary.inv_freq.device), zero_positions(language, 1, axes)
+    )
     if not (bool((cos == 1).all()) and bool((sin == 0).all())):
         raise ModelError(
-            f"{name}: rope_type={kind!r} scales attention by {float(cos.flatten()[0]):g} (attention_scaling); "
-            "the memory needs 1"
+            f"{name}: rope_type={kind!r} scales attention by {float(cos.flatten()[0]):g} "
+            "(attention_scaling); the memory needs 1"
         )
     sections = (0, 0, 0)
     if axes == 3:

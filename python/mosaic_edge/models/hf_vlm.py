@@ -1,8 +1,9 @@
 """A vision-language model of transformers, run with its attention left to the memory.
 
-Attention reaches the memory through transformers' own registry (hf_attention.py); the model's cache is never made. Every
-token is given position zero, where rotation is the identity, so that q and k arrive as they were and the memory rotates.
-The decoder is called directly, so that no positions are remembered on the model between sessions.
+Attention reaches the memory through transformers' own registry (hf_attention.py); the model's cache is never
+made. Every token is given position zero, where rotation is the identity, so that q and k arrive as they were
+and the memory rotates. The decoder is called directly, so that no positions are remembered on the model
+between sessions.
 """
 
 from __future__ import annotations
@@ -39,13 +40,17 @@ _MOST = 9_999_999.0
 class HfVlm:
     """The `StreamVlm` protocol over a transformers model. It holds weights, no keys or values."""
 
-    def __init__(self, family: Family, head: Any, tokenizer: TextTokenizer, spec: VlmSpec, fixed: bool) -> None:
+    def __init__(
+        self, family: Family, head: Any, tokenizer: TextTokenizer, spec: VlmSpec, fixed: bool
+    ) -> None:
         self._family = family
         self._language = family.language
         self._head = head
         self._tokenizer = tokenizer
         self._spec = spec
         self._newline: torch.Tensor | None = getattr(family.model, "image_newline", None)
+        register()
+        self._language.set_attn_implementation(NAME)
         self._fixed = fixed  # frames as mosaic.json says, not as the image processor does
 
     @classmethod
@@ -61,27 +66,29 @@ class HfVlm:
     ) -> HfVlm:
         """Open a checkpoint directory or hub id.
 
-        dtype: "fp32", "fp16", "bf16"; by default the checkpoint's (fp32 for fp16 on a CPU). device: "cpu", "cuda", ...;
-        by default a GPU if there is one. quantization: "int4", "int8" (torchao). tokens_per_frame: a picture's most tokens,
-        where the family can resize (Qwen-VL; 196 by default). Raises ModelError naming file and cause.
+        dtype: "fp32", "fp16", "bf16"; by default the checkpoint's (fp32 for fp16 on a CPU). device: "cpu",
+        "cuda", ...; by default a GPU if there is one. quantization: "int4", "int8" (torchao).
+        tokens_per_frame: a picture's most tokens, where the family can resize (Qwen-VL; 196 by default).
+        Raises ModelError naming file and cause.
         """
         parts = load_parts(path, dtype, device, quantization, allow_pickle)
         return cls.of(parts, tokens_per_frame)
 
     @classmethod
     def of(cls, parts: Parts, tokens_per_frame: int | None = None) -> HfVlm:
-        """Over a model that is loaded already. Its decoder's attention is set to the registered one from here on."""
+        """Over a model that is loaded already. Its decoder's attention is set to the registered one from here
+        on."""
         name = str(parts.folder)
         mosaic = read_json(parts.folder / "mosaic.json")
         family = parts.family(name, parts.model, parts.images, tokens_per_frame)
         language = family.language
         config = language.config
         if "sliding_attention" in (getattr(config, "layer_types", None) or []):
-            raise ModelError(f"{name}: its decoder has sliding-window layers; the memory attends to all it keeps")
+            raise ModelError(
+                f"{name}: its decoder has sliding-window layers; the memory attends to all it keeps"
+            )
         rope = family.rope(rope_of(name, language, family.axes))
         attention = language.layers[0].self_attn
-        register()
-        language.set_attn_implementation(NAME)
         tokenizer = TextTokenizer.of(parts.tokenizer.backend_tokenizer)
         with torch.inference_mode():
             rows, columns = family.largest()
@@ -94,6 +101,10 @@ class HfVlm:
         side = mosaic.get("image_size") or getattr(parts.model.config.vision_config, "image_size", None) or 0
         height, width = (side, side) if isinstance(side, int) else side
         head = parts.model.get_output_embeddings()
+        if head is None:
+            raise ModelError(
+                f"{name}: {type(parts.model).__name__} has no head: load it with AutoModelForImageTextToText"
+            )
         spec = VlmSpec(
             name=parts.folder.name,
             layers=int(config.num_hidden_layers),
@@ -140,7 +151,9 @@ class HfVlm:
         features = _floats(picture.features)
         tokens = np.concatenate([self.embed_text(lead), features, self.embed_text(trail)])
         if len(tokens) > spec.tokens_per_frame:
-            raise ValueError(f"a frame at {pts:.1f} s has {len(tokens)} tokens; {spec.tokens_per_frame} were planned")
+            raise ValueError(
+                f"a frame at {pts:.1f} s has {len(tokens)} tokens; {spec.tokens_per_frame} were planned"
+            )
         rate = family.tokens_per_second
         return EncodedFrame(
             tokens,
@@ -189,7 +202,10 @@ class HfVlm:
             extra: dict[str, Any] = {}
             if deep:
                 everywhere = torch.ones(rows.shape[:2], dtype=torch.bool, device=place)
-                extra = {"visual_pos_masks": everywhere, "deepstack_visual_embeds": [part[0] for part in deep]}
+                extra = {
+                    "visual_pos_masks": everywhere,
+                    "deepstack_visual_embeds": [part[0] for part in deep],
+                }
             out = language(
                 inputs_embeds=first,
                 position_ids=zero_positions(language, len(embeds), self._family.axes),
@@ -224,8 +240,13 @@ def _end_tokens(parts: Parts, mosaic: dict[str, Any]) -> tuple[int, ...]:
     config = parts.model.config
     text = getattr(config, "text_config", None)
     generation = getattr(parts.model, "generation_config", None)
-    found = [mosaic.get("eos_token_id"), *(getattr(c, "eos_token_id", None) for c in (generation, config, text))]
+    found = [
+        mosaic.get("eos_token_id"),
+        *(getattr(c, "eos_token_id", None) for c in (generation, config, text)),
+    ]
     for value in [*found, parts.tokenizer.eos_token_id]:
         if value is not None:
             return tuple(int(v) for v in value) if isinstance(value, list | tuple) else (int(value),)
-    raise ModelError(f"{parts.folder}: no eos_token_id in generation_config.json, config.json or the tokenizer")
+    raise ModelError(
+        f"{parts.folder}: no eos_token_id in generation_config.json, config.json or the tokenizer"
+    )

@@ -56,8 +56,8 @@ class VlmSpec:
     kv_heads: int
     head_dim: int
     hidden: int
-    """Width of a row of tokens, as encode_frame, embed_text and run agree on it: the model's hidden size, or more where
-    features for later layers lie beside it (Qwen3-VL's DeepStack)."""
+    """Width of a row of tokens, as encode_frame, embed_text and run agree on it: the model's hidden size, or
+    more where features for later layers lie beside it (Qwen3-VL's DeepStack)."""
     rope: RopeSpec
     scale: float
     """Multiplies q.k, usually 1/sqrt(head_dim)."""
@@ -143,10 +143,11 @@ class Vlm(Protocol):
 
 @runtime_checkable
 class StreamVlm(Vlm, Protocol):
-    """A model whose frames know their place in the stream: sizes that differ, time stamps, numbers, absolute time."""
+    """A model whose frames know their place in the stream: sizes that differ, time stamps, numbers, absolute
+    time."""
 
     def encode_at(self, frame: FrameArray, pts: float, elapsed: float, number: int) -> EncodedFrame:
-        """Encode an RGB frame uint8 [H, W, 3] seen at `pts` seconds, `elapsed` after the first, `number` frames
-        before it.
+        """Encode an RGB frame uint8 [H, W, 3] seen at `pts` seconds, `elapsed` after the first, `number`
+        frames before it.
         """
         ...
