@@ -85,6 +85,7 @@ struct AttendWorld {
       for (int t = 0; t < count; ++t) {
         page_meta(page)[t] = {next + t, 0, static_cast<uint16_t>(random.below(30)),
                               static_cast<uint16_t>(random.below(30))};
+        if (s.rope.is_multi() && (p + t) % 5 == 1) page_meta(page)[t].h = page_meta(page)[t].w = kText;
       }
       const int begin = p % 2 == 1 ? random.below(count) : 0;
       const int end = p % 4 == 3 ? begin + random.below(count - begin + 1) : count;

@@ -93,7 +93,8 @@ def llava_onevision() -> Any:
     )  # fmt: skip
     config = tf.LlavaOnevisionConfig(
         vision_config=vision, text_config=TEXT | dict(model_type="qwen2") | rope(),
-        image_token_index=ID["<image>"], video_token_index=ID["<video>"], image_grid_pinpoints=[[70, 70], [70, 140]], vision_feature_layer=-1,
+        image_token_index=ID["<image>"], video_token_index=ID["<video>"],
+        image_grid_pinpoints=[[70, 70], [70, 140]], vision_feature_layer=-1,
         vision_feature_select_strategy="full", tie_word_embeddings=False,
     )  # fmt: skip
     return tf.LlavaOnevisionForConditionalGeneration(config)
@@ -122,7 +123,8 @@ def internvl() -> Any:
     )  # fmt: skip
     config = tf.InternVLConfig(
         vision_config=vision, text_config=TEXT | dict(model_type="qwen2") | rope(),
-        image_token_id=ID["<IMG_CONTEXT>"], image_seq_length=4, vision_feature_layer=-1, tie_word_embeddings=False,
+        image_token_id=ID["<IMG_CONTEXT>"], image_seq_length=4, vision_feature_layer=-1,
+        tie_word_embeddings=False,
     )  # fmt: skip
     return tf.InternVLForConditionalGeneration(config)
 
