@@ -16,8 +16,17 @@ class Device {
   virtual size_t free_bytes() const = 0;
   // 64-byte aligned, zeroed. Throws DeviceError naming the need and what is free.
   virtual void* allocate(size_t bytes) = 0;
-  // The same for bytes the host never touches: it may not read or write there. Released in the same way.
+  // Kernels have memory of their own, which they reach faster and the host does not reach at all.
+  virtual bool has_private() const { return false; }
+  // Some of it. Released in the same way.
   virtual void* allocate_private(size_t bytes) { return allocate(bytes); }
+  // Who may use what lies there: the host alone, kernels alone, or both.
+  enum class Reach : uint8_t { kHost, kKernels, kBoth };
+  virtual Reach reach(const void*) const { return Reach::kBoth; }
+  // Kernels queued from here on run after what was queued so far on a stream of the caller's (of this device's kind; null
+  // is its default one), and the other way round.
+  virtual void follow(void* /*stream*/) {}
+  virtual void precede(void* /*stream*/) {}
   virtual void release(void* memory, size_t bytes) noexcept = 0;
   // Queue a copy; `record` marks the point after everything queued so far, `wait` blocks until a mark has passed.
   virtual void copy_async(void* to, const void* from, size_t bytes) = 0;

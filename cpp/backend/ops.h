@@ -15,7 +15,7 @@ namespace mosaic {
 
 // One page as attention reads it: a row of the block table.
 struct PageEntry {
-  const std::byte* data;  // page bytes, laid out as codec.h says
+  const std::byte* data;  // the page's data, laid out as codec.h says
   int32_t first;          // positions[first + i - begin] is the position of token i
   uint8_t begin;          // tokens [begin, end) of the page are attended
   uint8_t end;
@@ -35,7 +35,9 @@ struct AttendArgs {
   // Part 1, pages: all of them are seen by every query.
   const PageEntry* pages = nullptr;  // [n_pages]
   int n_pages = 0;
-  const int32_t* positions = nullptr;  // temporal position of every page token; h and w are in the page's meta
+  const int32_t* positions = nullptr;  // temporal position of every page token
+  const uint16_t* places =
+      nullptr;  // (h, w) of every page token, as RopeSpec::place_at takes them; null where RoPE has one axis
   // Part 2, summaries: rows of the cluster index standing in for tokens that are not read. Seen by every query.
   const half_t* mean_k = nullptr;          // [C, Hkv, D], before rotation
   const half_t* mean_v = nullptr;          // [C, Hkv, D]
@@ -174,8 +176,19 @@ class Ops {
   virtual size_t scratch_bytes(const Limits& limits) const = 0;
   virtual void set_scratch(void* memory, const Limits& limits) = 0;
 
-  // Blocks until every call so far has run, so that the host may read what it wrote and reuse what it was given.
+  // Kernels for a row or two that the host holds: where a launch costs more than the work, the CPU's, with scratch of their
+  // own. What they read and write must be the host's.
+  virtual Ops& for_host() { return *this; }
+
+  // Blocks until every call so far has run, so that the host may read what it wrote and reuse what it was given. What
+  // fills memory for later kernels - attend, encode, encode_row, decode, gather, copy, check_finite - may be queued; every
+  // other op has run when it returns.
   virtual void wait() {}
+
+  // Bytes from anywhere to anywhere the kernels reach, in the order of the calls.
+  virtual void copy(void* to, const void* from, size_t bytes) = 0;
+  // Sets *bad when some x[i] is NaN or infinite; else leaves it.
+  virtual void check_finite(const float* x, size_t n, int32_t* bad) = 0;
 
   virtual void attend(const AttendArgs& args) = 0;
   virtual void attention_mass(const MassArgs& args) = 0;
@@ -194,14 +207,14 @@ class Ops {
   virtual void merge(float* out, float* lse, const float* other_out, const float* other_lse, int rows,
                      int head_dim) = 0;
 
-  // Write tokens [0, count) of k, v ([count, heads, head_dim], `stride` elements between tokens) as one page. The
-  // page's meta is the caller's. Unused rows of the page are zeroed, so equal input gives equal bytes.
+  // Write tokens [0, count) of k, v ([count, heads, head_dim], `stride` elements between tokens) as the data of one page.
+  // Unused rows of the page are zeroed, so equal input gives equal bytes.
   virtual void encode(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count,
-                      std::byte* page) = 0;
+                      std::byte* data) = 0;
   // Set token `at` of an exact page (fp32, fp16) without touching the others.
-  virtual void encode_row(CodecId codec, PageShape shape, const float* k, const float* v, int at, std::byte* page) = 0;
+  virtual void encode_row(CodecId codec, PageShape shape, const float* k, const float* v, int at, std::byte* data) = 0;
   // Tokens [begin, end) of a page into k, v ([end - begin, heads, head_dim] with `stride` elements between tokens).
-  virtual void decode(CodecId codec, PageShape shape, const std::byte* page, int begin, int end, float* k, float* v,
+  virtual void decode(CodecId codec, PageShape shape, const std::byte* data, int begin, int end, float* k, float* v,
                       size_t stride) = 0;
   // Chosen tokens of several pages into dense rows: item i is token at[i] of pages[i].
   virtual void gather(const PageEntry* pages, const int32_t* at, int items, PageShape shape, float* k, float* v,

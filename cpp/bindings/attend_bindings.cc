@@ -56,6 +56,7 @@ struct AttendCall {
   Halves mean_k, mean_v;
   Aligned pages_memory;
   std::vector<PageEntry> pages;
+  std::vector<uint16_t> places;  // of every page token
   Aligned rope_memory;
   RopeTable rope;
   int position_end = 1;  // one past the largest position seen
@@ -104,14 +105,20 @@ struct AttendCall {
     int first = 0;
     for (const auto& [codec, data, begin, end] : list) {
       std::memcpy(to, data.data(), data.size());
+      const PageView view = whole_page(to);
+      for (int i = begin; i < end; ++i) {
+        places.push_back(view.meta[i].h);
+        places.push_back(view.meta[i].w);
+      }
       pages.push_back(
-          {to, first, static_cast<uint8_t>(begin), static_cast<uint8_t>(end), codec_from_name(codec.c_str())});
+          {view.data, first, static_cast<uint8_t>(begin), static_cast<uint8_t>(end), codec_from_name(codec.c_str())});
       to += data.size();
       first += end - begin;
     }
     args.pages = pages.data();
     args.n_pages = static_cast<int>(pages.size());
     args.positions = positions.data();
+    args.places = places.data();
   }
 
   void set_summaries(const py::object& k, const py::object& v, const py::object& which, const py::object& at,
@@ -150,12 +157,8 @@ struct AttendCall {
 
   void set_rope(const py::dict& d) {  // last: the table reaches the largest position
     const RopeSpec spec = rope_spec(d, args.shape.head_dim);
-    for (const PageEntry& page : pages)
-      for (int i = page.begin; i < page.end; ++i) {
-        const TokenMeta& meta = page_meta(page.data)[i];
-        const int t = positions.data()[page.first + i - page.begin];
-        position_end = std::max({position_end, spec.place_at(t, meta.h) + 1, spec.place_at(t, meta.w) + 1});
-      }
+    for (size_t i = 0; i < places.size(); ++i)
+      position_end = std::max(position_end, spec.place_at(positions.data()[i / 2], places[i]) + 1);
     rope_memory.resize(RopeTable::bytes_for(spec, position_end));
     rope = RopeTable(spec, position_end, rope_memory.data);
     args.rope = &rope;

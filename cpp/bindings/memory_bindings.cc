@@ -232,7 +232,7 @@ void bind_memory(py::module_& m) {
          const std::string& backend, int threads) {
         const auto chosen = bindings::policy_from(policy, settings);
         const Backend made = make_backend(backend, threads);
-        return plan_dict(make_plan(config_from(model, memory), *chosen, *made.ops));
+        return plan_dict(make_plan(config_from(model, memory), *chosen, made));
       },
       py::arg("model"), py::arg("memory"), py::arg("policy"), py::arg("settings") = py::dict(),
       py::arg("backend") = "cpu", py::arg("threads") = 1, "How a cap would be split, without allocating it.");

@@ -40,11 +40,12 @@ py::bytes encode(Kernels& self, const std::string& codec, const Floats& k, const
     const auto rows = py::cast<Ints>(meta);  // [tokens, 4] position, time_ms, h, w
     need(rows.ndim() == 2 && rows.shape(0) == count && rows.shape(1) == 4, "meta: expected [tokens, 4]");
     for (int i = 0; i < count; ++i) {
-      page_meta(page.data())[i] = {rows.at(i, 0), rows.at(i, 1), static_cast<uint16_t>(rows.at(i, 2)),
-                                   static_cast<uint16_t>(rows.at(i, 3))};
+      whole_page(page.data()).meta[i] = {rows.at(i, 0), rows.at(i, 1), static_cast<uint16_t>(rows.at(i, 2)),
+                                         static_cast<uint16_t>(rows.at(i, 3))};
     }
   }
-  self.ops->encode(id, shape, k.data(), v.data(), static_cast<size_t>(shape.row()), count, page.data());
+  self.ops->encode(id, shape, k.data(), v.data(), static_cast<size_t>(shape.row()), count,
+                   whole_page(page.data()).data);
   return py::bytes(reinterpret_cast<const char*>(page.data()), page.size());
 }
 
@@ -55,8 +56,8 @@ py::tuple decode(Kernels& self, const std::string& codec, const std::string& pag
   need(heads > 0 && head_dim > 0 && page.size() == page_bytes(id, shape), "page: wrong number of bytes");
   need(0 <= begin && begin <= end && end <= kPageTokens, "expected 0 <= begin <= end <= 16");
   Floats k({end - begin, heads, head_dim}), v({end - begin, heads, head_dim});
-  self.ops->decode(id, shape, reinterpret_cast<const std::byte*>(page.data()), begin, end, k.mutable_data(),
-                   v.mutable_data(), static_cast<size_t>(shape.row()));
+  self.ops->decode(id, shape, reinterpret_cast<const std::byte*>(page.data()) + kPageMetaBytes, begin, end,
+                   k.mutable_data(), v.mutable_data(), static_cast<size_t>(shape.row()));
   return py::make_tuple(k, v);
 }
 

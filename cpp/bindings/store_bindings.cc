@@ -125,10 +125,10 @@ py::dict members(const StoreView& view, int lane) {
     for (PageId id = index[c].head; id != kNone; id = store.blocks()[id].next) {
       const Page& page = store.blocks()[id];
       if (store.tiers().is_disk(page.tier)) continue;
-      const std::byte* bytes = store.tiers().address(page.tier, page.slot);
+      const PageView view = store.tiers().page(page.tier, page.slot);
       for (int i = 0; i < page.count; ++i) {
-        add(page_meta(bytes)[i], c, page.tier);
-        store.ops().decode(store.shape().tiers[static_cast<size_t>(page.tier)].codec, store.shape().page, bytes, i,
+        add(view.meta[i], c, page.tier);
+        store.ops().decode(store.shape().tiers[static_cast<size_t>(page.tier)].codec, store.shape().page, view.data, i,
                            i + 1, k.data() + k.size() - row, v.data() + v.size() - row, row);
       }
     }

@@ -40,9 +40,9 @@ size_t v_block_bytes(CodecId codec, int head_dim) {
   return pad64(with_codec(codec, [&](auto c) { return decltype(c)::v_bytes(head_dim); }));
 }
 
-size_t page_bytes(CodecId codec, PageShape shape) {
+size_t data_bytes(CodecId codec, PageShape shape) {
   const size_t head = k_block_bytes(codec, shape.head_dim) + v_block_bytes(codec, shape.head_dim);
-  return kPageMetaBytes + static_cast<size_t>(shape.heads) * head;
+  return static_cast<size_t>(shape.heads) * head;
 }
 
 }  // namespace mosaic

@@ -1,7 +1,10 @@
 // What a codec provides, and how a page is laid out. A page holds kPageTokens tokens of one lane:
 //
-//   [TokenMeta x 16] [head 0: K block | V block] [head 1: K block | V block] ...     every block padded to 64 bytes
+//   meta   [TokenMeta x 16]                                                              read by the host alone
+//   data   [head 0: K block | V block] [head 1: K block | V block] ...                   read by kernels alone
 //
+// Every block is padded to 64 bytes. In host memory and on disk the data follows the meta, one piece of page_bytes(); on a
+// card the data lies apart, where only kernels reach. PageView is where the two parts of a page are.
 // Keys are kept before rotation with one scale per channel over the page (outlier channels are what keys have), values
 // with one scale per token. Inside a block the numbers that share a scale are contiguous: a K block goes channel by
 // channel (16 tokens each), a V block token by token. That is also the order attention wants: a vector of 16 tokens for
@@ -46,13 +49,18 @@ bool codec_is_exact(CodecId codec);
 // Bytes of one K or V block of kPageTokens x head_dim, a multiple of 64.
 size_t k_block_bytes(CodecId codec, int head_dim);
 size_t v_block_bytes(CodecId codec, int head_dim);
-// Bytes of one page, a multiple of 64.
-size_t page_bytes(CodecId codec, PageShape shape);
-
-MOSAIC_HD inline TokenMeta* page_meta(std::byte* page) { return reinterpret_cast<TokenMeta*>(page); }
-MOSAIC_HD inline const TokenMeta* page_meta(const std::byte* page) { return reinterpret_cast<const TokenMeta*>(page); }
+// Bytes of a page's data, a multiple of 64; and of a whole page, meta first.
+size_t data_bytes(CodecId codec, PageShape shape);
 inline constexpr size_t kPageMetaBytes = kPageTokens * sizeof(TokenMeta);
 static_assert(kPageMetaBytes % 64 == 0);
+inline size_t page_bytes(CodecId codec, PageShape shape) { return kPageMetaBytes + data_bytes(codec, shape); }
+
+struct PageView {
+  TokenMeta* meta = nullptr;  // [kPageTokens]
+  std::byte* data = nullptr;  // [data_bytes]
+};
+// A page in one piece.
+inline PageView whole_page(std::byte* page) { return {reinterpret_cast<TokenMeta*>(page), page + kPageMetaBytes}; }
 
 MOSAIC_HD inline constexpr size_t pad64(size_t bytes) { return (bytes + 63) / 64 * 64; }
 

@@ -63,6 +63,13 @@ class RopeTable {
     for (int b = 0; b < kFine; ++b) fill(fine_ + static_cast<size_t>(b) * 2 * n, b);
     for (int a = 0; a * kFine < max_position; ++a) fill(coarse_ + static_cast<size_t>(a) * 2 * n, a * kFine);
   }
+  // The same tables, of which `copy` is one.
+  RopeTable at(void* copy) const {
+    RopeTable there = *this;
+    there.fine_ = static_cast<float*>(copy);
+    there.coarse_ = there.fine_ + (coarse_ - fine_);
+    return there;
+  }
   MOSAIC_HD const RopeSpec& spec() const { return spec_; }
   int max_position() const { return max_position_; }
   // One table row: [cos x frequencies][sin x frequencies]. For kernels that do the complex product themselves.

@@ -1,6 +1,7 @@
-// Region: the one device allocation a session makes for memory of one place. It is taken once, at exactly the planned
-// size, and cut by name while the session is built; nothing is ever given back before the whole is. rows() is the
-// account of who holds what. A plan adds rounded() of every piece and so knows the size before anything is allocated.
+// Region: the memory a session takes from its device: shared memory, which host and kernels read and write, and where
+// kernels have memory of their own, some of that. Both are taken once, at exactly the planned size, and cut by name while
+// the session is built; nothing is ever given back before the whole is. rows() is the account of who holds what. A plan
+// adds rounded() of every piece and so knows the sizes before anything is allocated.
 // Not thread-safe: used while a session is built, by one thread. Pieces are borrowed; the Device must outlive this.
 #pragma once
 
@@ -26,7 +27,7 @@ class Region {
   static constexpr size_t rounded(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
   // Throws DeviceError when the device does not have the bytes.
-  Region(Device& device, size_t bytes);
+  Region(Device& device, size_t shared_bytes, size_t private_bytes = 0);
   ~Region();
   Region(const Region&) = delete;
   Region& operator=(const Region&) = delete;
@@ -36,21 +37,27 @@ class Region {
   template <class T>
   T* take(const char* name, size_t n) {
     static_assert(std::is_trivially_destructible_v<T> && alignof(T) <= kAlignment);
-    return reinterpret_cast<T*>(take_bytes(name, n, sizeof(T)));
+    return reinterpret_cast<T*>(take_bytes(&shared_, name, n, sizeof(T)));
   }
+  // The same of the memory that kernels alone reach.
+  std::byte* take_private(const char* name, size_t bytes) { return take_bytes(&private_, name, bytes, 1); }
+  bool has_private() const { return private_.capacity > 0; }
 
-  size_t used() const { return used_; }
-  size_t capacity() const { return capacity_; }
-  size_t left() const { return capacity_ - used_; }
+  size_t used() const { return shared_.used + private_.used; }
+  size_t capacity() const { return shared_.capacity + private_.capacity; }
+  size_t left() const { return capacity() - used(); }
   std::span<const Row> rows() const { return {rows_, static_cast<size_t>(row_count_)}; }
 
  private:
-  std::byte* take_bytes(const char* name, size_t n, size_t object_bytes);
+  struct Slab {
+    std::byte* base = nullptr;
+    size_t capacity = 0;
+    size_t used = 0;
+  };
+  std::byte* take_bytes(Slab* slab, const char* name, size_t n, size_t object_bytes);
 
   Device* device_;
-  std::byte* base_ = nullptr;
-  size_t capacity_;
-  size_t used_ = 0;
+  Slab shared_, private_;
   int row_count_ = 0;
   Row rows_[kMaxRows] = {};
 };

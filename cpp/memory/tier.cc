@@ -41,14 +41,24 @@ const char* place_name(Place place) {
   return "?";
 }
 
-size_t TierChain::bytes_for(std::span<const TierSpec> specs, PageShape shape) {
+size_t TierChain::private_bytes_for(std::span<const TierSpec> specs, PageShape shape) {
+  size_t total = 0;
+  for (const TierSpec& spec : specs)
+    if (spec.place == Place::device)
+      total += Region::rounded(Arena::slab_bytes(spec.slots, data_bytes(spec.codec, shape)));
+  return total;
+}
+
+size_t TierChain::bytes_for(std::span<const TierSpec> specs, PageShape shape, bool private_data) {
   validate(specs);
   size_t total = 0;
   for (const TierSpec& spec : specs) {
+    const bool apart = private_data && spec.place == Place::device;
     if (spec.place == Place::disk) {
       total += Region::rounded(SpillFile::bytes_for(spec.slots));
     } else {
-      total += Region::rounded(Arena::slab_bytes(spec.slots, page_bytes(spec.codec, shape)));
+      total += Region::rounded(apart ? kPageMetaBytes * static_cast<size_t>(spec.slots)
+                                     : Arena::slab_bytes(spec.slots, page_bytes(spec.codec, shape)));
       total += Region::rounded(Arena::list_bytes(spec.slots));
     }
   }
@@ -67,11 +77,15 @@ TierChain::TierChain(std::span<const TierSpec> specs, PageShape shape, Region& r
     if (spec.place == Place::disk) {
       auto* const memory = region.take<std::byte>("spill checksums", SpillFile::bytes_for(spec.slots));
       spill_.emplace(spill_dir, slot_bytes_[tier], spec.slots, memory, io);
-    } else {
-      auto* const slab = region.take<std::byte>(name, Arena::slab_bytes(spec.slots, slot_bytes_[tier]));
-      auto* const lists = region.take<std::byte>("free lists", Arena::list_bytes(spec.slots));
-      arenas_[tier] = Arena(spec.slots, slot_bytes_[tier], slab, lists);
+      continue;
     }
+    const bool apart = region.has_private() && spec.place == Place::device;
+    const size_t bytes = apart ? data_bytes(spec.codec, shape) : slot_bytes_[tier];
+    const size_t slab_bytes = Arena::slab_bytes(spec.slots, bytes);
+    auto* const slab = apart ? region.take_private(name, slab_bytes) : region.take<std::byte>(name, slab_bytes);
+    if (apart) meta_[tier] = region.take<TokenMeta>("page meta", static_cast<size_t>(spec.slots) * kPageTokens);
+    auto* const lists = region.take<std::byte>("free lists", Arena::list_bytes(spec.slots));
+    arenas_[tier] = Arena(spec.slots, bytes, slab, lists);
   }
 }
 

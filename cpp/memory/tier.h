@@ -1,6 +1,8 @@
 // TierChain: the places a page can be, hot to cold, each with its own codec and its own fixed number of slots. DRAM
 // tiers are arenas cut from the Region; a disk tier, if there is one, is last and is a SpillFile the chain owns. It
 // moves nothing: it only knows where slots are and how many are left. bytes_for() is what it will take from the Region.
+// Where kernels have memory of their own, the data of pages of Place::device lies there and their meta in shared
+// memory; everywhere else a page is one piece of shared memory.
 // Not thread-safe: KvMemory holds the lock. Copies through spill() have SpillFile's own rules.
 #pragma once
 
@@ -30,8 +32,11 @@ class TierChain {
  public:
   static constexpr int kMaxTiers = 4;
 
-  // DRAM of all tiers: pages, free lists, and the checksums of the disk tier. Throws InvalidInput as the constructor.
-  static size_t bytes_for(std::span<const TierSpec> specs, PageShape shape);
+  // Shared memory of all tiers: pages, free lists, and the checksums of the disk tier. Throws InvalidInput as the
+  // constructor. private_data: the Region will have memory of kernels' own.
+  static size_t bytes_for(std::span<const TierSpec> specs, PageShape shape, bool private_data = false);
+  // What it then takes of that.
+  static size_t private_bytes_for(std::span<const TierSpec> specs, PageShape shape);
 
   // specs: 1 to 4 tiers, device before host before disk, the first in DRAM, at most one on disk. spill_dir: where a
   // disk tier's file goes. Throws InvalidInput, MemoryCapError, or SpillError.
@@ -52,9 +57,15 @@ class TierChain {
   SlotId acquire(int tier) { return is_disk(tier) ? spill_->try_acquire() : arenas_[tier].try_acquire(); }
   void release(int tier, SlotId slot) { is_disk(tier) ? spill_->release(slot) : arenas_[tier].release(slot); }
   // DRAM tiers only.
-  std::byte* address(int tier, SlotId slot) const { return arenas_[tier].address(slot); }
+  PageView page(int tier, SlotId slot) const {
+    std::byte* const at = arenas_[tier].address(slot);
+    return meta_[tier] != nullptr ? PageView{meta_[tier] + static_cast<size_t>(slot) * kPageTokens, at}
+                                  : whole_page(at);
+  }
+  // The page is one piece of memory that the host reads, as on disk.
+  bool is_whole(int tier) const { return meta_[tier] == nullptr; }
 
-  size_t slot_bytes(int tier) const { return slot_bytes_[tier]; }  // one page in this tier's codec
+  size_t slot_bytes(int tier) const { return slot_bytes_[tier]; }  // one page in this tier's codec, meta included
   int free_slots(int tier) const { return is_disk(tier) ? spill_->free_slots() : arenas_[tier].free_slots(); }
   int used_slots(int tier) const { return specs_[tier].slots - free_slots(tier); }
   int peak_used(int tier) const { return is_disk(tier) ? spill_->peak_used() : arenas_[tier].peak_used(); }
@@ -67,6 +78,7 @@ class TierChain {
   TierSpec specs_[kMaxTiers] = {};
   size_t slot_bytes_[kMaxTiers] = {};
   Arena arenas_[kMaxTiers];
+  TokenMeta* meta_[kMaxTiers] = {};  // [slots, kPageTokens] of pages whose data lies apart
   std::optional<SpillFile> spill_;
 };
 

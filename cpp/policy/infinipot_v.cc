@@ -186,7 +186,7 @@ class InfiniPotV final : public Policy {
     int32_t time = 0;
     for (PageId id = store.index(lane)[pot].head; id != kNone; id = store.blocks()[id].next) {
       const Page& page = store.blocks()[id];
-      const TokenMeta* meta = page_meta(store.tiers().address(page.tier, page.slot));
+      const TokenMeta* meta = store.tiers().page(page.tier, page.slot).meta;
       for (int i = 0; i < page.count; ++i, ++at) {
         if (at < 0) continue;
         const TokenMeta& m = meta[i];
@@ -237,7 +237,7 @@ class InfiniPotV final : public Policy {
         const int begin = std::max(0, from - at);
         if (begin < page.count) {
           store.ops().decode(store.tiers().spec(page.tier).codec, store.shape().page,
-                             store.tiers().address(page.tier, page.slot), begin, page.count, k_, v_, stride);
+                             store.tiers().page(page.tier, page.slot).data, begin, page.count, k_, v_, stride);
           visit(at + begin, page.count - begin);
         }
         at += page.count;

@@ -49,7 +49,7 @@ SceneId KvMemory::scene_of(const float* embedding) {
 void KvMemory::admit_oldest() {
   const WindowFrame frame = window_.frame(0);
   if (!window_.has_first_frame()) {
-    window_.keep_first_frame();
+    window_.keep_first_frame(*backend_.ops);
     window_.pop();
     return;
   }
@@ -84,15 +84,16 @@ int KvMemory::read_block(int lane) {
     const int tokens = window_.frame(f).tokens;
     if (plan_.window.received) std::copy_n(window_.received(lane, f), tokens, scratch_.received + rows);
     for (int at = 0, page = 0; at < tokens; at += kPageTokens, ++page) {
-      const std::byte* bytes = window_.page(Strip::kFrame, lane, page, f);
+      const PageView view = window_.page(Strip::kFrame, lane, page, f);
       const int n = std::min(kPageTokens, tokens - at);
-      backend_.ops->decode(plan_.window.codec, plan_.store.page, bytes, 0, n,
+      backend_.ops->decode(plan_.window.codec, plan_.store.page, view.data, 0, n,
                            scratch_.k + static_cast<size_t>(rows) * row, scratch_.v + static_cast<size_t>(rows) * row,
                            row);
-      std::memcpy(scratch_.meta + rows, page_meta(bytes), static_cast<size_t>(n) * sizeof(TokenMeta));
+      std::memcpy(scratch_.meta + rows, view.meta, static_cast<size_t>(n) * sizeof(TokenMeta));
       rows += n;
     }
   }
+  backend_.ops->wait();
   return rows;
 }
 
@@ -192,7 +193,7 @@ void KvMemory::place(int lane, int i, int n, const WindowFrame& frame, SceneId s
       float similarity = 0;
       args.best = &best;
       args.similarity = &similarity;
-      backend_.ops->assign(args);
+      backend_.ops->for_host().assign(args);
       if (best != kNone && 2 - 2 * similarity <= policy_->reach(lane)) to.cluster = best;
     }
     Short s = Short::kNothing;
@@ -299,12 +300,12 @@ void KvMemory::shift_dialogue(int tokens) {
   const CodecId codec = plan_.window.codec;
   for (int lane = 0; lane < lanes(); ++lane) {
     for (int i = 0; i < left; ++i) {
-      const std::byte* from = window_.page(Strip::kBranch, lane, (gone + i) / kPageTokens);
-      std::byte* to = window_.page(Strip::kBranch, lane, i / kPageTokens);
+      const PageView from = window_.page(Strip::kBranch, lane, (gone + i) / kPageTokens);
+      const PageView to = window_.page(Strip::kBranch, lane, i / kPageTokens);
       const int at = (gone + i) % kPageTokens;
-      backend_.ops->decode(codec, plan_.store.page, from, at, at + 1, scratch_.k, scratch_.v, row);
-      backend_.ops->encode_row(codec, plan_.store.page, scratch_.k, scratch_.v, i % kPageTokens, to);
-      page_meta(to)[i % kPageTokens] = page_meta(from)[at];
+      backend_.ops->decode(codec, plan_.store.page, from.data, at, at + 1, scratch_.k, scratch_.v, row);
+      backend_.ops->encode_row(codec, plan_.store.page, scratch_.k, scratch_.v, i % kPageTokens, to.data);
+      to.meta[i % kPageTokens] = from.meta[at];
     }
   }
   window_.branch_tokens = left;

@@ -33,18 +33,42 @@ FrameScratch::FrameScratch(Region& region, const Plan& plan) {
   relief = region.take<Relief>("frame scratch", kReliefs);
 }
 
-size_t BlockSelection::bytes_for(const Plan& p) {
-  return piece<PageEntry>(p.select_entries) + piece<PageId>(p.select_entries) + piece<int32_t>(p.select_tokens) +
-         piece<int32_t>(p.select_rows) + piece<int32_t>(3 * p.select_rows) + piece<float>(p.select_rows);
+namespace {
+
+template <class Take>
+BlockSelection::Table make_table(const Plan& p, const Take& take) {
+  BlockSelection::Table t{};
+  take(&t.pages, p.select_entries);
+  take(&t.positions, p.select_tokens);
+  if (p.config.model.rope.is_multi()) take(&t.places, 2 * p.select_tokens);
+  take(&t.rows, p.select_rows);
+  take(&t.row_positions, 3 * p.select_rows);
+  take(&t.row_bias, p.select_rows);
+  // Kernels of several lanes may be under way at once, each with positions of its own.
+  if (p.private_data) take(&t.q_positions, 3 * p.max_block);
+  return t;
 }
+
+size_t table_bytes(const Plan& p) {
+  size_t total = 0;
+  make_table(p, [&]<class T>(T**, int n) { total += piece<T>(n); });
+  return total;
+}
+
+}  // namespace
+
+size_t BlockSelection::bytes_for(const Plan& p) {
+  return table_bytes(p) + piece<PageId>(p.select_entries) +
+         (p.private_data ? piece<const TokenMeta*>(p.select_entries) : 0);
+}
+
+size_t BlockSelection::private_bytes_for(const Plan& p) { return p.private_data ? table_bytes(p) : 0; }
 
 size_t BlockSelection::shared_bytes_for(const Plan& p) {
   const int clusters = p.store.index.capacity;
-  return piece<uint64_t>(p.select_tokens + p.select_rows) +
-         piece<uint16_t>(p.config.model.rope.grid_follows_time ? p.select_tokens : 0) + 5 * piece<float>(clusters) +
-         piece<uint8_t>(clusters) + piece<ClusterId>(p.select_rows) + piece<float>(p.select_tokens) +
-         piece<float>(p.select_rows) + piece<int32_t>(3 * p.max_block) +
-         piece<float>(p.max_block * p.config.model.q_heads);
+  return piece<uint64_t>(p.select_tokens + p.select_rows) + 5 * piece<float>(clusters) + piece<uint8_t>(clusters) +
+         piece<ClusterId>(p.select_rows) + piece<float>(p.select_tokens) + piece<float>(p.select_rows) +
+         piece<int32_t>(3 * p.max_block) + piece<float>(p.max_block * p.config.model.q_heads);
 }
 
 BlockSelection::Shared BlockSelection::make_shared(Region& region, const Plan& p) {
@@ -52,8 +76,6 @@ BlockSelection::Shared BlockSelection::make_shared(Region& region, const Plan& p
   const auto take_floats = [&](int n) { return region.take<float>("selections", static_cast<size_t>(n)); };
   Shared s{};
   s.order = region.take<uint64_t>("selections", static_cast<size_t>(p.select_tokens + p.select_rows));
-  s.extent = region.take<uint16_t>("selections",
-                                   static_cast<size_t>(p.config.model.rope.grid_follows_time ? p.select_tokens : 0));
   s.result.chosen = region.take<ClusterId>("selections", clusters);
   s.result.attend = region.take<ClusterId>("selections", static_cast<size_t>(p.select_rows));
   s.result.score = region.take<float>("selections", clusters);
@@ -68,40 +90,61 @@ BlockSelection::Shared BlockSelection::make_shared(Region& region, const Plan& p
   return s;
 }
 
-BlockSelection::BlockSelection(Region& region, const Plan& p)
+BlockSelection::BlockSelection(Region& region, const Plan& p, const Shared& shared)
     : max_entries_(p.select_entries), max_tokens_(p.select_tokens), max_rows_(p.select_rows) {
-  entries_ = region.take<PageEntry>("selections", static_cast<size_t>(max_entries_));
+  table_ = make_table(p, [&]<class T>(T** to, int n) { *to = region.take<T>("selections", static_cast<size_t>(n)); });
   ids_ = region.take<PageId>("selections", static_cast<size_t>(max_entries_));
-  positions_ = region.take<int32_t>("selections", static_cast<size_t>(max_tokens_));
-  rows_ = region.take<int32_t>("selections", static_cast<size_t>(max_rows_));
-  row_positions_ = region.take<int32_t>("selections", 3 * static_cast<size_t>(max_rows_));
-  row_bias_ = region.take<float>("selections", static_cast<size_t>(max_rows_));
+  if (!p.private_data) {
+    table_.q_positions = shared.q_positions;
+    there_ = table_;
+  } else {
+    metas_ = region.take<const TokenMeta*>("selections", static_cast<size_t>(max_entries_));
+    there_ = make_table(p, [&]<class T>(T** to, int n) {
+      *to = reinterpret_cast<T*>(region.take_private("selections", static_cast<size_t>(n) * sizeof(T)));
+    });
+  }
 }
 
 void BlockSelection::clear() {
   n_entries_ = n_tokens_ = n_rows_ = 0;
   finished_entries_ = finished_tokens_ = 0;
+  sent_entries_ = sent_tokens_ = sent_rows_ = 0;
   next_position_ = next_moment_ = 0;
   ready = false;
 }
 
-bool BlockSelection::add_page(PageId page, const std::byte* data, CodecId codec, int begin, int end) {
+bool BlockSelection::add_page(PageId page, PageView view, CodecId codec, int begin, int end) {
   if (begin >= end) return true;
   if (entries_left() < 1 || tokens_left() < end - begin) return false;
-  entries_[n_entries_] = {data, n_tokens_, static_cast<uint8_t>(begin), static_cast<uint8_t>(end), codec};
+  table_.pages[n_entries_] = {view.data, n_tokens_, static_cast<uint8_t>(begin), static_cast<uint8_t>(end), codec};
+  if (metas_ != nullptr) metas_[n_entries_] = view.meta;
   ids_[n_entries_++] = page;
-  const TokenMeta* meta = page_meta(data);
-  for (int i = begin; i < end; ++i) positions_[n_tokens_++] = meta[i].position;
+  for (int i = begin; i < end; ++i, ++n_tokens_) {
+    table_.positions[n_tokens_] = view.meta[i].position;
+    if (table_.places != nullptr) {
+      table_.places[2 * n_tokens_] = view.meta[i].h;
+      table_.places[2 * n_tokens_ + 1] = view.meta[i].w;
+    }
+  }
   return true;
+}
+
+void BlockSelection::move(int entry, PageView view, CodecId codec) {
+  PageEntry& page = table_.pages[entry];
+  if (metas_ != nullptr) metas_[entry] = view.meta;
+  if (page.data == view.data && page.codec == codec) return;
+  page.data = view.data;
+  page.codec = codec;
+  sent_entries_ = std::min(sent_entries_, entry);
 }
 
 bool BlockSelection::add_row(ClusterId c, const Cluster& cluster, int tokens) {
   if (n_rows_ == max_rows_) return false;
-  rows_[n_rows_] = c;
-  row_positions_[3 * n_rows_] = static_cast<int32_t>(std::llround(cluster.mean_position));
-  row_positions_[3 * n_rows_ + 1] = cluster.h;
-  row_positions_[3 * n_rows_ + 2] = cluster.w;
-  row_bias_[n_rows_++] = std::log(static_cast<float>(tokens));
+  table_.rows[n_rows_] = c;
+  table_.row_positions[3 * n_rows_] = static_cast<int32_t>(std::llround(cluster.mean_position));
+  table_.row_positions[3 * n_rows_ + 1] = cluster.h;
+  table_.row_positions[3 * n_rows_ + 2] = cluster.w;
+  table_.row_bias[n_rows_++] = std::log(static_cast<float>(tokens));
   return true;
 }
 
@@ -111,14 +154,13 @@ void BlockSelection::finish(bool original, const RopeSpec& rope, Shared& shared)
   ready = true;
   const int n = n_tokens_ + n_rows_;
   const auto position = [&](int i) -> int32_t& {
-    return i < n_tokens_ ? positions_[i] : row_positions_[3 * (i - n_tokens_)];
+    return i < n_tokens_ ? table_.positions[i] : table_.row_positions[3 * (i - n_tokens_)];
   };
   int32_t highest = -1;
   if (!original) {
     for (int i = 0; i < n; ++i)
       shared.order[i] = static_cast<uint64_t>(static_cast<uint32_t>(position(i))) << 32 | static_cast<uint32_t>(i);
     std::sort(shared.order, shared.order + n);
-    if (rope.grid_follows_time) measure_extents(shared.extent);
     // 1-D: every token takes the next position. M-RoPE: tokens of one moment share theirs; where the grid follows time, the
     // next moment stands behind its rows and columns (behind as many as there are tokens, if fewer are left).
     uint32_t moment = 0;
@@ -130,7 +172,8 @@ void BlockSelection::finish(bool original, const RopeSpec& rope, Shared& shared)
         highest += std::max(1, std::min(extent, members));
         extent = members = 0;
       }
-      if (rope.grid_follows_time && item < n_tokens_) extent = std::max<int>(extent, shared.extent[item]);
+      if (rope.grid_follows_time && item < n_tokens_ && table_.places[2 * item] != kText)
+        extent = std::max({extent, table_.places[2 * item] + 1, table_.places[2 * item + 1] + 1});
       ++members;
       moment = at;
       position(item) = highest;
@@ -139,37 +182,46 @@ void BlockSelection::finish(bool original, const RopeSpec& rope, Shared& shared)
     for (int i = 0; i < n; ++i) highest = std::max(highest, position(i));
   }
   next_moment_ = highest + 1;
-  if (rope.is_multi()) {
-    for (int e = 0; e < n_entries_; ++e)
-      for (int i = entries_[e].begin; i < entries_[e].end; ++i) {
-        const TokenMeta& meta = page_meta(entries_[e].data)[i];
-        const int32_t t = positions_[entries_[e].first + i - entries_[e].begin];
-        highest = std::max({highest, rope.place_at(t, meta.h), rope.place_at(t, meta.w)});
-      }
-  }
   for (int i = 0; i < n_rows_; ++i) {
-    int32_t* p = row_positions_ + 3 * i;
+    int32_t* p = table_.row_positions + 3 * i;
     for (int axis = 1; axis < 3; ++axis)
       p[axis] = rope.is_multi() ? rope.place_at(p[0], static_cast<uint16_t>(p[axis])) : p[0];
+  }
+  if (rope.is_multi()) {
+    for (int i = 0; i < 2 * n_tokens_; ++i)
+      highest = std::max<int32_t>(highest, rope.place_at(table_.positions[i / 2], table_.places[i]));
   }
   next_position_ = highest + 1;
 }
 
-void BlockSelection::measure_extents(uint16_t* extent) const {
-  for (int e = 0; e < n_entries_; ++e)
-    for (int i = entries_[e].begin; i < entries_[e].end; ++i) {
-      const TokenMeta& meta = page_meta(entries_[e].data)[i];
-      extent[entries_[e].first + i - entries_[e].begin] =
-          meta.h == kText ? uint16_t{1} : static_cast<uint16_t>(std::max(meta.h, meta.w) + 1);
+bool BlockSelection::append_page(PageView view, CodecId codec, int end, int first_position) {
+  if (n_entries_ == max_entries_ || max_tokens_ - n_tokens_ < end) return false;
+  table_.pages[n_entries_] = {view.data, n_tokens_, 0, static_cast<uint8_t>(end), codec};
+  if (metas_ != nullptr) metas_[n_entries_] = view.meta;
+  ids_[n_entries_++] = kNone;
+  for (int i = 0; i < end; ++i, ++n_tokens_) {
+    table_.positions[n_tokens_] = first_position + i;
+    if (table_.places != nullptr) {
+      table_.places[2 * n_tokens_] = table_.places[2 * n_tokens_ + 1] = kText;
     }
+  }
+  return true;
 }
 
-bool BlockSelection::append_page(const std::byte* data, CodecId codec, int end, int first_position) {
-  if (n_entries_ == max_entries_ || max_tokens_ - n_tokens_ < end) return false;
-  entries_[n_entries_] = {data, n_tokens_, 0, static_cast<uint8_t>(end), codec};
-  ids_[n_entries_++] = kNone;
-  for (int i = 0; i < end; ++i) positions_[n_tokens_++] = first_position + i;
-  return true;
+const BlockSelection::Table& BlockSelection::upload(Ops& ops, int tokens) {
+  if (there_.pages == table_.pages) return there_;
+  const auto send = [&]<class T>(T* to, const T* from, int begin, int end) {
+    if (begin < end) ops.copy(to + begin, from + begin, static_cast<size_t>(end - begin) * sizeof(T));
+  };
+  send(there_.pages, table_.pages, sent_entries_, n_entries_);
+  send(there_.positions, table_.positions, sent_tokens_, n_tokens_);
+  if (table_.places != nullptr) send(there_.places, table_.places, 2 * sent_tokens_, 2 * n_tokens_);
+  send(there_.rows, table_.rows, sent_rows_, n_rows_);
+  send(there_.row_positions, table_.row_positions, 3 * sent_rows_, 3 * n_rows_);
+  send(there_.row_bias, table_.row_bias, sent_rows_, n_rows_);
+  send(there_.q_positions, table_.q_positions, 0, 3 * tokens);
+  sent_entries_ = n_entries_, sent_tokens_ = n_tokens_, sent_rows_ = n_rows_;
+  return there_;
 }
 
 }  // namespace mosaic

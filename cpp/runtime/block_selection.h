@@ -1,14 +1,18 @@
 // BlockSelection: what one layer attends to besides the block itself, as the kernels read it - a block table of pages, the
 // position of every token in it, and the summaries of what is not read. Built once per question and layer (and for every
-// frame), reused for every token of the answer. Positions are contiguous in time order, or the original ones.
-// Not thread-safe.
+// frame), reused for every token of the answer. Positions are contiguous in time order, or the original ones. It is built
+// in host memory; where kernels have memory of their own, upload() sends what changed. Not thread-safe.
 #pragma once
+
+#include <algorithm>
 
 #include "runtime/plan.h"
 
 namespace mosaic {
 
 Ops::Limits ops_limits(const Plan& plan);
+// Of Ops::for_host(), where that is another: one token at a time.
+Ops::Limits host_limits(const Plan& plan);
 
 // Rows of the block that leaves the window (one frame, or as many as the policy takes together), and what the policy
 // said of them.
@@ -29,8 +33,7 @@ class BlockSelection {
  public:
   // Scratch that the selections of all layers share while one is built.
   struct Shared {
-    uint64_t* order;   // [select_tokens + select_rows] sort keys
-    uint16_t* extent;  // [select_tokens] rows or columns up to each token, if the grid follows time
+    uint64_t* order;  // [select_tokens + select_rows] sort keys
     SelectResult result;
     uint8_t* chosen;       // [clusters]
     float* page_mass;      // [select_tokens]
@@ -38,30 +41,45 @@ class BlockSelection {
     int32_t* q_positions;  // [max_block, 3]
     float* lse;            // [max_block, q_heads]
   };
+  // What kernels read of it.
+  struct Table {
+    PageEntry* pages;        // [select_entries]
+    int32_t* positions;      // [select_tokens] of the pages' tokens
+    uint16_t* places;        // [select_tokens, 2] their rows and columns; null where RoPE has one axis
+    int32_t* rows;           // [select_rows] summaries
+    int32_t* row_positions;  // [select_rows, 3]
+    float* row_bias;         // [select_rows]
+    int32_t* q_positions;    // [max_block, 3] of the block's own tokens
+  };
   static size_t bytes_for(const Plan& plan);
+  static size_t private_bytes_for(const Plan& plan);
   static size_t shared_bytes_for(const Plan& plan);
   static Shared make_shared(Region& region, const Plan& plan);
-  BlockSelection(Region& region, const Plan& plan);
+  BlockSelection(Region& region, const Plan& plan, const Shared& shared);
 
   void clear();
   // Tokens [begin, end) of a page. page: its id, or kNone for pages of the window. False: the table is full.
-  bool add_page(PageId page, const std::byte* data, CodecId codec, int begin, int end);
+  bool add_page(PageId page, PageView view, CodecId codec, int begin, int end);
   bool add_row(ClusterId c, const Cluster& cluster, int tokens);
   // Give everything added its position. first_free: the position of what follows.
   void finish(bool original, const RopeSpec& rope, Shared& shared);
   // After finish(): a page whose tokens stand behind everything else, at consecutive positions (dialogue, question).
-  bool append_page(const std::byte* data, CodecId codec, int end, int first_position);
+  bool append_page(PageView view, CodecId codec, int end, int first_position);
+  // The table where kernels reach it, with the positions of the block's `tokens`. What was sent before and has not changed
+  // since is not sent again; until the copies have run (Ops::wait) nothing here may change.
+  const Table& upload(Ops& ops, int tokens);
 
   int entries() const { return n_entries_; }
   int tokens() const { return n_tokens_; }
   int rows() const { return n_rows_; }
-  PageEntry* pages() { return entries_; }
-  const PageEntry* pages() const { return entries_; }
+  const PageEntry& entry(int i) const { return table_.pages[i]; }
+  const TokenMeta* meta(int entry) const {
+    return metas_ != nullptr ? metas_[entry]
+                             : reinterpret_cast<const TokenMeta*>(table_.pages[entry].data) - kPageTokens;
+  }
   PageId page(int entry) const { return ids_[entry]; }
-  const int32_t* positions() const { return positions_; }
-  const int32_t* row_ids() const { return rows_; }
-  const int32_t* row_positions() const { return row_positions_; }
-  const float* row_bias() const { return row_bias_; }
+  ClusterId row(int i) const { return table_.rows[i]; }
+  int32_t* q_positions() { return table_.q_positions; }
   int next_position() const { return next_position_; }
   // M-RoPE: the temporal position of the next frame; rows and columns of earlier ones do not move it.
   int next_moment() const { return next_moment_; }
@@ -76,21 +94,26 @@ class BlockSelection {
   void rewind() {
     n_entries_ = finished_entries_;
     n_tokens_ = finished_tokens_;
+    sent_entries_ = std::min(sent_entries_, n_entries_);
+    sent_tokens_ = std::min(sent_tokens_, n_tokens_);
   }
   // A page that could not be read: its tokens are not attended.
-  void forget(int entry) { entries_[entry].end = entries_[entry].begin; }
+  void forget(int entry) {
+    table_.pages[entry].end = table_.pages[entry].begin;
+    sent_entries_ = std::min(sent_entries_, entry);
+  }
+  // Where a page lies now.
+  void move(int entry, PageView view, CodecId codec);
 
   bool ready = false;
 
  private:
-  void measure_extents(uint16_t* extent) const;
   int max_entries_, max_tokens_, max_rows_;
-  PageEntry* entries_;
+  Table table_;  // the host's
+  Table there_;  // the kernels'; the same where they share memory
   PageId* ids_;
-  int32_t* positions_;
-  int32_t* rows_;
-  int32_t* row_positions_;
-  float* row_bias_;
+  const TokenMeta** metas_ = nullptr;  // of each page; null: it lies in front of the data
+  int sent_entries_ = 0, sent_tokens_ = 0, sent_rows_ = 0;
   int n_entries_ = 0, n_tokens_ = 0, n_rows_ = 0;
   int finished_entries_ = 0, finished_tokens_ = 0;
   int reserved_entries_ = 0, reserved_tokens_ = 0;

@@ -1,28 +1,27 @@
 #include "runtime/kv_memory.h"
 
 #include <algorithm>
-#include <bit>
 #include <cstring>
 #include <string>
 #include <utility>
 
 #include "core/error.h"
+#include "core/finite.h"
 
 namespace mosaic {
 
 namespace {
 
-// Only NaN and infinity have an exponent of all ones. Integers, so that the loop may be vectorised.
-bool all_finite(const float* x, size_t n) {
-  uint32_t bad = 0;
-  for (size_t i = 0; i < n; ++i) bad |= (std::bit_cast<uint32_t>(x[i]) & 0x7f800000u) == 0x7f800000u ? 1u : 0u;
-  return bad == 0;
-}
-
-RopeTable take_rope(Region& region, const Plan& plan) {
+RopeTable take_rope(Region& region, const Plan& plan, Ops& ops) {
   const RopeSpec& spec = plan.config.model.rope;
-  return RopeTable(spec, plan.rope_positions,
-                   region.take<std::byte>("rope", RopeTable::bytes_for(spec, plan.rope_positions)));
+  const size_t bytes = RopeTable::bytes_for(spec, plan.rope_positions);
+  if (!region.has_private()) return RopeTable(spec, plan.rope_positions, region.take<std::byte>("rope", bytes));
+  std::vector<std::byte> built(bytes);
+  const RopeTable table(spec, plan.rope_positions, built.data());
+  std::byte* const there = region.take_private("rope", bytes);
+  if (bytes > 0) ops.copy(there, built.data(), bytes);
+  ops.wait();
+  return table.at(there);
 }
 
 }  // namespace
@@ -30,18 +29,26 @@ RopeTable take_rope(Region& region, const Plan& plan) {
 KvMemory::KvMemory(const MemoryConfig& config, std::unique_ptr<Policy> policy, Backend backend, SpillIo* io)
     : backend_(std::move(backend)),
       policy_(std::move(policy)),
-      plan_(make_plan(config, *policy_, *backend_.ops)),
-      region_(*backend_.device, plan_.total_bytes),
+      plan_(make_plan(config, *policy_, backend_)),
+      region_(*backend_.device, plan_.total_bytes - plan_.private_bytes, plan_.private_bytes),
       window_(region_, plan_.window),
       store_(region_, plan_.store, *backend_.ops, io),
-      rope_(take_rope(region_, plan_)),
+      rope_(take_rope(region_, plan_, *backend_.ops)),
       shared_(BlockSelection::make_shared(region_, plan_)),
       scratch_(region_, plan_),
+      staging_(region_, plan_),
       evidence_(region_, Evidence::capacity_for(plan_.config.cap_bytes)) {
   selection_.reserve(static_cast<size_t>(lanes()));
-  for (int l = 0; l < lanes(); ++l) selection_.emplace_back(region_, plan_);
+  for (int l = 0; l < lanes(); ++l) selection_.emplace_back(region_, plan_, shared_);
   const Ops::Limits limits = ops_limits(plan_);
-  backend_.ops->set_scratch(region_.take<std::byte>("kernel scratch", backend_.ops->scratch_bytes(limits)), limits);
+  const size_t scratch = backend_.ops->scratch_bytes(limits);
+  backend_.ops->set_scratch(region_.has_private() ? region_.take_private("kernel scratch", scratch)
+                                                  : region_.take<std::byte>("kernel scratch", scratch),
+                            limits);
+  if (Ops& host = backend_.ops->for_host(); &host != backend_.ops.get()) {
+    const Ops::Limits rows = host_limits(plan_);
+    host.set_scratch(region_.take<std::byte>("kernel scratch", host.scratch_bytes(rows)), rows);
+  }
   policy_->bind(store_, region_);
   if (region_.used() != plan_.total_bytes)
     throw InvariantError("KvMemory: took " + std::to_string(region_.used()) + " bytes, planned " +
@@ -50,6 +57,8 @@ KvMemory::KvMemory(const MemoryConfig& config, std::unique_ptr<Policy> policy, B
 
 void KvMemory::begin(Block kind, int tokens) {
   if (block_ != Block::kNone) throw InvalidInput("KvMemory: a block is open; commit() or abort() it first.");
+  backend_.ops->wait();  // tables that a block before this one queued are about to change
+  staging_.clear();
   block_ = kind;
   block_tokens_ = tokens;
   next_layer_ = 0;
@@ -118,16 +127,16 @@ void KvMemory::begin_text(int tokens) {
   }
 }
 
-void KvMemory::block_positions(const BlockSelection& s) {
+void KvMemory::block_positions(BlockSelection* s) {
   const RopeSpec& rope = model().rope;
   const bool original = plan_.config.original_positions;
   const bool overlaps = rope.is_multi() && !rope.grid_follows_time;  // rows and columns do not move what follows
-  int base = overlaps && block_ == Block::kFrame ? s.next_moment() : s.next_position();
+  int base = overlaps && block_ == Block::kFrame ? s->next_moment() : s->next_position();
   if (block_ == Block::kQuestion) base += window_.branch_tokens;
   if (original && block_ == Block::kFrame) base = frame_position_;
   if (original && block_ == Block::kQuestion) base = std::max(base, next_position_ + window_.branch_tokens);
   for (int i = 0; i < block_tokens_; ++i) {
-    int32_t* p = shared_.q_positions + 3 * i;
+    int32_t* p = s->q_positions() + 3 * i;
     p[0] = p[1] = p[2] = base + i;
     if (block_ == Block::kFrame && rope.is_multi()) {
       const Place place = place_in_frame(i);
@@ -159,25 +168,31 @@ int KvMemory::frame_steps() const {
   return frame_.lead + side + frame_.trail;
 }
 
-void KvMemory::attend(int layer, const float* q, const float* k, const float* v, float* out) {
+void KvMemory::refuse_block(const std::string& why) {
+  abort();
+  throw InvalidInput("KvMemory: " + why + "; the block was refused and nothing of it was filed.");
+}
+
+void KvMemory::attend(int layer, const float* q, const float* k, const float* v, float* out, void* stream) {
   if (block_ == Block::kNone)
     throw InvalidInput("KvMemory: attend() without a block; begin_frame() or begin_text() first.");
-  const auto n = static_cast<size_t>(block_tokens_);
+  const LayerArrays given{q, k, v, out};
+  if (layer != next_layer_)
+    refuse_block("expected layer " + std::to_string(next_layer_) + ", got " + std::to_string(layer));
+  if (!staging_.readable_is_finite(given, *backend_.device, block_tokens_))
+    refuse_block("layer " + std::to_string(layer) + ": q, k or v holds NaN or infinity");
   const auto d = static_cast<size_t>(model().head_dim);
-  const size_t q_row = static_cast<size_t>(model().q_heads) * d, kv_row = static_cast<size_t>(model().kv_heads) * d;
-  if (layer != next_layer_ || !all_finite(q, n * q_row) || !all_finite(k, n * kv_row) || !all_finite(v, n * kv_row)) {
-    const std::string what = layer != next_layer_
-                                 ? "expected layer " + std::to_string(next_layer_) + ", got " + std::to_string(layer)
-                                 : "layer " + std::to_string(layer) + ": q, k or v holds NaN or infinity";
-    abort();
-    throw InvalidInput("KvMemory: " + what + "; the block was refused and nothing of it was filed.");
-  }
   const auto each = static_cast<size_t>(plan_.layer_lanes);
+  const size_t q_lane = static_cast<size_t>(model().q_heads) * d / each;
+  const size_t kv_lane = static_cast<size_t>(model().kv_heads) * d / each;
   try {
+    const LayerArrays at = staging_.enter(given, backend_, block_tokens_, stream);
     for (size_t i = 0; i < each; ++i)
-      attend_lane(layer * plan_.layer_lanes + static_cast<int>(i), q + i * (q_row / each), k + i * (kv_row / each),
-                  v + i * (kv_row / each), out + i * (q_row / each));
-  } catch (...) {  // a policy written elsewhere may throw from select(): the block is refused whole
+      attend_lane(layer * plan_.layer_lanes + static_cast<int>(i), at.q + i * q_lane, at.k + i * kv_lane,
+                  at.v + i * kv_lane, at.out + i * q_lane);
+    staging_.leave(given, backend_, block_tokens_, stream);
+    if (store_.tiers().spill() != nullptr) backend_.ops->wait();  // read copies may be replaced from here on
+  } catch (...) {  // a policy written elsewhere may throw from select(), a device may fail: the block is refused whole
     abort();
     throw;
   }
@@ -196,25 +211,27 @@ void KvMemory::attend_lane(int lane, const float* q, const float* k, const float
   }
   if (block_ == Block::kQuestion) append_branch(&s, lane);
   resolve(&s);
-  block_positions(s);
+  block_positions(&s);
+  const BlockSelection::Table& table = s.upload(*backend_.ops, block_tokens_);
 
   AttendArgs args;
   args.q = q;
   args.tokens = block_tokens_;
   args.q_heads = model().q_heads / plan_.layer_lanes;
   args.q_stride = static_cast<size_t>(model().q_heads) * static_cast<size_t>(model().head_dim);
-  args.q_positions = shared_.q_positions;
+  args.q_positions = table.q_positions;
   args.shape = plan_.store.page;
   args.rope = &rope_;
   args.scale = model().scale;
-  args.pages = s.pages();
+  args.pages = table.pages;
   args.n_pages = s.entries();
-  args.positions = s.positions();
+  args.positions = table.positions;
+  args.places = table.places;
   args.mean_k = store_.index(lane).mean_k();
   args.mean_v = store_.index(lane).mean_v();
-  args.rows = s.row_ids();
-  args.row_positions = s.row_positions();
-  args.row_bias = s.row_bias();
+  args.rows = table.rows;
+  args.row_positions = table.row_positions;
+  args.row_bias = table.row_bias;
   args.n_rows = s.rows();
   args.block_k = k;
   args.block_v = v;
@@ -233,14 +250,14 @@ void KvMemory::stage(int lane, const float* k, const float* v) {
   const CodecId codec = plan_.window.codec;
   if (block_ == Block::kFrame) {
     for (int at = 0, page = 0; at < block_tokens_; at += kPageTokens, ++page) {
-      std::byte* bytes = window_.page(Strip::kFrame, lane, page, window_.frames());
+      const PageView view = window_.page(Strip::kFrame, lane, page, window_.frames());
       const int n = std::min(kPageTokens, block_tokens_ - at);
       for (int i = 0; i < n; ++i) {
         const Place place = place_in_frame(at + i);
-        page_meta(bytes)[i] = {frame_position_ + place.step, frame_.time_ms, place.h, place.w};
+        view.meta[i] = {frame_position_ + place.step, frame_.time_ms, place.h, place.w};
       }
       backend_.ops->encode(codec, plan_.store.page, k + static_cast<size_t>(at) * row,
-                           v + static_cast<size_t>(at) * row, row, n, bytes);
+                           v + static_cast<size_t>(at) * row, row, n, view.data);
     }
     return;
   }
@@ -248,10 +265,10 @@ void KvMemory::stage(int lane, const float* k, const float* v) {
   const int first = block_ == Block::kPrefix ? window_.prefix_tokens : window_.branch_tokens;
   for (int i = 0; i < block_tokens_; ++i) {
     const int at = first + i;
-    std::byte* bytes = window_.page(strip, lane, at / kPageTokens);
-    page_meta(bytes)[at % kPageTokens] = {block_ == Block::kPrefix ? next_position_ + i : 0, -1, kText, kText};
+    const PageView view = window_.page(strip, lane, at / kPageTokens);
+    view.meta[at % kPageTokens] = {block_ == Block::kPrefix ? next_position_ + i : 0, -1, kText, kText};
     backend_.ops->encode_row(codec, plan_.store.page, k + static_cast<size_t>(i) * row,
-                             v + static_cast<size_t>(i) * row, at % kPageTokens, bytes);
+                             v + static_cast<size_t>(i) * row, at % kPageTokens, view.data);
   }
 }
 
@@ -271,6 +288,8 @@ void KvMemory::commit() {
                                   std::to_string(model().layers) + " layers; the block was refused."
                             : "KvMemory: commit() without a block.");
   }
+  backend_.ops->wait();
+  if (staging_.bad()) refuse_block("q, k or v of a layer holds NaN or infinity");
   const Block kind = std::exchange(block_, Block::kNone);
   if (kind == Block::kPrefix) {
     window_.prefix_tokens += block_tokens_;

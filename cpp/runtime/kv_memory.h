@@ -20,6 +20,7 @@
 #include "runtime/block_selection.h"
 #include "runtime/evidence.h"
 #include "runtime/plan.h"
+#include "runtime/staging.h"
 
 namespace mosaic {
 
@@ -63,8 +64,10 @@ class KvMemory {
 
   void begin_frame(const FrameInfo& frame);
   void begin_text(int tokens);
-  // q [T, q_heads, D], k, v [T, kv_heads, D] before rotation, out [T, q_heads, D]; contiguous, T as begun.
-  void attend(int layer, const float* q, const float* k, const float* v, float* out);
+  // q [T, q_heads, D], k, v [T, kv_heads, D] before rotation, out [T, q_heads, D]; contiguous, T as begun. They may lie in
+  // host memory or in the device's own: what the device reaches is not copied. With all four on the device nothing is
+  // waited for: `stream` (of the device's kind, null its default) is the caller's, and is put in order with ours.
+  void attend(int layer, const float* q, const float* k, const float* v, float* out, void* stream = nullptr);
   void commit();
   // Forget the block that was begun.
   void abort();
@@ -94,7 +97,7 @@ class KvMemory {
   // A lane is all heads of a layer, or one of its KV heads with the query heads that share it.
   void attend_lane(int lane, const float* q, const float* k, const float* v, float* out);
   void stage(int lane, const float* k, const float* v);
-  void block_positions(const BlockSelection& selection);
+  void block_positions(BlockSelection* selection);
   // Where a token of the frame stands: positions behind the frame's first, row and column (kText: none).
   struct Place {
     int step;
@@ -103,6 +106,7 @@ class KvMemory {
   Place place_in_frame(int i) const;
   int picture_tokens() const { return block_tokens_ - frame_.lead - frame_.trail; }
   int frame_steps() const;
+  void refuse_block(const std::string& why);
   bool attends_means() const { return plan_.summaries && plan_.config.summaries; }
   // selection.cc
   void select_window(int lane);
@@ -139,6 +143,7 @@ class KvMemory {
   std::vector<BlockSelection> selection_;  // [lanes]
   BlockSelection::Shared shared_;
   FrameScratch scratch_;
+  Staging staging_;
   Evidence evidence_;
 
   Block block_ = Block::kNone;

@@ -7,6 +7,7 @@
 #include "core/error.h"
 #include "runtime/block_selection.h"
 #include "runtime/evidence.h"
+#include "runtime/staging.h"
 
 namespace mosaic {
 
@@ -50,8 +51,18 @@ int most_members(const PolicyNeeds& needs, const MemoryConfig& c) {
   return needs.members == PolicyNeeds::kAll ? c.max_cluster_tokens : needs.members;
 }
 
+// Of the packed pages, how many a card's own memory takes beside the exact ones.
+int64_t slots_on_card(const Plan& plan, int64_t packed_slots) {
+  const MemoryConfig& c = plan.config;
+  if (!plan.private_data || c.device_bytes == 0) return packed_slots;
+  uint64_t left = c.device_bytes;
+  for (const TierSpec& tier : plan.store.tiers)
+    left -= std::min<uint64_t>(left, static_cast<uint64_t>(tier.slots) * data_bytes(tier.codec, plan.store.page));
+  return std::min<int64_t>(packed_slots, static_cast<int64_t>(left / data_bytes(c.packed, plan.store.page)));
+}
+
 // Everything but the page slots follows from the configuration; `slots` is what the search varies.
-void lay_out(Plan* plan, const Policy& policy, const Ops& ops, int64_t packed_slots) {
+void lay_out(Plan* plan, const Policy& policy, Ops& ops, int64_t packed_slots) {
   const PolicyNeeds needs = policy.needs();
   MemoryConfig& c = plan->config;
   const ModelShape& m = c.model;
@@ -64,6 +75,7 @@ void lay_out(Plan* plan, const Policy& policy, const Ops& ops, int64_t packed_sl
   s.embedding_dim = m.embedding_dim;
   s.spill_dir = c.spill_dir;
   s.value_weight = needs.value_weight;
+  s.private_data = plan->private_data;
   // Packing a cluster without end needs two pages of scratch.
   const int members = most_members(needs, c);
   const bool keeps = !needs.by_token || members > 0;
@@ -80,7 +92,9 @@ void lay_out(Plan* plan, const Policy& policy, const Ops& ops, int64_t packed_sl
                                              (1 - c.exact_share) / exact_bytes);
     s.tiers.push_back({Place::device, c.exact, static_cast<int>(std::max<int64_t>(hot, 1))});
   }
-  s.tiers.push_back({Place::device, c.packed, static_cast<int>(packed_slots)});
+  const int64_t on_card = slots_on_card(*plan, packed_slots);
+  if (on_card > 0) s.tiers.push_back({Place::device, c.packed, static_cast<int>(on_card)});
+  if (on_card < packed_slots) s.tiers.push_back({Place::host, c.packed, static_cast<int>(packed_slots - on_card)});
   int64_t disk_slots = 0;
   // Summaries alone have nothing to spill; and who reads everything would need all of it back in DRAM.
   if (c.disk_bytes > 0 && keeps && needs.selects) {
@@ -154,22 +168,33 @@ void lay_out(Plan* plan, const Policy& policy, const Ops& ops, int64_t packed_sl
 
   const Ops::Limits limits = ops_limits(*plan);
   const auto lanes = static_cast<uint64_t>(s.lanes);
+  const uint64_t window_there = plan->private_data ? Window::private_bytes_for(w) : 0;
+  const uint64_t selections_there = lanes * BlockSelection::private_bytes_for(*plan);
+  const uint64_t rope = Region::rounded(RopeTable::bytes_for(m.rope, plan->rope_positions));
+  const uint64_t scratch = Region::rounded(ops.scratch_bytes(limits));
+  const uint64_t host_scratch =
+      &ops.for_host() != &ops ? Region::rounded(ops.for_host().scratch_bytes(host_limits(*plan))) : 0;
+  const uint64_t pages_there = ClusterStore::private_bytes_for(s);
+  plan->private_bytes = 0;
+  if (plan->private_data) plan->private_bytes = window_there + selections_there + rope + scratch + pages_there;
   plan->parts = {
-      {"window and question", Window::bytes_for(w)},
-      {"selections", lanes * BlockSelection::bytes_for(*plan) + BlockSelection::shared_bytes_for(*plan)},
-      {"rope", Region::rounded(RopeTable::bytes_for(m.rope, plan->rope_positions))},
-      {"kernel scratch", Region::rounded(ops.scratch_bytes(limits))},
+      {"window and question", Window::bytes_for(w, plan->private_data) + window_there},
+      {"selections",
+       lanes * BlockSelection::bytes_for(*plan) + selections_there + BlockSelection::shared_bytes_for(*plan)},
+      {"rope", rope},
+      {"kernel scratch", scratch + host_scratch},
+      {"staging", Staging::bytes_for(*plan)},
       {"frame scratch", FrameScratch::bytes_for(*plan)},
       {"evidence", Evidence::bytes_for(Evidence::capacity_for(c.cap_bytes))},
       {"policy", policy.scratch_bytes(s)},
-      {"pages", TierChain::bytes_for(s.tiers, page)},
+      {"pages", TierChain::bytes_for(s.tiers, page, plan->private_data) + pages_there},
       {"index", lanes * ClusterIndex::bytes_for(s.index)},
       {"scenes", s.scenes > 0 ? SceneTable::bytes_for(s.scenes, s.embedding_dim) : 0},
       {"fetch cache", FetchCache::bytes_for(s.fetch_slots, page_bytes(s.tiers.back().codec, page))},
   };
   uint64_t store_parts = 0;
-  for (size_t i = 7; i < plan->parts.size(); ++i) store_parts += plan->parts[i].bytes;
-  plan->parts.push_back({"page table and split scratch", ClusterStore::bytes_for(s) - store_parts});
+  for (size_t i = 8; i < plan->parts.size(); ++i) store_parts += plan->parts[i].bytes;
+  plan->parts.push_back({"page table and split scratch", ClusterStore::bytes_for(s) + pages_there - store_parts});
   plan->total_bytes = 0;
   for (const Plan::Part& part : plan->parts) plan->total_bytes += part.bytes;
 }
@@ -180,6 +205,11 @@ Ops::Limits ops_limits(const Plan& plan) {
   const ModelShape& m = plan.config.model;
   const int rows = std::max(plan.store.index.capacity, plan.select_rows);
   return {std::max(plan.max_block, kAssignItems), m.q_heads, {m.kv_heads, m.head_dim}, std::max(rows, 1)};
+}
+
+Ops::Limits host_limits(const Plan& plan) {
+  const ModelShape& m = plan.config.model;
+  return {1, m.q_heads / m.kv_heads, {1, m.head_dim}, std::max(plan.max_block, 1), plan.store.page.row()};
 }
 
 namespace {
@@ -195,9 +225,11 @@ std::string knob_of(const std::string& part) {
   return "window_frames= or branch_tokens=";
 }
 
-Plan plan_as_asked(const MemoryConfig& config, const Policy& policy, const Ops& ops) {
+Plan plan_as_asked(const MemoryConfig& config, const Policy& policy, const Backend& backend) {
   const PolicyNeeds needs = policy.needs();
+  Ops& ops = *backend.ops;
   Plan plan;
+  plan.private_data = backend.device->has_private();
   plan.config = config;
   MemoryConfig& c = plan.config;
   const ModelShape& m = c.model;
@@ -298,16 +330,16 @@ Plan plan_as_asked(const MemoryConfig& config, const Policy& policy, const Ops& 
 
 }  // namespace
 
-Plan make_plan(const MemoryConfig& config, const Policy& policy, const Ops& ops) {
+Plan make_plan(const MemoryConfig& config, const Policy& policy, const Backend& backend) {
   check(config);
   if (policy.needs().members != PolicyNeeds::kWithDisk || config.disk_bytes == 0 || config.clusters > 0)
-    return plan_as_asked(config, policy, ops);
+    return plan_as_asked(config, policy, backend);
   // Members on disk are worth having while most of the clusters stay; below that the disk is left alone.
   MemoryConfig alone = config;
   alone.disk_bytes = 0;
-  Plan without = plan_as_asked(alone, policy, ops);
+  Plan without = plan_as_asked(alone, policy, backend);
   try {
-    Plan with = plan_as_asked(config, policy, ops);
+    Plan with = plan_as_asked(config, policy, backend);
     if (with.config.clusters >= kLeastLeft * without.config.clusters) return with;
   } catch (const MemoryCapError&) {  // too little for a disk, enough without
   }

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "backend/backend.h"
 #include "policy/policy.h"
 #include "store/window.h"
 
@@ -32,6 +33,7 @@ struct MemoryConfig {
   CodecId packed = CodecId::kInt4;  // pages that yielded; the same as exact: no second tier
   double exact_share = 0.15;        // of the page bytes, for open exact pages (policies by token)
   double index_share = 0;           // of what is left after the fixed parts, for clusters' summaries; 0: by the policy
+  uint64_t device_bytes = 0;        // of the cap, for pages in a card's own memory, the rest lie on its host; 0: all
   uint64_t disk_bytes = 0;          // 0: no disk tier, what does not fit is summarised or dropped
   std::string spill_dir;
   int window_frames = 0;    // 0: what the model needs, at least 4
@@ -67,10 +69,12 @@ struct Plan {
   std::vector<Part> parts;
   // By token: DRAM that the records of a disk may take, and its read copies as much again.
   uint64_t disk_share_bytes = std::numeric_limits<uint64_t>::max();
-  uint64_t total_bytes = 0;  // what will be taken: <= cap_bytes
+  uint64_t total_bytes = 0;    // what will be taken: <= cap_bytes
+  bool private_data = false;   // kernels have memory of their own, and the data of pages lies there
+  uint64_t private_bytes = 0;  // of total_bytes, what lies there
 };
 
 // Throws InvalidInput (a value that makes no sense) or MemoryCapError (the cap cannot hold the least there must be).
-Plan make_plan(const MemoryConfig& config, const Policy& policy, const Ops& ops);
+Plan make_plan(const MemoryConfig& config, const Policy& policy, const Backend& backend);
 
 }  // namespace mosaic

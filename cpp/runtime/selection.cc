@@ -65,14 +65,14 @@ void KvMemory::add_cluster(BlockSelection* s, int lane, ClusterId c) {
     const bool wanted = !asking_ || store_.blocks()[id].last_time >= since_ms_;
     if (wanted) {
       CodecId codec{};
-      const std::byte* bytes =
-          s->entries_left() > 0 && s->tokens_left() >= count ? store_.resident(id, &codec) : nullptr;
-      if (bytes == nullptr) ++unread_pages_;
+      const PageView view =
+          s->entries_left() > 0 && s->tokens_left() >= count ? store_.resident(id, &codec) : PageView{};
+      if (view.data == nullptr) ++unread_pages_;
       // After a merge the tokens of a page may be out of time order: the runs of wanted ones are read.
-      const auto old = [&](int i) { return asking_ && page_meta(bytes)[i].time_ms < since_ms_; };
-      for (int begin = 0, end = 0; bytes != nullptr && begin < count; begin = end) {
+      const auto old = [&](int i) { return asking_ && view.meta[i].time_ms < since_ms_; };
+      for (int begin = 0, end = 0; view.data != nullptr && begin < count; begin = end) {
         for (end = begin + 1; end < count && old(end) == old(begin);) ++end;
-        if (old(begin) || s->add_page(id, bytes, codec, begin, end)) {
+        if (old(begin) || s->add_page(id, view, codec, begin, end)) {
           read += end - begin;
         } else {
           ++unread_pages_;
@@ -149,9 +149,9 @@ void KvMemory::append_branch(BlockSelection* s, int lane) {
   int base = s->next_position();
   if (plan_.config.original_positions) base = std::max(base, next_position_);
   for (int at = 0, page = 0; at < window_.branch_tokens; at += kPageTokens, ++page) {
-    const std::byte* bytes = window_.page(Strip::kBranch, lane, page);
+    const PageView view = window_.page(Strip::kBranch, lane, page);
     const int n = std::min(kPageTokens, window_.branch_tokens - at);
-    s->append_page(bytes, plan_.window.codec, n, base + at);
+    s->append_page(view, plan_.window.codec, n, base + at);
   }
 }
 
@@ -161,7 +161,7 @@ void KvMemory::resolve(BlockSelection* s) {
   // A page that was forgotten is gone from the store too: its id may be free, or another page's.
   // One page may have several entries: once it is lost, none of them may be asked for.
   const auto in_store = [&](int e) {
-    return s->page(e) != kNone && s->pages()[e].begin != s->pages()[e].end && store_.blocks()[s->page(e)].tier >= 0;
+    return s->page(e) != kNone && s->entry(e).begin != s->entry(e).end && store_.blocks()[s->page(e)].tier >= 0;
   };
   for (int e = 0; e < s->entries(); ++e)
     if (in_store(e)) store_.request(s->page(e));
@@ -171,9 +171,8 @@ void KvMemory::resolve(BlockSelection* s) {
       continue;
     }
     CodecId codec{};
-    if (const std::byte* bytes = store_.resident(s->page(e), &codec); bytes != nullptr) {
-      s->pages()[e].data = bytes;
-      s->pages()[e].codec = codec;
+    if (const PageView view = store_.resident(s->page(e), &codec); view.data != nullptr) {
+      s->move(e, view, codec);
     } else {
       ++unread_pages_;
       s->forget(e);
@@ -191,12 +190,12 @@ void KvMemory::collect_received(const AttendArgs& args, BlockSelection* s, int l
   mass.block_mass = window_.received(lane, window_.frames());
   backend_.ops->attention_mass(mass);
   for (int e = 0; e < s->entries(); ++e) {
-    const PageEntry& entry = s->pages()[e];
+    const PageEntry& entry = s->entry(e);
     if (s->page(e) != kNone) continue;
     // Pages of the window are known by their place, and never move while the frame is read.
     for (int f = 0; f < window_.frames(); ++f)
       for (int page = 0; page < pages_for(window_.frame(f).tokens); ++page)
-        if (window_.page(Strip::kFrame, lane, page, f) == entry.data)
+        if (window_.page(Strip::kFrame, lane, page, f).data == entry.data)
           for (int i = entry.begin; i < entry.end; ++i)
             window_.received(lane, f)[page * kPageTokens + i] += mass.page_mass[entry.first + i - entry.begin];
   }
@@ -209,9 +208,9 @@ void KvMemory::collect_evidence(const AttendArgs& args, BlockSelection* s, int l
   mass.row_mass = shared_.row_mass;
   backend_.ops->attention_mass(mass);
   for (int e = 0; e < s->entries(); ++e) {
-    const PageEntry& entry = s->pages()[e];
+    const PageEntry& entry = s->entry(e);
     for (int i = entry.begin; i < entry.end; ++i) {
-      const TokenMeta& meta = page_meta(entry.data)[i];
+      const TokenMeta& meta = s->meta(e)[i];
       if (meta.time_ms >= 0)
         evidence_.add(meta.time_ms, meta.time_ms, shared_.page_mass[entry.first + i - entry.begin]);
     }
@@ -219,7 +218,7 @@ void KvMemory::collect_evidence(const AttendArgs& args, BlockSelection* s, int l
   const ClusterIndex& index = store_.index(lane);
   for (int i = 0; i < s->rows(); ++i) {
     // Summaries are many, and most are hardly looked at: those would crowd out what was read.
-    const Cluster& cluster = index[s->row_ids()[i]];
+    const Cluster& cluster = index[s->row(i)];
     const float mass = shared_.row_mass[i];
     if (mass < 1e-3f * static_cast<float>(args.q_heads)) {
       evidence_.add_other(mass);

@@ -29,10 +29,18 @@ size_t coldest_page_bytes(const StoreShape& s) { return page_bytes(s.tiers.back(
 
 }  // namespace
 
+size_t ClusterStore::staging_bytes(const StoreShape& s) {
+  return s.private_data && disk_tier(s) != nullptr ? kMaxSpilling * coldest_page_bytes(s) : 0;
+}
+
+size_t ClusterStore::private_bytes_for(const StoreShape& s) {
+  return s.private_data ? TierChain::private_bytes_for(s.tiers, s.page) : 0;
+}
+
 size_t ClusterStore::bytes_for(const StoreShape& s) {
   return (disk_tier(s) != nullptr ? Region::rounded(CopyEngine::bytes_for(kCopyQueue)) : 0) +
-         TierChain::bytes_for(s.tiers, s.page) + BlockTable::bytes_for(total_slots(s)) +
-         static_cast<size_t>(s.lanes) * ClusterIndex::bytes_for(s.index) +
+         Region::rounded(staging_bytes(s)) + TierChain::bytes_for(s.tiers, s.page, s.private_data) +
+         BlockTable::bytes_for(total_slots(s)) + static_cast<size_t>(s.lanes) * ClusterIndex::bytes_for(s.index) +
          (s.scenes > 0 ? SceneTable::bytes_for(s.scenes, s.embedding_dim) : 0) +
          FetchCache::bytes_for(s.fetch_slots, coldest_page_bytes(s)) + scratch_bytes(s);
 }
@@ -51,6 +59,7 @@ ClusterStore::ClusterStore(Region& region, const StoreShape& s, Ops& ops, SpillI
   run_v_ = region.take<float>("scratch", rows * row());
   run_meta_ = region.take<TokenMeta>("scratch", rows);
   side_ = region.take<uint8_t>("scratch", rows);
+  if (staging_bytes(s) > 0) spill_staging_ = region.take<std::byte>("spill staging", staging_bytes(s));
   if (tiers_.spill() != nullptr)
     copies_.emplace(*tiers_.spill(), kCopyQueue,
                     region.take<std::byte>("copy queue", CopyEngine::bytes_for(kCopyQueue)));
@@ -126,7 +135,7 @@ void ClusterStore::learn(int lane, ClusterId c, const Run& token, int32_t frame)
     args.count = index.counts();
     args.variance = index.variances();
     args.value_weight = shape_.value_weight;
-    ops_.update_centroids(args);
+    ops_.for_host().update_centroids(args);
   } else {
     ++index.counts()[c];
   }
@@ -206,11 +215,11 @@ void ClusterStore::write_pages(int lane, ClusterId c, const Run& run) {
       record.first_time = std::min(record.first_time, run.meta[i].time_ms);
       record.last_time = std::max(record.last_time, run.meta[i].time_ms);
     }
-    std::byte* bytes = tiers_.address(tier, slot);
-    std::memset(bytes, 0, kPageMetaBytes);
-    std::memcpy(bytes, run.meta + at, static_cast<size_t>(n) * sizeof(TokenMeta));
+    const PageView to = tiers_.page(tier, slot);
+    std::memset(to.meta, 0, kPageMetaBytes);
+    std::memcpy(to.meta, run.meta + at, static_cast<size_t>(n) * sizeof(TokenMeta));
     ops_.encode(codec(tier), shape_.page, run.k + static_cast<size_t>(at) * row(),
-                run.v + static_cast<size_t>(at) * row(), row(), n, bytes);
+                run.v + static_cast<size_t>(at) * row(), row(), n, to.data);
     link(lane, c, page);
     place_of(tier) += n;
   }
@@ -222,6 +231,7 @@ Short ClusterStore::materialise(int lane, ClusterId c) {
   const ClusterIndex& index = this->index(lane);
   const auto at = static_cast<size_t>(c) * row();
   const size_t spare = static_cast<size_t>(shape_.max_run) * row();
+  ops_.wait();  // the row may still be on its way into a page
   for (size_t i = 0; i < row(); ++i) {
     run_k_[spare + i] = half_to_float(index.mean_k()[at + i]);
     run_v_[spare + i] = half_to_float(index.mean_v()[at + i]);
@@ -244,28 +254,29 @@ Short ClusterStore::add_row(int lane, ClusterId c, const Run& token) {
   }
   Page& page = blocks_[tail];
   const int n = page.count;
-  std::byte* bytes = tiers_.address(page.tier, page.slot);
+  PageView view = tiers_.page(page.tier, page.slot);
   if (codec_is_exact(codec(page.tier))) {
-    ops_.encode_row(codec(page.tier), shape_.page, token.k, token.v, n, bytes);
+    ops_.encode_row(codec(page.tier), shape_.page, token.k, token.v, n, view.data);
   } else {
     // Keys share a scale per channel: the page is written anew, in an exact slot while one is free.
-    ops_.decode(codec(page.tier), shape_.page, bytes, 0, n, run_k_, run_v_, row());
+    ops_.decode(codec(page.tier), shape_.page, view.data, 0, n, run_k_, run_v_, row());
+    ops_.wait();
     std::memcpy(run_k_ + static_cast<size_t>(n) * row(), token.k, row() * sizeof(float));
     std::memcpy(run_v_ + static_cast<size_t>(n) * row(), token.v, row() * sizeof(float));
     const SlotId hot = codec_is_exact(codec(0)) ? tiers_.acquire(0) : kNone;
     if (hot != kNone) {
-      std::byte* to = tiers_.address(0, hot);
-      std::memcpy(to, bytes, kPageMetaBytes);
+      const PageView to = tiers_.page(0, hot);
+      std::memcpy(to.meta, view.meta, kPageMetaBytes);
       tiers_.release(page.tier, page.slot);
       place_of(page.tier) -= n;
       place_of(0) += n;
       page.tier = 0;
       page.slot = hot;
-      bytes = to;
+      view = to;
     }
-    ops_.encode(codec(page.tier), shape_.page, run_k_, run_v_, row(), n + 1, bytes);
+    ops_.encode(codec(page.tier), shape_.page, run_k_, run_v_, row(), n + 1, view.data);
   }
-  page_meta(bytes)[n] = *token.meta;
+  view.meta[n] = *token.meta;
   page.first_time = std::min(page.first_time, token.meta->time_ms);
   page.last_time = std::max(page.last_time, token.meta->time_ms);
   ++page.count;

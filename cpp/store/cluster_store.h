@@ -32,6 +32,7 @@ struct StoreShape {
   int scenes = 0;             // 0: no visual level
   int embedding_dim = 0;
   std::vector<TierSpec> tiers;  // hot to cold
+  bool private_data = false;    // pages of device tiers have their data where kernels alone reach
   int fetch_slots = 0;          // read copies of disk pages
   int max_run = 0;              // most tokens that are reshaped at once; most tokens of one block
   int max_members = 0;          // of one cluster; what joins it beyond is in its summary alone. At most max_run, or no
@@ -54,6 +55,7 @@ struct Run {
 class ClusterStore {
  public:
   static size_t bytes_for(const StoreShape& shape);
+  static size_t private_bytes_for(const StoreShape& shape);
   ClusterStore(Region& region, const StoreShape& shape, Ops& ops, SpillIo* io = nullptr);
   ~ClusterStore();
 
@@ -120,8 +122,8 @@ class ClusterStore {
   int spilling() const { return spilling_count_; }  // writes under way
   // Ask for a page to be readable; DRAM pages already are. False: no room in the fetch cache now.
   bool request(PageId page);
-  // Bytes of a page for reading, waiting for its copy; null if it was lost (counted, and the page removed).
-  const std::byte* resident(PageId page, CodecId* codec);
+  // A page for reading, waiting for its copy; without data if it was lost (counted, and the page removed).
+  PageView resident(PageId page, CodecId* codec);
   void unpin_all() { fetch_.unpin_all(); }
   void drain();
 
@@ -131,6 +133,7 @@ class ClusterStore {
 
  private:
   friend struct StoreTestAccess;
+  static size_t staging_bytes(const StoreShape& shape);
   size_t row() const { return static_cast<size_t>(shape_.page.row()); }
   CodecId codec(int tier) const { return shape_.tiers[static_cast<size_t>(tier)].codec; }
   // The counter of an account that tokens of a tier stand in.
@@ -173,6 +176,7 @@ class ClusterStore {
   float* run_v_;
   TokenMeta* run_meta_;
   uint8_t* side_;
+  std::byte* spill_staging_ = nullptr;  // a page for every write under way, where their data is out of the host's reach
   TokenAccount account_;
   StoreCounters counters_;
   struct Spilling {

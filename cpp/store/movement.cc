@@ -20,14 +20,13 @@ bool ClusterStore::demote(int lane, ClusterId c, int tier) {
     }
     const SlotId slot = tiers_.acquire(to);
     if (slot == kNone) break;
-    const std::byte* from = tiers_.address(tier, page.slot);
-    std::byte* bytes = tiers_.address(to, slot);
+    const PageView from = tiers_.page(tier, page.slot), there = tiers_.page(to, slot);
+    std::memcpy(there.meta, from.meta, kPageMetaBytes);
     if (codec(to) == codec(tier)) {
-      std::memcpy(bytes, from, tiers_.slot_bytes(to));
+      ops_.copy(there.data, from.data, data_bytes(codec(to), shape_.page));
     } else {
-      ops_.decode(codec(tier), shape_.page, from, 0, page.count, run_k_, run_v_, row());
-      std::memcpy(bytes, from, kPageMetaBytes);
-      ops_.encode(codec(to), shape_.page, run_k_, run_v_, row(), page.count, bytes);
+      ops_.decode(codec(tier), shape_.page, from.data, 0, page.count, run_k_, run_v_, row());
+      ops_.encode(codec(to), shape_.page, run_k_, run_v_, row(), page.count, there.data);
     }
     tiers_.release(tier, page.slot);
     place_of(tier) -= page.count;
@@ -51,12 +50,21 @@ bool ClusterStore::spill(PageId id) {
     spill_failed(Status::no_space);
     return false;
   }
-  Spilling& last = spilling_[static_cast<size_t>((spilling_first_ + spilling_count_) % kMaxSpilling)];
+  const int at = (spilling_first_ + spilling_count_) % kMaxSpilling;
+  Spilling& last = spilling_[static_cast<size_t>(at)];
   last.page = id;
   last.slot = slot;
   page.spilling = 1;
   ++spilling_count_;
-  copies_->write(slot, tiers_.address(page.tier, page.slot), &last.written);
+  const PageView view = tiers_.page(page.tier, page.slot);
+  std::byte* whole = reinterpret_cast<std::byte*>(view.meta);
+  if (!tiers_.is_whole(page.tier)) {
+    whole = spill_staging_ + static_cast<size_t>(at) * tiers_.slot_bytes(tiers_.size() - 1);
+    std::memcpy(whole, view.meta, kPageMetaBytes);
+    ops_.copy(whole + kPageMetaBytes, view.data, data_bytes(codec(page.tier), shape_.page));
+  }
+  ops_.wait();  // the page may have been written a moment ago
+  copies_->write(slot, whole, &last.written);
   return true;
 }
 
@@ -160,18 +168,18 @@ bool ClusterStore::request(PageId id) {
   return true;
 }
 
-const std::byte* ClusterStore::resident(PageId id, CodecId* codec) {
+PageView ClusterStore::resident(PageId id, CodecId* codec) {
   Page& page = blocks_[id];
   *codec = this->codec(page.tier);
-  if (!tiers_.is_disk(page.tier)) return tiers_.address(page.tier, page.slot);
-  if (page.staged == kNone && !request(id)) return nullptr;
+  if (!tiers_.is_disk(page.tier)) return tiers_.page(page.tier, page.slot);
+  if (page.staged == kNone && !request(id)) return {};
   const SlotId slot = page.staged;
   if (copies_->wait(fetch_[slot].copied) != Status::ok) {
     lose(id);
-    return nullptr;
+    return {};
   }
   fetch_.use(slot);
-  return fetch_.address(slot);
+  return whole_page(fetch_.address(slot));
 }
 
 // What was in the page is gone: its tokens stay in the cluster's mean, if it has one.

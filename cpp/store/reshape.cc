@@ -16,14 +16,15 @@ int ClusterStore::read_members(int lane, ClusterId c, int at) {
     const PageId next = blocks_[id].next;
     const int count = blocks_[id].count;
     CodecId codec{};
-    if (const std::byte* bytes = resident(id, &codec); bytes != nullptr) {
-      ops_.decode(codec, shape_.page, bytes, 0, count, run_k_ + static_cast<size_t>(at) * row(),
+    if (const PageView view = resident(id, &codec); view.data != nullptr) {
+      ops_.decode(codec, shape_.page, view.data, 0, count, run_k_ + static_cast<size_t>(at) * row(),
                   run_v_ + static_cast<size_t>(at) * row(), row());
-      std::memcpy(run_meta_ + at, page_meta(bytes), static_cast<size_t>(count) * sizeof(TokenMeta));
+      std::memcpy(run_meta_ + at, view.meta, static_cast<size_t>(count) * sizeof(TokenMeta));
       at += count;
     }
     id = next;
   }
+  ops_.wait();
   return at - first;
 }
 
@@ -244,10 +245,11 @@ void ClusterStore::thin(int lane, ClusterId c, const uint8_t* keep) {
   int gone = 0;
   const auto write = [&](int n) {
     Page& page = blocks_[to];
-    std::byte* bytes = tiers_.address(page.tier, page.slot);
-    std::memset(bytes, 0, kPageMetaBytes);
-    std::memcpy(bytes, run_meta_, static_cast<size_t>(n) * sizeof(TokenMeta));
-    ops_.encode(codec(page.tier), shape_.page, run_k_, run_v_, d, n, bytes);
+    const PageView view = tiers_.page(page.tier, page.slot);
+    std::memset(view.meta, 0, kPageMetaBytes);
+    std::memcpy(view.meta, run_meta_, static_cast<size_t>(n) * sizeof(TokenMeta));
+    ops_.encode(codec(page.tier), shape_.page, run_k_, run_v_, d, n, view.data);
+    ops_.wait();  // what is left moves up
     place_of(page.tier) += n - page.count;
     cluster.paged += n - page.count;
     page.count = static_cast<uint8_t>(n);
@@ -273,18 +275,20 @@ void ClusterStore::thin(int lane, ClusterId c, const uint8_t* keep) {
       continue;
     }
     changed = true;
-    const std::byte* bytes = tiers_.address(page.tier, page.slot);
+    const PageView view = tiers_.page(page.tier, page.slot);
     // The whole page behind what is held, then what stays moves up: one call is much cheaper than one for each token.
-    if (kept > 0)
-      ops_.decode(codec(page.tier), shape_.page, bytes, 0, page.count, run_k_ + static_cast<size_t>(held) * d,
+    if (kept > 0) {
+      ops_.decode(codec(page.tier), shape_.page, view.data, 0, page.count, run_k_ + static_cast<size_t>(held) * d,
                   run_v_ + static_cast<size_t>(held) * d, d);
+      ops_.wait();
+    }
     for (int i = 0, read = held; i < page.count; ++i, ++read) {
       if (wanted[i] == 0) continue;
       if (held != read) {
         std::copy_n(run_k_ + static_cast<size_t>(read) * d, d, run_k_ + static_cast<size_t>(held) * d);
         std::copy_n(run_v_ + static_cast<size_t>(read) * d, d, run_v_ + static_cast<size_t>(held) * d);
       }
-      run_meta_[held++] = page_meta(bytes)[i];
+      run_meta_[held++] = view.meta[i];
     }
     // `to` is this page at the latest, and this page has been read.
     if (held >= kPageTokens) write(kPageTokens);

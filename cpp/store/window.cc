@@ -20,27 +20,34 @@ size_t received_entries(const WindowShape& s) {
 
 }  // namespace
 
-size_t Window::bytes_for(const WindowShape& s) {
+size_t Window::private_bytes_for(const WindowShape& s) {
+  return Region::rounded(lane_pages(s) * static_cast<size_t>(s.lanes) * data_bytes(s.codec, s.page));
+}
+
+size_t Window::bytes_for(const WindowShape& s, bool private_data) {
   const size_t ring = static_cast<size_t>(s.frames + 1);
-  return Region::rounded(lane_pages(s) * static_cast<size_t>(s.lanes) * page_bytes(s.codec, s.page)) +
+  const size_t slot = private_data ? kPageMetaBytes : page_bytes(s.codec, s.page);
+  return Region::rounded(lane_pages(s) * static_cast<size_t>(s.lanes) * slot) +
          Region::rounded(ring * static_cast<size_t>(s.embedding_dim) * sizeof(float)) +
          Region::rounded(ring * sizeof(WindowFrame)) + Region::rounded(received_entries(s) * sizeof(float));
 }
 
 Window::Window(Region& region, const WindowShape& s)
     : shape_(s),
-      page_bytes_(page_bytes(s.codec, s.page)),
+      slot_bytes_(region.has_private() ? data_bytes(s.codec, s.page) : page_bytes(s.codec, s.page)),
       prefix_pages_(pages_for(s.prefix_tokens)),
       frame_pages_(pages_for(s.frame_tokens)),
       branch_pages_(pages_for(s.branch_tokens)) {
-  const size_t ring = static_cast<size_t>(s.frames + 1);
-  slab_ = region.take<std::byte>("window", lane_pages(s) * static_cast<size_t>(s.lanes) * page_bytes_);
+  const size_t ring = static_cast<size_t>(s.frames + 1), pages = lane_pages(s) * static_cast<size_t>(s.lanes);
+  slab_ = region.has_private() ? region.take_private("window", pages * slot_bytes_)
+                               : region.take<std::byte>("window", pages * slot_bytes_);
+  if (region.has_private()) meta_ = region.take<TokenMeta>("window", pages * kPageTokens);
   embeddings_ = region.take<float>("window", ring * static_cast<size_t>(s.embedding_dim));
   ring_ = region.take<WindowFrame>("window", ring);
   received_ = region.take<float>("window", received_entries(s));
 }
 
-std::byte* Window::page(Strip strip, int lane, int page, int frame) const {
+PageView Window::page(Strip strip, int lane, int page, int frame) const {
   size_t at = static_cast<size_t>(lane) * lane_pages(shape_) + static_cast<size_t>(page);
   switch (strip) {
     case Strip::kPrefix:
@@ -55,14 +62,19 @@ std::byte* Window::page(Strip strip, int lane, int page, int frame) const {
       at += static_cast<size_t>(prefix_pages_ + frame_pages_ * (1 + ring_size()));
       break;
   }
-  return slab_ + at * page_bytes_;
+  std::byte* const memory = slab_ + at * slot_bytes_;
+  return meta_ != nullptr ? PageView{meta_ + at * kPageTokens, memory} : whole_page(memory);
 }
 
-void Window::keep_first_frame() {
+void Window::keep_first_frame(Ops& ops) {
   first_ = frame(0);
-  for (int lane = 0; lane < shape_.lanes; ++lane)
-    for (int p = 0; p < frame_pages_; ++p)
-      std::memcpy(page(Strip::kFirstFrame, lane, p), page(Strip::kFrame, lane, p, 0), page_bytes_);
+  for (int lane = 0; lane < shape_.lanes; ++lane) {
+    for (int p = 0; p < frame_pages_; ++p) {
+      const PageView from = page(Strip::kFrame, lane, p, 0), to = page(Strip::kFirstFrame, lane, p);
+      std::memcpy(to.meta, from.meta, kPageMetaBytes);
+      ops.copy(to.data, from.data, data_bytes(shape_.codec, shape_.page));
+    }
+  }
 }
 
 }  // namespace mosaic

@@ -3,7 +3,7 @@
 // one slab of exact pages with fixed places, so nothing here is searched, allocated or moved. Not thread-safe.
 #pragma once
 
-#include "codec/codec.h"
+#include "backend/ops.h"
 #include "core/ids.h"
 #include "memory/region.h"
 
@@ -33,14 +33,15 @@ enum class Strip : uint8_t { kPrefix, kFirstFrame, kFrame, kBranch };
 
 class Window {
  public:
-  static size_t bytes_for(const WindowShape& shape);
+  static size_t bytes_for(const WindowShape& shape, bool private_data = false);
+  static size_t private_bytes_for(const WindowShape& shape);
   Window(Region& region, const WindowShape& shape);
 
   const WindowShape& shape() const { return shape_; }
   int pages_per_frame() const { return frame_pages_; }
-  // Address of page `page` of a strip. `frame` counts from the oldest kept frame and matters for kFrame only;
+  // Page `page` of a strip. `frame` counts from the oldest kept frame and matters for kFrame only;
   // frames() is the frame being encoded.
-  std::byte* page(Strip strip, int lane, int page, int frame = 0) const;
+  PageView page(Strip strip, int lane, int page, int frame = 0) const;
 
   int frames() const { return size_; }                    // committed frames in the ring
   bool is_full() const { return size_ > shape_.frames; }  // one more than it keeps: the oldest must leave
@@ -63,7 +64,7 @@ class Window {
   }
 
   // The first frame of the stream, kept for ever once it has left the ring.
-  void keep_first_frame();
+  void keep_first_frame(Ops& ops);
   bool has_first_frame() const { return first_.tokens > 0; }
   const WindowFrame& first_frame() const { return first_; }
 
@@ -75,7 +76,8 @@ class Window {
   int slot(int i) const { return (head_ + i) % ring_size(); }
 
   WindowShape shape_;
-  size_t page_bytes_;
+  size_t slot_bytes_;
+  TokenMeta* meta_ = nullptr;  // [pages, kPageTokens], where the data lies apart
   int prefix_pages_, frame_pages_, branch_pages_;
   std::byte* slab_;
   float* embeddings_;

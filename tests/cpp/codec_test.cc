@@ -61,8 +61,7 @@ Distortion measure(const std::vector<float>& x, const std::vector<float>& y, int
 }
 
 std::vector<std::byte> encode(CodecId codec, PageShape shape, const Tokens& tokens, int count, int fill) {
-  std::vector<std::byte> page(page_bytes(codec, shape), std::byte(fill));
-  std::memset(page.data(), 0, kPageMetaBytes);
+  std::vector<std::byte> page(data_bytes(codec, shape), std::byte(fill));
   cpu::PlainOps().encode(codec, shape, tokens.k.data(), tokens.v.data(), shape.row(), count, page.data());
   return page;
 }
@@ -120,7 +119,7 @@ TEST_CASE("equal tokens give equal bytes whatever the page held before, and rows
       const auto page = encode(codec, shape, tokens, count, 0xff);
       CHECK(page == encode(codec, shape, tokens, count, 0x00));
       with_codec(codec, [&](auto c) {
-        const std::byte* const block = page.data() + kPageMetaBytes;
+        const std::byte* const block = page.data();
         for (int t = count; t < kPageTokens; ++t) {
           for (int ch = 0; ch < shape.head_dim; ++ch) {
             if (codec_is_exact(codec)) CHECK(decltype(c)::k(block, shape.head_dim, ch, t) == 0);
@@ -136,13 +135,13 @@ TEST_CASE("an exact page filled row by row equals one encoded at once") {
   const PageShape shape{3, 20};
   const Tokens tokens = make_tokens(shape, 13, 5);
   for (CodecId codec : {CodecId::kFp32, CodecId::kFp16}) {
-    std::vector<std::byte> page(page_bytes(codec, shape));
+    std::vector<std::byte> page(data_bytes(codec, shape));
     for (int t : {4, 0, 12, 3, 1, 2, 5, 6, 7, 11, 10, 9, 8}) {
       cpu::PlainOps().encode_row(codec, shape, &tokens.k[t * shape.row()], &tokens.v[t * shape.row()], t, page.data());
     }
     CHECK(page == encode(codec, shape, tokens, 13, 0));
   }
-  std::vector<std::byte> page(page_bytes(CodecId::kInt8, shape));
+  std::vector<std::byte> page(data_bytes(CodecId::kInt8, shape));
   CHECK_THROWS_AS(cpu::PlainOps().encode_row(CodecId::kInt8, shape, tokens.k.data(), tokens.v.data(), 0, page.data()),
                   InvariantError);
 }

@@ -120,12 +120,12 @@ TEST_CASE("pages walk down the chain and back, every tier keeps its own, and not
   std::mt19937 random(11);
   const auto load = [&](const Held& held) {
     if (chain.is_disk(held.tier)) return chain.spill()->read(held.slot, page.data()) == Status::ok;
-    std::memcpy(page.data(), chain.address(held.tier, held.slot), bytes);
+    std::memcpy(page.data(), chain.page(held.tier, held.slot).meta, bytes);
     return true;
   };
   const auto store = [&](int tier, SlotId slot) {
     if (chain.is_disk(tier)) return chain.spill()->write(slot, page.data()) == Status::ok;
-    std::memcpy(chain.address(tier, slot), page.data(), bytes);
+    std::memcpy(chain.page(tier, slot).meta, page.data(), bytes);
     return true;
   };
   int wrong = 0, moves = 0, full = 0;

@@ -19,6 +19,10 @@ class Mirror {
   explicit Mirror(Device& device) : device_(device) {}
   Mirror(const Mirror&) = delete;
   ~Mirror() {
+    try {
+      device_.wait(device_.record());  // an op that refused leaves copies in the stream
+    } catch (const std::exception&) {
+    }
     for (const Copy& copy : copies_) device_.release(copy.there, copy.bytes);
   }
   template <class T>
@@ -32,9 +36,12 @@ class Mirror {
   RopeTable rope(const RopeTable& table) {
     const size_t bytes = RopeTable::bytes_for(table.spec(), table.max_position());
     if (bytes == 0) return table;
-    void* const memory = device_.allocate(bytes);
-    copies_.push_back({memory, nullptr, bytes});
-    return RopeTable(table.spec(), table.max_position(), memory);
+    return table.at(copy(table.fine(0), nullptr, bytes));
+  }
+  // Until the copies have run.
+  std::vector<PageEntry>& keep(std::vector<PageEntry> pages) {
+    kept_.push_back(std::make_unique<std::vector<PageEntry>>(std::move(pages)));
+    return *kept_.back();
   }
   // After the op: the results.
   void back() {
@@ -58,6 +65,7 @@ class Mirror {
   }
   Device& device_;
   std::vector<Copy> copies_;
+  std::vector<std::unique_ptr<std::vector<PageEntry>>> kept_;
 };
 
 size_t extent(int rows, size_t stride, int width) {
@@ -82,6 +90,18 @@ class MirrorOps final : public Ops {
     ops().set_scratch(scratch_, limits);
   }
 
+  void copy(void* to, const void* from, size_t bytes) override {
+    Mirror m(device());
+    std::byte* const there = m.inout(static_cast<std::byte*>(to), bytes);
+    ops().copy(there, m.in(static_cast<const std::byte*>(from), bytes), bytes);
+    m.back();
+  }
+  void check_finite(const float* x, size_t n, int32_t* bad) override {
+    Mirror m(device());
+    int32_t* const there = m.inout(bad, 1);
+    ops().check_finite(m.in(x, n), n, there);
+    m.back();
+  }
   void attend(const AttendArgs& a) override {
     Mirror m(device());
     RopeTable rope;
@@ -182,13 +202,13 @@ class MirrorOps final : public Ops {
               std::byte* page) override {
     Mirror m(device());
     const size_t size = extent(count, stride, shape.row());
-    std::byte* const to = m.inout(page, page_bytes(codec, shape));
+    std::byte* const to = m.inout(page, data_bytes(codec, shape));
     ops().encode(codec, shape, m.in(k, size), m.in(v, size), stride, count, to);
     m.back();
   }
   void encode_row(CodecId codec, PageShape shape, const float* k, const float* v, int at, std::byte* page) override {
     Mirror m(device());
-    std::byte* const to = m.inout(page, page_bytes(codec, shape));
+    std::byte* const to = m.inout(page, data_bytes(codec, shape));
     ops().encode_row(codec, shape, m.in(k, size_of(shape.row())), m.in(v, size_of(shape.row())), at, to);
     m.back();
   }
@@ -197,7 +217,7 @@ class MirrorOps final : public Ops {
     Mirror m(device());
     const size_t size = extent(end - begin, stride, shape.row());
     float *const to_k = m.inout(k, size), *const to_v = m.inout(v, size);
-    ops().decode(codec, shape, m.in(page, page_bytes(codec, shape)), begin, end, to_k, to_v, stride);
+    ops().decode(codec, shape, m.in(page, data_bytes(codec, shape)), begin, end, to_k, to_v, stride);
     m.back();
   }
   void gather(const PageEntry* pages, const int32_t* at, int items, PageShape shape, float* k, float* v,
@@ -221,8 +241,8 @@ class MirrorOps final : public Ops {
     return size_of(tokens);
   }
   static const PageEntry* entries(Mirror& m, const PageEntry* pages, int n, PageShape shape) {
-    std::vector<PageEntry> there(pages, pages + n);
-    for (PageEntry& page : there) page.data = m.in(page.data, page_bytes(page.codec, shape));
+    std::vector<PageEntry>& there = m.keep(std::vector<PageEntry>(pages, pages + n));
+    for (PageEntry& page : there) page.data = m.in(page.data, data_bytes(page.codec, shape));
     return m.in(there.data(), there.size());
   }
   static AttendArgs mirror(Mirror& m, const AttendArgs& a, RopeTable* rope) {
@@ -233,6 +253,7 @@ class MirrorOps final : public Ops {
     b.q = m.in(a.q, q), b.q_positions = m.in(a.q_positions, 3 * size_of(a.tokens));
     if (a.rope != nullptr) *rope = m.rope(*a.rope), b.rope = rope;
     b.pages = entries(m, a.pages, a.n_pages, a.shape), b.positions = m.in(a.positions, page_tokens(a));
+    b.places = m.in(a.places, 2 * page_tokens(a));
     b.mean_k = m.in(a.mean_k, means), b.mean_v = m.in(a.mean_v, means), b.rows = m.in(a.rows, size_of(a.n_rows));
     b.row_positions = m.in(a.row_positions, 3 * size_of(a.n_rows));
     b.row_bias = m.in(a.row_bias, size_of(a.n_rows));

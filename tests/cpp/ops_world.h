@@ -51,9 +51,10 @@ struct AttendShape {
 // Everything AttendArgs points at.
 struct AttendWorld {
   AttendArgs args;
-  std::vector<std::vector<std::byte>> page_bytes;
+  std::vector<std::vector<std::byte>> page_data;
   std::vector<PageEntry> pages;
   std::vector<int32_t> positions, q_positions, rows, row_positions;
+  std::vector<uint16_t> places;
   std::vector<half_t> mean_k, mean_v;
   std::vector<float> q, block_k, block_v, row_bias, out, lse;
   std::vector<std::byte> rope_memory;
@@ -72,26 +73,27 @@ struct AttendWorld {
       const auto k = random.normals(static_cast<size_t>(count * row)),
                  v = random.normals(static_cast<size_t>(count * row));
       // Stale bytes, NaN in every format, beyond the tokens of an exact page, as a reused slot has them.
-      page_bytes.emplace_back(mosaic::page_bytes(codec, shape), std::byte{0});
-      std::byte* const page = page_bytes.back().data();
+      page_data.emplace_back(data_bytes(codec, shape), std::byte{0});
+      std::byte* const page = page_data.back().data();
       if (codec_is_exact(codec)) {
-        std::memset(page, 0xff, page_bytes.back().size());
+        std::memset(page, 0xff, page_data.back().size());
         for (int t = 0; t < count; ++t) {
           plain->encode_row(codec, shape, &k[static_cast<size_t>(t * row)], &v[static_cast<size_t>(t * row)], t, page);
         }
       } else {
         plain->encode(codec, shape, k.data(), v.data(), static_cast<size_t>(row), count, page);
       }
-      for (int t = 0; t < count; ++t) {
-        page_meta(page)[t] = {next + t, 0, static_cast<uint16_t>(random.below(30)),
-                              static_cast<uint16_t>(random.below(30))};
-        if (s.rope.is_multi() && (p + t) % 5 == 1) page_meta(page)[t].h = page_meta(page)[t].w = kText;
-      }
       const int begin = p % 2 == 1 ? random.below(count) : 0;
       const int end = p % 4 == 3 ? begin + random.below(count - begin + 1) : count;
       pages.push_back({page, static_cast<int32_t>(positions.size()), static_cast<uint8_t>(begin),
                        static_cast<uint8_t>(end), codec});
-      for (int t = begin; t < end; ++t) positions.push_back(next += random.below(9));
+      for (int t = begin; t < end; ++t) {
+        positions.push_back(next += random.below(9));
+        for (int axis = 0; axis < 2; ++axis) {
+          const bool text = s.rope.is_multi() && (p + t) % 5 == 1;
+          places.push_back(text ? kText : static_cast<uint16_t>(random.below(30)));
+        }
+      }
     }
     const int table = s.rows + 3;
     mean_k = random.halves(static_cast<size_t>(table * row));
@@ -118,6 +120,7 @@ struct AttendWorld {
     args.q = q.data(), args.tokens = s.tokens, args.q_heads = q_heads, args.q_stride = q_stride;
     args.q_positions = q_positions.data(), args.shape = shape, args.rope = &rope, args.scale = 0.3f;
     args.pages = pages.data(), args.n_pages = s.pages, args.positions = positions.data();
+    args.places = places.data();
     args.mean_k = mean_k.data(), args.mean_v = mean_v.data(), args.rows = rows.data();
     args.row_positions = row_positions.data(), args.row_bias = row_bias.data(), args.n_rows = s.rows;
     if (s.block) args.block_k = block_k.data(), args.block_v = block_v.data(), args.kv_stride = kv_stride;

@@ -45,7 +45,7 @@ inline uint64_t least_cap(MemoryConfig c, const std::string& policy) {
   while (low + 64 < high) {
     c.cap_bytes = low + (high - low) / 2;
     try {
-      make_plan(c, *p, *backend.ops);
+      make_plan(c, *p, backend);
       high = c.cap_bytes;
     } catch (const MemoryCapError&) {
       low = c.cap_bytes;

@@ -28,7 +28,7 @@ std::vector<TokenMeta> members(const KvMemory& memory, int lane) {
   for (const ClusterId c : store.index(lane).live())
     for (PageId id = store.index(lane)[c].head; id != kNone; id = store.blocks()[id].next) {
       const Page& page = store.blocks()[id];
-      const TokenMeta* meta = page_meta(store.tiers().address(page.tier, page.slot));
+      const TokenMeta* meta = store.tiers().page(page.tier, page.slot).meta;
       out.insert(out.end(), meta, meta + page.count);
     }
   return out;

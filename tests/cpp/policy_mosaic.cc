@@ -28,8 +28,7 @@ std::map<ClusterId, std::map<int, int>> frames_of_clusters(const KvMemory& memor
     for (PageId id = index[c].head; id != kNone; id = store.blocks()[id].next) {
       const Page& page = store.blocks()[id];
       if (store.tiers().is_disk(page.tier)) continue;
-      for (int i = 0; i < page.count; ++i)
-        ++found[c][page_meta(store.tiers().address(page.tier, page.slot))[i].time_ms / kStep];
+      for (int i = 0; i < page.count; ++i) ++found[c][store.tiers().page(page.tier, page.slot).meta[i].time_ms / kStep];
     }
   return found;
 }

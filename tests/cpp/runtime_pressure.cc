@@ -74,10 +74,10 @@ TEST_CASE("a disk takes no cluster from the index, from little more than the lea
     without.cap_bytes = least + more;
     MemoryConfig with = without;
     with.spill_dir = directory.path;
-    const Plan alone = make_plan(without, *policy, *backend.ops);
+    const Plan alone = make_plan(without, *policy, backend);
     for (const uint64_t disk : {1u << 20, 1u << 30}) {
       with.disk_bytes = disk;
-      const Plan plan = make_plan(with, *policy, *backend.ops);
+      const Plan plan = make_plan(with, *policy, backend);
       INFO("cap " << with.cap_bytes << ", disk " << disk);
       CHECK(plan.total_bytes <= with.cap_bytes);
       CHECK(plan.store.index.capacity >= alone.store.index.capacity * 19 / 20);
@@ -86,7 +86,7 @@ TEST_CASE("a disk takes no cluster from the index, from little more than the lea
       CHECK(plan.store.fetch_slots > 0);
     }
     with.index_share = 0.2;  // named: it is what is taken
-    CHECK(make_plan(with, *policy, *backend.ops).store.index.capacity < alone.store.index.capacity);
+    CHECK(make_plan(with, *policy, backend).store.index.capacity < alone.store.index.capacity);
   }
 }
 

@@ -1,61 +1,152 @@
 #include "shim_backend.h"
 
+#include <sys/mman.h>
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
 #include <cstring>
 #include <map>
 #include <new>
 
+#include "backend/cpu/cpu_ops.h"
 #include "backend/cuda/cuda_ops.h"
 #include "mirror_ops.h"
 
 namespace mosaic::test {
 namespace {
 
-constexpr std::align_val_t kAligned{64};
+using shim::simt::Stream;
 
-// What ShimDevices have given out: first byte -> bytes.
-std::map<const std::byte*, size_t>& given() {
-  static std::map<const std::byte*, size_t> all;
+constexpr std::align_val_t kAligned{64};
+constexpr size_t kPage = 4096;
+
+struct Piece {
+  size_t bytes;
+  bool of_kernels;
+};
+// What ShimDevices have given out: first byte -> piece.
+std::map<const std::byte*, Piece>& given() {
+  static std::map<const std::byte*, Piece> all;
   return all;
+}
+
+const Piece* find(const void* pointer) {
+  const auto* const at = static_cast<const std::byte*>(pointer);
+  auto after = given().upper_bound(at);
+  if (after == given().begin()) return nullptr;
+  --after;
+  return at < after->first + after->second.bytes ? &after->second : nullptr;
+}
+
+// Memory of the kernels' own ends where its last page does, so that one byte too far is a fault; what alignment leaves
+// over behind it is ASan's.
+struct Mapping {
+  std::byte* base;
+  size_t size;
+};
+size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
+Mapping mapping_of(const std::byte* memory, size_t bytes) {
+  const size_t size = round_up(bytes, kPage);
+  return {const_cast<std::byte*>(memory) + round_up(bytes, 64) - size, size};
+}
+void guard_tail(const std::byte* memory, size_t bytes, bool on) {
+#if defined(__SANITIZE_ADDRESS__)
+  const size_t tail = round_up(bytes, 64) - bytes;
+  on ? __asan_poison_memory_region(memory + bytes, tail) : __asan_unpoison_memory_region(memory + bytes, tail);
+#else
+  (void)memory, (void)bytes, (void)on;
+#endif
+}
+
+// The kernels' own memory is open while they run, and only then.
+void run_queued(const shim::simt::Queue& queue) {
+  const auto open = [](bool yes) {
+    for (const auto& [memory, piece] : given())
+      if (const Mapping m = mapping_of(memory, piece.bytes); piece.of_kernels)
+        mprotect(m.base, m.size, yes ? PROT_READ | PROT_WRITE : PROT_NONE);
+  };
+  open(true);
+  try {
+    static_cast<Stream*>(queue.stream)->drain();
+  } catch (...) {
+    open(false);
+    throw;
+  }
+  open(false);
 }
 
 class ShimDevice final : public Device {
  public:
+  ShimDevice() { queue.stream = &stream_; }
+  ~ShimDevice() override = default;
   const char* name() const override { return "shim"; }
   bool is_integrated() const override { return false; }
   size_t free_bytes() const override { return size_t{1} << 40; }
   void* allocate(size_t bytes) override {
     auto* const memory = static_cast<std::byte*>(::operator new(bytes, kAligned));
     std::memset(memory, 0, bytes);
-    given()[memory] = bytes;
+    given()[memory] = {bytes, false};
     return memory;
+  }
+  bool has_private() const override { return true; }
+  void* allocate_private(size_t bytes) override {
+    const size_t size = round_up(bytes, kPage);
+    void* const base = mmap(nullptr, size + kPage, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (base == MAP_FAILED) throw std::bad_alloc();
+    std::byte* const memory = static_cast<std::byte*>(base) + size - round_up(bytes, 64);
+    guard_tail(memory, bytes, true);
+    given()[memory] = {bytes, true};
+    return memory;
+  }
+  Reach reach(const void* pointer) const override {
+    const Piece* const piece = find(pointer);
+    return piece == nullptr ? Reach::kHost : piece->of_kernels ? Reach::kKernels : Reach::kBoth;
   }
   void release(void* memory, size_t) noexcept override {
     if (memory == nullptr) return;
-    given().erase(static_cast<const std::byte*>(memory));
-    ::operator delete(memory, kAligned);
+    const auto piece = given().find(static_cast<const std::byte*>(memory));
+    const Piece gone = piece->second;
+    given().erase(piece);
+    if (gone.of_kernels) {
+      guard_tail(static_cast<std::byte*>(memory), gone.bytes, false);
+      const Mapping m = mapping_of(static_cast<std::byte*>(memory), gone.bytes);
+      munmap(m.base, m.size + kPage);
+    } else {
+      ::operator delete(memory, kAligned);
+    }
   }
-  void copy_async(void* to, const void* from, size_t bytes) override { std::memcpy(to, from, bytes); }
+  void copy_async(void* to, const void* from, size_t bytes) override {
+    stream_.push([=] { std::memcpy(to, from, bytes); });
+  }
   uint64_t record() override { return 0; }
-  void wait(uint64_t) override {}
-};
+  void wait(uint64_t) override { run_queued(queue); }
 
-bool reaches(const void* pointer) {
-  const auto* const at = static_cast<const std::byte*>(pointer);
-  auto after = given().upper_bound(at);
-  if (after == given().begin()) return false;
-  --after;
-  return at < after->first + after->second;
-}
+  shim::simt::Queue queue;
+
+ private:
+  Stream stream_;
+};
 
 }  // namespace
 
-Backend make_shim(int processors, bool everywhere) {
+Backend make_shim(int processors) {
+  auto device = std::make_unique<ShimDevice>();
+  device->queue.processors = processors;
   shim::Target target;
   target.name = "shim";
-  target.queue.processors = processors;
-  target.finish = [](const shim::simt::Queue&) {};
-  target.reaches = everywhere ? [](const void*) { return true; } : reaches;
-  return {std::make_unique<ShimDevice>(), std::make_unique<shim::CudaOps>(target)};
+  target.queue = device->queue;
+  target.finish = run_queued;
+  target.reaches = [](const void* pointer) { return find(pointer) != nullptr; };
+  target.copy = [](const shim::simt::Queue& queue, void* to, const void* from, size_t bytes) {
+    static_cast<Stream*>(queue.stream)->push([=] { std::memcpy(to, from, bytes); });
+  };
+  return {std::move(device), std::make_unique<shim::CudaOps>(target, cpu::make_ops(cpu::implementations().back(), 1))};
+}
+
+void copy_from_shim(Backend& shim, void* to, const void* from, size_t bytes) {
+  shim.ops->copy(to, from, bytes);
+  shim.ops->wait();
 }
 
 void set_shim_order(unsigned order) { shim::simt::order = order; }

@@ -1,5 +1,5 @@
-// The store, the policies and the runtime over the CUDA backend's kernels, unchanged: on the shim, with the engine's own
-// memory within the device's reach, as it is for a GPU that follows the host's page tables.
+// The store, the policies and the runtime over the CUDA backend's kernels, unchanged: on the shim, whose kernels have
+// memory that the host cannot touch, reach nothing of the host's but what the device gave out, and run when waited for.
 #include <doctest/doctest.h>
 
 #include "played_stream.h"
@@ -12,7 +12,7 @@ namespace {
 
 PlayedStream on_shim(const MemoryConfig& config, const std::string& policy) {
   PlayedStream stream(config, policy);
-  stream.memory = std::make_unique<KvMemory>(config, make_policy(policy, {}), test::make_shim(3, true), nullptr);
+  stream.memory = std::make_unique<KvMemory>(config, make_policy(policy, {}), test::make_shim(3), nullptr);
   return stream;
 }
 

@@ -324,17 +324,17 @@ TEST_CASE("a read copy that is pinned stays; others give way, least recently use
     world.demote_all(0, c);
   }
   CodecId codec{};
-  const std::byte* first = world.store->resident(pages[0], &codec);
-  REQUIRE(first != nullptr);
-  const int position = page_meta(first)[0].position;
-  CHECK(world.store->resident(pages[1], &codec) != nullptr);
+  const PageView first = world.store->resident(pages[0], &codec);
+  REQUIRE(first.data != nullptr);
+  const int position = first.meta[0].position;
+  CHECK(world.store->resident(pages[1], &codec).data != nullptr);
   CHECK_FALSE(world.store->request(pages[2]));  // both are pinned
-  CHECK(world.store->resident(pages[2], &codec) == nullptr);
-  CHECK(page_meta(first)[0].position == position);
+  CHECK(world.store->resident(pages[2], &codec).data == nullptr);
+  CHECK(first.meta[0].position == position);
   world.store->unpin_all();
-  CHECK(world.store->resident(pages[0], &codec) == first);  // used again: page 1 is the one to go
-  CHECK(world.store->resident(pages[2], &codec) != nullptr);
-  CHECK(page_meta(first)[0].position == position);
+  CHECK(world.store->resident(pages[0], &codec).data == first.data);  // used again: page 1 is the one to go
+  CHECK(world.store->resident(pages[2], &codec).data != nullptr);
+  CHECK(first.meta[0].position == position);
   CHECK(world.store->blocks()[pages[1]].staged == kNone);
   world.store->check_invariants();
   world.store->unpin_all();
@@ -384,34 +384,37 @@ TEST_CASE("every strip of the window has bytes of its own, and the ring keeps fr
   Region region(*backend.device, Window::bytes_for(s));
   Window window(region, s);
   CHECK(region.left() == 0);
-  std::set<std::byte*> seen;
+  std::set<TokenMeta*> seen;
   for (int lane = 0; lane < 3; ++lane) {
-    seen.insert(window.page(Strip::kPrefix, lane, 0));
-    for (int p = 0; p < 2; ++p) seen.insert(window.page(Strip::kFirstFrame, lane, p));
+    seen.insert(window.page(Strip::kPrefix, lane, 0).meta);
+    for (int p = 0; p < 2; ++p) seen.insert(window.page(Strip::kFirstFrame, lane, p).meta);
     for (int f = 0; f < 4; ++f)
-      for (int p = 0; p < 2; ++p) seen.insert(window.page(Strip::kFrame, lane, p, f));
-    for (int p = 0; p < 3; ++p) seen.insert(window.page(Strip::kBranch, lane, p));
+      for (int p = 0; p < 2; ++p) seen.insert(window.page(Strip::kFrame, lane, p, f).meta);
+    for (int p = 0; p < 3; ++p) seen.insert(window.page(Strip::kBranch, lane, p).meta);
   }
-  const size_t bytes = page_bytes(s.codec, s.page);
+  const size_t bytes = page_bytes(s.codec, s.page), last = data_bytes(s.codec, s.page) - 1;
+  const auto apart = [](TokenMeta* a, TokenMeta* b) {
+    return reinterpret_cast<std::byte*>(b) - reinterpret_cast<std::byte*>(a);
+  };
   REQUIRE(seen.size() == 3 * (1 + 2 + 8 + 3));
-  CHECK(static_cast<size_t>(*seen.rbegin() - *seen.begin()) == (seen.size() - 1) * bytes);
+  CHECK(static_cast<size_t>(apart(*seen.begin(), *seen.rbegin())) == (seen.size() - 1) * bytes);
   for (auto at = seen.begin(); std::next(at) != seen.end(); ++at)
-    CHECK(*std::next(at) - *at == static_cast<ptrdiff_t>(bytes));
+    CHECK(apart(*at, *std::next(at)) == static_cast<ptrdiff_t>(bytes));
   for (int n = 0; n < 20; ++n) {
-    std::memset(window.page(Strip::kFrame, 1, 1, window.frames()), n, bytes);
+    std::memset(window.page(Strip::kFrame, 1, 1, window.frames()).meta, n, bytes);
     window.embedding(window.frames())[0] = static_cast<float>(n);
     window.push({n, 17, n, 0});
     if (!window.is_full()) continue;
     CHECK(window.frames() == 4);
-    if (!window.has_first_frame()) window.keep_first_frame();
+    if (!window.has_first_frame()) window.keep_first_frame(*backend.ops);
     window.pop();
     for (int i = 0; i < 3; ++i) {
       CHECK(window.frame(i).number == n - 2 + i);
       CHECK(window.embedding(i)[0] == static_cast<float>(n - 2 + i));
-      CHECK(window.page(Strip::kFrame, 1, 1, i)[0] == static_cast<std::byte>(n - 2 + i));
+      CHECK(window.page(Strip::kFrame, 1, 1, i).data[0] == static_cast<std::byte>(n - 2 + i));
     }
     CHECK(window.first_frame().number == 0);
-    CHECK(window.page(Strip::kFirstFrame, 1, 1)[bytes - 1] == std::byte{0});
+    CHECK(window.page(Strip::kFirstFrame, 1, 1).data[last] == std::byte{0});
   }
 }
 

@@ -71,11 +71,11 @@ TEST_CASE("what was kept in untouched pages keeps its bytes, and exact pages los
   size_t at = 0;
   for (PageId id = world.store->index(0)[c].head; id != kNone; id = world.store->blocks()[id].next) {
     CodecId codec{};
-    const std::byte* bytes = world.store->resident(id, &codec);
+    const PageView view = world.store->resident(id, &codec);
     for (int i = 0; i < world.store->blocks()[id].count; ++i, ++at) {
-      const int position = page_meta(bytes)[i].position;
+      const int position = view.meta[i].position;
       std::vector<float> k(16), v(16);
-      world.backend.ops->decode(codec, world.shape.page, bytes, i, i + 1, k.data(), v.data(), 16);
+      world.backend.ops->decode(codec, world.shape.page, view.data, i, i + 1, k.data(), v.data(), 16);
       if (position > 0) CHECK(k == keys[static_cast<size_t>(position) - 1]);
     }
   }

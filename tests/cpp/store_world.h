@@ -81,8 +81,8 @@ struct StoreWorld {
       const PageId next = store->blocks()[id].next;
       const int count = store->blocks()[id].count;
       CodecId codec{};
-      if (const std::byte* bytes = store->resident(id, &codec); bytes != nullptr)
-        for (int i = 0; i < count; ++i) found.push_back(page_meta(bytes)[i].position);
+      if (const PageView view = store->resident(id, &codec); view.data != nullptr)
+        for (int i = 0; i < count; ++i) found.push_back(view.meta[i].position);
       id = next;
     }
     store->unpin_all();

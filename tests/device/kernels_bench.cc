@@ -72,7 +72,7 @@ void bench_attend(Backend& on, bool small, double copy_rate, std::vector<Row>* r
   const auto k = random.normals(static_cast<size_t>(kPageTokens * shape.row()));
   for (const CodecId codec : {CodecId::kFp16, CodecId::kInt8, CodecId::kInt4}) {
     Memory memory(*on.device);
-    const size_t bytes = page_bytes(codec, shape);
+    const size_t bytes = data_bytes(codec, shape);
     std::vector<std::byte> all(bytes * static_cast<size_t>(pages));
     plain->encode(codec, shape, k.data(), k.data(), static_cast<size_t>(shape.row()), kPageTokens, all.data());
     for (size_t p = 1; p < static_cast<size_t>(pages); ++p) std::memcpy(&all[p * bytes], all.data(), bytes);
@@ -127,7 +127,7 @@ int main(int argc, char** argv) {
   for (int i = 1; i < argc; ++i) std::strcmp(argv[i], "--json") == 0 ? void(json = true) : void(name = argv[i]);
   const bool small = name == "shim";
   try {
-    Backend on = small ? test::make_shim() : cuda::make(false);
+    Backend on = small ? test::make_shim() : cuda::make();
     Device& device = *on.device;
     const Ops::Limits limits{.tokens = 4096, .q_heads = 28, .shape = {4, 128}, .rows = 4096, .dim = 512};
     Memory memory(device);

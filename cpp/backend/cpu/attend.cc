@@ -28,7 +28,7 @@ void rotate_at(const RopeTable* rope, int t, int h, int w, float* angles, float*
 void load_page_token(const AttendArgs& a, const PageEntry& page, int head, int token, float* angles, Token* to) {
   const int d = a.shape.head_dim;
   const size_t k_bytes = k_block_bytes(page.codec, d), v_bytes = v_block_bytes(page.codec, d);
-  const std::byte* k_block = page.data + kPageMetaBytes + static_cast<size_t>(head) * (k_bytes + v_bytes);
+  const std::byte* k_block = page.data + static_cast<size_t>(head) * (k_bytes + v_bytes);
   with_codec(page.codec, [&](auto codec) {
     using C = decltype(codec);
     for (int c = 0; c < d; ++c) {
@@ -37,11 +37,11 @@ void load_page_token(const AttendArgs& a, const PageEntry& page, int head, int t
     }
   });
   to->bias = 0;
-  const TokenMeta& meta = page_meta(page.data)[token];
-  const int t = a.positions[page.first + token - page.begin];
-  if (a.rope == nullptr) return;
-  const RopeSpec& rope = a.rope->spec();
-  rotate_at(a.rope, t, rope.place_at(t, meta.h), rope.place_at(t, meta.w), angles, to->k);
+  const int at = page.first + token - page.begin, t = a.positions[at];
+  int h = 0, w = 0;
+  if (a.places != nullptr)
+    h = a.rope->spec().place_at(t, a.places[2 * at]), w = a.rope->spec().place_at(t, a.places[2 * at + 1]);
+  rotate_at(a.rope, t, h, w, angles, to->k);
 }
 
 void load_summary(const AttendArgs& a, int i, int head, float* angles, Token* to) {

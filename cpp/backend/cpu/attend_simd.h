@@ -53,11 +53,13 @@ struct Units {
     };
     if (unit < pages) {
       const PageEntry& page = a.pages[unit];
-      const TokenMeta* const meta = page_meta(page.data);
-      const RopeSpec rope = a.rope != nullptr ? a.rope->spec() : RopeSpec{};
       for (int i = begin; i < end; ++i) {
-        const int32_t t = a.positions[page.first + i - begin];
-        put(i, 0, t, rope.place_at(t, meta[i].h), rope.place_at(t, meta[i].w));
+        const int at = page.first + i - begin;
+        const int32_t t = a.positions[at];
+        int h = 0, w = 0;
+        if (a.places != nullptr && a.rope != nullptr)
+          h = a.rope->spec().place_at(t, a.places[2 * at]), w = a.rope->spec().place_at(t, a.places[2 * at + 1]);
+        put(i, 0, t, h, w);
       }
     } else if (unit < seen()) {
       for (int i = 0; i < end; ++i) {
@@ -81,8 +83,7 @@ struct Units {
     if (unit >= pages) return;
     const PageEntry& page = a.pages[unit];
     const size_t bytes = k_block_bytes(page.codec, a.shape.head_dim) + v_block_bytes(page.codec, a.shape.head_dim);
-    const std::byte* const from = page.data + kPageMetaBytes + static_cast<size_t>(head) * bytes;
-    if (head == 0) __builtin_prefetch(page.data, 0, 2);
+    const std::byte* const from = page.data + static_cast<size_t>(head) * bytes;
     for (size_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at, 0, 2);
   }
 
@@ -96,7 +97,7 @@ struct Units {
       with_codec(page.codec, [&](auto codec) {
         using C = decltype(codec);
         const size_t k_bytes = pad64(C::k_bytes(d)), v_bytes = pad64(C::v_bytes(d));
-        const std::byte* const k_block = page.data + kPageMetaBytes + static_cast<size_t>(head) * (k_bytes + v_bytes);
+        const std::byte* const k_block = page.data + static_cast<size_t>(head) * (k_bytes + v_bytes);
         fill_keys(KeyBlock<C>(k_block, tile), spec, base, tile);
         if (!with_values) return;
         clear_row(page.begin * tile.v_stride, v);  // lanes without weight, but 0 * NaN would be NaN

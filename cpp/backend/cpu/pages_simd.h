@@ -163,14 +163,14 @@ inline void encode_values(std::byte* block, int d, int token, const float* x, ui
 }
 
 inline void encode_page(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count,
-                        uint8_t* codes, std::byte* page) {
+                        uint8_t* codes, std::byte* data) {
   const int d = shape.head_dim;
   with_codec(codec, [&](auto c) {
     using C = decltype(c);
     const size_t k_bytes = pad64(C::k_bytes(d)), v_bytes = pad64(C::v_bytes(d));
-    std::memset(page + kPageMetaBytes, 0, static_cast<size_t>(shape.heads) * (k_bytes + v_bytes));
+    std::memset(data, 0, static_cast<size_t>(shape.heads) * (k_bytes + v_bytes));
     for (int head = 0; head < shape.heads && count > 0; ++head) {
-      std::byte* const block = page + kPageMetaBytes + static_cast<size_t>(head) * (k_bytes + v_bytes);
+      std::byte* const block = data + static_cast<size_t>(head) * (k_bytes + v_bytes);
       encode_keys<C>(block, d, k + head * d, stride, count);
       for (int t = 0; t < count; ++t) encode_values<C>(block + k_bytes, d, t, v + t * stride + head * d, codes);
     }
@@ -224,7 +224,7 @@ inline void decode_keys(const std::byte* block, const Tile& tile, int begin, int
   }
 }
 
-inline void decode_page(CodecId codec, PageShape shape, const std::byte* page, int begin, int end, float* k, float* v,
+inline void decode_page(CodecId codec, PageShape shape, const std::byte* data, int begin, int end, float* k, float* v,
                         size_t stride) {
   const int d = shape.head_dim;
   float scales[2 * (kMaxHead + kLanes)];
@@ -236,7 +236,7 @@ inline void decode_page(CodecId codec, PageShape shape, const std::byte* page, i
     using C = decltype(c);
     const size_t k_bytes = pad64(C::k_bytes(d)), v_bytes = pad64(C::v_bytes(d));
     for (int head = 0; head < shape.heads; ++head) {
-      const std::byte* const block = page + kPageMetaBytes + static_cast<size_t>(head) * (k_bytes + v_bytes);
+      const std::byte* const block = data + static_cast<size_t>(head) * (k_bytes + v_bytes);
       decode_keys<C>(block, tile, begin, end, k + head * d, stride);
       for (int t = begin; t < end; ++t) value_row<C>(block + k_bytes, d, t, v + (t - begin) * stride + head * d);
     }

@@ -11,6 +11,8 @@ class PlainOps : public Ops {
   const char* name() const override { return "plain"; }
   size_t scratch_bytes(const Limits& limits) const override;
   void set_scratch(void* memory, const Limits& limits) override;
+  void copy(void* to, const void* from, size_t bytes) override;
+  void check_finite(const float* x, size_t n, int32_t* bad) override;
   void attend(const AttendArgs& args) override;
   void attention_mass(const MassArgs& args) override;
   void add_recent_keys(const RecentKeysArgs& args) override;
@@ -23,9 +25,9 @@ class PlainOps : public Ops {
   int top_k(const float* score, int n, int k, int32_t* index) override;
   void merge(float* out, float* lse, const float* other_out, const float* other_lse, int rows, int head_dim) override;
   void encode(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count,
-              std::byte* page) override;
-  void encode_row(CodecId codec, PageShape shape, const float* k, const float* v, int at, std::byte* page) override;
-  void decode(CodecId codec, PageShape shape, const std::byte* page, int begin, int end, float* k, float* v,
+              std::byte* data) override;
+  void encode_row(CodecId codec, PageShape shape, const float* k, const float* v, int at, std::byte* data) override;
+  void decode(CodecId codec, PageShape shape, const std::byte* data, int begin, int end, float* k, float* v,
               size_t stride) override;
   void gather(const PageEntry* pages, const int32_t* at, int items, PageShape shape, float* k, float* v,
               size_t stride) override;

@@ -54,23 +54,23 @@ class SimdOps final : public PlainOps {  // what is not faster here stays plain
   int top_k(const float* score, int n, int k, int32_t* index) override { return select_top_k(score, n, k, index); }
   void merge(float* out, float* lse, const float* other_out, const float* other_lse, int rows, int head_dim) override;
   void encode(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count,
-              std::byte* page) override {
+              std::byte* data) override {
     uint8_t codes[kMaxHead + kLanes];
-    if (shape.head_dim > kMaxHead) return PlainOps::encode(codec, shape, k, v, stride, count, page);
-    encode_page(codec, shape, k, v, stride, count, codes, page);
+    if (shape.head_dim > kMaxHead) return PlainOps::encode(codec, shape, k, v, stride, count, data);
+    encode_page(codec, shape, k, v, stride, count, codes, data);
   }
-  void encode_row(CodecId codec, PageShape shape, const float* k, const float* v, int at, std::byte* page) override {
-    if (shape.head_dim > kMaxHead || codec != CodecId::kFp16) return PlainOps::encode_row(codec, shape, k, v, at, page);
+  void encode_row(CodecId codec, PageShape shape, const float* k, const float* v, int at, std::byte* data) override {
+    if (shape.head_dim > kMaxHead || codec != CodecId::kFp16) return PlainOps::encode_row(codec, shape, k, v, at, data);
     const int d = shape.head_dim;
     const size_t k_bytes = pad64(Fp16::k_bytes(d)), v_bytes = pad64(Fp16::v_bytes(d));
-    for (int head = 0; head < shape.heads; ++head, page += k_bytes + v_bytes) {
-      encode_half_token(page + kPageMetaBytes, k_bytes, d, at, k + head * d, v + head * d);
+    for (int head = 0; head < shape.heads; ++head, data += k_bytes + v_bytes) {
+      encode_half_token(data, k_bytes, d, at, k + head * d, v + head * d);
     }
   }
-  void decode(CodecId codec, PageShape shape, const std::byte* page, int begin, int end, float* k, float* v,
+  void decode(CodecId codec, PageShape shape, const std::byte* data, int begin, int end, float* k, float* v,
               size_t stride) override {
-    if (shape.head_dim > kMaxHead) return PlainOps::decode(codec, shape, page, begin, end, k, v, stride);
-    decode_page(codec, shape, page, begin, end, k, v, stride);
+    if (shape.head_dim > kMaxHead) return PlainOps::decode(codec, shape, data, begin, end, k, v, stride);
+    decode_page(codec, shape, data, begin, end, k, v, stride);
   }
 
  private:

@@ -60,9 +60,10 @@ MOSAIC_DEVICE void describe(const AttendArgs& a, bool rotates, Unit unit, TileKe
     if (i >= page.begin && i < page.end) {
       bias = 0;
       if (rotates) {
-        const TokenMeta meta = page_meta(page.data)[i];
-        t = a.positions[page.first + i - page.begin];
-        h = a.rope->spec().place_at(t, meta.h), w = a.rope->spec().place_at(t, meta.w);
+        const int at = page.first + i - page.begin;
+        const RopeSpec& spec = a.rope->spec();
+        t = a.positions[at];
+        if (a.places != nullptr) h = spec.place_at(t, a.places[2 * at]), w = spec.place_at(t, a.places[2 * at + 1]);
       }
     }
   } else if (unit.part == Part::kRows) {

@@ -6,7 +6,6 @@
 namespace mosaic::cuda {
 
 BackendInfo info();
-// blocking: every op has run when its call returns; else Ops::wait() or Device::wait() says so.
-Backend make(bool blocking = true);
+Backend make();
 
 }  // namespace mosaic::cuda

@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "backend/cpu/cpu_device.h"
+#include "backend/cpu/cpu_ops.h"
 #include "backend/cuda/cuda_backend.h"
 #include "backend/cuda/cuda_check.h"
 #include "backend/cuda/cuda_ops.h"
@@ -52,14 +53,18 @@ void finish(const simt::Queue& queue) {
 }
 
 // Memory the driver knows, or any memory where the GPU follows the host's page tables.
-bool reaches(const void* pointer) {
+// Memory that the driver does not know belongs to the host alone, also where the GPU could follow the host's page tables:
+// every access would fault first.
+Device::Reach reach_of(const void* pointer) {
   cudaPointerAttributes attributes;
-  if (passed(cudaPointerGetAttributes(&attributes, pointer)) && attributes.type != cudaMemoryTypeUnregistered) {
-    return true;
-  }
-  int pageable = 0, device = 0;
-  return passed(cudaGetDevice(&device)) &&
-         passed(cudaDeviceGetAttribute(&pageable, cudaDevAttrPageableMemoryAccess, device)) && pageable == 1;
+  if (!passed(cudaPointerGetAttributes(&attributes, pointer))) return Device::Reach::kHost;
+  if (attributes.type == cudaMemoryTypeDevice) return Device::Reach::kKernels;
+  return attributes.type == cudaMemoryTypeUnregistered ? Device::Reach::kHost : Device::Reach::kBoth;
+}
+bool reaches(const void* pointer) { return reach_of(pointer) != Device::Reach::kHost; }
+
+void copy(const simt::Queue& queue, void* to, const void* from, size_t bytes) {
+  MOSAIC_CUDA_TRY(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, static_cast<cudaStream_t>(queue.stream)));
 }
 
 [[noreturn]] void refuse(const char* what, size_t bytes, size_t free) {
@@ -77,6 +82,7 @@ CudaDevice::CudaDevice(int ordinal) {
   integrated_ = integrated != 0;
   MOSAIC_CUDA_TRY(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
   for (cudaEvent_t& event : events_) MOSAIC_CUDA_TRY(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+  MOSAIC_CUDA_TRY(cudaEventCreateWithFlags(&order_, cudaEventDisableTiming));
 }
 
 CudaDevice::~CudaDevice() {
@@ -84,7 +90,20 @@ CudaDevice::~CudaDevice() {
   for (const cudaEvent_t event : events_) {
     if (event != nullptr) passed(cudaEventDestroy(event));
   }
+  if (order_ != nullptr) passed(cudaEventDestroy(order_));
   passed(cudaStreamDestroy(stream_));
+}
+
+Device::Reach CudaDevice::reach(const void* pointer) const { return reach_of(pointer); }
+
+void CudaDevice::follow(void* stream) {
+  MOSAIC_CUDA_TRY(cudaEventRecord(order_, static_cast<cudaStream_t>(stream)));
+  MOSAIC_CUDA_TRY(cudaStreamWaitEvent(stream_, order_));
+}
+
+void CudaDevice::precede(void* stream) {
+  MOSAIC_CUDA_TRY(cudaEventRecord(order_, stream_));
+  MOSAIC_CUDA_TRY(cudaStreamWaitEvent(static_cast<cudaStream_t>(stream), order_));
 }
 
 size_t CudaDevice::free_bytes() const { return cpu::CpuDevice().free_bytes(); }
@@ -147,7 +166,7 @@ BackendInfo info() {
   return {"cuda", true, p.device + " (sm_" + std::to_string(p.major) + std::to_string(p.minor) + ")"};
 }
 
-Backend make(bool blocking) {
+Backend make() {
   const BackendInfo found = info();
   if (!found.available) throw DeviceError("cuda: " + found.detail + ". Or set device=\"cpu\".");
   auto device = std::make_unique<CudaDevice>(0);
@@ -157,8 +176,8 @@ Backend make(bool blocking) {
   target.queue.processors = device->processors();
   target.finish = finish;
   target.reaches = reaches;
-  target.blocking = blocking;
-  auto ops = std::make_unique<CudaOps>(target);
+  target.copy = copy;
+  auto ops = std::make_unique<CudaOps>(target, cpu::make_ops(cpu::implementations().back(), 1));
   return {std::move(device), std::move(ops)};
 }
 

@@ -20,7 +20,11 @@ class CudaDevice final : public Device {
   bool is_integrated() const override { return integrated_; }
   size_t free_bytes() const override;  // of what allocate() gives: the host's
   void* allocate(size_t bytes) override;
+  bool has_private() const override { return true; }
   void* allocate_private(size_t bytes) override;
+  Reach reach(const void* pointer) const override;
+  void follow(void* stream) override;
+  void precede(void* stream) override;
   void release(void* memory, size_t bytes) noexcept override;
   void copy_async(void* to, const void* from, size_t bytes) override;
   uint64_t record() override;
@@ -34,6 +38,7 @@ class CudaDevice final : public Device {
   int processors_ = 1;
   cudaStream_t stream_ = nullptr;
   cudaEvent_t events_[kEvents] = {};
+  cudaEvent_t order_ = nullptr;  // between our stream and a caller's
   uint64_t mark_ = 0;
 };
 

@@ -13,7 +13,6 @@ void CudaOps::within(bool fits, const char* op) const {
 
 template <class... Pointer>
 void CudaOps::reach(const char* op, const Pointer*... pointers) const {
-  if (!target_.blocking) return;  // a caller that waits by itself has placed its memory by itself
   for (const void* pointer : {static_cast<const void*>(pointers)...}) {
     if (pointer != nullptr && !target_.reaches(pointer))
       throw InvalidInput(std::string(target_.name) + ": " + op + " was given memory the device cannot reach. " +
@@ -39,16 +38,25 @@ void CudaOps::check_attend(const char* op, const AttendArgs& a) const {
   const RopeTable rope = a.rope != nullptr ? *a.rope : RopeTable();
   const bool rotates = rope.spec().frequencies() > 0;
   reach(op, a.q, a.q_positions, a.n_pages > 0 ? a.pages : nullptr, a.n_pages > 0 ? a.positions : nullptr,
-        a.n_rows > 0 ? a.mean_k : nullptr, a.n_rows > 0 ? a.mean_v : nullptr, a.n_rows > 0 ? a.rows : nullptr,
-        a.n_rows > 0 ? a.row_positions : nullptr, a.n_rows > 0 ? a.row_bias : nullptr, a.block_k, a.block_v,
-        rotates ? rope.fine(0) : nullptr, a.out, a.lse);
+        a.n_pages > 0 ? a.places : nullptr, a.n_rows > 0 ? a.mean_k : nullptr, a.n_rows > 0 ? a.mean_v : nullptr,
+        a.n_rows > 0 ? a.rows : nullptr, a.n_rows > 0 ? a.row_positions : nullptr, a.n_rows > 0 ? a.row_bias : nullptr,
+        a.block_k, a.block_v, rotates ? rope.fine(0) : nullptr, a.out, a.lse);
+}
+
+void CudaOps::copy(void* to, const void* from, size_t bytes) {
+  if (bytes > 0) target_.copy(target_.queue, to, from, bytes);
+}
+
+void CudaOps::check_finite(const float* x, size_t n, int32_t* bad) {
+  if (n == 0) return;
+  reach("check_finite", x, bad);
+  MOSAIC_SIMT::check_finite(target_.queue, x, n, bad);
 }
 
 void CudaOps::attend(const AttendArgs& a) {
   if (a.tokens == 0) return;
   check_attend("attend", a);
   MOSAIC_SIMT::attend(target_.queue, a, scratch_);
-  done();
 }
 
 void CudaOps::attention_mass(const MassArgs& m) {
@@ -133,7 +141,6 @@ void CudaOps::encode(CodecId codec, PageShape shape, const float* k, const float
                      std::byte* page) {
   reach("encode", count > 0 ? k : nullptr, count > 0 ? v : nullptr, page);
   MOSAIC_SIMT::encode(target_.queue, codec, shape, k, v, stride, count, page);
-  done();
 }
 
 void CudaOps::encode_row(CodecId codec, PageShape shape, const float* k, const float* v, int at, std::byte* page) {
@@ -141,7 +148,6 @@ void CudaOps::encode_row(CodecId codec, PageShape shape, const float* k, const f
     throw InvariantError("encode_row needs an exact codec, not " + std::string(codec_name(codec)) + ".");
   reach("encode_row", k, v, page);
   MOSAIC_SIMT::encode_row(target_.queue, codec, shape, k, v, at, page);
-  done();
 }
 
 void CudaOps::decode(CodecId codec, PageShape shape, const std::byte* page, int begin, int end, float* k, float* v,
@@ -149,7 +155,6 @@ void CudaOps::decode(CodecId codec, PageShape shape, const std::byte* page, int 
   if (end <= begin) return;
   reach("decode", page, k, v);
   MOSAIC_SIMT::decode(target_.queue, codec, shape, page, begin, end, k, v, stride);
-  done();
 }
 
 void CudaOps::gather(const PageEntry* pages, const int32_t* at, int items, PageShape shape, float* k, float* v,
@@ -157,7 +162,6 @@ void CudaOps::gather(const PageEntry* pages, const int32_t* at, int items, PageS
   if (items == 0) return;
   reach("gather", pages, at, k, v);
   MOSAIC_SIMT::gather(target_.queue, pages, at, items, shape, k, v, stride);
-  done();
 }
 
 }  // namespace mosaic::MOSAIC_SIMT

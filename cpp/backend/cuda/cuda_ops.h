@@ -3,6 +3,8 @@
 // differs.
 #pragma once
 
+#include <memory>
+
 #include "backend/cuda/simt.h"
 #include "backend/ops.h"
 
@@ -15,18 +17,22 @@ struct Target {
   void (*finish)(const simt::Queue&);
   // Whether kernels can read and write there.
   bool (*reaches)(const void*);
-  // Every call ends with finish(): for callers that read results without wait().
-  bool blocking = true;
+  // Queues a copy; the host may be either side.
+  void (*copy)(const simt::Queue&, void* to, const void* from, size_t bytes);
 };
 
 class CudaOps final : public Ops {
  public:
-  explicit CudaOps(const Target& target) : target_(target) {}
+  // host: the CPU's kernels, for what the host holds.
+  CudaOps(const Target& target, std::unique_ptr<Ops> host) : target_(target), host_(std::move(host)) {}
   const char* name() const override { return target_.name; }
   size_t scratch_bytes(const Limits& limits) const override;
   void set_scratch(void* memory, const Limits& limits) override;
+  Ops& for_host() override { return *host_; }
   void wait() override { target_.finish(target_.queue); }
 
+  void copy(void* to, const void* from, size_t bytes) override;
+  void check_finite(const float* x, size_t n, int32_t* bad) override;
   void attend(const AttendArgs& args) override;
   void attention_mass(const MassArgs& args) override;
   void add_recent_keys(const RecentKeysArgs& args) override;
@@ -52,11 +58,11 @@ class CudaOps final : public Ops {
   template <class... Pointer>
   void reach(const char* op, const Pointer*... pointers) const;
   void check_attend(const char* op, const AttendArgs& a) const;
-  void done() const {
-    if (target_.blocking) target_.finish(target_.queue);
-  }
+  // For what the host reads next.
+  void done() const { target_.finish(target_.queue); }
 
   Target target_;
+  std::unique_ptr<Ops> host_;
   Limits limits_;
   float* scratch_ = nullptr;
 };

@@ -1,4 +1,4 @@
-// Where a head's blocks lie in a page, on the device; codec.h has the same for the host.
+// Where a head's blocks lie in a page's data, on the device; codec.h has the same for the host.
 #pragma once
 
 #include "backend/cuda/simt.h"
@@ -15,7 +15,7 @@ MOSAIC_DEVICE size_t head_bytes(CodecId codec, int head_dim) {
       codec, [&](auto c) { return pad64(decltype(c)::k_bytes(head_dim)) + pad64(decltype(c)::v_bytes(head_dim)); });
 }
 MOSAIC_DEVICE size_t head_offset(CodecId codec, int head_dim, int head) {
-  return kPageMetaBytes + static_cast<size_t>(head) * head_bytes(codec, head_dim);
+  return static_cast<size_t>(head) * head_bytes(codec, head_dim);
 }
 
 }  // namespace mosaic::MOSAIC_SIMT

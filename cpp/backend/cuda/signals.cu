@@ -1,5 +1,7 @@
 // The signals: recent keys, temporal redundancy, row norm, spectral energy. Sums go in a fixed order: equal items have
 // equal signals, wherever they stand.
+#include <algorithm>
+
 #include "backend/cuda/kernels.h"
 
 namespace mosaic::MOSAIC_SIMT {
@@ -41,6 +43,15 @@ MOSAIC_KERNEL(kThreads, 4) redundancy_kernel(const RedundancyArgs a) {
   square = simt::sum_lanes(square, simt::kWarp);
   const float length = sqrtf(square) * static_cast<float>(a.count[a.place[item]]);
   if (at < a.items && simt::thread() % simt::kWarp == 0) a.score[item] = length > 0 ? -dot / length : 0.0f;
+}
+
+MOSAIC_KERNEL(kThreads, 4) finite_kernel(const float* x, size_t n, int32_t* bad) {
+  const size_t all = static_cast<size_t>(simt::blocks_x()) * kThreads;
+  bool found = false;
+  for (size_t i = static_cast<size_t>(simt::block_x()) * kThreads + static_cast<size_t>(simt::thread()); i < n;
+       i += all)
+    found |= !(x[i] - x[i] == 0);
+  if (found) *bad = 1;  // whoever writes, writes the same
 }
 
 MOSAIC_KERNEL(kThreads, 4) norm_kernel(const NormArgs a) {
@@ -107,6 +118,11 @@ void add_recent_keys(const simt::Queue& on, const RecentKeysArgs& a) {
 void temporal_redundancy(const simt::Queue& on, const RedundancyArgs& a) {
   if (a.items == 0) return;
   simt::launch(on, "temporal_redundancy", redundancy_kernel, {blocks_for(a.items, kWarps)}, kThreads, 0, a);
+}
+
+void check_finite(const simt::Queue& on, const float* x, size_t n, int32_t* bad) {
+  const size_t blocks = std::min<size_t>((n + kThreads - 1) / kThreads, static_cast<size_t>(4 * on.processors));
+  simt::launch(on, "check_finite", finite_kernel, {static_cast<unsigned>(blocks)}, kThreads, 0, x, n, bad);
 }
 
 void row_norm(const simt::Queue& on, const NormArgs& a) {

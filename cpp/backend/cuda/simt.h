@@ -26,6 +26,7 @@
 #else
 #define MOSAIC_SIMT shim
 #include <functional>
+#include <vector>
 #define MOSAIC_KERNEL(threads, blocks) void
 #define MOSAIC_DEVICE inline
 #endif
@@ -40,7 +41,7 @@ struct Grid {
 
 // Where kernels are queued, and how wide that device is: kernels cut their work by it, in the same way every time.
 struct Queue {
-  void* stream = nullptr;  // cudaStream_t
+  void* stream = nullptr;  // cudaStream_t; on the CPU a Stream, or null: kernels run at once
   int processors = 1;      // streaming multiprocessors
 };
 
@@ -151,10 +152,26 @@ Bytes load(const void* from) {
 void multiply_add(const uint32_t (&a)[4], const uint32_t (&b)[2], float (&c)[4], int line = __builtin_LINE());
 inline half_t narrow(float x) { return float_to_half(x); }
 
+// As lazy as a stream may be: what is queued runs when somebody waits for it, in order. So what a caller changes too early
+// shows. Arguments are copied when a kernel is launched; what they point at is not.
+class Stream {
+ public:
+  void push(std::function<void()> work) { queued_.push_back(std::move(work)); }
+  void drain() {
+    std::vector<std::function<void()>> now;
+    now.swap(queued_);
+    for (const auto& work : now) work();
+  }
+
+ private:
+  std::vector<std::function<void()>> queued_;
+};
+
 template <class... P, class... A>
-void launch(const Queue&, const char* what, void (*kernel)(P...), Grid grid, int threads, size_t shared_bytes,
+void launch(const Queue& on, const char* what, void (*kernel)(P...), Grid grid, int threads, size_t shared_bytes,
             const A&... args) {
-  run(what, grid, threads, shared_bytes, [&] { kernel(args...); });
+  const auto work = [=] { run(what, grid, threads, shared_bytes, [&] { kernel(args...); }); };
+  on.stream != nullptr ? static_cast<Stream*>(on.stream)->push(work) : work();
 }
 
 #endif
