@@ -1,8 +1,8 @@
 """Positions under M-RoPE, against values written down from the published rule, not computed by any library.
 
-Qwen2.5-VL (get_rope_index of its release): text counts up on all three axes; a video's temporal position is where it
-begins + the frame's second * tokens_per_second rounded down, rows and columns begin there too; text behind it goes on
-one behind the largest of the three.
+Qwen2.5-VL (get_rope_index of its release): text counts up on all three axes; a video's temporal position is
+where it begins + the frame's second * tokens_per_second rounded down, rows and columns begin there too; text
+behind it goes on one behind the largest of the three.
 """
 
 from __future__ import annotations
@@ -25,13 +25,16 @@ ROPE: dict[str, Any] = {"rotary_dim": DIM, "theta": 100.0, "sections": [1, 1, 1]
         # The example of the published code: 3 grids of one second at 25 tokens a second.
         (0.0, 25, 0), (1.0, 25, 25), (2.0, 25, 50),
         # Two a second, as the checkpoints have it, at several rates of frames.
-        (0.0, 2, 0), (0.5, 2, 1), (1.0, 2, 2), (0.25, 2, 0), (0.75, 2, 1), (1.75, 2, 3), (3.3, 2, 6), (7.49, 2, 14),
+        (0.0, 2, 0), (0.5, 2, 1), (1.0, 2, 2), (0.25, 2, 0), (0.75, 2, 1), (1.75, 2, 3), (3.3, 2, 6),
+        (7.49, 2, 14),
         (1 / 3, 2, 0), (2 / 3, 2, 1), (3600.0, 2, 7200), (0.04, 25, 1), (0.08, 25, 2),
         # Differences of times in floats fall a hair short of where they should be.
         (4.1 - 0.1, 2, 8), (1.1 - 0.6, 2, 1), (0.3, 10, 3), (0.7 + 0.1 - 0.2, 5, 3),
     ],
 )  # fmt: skip
-def test_a_frame_stands_at_its_second_times_the_rate_rounded_down(seconds: float, rate: float, moment: int) -> None:
+def test_a_frame_stands_at_its_second_times_the_rate_rounded_down(
+    seconds: float, rate: float, moment: int
+) -> None:
     assert absolute_moment(seconds, rate) == moment
 
 
@@ -49,7 +52,14 @@ class Stream:
     def __init__(self, rope: dict[str, Any], prefix: int, positions: str) -> None:
         self.rope = rope
         model = dict(
-            layers=1, q_heads=2, kv_heads=1, head_dim=DIM, scale=0.7, rope=rope, embedding_dim=2, frame_tokens=16
+            layers=1,
+            q_heads=2,
+            kv_heads=1,
+            head_dim=DIM,
+            scale=0.7,
+            rope=rope,
+            embedding_dim=2,
+            frame_tokens=16,
         )
         memory = dict(
             cap_bytes=4 << 20, exact="fp32", packed="fp32", prefix_tokens=prefix, branch_tokens=32,
