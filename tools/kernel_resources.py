@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "cpp" / "backend" / "cuda"
 SHIPPED = (80, 86, 87, 89, 90, 110)
-WATCHED = ("attend", "assign")  # files whose kernels must not spill
+WATCHED = ("attend", "attend_tensor", "assign")  # files whose kernels must not spill
 NO_FMA = ("pages",)  # as cuda.cmake compiles them
 
 ENTRY = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\d+)'")

@@ -216,9 +216,31 @@ class Ops {
   // Tokens [begin, end) of a page into k, v ([end - begin, heads, head_dim] with `stride` elements between tokens).
   virtual void decode(CodecId codec, PageShape shape, const std::byte* data, int begin, int end, float* k, float* v,
                       size_t stride) = 0;
+  // The same over a run of pages `pitch` bytes apart, 16 tokens a page, the last one what is left: `count` tokens in all.
+  // A backend that pays for every call does it in one.
+  virtual void encode_run(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count,
+                          std::byte* pages, size_t pitch);
+  virtual void decode_run(CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int count, float* k,
+                          float* v, size_t stride);
   // Chosen tokens of several pages into dense rows: item i is token at[i] of pages[i].
   virtual void gather(const PageEntry* pages, const int32_t* at, int items, PageShape shape, float* k, float* v,
                       size_t stride) = 0;
 };
+
+inline void Ops::encode_run(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count,
+                            std::byte* pages, size_t pitch) {
+  for (int at = 0; at < count; at += kPageTokens, pages += pitch) {
+    const size_t from = static_cast<size_t>(at) * stride;
+    encode(codec, shape, k + from, v + from, stride, count - at < kPageTokens ? count - at : kPageTokens, pages);
+  }
+}
+
+inline void Ops::decode_run(CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int count, float* k,
+                            float* v, size_t stride) {
+  for (int at = 0; at < count; at += kPageTokens, pages += pitch) {
+    const size_t to = static_cast<size_t>(at) * stride;
+    decode(codec, shape, pages, 0, count - at < kPageTokens ? count - at : kPageTokens, k + to, v + to, stride);
+  }
+}
 
 }  // namespace mosaic

@@ -69,7 +69,7 @@ leaving the window is dropped and counted.)");
              needs.means = means;
              needs.summaries = summaries;
              needs.scenes = scenes;
-             needs.selects = selects;
+             needs.selects = needs.reads_query = selects;
              needs.received = received;
              needs.unbounded = unbounded;
              needs.frames = frames;

@@ -53,6 +53,7 @@ class Mukv final : public Policy {
     return {.by_token = true,
             .means = true,
             .selects = true,
+            .reads_query = true,
             .received = s_.signal == Signal::kBoth || s_.signal == Signal::kAttention,
             .frames = s_.segment,
             .least_clusters = s_.segment * 5 + 1,  // a segment, of four super-patches a frame

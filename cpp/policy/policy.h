@@ -25,14 +25,16 @@ inline constexpr int kAssignItems = 16;
 struct PolicyNeeds {
   static constexpr int kAll = -1;
   static constexpr int kWithDisk = -2;
-  bool by_token = false;      // tokens are labelled one by one; false: a frame is one cluster, admitted whole
-  bool per_head = false;      // a lane is one KV head of a layer; false: a lane is a layer, all its heads together
-  bool means = false;         // clusters keep a mean key and value, for scoring
-  bool summaries = false;     // and the mean is attended, + log count, for members that are not read; needs means
-  bool scenes = false;        // frames are clustered by their embedding
-  bool selects = false;       // reads a part; false: everything stored is read
-  bool refuses = false;       // lets nothing go: a frame that does not fit is refused before anything changes
-  bool received = false;      // admit() wants the attention each token received while it was in the window
+  bool by_token = false;   // tokens are labelled one by one; false: a frame is one cluster, admitted whole
+  bool per_head = false;   // a lane is one KV head of a layer; false: a lane is a layer, all its heads together
+  bool means = false;      // clusters keep a mean key and value, for scoring
+  bool summaries = false;  // and the mean is attended, + log count, for members that are not read; needs means
+  bool scenes = false;     // frames are clustered by their embedding
+  bool selects = false;    // reads a part; false: everything stored is read
+  bool reads_query =
+      false;              // select() reads the query's numbers itself, not by ops alone: they are brought to the host
+  bool refuses = false;   // lets nothing go: a frame that does not fit is refused before anything changes
+  bool received = false;  // admit() wants the attention each token received while it was in the window
   bool eager_splits = false;  // a cluster on disk is fetched to be cut; false: the cut waits until it is read
   bool unbounded = false;     // a cluster may grow without end: it is never split, merged or packed as one
   int frames = 1;             // frames admitted together (by token, no scenes)

@@ -83,12 +83,12 @@ int KvMemory::read_block(int lane) {
   for (int f = 0; f < plan_.block_frames; ++f) {
     const int tokens = window_.frame(f).tokens;
     if (plan_.window.received) std::copy_n(window_.received(lane, f), tokens, scratch_.received + rows);
+    backend_.ops->decode_run(plan_.window.codec, plan_.store.page, window_.page(Strip::kFrame, lane, 0, f).data,
+                             window_.page_pitch(), tokens, scratch_.k + static_cast<size_t>(rows) * row,
+                             scratch_.v + static_cast<size_t>(rows) * row, row);
     for (int at = 0, page = 0; at < tokens; at += kPageTokens, ++page) {
       const PageView view = window_.page(Strip::kFrame, lane, page, f);
       const int n = std::min(kPageTokens, tokens - at);
-      backend_.ops->decode(plan_.window.codec, plan_.store.page, view.data, 0, n,
-                           scratch_.k + static_cast<size_t>(rows) * row, scratch_.v + static_cast<size_t>(rows) * row,
-                           row);
       std::memcpy(scratch_.meta + rows, view.meta, static_cast<size_t>(n) * sizeof(TokenMeta));
       rows += n;
     }

@@ -57,7 +57,7 @@ KvMemory::KvMemory(const MemoryConfig& config, std::unique_ptr<Policy> policy, B
 
 void KvMemory::begin(Block kind, int tokens) {
   if (block_ != Block::kNone) throw InvalidInput("KvMemory: a block is open; commit() or abort() it first.");
-  backend_.ops->wait();  // tables that a block before this one queued are about to change
+  on_device([&] { backend_.ops->wait(); });  // tables that a block before this one queued are about to change
   staging_.clear();
   block_ = kind;
   block_tokens_ = tokens;
@@ -168,6 +168,19 @@ int KvMemory::frame_steps() const {
   return frame_.lead + side + frame_.trail;
 }
 
+template <class Call>
+void KvMemory::on_device(const Call& call) {
+  if (!failed_.empty())
+    throw DeviceError("KvMemory: the device failed (" + failed_ +
+                      ") and its memory cannot be trusted. Close the session" + " and open another.");
+  try {
+    call();
+  } catch (const DeviceError& e) {
+    failed_ = e.what();
+    throw;
+  }
+}
+
 void KvMemory::refuse_block(const std::string& why) {
   abort();
   throw InvalidInput("KvMemory: " + why + "; the block was refused and nothing of it was filed.");
@@ -181,23 +194,27 @@ void KvMemory::attend(int layer, const float* q, const float* k, const float* v,
     refuse_block("expected layer " + std::to_string(next_layer_) + ", got " + std::to_string(layer));
   if (!staging_.readable_is_finite(given, *backend_.device, block_tokens_))
     refuse_block("layer " + std::to_string(layer) + ": q, k or v holds NaN or infinity");
-  const auto d = static_cast<size_t>(model().head_dim);
-  const auto each = static_cast<size_t>(plan_.layer_lanes);
-  const size_t q_lane = static_cast<size_t>(model().q_heads) * d / each;
-  const size_t kv_lane = static_cast<size_t>(model().kv_heads) * d / each;
   try {
-    const LayerArrays at = staging_.enter(given, backend_, block_tokens_, stream);
-    for (size_t i = 0; i < each; ++i)
-      attend_lane(layer * plan_.layer_lanes + static_cast<int>(i), at.q + i * q_lane, at.k + i * kv_lane,
-                  at.v + i * kv_lane, at.out + i * q_lane);
-    staging_.leave(given, backend_, block_tokens_, stream);
-    if (store_.tiers().spill() != nullptr) backend_.ops->wait();  // read copies may be replaced from here on
-  } catch (...) {  // a policy written elsewhere may throw from select(), a device may fail: the block is refused whole
+    on_device([&] { attend_layer(given, stream); });
+  } catch (...) {  // a policy written elsewhere may throw from select(): the block is refused whole
     abort();
     throw;
   }
   store_.unpin_all();
   ++next_layer_;
+}
+
+void KvMemory::attend_layer(const LayerArrays& given, void* stream) {
+  const auto d = static_cast<size_t>(model().head_dim);
+  const auto each = static_cast<size_t>(plan_.layer_lanes);
+  const size_t q_lane = static_cast<size_t>(model().q_heads) * d / each;
+  const size_t kv_lane = static_cast<size_t>(model().kv_heads) * d / each;
+  const LayerArrays at = staging_.enter(given, backend_, block_tokens_, stream);
+  for (size_t i = 0; i < each; ++i)
+    attend_lane(next_layer_ * plan_.layer_lanes + static_cast<int>(i), at.q + i * q_lane, at.k + i * kv_lane,
+                at.v + i * kv_lane, at.out + i * q_lane);
+  staging_.leave(given, backend_, block_tokens_, stream);
+  if (store_.tiers().spill() != nullptr) backend_.ops->wait();  // read copies may be replaced from here on
 }
 
 void KvMemory::attend_lane(int lane, const float* q, const float* k, const float* v, float* out) {
@@ -256,9 +273,9 @@ void KvMemory::stage(int lane, const float* k, const float* v) {
         const Place place = place_in_frame(at + i);
         view.meta[i] = {frame_position_ + place.step, frame_.time_ms, place.h, place.w};
       }
-      backend_.ops->encode(codec, plan_.store.page, k + static_cast<size_t>(at) * row,
-                           v + static_cast<size_t>(at) * row, row, n, view.data);
     }
+    backend_.ops->encode_run(codec, plan_.store.page, k, v, row, block_tokens_,
+                             window_.page(Strip::kFrame, lane, 0, window_.frames()).data, window_.page_pitch());
     return;
   }
   const Strip strip = block_ == Block::kPrefix ? Strip::kPrefix : Strip::kBranch;
@@ -288,8 +305,17 @@ void KvMemory::commit() {
                                   std::to_string(model().layers) + " layers; the block was refused."
                             : "KvMemory: commit() without a block.");
   }
-  backend_.ops->wait();
-  if (staging_.bad()) refuse_block("q, k or v of a layer holds NaN or infinity");
+  try {
+    on_device([&] { backend_.ops->wait(); });
+    if (staging_.bad()) refuse_block("q, k or v of a layer holds NaN or infinity");
+  } catch (const DeviceError&) {
+    abort();
+    throw;
+  }
+  on_device([&] { file_block(); });
+}
+
+void KvMemory::file_block() {
   const Block kind = std::exchange(block_, Block::kNone);
   if (kind == Block::kPrefix) {
     window_.prefix_tokens += block_tokens_;
@@ -334,7 +360,12 @@ void KvMemory::close_question(bool keep) {
     }
     turns_[turn_count_++] = turn;
   }
-  // Splits that were put off while their cluster was on disk: its pages have just been read.
+  if (failed_.empty()) on_device([&] { settle_read(); });
+}
+
+// Splits that were put off while their cluster was on disk: its pages have just been read.
+void KvMemory::settle_read() {
+  backend_.ops->wait();
   for (int lane = 0; lane < lanes(); ++lane) {
     BlockSelection& s = selection_[static_cast<size_t>(lane)];
     for (int e = 0; e < s.entries(); ++e) {

@@ -9,6 +9,7 @@
 // tokens. A question selects once per layer with its own query and lives on a branch that is dropped, or kept as dialogue.
 // A bad block (NaN, wrong layer) is refused whole: nothing of it is filed. Everything is taken when this is built; append
 // and ask allocate nothing.   kv_memory.cc the seam · selection.cc what is read · admission.cc what is kept
+// A device that fails ends the session, with an error that says so at every call; another may be opened.
 // Not thread-safe: one caller at a time.
 #pragma once
 
@@ -106,7 +107,13 @@ class KvMemory {
   Place place_in_frame(int i) const;
   int picture_tokens() const { return block_tokens_ - frame_.lead - frame_.trail; }
   int frame_steps() const;
-  void refuse_block(const std::string& why);
+  [[noreturn]] void refuse_block(const std::string& why);
+  // Runs what calls the device. After a DeviceError nobody knows what its memory holds: nothing is answered from it again.
+  template <class Call>
+  void on_device(const Call& call);
+  void attend_layer(const LayerArrays& given, void* stream);
+  void file_block();
+  void settle_read();
   bool attends_means() const { return plan_.summaries && plan_.config.summaries; }
   // selection.cc
   void select_window(int lane);
@@ -146,6 +153,7 @@ class KvMemory {
   Staging staging_;
   Evidence evidence_;
 
+  std::string failed_;  // what the device said when it failed
   Block block_ = Block::kNone;
   int block_tokens_ = 0;
   int next_layer_ = 0;

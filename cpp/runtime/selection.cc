@@ -33,6 +33,10 @@ int KvMemory::run_policy_select(int lane, const float* q) {
   query.tokens = block_tokens_;
   query.q_heads = model().q_heads / plan_.layer_lanes;
   query.q_stride = static_cast<size_t>(model().q_heads) * static_cast<size_t>(model().head_dim);
+  if (policy_->needs().reads_query) {
+    const size_t row = static_cast<size_t>(query.q_heads) * static_cast<size_t>(model().head_dim);
+    query.q = staging_.readable(q, static_cast<size_t>(block_tokens_ - 1) * query.q_stride + row, backend_);
+  }
   query.scale = model().scale;
   query.max_tokens = plan_.config.retrieve_tokens;
   query.max_summaries = plan_.select_rows;

@@ -64,6 +64,13 @@ LayerArrays Staging::enter(const LayerArrays& given, Backend& backend, int token
           backend.device->reach(given.out) == Device::Reach::kHost ? out_ : given.out};
 }
 
+const float* Staging::readable(const float* q, size_t n, Backend& backend) {
+  if (backend.device->reach(q) != Device::Reach::kKernels) return q;
+  backend.ops->copy(q_, q, n * sizeof(float));
+  backend.ops->wait();
+  return q_;
+}
+
 void Staging::leave(const LayerArrays& given, Backend& backend, int tokens, void* stream) {
   if (for_kernels(given, *backend.device, false)) backend.device->precede(stream);
   if (for_kernels(given, *backend.device, true)) return;  // nobody on the host reads or reuses anything of it

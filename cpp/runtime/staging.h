@@ -27,6 +27,8 @@ class Staging {
   bool readable_is_finite(const LayerArrays& given, const Device& device, int tokens) const;
   // The same arrays where kernels reach them. stream: the engine's, where it made what only kernels reach.
   LayerArrays enter(const LayerArrays& given, Backend& backend, int tokens, void* stream);
+  // n numbers of a query that was entered, where the host reads them.
+  const float* readable(const float* q, size_t n, Backend& backend);
   // The kernels' out goes where the engine wants it. Waits, unless the engine reads it by kernels of its own.
   void leave(const LayerArrays& given, Backend& backend, int tokens, void* stream);
   // Kernels found a number that is not finite since the last clear(); call after Ops::wait().

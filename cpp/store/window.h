@@ -39,6 +39,8 @@ class Window {
 
   const WindowShape& shape() const { return shape_; }
   int pages_per_frame() const { return frame_pages_; }
+  // Bytes from the data of a page of a strip to that of the next one.
+  size_t page_pitch() const { return slot_bytes_; }
   // Page `page` of a strip. `frame` counts from the oldest kept frame and matters for kFrame only;
   // frames() is the frame being encoded.
   PageView page(Strip strip, int lane, int page, int frame = 0) const;

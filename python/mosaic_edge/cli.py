@@ -159,7 +159,7 @@ def _settings(context: typer.Context, profile: str | None, given: dict[str, Any]
 @app.command()
 def run(
     context: typer.Context,
-    source: Annotated[Path, typer.Option(help="A video file.")],
+    source: Annotated[Path, typer.Option("--source", "--video", help="A video file.")],
     ask: Annotated[list[str], typer.Option(help="A question; may be given several times.")],
     model: Model = "mosaic-tiny",
     memory: Memory = "64MiB",

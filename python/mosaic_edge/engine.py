@@ -95,16 +95,29 @@ class Engine:
         *,
         threads: int | None = None,
         variant: str | None = None,
+        device: str | None = None,
+        tokens_per_frame: int | None = None,
         **options: Any,
     ) -> Engine:
-        """Load "mosaic-tiny" (shipped with the package), a model directory in the ONNX or the transformers
+        """Load "mosaic-tiny" (shipped with the package), a directory of ONNX graphs or in the transformers
         layout, or a hub id.
 
-        threads: of the model's own arithmetic. variant: which ONNX decoder. options, for the transformers
-        layout: dtype=, device=, quantization=, tokens_per_frame=, allow_pickle= (see models/hf_vlm.py).
-        Raises ModelError (a ValueError) naming what is missing.
+        threads: of the model's own arithmetic. tokens_per_frame: the most a picture becomes, for models that
+        take any aspect (default 256 for ONNX, 196 for transformers). variant: the ONNX decoder's suffix
+        ("q4", "fp16", ...) instead of the best one there is for `device`. options, for the transformers
+        layout: dtype=, quantization=, allow_pickle= (see models/hf_vlm.py). device: "cpu", "cuda"; None: the
+        layout's own choice. Raises ModelError (a ValueError) naming what is missing.
         """
-        return cls(load_model(model, threads=threads, variant=variant, **options))
+        return cls(
+            load_model(
+                model,
+                threads=threads,
+                variant=variant,
+                device=device,
+                tokens_per_frame=tokens_per_frame,
+                **options,
+            )
+        )
 
     @property
     def spec(self) -> VlmSpec:

@@ -220,6 +220,23 @@ class MirrorOps final : public Ops {
     ops().decode(codec, shape, m.in(page, data_bytes(codec, shape)), begin, end, to_k, to_v, stride);
     m.back();
   }
+  void encode_run(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count,
+                  std::byte* pages, size_t pitch) override {
+    Mirror m(device());
+    const size_t size = extent(count, stride, shape.row());
+    std::byte* const to = m.inout(pages, run_bytes(codec, shape, count, pitch));
+    ops().encode_run(codec, shape, m.in(k, size), m.in(v, size), stride, count, to, pitch);
+    m.back();
+  }
+  void decode_run(CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int count, float* k, float* v,
+                  size_t stride) override {
+    Mirror m(device());
+    const size_t size = extent(count, stride, shape.row());
+    float *const to_k = m.inout(k, size), *const to_v = m.inout(v, size);
+    const std::byte* const from = m.in(pages, run_bytes(codec, shape, count, pitch));
+    ops().decode_run(codec, shape, from, pitch, count, to_k, to_v, stride);
+    m.back();
+  }
   void gather(const PageEntry* pages, const int32_t* at, int items, PageShape shape, float* k, float* v,
               size_t stride) override {
     Mirror m(device());
@@ -233,6 +250,9 @@ class MirrorOps final : public Ops {
   Device& device() const { return *backend_.device; }
   Ops& ops() const { return *backend_.ops; }
 
+  static size_t run_bytes(CodecId codec, PageShape shape, int count, size_t pitch) {
+    return count == 0 ? 0 : size_of((count - 1) / kPageTokens) * pitch + data_bytes(codec, shape);
+  }
   static size_t page_tokens(const AttendArgs& a) {
     int tokens = 0;
     for (int i = 0; i < a.n_pages; ++i) {

@@ -218,22 +218,39 @@ TEST_CASE("every instruction set scores as the plain loops do") {
 }
 
 TEST_CASE("top k is what a stable sort puts first") {
+  struct Size {
+    int n;
+    std::vector<int> k;
+  };
+  std::vector<Size> sizes;
+  for (int n : {0, 1, 5, 7, 13, 100, 4096}) sizes.push_back({n, {0, 1, 5, 13, 64, n - 1, n, n + 1}});
+  sizes.push_back({1025, {1024, 1025}});
+  sizes.push_back({5003, {1, 4095, 4096, 4097, 5003}});  // 4,097: no longer sorted in shared memory
+  sizes.push_back({65536, {1, 33, 4096, 65536}});
   Random random(3);
+  const float infinity = std::numeric_limits<float>::infinity();
   for (const std::string& name : implementations()) {
     Kernels kernels(name, 1, {.tokens = 1, .q_heads = 1, .shape = {1, 8}, .rows = 1});
-    for (int n : {0, 1, 5, 7, 13, 100, 4096}) {
-      for (int k : {0, 1, 5, 13, 64, n - 1, n, n + 1}) {
-        for (int kind : {0, 1, 2}) {  // distinct, many ties, all equal
-          std::vector<float> score(static_cast<size_t>(n));
-          for (float& x : score)
-            x = kind == 0   ? random.normal()
-                : kind == 1 ? static_cast<float>(random.below(5) - 2) * 0.0f + static_cast<float>(random.below(4))
-                            : -3.5f;
-          if (n > 5) score[3] = -std::numeric_limits<float>::infinity(), score[4] = -0.0f, score[5] = 0.0f;
-          std::vector<int32_t> order(static_cast<size_t>(n)), index(static_cast<size_t>(std::max(k, 0)) + 1, -7);
-          std::iota(order.begin(), order.end(), 0);
-          std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return score[a] > score[b]; });
+    for (const auto& [n, ks] : sizes) {
+      for (int kind : {0, 1, 2, 3}) {  // distinct, many ties, all equal, little but -inf
+        std::vector<float> score(static_cast<size_t>(n));
+        for (float& x : score) {
+          x = kind == 0   ? random.normal()
+              : kind == 1 ? static_cast<float>(random.below(4))
+              : kind == 2 ? -3.5f
+                          : (random.below(50) == 0 ? -1e30f : -infinity);
+        }
+        if (n > 5) score[3] = -infinity, score[4] = -0.0f, score[5] = 0.0f;
+        std::vector<int32_t> order(static_cast<size_t>(n));
+        std::iota(order.begin(), order.end(), 0);
+        std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return score[a] > score[b]; });
+        for (int k : ks) {
+          std::vector<int32_t> index(static_cast<size_t>(std::max(k, 0)) + 1, -7);
           const int kept = kernels->top_k(score.data(), n, k, index.data());
+          CAPTURE(name);
+          CAPTURE(n);
+          CAPTURE(k);
+          CAPTURE(kind);
           REQUIRE(kept == std::max(0, std::min(k, n)));
           CHECK(std::equal(order.begin(), order.begin() + kept, index.begin()));
           CHECK(index[static_cast<size_t>(kept)] == -7);

@@ -54,6 +54,72 @@ TEST_CASE("every instruction set writes and reads the pages of the plain loops")
   }
 }
 
+TEST_CASE("copy moves bytes and check_finite finds the one number that is not finite, anywhere") {
+  for (const std::string& name : implementations()) {
+    CAPTURE(name);
+    Kernels kernels(name, 1, {.tokens = 1, .q_heads = 1, .shape = {1, 16}, .rows = 1});
+    for (const size_t n : {1u, 5u, 129u, 4097u}) {
+      std::vector<float> x = Random(3).normals(n), y(n, -1.0f);
+      kernels->copy(y.data(), x.data(), n * sizeof(float));
+      CHECK(x == y);
+      int32_t bad = 0;
+      kernels->check_finite(x.data(), n, &bad);
+      CHECK(bad == 0);
+      for (const float poison : {std::nanf(""), -INFINITY}) {
+        for (const size_t at : {size_t{0}, n / 2, n - 1}) {
+          y = x;
+          y[at] = poison;
+          bad = 0;
+          kernels->check_finite(y.data(), n, &bad);
+          CHECK(bad != 0);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("a run of pages is written and read as its pages are one by one, and nothing between them is touched") {
+  Random random(18);
+  const PageShape shape{2, 33};
+  const size_t stride = 69;
+  const auto k = random.normals(stride * 70, 3), v = random.normals(stride * 70, 3);
+  for (int codec = 0; codec < 4; ++codec) {
+    const CodecId id = static_cast<CodecId>(codec);
+    const size_t bytes = data_bytes(id, shape), pitch = bytes + 192;
+    for (int count : {0, 1, 5, 15, 16, 17, 31, 32, 33, 64, 70}) {
+      const int pages = (count + kPageTokens - 1) / kPageTokens;
+      const Ops::Limits limits{.tokens = 1, .q_heads = 2, .shape = shape, .rows = 1};
+      Kernels plain("plain", 1, limits);
+      std::vector<std::byte> expected(static_cast<size_t>(pages + 1) * pitch, std::byte{0x55});
+      std::vector<float> expected_k(stride * 71, -1), expected_v(expected_k);
+      for (int p = 0; p < pages; ++p) {
+        const int n = std::min(kPageTokens, count - p * kPageTokens);
+        const size_t at = static_cast<size_t>(p * kPageTokens) * stride;
+        std::byte* const page = expected.data() + static_cast<size_t>(p) * pitch;
+        plain->encode(id, shape, &k[at], &v[at], stride, n, page);
+        plain->decode(id, shape, page, 0, n, &expected_k[at], &expected_v[at], stride);
+      }
+      for (const std::string& name : implementations()) {
+        CAPTURE(name);
+        CAPTURE(codec_name(id));
+        CAPTURE(count);
+        Kernels kernels(name, 2, limits);
+        std::vector<std::byte> run(expected.size(), std::byte{0x55});
+        kernels->encode_run(id, shape, k.data(), v.data(), stride, count, run.data(), pitch);
+        CHECK(run == expected);
+        std::vector<float> got_k(stride * 71, -1), got_v(got_k);
+        kernels->decode_run(id, shape, run.data(), pitch, count, got_k.data(), got_v.data(), stride);
+        bool near = true;
+        for (size_t i = 0; i < got_k.size(); ++i) {
+          near = near && std::abs(got_k[i] - expected_k[i]) <= 1e-6f * std::abs(expected_k[i]) &&
+                 std::abs(got_v[i] - expected_v[i]) <= 1e-6f * std::abs(expected_v[i]);
+        }
+        CHECK(near);
+      }
+    }
+  }
+}
+
 TEST_CASE("gather picks single tokens out of pages of several codecs") {
   AttendWorld world({.heads = 2, .head_dim = 20, .pages = 9}, 4);
   const PageShape shape = world.args.shape;

@@ -41,6 +41,11 @@ struct Kernels {
   Ops* operator->() const { return ops.get(); }
 };
 
+// Whether attend rounds what it multiplies to halves, but for fp32 pages and the causal block (cuda/attend_tensor.cu).
+inline bool on_tensor_cores(const std::string& name, int head_dim) {
+  return (name == "shim" || name == "cuda") && head_dim <= 128;
+}
+
 struct AttendShape {
   int heads = 2, group = 2, head_dim = 32, tokens = 1, pages = 3, rows = 0;
   bool block = false;

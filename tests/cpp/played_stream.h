@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <random>
 #include <string>
@@ -80,8 +81,11 @@ struct PlayedStream {
       : PlayedStream(c, make_policy(policy, settings), seed, io, threads) {}
   PlayedStream(const MemoryConfig& c, std::unique_ptr<Policy> policy, unsigned seed = 1, SpillIo* io = nullptr,
                int threads = 1)
+      : PlayedStream(c, std::move(policy), make_backend("cpu", threads), seed, io) {}
+  PlayedStream(const MemoryConfig& c, std::unique_ptr<Policy> policy, Backend backend, unsigned seed = 1,
+               SpillIo* io = nullptr)
       : config(c), random(seed) {
-    memory = std::make_unique<KvMemory>(c, std::move(policy), make_backend("cpu", threads), io);
+    memory = std::make_unique<KvMemory>(c, std::move(policy), std::move(backend), io);
     const size_t all = static_cast<size_t>(c.model.layers) * row();
     for (int p = 0; p < 16; ++p) {
       prototype_k.push_back(normals(all));
@@ -122,8 +126,11 @@ struct PlayedStream {
         }
     }
   }
+  // How an engine hands its arrays over; for those that do not lie in host memory. Called with all layers to attend.
+  std::function<void(PlayedStream*, int layers)> hand_over;
   // Every layer in order, up to (not including) `layers`.
   void attend_layers(int layers) {
+    if (hand_over) return hand_over(this, layers);
     const auto n = static_cast<size_t>(block_tokens);
     for (int l = 0; l < layers; ++l) {
       const auto at = static_cast<size_t>(l) * n;

@@ -6,11 +6,13 @@
 #endif
 
 #include <cstring>
+#include <functional>
 #include <map>
 #include <new>
 
 #include "backend/cpu/cpu_ops.h"
 #include "backend/cuda/cuda_ops.h"
+#include "core/error.h"
 #include "mirror_ops.h"
 
 namespace mosaic::test {
@@ -59,6 +61,36 @@ void guard_tail(const std::byte* memory, size_t bytes, bool on) {
 #endif
 }
 
+// Fails where a test wants it to.
+class ShimStream : public Stream {
+ public:
+  explicit ShimStream(ShimControl* control) : control_(control) {}
+  void push(std::function<void()> work) override {
+    Stream::push([this, work = std::move(work)] {
+      count();
+      work();
+    });
+  }
+  void count() {
+    if (control_ == nullptr) return;
+    refuse_if_lost();
+    const int n = ++control_->work;
+    if (n == control_->fail_work)
+      throw DeviceError("shim: launch 12 failed: injected. Close the session and open another.");
+  }
+  void refuse_if_lost() const {
+    if (control_ != nullptr && control_->lost && control_->fail_work > 0 && control_->work >= control_->fail_work)
+      throw DeviceError("shim: the device is lost: injected. Restart the process.");
+  }
+  void count_allocation(size_t bytes) {
+    if (control_ != nullptr && ++control_->allocations == control_->fail_allocation)
+      throw DeviceError("shim: " + format_bytes(bytes) + " of device memory needed, 0 B free. Lower memory=.");
+  }
+
+ private:
+  ShimControl* control_;
+};
+
 // The kernels' own memory is open while they run, and only then.
 void run_queued(const shim::simt::Queue& queue) {
   const auto open = [](bool yes) {
@@ -66,9 +98,10 @@ void run_queued(const shim::simt::Queue& queue) {
       if (const Mapping m = mapping_of(memory, piece.bytes); piece.of_kernels)
         mprotect(m.base, m.size, yes ? PROT_READ | PROT_WRITE : PROT_NONE);
   };
+  static_cast<ShimStream*>(queue.stream)->refuse_if_lost();
   open(true);
   try {
-    static_cast<Stream*>(queue.stream)->drain();
+    static_cast<ShimStream*>(queue.stream)->drain();
   } catch (...) {
     open(false);
     throw;
@@ -78,12 +111,13 @@ void run_queued(const shim::simt::Queue& queue) {
 
 class ShimDevice final : public Device {
  public:
-  ShimDevice() { queue.stream = &stream_; }
+  explicit ShimDevice(ShimControl* control) : stream_(control) { queue.stream = &stream_; }
   ~ShimDevice() override = default;
   const char* name() const override { return "shim"; }
   bool is_integrated() const override { return false; }
   size_t free_bytes() const override { return size_t{1} << 40; }
   void* allocate(size_t bytes) override {
+    stream_.count_allocation(bytes);
     auto* const memory = static_cast<std::byte*>(::operator new(bytes, kAligned));
     std::memset(memory, 0, bytes);
     given()[memory] = {bytes, false};
@@ -91,6 +125,7 @@ class ShimDevice final : public Device {
   }
   bool has_private() const override { return true; }
   void* allocate_private(size_t bytes) override {
+    stream_.count_allocation(bytes);
     const size_t size = round_up(bytes, kPage);
     void* const base = mmap(nullptr, size + kPage, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (base == MAP_FAILED) throw std::bad_alloc();
@@ -125,13 +160,13 @@ class ShimDevice final : public Device {
   shim::simt::Queue queue;
 
  private:
-  Stream stream_;
+  ShimStream stream_;
 };
 
 }  // namespace
 
-Backend make_shim(int processors) {
-  auto device = std::make_unique<ShimDevice>();
+Backend make_shim(int processors, ShimControl* control) {
+  auto device = std::make_unique<ShimDevice>(control);
   device->queue.processors = processors;
   shim::Target target;
   target.name = "shim";
@@ -139,14 +174,11 @@ Backend make_shim(int processors) {
   target.finish = run_queued;
   target.reaches = [](const void* pointer) { return find(pointer) != nullptr; };
   target.copy = [](const shim::simt::Queue& queue, void* to, const void* from, size_t bytes) {
-    static_cast<Stream*>(queue.stream)->push([=] { std::memcpy(to, from, bytes); });
+    static_cast<ShimStream*>(queue.stream)->push([=] { std::memcpy(to, from, bytes); });
   };
-  return {std::move(device), std::make_unique<shim::CudaOps>(target, cpu::make_ops(cpu::implementations().back(), 1))};
-}
-
-void copy_from_shim(Backend& shim, void* to, const void* from, size_t bytes) {
-  shim.ops->copy(to, from, bytes);
-  shim.ops->wait();
+  auto ops = std::make_unique<shim::CudaOps>(target, cpu::make_ops(cpu::implementations().back(), 1));
+  if (control != nullptr) control->device = device.get(), control->ops = ops.get();
+  return {std::move(device), std::move(ops)};
 }
 
 void set_shim_order(unsigned order) { shim::simt::order = order; }

@@ -7,10 +7,19 @@
 
 namespace mosaic::test {
 
-// processors: how many the kernels think there are; few, so that work is cut in odd places.
-Backend make_shim(int processors = 3);
+// The device as a test sees it, while the Backend lives.
+struct ShimControl {
+  Device* device = nullptr;
+  Ops* ops = nullptr;
+  // Faults: the nth allocation (from 1) is refused; the nth thing in the stream fails, and with `lost` all after it.
+  int fail_allocation = 0;
+  int fail_work = 0;
+  bool lost = false;
+  int allocations = 0;  // so far
+  int work = 0;
+};
 
-// What lies where kernels alone reach, as the host's.
-void copy_from_shim(Backend& shim, void* to, const void* from, size_t bytes);
+// processors: how many the kernels think there are; few, so that work is cut in odd places.
+Backend make_shim(int processors = 3, ShimControl* control = nullptr);
 
 }  // namespace mosaic::test

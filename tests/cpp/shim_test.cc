@@ -179,6 +179,13 @@ TEST_CASE("what the kernels compute does not depend on the order threads run in:
     }
     kernels->top_k(score.data(), 90, 13, index.data());
     keep(index);
+    std::vector<float> scores = random.normals(4500);
+    for (float& x : scores) x = std::round(4 * x);  // ties
+    std::vector<int32_t> found(4500);
+    for (const int k : {77, 4500}) {  // sorted in shared memory, and where they lie
+      kernels->top_k(scores.data(), 4500, k, found.data());
+      keep(found);
+    }
     for (size_t i = 0; i < place.size(); ++i) place[i] = static_cast<int32_t>(i % 5);
     kernels->add_recent_keys({x.data(), place.data(), 40, 128, 128, sum.data(), count.data()});
     kernels->temporal_redundancy({x.data(), place.data(), 40, 128, 128, sum.data(), count.data(), norm.data()});
@@ -199,15 +206,53 @@ TEST_CASE("what the kernels compute does not depend on the order threads run in:
   for (const unsigned order : {1u, 2u, 3u}) CHECK(run(order) == expected);
 }
 
+TEST_CASE("attention of few rows and of many is the same in any order of threads and near on any width") {
+  for (const int tokens : {1, 7, 47}) {  // a tile of 16 rows, one of 128 with warps that have none, two of them
+    for (const int d : {40, 128}) {
+      const AttendShape shape{.heads = 2,
+                              .group = 3,
+                              .head_dim = d,
+                              .tokens = tokens,
+                              .pages = 13,
+                              .rows = 21,
+                              .block = true,
+                              .rope = {.rotary_dim = 32, .theta = 1e4f}};
+      const Ops::Limits limits{.tokens = tokens, .q_heads = 6, .shape = {2, d}, .rows = 21};
+      AttendWorld world(shape, 17);
+      Kernels("plain", 1, limits)->attend(world.args);
+      const auto out = world.out;
+      for (const int processors : {1, 40}) {
+        std::vector<float> first;
+        for (const unsigned order : {0u, 1u, 7u}) {
+          const Order scope(order);
+          Kernels kernels("shim", 1, limits);
+          kernels.ops = make_mirror(make_shim(processors));
+          kernels.memory.assign(kernels->scratch_bytes(limits), std::byte{0xff});
+          kernels->set_scratch(kernels.memory.data(), limits);
+          kernels->attend(world.args);
+          CAPTURE(processors);
+          CAPTURE(order);
+          if (order == 0) first = world.out;
+          CHECK(world.out == first);
+          bool near = true;
+          for (size_t i = 0; i < out.size(); ++i)
+            near = near && std::abs(world.out[i] - out[i]) <= 1e-2f * std::max(1.0f, std::abs(out[i]));
+          CHECK(near);
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE("attention, assignment and scores are the plain loops' however wide the device is") {
   const AttendShape shape{.heads = 2,
                           .group = 7,
                           .head_dim = 40,
                           .tokens = 3,
                           .pages = 13,
-                          .rows = 35,
                           .block = true,
-                          .rope = {.rotary_dim = 40, .theta = 1e4f}};
+                          .rope = {.rotary_dim = 40, .theta = 1e4f},
+                          .codec = static_cast<int>(CodecId::kFp32)};
   AttendWorld world(shape, 5);
   const Ops::Limits limits{.tokens = 70, .q_heads = 14, .shape = {2, 40}, .rows = 300};
   Random random(6);

@@ -10,6 +10,8 @@ import av
 import numpy as np
 import pytest
 
+from exported_models import Exporter
+
 MakeVideo = Callable[..., Path]
 
 
@@ -48,3 +50,9 @@ def make_video(tmp_path: Path) -> MakeVideo:
         return path
 
     return make
+
+
+@pytest.fixture(scope="session")
+def exporter(tmp_path_factory: pytest.TempPathFactory) -> Exporter:
+    """Models as others' exporters write them; see exported_models.py."""
+    return Exporter(tmp_path_factory.mktemp("exported"))

@@ -94,7 +94,8 @@ def build_with_genai(
 @dataclass
 class Handmade:
     """A decoder made node by node. `form`: gqa (rotary before it or inside), gqa-packed, rows or heads (ONNX
-    Attention).
+    Attention), mha (MultiHeadAttention), projecting (com.microsoft Attention). `mask`: the graph makes its
+    own.
     """
 
     form: str = "gqa"
@@ -108,6 +109,8 @@ class Handmade:
     theta: float = 1e4
     interleaved: int = 0
     half: bool = False
+    mask: bool = False
+    bias: bool = False
     extra_attributes: dict[str, object] = field(default_factory=dict)
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     initializers: list[TensorProto] = field(default_factory=list)
@@ -149,6 +152,8 @@ class Handmade:
         self.node("Shape", ["attention_mask"], "mask_shape")
         self.node("Gather", ["mask_shape", "axis1"], "total")
         self.node("Cast", ["total"], "total_length", to=TensorProto.INT32)
+        if self.mask:
+            self._causal_mask()
         x = "inputs_embeds"
         for i in range(self.layers):
             x = self._layer(i, x)
@@ -159,6 +164,11 @@ class Handmade:
         inputs += [value(n, TensorProto.INT64, ["batch", n]) for n in ("position_ids", "attention_mask")]
         outputs = [value("logits", self.type, ["batch", "sequence", VOCAB])]
         for i in range(self.layers):
+            if self.form == "projecting":
+                both = [2, "batch", self.kv_heads]
+                inputs.append(value(f"past_{i}", self.type, [*both, "past", self.head_dim]))
+                outputs.append(value(f"present_{i}", self.type, [*both, "total", self.head_dim]))
+                continue
             for kv in ("key", "value"):
                 inputs.append(value(f"past_key_values.{i}.{kv}", self.type, kv_shape))
                 outputs.append(value(f"present.{i}.{kv}", self.type, [*kv_shape[:2], "total", self.head_dim]))
@@ -169,6 +179,10 @@ class Handmade:
     def _layer(self, i: int, x: str) -> str:
         q, kv = self.q_heads * self.head_dim, self.kv_heads * self.head_dim
         h = self.norm(x, f"norm.{i}")
+        if self.form == "projecting":
+            weight = self.rng.standard_normal((HIDDEN, 3 * q)) * 1.2 / np.sqrt(HIDDEN)
+            bias = self.constant(f"bias.{i}", self.rng.standard_normal(3 * q))
+            return self._after(i, x, self._attention(i, [h, self.constant(f"qkv.{i}", weight), bias]))
         ends = [
             self.matmul(h, HIDDEN, width, f"{name}.{i}") for name, width in (("q", q), ("k", kv), ("v", kv))
         ]
@@ -190,10 +204,28 @@ class Handmade:
                 [self.node("Transpose", [out], f"{out}.back", perm=[0, 2, 1, 3]), shape],
                 f"{out}.rows",
             )
+        return self._after(i, x, out)
+
+    def _after(self, i: int, x: str, out: str) -> str:
+        q = self.q_heads * self.head_dim
         x = self.node("Add", [x, self.matmul(out, q, HIDDEN, f"o.{i}")], f"after_attention.{i}")
         up = self.matmul(self.norm(x, f"mlp_norm.{i}"), HIDDEN, 96, f"up.{i}")
         up = self.node("Mul", [up, self.node("Sigmoid", [up], f"sigmoid.{i}")], f"silu.{i}")
         return self.node("Add", [x, self.matmul(up, 96, HIDDEN, f"down.{i}")], f"after_mlp.{i}")
+
+    def _causal_mask(self) -> None:
+        """mask [1, 1, T, total]: 0 or -1e9, from position_ids and the length of attention_mask."""
+        for name, value in (("zero", 0), ("step", 1)):
+            self.constant(name, np.array(value, np.int64))
+        self.node("Range", ["zero", "total", "step"], "columns")
+        self.constant("second", np.array([2], np.int64))
+        self.node("Unsqueeze", ["position_ids", "second"], "rows_at")
+        self.node("Greater", ["columns", "rows_at"], "future")
+        self.constant("first_axis", np.array([1], np.int64))
+        self.node("Unsqueeze", ["future", "first_axis"], "future_4d")
+        self.constant("far", np.array(-1e9 if not self.half else -6e4))
+        self.constant("near", np.array(0.0))
+        self.node("Where", ["future_4d", "far", "near"], "mask")
 
     def _rotate(self, x: str, heads: int) -> str:
         at = dict(interleaved=self.interleaved)
@@ -229,6 +261,20 @@ class Handmade:
                 "GroupQueryAttention",
                 "com.microsoft",
             )
+        elif self.form in ("mha", "projecting"):
+            mask, at = "mask" if self.mask else "", dict(num_heads=self.q_heads)
+            if not self.mask:
+                at["unidirectional"] = 1
+            if self.form == "mha":
+                width = 3 * self.q_heads * self.head_dim
+                bias = self.constant(f"bias.{i}", self.rng.standard_normal(width)) if self.bias else ""
+                inputs, op, domain = [*ends, bias, "", mask, *past], "MultiHeadAttention", "com.microsoft"
+            else:
+                inputs, op, domain = [*ends, "", f"past_{i}", mask], "Attention", "com.microsoft"
+                outputs = [outputs[0], f"present_{i}"]
+        elif self.mask:
+            at = at | dict(q_num_heads=self.q_heads) if self.form == "rows" else {}
+            inputs, op, domain = [*ends, "mask", *past], "Attention", ""
         else:
             at = dict(is_causal=1) | (at | dict(q_num_heads=self.q_heads) if self.form == "rows" else {})
             inputs, op, domain = [*ends, "", *past], "Attention", ""

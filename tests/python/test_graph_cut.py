@@ -91,6 +91,8 @@ class Uncut:
                     i for i in model.graph.input if i.name == value.name
                 ).type.tensor_type.shape.dim
                 shape = (1, graph_dims[1].dim_value, 0, graph_dims[3].dim_value or head or HIDDEN // 4)
+                if len(graph_dims) == 5:  # keys and values in one
+                    shape = (2, 1, graph_dims[2].dim_value, 0, graph_dims[4].dim_value)
                 self.past[value.name] = np.zeros(shape, np.float16 if self.half else np.float32)
         self.seen = 0
 
@@ -113,7 +115,9 @@ class Uncut:
                 strict=True,
             )
         )
-        self.past = {n: out[n.replace("past_key_values", "present")] for n in self.past}
+        self.past = {
+            n: out[n.replace("past_key_values", "present").replace("past_", "present_")] for n in self.past
+        }
         return out["logits"][0].astype(np.float32)
 
 
@@ -124,9 +128,12 @@ def flat_positions(first: int, count: int) -> np.ndarray:
 def assert_same(
     model: onnx.ModelProto, tolerance: float = 1e-4, multi: bool = False, folder: str = "", head: int = 0
 ) -> CutGraph:
-    """Prefix, three frames of 16 and a question: uncut token by token and in chunks, cut in chunks."""
+    """Prefix, three frames of 16 and a question: uncut token by token and in chunks, cut in chunks, tensors
+    copied and bound.
+    """
     graph = cut(model, {"head_dim": head} if head else {}, folder)
     cut_decoder, memory = CutDecoder(graph, "test", 1, folder), NumpyMemory(graph)
+    binding, beside = CutDecoder(graph, "test", 1, folder, bound_bytes=0), NumpyMemory(graph)
     by_token, by_chunk = Uncut(model, head), Uncut(model, head)
     rng = np.random.default_rng(3)
     at = 0
@@ -143,6 +150,8 @@ def assert_same(
         memory.begin(positions)
         logits = cut_decoder.run(embeds, memory.attend, want_logits=True)
         assert logits is not None and logits.shape == (chunk.shape[1],) and logits.dtype == np.float32
+        beside.begin(positions)
+        np.testing.assert_allclose(binding.run(embeds, beside.attend), logits, atol=1e-5, rtol=0)
         assert np.ptp(token[-1]) > 0.5
         np.testing.assert_allclose(logits, chunk[-1], atol=tolerance, rtol=0)
         np.testing.assert_allclose(logits, token[-1], atol=tolerance, rtol=0)
@@ -210,6 +219,56 @@ def test_every_form_of_attention_and_rotary_gives_the_uncut_logits(form: str, ro
         return
     graph = assert_same(Handmade(form, rotary).build())
     assert graph.facts.rope.layout == ("none" if rotary == "none" else "half")
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize(
+    ("form", "rotary", "bias", "mask"),
+    [
+        ("mha", "microsoft", False, False),
+        ("mha", "microsoft", False, True),
+        ("mha", "none", True, False),
+        ("mha", "none", True, True),
+        ("projecting", "none", True, False),  # ONNX Runtime gives this one no mask beside a past
+    ],
+)
+def test_attention_without_groups_gives_the_uncut_logits(
+    form: str, rotary: str, bias: bool, mask: bool, half: bool
+) -> None:
+    made = Handmade(form, rotary, kv_heads=4, mask=mask, bias=bias, half=half)
+    facts = assert_same(made.build(), tolerance=3e-2 if half else 1e-4).facts
+    assert (facts.q_heads, facts.kv_heads, facts.head_dim) == (4, 4, 16)
+
+
+@pytest.mark.parametrize("form", ["rows", "heads"])
+def test_a_mask_that_is_causal_when_run_gives_the_uncut_logits(form: str) -> None:
+    assert_same(Handmade(form, "onnx", mask=True).build())
+
+
+@pytest.mark.parametrize(("form", "said"), [("mha", "attention_bias"), ("rows", "attn_mask")])
+def test_a_mask_that_hides_more_than_the_future_is_refused(form: str, said: str) -> None:
+    model = Handmade(form, "none", kv_heads=4, mask=True).build()
+    next(n for n in model.graph.node if n.op_type == "Greater").op_type = "GreaterOrEqual"
+    with pytest.raises(
+        GraphCutError, match=rf"Attention '/attention\.0'.*{said} \('mask'\) is not the causal"
+    ):
+        cut(model)
+
+
+def test_what_these_forms_do_beyond_attention_is_refused_by_name() -> None:
+    model = Handmade("mha", "none", kv_heads=4).build()
+    attention(model).attribute[1].i = 0
+    with pytest.raises(
+        GraphCutError, match=r"MultiHeadAttention '/attention\.1': unidirectional=0 and no mask"
+    ):
+        cut(model)
+    model = Handmade("projecting", "none", kv_heads=4, extra_attributes={"do_rotary": 1}).build()
+    with pytest.raises(GraphCutError, match=r"microsoft\.Attention '/attention\.0': do_rotary=1"):
+        cut(model)
+    model = Handmade("mha", "none", kv_heads=4).build()
+    attention(model).input[1] = attention(model).input[2] = ""
+    with pytest.raises(GraphCutError, match=r"'/attention\.1': key and value packed"):
+        cut(model)
 
 
 @pytest.mark.parametrize("interleaved", [0, 1])

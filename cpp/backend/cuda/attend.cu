@@ -5,14 +5,15 @@
 // its numbers to one thread. Everything is fp32: keys and values are decoded in registers, never written back.
 #include <algorithm>
 
+#include "backend/cuda/attend_parts.h"
 #include "backend/cuda/attend_tile.h"
 #include "backend/cuda/kernels.h"
 
 namespace mosaic::MOSAIC_SIMT {
 namespace {
 
-constexpr int kBlocksAProcessor = 4;  // how many blocks split-KV aims at
-constexpr int kMostRows = 16;
+// What split-KV aims at: blocks a processor, but no more query rows than this, for each of which there is scratch.
+constexpr int kMostBlocks = 4, kRowsAProcessor = 128;
 
 // Two numbers of a token's values, `half` channels apart.
 template <class C>
@@ -65,25 +66,20 @@ MOSAIC_DEVICE void add_unit(const AttendArgs& a, Unit unit, int kv_head, const T
     });
   } else if (unit.part == Part::kRows) {
     const auto value = [&](int i, float* x, float* y) {
-      const half_t* const row = a.mean_v + (mean_row(a, unit.index + i) * a.shape.heads + kv_head) * d;
+      const half_t* const row = a.mean_v + summary_at(a, unit.index + i, kv_head);
       *x = simt::widen(row[channel]);
       *y = channel + half < d ? simt::widen(row[channel + half]) : 0.0f;
     };
     add_values<kRows>(weight, keys, value, acc);
   } else {
     const auto value = [&](int i, float* x, float* y) {
-      const float* const row = a.block_v + static_cast<size_t>(unit.index + i) * a.kv_stride + kv_head * d;
+      const float* const row = a.block_v + token_at(a, unit.index + i, kv_head);
       *x = row[channel];
       *y = channel + half < d ? row[channel + half] : 0.0f;
     };
     add_values<kRows>(weight, keys, value, acc);
   }
 }
-
-struct Parts {
-  float* out = nullptr;  // [splits, T, Hq, D], or null: one split, straight to the caller's
-  float* lse = nullptr;  // [splits, T, Hq]
-};
 
 template <int kRows>
 size_t shared_floats(int d) {
@@ -99,7 +95,6 @@ attend_kernel(const AttendArgs a, const RopeTable rope, const Parts parts) {
   const int d = a.shape.head_dim, stride = row_stride(d), group = a.q_heads / a.shape.heads;
   const int kv_head = simt::block_y(), first = simt::block_z() * kRows;
   const int left = a.tokens * group - first, rows = left < kRows ? left : kRows;
-  const bool rotates = rope.spec().frequencies() > 0;
 
   float* const q = simt::shared<float>();
   float* const k = q + kRows * stride;
@@ -109,15 +104,11 @@ attend_kernel(const AttendArgs a, const RopeTable rope, const Parts parts) {
   float* const total_of = top_of + kRows;
   TileKeys* const keys = reinterpret_cast<TileKeys*>(total_of + kRows);  // [2]: this unit's and the next one's
 
-  // The run of units: all that the tile's last token sees, cut evenly.
-  const int units = a.n_pages + row_units(a) + block_units(a, (first + rows - 1) / group + 1);
-  const int splits = simt::blocks_x(), split = simt::block_x();
-  const int begin = static_cast<int>(static_cast<int64_t>(units) * split / splits);
-  const int end = static_cast<int>(static_cast<int64_t>(units) * (split + 1) / splits);
+  const Run run = run_of(a, (first + rows - 1) / group + 1);
 
   clear_padding(kRows + kTile, d, q);
   load_queries<kRows>(a, rope, kv_head, first, rows, q);
-  if (begin < end) describe(a, rotates, unit_at(a, begin), &keys[begin % 2]);
+  if (run.begin < run.end) describe(a, rope, unit_at(a, run.begin), simt::thread(), &keys[run.begin % 2]);
   simt::barrier();
 
   float top[kLogits], total[kLogits], acc[kHalf][2];
@@ -125,12 +116,12 @@ attend_kernel(const AttendArgs a, const RopeTable rope, const Parts parts) {
   for (int row = 0; row < kHalf; ++row) acc[row][0] = acc[row][1] = 0;
   const int half = (d + 1) / 2, channel = simt::thread() % kPairs, row_base = simt::thread() / kPairs * kHalf;
 
-  for (int u = begin; u < end; ++u) {
+  for (int u = run.begin; u < run.end; ++u) {
     const Unit unit = unit_at(a, u);
     const TileKeys& now = keys[u % 2];
     load_keys(a, rope, unit, kv_head, now, k);
     simt::barrier();
-    if (u + 1 < end) describe(a, rotates, unit_at(a, u + 1), &keys[(u + 1) % 2]);
+    if (u + 1 < run.end) describe(a, rope, unit_at(a, u + 1), simt::thread(), &keys[(u + 1) % 2]);
 #pragma unroll
     for (int i = 0; i < kLogits; ++i) {  // 16 lanes hold a row's 16 logits; whole warps take part or none of it
       const int row = (simt::thread() + i * kThreads) / kTile, key = simt::thread() % kTile;
@@ -160,24 +151,18 @@ attend_kernel(const AttendArgs a, const RopeTable rope, const Parts parts) {
     if (row < kRows && simt::thread() % kTile == 0) top_of[row] = top[i], total_of[row] = total[i];
   }
   simt::barrier();
-  const size_t all_rows = static_cast<size_t>(a.tokens) * a.q_heads;
   if (simt::thread() < rows) {
-    const int row = simt::thread(), token = (first + row) / group, head = kv_head * group + (first + row) % group;
-    const float sum = total_of[row];
-    float* const lse = parts.lse != nullptr ? parts.lse + split * all_rows : a.lse;
-    lse[static_cast<size_t>(token) * a.q_heads + head] =
-        sum > 0 ? (top_of[row] + simt::log2_of(sum)) * kLn2 : -INFINITY;
+    const int row = simt::thread();
+    *result_of(a, parts, kv_head, first + row).lse = lse_of(top_of[row], total_of[row]);
   }
   if constexpr (kValues) {
     if (channel >= half) return;
 #pragma unroll
     for (int r = 0; r < kHalf; ++r) {
-      const int row = row_base + r, token = (first + row) / group, head = kv_head * group + (first + row) % group;
+      const int row = row_base + r;
       if (row >= rows) break;
       const float sum = total_of[row], inverse = sum > 0 ? 1.0f / sum : 0.0f;
-      float* const out = parts.out != nullptr
-                             ? parts.out + (split * all_rows + static_cast<size_t>(token) * a.q_heads + head) * d
-                             : a.out + static_cast<size_t>(token) * a.q_stride + static_cast<size_t>(head) * d;
+      float* const out = result_of(a, parts, kv_head, first + row).out;
       out[channel] = acc[r][0] * inverse;
       if (channel + half < d) out[channel + half] = acc[r][1] * inverse;
     }
@@ -239,15 +224,19 @@ void attend_any(const simt::Queue& on, const AttendArgs& a, float* scratch) {
   if (a.shape.head_dim > kMostHead)
     throw InvalidInput("attend: heads of " + std::to_string(a.shape.head_dim) +
                        " channels; at most 256 on this device.");
-  const int query_rows = a.tokens * (a.q_heads / a.shape.heads), rows = query_rows <= 8 ? 8 : kMostRows;
+  const bool on_tensor_cores = kValues && a.shape.head_dim <= kMostTensorHead;
+  const int query_rows = a.tokens * (a.q_heads / a.shape.heads);
+  const int rows = on_tensor_cores ? tensor_rows(query_rows) : query_rows <= 8 ? 8 : 16;
   const int tiles = (query_rows + rows - 1) / rows;
   const int units = a.n_pages + row_units(a) + block_units(a, a.tokens);
-  const int wanted = kBlocksAProcessor * on.processors / (tiles * a.shape.heads);
+  const int wanted = std::min(kMostBlocks, kRowsAProcessor / rows) * on.processors / (tiles * a.shape.heads);
   const int splits = std::max(1, std::min(wanted, units));
   const size_t all_rows = static_cast<size_t>(a.tokens) * static_cast<size_t>(a.q_heads);
   Parts parts;
   if (splits > 1) parts.lse = scratch, parts.out = scratch + static_cast<size_t>(splits) * all_rows;
-  if (a.shape.head_dim <= 128) {
+  if (on_tensor_cores) {
+    queue_tensor(on, a, splits, parts);
+  } else if (a.shape.head_dim <= 128) {
     rows == 8 ? queue_attend<8, 128, kValues>(on, a, splits, parts)
               : queue_attend<16, 128, kValues>(on, a, splits, parts);
   } else {
@@ -261,10 +250,9 @@ void attend_any(const simt::Queue& on, const AttendArgs& a, float* scratch) {
 
 }  // namespace
 
-// splits x tiles x heads <= blocks, and a tile has at most 16 rows: so many rows of partial results at most.
+// splits x tiles x heads x rows of a tile <= kRowsAProcessor x processors, where there is more than one split.
 size_t attend_scratch(const simt::Queue& on, const Ops::Limits& limits) {
-  return static_cast<size_t>(kBlocksAProcessor * on.processors * kMostRows) *
-         static_cast<size_t>(limits.shape.head_dim + 1);
+  return static_cast<size_t>(kRowsAProcessor * on.processors) * static_cast<size_t>(limits.shape.head_dim + 1);
 }
 
 void attend(const simt::Queue& on, const AttendArgs& args, float* scratch) { attend_any<true>(on, args, scratch); }

@@ -140,7 +140,14 @@ void CudaOps::merge(float* out, float* lse, const float* other_out, const float*
 void CudaOps::encode(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count,
                      std::byte* page) {
   reach("encode", count > 0 ? k : nullptr, count > 0 ? v : nullptr, page);
-  MOSAIC_SIMT::encode(target_.queue, codec, shape, k, v, stride, count, page);
+  MOSAIC_SIMT::encode(target_.queue, codec, shape, k, v, stride, count, page, 0);
+}
+
+void CudaOps::encode_run(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count,
+                         std::byte* pages, size_t pitch) {
+  if (count <= 0) return;
+  reach("encode_run", k, v, pages);
+  MOSAIC_SIMT::encode(target_.queue, codec, shape, k, v, stride, count, pages, pitch);
 }
 
 void CudaOps::encode_row(CodecId codec, PageShape shape, const float* k, const float* v, int at, std::byte* page) {
@@ -154,7 +161,14 @@ void CudaOps::decode(CodecId codec, PageShape shape, const std::byte* page, int 
                      size_t stride) {
   if (end <= begin) return;
   reach("decode", page, k, v);
-  MOSAIC_SIMT::decode(target_.queue, codec, shape, page, begin, end, k, v, stride);
+  MOSAIC_SIMT::decode(target_.queue, codec, shape, page, 0, begin, end, k, v, stride);
+}
+
+void CudaOps::decode_run(CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int count, float* k,
+                         float* v, size_t stride) {
+  if (count <= 0) return;
+  reach("decode_run", pages, k, v);
+  MOSAIC_SIMT::decode(target_.queue, codec, shape, pages, pitch, 0, count, k, v, stride);
 }
 
 void CudaOps::gather(const PageEntry* pages, const int32_t* at, int items, PageShape shape, float* k, float* v,

@@ -49,6 +49,10 @@ class CudaOps final : public Ops {
   void encode_row(CodecId codec, PageShape shape, const float* k, const float* v, int at, std::byte* page) override;
   void decode(CodecId codec, PageShape shape, const std::byte* page, int begin, int end, float* k, float* v,
               size_t stride) override;
+  void encode_run(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count,
+                  std::byte* pages, size_t pitch) override;
+  void decode_run(CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int count, float* k, float* v,
+                  size_t stride) override;
   void gather(const PageEntry* pages, const int32_t* at, int items, PageShape shape, float* k, float* v,
               size_t stride) override;
 

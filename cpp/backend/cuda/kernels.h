@@ -7,12 +7,13 @@
 
 namespace mosaic::MOSAIC_SIMT {
 
+// A page, or a run of pages `pitch` bytes apart; so decode, with begin = 0 for a run.
 void encode(const simt::Queue& on, CodecId codec, PageShape shape, const float* k, const float* v, size_t stride,
-            int count, std::byte* page);
+            int count, std::byte* pages, size_t pitch);
 void encode_row(const simt::Queue& on, CodecId codec, PageShape shape, const float* k, const float* v, int at,
                 std::byte* page);
-void decode(const simt::Queue& on, CodecId codec, PageShape shape, const std::byte* page, int begin, int end, float* k,
-            float* v, size_t stride);
+void decode(const simt::Queue& on, CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int begin,
+            int end, float* k, float* v, size_t stride);
 void gather(const simt::Queue& on, const PageEntry* pages, const int32_t* at, int items, PageShape shape, float* k,
             float* v, size_t stride);
 

@@ -22,13 +22,12 @@ mass_kernel(const AttendArgs a, const RopeTable rope, int first_query, float* pa
   float* const sums = k + kTile * stride;  // [128]
   TileKeys* const keys = reinterpret_cast<TileKeys*>(sums + kThreads);
   const Unit unit = unit_at(a, simt::block_x());
-  const bool rotates = rope.spec().frequencies() > 0;
   const int key = simt::thread() % kTile;
   // Tokens of the block are seen from themselves on.
   const int from = unit.part == Part::kBlock && unit.index > first_query ? unit.index : first_query;
 
   clear_padding(kRows + kTile, d, q);
-  describe(a, rotates, unit, keys);
+  describe(a, rope, unit, simt::thread(), keys);
   simt::barrier();
   float mass = 0;
   for (int head = 0; head < a.shape.heads; ++head) {

@@ -1,6 +1,5 @@
-// score and top_k. Attention mass over summaries is attention without values and its column sums, so it runs the kernels
-// of attend.cu and mass.cu. top_k places every score by counting those before it: n^2 comparisons, no scratch, no atomics
-// and a stable order; right for the tens of thousands of rows an index has.
+// score. Attention mass over summaries is attention without values and its column sums, so it runs the kernels of
+// attend.cu and mass.cu.
 #include <algorithm>
 
 #include "backend/cuda/attend_tile.h"
@@ -36,22 +35,6 @@ MOSAIC_KERNEL(kThreads, 1) dot_kernel(const ScoreArgs a, const float* mean) {
   if (is_row && lane == 0) a.score[i] = sum;
 }
 
-// How many scores come before score[i] is its place. Blocks read the scores in tiles of their own size.
-MOSAIC_KERNEL(kThreads, 4) top_k_kernel(const float* score, int n, int k, int32_t* index) {
-  float* const tile = simt::shared<float>();  // [128]
-  const int i = simt::block_x() * kThreads + simt::thread();
-  const float mine = i < n ? score[i] : 0.0f;
-  int before = 0;
-  for (int first = 0; first < n; first += kThreads) {
-    simt::barrier();
-    if (first + simt::thread() < n) tile[simt::thread()] = score[first + simt::thread()];
-    simt::barrier();
-    const int count = n - first < kThreads ? n - first : kThreads;
-    for (int j = 0; j < count; ++j) before += tile[j] > mine || (tile[j] == mine && first + j < i);
-  }
-  if (i < n && before < k) index[before] = i;
-}
-
 unsigned blocks_for(int n, int each) { return static_cast<unsigned>((n + each - 1) / each); }
 
 }  // namespace
@@ -77,12 +60,6 @@ void score(const simt::Queue& on, const ScoreArgs& s, float* scratch) {
   MassArgs mass;
   mass.attend = &a, mass.row_mass = s.score, mass.first_query = 0;
   attention_mass(on, mass);
-}
-
-void top_k(const simt::Queue& on, const float* score, int n, int k, int32_t* index) {
-  if (n <= 0 || k <= 0) return;
-  simt::launch(on, "top_k", top_k_kernel, {blocks_for(n, kThreads)}, kThreads, kThreads * sizeof(float), score, n, k,
-               index);
 }
 
 }  // namespace mosaic::MOSAIC_SIMT

@@ -6,6 +6,7 @@
 // begins as NaN, wide loads must be aligned, and threads can be run in another order, which shows a missing barrier.
 #pragma once
 
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -64,6 +65,9 @@ MOSAIC_DEVICE void barrier() { __syncthreads(); }
 MOSAIC_DEVICE float shuffle_xor(float x, int lanes) { return __shfl_xor_sync(0xffffffffu, x, lanes); }
 MOSAIC_DEVICE int shuffle_xor(int x, int lanes) { return __shfl_xor_sync(0xffffffffu, x, lanes); }
 MOSAIC_DEVICE unsigned ballot(bool x) { return __ballot_sync(0xffffffffu, x); }
+MOSAIC_DEVICE int ones(unsigned bits) { return __popc(bits); }
+// One more, by threads that do not know of each other. A count: the order does not show.
+MOSAIC_DEVICE void count_one(int* counter) { atomicAdd(counter, 1); }
 
 template <class T>
 MOSAIC_DEVICE T* shared() {
@@ -90,6 +94,14 @@ MOSAIC_DEVICE void multiply_add(const uint32_t (&a)[4], const uint32_t (&b)[2], 
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 MOSAIC_DEVICE half_t narrow(float x) { return __half_as_ushort(__float2half_rn(x)); }
+// Two numbers as halves in one word, the first in the low one.
+MOSAIC_DEVICE uint32_t pack(float low, float high) {
+  uint32_t word;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+  return word;
+}
+// The line of memory there will be read soon. A hint: it brings bytes nearer and changes nothing.
+MOSAIC_DEVICE void prefetch(const void* line) { asm volatile("prefetch.global.L2 [%0];" ::"l"(line)); }
 
 template <class... P, class... A>
 void launch(const Queue& on, const char* what, void (*kernel)(P...), Grid grid, int threads, size_t shared_bytes,
@@ -133,6 +145,9 @@ inline unsigned ballot(bool x, int line = __builtin_LINE()) {
   return bits;
 }
 
+inline int ones(unsigned bits) { return std::popcount(bits); }
+inline void count_one(int* counter) { ++*counter; }
+
 template <class T>
 T* shared() {
   return reinterpret_cast<T*>(place.shared);
@@ -151,12 +166,18 @@ Bytes load(const void* from) {
 
 void multiply_add(const uint32_t (&a)[4], const uint32_t (&b)[2], float (&c)[4], int line = __builtin_LINE());
 inline half_t narrow(float x) { return float_to_half(x); }
+inline uint32_t pack(float low, float high) {
+  return static_cast<uint32_t>(narrow(low)) | static_cast<uint32_t>(narrow(high)) << 16;
+}
+// Reads what the GPU would bring nearer, so that ASan sees a hint that points too far.
+inline void prefetch(const void* line) { static_cast<void>(*static_cast<const volatile char*>(line)); }
 
 // As lazy as a stream may be: what is queued runs when somebody waits for it, in order. So what a caller changes too early
 // shows. Arguments are copied when a kernel is launched; what they point at is not.
 class Stream {
  public:
-  void push(std::function<void()> work) { queued_.push_back(std::move(work)); }
+  virtual ~Stream() = default;
+  virtual void push(std::function<void()> work) { queued_.push_back(std::move(work)); }
   void drain() {
     std::vector<std::function<void()>> now;
     now.swap(queued_);

@@ -15,7 +15,13 @@ TINY = "mosaic-tiny"
 
 
 def load_model(
-    model: str | Path, *, threads: int | None = None, variant: str | None = None, **options: Any
+    model: str | Path,
+    *,
+    threads: int | None = None,
+    variant: str | None = None,
+    device: str | None = None,
+    tokens_per_frame: int | None = None,
+    **options: Any,
 ) -> Vlm:
     """Load a model by name ("mosaic-tiny"), from a directory, or by hub id. ModelError names what was looked
     for.
@@ -29,7 +35,7 @@ def load_model(
             raise ValueError(f"{', '.join(options)}: {model} is in the ONNX layout, which has no such option")
         from mosaic_edge.models.onnx_vlm import OnnxVlm
 
-        return OnnxVlm.load(path, threads=threads, variant=variant)
+        return OnnxVlm.load(path, threads, variant, device or "cpu", tokens_per_frame)
     if variant is not None:
         raise ValueError(f"variant={variant!r}: {model} is in the transformers layout, which has no variants")
     try:
@@ -45,7 +51,8 @@ def load_model(
 
     if threads is not None:
         torch.set_num_threads(threads or os.cpu_count() or 1)  # torch has one number for the whole process
-    return HfVlm.load(model if not path.is_dir() else path, **options)
+    place = path if path.is_dir() else model
+    return HfVlm.load(place, device=device, tokens_per_frame=tokens_per_frame, **options)
 
 
 def _is_transformers(path: Path, model: str) -> bool:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
-from mosaic_edge.models.graph_cut import EMBEDS, LOGITS, CutGraph
+from mosaic_edge.models.cut_cache import CachedCut, CachedSegment
+from mosaic_edge.models.graph_cut import EMBEDS, LOGITS, CutGraph, Segment
 from mosaic_edge.models.vlm import Attend, FloatArray, ModelError
 
 
@@ -33,57 +36,121 @@ def session_options(threads: int, folder: str = "") -> ort.SessionOptions:
     return options
 
 
-def open_session(model: bytes | str, name: str, options: ort.SessionOptions) -> ort.InferenceSession:
-    """A session on the CPU; whatever ONNX Runtime refuses becomes a one-line ModelError naming `name`."""
+def open_session(
+    model: bytes | str, name: str, options: ort.SessionOptions, device: str = "cpu"
+) -> ort.InferenceSession:
+    """A session on `device`; whatever ONNX Runtime refuses becomes a one-line ModelError naming `name`."""
+    providers = ["CPUExecutionProvider"]
+    if device == "cuda":
+        providers.insert(0, "CUDAExecutionProvider")
+        if providers[0] not in ort.get_available_providers():
+            raise ModelError(
+                f'{name}: device="cuda" needs onnxruntime-gpu; this onnxruntime {ort.__version__} has '
+                f"{', '.join(ort.get_available_providers())}"
+            )
     try:
-        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(model, options, providers=providers)
     except Exception as error:  # ONNX Runtime raises a different class for every cause
         raise ModelError(
-            f"{name}: ONNX Runtime cannot load it: {' '.join(str(error).split())[:400]}"
+            f"{name}: onnxruntime {ort.__version__} cannot load it: {' '.join(str(error).split())[:400]}"
         ) from None
 
 
-class CutDecoder:
-    """layers + 1 sessions; holds weights only, no keys and no values."""
+BOUND_BYTES = 256 << 10
+"""Of q, k and v of a block: for fewer, binding costs more than the copies that it saves."""
 
-    def __init__(self, graph: CutGraph, name: str, threads: int = 1, folder: str = "") -> None:
-        self.facts = graph.facts
+
+class CutDecoder:
+    """layers + 1 sessions; holds weights only, no keys and no values.
+
+    Tensors of large blocks cross from one session to the next as OrtValues, where they lie. q, k and v are
+    written straight into arrays of one run, and what `attend` returns is read in place; from and to a GPU
+    these are copies, since the memory takes host arrays. device="cuda" is unproven: no GPU has run it.
+    """
+
+    def __init__(
+        self,
+        graph: CutGraph | CachedCut,
+        name: str,
+        threads: int = 1,
+        folder: str = "",
+        device: str = "cpu",
+        bound_bytes: int = BOUND_BYTES,
+    ) -> None:
+        self._bound_bytes = bound_bytes
+        self.facts = facts = graph.facts
+        self._device = device
         options = session_options(threads, folder)
         self._steps: list[tuple[ort.InferenceSession, tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = []
-        for i, segment in enumerate(graph.segments):
-            used_later = {n for later in graph.segments[i + 1 :] for n in later.inputs}
+        segments: Sequence[Segment | CachedSegment] = graph.segments
+        for i, segment in enumerate(segments):
+            used_later = {n for later in segments[i + 1 :] for n in later.inputs}
             done = tuple(n for n in segment.inputs if n not in used_later)
-            session = open_session(segment.model.SerializeToString(), f"{name} (segment {i})", options)
+            session = open_session(segment.source(), f"{name} (segment {i})", options, device)
             self._steps.append((session, segment.inputs, segment.outputs, done))
-        facts = graph.facts
-        heads = (1, -1, facts.q_heads, facts.head_dim)
-        self._out_shape = heads if graph.heads_first else (1, -1, facts.q_heads * facts.head_dim)
+        widths = (facts.q_heads, facts.kv_heads, facts.kv_heads)
+        self._heads = tuple((heads, facts.head_dim) for heads in widths)
+        self._ends = tuple(
+            (1, -1, *heads) if apart else (1, -1, heads[0] * heads[1])
+            for heads, apart in zip(self._heads, graph.heads_apart, strict=True)
+        )
+        self._out_shape = (
+            (1, -1, *self._heads[0]) if graph.heads_first else (1, -1, facts.q_heads * facts.head_dim)
+        )
 
     def run(self, embeds: FloatArray, attend: Attend, want_logits: bool = True) -> FloatArray | None:
         """Run embeds [T, hidden] to the last token's logits [vocab], or None; `attend` once per layer."""
         if embeds.ndim != 2 or embeds.shape[0] == 0:
             raise ValueError(f"embeds must be [T >= 1, hidden], got {embeds.shape}")
-        facts, tokens = self.facts, embeds.shape[0]
-        q_shape, kv_shape = (tokens, facts.q_heads, facts.head_dim), (tokens, facts.kv_heads, facts.head_dim)
-        live: dict[str, np.ndarray] = {EMBEDS: np.ascontiguousarray(embeds, np.float32)[None]}
-        for layer in range(facts.layers):
-            self._step(layer, live)
-            q = live.pop(f"mosaic.{layer}.query").reshape(q_shape)
-            k = live.pop(f"mosaic.{layer}.key").reshape(kv_shape)
-            v = live.pop(f"mosaic.{layer}.value").reshape(kv_shape)
+        tokens = embeds.shape[0]
+        live: dict[str, Any] = {EMBEDS: np.ascontiguousarray(embeds, np.float32)[None]}
+        arrays = [np.empty((tokens, *heads), np.float32) for heads in self._heads]
+        if sum(array.nbytes for array in arrays) < self._bound_bytes:
+            ends: list[FloatArray] = []
+        else:
+            ends = [array.reshape(shape) for array, shape in zip(arrays, self._ends, strict=True)]
+        for layer in range(self.facts.layers):
+            names = (f"mosaic.{layer}.query", f"mosaic.{layer}.key", f"mosaic.{layer}.value")
+            self._step(layer, live, dict(zip(names, ends, strict=False)))
+            if not ends:
+                arrays = [live.pop(n).reshape(a.shape) for n, a in zip(names, arrays, strict=True)]
+            q, k, v = arrays
             out = attend(layer, q, k, v)
-            if out.shape != q_shape:
-                raise ValueError(f"attend of layer {layer} must return {q_shape}, got {out.shape}")
-            live[f"mosaic.{layer}.out"] = out.reshape(self._out_shape)
+            if out.shape != q.shape:
+                raise ValueError(f"attend of layer {layer} must return {q.shape}, got {out.shape}")
+            live[f"mosaic.{layer}.out"] = np.ascontiguousarray(out, np.float32).reshape(self._out_shape)
         if not want_logits:
             return None
-        self._step(facts.layers, live)
-        logits = live[LOGITS]
+        self._step(self.facts.layers, live, {})
+        logits: FloatArray = live[LOGITS]
         return logits.reshape(-1, logits.shape[-1])[-1]
 
-    def _step(self, i: int, live: dict[str, np.ndarray]) -> None:
+    def _step(self, i: int, live: dict[str, Any], arrays: dict[str, FloatArray]) -> None:
+        """Run segment i from and to `live`, whose values are arrays or, between large blocks, OrtValues.
+
+        Outputs named in `arrays` are written into those and not put into `live`. Without any, arrays are
+        taken and copied out, which costs a small block less than a binding.
+        """
         session, inputs, outputs, done = self._steps[i]
-        values = session.run(outputs, {name: live[name] for name in inputs})
+        if not arrays:
+            feed = {name: live[name] for name in inputs}
+            bound = {name: v.numpy() for name, v in feed.items() if not isinstance(v, np.ndarray)}
+            live.update(zip(outputs, session.run(outputs, feed | bound), strict=True))
+        else:
+            binding = session.io_binding()
+            for name in inputs:
+                value = live[name]
+                if isinstance(value, np.ndarray):
+                    binding.bind_cpu_input(name, value)
+                else:
+                    binding.bind_ortvalue_input(name, value)
+            for name in outputs:
+                if (array := arrays.get(name)) is not None:
+                    binding.bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+                else:
+                    binding.bind_output(name, self._device)
+            session.run_with_iobinding(binding)
+            made = zip(outputs, binding.get_outputs(), strict=True)
+            live.update((name, value) for name, value in made if name not in arrays)
         for name in done:
             del live[name]
-        live.update(zip(outputs, values, strict=True))

@@ -10,24 +10,28 @@ file stay outside it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from mosaic_edge.models.attention_readers import find_sites
 from mosaic_edge.models.attention_sites import (
     AttentionSite,
     GraphCutError,
     GraphIndex,
-    find_sites,
     label,
     past_layer,
 )
+from mosaic_edge.models.causal_mask import CausalProof
 from mosaic_edge.models.graph_facts import DecoderFacts, element_type, read_facts
 from mosaic_edge.models.last_token import gather_last_token
 
+CUTTER_VERSION = 2
+"""Raised with every change of what cut() makes, so that cached cuts of an earlier version are not used."""
 EMBEDS = "mosaic.embeds"
 LOGITS = "mosaic.logits"
 _CONSTANT = -1
@@ -41,9 +45,18 @@ class Segment:
     `.value`.
     """
 
-    model: onnx.ModelProto
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    build: Callable[[], onnx.ModelProto]
+
+    @property
+    def model(self) -> onnx.ModelProto:
+        """The proto, made anew with a copy of its weights, so that one at a time is held."""
+        return self.build()
+
+    def source(self) -> bytes | str:
+        """What an inference session is made of."""
+        return self.model.SerializeToString()
 
 
 @dataclass(frozen=True)
@@ -56,6 +69,8 @@ class CutGraph:
     facts: DecoderFacts
     heads_first: bool
     """Attention outputs are given as [1, T, H_q, D] rather than [1, T, H_q * D]."""
+    heads_apart: tuple[bool, bool, bool]
+    """Whether query, key, value come as [1, T, H, D] rather than [1, T, H * D]."""
 
 
 def cut(model: onnx.ModelProto, hints: Mapping[str, object] | None = None, folder: str = "") -> CutGraph:
@@ -71,7 +86,7 @@ def cut(model: onnx.ModelProto, hints: Mapping[str, object] | None = None, folde
         raise GraphCutError("the decoder has sparse initializers, which cannot be cut")
     index = GraphIndex(graph)
     embeds, logits = _embeds_input(index), _logits_output(index)
-    sites = find_sites(index)
+    sites = find_sites(index, CausalProof(model, index, folder))
     facts = read_facts(index, sites, hints or {}, folder)
     nodes = _rewrite(index, sites, facts, embeds, logits)
     extra = _extra_initializers(facts)
@@ -83,7 +98,8 @@ def cut(model: onnx.ModelProto, hints: Mapping[str, object] | None = None, folde
         levels = _Levels(nodes, initializers, facts.layers)
     types = element_type(index, nodes, initializers)
     segments = tuple(_segment(model, level, levels, initializers, types) for level in range(facts.layers + 1))
-    return CutGraph(segments, facts, sites[0].form == "heads")
+    first, normed = sites[0].form == "heads", sites[0].norm is not None
+    return CutGraph(segments, facts, first, (first or normed, first or normed, first))
 
 
 def _embeds_input(index: GraphIndex) -> str:
@@ -145,11 +161,29 @@ def _seam(site: AttentionSite, facts: DecoderFacts, alias: Mapping[str, str]) ->
     if site.form == "packed":
         sources = [f"{end}.rows" for end in ends]
         packed = alias.get(site.query, site.query)
+        if site.projection:
+            nodes.append(
+                helper.make_node(
+                    "MatMul", [packed, site.projection], [f"{at}.projected"], name=f"{at}.matmul"
+                )
+            )
+            packed = f"{at}.projected"
+        if site.bias:
+            nodes.append(helper.make_node("Add", [packed, site.bias], [f"{at}.biased"], name=f"{at}.bias"))
+            packed = f"{at}.biased"
         nodes.append(
             helper.make_node("Split", [packed, "mosaic.split"], sources, name=f"{at}.split", axis=-1)
         )
     else:
         sources = [alias.get(name, name) for name in (site.query, site.key, site.value)]
+        if site.bias:
+            parts, biased = [f"{end}.bias" for end in ends], [f"{end}.biased" for end in ends]
+            nodes.append(
+                helper.make_node("Split", [site.bias, "mosaic.split"], parts, name=f"{at}.bias", axis=0)
+            )
+            for source, part, made in zip(sources, parts, biased, strict=True):
+                nodes.append(helper.make_node("Add", [source, part], [made], name=made))
+            sources = biased
     if site.form == "heads":
         for i, end in enumerate(ends):
             nodes.append(helper.make_node("Transpose", [sources[i]], [f"{end}.rows"], perm=[0, 2, 1, 3]))
@@ -261,13 +295,35 @@ def _segment(
     later = {name for n in levels.nodes if levels.of[n.output[0]] > level for name in n.input}
     own_made = [name for n in own for name in n.output if name]
     outputs = [name for name in own_made if name in later or name in levels.targets]
+    build = partial(
+        _model,
+        model,
+        level,
+        nodes,
+        inputs,
+        outputs,
+        types,
+        {n: initializers[n] for n in initializers if n in used},
+    )
+    return Segment(tuple(inputs), tuple(outputs), build)
+
+
+def _model(
+    whole: onnx.ModelProto,
+    level: int,
+    nodes: list[onnx.NodeProto],
+    inputs: list[str],
+    outputs: list[str],
+    types: Mapping[str, int],
+    initializers: Mapping[str, TensorProto],
+) -> onnx.ModelProto:
     graph = helper.make_graph(
         nodes,
         f"segment_{level}",
         [helper.make_tensor_value_info(name, types[name], None) for name in inputs],
         [helper.make_tensor_value_info(name, types[name], None) for name in outputs],
-        [t for name, t in initializers.items() if name in used],
+        list(initializers.values()),
     )
-    piece = helper.make_model(graph, opset_imports=model.opset_import, functions=model.functions)
-    piece.ir_version = model.ir_version
-    return Segment(piece, tuple(inputs), tuple(outputs))
+    piece = helper.make_model(graph, opset_imports=whole.opset_import, functions=whole.functions)
+    piece.ir_version = whole.ir_version
+    return piece

@@ -91,10 +91,10 @@ def _head_dim(index: GraphIndex, site: AttentionSite, q_heads: int, kv_heads: in
     """From the cache's declared shape, else from the width of the query projection; 0 if neither is."""
     for name in (site.past_key, site.node.output[1] if len(site.node.output) > 1 else ""):
         shape = index.shape(name)
-        if shape and len(shape) == 4 and shape[3]:
-            return shape[3]
+        if shape and len(shape) in (4, 5) and shape[-1]:  # [B, H, P, D], or [2, B, H, P, D] of both
+            return shape[-1]
     heads = q_heads + 2 * kv_heads if site.form == "packed" else 1 if site.form == "heads" else q_heads
-    shape = index.shape(site.query)
+    shape = index.shape(site.projection or site.query)
     if shape and shape[-1]:
         return shape[-1] // heads
     node = index.producer.get(site.query)

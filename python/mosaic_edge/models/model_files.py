@@ -20,13 +20,24 @@ STEMS = {
     "vision encoder": ("vision_encoder", "vision_model", "vision"),
     "token embedding": ("embed_tokens", "embedding", "embeddings"),
 }
-# Best first on a CPU: 4-bit weights are the fastest decoder; an encoder is run in full precision if it is
-# there.
-_VARIANTS = {
-    "decoder": ("_q4", "_int4", "_int8", "_quantized", "", "_fp32", "_q4f16", "_fp16"),
-    "vision encoder": ("", "_fp32", "_fp16", "_int8", "_quantized", "_q4", "_q4f16"),
-    "token embedding": ("", "_fp32", "_fp16", "_int8", "_quantized", "_q4", "_q4f16"),
+# Best first. A decoder reads all its weights for every token: the fewest bytes that the device multiplies
+# quickly win (a CPU has no float16 arithmetic). An encoder runs once a frame, on many tokens: full precision
+# if it is there.
+_ENCODER_CPU = ("", "fp32", "fp16", "int8", "uint8", "quantized", "q4", "q4f16", "bnb4")
+_ENCODER_CUDA = ("fp16", "", "fp32", "q4f16", "q4", "bnb4", "int8", "uint8", "quantized")
+VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {
+    "cpu": {
+        "decoder": ("q4", "int4", "int8", "uint8", "quantized", "bnb4", "q4f16", "", "fp32", "fp16"),
+        "vision encoder": _ENCODER_CPU,
+        "token embedding": _ENCODER_CPU,
+    },
+    "cuda": {
+        "decoder": ("q4f16", "fp16", "q4", "int4", "bnb4", "", "fp32", "int8", "uint8", "quantized"),
+        "vision encoder": _ENCODER_CUDA,
+        "token embedding": _ENCODER_CUDA,
+    },
 }
+_GENAI_PARTS = {"decoder": "decoder", "vision encoder": "vision", "token embedding": "embedding"}
 
 
 @dataclass(frozen=True)
@@ -40,36 +51,69 @@ class ModelFiles:
     tokenizer: Path
 
     @classmethod
-    def find(cls, folder: Path, variant: str | None = None) -> ModelFiles:
-        """Choose the files in `folder` or folder/onnx. `variant` ("q4", "fp16", "" ...) fixes the decoder's.
+    def find(cls, folder: Path, variant: str | None = None, device: str = "cpu") -> ModelFiles:
+        """Choose the files in `folder` or folder/onnx; `variant` ("q4", "fp16", "" ...) fixes the decoder's.
 
-        Raises ModelError naming what is missing and what was looked for.
+        genai_config.json names its files; parts it does not name, and everything when a variant is asked for,
+        are found by name, the best variant for `device` first. ModelError names what is missing and lists
+        what is there.
         """
+        if device not in VARIANTS:
+            raise ValueError(f"device={device!r}: there are {', '.join(VARIANTS)}")
         if not folder.is_dir():
             raise ModelError(f"{folder}: no such model directory")
-        decoder = _choose(folder, "decoder", variant, strict=True)
-        vision = _choose(folder, "vision encoder", variant, strict=False)
-        embeddings = _choose(folder, "token embedding", variant, strict=False)
+        named = _named(folder)
+        decoder = (named.get("decoder") if variant is None else None) or _choose(
+            folder, "decoder", variant, device, strict=True
+        )
+        vision, embeddings = (
+            named.get(part) or _choose(folder, part, variant, device, strict=False)
+            for part in ("vision encoder", "token embedding")
+        )
         tokenizer = folder / "tokenizer.json"
         if not tokenizer.is_file():
             raise ModelError(f"{folder}: no tokenizer; looked for tokenizer.json")
         return cls(folder, decoder, vision, embeddings, tokenizer)
 
 
-def _choose(folder: Path, part: str, variant: str | None, strict: bool) -> Path:
-    order = _VARIANTS[part]
+def _named(folder: Path) -> dict[str, Path]:
+    """The files that genai_config.json names, by part; {} without one."""
+    model = read_json(folder / "genai_config.json").get("model", {})
+    files: dict[str, Path] = {}
+    for part, key in _GENAI_PARTS.items():
+        section = model.get(key) or {}
+        if section.get("pipeline"):
+            raise ModelError(
+                f"{folder}: genai_config.json runs its {key} as a pipeline of graphs, which cannot be cut"
+            )
+        if section.get("filename"):
+            files[part] = folder / section["filename"]
+            if not files[part].is_file():
+                raise ModelError(
+                    f"{folder}: genai_config.json names {section['filename']} ({part}), which is missing"
+                )
+    return files
+
+
+def _choose(folder: Path, part: str, variant: str | None, device: str, strict: bool) -> Path:
+    order = VARIANTS[device][part]
     if variant is not None:
-        wanted = f"_{variant.lstrip('_')}" if variant.strip("_") else ""
+        wanted = variant.strip("_")
         order = (wanted,) if strict else (wanted, *(v for v in order if v != wanted))
-    for stem in STEMS[part]:
-        for suffix in order:
-            for place in (folder / "onnx", folder):
-                if (path := place / f"{stem}{suffix}.onnx").is_file():
-                    return path
-    suffixes = ",".join(order)
-    shown = f"{STEMS[part][0]}{{{suffixes}}}.onnx" if len(order) > 1 else f"{STEMS[part][0]}{order[0]}.onnx"
-    others = ", ".join(STEMS[part][1:])
-    raise ModelError(f"{folder}: no {part}; looked for {shown} (or {others}) in it and in onnx/")
+    names = [f"{stem}{v and '_'}{v}.onnx" for stem in STEMS[part] for v in order]
+    places = (folder / "onnx", folder)
+    for name in names:
+        for place in places:
+            if (place / name).is_file():
+                return place / name
+    stem, others = STEMS[part][0], ", ".join(STEMS[part][1:])
+    suffixes = [f"{v and '_'}{v}" for v in order]
+    shown = f"{stem}{{{','.join(suffixes)}}}.onnx" if len(order) > 1 else names[0]
+    found = sorted({path.name for place in places for path in place.glob("*.onnx")})
+    raise ModelError(
+        f"{folder}: no {part}; looked for {shown} (or {others}) in it and in onnx/; "
+        f"there are {', '.join(found) or 'no .onnx files'}"
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -85,6 +129,22 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def bytes_on_disk(graph: Path) -> int:
+    """Of a graph and the external data beside it (`x.onnx`, `x.onnx_data`, `x.onnx.data` ...)."""
+    return sum(p.stat().st_size for p in graph.parent.glob(f"{graph.name}*") if p.is_file())
+
+
+def external_files(model: onnx.ModelProto) -> dict[str, int]:
+    """The files of external data that a graph refers to, each with the byte where its last tensor ends."""
+    ends: dict[str, int] = {}
+    for tensor in model.graph.initializer:
+        if uses_external_data(tensor):
+            info = ExternalDataInfo(tensor)
+            end = int(info.offset or 0) + int(info.length or 0)
+            ends[info.location] = max(ends.get(info.location, 0), end)
+    return ends
+
+
 def read_graph(path: Path) -> onnx.ModelProto:
     """An ONNX file without its external data, which is checked to be there in full. ModelError otherwise."""
     try:
@@ -93,13 +153,7 @@ def read_graph(path: Path) -> onnx.ModelProto:
         raise ModelError(f"{path}: not a readable ONNX file, truncated or corrupt ({error})") from None
     if not model.graph.node:
         raise ModelError(f"{path}: an ONNX file without a graph, truncated or empty")
-    ends: dict[str, int] = {}
-    for tensor in model.graph.initializer:
-        if uses_external_data(tensor):
-            info = ExternalDataInfo(tensor)
-            end = int(info.offset or 0) + int(info.length or 0)
-            ends[info.location] = max(ends.get(info.location, 0), end)
-    for location, end in ends.items():
+    for location, end in external_files(model).items():
         data = path.parent / location
         if not data.is_file():
             raise ModelError(f"{path}: its external data {location} is missing")

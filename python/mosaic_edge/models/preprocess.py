@@ -1,13 +1,175 @@
-"""From a decoded frame to what a vision encoder takes: resize by area, scale, normalise."""
+"""From a decoded frame to what a vision encoder takes: resize, scale, normalise, and for Qwen-VL flat
+patches.
+
+What a model wants stands in preprocessor_config.json. A model trained here says its image_size in mosaic.json
+and saw frames resized by area.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mosaic_edge.models.vlm import FloatArray, FrameArray
+from mosaic_edge.models.resample import resize_pillow
+from mosaic_edge.models.vlm import FloatArray, FrameArray, ModelError
+
+Triple = tuple[float, float, float]
+_MOST_ASPECT = 200
+_CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+
+
+@dataclass(frozen=True)
+class FrameRules:
+    """How pixels are resized and normalised: (x * rescale - mean) / std, RGB."""
+
+    mean: Triple
+    std: Triple
+    rescale: float = 1.0 / 255.0
+    resample: int | None = None
+    """Pillow's filter number; None: the mean over each pixel's area."""
+    resize: bool = True
+    shortest_edge: int = 0
+    """If set, the shorter side becomes this and the encoder's size is cut from the middle (CLIP)."""
+
+    @classmethod
+    def read(cls, mosaic: Mapping[str, Any], images: Mapping[str, Any]) -> FrameRules:
+        """From mosaic.json and preprocessor_config.json, each possibly empty. ModelError for odd values."""
+        said = {**images, **mosaic}
+        resample = None if "image_size" in mosaic else images.get("resample", 3)
+        if resample not in (None, 1, 2, 3, 4):
+            raise ModelError(
+                f"preprocessor_config.json: resample={resample}; "
+                "there are 1 lanczos, 2 bilinear, 3 bicubic, 4 box"
+            )
+        plain = images.get("do_normalize", True) is False and "image_mean" not in mosaic
+        rescale = 1.0 if images.get("do_rescale") is False else float(images.get("rescale_factor") or 1 / 255)
+        size = images.get("size")
+        cropped = images.get("do_center_crop", False) and isinstance(size, dict) and resample is not None
+        return cls(
+            mean=(0.0, 0.0, 0.0) if plain else triple(said.get("image_mean", 0.5)),
+            std=(1.0, 1.0, 1.0) if plain else triple(said.get("image_std", 0.5)),
+            rescale=rescale,
+            resample=resample,
+            resize=images.get("do_resize", True) is not False,
+            shortest_edge=int(size.get("shortest_edge", 0)) if cropped and isinstance(size, dict) else 0,
+        )
+
+    def image(self, frame: FrameArray, height: int, width: int) -> FloatArray:
+        """RGB uint8 [H, W, 3] -> float32 [1, 3, height, width], normalised."""
+        return normalise(self._sized(check_frame(frame), height, width), self.mean, self.std, self.rescale)
+
+    def _sized(self, frame: FrameArray, height: int, width: int) -> NDArray[Any]:
+        if frame.shape[:2] == (height, width):
+            return frame
+        if not self.resize:
+            raise ValueError(
+                f"frame: expected {height} x {width} pixels, got {frame.shape[0]} x {frame.shape[1]}; "
+                "preprocessor_config.json says do_resize false"
+            )
+        if self.resample is None:
+            return resize_area(frame, height, width)
+        if not self.shortest_edge:
+            return resize_pillow(frame, height, width, self.resample)
+        scale = self.shortest_edge / min(frame.shape[:2])
+        tall, wide = (max(1, int(side * scale)) for side in frame.shape[:2])
+        if tall < height or wide < width:
+            raise ValueError(
+                f"frame: {tall} x {wide} after resizing, too small to cut {height} x {width} from"
+            )
+        top, left = (tall - height) // 2, (wide - width) // 2
+        return resize_pillow(frame, tall, wide, self.resample)[top : top + height, left : left + width]
+
+
+@dataclass(frozen=True)
+class PatchRules:
+    """Frames as Qwen-VL's flat patches: any aspect, sides in multiples of patch * merge, pixels within
+    bounds.
+    """
+
+    frame: FrameRules
+    patch: int
+    merge: int
+    temporal: int
+    min_pixels: int
+    max_pixels: int
+
+    @classmethod
+    def read(cls, frame: FrameRules, images: Mapping[str, Any], most_tokens: int) -> PatchRules:
+        """From preprocessor_config.json; `most_tokens` bounds a frame below what single images may have."""
+        patch, merge = int(images.get("patch_size", 14)), int(images.get("merge_size", 2))
+        side = patch * merge
+        size = images.get("size") or {}
+        least = int(images.get("min_pixels") or size.get("shortest_edge") or 56 * 56)
+        most = int(images.get("max_pixels") or size.get("longest_edge") or 28 * 28 * 1280)
+        if most < side * side:
+            raise ModelError(
+                f"preprocessor_config.json: max_pixels={most} is less than one token ({side} x {side})"
+            )
+        most = min(most, most_tokens * side * side)
+        temporal = int(images.get("temporal_patch_size", 2))
+        if "image_mean" not in images:
+            frame = FrameRules(*_CLIP, resample=3)
+        return cls(frame, patch, merge, temporal, min(least, most), most)
+
+    @property
+    def width(self) -> int:
+        """Numbers in a flat patch: 3 * T * P * P."""
+        return 3 * self.temporal * self.patch * self.patch
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of the largest frame."""
+        return self.max_pixels // (self.patch * self.merge) ** 2
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of tokens that a frame of height x width pixels becomes (Qwen2-VL's smart resize).
+
+        ValueError for a frame longer than 200 times its breadth. Where that rule keeps a side of one token
+        and so passes max_pixels, the other side is cut to what max_pixels allows.
+        """
+        if max(height, width) > _MOST_ASPECT * min(height, width):
+            raise ValueError(
+                f"frame: {height} x {width} pixels, expected an aspect of at most {_MOST_ASPECT} to 1"
+            )
+        side = self.patch * self.merge
+        rows, columns = round(height / side), round(width / side)
+        pixels = rows * columns * side * side
+        if pixels > self.max_pixels:
+            shrink = math.sqrt(height * width / self.max_pixels)
+            rows = max(1, math.floor(height / shrink / side))
+            columns = max(1, math.floor(width / shrink / side))
+        elif pixels < self.min_pixels:
+            grow = math.sqrt(self.min_pixels / (height * width))
+            rows, columns = math.ceil(height * grow / side), math.ceil(width * grow / side)
+        longest = self.most_tokens // min(rows, columns)
+        return min(rows, longest), min(columns, longest)
+
+    def patches(self, frame: FrameArray) -> tuple[FloatArray, NDArray[np.int64]]:
+        """RGB uint8 [H, W, 3] -> flat patches [N, 3 * T * P * P] and their grid [[1, rows, columns]] in
+        patches.
+
+        Patches of one token lie together; a frame fills all T moments of a patch.
+        """
+        rows, columns = self.grid(*check_frame(frame).shape[:2])
+        merge, patch = self.merge, self.patch
+        pixels = self.frame.image(frame, rows * merge * patch, columns * merge * patch)[0]
+        split = pixels.reshape(3, rows, merge, patch, columns, merge, patch).transpose(1, 4, 2, 5, 0, 3, 6)
+        shape = (*split.shape[:5], self.temporal, patch, patch)
+        flat = np.broadcast_to(split[:, :, :, :, :, None], shape).reshape(-1, self.width)
+        return np.ascontiguousarray(flat), np.array([[1, rows * merge, columns * merge]], np.int64)
+
+
+def triple(value: Any) -> Triple:
+    """One number or three -> three."""
+    values = value if isinstance(value, list | tuple) else [value] * 3
+    r, g, b = (float(v) for v in values)
+    return r, g, b
 
 
 def check_frame(frame: FrameArray) -> FrameArray:
@@ -32,11 +194,9 @@ def resize_area(frame: FrameArray, height: int, width: int) -> FloatArray:
     return np.ascontiguousarray(small.reshape(width, height, channels).transpose(1, 0, 2))
 
 
-def normalise(
-    pixels: FloatArray, mean: tuple[float, float, float], std: tuple[float, float, float]
-) -> FloatArray:
-    """[H, W, 3] in 0..255 to [1, 3, H, W]: (x/255 - mean)/std, C-contiguous."""
-    factor = 1.0 / (255.0 * np.asarray(std, np.float32))
+def normalise(pixels: NDArray[Any], mean: Triple, std: Triple, rescale: float = 1.0 / 255.0) -> FloatArray:
+    """[H, W, 3] in 0..255 to [1, 3, H, W]: (x * rescale - mean)/std, C-contiguous."""
+    factor = np.float32(rescale) / np.asarray(std, np.float32)
     offset = np.asarray(mean, np.float32) / np.asarray(std, np.float32)
     return np.ascontiguousarray((pixels * factor - offset).transpose(2, 0, 1)[None], np.float32)
 

@@ -144,7 +144,8 @@ class Vlm(Protocol):
 @runtime_checkable
 class StreamVlm(Vlm, Protocol):
     """A model whose frames know their place in the stream: sizes that differ, time stamps, numbers, absolute
-    time."""
+    time.
+    """
 
     def encode_at(self, frame: FrameArray, pts: float, elapsed: float, number: int) -> EncodedFrame:
         """Encode an RGB frame uint8 [H, W, 3] seen at `pts` seconds, `elapsed` after the first, `number`

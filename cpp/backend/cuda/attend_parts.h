@@ -1,0 +1,47 @@
+// How attend's work is cut: a run of units for each split, and where a split leaves what it found of a query row.
+#pragma once
+
+#include "backend/cuda/attend_unit.h"
+
+namespace mosaic::MOSAIC_SIMT {
+
+struct Parts {
+  float* out = nullptr;  // [splits, T, Hq, D], or null: one split, straight to the caller's
+  float* lse = nullptr;  // [splits, T, Hq]
+};
+
+// Units [begin, end) of this block's split, of all that the first `tokens` query tokens see, cut evenly.
+struct Run {
+  int begin, end;
+};
+MOSAIC_DEVICE Run run_of(const AttendArgs& a, int tokens) {
+  const int units = a.n_pages + row_units(a) + block_units(a, tokens);
+  const int splits = simt::blocks_x(), split = simt::block_x();
+  return {static_cast<int>(static_cast<int64_t>(units) * split / splits),
+          static_cast<int>(static_cast<int64_t>(units) * (split + 1) / splits)};
+}
+
+// Where this block's out [D] and lse of a row of its KV head go.
+struct Result {
+  float* out;
+  float* lse;
+};
+MOSAIC_DEVICE Result result_of(const AttendArgs& a, const Parts& parts, int kv_head, int row) {
+  const int group = a.q_heads / a.shape.heads, token = row / group, head = kv_head * group + row % group;
+  const size_t at = static_cast<size_t>(token) * a.q_heads + head, d = static_cast<size_t>(a.shape.head_dim);
+  if (parts.lse == nullptr) return {a.out + static_cast<size_t>(token) * a.q_stride + head * d, a.lse + at};
+  const size_t part = simt::block_x() * (static_cast<size_t>(a.tokens) * a.q_heads) + at;
+  return {parts.out + part * d, parts.lse + part};
+}
+// Natural logarithm of `total` x 2^top.
+MOSAIC_DEVICE float lse_of(float top, float total) {
+  return total > 0 ? (top + simt::log2_of(total)) * kLn2 : -INFINITY;
+}
+
+// attend_tensor.cu: heads of kMostTensorHead channels at most. Query rows of a tile, for so many of a KV head; and its
+// launch.
+inline constexpr int kMostTensorHead = 128;
+int tensor_rows(int query_rows);
+void queue_tensor(const simt::Queue& on, const AttendArgs& a, int splits, const Parts& parts);
+
+}  // namespace mosaic::MOSAIC_SIMT
