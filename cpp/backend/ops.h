@@ -36,7 +36,8 @@ struct AttendArgs {
   const PageEntry* pages = nullptr;  // [n_pages]
   int n_pages = 0;
   const int32_t* positions = nullptr;  // temporal position of every page token
-  const uint16_t* places = nullptr;    // (h, w) of every page token, as positions; null where RoPE has one axis
+  const uint16_t* places =
+      nullptr;  // (h, w) of every page token, as RopeSpec::place_at takes them; null where RoPE has one axis
   // Part 2, summaries: rows of the cluster index standing in for tokens that are not read. Seen by every query.
   const half_t* mean_k = nullptr;          // [C, Hkv, D], before rotation
   const half_t* mean_v = nullptr;          // [C, Hkv, D]

@@ -34,6 +34,8 @@ RopeSpec rope_spec(const py::dict& d, int head_dim) {
       std::copy(sections.begin(), sections.end(), spec.sections);
     } else if (key == "sections_interleaved") {
       spec.sections_interleaved = py::cast<bool>(item.second);
+    } else if (key == "grid_follows_time") {
+      spec.grid_follows_time = py::cast<bool>(item.second);
     } else {
       throw InvalidInput("rope: unknown key \"" + key + "\"");
     }
@@ -105,7 +107,6 @@ struct AttendCall {
       std::memcpy(to, data.data(), data.size());
       const PageView view = whole_page(to);
       for (int i = begin; i < end; ++i) {
-        position_end = std::max({position_end, view.meta[i].h + 1, view.meta[i].w + 1});
         places.push_back(view.meta[i].h);
         places.push_back(view.meta[i].w);
       }
@@ -156,6 +157,8 @@ struct AttendCall {
 
   void set_rope(const py::dict& d) {  // last: the table reaches the largest position
     const RopeSpec spec = rope_spec(d, args.shape.head_dim);
+    for (size_t i = 0; i < places.size(); ++i)
+      position_end = std::max(position_end, spec.place_at(positions.data()[i / 2], places[i]) + 1);
     rope_memory.resize(RopeTable::bytes_for(spec, position_end));
     rope = RopeTable(spec, position_end, rope_memory.data);
     args.rope = &rope;

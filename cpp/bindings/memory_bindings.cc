@@ -58,8 +58,11 @@ RopeSpec rope_from(const py::dict& d, int head_dim) {
   if (!sections.empty() && sections.size() != 3) throw InvalidInput("rope: sections must be (t, h, w).");
   for (size_t i = 0; i < sections.size(); ++i) rope.sections[i] = sections[i];
   rope.sections_interleaved = get(d, "sections_interleaved", false);
+  rope.grid_follows_time = get(d, "grid_follows_time", false);
   if (rope.rotary_dim < 0 || rope.rotary_dim > head_dim || rope.rotary_dim % 2 != 0)
     throw InvalidInput("rope: rotary_dim must be even and at most head_dim.");
+  if (rope.grid_follows_time && !rope.is_multi())
+    throw InvalidInput("rope: grid_follows_time needs sections (t, h, w).");
   if (rope.is_multi() && rope.sections[0] + rope.sections[1] + rope.sections[2] != rope.rotary_dim / 2)
     throw InvalidInput("rope: sections must add up to rotary_dim / 2.");
   return rope;
@@ -240,7 +243,8 @@ void bind_memory(py::module_& m) {
            py::arg("settings") = py::dict(), py::arg("backend") = "cpu", py::arg("threads") = 0, py::arg("faults") = 0)
       .def(
           "begin_frame",
-          [](KvMemory& self, double pts, const Array& embedding, int tokens, int grid_w) {
+          [](KvMemory& self, double pts, const Array& embedding, int tokens, int grid_w, int lead, int trail,
+             int moment) {
             if (embedding.ndim() != 1 || embedding.shape(0) != self.plan().config.model.embedding_dim)
               throw InvalidInput("begin_frame: embedding has shape " + shape_text(embedding) + ", expected [" +
                                  std::to_string(self.plan().config.model.embedding_dim) + "].");
@@ -250,11 +254,18 @@ void bind_memory(py::module_& m) {
             frame.embedding = embedding.data();
             frame.tokens = tokens;
             frame.grid_w = grid_w;
+            frame.lead = lead;
+            frame.trail = trail;
+            frame.moment = moment;
             const py::gil_scoped_release release;
             self.begin_frame(frame);
           },
-          py::arg("pts"), py::arg("embedding"), py::arg("tokens"), py::arg("grid_w") = 1,
-          "Start a frame: pts in seconds, embedding float32 [embedding_dim].")
+          py::arg("pts"), py::arg("embedding"), py::arg("tokens"), py::arg("grid_w") = 1, py::arg("lead") = 0,
+          py::arg("trail") = 0, py::arg("moment") = -1,
+          "Start a frame: pts in seconds, embedding float32 [embedding_dim]; of its tokens the first `lead` and the "
+          "last\n"
+          "`trail` are text. moment: the frame's M-RoPE position, counted from the end of the prefix; -1: the next "
+          "one.")
       .def("begin_text", &KvMemory::begin_text, py::arg("tokens"))
       .def(
           "attend",

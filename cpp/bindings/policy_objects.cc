@@ -112,8 +112,8 @@ leaving the window is dropped and counted.)");
       .def_readonly("received", &BlockView::received, "[n] attention received in the window, with received=True.")
       .def_readonly("position", &BlockView::position)
       .def_readonly("time_ms", &BlockView::time_ms)
-      .def_readonly("h", &BlockView::h, "Row of the grid.")
-      .def_readonly("w", &BlockView::w, "Column of the grid.");
+      .def_readonly("h", &BlockView::h, "Row of the grid; 65535 of text around a picture, which has none.")
+      .def_readonly("w", &BlockView::w, "Column of the grid; 65535 of text.");
 
   py::class_<QueryView>(m, "Query", "A question at one layer.")
       .def_property_readonly("lane", [](const QueryView& q) { return q.query.lane; })

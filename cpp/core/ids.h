@@ -15,8 +15,11 @@ inline constexpr int32_t kNone = -1;
 inline constexpr int kPageTokens = 16;
 inline constexpr int pages_for(int tokens) { return (tokens + kPageTokens - 1) / kPageTokens; }
 
+// h and w of a token of text: it has no place in a grid, and under M-RoPE it stands at its position on every axis.
+inline constexpr uint16_t kText = 0xffff;
+
 // Where a token comes from. `position` is its original index in the sequence (the temporal index for M-RoPE), never
-// reused; h and w are its M-RoPE row and column (unused by 1-D RoPE); time is the frame's pts in milliseconds.
+// reused; h and w are its row and column (M-RoPE and policies read them); time is the frame's pts in milliseconds.
 struct TokenMeta {
   int32_t position;
   int32_t time_ms;

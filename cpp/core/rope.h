@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "core/dtype.h"
+#include "core/ids.h"
 
 namespace mosaic {
 
@@ -25,8 +26,14 @@ struct RopeSpec {
   // M-RoPE: frequencies taken by (t, h, w); all zero means 1-D. Sum = rotary_dim / 2.
   int sections[3] = {0, 0, 0};
   bool sections_interleaved = false;  // Qwen3: t,h,w take turns; Qwen2.5: three chunks
+  // M-RoPE: rows and columns are counted from the frame's own moment (Qwen3), not from where the video began (Qwen2.5).
+  bool grid_follows_time = false;
   MOSAIC_HD bool is_multi() const { return sections[0] + sections[1] + sections[2] > 0; }
   MOSAIC_HD int frequencies() const { return layout == RopeLayout::kNone ? 0 : rotary_dim / 2; }
+  // The position on the h or w axis of a token at moment t whose row or column is `place`.
+  MOSAIC_HD int place_at(int t, uint16_t place) const {
+    return place == kText ? t : grid_follows_time ? t + place : place;
+  }
   // Which of (t, h, w) drives frequency i.
   MOSAIC_HD int axis_of(int i) const {
     if (!is_multi()) return 0;

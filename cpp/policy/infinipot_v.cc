@@ -182,19 +182,23 @@ class InfiniPotV final : public Policy {
   int place(const ClusterStore& store, int lane, ClusterId pot, int skip, int n, bool cut) {
     int low_h = 1 << 16, high_h = -1, low_w = 1 << 16, high_w = -1;
     int at = -skip, newest = 0;  // where the last frame begins
-    TokenMeta last{};
+    TokenMeta last{};            // the last one with a place in the grid, if this frame has had any
+    int32_t time = 0;
     for (PageId id = store.index(lane)[pot].head; id != kNone; id = store.blocks()[id].next) {
       const Page& page = store.blocks()[id];
       const TokenMeta* meta = store.tiers().page(page.tier, page.slot).meta;
       for (int i = 0; i < page.count; ++i, ++at) {
         if (at < 0) continue;
         const TokenMeta& m = meta[i];
-        const bool rises = m.h > last.h || (m.h == last.h && m.w > last.w);
-        const bool opens = at == 0 || m.time_ms != last.time_ms || !rises;
+        const bool text = m.h == kText;
+        const bool rises = text || last.h == kText || m.h > last.h || (m.h == last.h && m.w > last.w);
+        const bool opens = at == 0 || m.time_ms != time || !rises;
         frame_[at] = at == 0 ? 0 : frame_[at - 1] + (opens ? 1 : 0);
         if (opens) newest = at;
-        cell_[at] = m.h << 16 | m.w;
-        last = m;
+        time = m.time_ms;
+        if (opens || !text) last = m;
+        cell_[at] = text ? -1 : m.h << 16 | m.w;
+        if (text) continue;
         low_h = std::min<int>(low_h, m.h), high_h = std::max<int>(high_h, m.h);
         low_w = std::min<int>(low_w, m.w), high_w = std::max<int>(high_w, m.w);
       }
@@ -206,15 +210,17 @@ class InfiniPotV final : public Policy {
     if ((high_h - low_h + 1) * int64_t{high_w - low_w + 1} > cells_) {
       low_h = low_w = 1 << 16, high_h = high_w = -1;
       for (int i = newest; i < n; ++i) {
+        if (cell_[i] < 0) continue;
         low_h = std::min(low_h, cell_[i] >> 16), high_h = std::max(high_h, cell_[i] >> 16);
         low_w = std::min(low_w, cell_[i] & 0xffff), high_w = std::max(high_w, cell_[i] & 0xffff);
       }
     }
+    if (high_h < 0) low_h = high_h = low_w = high_w = 0;  // nothing but text
     rows_ = high_h - low_h + 1;
     columns_ = high_w - low_w + 1;
     for (int i = 0; i < n; ++i) {
-      const int h = (cell_[i] >> 16) - low_h, w = (cell_[i] & 0xffff) - low_w;
-      // What stands outside has no place: the cell behind the last, where no recent key is.
+      const int h = cell_[i] < 0 ? -1 : (cell_[i] >> 16) - low_h, w = (cell_[i] & 0xffff) - low_w;
+      // Text and what stands outside have no place: the cell behind the last, where no recent key is.
       cell_[i] = h >= 0 && h < rows_ && w >= 0 && w < columns_ ? h * columns_ + w : cells_;
     }
     return first;

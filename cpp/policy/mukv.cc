@@ -86,9 +86,12 @@ class Mukv final : public Policy {
     }
     int blocks = 0, frame = 0;
     for (int begin = 0, end = 0; begin < n; begin = end, ++frame) {
-      do {  // a frame begins where the first token's place of the grid comes again
+      const TokenMeta* corner = nullptr;
+      do {  // a frame begins with a new time, or where its first place of the grid comes again
+        if (corner == nullptr && meta[end].h != kText) corner = meta + end;
         frame_of_[end++] = frame;
-      } while (end < n && (meta[end].h != meta[0].h || meta[end].w != meta[0].w));
+      } while (end < n && meta[end].time_ms == meta[begin].time_ms &&
+               (corner == nullptr || meta[end].h != corner->h || meta[end].w != corner->w));
       place_patches(meta, begin, end, &blocks, out);
       for (int i = begin; i < end; ++i) block_[i - begin] = i;
       keep_best(kFrame, end - begin, &blocks, out);
@@ -138,7 +141,10 @@ class Mukv final : public Policy {
   }
 
   // The super-patches of the frame of tokens [begin, end), from the corner on; those at the far edges may be smaller.
+  // Text is in none of them: the frame and the segment may keep it.
   void place_patches(const TokenMeta* meta, int begin, int end, int* blocks, Placement* out) {
+    while (begin < end && meta[begin].h == kText) ++begin;
+    while (begin < end && meta[end - 1].h == kText) --end;
     int height = 0, width = 0;
     const auto y = [&](int i) { return meta[i].h - meta[begin].h; };
     const auto x = [&](int i) { return meta[i].w - meta[begin].w; };

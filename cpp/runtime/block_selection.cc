@@ -148,7 +148,7 @@ bool BlockSelection::add_row(ClusterId c, const Cluster& cluster, int tokens) {
   return true;
 }
 
-void BlockSelection::finish(bool original, bool multi_axis, Shared& shared) {
+void BlockSelection::finish(bool original, const RopeSpec& rope, Shared& shared) {
   finished_entries_ = n_entries_;
   finished_tokens_ = n_tokens_;
   ready = true;
@@ -161,23 +161,35 @@ void BlockSelection::finish(bool original, bool multi_axis, Shared& shared) {
     for (int i = 0; i < n; ++i)
       shared.order[i] = static_cast<uint64_t>(static_cast<uint32_t>(position(i))) << 32 | static_cast<uint32_t>(i);
     std::sort(shared.order, shared.order + n);
-    // 1-D: every token takes the next position. M-RoPE: tokens of one moment share theirs.
+    // 1-D: every token takes the next position. M-RoPE: tokens of one moment share theirs; where the grid follows time, the
+    // next moment stands behind its rows and columns (behind as many as there are tokens, if fewer are left).
     uint32_t moment = 0;
+    int extent = 0, members = 0;
     for (int i = 0; i < n; ++i) {
       const auto at = static_cast<uint32_t>(shared.order[i] >> 32);
-      if (i == 0 || !multi_axis || at != moment) ++highest;
+      const auto item = static_cast<int>(shared.order[i] & 0xffffffffu);
+      if (i == 0 || !rope.is_multi() || at != moment) {
+        highest += std::max(1, std::min(extent, members));
+        extent = members = 0;
+      }
+      if (rope.grid_follows_time && item < n_tokens_ && table_.places[2 * item] != kText)
+        extent = std::max({extent, table_.places[2 * item] + 1, table_.places[2 * item + 1] + 1});
+      ++members;
       moment = at;
-      position(static_cast<int>(shared.order[i] & 0xffffffffu)) = highest;
+      position(item) = highest;
     }
   } else {
     for (int i = 0; i < n; ++i) highest = std::max(highest, position(i));
   }
   next_moment_ = highest + 1;
-  if (multi_axis) {
-    for (int i = 0; i < 2 * n_tokens_; ++i) highest = std::max<int32_t>(highest, table_.places[i]);
-  } else {
-    for (int i = 0; i < n_rows_; ++i)
-      table_.row_positions[3 * i + 1] = table_.row_positions[3 * i + 2] = table_.row_positions[3 * i];
+  for (int i = 0; i < n_rows_; ++i) {
+    int32_t* p = table_.row_positions + 3 * i;
+    for (int axis = 1; axis < 3; ++axis)
+      p[axis] = rope.is_multi() ? rope.place_at(p[0], static_cast<uint16_t>(p[axis])) : p[0];
+  }
+  if (rope.is_multi()) {
+    for (int i = 0; i < 2 * n_tokens_; ++i)
+      highest = std::max<int32_t>(highest, rope.place_at(table_.positions[i / 2], table_.places[i]));
   }
   next_position_ = highest + 1;
 }
@@ -190,7 +202,7 @@ bool BlockSelection::append_page(PageView view, CodecId codec, int end, int firs
   for (int i = 0; i < end; ++i, ++n_tokens_) {
     table_.positions[n_tokens_] = first_position + i;
     if (table_.places != nullptr) {
-      table_.places[2 * n_tokens_] = table_.places[2 * n_tokens_ + 1] = static_cast<uint16_t>(first_position + i);
+      table_.places[2 * n_tokens_] = table_.places[2 * n_tokens_ + 1] = kText;
     }
   }
   return true;

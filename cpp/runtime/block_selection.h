@@ -62,7 +62,7 @@ class BlockSelection {
   bool add_page(PageId page, PageView view, CodecId codec, int begin, int end);
   bool add_row(ClusterId c, const Cluster& cluster, int tokens);
   // Give everything added its position. first_free: the position of what follows.
-  void finish(bool original, bool multi_axis, Shared& shared);
+  void finish(bool original, const RopeSpec& rope, Shared& shared);
   // After finish(): a page whose tokens stand behind everything else, at consecutive positions (dialogue, question).
   bool append_page(PageView view, CodecId codec, int end, int first_position);
   // The table where kernels reach it, with the positions of the block's `tokens`. What was sent before and has not changed

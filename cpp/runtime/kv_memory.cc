@@ -77,12 +77,25 @@ void KvMemory::begin_frame(const FrameInfo& frame) {
   if (window_.frames() > 0 && frame.time_ms < window_.frame(window_.frames() - 1).time_ms)
     throw InvalidInput("KvMemory: frame at " + std::to_string(frame.time_ms) +
                        " ms comes before the last one; pts must not fall.");
-  if (plan_.config.original_positions && next_position_ + frame.tokens >= plan_.config.max_position)
+  if (frame.lead < 0 || frame.trail < 0 || frame.lead + frame.trail >= frame.tokens)
+    throw InvalidInput("KvMemory: lead=" + std::to_string(frame.lead) + " and trail=" + std::to_string(frame.trail) +
+                       " leave nothing of a frame of " + std::to_string(frame.tokens) + " tokens.");
+  const bool absolute = frame.moment >= 0 && model().rope.is_multi() && !model().rope.grid_follows_time;
+  // Compared before adding: a moment may be any number.
+  if (absolute && frame.moment < next_position_ - 1 - window_.prefix_tokens && frames_ > 0)
+    throw InvalidInput("KvMemory: moment=" + std::to_string(frame.moment) + " comes before the last frame's, " +
+                       std::to_string(next_position_ - 1 - window_.prefix_tokens) + "; moments must not fall.");
+  if (frame.moment > plan_.config.max_position)
+    throw InvalidInput("KvMemory: moment=" + std::to_string(frame.moment) +
+                       " is beyond max_position=" + std::to_string(plan_.config.max_position) + ".");
+  const int32_t position = absolute ? window_.prefix_tokens + frame.moment : next_position_;
+  if (plan_.config.original_positions && position + frame.tokens >= plan_.config.max_position)
     throw InvalidInput("KvMemory: positions=\"original\" reached max_position=" +
                        std::to_string(plan_.config.max_position) + "; raise it or use positions=\"contiguous\".");
   refuse_frame_without_room();
   begin(Block::kFrame, frame.tokens);
   frame_ = frame;
+  frame_position_ = position;
   std::memcpy(window_.embedding(window_.frames()), frame.embedding,
               static_cast<size_t>(model().embedding_dim) * sizeof(float));
   for (BlockSelection& s : selection_) s.clear();
@@ -116,22 +129,44 @@ void KvMemory::begin_text(int tokens) {
 }
 
 void KvMemory::block_positions(BlockSelection* s) {
-  const bool multi = model().rope.is_multi();
+  const RopeSpec& rope = model().rope;
   const bool original = plan_.config.original_positions;
-  int base = multi && block_ == Block::kFrame ? s->next_moment() : s->next_position();
+  const bool overlaps = rope.is_multi() && !rope.grid_follows_time;  // rows and columns do not move what follows
+  int base = overlaps && block_ == Block::kFrame ? s->next_moment() : s->next_position();
   if (block_ == Block::kQuestion) base += window_.branch_tokens;
-  if (original && block_ == Block::kFrame) base = next_position_;
+  if (original && block_ == Block::kFrame) base = frame_position_;
   if (original && block_ == Block::kQuestion) base = std::max(base, next_position_ + window_.branch_tokens);
   for (int i = 0; i < block_tokens_; ++i) {
     int32_t* p = s->q_positions() + 3 * i;
-    if (block_ == Block::kFrame && multi) {  // one moment, its own place in the grid, after the prefix
-      p[0] = base;
-      p[1] = window_.prefix_tokens + i / frame_.grid_w;
-      p[2] = window_.prefix_tokens + i % frame_.grid_w;
-    } else {
-      p[0] = p[1] = p[2] = base + i;
+    p[0] = p[1] = p[2] = base + i;
+    if (block_ == Block::kFrame && rope.is_multi()) {
+      const Place place = place_in_frame(i);
+      p[0] = base + place.step;
+      p[1] = rope.place_at(p[0], place.h);
+      p[2] = rope.place_at(p[0], place.w);
     }
   }
+}
+
+// Under M-RoPE a picture is one moment. Its rows and columns begin at the prefix, as the video does, or at that moment;
+// then they take positions of their own, as many as the longer side.
+KvMemory::Place KvMemory::place_in_frame(int i) const {
+  const RopeSpec& rope = model().rope;
+  const int n = picture_tokens(), at = i - frame_.lead;
+  const int side = rope.grid_follows_time ? std::max((n - 1) / frame_.grid_w + 1, std::min(n, frame_.grid_w)) : 1;
+  if (at < 0) return {i, kText, kText};
+  if (at >= n) return {rope.is_multi() ? frame_.lead + side + at - n : i, kText, kText};
+  const int corner = rope.grid_follows_time ? 0 : window_.prefix_tokens;
+  return {rope.is_multi() ? frame_.lead : i, static_cast<uint16_t>(corner + at / frame_.grid_w),
+          static_cast<uint16_t>(corner + at % frame_.grid_w)};
+}
+
+int KvMemory::frame_steps() const {
+  const RopeSpec& rope = model().rope;
+  if (!rope.is_multi()) return block_tokens_;
+  const int n = picture_tokens();
+  const int side = rope.grid_follows_time ? std::max((n - 1) / frame_.grid_w + 1, std::min(n, frame_.grid_w)) : 1;
+  return frame_.lead + side + frame_.trail;
 }
 
 template <class Call>
@@ -238,10 +273,8 @@ void KvMemory::stage(int lane, const float* k, const float* v) {
       const PageView view = window_.page(Strip::kFrame, lane, page, window_.frames());
       const int n = std::min(kPageTokens, block_tokens_ - at);
       for (int i = 0; i < n; ++i) {
-        const int32_t position = next_position_ + (model().rope.is_multi() ? 0 : at + i);
-        view.meta[i] = {position, frame_.time_ms,
-                        static_cast<uint16_t>(window_.prefix_tokens + (at + i) / frame_.grid_w),
-                        static_cast<uint16_t>(window_.prefix_tokens + (at + i) % frame_.grid_w)};
+        const Place place = place_in_frame(at + i);
+        view.meta[i] = {frame_position_ + place.step, frame_.time_ms, place.h, place.w};
       }
     }
     backend_.ops->encode_run(codec, plan_.store.page, k, v, row, block_tokens_,
@@ -253,8 +286,7 @@ void KvMemory::stage(int lane, const float* k, const float* v) {
   for (int i = 0; i < block_tokens_; ++i) {
     const int at = first + i;
     const PageView view = window_.page(strip, lane, at / kPageTokens);
-    const auto place = static_cast<uint16_t>(selection_[static_cast<size_t>(lane)].q_positions()[3 * i]);
-    view.meta[at % kPageTokens] = {block_ == Block::kPrefix ? next_position_ + i : 0, -1, place, place};
+    view.meta[at % kPageTokens] = {block_ == Block::kPrefix ? next_position_ + i : 0, -1, kText, kText};
     backend_.ops->encode_row(codec, plan_.store.page, k + static_cast<size_t>(i) * row,
                              v + static_cast<size_t>(i) * row, at % kPageTokens, view.data);
   }
@@ -295,8 +327,8 @@ void KvMemory::file_block() {
     window_.branch_tokens += block_tokens_;
     ++passes_;
   } else {
-    window_.push({static_cast<int32_t>(frames_), block_tokens_, frame_.time_ms, next_position_});
-    next_position_ += model().rope.is_multi() ? 1 : block_tokens_;
+    window_.push({static_cast<int32_t>(frames_), block_tokens_, frame_.time_ms, frame_position_});
+    next_position_ = frame_position_ + frame_steps();
     ++frames_;
     store_.poll_spills(false);
     if (window_.is_full()) admit_oldest();

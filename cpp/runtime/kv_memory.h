@@ -29,7 +29,12 @@ struct FrameInfo {
   int32_t time_ms = 0;
   const float* embedding = nullptr;  // [embedding_dim]
   int tokens = 0;
-  int grid_w = 1;  // token i stands at row i / grid_w, column i % grid_w (M-RoPE)
+  int grid_w = 1;  // token i of the picture stands at row i / grid_w, column i % grid_w
+  // The first `lead` and the last `trail` tokens are text (a time stamp, tags around the picture).
+  int lead = 0;
+  int trail = 0;
+  // M-RoPE: the temporal position, counted from the end of the prefix (absolute time); -1: the next one.
+  int32_t moment = -1;
 };
 
 struct MemoryStats {
@@ -94,6 +99,14 @@ class KvMemory {
   void attend_lane(int lane, const float* q, const float* k, const float* v, float* out);
   void stage(int lane, const float* k, const float* v);
   void block_positions(BlockSelection* selection);
+  // Where a token of the frame stands: positions behind the frame's first, row and column (kText: none).
+  struct Place {
+    int step;
+    uint16_t h, w;
+  };
+  Place place_in_frame(int i) const;
+  int picture_tokens() const { return block_tokens_ - frame_.lead - frame_.trail; }
+  int frame_steps() const;
   [[noreturn]] void refuse_block(const std::string& why);
   // Runs what calls the device. After a DeviceError nobody knows what its memory holds: nothing is answered from it again.
   template <class Call>
@@ -146,8 +159,9 @@ class KvMemory {
   int next_layer_ = 0;
   FrameInfo frame_{};
   int fresh_count_ = 0;
-  int64_t filed_ = 0;          // lane tokens of the block that leaves the window that the store has taken or dropped
-  int32_t next_position_ = 0;  // original index of the next token
+  int64_t filed_ = 0;           // lane tokens of the block that leaves the window that the store has taken or dropped
+  int32_t next_position_ = 0;   // original index of the next token
+  int32_t frame_position_ = 0;  // and of the first one of the frame that was begun
   int64_t frames_ = 0;
   int64_t questions_ = 0;
   bool asking_ = false;

@@ -151,9 +151,9 @@ void lay_out(Plan* plan, const Policy& policy, Ops& ops, int64_t packed_slots) {
   s.fetch_slots =
       static_cast<int>(std::min({2 * int64_t{read_pages}, bounded ? copies : 2 * int64_t{read_pages}, disk_slots}));
   plan->max_block = std::max({m.frame_tokens, c.branch_tokens, c.prefix_tokens});
-  plan->rope_positions = c.original_positions
-                             ? c.max_position
-                             : plan->select_tokens + plan->select_rows + plan->max_block + RopeTable::kFine;
+  plan->rope_positions = c.original_positions ? c.max_position
+                                              : plan->select_tokens + plan->select_rows + plan->max_block +
+                                                    RopeTable::kFine + (m.rope.grid_follows_time ? m.frame_tokens : 0);
 
   WindowShape& w = plan->window;
   w.lanes = s.lanes;

@@ -12,6 +12,12 @@ struct Cosine {
   float value() const { return aa > 0 && bb > 0 ? static_cast<float>(dot / std::sqrt(aa * bb)) : 0.0f; }
 };
 
+// Rows and columns are averaged over the tokens that have one: text stands in no grid.
+uint16_t mean_place(uint16_t mean, uint16_t other, double share) {
+  if (mean == kText || other == kText) return mean == kText ? other : mean;
+  return static_cast<uint16_t>(std::lround(mean + (other - mean) * share));
+}
+
 Cosine cosine(const half_t* a, const half_t* b, int dim) {
   Cosine c;
   for (int i = 0; i < dim; ++i) {
@@ -92,8 +98,8 @@ void ClusterIndex::touch(ClusterId c, const TokenMeta& meta, int32_t frame) {
     cluster.first_time = std::min(cluster.first_time, meta.time_ms);
     cluster.last_time = std::max(cluster.last_time, meta.time_ms);
     cluster.mean_position += (meta.position - cluster.mean_position) / n;
-    cluster.h = static_cast<uint16_t>(std::lround(cluster.h + (meta.h - cluster.h) / n));
-    cluster.w = static_cast<uint16_t>(std::lround(cluster.w + (meta.w - cluster.w) / n));
+    cluster.h = mean_place(cluster.h, meta.h, 1 / n);
+    cluster.w = mean_place(cluster.w, meta.w, 1 / n);
   }
   cluster.touched = frame;
   ++cluster.version;
@@ -130,8 +136,8 @@ void ClusterIndex::absorb(ClusterId into, ClusterId from, float value_weight) {
           static_cast<float>(share));
   }
   a.mean_position += (b.mean_position - a.mean_position) * share;
-  a.h = static_cast<uint16_t>(std::lround(a.h + (b.h - a.h) * share));
-  a.w = static_cast<uint16_t>(std::lround(a.w + (b.w - a.w) * share));
+  a.h = mean_place(a.h, b.h, share);
+  a.w = mean_place(a.w, b.w, share);
   a.first_time = std::min(a.first_time, b.first_time);
   a.last_time = std::max(a.last_time, b.last_time);
   a.born = std::min(a.born, b.born);

@@ -86,6 +86,9 @@ class SessionConfig:
     """Of what the fixed parts leave, for the index (policies by token); 0: by the policy."""
     positions: str = "contiguous"
     """Positions of what is attended: "contiguous" in time order, or "original"."""
+    skip_alike: float = 0.0
+    """A frame whose picture is this alike to the last one taken in (mean cosine of its tokens, -1 to 1) is
+    left out before the decoder sees it, and counted as `duplicate_frames`; 0: none is."""
     summaries: bool = True
     refresh_every: int = 0
     """Answer tokens after which a question selects anew; 0: once."""
@@ -114,6 +117,8 @@ class SessionConfig:
                 raise ValueError(f"{item.name}={value!r}: expected {expected}")
         if not isinstance(self.settings, dict):
             raise ValueError(f"settings={self.settings!r}: expected a dict of the policy's settings by name")
+        if not -1 <= self.skip_alike <= 1:
+            raise ValueError(f"skip_alike={self.skip_alike}: expected a cosine, or 0 for none")
         for name, given in self.settings.items():
             if not isinstance(name, str) or not isinstance(given, int | float | str):
                 raise ValueError(f"settings: {name!r}={given!r}: expected a name and a number or a word")
@@ -168,6 +173,7 @@ def core_model(spec: VlmSpec) -> dict[str, Any]:
             "layout": rope.layout,
             "sections": list(rope.sections) if any(rope.sections) else [],
             "sections_interleaved": rope.sections_interleaved,
+            "grid_follows_time": rope.grid_follows_time,
         },
         "embedding_dim": spec.embedding_dim,
         "frame_tokens": spec.tokens_per_frame,

@@ -95,18 +95,27 @@ class Engine:
         *,
         threads: int | None = None,
         variant: str | None = None,
-        device: str = "cpu",
+        device: str | None = None,
         tokens_per_frame: int | None = None,
+        **options: Any,
     ) -> Engine:
-        """Load "mosaic-tiny" (shipped with the package) or a model directory of ONNX graphs.
+        """Load "mosaic-tiny" (shipped with the package), a directory of ONNX graphs or in the transformers
+        layout, or a hub id.
 
-        variant: the decoder's suffix ("q4", "fp16", ...) instead of the best one there is for `device`.
-        tokens_per_frame: the most a frame becomes, for models that take any aspect (default 256).
-        Raises ModelError (a ValueError) naming what is missing.
+        threads: of the model's own arithmetic. tokens_per_frame: the most a picture becomes, for models that
+        take any aspect (default 256 for ONNX, 196 for transformers). variant: the ONNX decoder's suffix
+        ("q4", "fp16", ...) instead of the best one there is for `device`. options, for the transformers
+        layout: dtype=, quantization=, allow_pickle= (see models/hf_vlm.py). device: "cpu", "cuda"; None: the
+        layout's own choice. Raises ModelError (a ValueError) naming what is missing.
         """
         return cls(
             load_model(
-                model, threads=threads, variant=variant, device=device, tokens_per_frame=tokens_per_frame
+                model,
+                threads=threads,
+                variant=variant,
+                device=device,
+                tokens_per_frame=tokens_per_frame,
+                **options,
             )
         )
 
@@ -170,6 +179,9 @@ class Session:
         self._gaps: deque[float] = deque([1.0 / self._spec.fps], maxlen=31)
         self._frames = 0
         self._first_pts: float | None = None
+        self._kept_picture: FloatArray | None = None  # of the last frame that was no duplicate
+        self._duplicates = 0
+        self._talking = False  # the dialogue holds a turn
         self._last_pts: float | None = None
         if prefix:
             self._block(model.embed_text(prefix), want_logits=False)
@@ -191,8 +203,14 @@ class Session:
                 raise ValueError(f"pts={pts}: expected seconds")
             with self._trace.span("encode_frame"):
                 block = self._encode(image, pts)
-            memory.begin_frame(pts, block.embedding, len(block.tokens), block.columns)
+            if self._is_duplicate(block):
+                self._duplicates += 1
+                return
+            memory.begin_frame(
+                pts, block.embedding, len(block.tokens), block.columns, block.lead, block.trail, block.moment
+            )
             self._run(block.tokens, want_logits=False)
+            self._kept_picture = _picture_of(block)
             if self._first_pts is None:
                 self._first_pts = pts
             if self._last_pts is not None and pts > self._last_pts:
@@ -259,7 +277,8 @@ class Session:
         dialogue=True keeps question and answer readable for later questions; else nothing of it is left.
         stream=True gives a ReplyStream. Raises ValueError for text the model does not know.
         """
-        ids = self._model.tokenize(self._spec.template.format(question=question))
+        template = (self._spec.follow_up if self._talking else "") or self._spec.template
+        ids = self._model.tokenize(template.format(question=question))
         if not ids:
             raise ValueError("question: no text")
         result: list[Reply] = []
@@ -274,6 +293,7 @@ class Session:
         """Bytes by tier and part, where every token is; what was split, merged, summarised, dropped, lost."""
         with self._lock:
             stats: dict[str, Any] = self._open().stats()
+            stats["duplicate_frames"] = self._duplicates
             return stats
 
     def check_invariants(self) -> None:
@@ -321,6 +341,15 @@ class Session:
             return self._model.encode_at(image, pts, elapsed, self._frames)
         tokens, embedding = self._model.encode_frame(image)
         return EncodedFrame(tokens, embedding, self._spec.grid[1])
+
+    def _is_duplicate(self, block: EncodedFrame) -> bool:
+        """Whether the picture says no more than the last one that was kept: mean cosine of its tokens, place
+        by place."""
+        limit, before, now = self.config.skip_alike, self._kept_picture, _picture_of(block)
+        if not limit or before is None or before.shape != now.shape:
+            return False
+        lengths = np.linalg.norm(now, axis=1) * np.linalg.norm(before, axis=1)
+        return bool(np.mean((now * before).sum(axis=1) / np.maximum(lengths, 1e-30)) >= limit)
 
     def _attend(self, layer: int, q: FloatArray, k: FloatArray, v: FloatArray) -> FloatArray:
         out = self._out[: len(q)]
@@ -390,6 +419,7 @@ class Session:
                 with self._lock:
                     if self._memory is not None and self._memory.asking:
                         self._memory.close_question(keep)
+                        self._talking |= keep
         evidence = time_ranges(moments, gap=1.5 * median(self._gaps))
         seconds = time.perf_counter() - began
         result.append(
@@ -397,3 +427,8 @@ class Session:
                 said, evidence, len(answer), finish, first_token, seconds, first_logits, tuple(moments), lost
             )
         )
+
+
+def _picture_of(block: EncodedFrame) -> FloatArray:
+    """The tokens of the picture, without the text around it."""
+    return block.tokens[block.lead : len(block.tokens) - block.trail]

@@ -14,6 +14,13 @@ namespace {
 RopeSpec no_rope() { return {.layout = RopeLayout::kNone}; }
 RopeSpec half(int rotary) { return {.rotary_dim = rotary, .theta = 1e4f}; }
 RopeSpec interleaved(int rotary) { return {.rotary_dim = rotary, .theta = 1e6f, .layout = RopeLayout::kInterleaved}; }
+RopeSpec follows(int t, int h, int w) {
+  return {.rotary_dim = 2 * (t + h + w),
+          .theta = 5e6f,
+          .sections = {t, h, w},
+          .sections_interleaved = true,
+          .grid_follows_time = true};
+}
 RopeSpec multi(int t, int h, int w, bool turns) {
   return {.rotary_dim = 2 * (t + h + w), .theta = 1e6f, .sections = {t, h, w}, .sections_interleaved = turns};
 }
@@ -57,6 +64,14 @@ const AttendShape kShapes[] = {
      .rows = 5,
      .block = true,
      .rope = multi(12, 10, 10, true)},
+    {.heads = 2,
+     .group = 3,
+     .head_dim = 24,
+     .tokens = 5,
+     .pages = 13,
+     .rows = 7,
+     .block = true,
+     .rope = follows(4, 4, 4)},
     {.heads = 3, .group = 1, .head_dim = 80, .tokens = 15, .pages = 12, .rows = 16, .block = true, .rope = half(24)},
     {.heads = 1, .group = 2, .head_dim = 80, .tokens = 7, .pages = 5, .block = true, .rope = interleaved(80)},
     {.heads = 2,

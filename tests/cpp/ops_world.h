@@ -94,8 +94,10 @@ struct AttendWorld {
                        static_cast<uint8_t>(end), codec});
       for (int t = begin; t < end; ++t) {
         positions.push_back(next += random.below(9));
-        places.push_back(static_cast<uint16_t>(random.below(30)));
-        places.push_back(static_cast<uint16_t>(random.below(30)));
+        for (int axis = 0; axis < 2; ++axis) {
+          const bool text = s.rope.is_multi() && (p + t) % 5 == 1;
+          places.push_back(text ? kText : static_cast<uint16_t>(random.below(30)));
+        }
       }
     }
     const int table = s.rows + 3;

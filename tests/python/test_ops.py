@@ -73,7 +73,16 @@ ROPES = {
         "sections": (12, 10, 10),
         "sections_interleaved": True,
     },
+    "follows": {
+        "theta": 5e6,
+        "rotary_dim": 64,
+        "layout": "half",
+        "sections": (12, 10, 10),
+        "sections_interleaved": True,
+        "grid_follows_time": True,
+    },
 }
+TEXT = 0xFFFF  # row and column of a token of text: it stands at t on every axis
 
 
 @pytest.mark.parametrize("rope_name", ROPES)
@@ -89,12 +98,16 @@ def test_attend_equals_float64_attention_over_the_decoded_tokens(
         k, v = rng.normal(size=(2, count, heads, dim)).astype(np.float32)
         meta = np.zeros((count, 4), np.int32)
         meta[:, 2:] = rng.integers(0, 40, (count, 2))
+        meta[1::4, 2:] = TEXT
         page = kernels.encode(codec, k, v, meta)
         begin, end = (0, count) if i % 2 == 0 else (count // 3, count)
         pages.append((codec, page, begin, end))
         at = np.sort(rng.integers(0, 20000, end - begin)).astype(np.int32)
         positions.append(at)
-        places.append(np.concatenate([at[:, None], meta[begin:end, 2:]], axis=1))
+        grid = meta[begin:end, 2:]
+        standing = grid + at[:, None] if rope_name == "follows" else grid
+        grid = np.where(grid == TEXT, at[:, None], standing)
+        places.append(np.concatenate([at[:, None], grid], axis=1))
         decoded = kernels.decode(codec, page, heads, dim, begin, end)
         keys.append(decoded[0])
         values.append(decoded[1])

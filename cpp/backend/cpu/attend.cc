@@ -37,9 +37,11 @@ void load_page_token(const AttendArgs& a, const PageEntry& page, int head, int t
     }
   });
   to->bias = 0;
-  const int at = page.first + token - page.begin;
-  const int h = a.places != nullptr ? a.places[2 * at] : 0, w = a.places != nullptr ? a.places[2 * at + 1] : 0;
-  rotate_at(a.rope, a.positions[at], h, w, angles, to->k);
+  const int at = page.first + token - page.begin, t = a.positions[at];
+  int h = 0, w = 0;
+  if (a.places != nullptr)
+    h = a.rope->spec().place_at(t, a.places[2 * at]), w = a.rope->spec().place_at(t, a.places[2 * at + 1]);
+  rotate_at(a.rope, t, h, w, angles, to->k);
 }
 
 void load_summary(const AttendArgs& a, int i, int head, float* angles, Token* to) {

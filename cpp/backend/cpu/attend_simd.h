@@ -55,8 +55,11 @@ struct Units {
       const PageEntry& page = a.pages[unit];
       for (int i = begin; i < end; ++i) {
         const int at = page.first + i - begin;
-        const bool axes = a.places != nullptr;
-        put(i, 0, a.positions[at], axes ? a.places[2 * at] : 0, axes ? a.places[2 * at + 1] : 0);
+        const int32_t t = a.positions[at];
+        int h = 0, w = 0;
+        if (a.places != nullptr && a.rope != nullptr)
+          h = a.rope->spec().place_at(t, a.places[2 * at]), w = a.rope->spec().place_at(t, a.places[2 * at + 1]);
+        put(i, 0, t, h, w);
       }
     } else if (unit < seen()) {
       for (int i = 0; i < end; ++i) {

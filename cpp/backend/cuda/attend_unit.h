@@ -69,7 +69,8 @@ MOSAIC_DEVICE void describe(const AttendArgs& a, const RopeTable& rope, Unit uni
       if (rotates) {
         const int at = page.first + i - page.begin;
         t = a.positions[at];
-        if (a.places != nullptr) h = a.places[2 * at], w = a.places[2 * at + 1];
+        const RopeSpec& spec = rope.spec();
+        if (a.places != nullptr) h = spec.place_at(t, a.places[2 * at]), w = spec.place_at(t, a.places[2 * at + 1]);
       }
     }
   } else if (unit.part == Part::kRows) {

@@ -65,3 +65,12 @@ def _error(theta: float, c: NDArray[np.float64], s: NDArray[np.float64], loose: 
     angle = positions * theta ** (-np.arange(half, dtype=np.float64) / half)
     off = np.maximum(np.abs(np.cos(angle) - c), np.abs(np.sin(angle) - s))
     return float((off / (loose + positions * 2.5e-7)).max())
+
+
+def absolute_moment(seconds: float, tokens_per_second: float) -> int:
+    """Temporal position of a frame `seconds` after the video's first, as Qwen2.5-VL has it: rounded down.
+
+    Times are differences of floats: what lies within a millionth below a whole position belongs to it. The
+    frame stands at the end of the prefix + this; text behind the video at the largest of t, h, w + 1.
+    """
+    return int(np.floor(seconds * tokens_per_second + 1e-6))

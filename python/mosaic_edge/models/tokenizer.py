@@ -20,6 +20,17 @@ class TextTokenizer:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the package raises plain Exception for every cause
             raise ModelError(f"{path}: not a readable tokenizer ({error})") from None
+        self._know_unknown()
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> TextTokenizer:
+        """Over one that is loaded already."""
+        made = cls.__new__(cls)
+        made._tokenizer = tokenizer
+        made._know_unknown()
+        return made
+
+    def _know_unknown(self) -> None:
         unknown = getattr(self._tokenizer.model, "unk_token", None)
         self._unknown = self._tokenizer.token_to_id(unknown) if unknown else None
 

@@ -42,6 +42,8 @@ class RopeSpec:
     layout: Literal["half", "interleaved", "none"] = "half"
     sections: tuple[int, int, int] = (0, 0, 0)
     sections_interleaved: bool = False
+    grid_follows_time: bool = False
+    """Rows and columns are counted from the frame's own moment (Qwen3-VL), not from where the video began."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class VlmSpec:
     kv_heads: int
     head_dim: int
     hidden: int
+    """Width of a row of tokens, as encode_frame, embed_text and run agree on it: the model's hidden size, or
+    more where features for later layers lie beside it (Qwen3-VL's DeepStack)."""
     rope: RopeSpec
     scale: float
     """Multiplies q.k, usually 1/sqrt(head_dim)."""
@@ -75,6 +79,8 @@ class VlmSpec:
     """Frames a second the model was trained on."""
     template: str = "{question}"
     """The text of a question; `{question}` stands for it."""
+    follow_up: str = ""
+    """The text of a question after an answer that the dialogue keeps; "": `template`."""
     prefix: str = ""
     """The text before the video (a system prompt), possibly empty."""
 

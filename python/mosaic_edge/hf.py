@@ -1,0 +1,65 @@
+"""For an existing transformers script: generate() over a model and processor it has loaded already.
+
+reply = mosaic_edge.hf.generate(model, processor, video="walk.mp4", question="What did I put down?",
+memory="256MiB")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from mosaic_edge.engine import Engine, Reply
+from mosaic_edge.models.hf_families import family_of
+from mosaic_edge.models.hf_load import Parts
+from mosaic_edge.models.hf_vlm import HfVlm
+from mosaic_edge.models.vlm import FrameArray, ModelError
+from mosaic_edge.sampling import SamplingParams
+
+
+def generate(
+    model: Any,
+    processor: Any,
+    *,
+    video: str | Path | Iterable[FrameArray],
+    question: str,
+    memory: int | str = "256MiB",
+    fps: float = 1.0,
+    max_new_tokens: int = 128,
+    tokens_per_frame: int | None = None,
+    sampling: SamplingParams | None = None,
+    **settings: Any,
+) -> Reply:
+    """Stream a video through `model` under a cap and ask one question about it.
+
+    video: a file, or RGB frames uint8 [H, W, 3] at `fps` a second (an array [N, H, W, 3] too). sampling
+    overrides max_new_tokens. settings: further fields of SessionConfig (policy=, disk=, ...). From here on
+    the attention of the model's decoder is the registered one: the memory's in runs for a session, SDPA in
+    every other, so that the model goes on to work as before, in other threads too. Raises ModelError,
+    MemoryCapError, SourceError.
+    """
+    if not fps > 0:
+        raise ValueError(f"fps={fps}: expected more than 0")
+    with Engine(wrap(model, processor, tokens_per_frame)).session(memory=memory, **settings) as session:
+        if isinstance(video, str | Path):
+            session.append_video(video, fps=fps)
+        else:
+            for number, frame in enumerate(video):
+                session.append(frame, number / fps)
+        return session.ask(question, sampling=sampling or SamplingParams(max_tokens=max_new_tokens))
+
+
+def wrap(model: Any, processor: Any, tokens_per_frame: int | None = None) -> HfVlm:
+    """`model` and `processor` of transformers as a Vlm, for Engine(...). ModelError names what does not
+    fit."""
+    name = type(model).__name__
+    family = family_of(str(getattr(model.config, "model_type", "")), name)
+    images, tokenizer = getattr(processor, "image_processor", None), getattr(processor, "tokenizer", None)
+    if images is None or getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise ModelError(
+            f"{name}: the processor {type(processor).__name__} needs an image_processor and a fast tokenizer"
+        )
+    folder = Path(str(getattr(model.config, "_name_or_path", "") or name))
+    template = getattr(processor, "chat_template", None)
+    return HfVlm.of(Parts(folder, model, images, tokenizer, template, family), tokens_per_frame)
