@@ -82,7 +82,7 @@ MemoryConfig config_from(const py::dict& model, const py::dict& d) {
       {"layers", "q_heads", "kv_heads", "head_dim", "scale", "rope", "embedding_dim", "frame_tokens", "video_window"},
       "model");
   refuse_unknown(d,
-                 {"cap_bytes", "exact", "packed", "exact_share", "index_share", "disk_bytes", "spill_dir",
+                 {"cap_bytes", "exact", "packed", "exact_share", "index_share", "device_bytes", "disk_bytes", "spill_dir",
                   "window_frames", "prefix_tokens", "branch_tokens", "retrieve_tokens", "clusters", "scenes",
                   "max_cluster_tokens", "positions", "max_position", "summaries", "refresh_every", "prefetch"},
                  "memory");
@@ -101,6 +101,7 @@ MemoryConfig config_from(const py::dict& model, const py::dict& d) {
   c.packed = codec_from_name(get<std::string>(d, "packed", "int4").c_str());
   c.exact_share = get(d, "exact_share", c.exact_share);
   c.index_share = get(d, "index_share", c.index_share);
+  c.device_bytes = get<uint64_t>(d, "device_bytes", 0);
   c.disk_bytes = get<uint64_t>(d, "disk_bytes", 0);
   c.spill_dir = get<std::string>(d, "spill_dir", "");
   c.window_frames = get(d, "window_frames", 0);
