@@ -187,7 +187,8 @@ void KvMemory::refuse_block(const std::string& why) {
   throw InvalidInput("KvMemory: " + why + "; the block was refused and nothing of it was filed.");
 }
 
-void KvMemory::attend(int layer, const float* q, const float* k, const float* v, float* out, void* stream) {
+void KvMemory::attend(int layer, const float* q, const float* k, const float* v, float* out,
+                      std::optional<void*> stream) {
   if (block_ == Block::kNone)
     throw InvalidInput("KvMemory: attend() without a block; begin_frame() or begin_text() first.");
   const LayerArrays given{q, k, v, out};
@@ -205,7 +206,7 @@ void KvMemory::attend(int layer, const float* q, const float* k, const float* v,
   ++next_layer_;
 }
 
-void KvMemory::attend_layer(const LayerArrays& given, void* stream) {
+void KvMemory::attend_layer(const LayerArrays& given, std::optional<void*> stream) {
   const auto d = static_cast<size_t>(model().head_dim);
   const auto each = static_cast<size_t>(plan_.layer_lanes);
   const size_t q_lane = static_cast<size_t>(model().q_heads) * d / each;

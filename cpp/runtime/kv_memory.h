@@ -66,9 +66,11 @@ class KvMemory {
   void begin_frame(const FrameInfo& frame);
   void begin_text(int tokens);
   // q [T, q_heads, D], k, v [T, kv_heads, D] before rotation, out [T, q_heads, D]; contiguous, T as begun. They may lie in
-  // host memory or in the device's own: what the device reaches is not copied. With all four on the device nothing is
-  // waited for: `stream` (of the device's kind, null its default) is the caller's, and is put in order with ours.
-  void attend(int layer, const float* q, const float* k, const float* v, float* out, void* stream = nullptr);
+  // host memory or in the device's own: what the device reaches is not copied. `out` is written when this returns; but where
+  // a stream is given (of the device's kind, null its default) and all four lie on the device, that work is queued in
+  // order with it, and nothing is waited for.
+  void attend(int layer, const float* q, const float* k, const float* v, float* out,
+              std::optional<void*> stream = std::nullopt);
   void commit();
   // Forget the block that was begun.
   void abort();
@@ -112,7 +114,7 @@ class KvMemory {
   // Runs what calls the device. After a DeviceError nobody knows what its memory holds: nothing is answered from it again.
   template <class Call>
   void on_device(const Call& call);
-  void attend_layer(const LayerArrays& given, void* stream);
+  void attend_layer(const LayerArrays& given, std::optional<void*> stream);
   void file_block();
   void settle_read();
   bool attends_means() const { return plan_.summaries && plan_.config.summaries; }
