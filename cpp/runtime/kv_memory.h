@@ -83,6 +83,7 @@ class KvMemory {
   int block_tokens() const { return block_tokens_; }
   const Plan& plan() const { return plan_; }
   const Region& region() const { return region_; }
+  const Device& device() const { return *backend_.device; }
   const ClusterStore& store() const { return store_; }
   const Policy& policy() const { return *policy_; }
   MemoryStats stats() const;
