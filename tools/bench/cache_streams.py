@@ -77,7 +77,9 @@ class LibraryStream:
 
     def ask(self, question: str, tokens: int) -> Answer:
         ids = self.recorded.tokenize(self.recorded.spec.template.format(question=question))
-        before = [dict(vars(layer)) for layer in self.cache.layers]  # caches of this kind replace, never write
+        before = [
+            dict(vars(layer)) for layer in self.cache.layers
+        ]  # caches of this kind replace, never write
         next_before, cpu, began = self.next, time.process_time(), time.perf_counter()
         logits = first_logits = self._say(ids)
         answer = [int(logits.argmax())]
@@ -90,9 +92,7 @@ class LibraryStream:
             vars(layer).clear()
             vars(layer).update(state)
         self.next = next_before
-        return Answer(
-            answer, first_logits.float().numpy(), first, first_cpu, (tokens - 1) / max(rest, 1e-9)
-        )
+        return Answer(answer, first_logits.float().numpy(), first, first_cpu, (tokens - 1) / max(rest, 1e-9))
 
     def cache_bytes(self) -> int:
         return sum(tensor_bytes(list(vars(layer).values())) for layer in self.cache.layers)

@@ -161,7 +161,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="tools/bench caches", description=__doc__.split("\n")[0])
     parser.add_argument("--size", choices=sorted(SIZES), default="small")
     parser.add_argument("--lengths", default=",".join(map(str, LENGTHS)), help="frames, rising")
-    parser.add_argument("--cap-frames", type=int, default=64, help="the cap: what so many frames are cached in")
+    parser.add_argument(
+        "--cap-frames", type=int, default=64, help="the cap: what so many frames are cached in"
+    )
     parser.add_argument("--budget", type=float, default=600.0, help="seconds a method may take")
     parser.add_argument("--methods", help="names from the table, separated by ';'")
     parser.add_argument("--json", action="store_true", help="rows as JSON on standard output")
