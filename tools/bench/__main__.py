@@ -3,6 +3,7 @@
 `python tools/bench caches`: our memory against the caches of transformers on one model, see caches.py.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -10,6 +11,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["caches"]:
+        # Threads that wait by spinning cost CPU time that is nobody's; read when torch is loaded.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         import caches
 
         sys.exit(caches.main(sys.argv[2:]))

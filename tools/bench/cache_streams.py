@@ -1,7 +1,7 @@
 """One stream through one cache: the library's and ours, with the same three calls.
 
-`append` takes in a frame, `ask` draws greedy tokens and leaves no trace of the question, `bytes` is what the
-cache holds. What is timed and counted is in caches.py.
+`append` takes in a frame, `ask` draws greedy tokens and leaves no trace of the question, `cache_bytes` is
+what the cache holds. One stream is open at a time: the library's sets the model's attention to SDPA.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ FPS = 1.0
 
 @dataclass(frozen=True)
 class Answer:
-    """Greedy tokens, the logits [vocab] of the first, seconds to the first and CPU seconds to it, tokens a
-    second behind the first."""
+    """Text of greedy tokens, the logits [vocab] of the first, seconds to the first and CPU seconds to it,
+    tokens a second behind the first."""
 
-    tokens: list[int]
+    text: str
     logits: FloatArray
     first: float
     first_cpu: float
@@ -133,15 +133,15 @@ class OurStream:
     def ask(self, question: str, tokens: int) -> Answer:
         cpu = time.process_time()
         pieces = self.session.ask(question, stream=True, sampling=SamplingParams(max_tokens=tokens))
-        ids = iter(pieces)
-        next(ids)
+        text = iter(pieces)
+        next(text)
         first_cpu = time.process_time() - cpu
-        for _ in ids:
+        for _ in text:
             pass
         reply = pieces.reply
         rest = reply.seconds - reply.first_token_seconds
         rate = (reply.tokens - 1) / max(rest, 1e-9)
-        return Answer([], reply.logits, reply.first_token_seconds, first_cpu, rate)
+        return Answer(reply.text, reply.logits, reply.first_token_seconds, first_cpu, rate)
 
     def cache_bytes(self) -> int:
         return int(self.session.memory()["peak_bytes"])
@@ -161,13 +161,13 @@ def contestants(cap: int) -> dict[str, Callable[[Recorded], Stream]]:
 
     return {
         "edge": ours("edge"),
+        "DynamicCache": library(lambda config: tf.DynamicCache(config=config)),
+        "DynamicCache, offloaded": library(lambda config: tf.DynamicCache(config=config, offloading=True)),
+        "QuantizedCache, quanto int4": library(lambda config: tf.QuantizedCache("quanto", config)),
         "mosaic": ours("mosaic"),
         "rekv": ours("rekv"),
         "infinipot-v": ours("infinipot-v"),
         "mukv": ours("mukv"),
-        "DynamicCache": library(lambda config: tf.DynamicCache(config=config)),
-        "DynamicCache, offloaded": library(lambda config: tf.DynamicCache(config=config, offloading=True)),
-        "QuantizedCache, quanto int4": library(lambda config: tf.QuantizedCache("quanto", config)),
     }
 
 

@@ -4,7 +4,8 @@ One random-weight Qwen2.5-VL-shaped model, the same frames and the same question
 length of the stream it is asked, and the question leaves no trace. The caches of transformers grow with the
 stream, ours have one cap for all lengths. Times are of decoder and cache (the vision tower ran before);
 frame times are those of the frames just before the question. A method that breaks --budget stops there and
-the table says so. --out writes caches.md and caches.png.
+the table says so. --out writes caches.md and caches.png; caches.json beside them keeps what is finished, so
+that a run can be taken up again with the same settings.
 """
 
 from __future__ import annotations
@@ -14,17 +15,18 @@ import ctypes
 import gc
 import json
 import os
+import shlex
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from cache_model import SIZES, Recorded, Size, build_model, encode_frames
 from cache_report import write_report
 from cache_streams import Stream, contestants
-from rich.progress import Progress
 
 QUESTION = "what lay on the table before the lamp was moved?"
 ANSWER = 16
@@ -51,8 +53,14 @@ class Row:
     """0: it has none."""
     rss_growth_bytes: int = 0
     """Most the process grew by while the frames came in."""
+    load: float = 0.0
+    """Load average of the machine at the time."""
     stopped: str = ""
     """Why there is no measurement at this length."""
+
+
+LIBRARY = ("DynamicCache", "QuantizedCache")
+"""How the names of the library's methods begin."""
 
 
 class Rss:
@@ -81,16 +89,15 @@ def measure(
     lengths: tuple[int, ...],
     cap: int,
     budget: float,
-    step: Callable[[], None] = lambda: None,
 ) -> Iterator[Row]:
-    """Rows of one method, one per length; cap in bytes, 0 without; budget in seconds of the whole stream."""
+    """Rows of one method, one per length; cap in bytes, 0 without; budget in CPU seconds of the stream."""
     rss = Rss()
     try:
         stream = open_stream(recorded)
     except (AssertionError, ImportError, ValueError) as error:  # a backend that is not here says so by any
         yield Row(name, lengths[0], cap_bytes=cap, stopped=f"not run: {_first_line(error)}")
         return
-    began, number, held = time.perf_counter(), 0, 0
+    began, number, held = time.process_time(), 0, 0
     wall: list[float] = []
     cpu: list[float] = []
     try:
@@ -102,11 +109,10 @@ def measure(
                 wall.append(time.perf_counter() - at)
                 cpu.append(time.process_time() - cpu_at)
                 number += 1
-                step()
                 held = max(held, stream.cache_bytes())
-                spent = time.perf_counter() - began
+                spent = time.process_time() - began
                 if spent > budget:
-                    yield Row(name, number, stopped=f"stopped: {budget:.0f} s were over", cap_bytes=cap)
+                    yield Row(name, number, cap_bytes=cap, stopped=f"stopped: took {budget:.0f} CPU s")
                     return
             growth = rss.growth()
             answer = stream.ask(QUESTION, ANSWER)
@@ -131,60 +137,80 @@ def measure(
 
 
 def compare(
-    size: Size, lengths: tuple[int, ...], cap: int, budget: float, methods: list[str] | None = None
-) -> tuple[list[Row], dict[str, float]]:
-    """All rows, and what is the same for all: build and vision seconds."""
-    at = time.perf_counter()
+    size: Size,
+    lengths: tuple[int, ...],
+    cap: int,
+    budget: float,
+    methods: list[str],
+    keep: Callable[[list[Row], dict[str, float]], None],
+) -> None:
+    """Measure `methods`; `keep` is given the rows of each, and milliseconds of the vision tower a frame."""
     model = build_model(size)
-    built = time.perf_counter() - at
+    encode_frames(model, size, 1)
     at, cpu = time.perf_counter(), time.process_time()
     frames = encode_frames(model, size, lengths[-1])
-    vision = (time.perf_counter() - at) / len(frames)
-    vision_cpu = (time.process_time() - cpu) / len(frames)
+    vision = {
+        "vision_ms": 1e3 * (time.perf_counter() - at) / len(frames),
+        "vision_cpu_ms": 1e3 * (time.process_time() - cpu) / len(frames),
+    }
     recorded = Recorded(model, frames)
-    chosen = {name: make for name, make in contestants(cap).items() if methods is None or name in methods}
-    rows: list[Row] = []
-    with Progress(disable=not sys.stderr.isatty()) as progress:
-        for name, make in chosen.items():
-            _warm_up(make, recorded)
-            task = progress.add_task(name, total=lengths[-1])
-            ours = not name.startswith(("DynamicCache", "QuantizedCache"))
-            for row in measure(
-                name, make, recorded, lengths, cap if ours else 0, budget, lambda: progress.advance(task)
-            ):
-                rows.append(row)
-                print(json.dumps(asdict(row)), file=sys.stderr, flush=True)
-    return rows, {"build_s": built, "vision_ms": 1e3 * vision, "vision_cpu_ms": 1e3 * vision_cpu}
+    for name in methods:
+        make = contestants(cap)[name]
+        _warm_up(make, recorded)
+        own = 0 if name.startswith(LIBRARY) else cap
+        rows = []
+        for row in measure(name, make, recorded, lengths, own, budget):
+            rows.append(replace(row, load=os.getloadavg()[0]))
+            print(json.dumps(asdict(rows[-1])), file=sys.stderr, flush=True)
+        keep(rows, vision)
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="tools/bench caches", description=__doc__.split("\n")[0])
     parser.add_argument("--size", choices=sorted(SIZES), default="small")
     parser.add_argument("--lengths", default=",".join(map(str, LENGTHS)), help="frames, rising")
-    parser.add_argument(
-        "--cap-frames", type=int, default=64, help="the cap: what so many frames are cached in"
-    )
-    parser.add_argument("--budget", type=float, default=600.0, help="seconds a method may take")
+    parser.add_argument("--cap-frames", type=int, default=64, help="cap: what so many frames are cached in")
+    parser.add_argument("--budget", type=float, default=240.0, help="CPU seconds a method may take")
     parser.add_argument("--methods", help="names from the table, separated by ';'")
     parser.add_argument("--json", action="store_true", help="rows as JSON on standard output")
-    parser.add_argument("--out", type=Path, help="write caches.md and caches.png into this directory")
+    parser.add_argument("--out", type=Path, help="write caches.md, .png and .json into this directory")
     settings = parser.parse_args(arguments)
     size = SIZES[settings.size]
     lengths = tuple(int(n) for n in settings.lengths.split(","))
     if list(lengths) != sorted(set(lengths)) or lengths[0] < 1:
         parser.error(f"--lengths {settings.lengths}: expected rising numbers of frames")
     cap = settings.cap_frames * size.cached_bytes_per_frame
-    methods = settings.methods.split(";") if settings.methods else None
-    unknown = set(methods or ()) - set(contestants(cap))
+    methods = settings.methods.split(";") if settings.methods else list(contestants(cap))
+    unknown = [name for name in methods if name not in contestants(cap)]
     if unknown:
-        parser.error(f"--methods: no {sorted(unknown)[0]!r}; there are {'; '.join(contestants(cap))}")
-    load = os.getloadavg()[0]
-    rows, facts = compare(size, lengths, cap, settings.budget, methods)
-    facts |= {"load_before": load, "load_after": os.getloadavg()[0], "cap_frames": settings.cap_frames}
+        parser.error(f"--methods: no {unknown[0]!r}; there are {'; '.join(contestants(cap))}")
+    rows: list[Row] = []
+    facts: dict[str, Any] = {
+        "size": settings.size, "lengths": list(lengths), "cap_frames": settings.cap_frames,
+        "cap_bytes": cap, "budget": settings.budget,
+    }  # fmt: skip
+    kept = None if settings.out is None else settings.out / "caches.json"
+    if kept is not None and kept.exists():
+        before = json.loads(kept.read_text(encoding="utf-8"))
+        if any(before["facts"][key] != value for key, value in facts.items()):
+            parser.error(f"{kept} is of other settings; remove it or give another --out")
+        facts, rows = before["facts"], [Row(**row) for row in before["rows"]]
+
+    def keep(new: list[Row], vision: dict[str, float]) -> None:
+        rows.extend(new)
+        facts.update(vision)
+        if kept is not None:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            whole = {"facts": facts, "rows": [asdict(row) for row in rows]}
+            kept.write_text(json.dumps(whole), encoding="utf-8")
+
+    missing = [name for name in methods if name not in {row.method for row in rows}]
+    if missing:
+        compare(size, lengths, cap, settings.budget, missing, keep)
     if settings.json:
         print(json.dumps({"facts": facts, "rows": [asdict(row) for row in rows]}))
     if settings.out is not None or not settings.json:
-        command = " ".join(["python tools/bench caches", *(arguments or [])])
+        command = " ".join(["python tools/bench caches", *map(shlex.quote, arguments or [])])
         print(write_report(rows, size, facts, command, settings.out))
     return 0
 
