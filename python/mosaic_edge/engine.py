@@ -166,6 +166,7 @@ class Session:
 
     def __init__(self, model: Vlm, config: SessionConfig) -> None:
         self._model = model
+        self._placed = model if isinstance(model, StreamVlm) else None  # asked once: the check is slow
         self._spec = model.spec
         self.config = config
         self._lock = threading.RLock()  # one call into the core at a time
@@ -352,9 +353,9 @@ class Session:
         return self._memory
 
     def _encode(self, image: FrameArray, pts: float) -> EncodedFrame:
-        if isinstance(self._model, StreamVlm):
+        if self._placed is not None:
             elapsed = 0.0 if self._first_pts is None else pts - self._first_pts
-            return self._model.encode_at(image, pts, elapsed, self._frames)
+            return self._placed.encode_at(image, pts, elapsed, self._frames)
         tokens, embedding = self._model.encode_frame(image)
         return EncodedFrame(tokens, embedding, self._spec.grid[1])
 
