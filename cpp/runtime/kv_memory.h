@@ -8,7 +8,8 @@
 // (causal), and stages k and v. commit() files the block: the oldest frame leaves the window, the policy places its
 // tokens. A question selects once per layer with its own query and lives on a branch that is dropped, or kept as dialogue.
 // A bad block (NaN, wrong layer) is refused whole: nothing of it is filed. Everything is taken when this is built; append
-// and ask allocate nothing.   kv_memory.cc the seam · selection.cc what is read · admission.cc what is kept
+// and ask allocate nothing.
+//   kv_memory.cc its life · attention.cc the seam · selection.cc what is read · admission.cc what is kept
 // A device that fails ends the session, with an error that says so at every call; another may be opened.
 // Not thread-safe: one caller at a time.
 #pragma once
@@ -18,6 +19,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "core/error.h"
 #include "runtime/block_selection.h"
 #include "runtime/evidence.h"
 #include "runtime/plan.h"
@@ -178,5 +180,18 @@ class KvMemory {
   int64_t unread_pages_ = 0;
   int64_t dropped_dialogue_ = 0;
 };
+
+template <class Call>
+void KvMemory::on_device(const Call& call) {
+  if (!failed_.empty())
+    throw DeviceError("KvMemory: the device failed (" + failed_ +
+                      ") and its memory cannot be trusted. Close the session" + " and open another.");
+  try {
+    call();
+  } catch (const DeviceError& e) {
+    failed_ = e.what();
+    throw;
+  }
+}
 
 }  // namespace mosaic
