@@ -23,7 +23,7 @@ Backend make_backend(const std::string& name, int threads) {
     return {std::make_unique<cpu::CpuDevice>(), cpu::make_ops(cpu::implementations().back(), threads)};
   }
   if (name == "cuda") return cuda::make();
-  throw DeviceError("no backend is called \"" + name + "\". Set device= to one of: cpu, cuda.");
+  throw DeviceError("no backend is called \"" + name + "\". Set backend= to one of: cpu, cuda.");
 }
 
 }  // namespace mosaic

@@ -5,7 +5,7 @@
 
 namespace mosaic::bindings::dlpack {
 
-enum DeviceType : int32_t { kCpu = 1, kCuda = 2, kCudaHost = 3, kCudaManaged = 13 };
+enum DeviceType : int32_t { kCpu = 1, kCuda = 2, kCudaHost = 3 };
 inline constexpr uint8_t kFloat = 2;
 
 struct Device {

@@ -19,7 +19,7 @@ struct Seen {
   py::object held;
 };
 
-constexpr const char* kNoGpu = "on a GPU, this memory on the CPU; set device=\"cuda\", or hand over host arrays.";
+constexpr const char* kNoGpu = "on a GPU, this memory on the CPU; set backend=\"cuda\", or hand over host arrays.";
 
 std::string text_of(const std::vector<int64_t>& shape) {
   std::string text = "[";
@@ -52,10 +52,13 @@ Seen see_numpy(const py::array& a) {
 // The capsule is not consumed: when it goes, its own destructor gives the memory back.
 Seen see_dlpack(const py::object& given, bool gpu) {
   const auto device = py::cast<std::pair<int, int>>(given.attr("__dlpack_device__")());
-  const bool cuda = device.first == dlpack::kCuda || device.first == dlpack::kCudaManaged;
+  const bool cuda = device.first == dlpack::kCuda;
   if (!cuda && device.first != dlpack::kCpu && device.first != dlpack::kCudaHost)
     throw InvalidInput("an array of DLPack device type " + std::to_string(device.first) + "; there are CPU and CUDA.");
   if (cuda && !gpu) throw InvalidInput(kNoGpu);
+  if (cuda && device.second != 0)
+    throw InvalidInput("on GPU " + std::to_string(device.second) +
+                       ", the memory on GPU 0; choose one GPU for the process by CUDA_VISIBLE_DEVICES.");
   Seen s;
   // -1: the producer orders nothing; the call's own stream= does.
   s.held = cuda ? given.attr("__dlpack__")(py::arg("stream") = -1) : given.attr("__dlpack__")();

@@ -3,7 +3,8 @@
 //   NumPy arrays                                    host memory
 //   whatever has __dlpack__                         torch, CuPy, JAX tensors and ONNX Runtime's OrtValue, on CPU or CUDA
 //   whatever has __cuda_array_interface__           Numba, and older CuPy
-// Anything else is refused with its name, its shape and what was expected.
+// Anything else, managed memory too, is refused with its name, its shape and what was expected. What lies in host memory,
+// pinned or not, must be written when it is handed over; what lies on a GPU is put in order by attend()'s stream.
 #pragma once
 
 #include <pybind11/numpy.h>

@@ -8,6 +8,7 @@
 #include <array>
 #include <cmath>
 #include <optional>
+#include <tuple>
 
 #include "bindings/layer_array.h"
 #include "bindings/policy_bindings.h"
@@ -288,6 +289,15 @@ void bind_memory(py::module_& m) {
               throw;
             }
             const auto& [at_q, at_k, at_v, at_out] = *arrays;
+            const auto end = [&](const LayerArray& a, int heads) {
+              return a.data() + size_t{1} * tokens * heads * m.head_dim;
+            };
+            for (const auto& [name, array, heads] :
+                 {std::tuple{"q", &at_q, m.q_heads}, {"k", &at_k, m.kv_heads}, {"v", &at_v, m.kv_heads}}) {
+              if (at_out.data() >= end(*array, heads) || array->data() >= end(at_out, m.q_heads)) continue;
+              self.abort();
+              throw InvalidInput(std::string("attend: out overlaps ") + name + ", which is read after out is written.");
+            }
             const py::gil_scoped_release release;
             self.attend(layer, at_q.data(), at_k.data(), at_v.data(), at_out.data(),
                         stream ? std::optional<void*>(reinterpret_cast<void*>(*stream)) : std::nullopt);

@@ -58,14 +58,22 @@ void KvMemory::attend(int layer, const float* q, const float* k, const float* v,
   const LayerArrays given{q, k, v, out};
   if (layer != next_layer_)
     refuse_block("expected layer " + std::to_string(next_layer_) + ", got " + std::to_string(layer));
-  if (!staging_.readable_is_finite(given, *backend_.device, block_tokens_))
-    refuse_block("layer " + std::to_string(layer) + ": q, k or v holds NaN or infinity");
+  bool finite = true;
   try {
-    on_device([&] { attend_layer(given, stream); });
+    on_device([&] {
+      finite = staging_.readable_is_finite(given, *backend_.device, block_tokens_);
+      if (finite) attend_layer(given, stream);
+    });
   } catch (...) {  // a policy written elsewhere may throw from select(): the block is refused whole
+    try {
+      backend_.ops->wait();  // earlier lanes of this layer must not write into arrays the caller is about to free
+    } catch (const DeviceError& e) {
+      if (failed_.empty()) failed_ = e.what();
+    }
     abort();
     throw;
   }
+  if (!finite) refuse_block("layer " + std::to_string(layer) + ": q, k or v holds NaN or infinity");
   store_.unpin_all();
   ++next_layer_;
 }

@@ -98,6 +98,7 @@ void KvMemory::begin_frame(const FrameInfo& frame) {
   frame_position_ = position;
   std::memcpy(window_.embedding(window_.frames()), frame.embedding,
               static_cast<size_t>(model().embedding_dim) * sizeof(float));
+  window_.clear_received_now();
   for (BlockSelection& s : selection_) s.clear();
 }
 
@@ -168,6 +169,7 @@ void KvMemory::file_block() {
     window_.branch_tokens += block_tokens_;
     ++passes_;
   } else {
+    window_.file_received_now();
     window_.push({static_cast<int32_t>(frames_), block_tokens_, frame_.time_ms, frame_position_});
     next_position_ = frame_position_ + frame_steps();
     ++frames_;
@@ -180,6 +182,7 @@ void KvMemory::open_question(int32_t since_ms) {
   if (block_ != Block::kNone)
     throw InvalidInput("KvMemory: a block is open; commit() or abort() it before a question.");
   if (asking_) throw InvalidInput("KvMemory: a question is open already; close_question() first.");
+  on_device([&] { backend_.ops->wait(); });
   asking_ = true;
   since_ms_ = since_ms;
   question_start_ = window_.branch_tokens;

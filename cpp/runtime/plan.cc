@@ -308,9 +308,21 @@ Plan plan_as_asked(const MemoryConfig& config, const Policy& policy, const Backe
   }
   int64_t low = least, high = least;
   lay_out(&plan, policy, ops, low);
-  // Every piece is rounded up: all of the spare bytes may buy a few clusters less than the probe said.
-  while (choose_clusters && !keeps && plan.total_bytes > c.cap_bytes && c.clusters > 2) {
+  // Every piece is rounded up, and a disk takes its share too: all of the spare bytes may buy a few clusters less than the
+  // probe said, or many.
+  for (int step = 0;
+       choose_clusters && plan.total_bytes > c.cap_bytes && c.clusters > needs.least_clusters && step < 64; ++step) {
     --c.clusters;
+    lay_out(&plan, policy, ops, low);
+  }
+  if (choose_clusters && plan.total_bytes > c.cap_bytes) {
+    int few = needs.least_clusters, many = c.clusters;  // few fit, or this plan would have been refused above
+    while (few + 1 < many) {
+      c.clusters = few + (many - few) / 2;
+      lay_out(&plan, policy, ops, low);
+      (plan.total_bytes <= c.cap_bytes ? few : many) = c.clusters;
+    }
+    c.clusters = few;
     lay_out(&plan, policy, ops, low);
   }
   if (!keeps) return plan;
@@ -328,18 +340,25 @@ Plan plan_as_asked(const MemoryConfig& config, const Policy& policy, const Backe
   return plan;
 }
 
+Plan within_cap(Plan plan) {
+  if (plan.total_bytes > plan.config.cap_bytes)
+    throw InvariantError("plan: takes " + std::to_string(plan.total_bytes) + " bytes under memory=" +
+                         std::to_string(plan.config.cap_bytes) + " (a defect); raise memory= to go on.");
+  return plan;
+}
+
 }  // namespace
 
 Plan make_plan(const MemoryConfig& config, const Policy& policy, const Backend& backend) {
   check(config);
   if (policy.needs().members != PolicyNeeds::kWithDisk || config.disk_bytes == 0 || config.clusters > 0)
-    return plan_as_asked(config, policy, backend);
+    return within_cap(plan_as_asked(config, policy, backend));
   // Members on disk are worth having while most of the clusters stay; below that the disk is left alone.
   MemoryConfig alone = config;
   alone.disk_bytes = 0;
-  Plan without = plan_as_asked(alone, policy, backend);
+  Plan without = within_cap(plan_as_asked(alone, policy, backend));
   try {
-    Plan with = plan_as_asked(config, policy, backend);
+    Plan with = within_cap(plan_as_asked(config, policy, backend));
     if (with.config.clusters >= kLeastLeft * without.config.clusters) return with;
   } catch (const MemoryCapError&) {  // too little for a disk, enough without
   }

@@ -33,8 +33,8 @@ struct MemoryConfig {
   CodecId packed = CodecId::kInt4;  // pages that yielded; the same as exact: no second tier
   double exact_share = 0.15;        // of the page bytes, for open exact pages (policies by token)
   double index_share = 0;           // of what is left after the fixed parts, for clusters' summaries; 0: by the policy
-  uint64_t device_bytes = 0;        // of the cap, for pages in a card's own memory, the rest lie on its host; 0: all
-  uint64_t disk_bytes = 0;          // 0: no disk tier, what does not fit is summarised or dropped
+  uint64_t device_bytes = 0;  // of the cap, for pages in a card's own memory, other packed ones on its host; 0: all
+  uint64_t disk_bytes = 0;    // 0: no disk tier, what does not fit is summarised or dropped
   std::string spill_dir;
   int window_frames = 0;    // 0: what the model needs, at least 4
   int prefix_tokens = 0;    // room for a system prompt

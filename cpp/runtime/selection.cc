@@ -204,7 +204,7 @@ void KvMemory::collect_received(const AttendArgs& args, BlockSelection* s, int l
       for (int page = 0; page < pages_for(window_.frame(f).tokens); ++page)
         if (window_.page(Strip::kFrame, lane, page, f).data == entry.data)
           for (int i = entry.begin; i < entry.end; ++i)
-            window_.received(lane, f)[page * kPageTokens + i] += mass.page_mass[entry.first + i - entry.begin];
+            window_.received_now(lane, f)[page * kPageTokens + i] += mass.page_mass[entry.first + i - entry.begin];
   }
 }
 

@@ -1,5 +1,6 @@
 #include "store/window.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace mosaic {
@@ -29,7 +30,7 @@ size_t Window::bytes_for(const WindowShape& s, bool private_data) {
   const size_t slot = private_data ? kPageMetaBytes : page_bytes(s.codec, s.page);
   return Region::rounded(lane_pages(s) * static_cast<size_t>(s.lanes) * slot) +
          Region::rounded(ring * static_cast<size_t>(s.embedding_dim) * sizeof(float)) +
-         Region::rounded(ring * sizeof(WindowFrame)) + Region::rounded(received_entries(s) * sizeof(float));
+         Region::rounded(ring * sizeof(WindowFrame)) + 2 * Region::rounded(received_entries(s) * sizeof(float));
 }
 
 Window::Window(Region& region, const WindowShape& s)
@@ -45,6 +46,7 @@ Window::Window(Region& region, const WindowShape& s)
   embeddings_ = region.take<float>("window", ring * static_cast<size_t>(s.embedding_dim));
   ring_ = region.take<WindowFrame>("window", ring);
   received_ = region.take<float>("window", received_entries(s));
+  received_now_ = region.take<float>("window", received_entries(s));
 }
 
 PageView Window::page(Strip strip, int lane, int page, int frame) const {
@@ -64,6 +66,14 @@ PageView Window::page(Strip strip, int lane, int page, int frame) const {
   }
   std::byte* const memory = slab_ + at * slot_bytes_;
   return meta_ != nullptr ? PageView{meta_ + at * kPageTokens, memory} : whole_page(memory);
+}
+
+void Window::clear_received_now() { std::fill_n(received_now_, received_entries(shape_), 0.0f); }
+
+void Window::file_received_now() {
+  for (int lane = 0; lane < (shape_.received ? shape_.lanes : 0); ++lane)
+    for (int f = 0; f < size_; ++f)
+      for (int i = 0; i < frame(f).tokens; ++i) received(lane, f)[i] += received_now(lane, f)[i];
 }
 
 void Window::keep_first_frame(Ops& ops) {

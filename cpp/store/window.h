@@ -54,6 +54,10 @@ class Window {
            (static_cast<size_t>(lane) * static_cast<size_t>(ring_size()) + static_cast<size_t>(slot(frame))) *
                static_cast<size_t>(shape_.frame_tokens);
   }
+  // What the frame being encoded pays to the frames before it, until it is filed: a refused one leaves no mark.
+  float* received_now(int lane, int frame) const { return received(lane, frame) + (received_now_ - received_); }
+  void clear_received_now();
+  void file_received_now();
   float* embedding(int i) const { return embeddings_ + static_cast<size_t>(slot(i)) * shape_.embedding_dim; }
   // The frame being encoded becomes the newest of the ring. Needs !is_full().
   void push(const WindowFrame& frame) {
@@ -84,6 +88,7 @@ class Window {
   std::byte* slab_;
   float* embeddings_;
   float* received_ = nullptr;
+  float* received_now_ = nullptr;  // as received_
   WindowFrame* ring_;
   WindowFrame first_;
   int head_ = 0;

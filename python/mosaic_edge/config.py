@@ -96,7 +96,8 @@ class SessionConfig:
     backend: str = "cpu"
     """Where the memory's kernels run: "cpu", or "cuda"."""
     device_memory: int | str | None = None
-    """Of the cap, bytes of packed pages in a GPU's own memory, the rest in pinned host memory; None: all."""
+    """Of the cap, bytes for pages in a GPU's own memory, beside its window and tables; the other packed pages
+    lie in pinned host memory. None: all on the GPU."""
     threads: int = 0
     """Threads of the CPU kernels, each with scratch inside the cap; 0: one for a small model, else all."""
     faults: int = 0

@@ -90,6 +90,25 @@ TEST_CASE("NaN and infinity are refused wherever they are, and leave no trace") 
   }
 }
 
+TEST_CASE("a frame that is refused leaves no mark on the attention that earlier tokens received") {
+  MemoryConfig config = small_config();
+  config.cap_bytes = 450 << 10;
+  PlayedStream stream(config, "mukv"), twin(config, "mukv");
+  for (int i = 0; i < 24; ++i) {
+    const std::mt19937 random = stream.random;
+    if (i % 3 == 1) {  // most layers are attended, then it breaks off
+      stream.begin_frame(11);
+      stream.attend_layers(2);
+      stream.memory->abort();
+    }
+    stream.random = twin.random = random;
+    stream.frame(16), twin.frame(16);
+  }
+  REQUIRE(twin.memory->stats().tokens.dropped > 0);  // tokens were chosen by what they received
+  stream.ask(4, 1, false), twin.ask(4, 1, false);
+  CHECK(stream.out == twin.out);
+}
+
 TEST_CASE("an embedding that is missing or not finite is refused") {
   PlayedStream stream(small_config());
   std::vector<float> embedding(8, 1.0f);

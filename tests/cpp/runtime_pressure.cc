@@ -90,6 +90,29 @@ TEST_CASE("a disk takes no cluster from the index, from little more than the lea
   }
 }
 
+TEST_CASE("no plan takes a byte more than its cap, whatever the policy, the disk and what was named") {
+  TemporaryDirectory directory;
+  const Backend backend = make_backend("cpu", 1);
+  int plans = 0;
+  for (const char* name : {"edge", "mosaic", "infinipot-v", "mukv", "rekv", "full", "window", "uniform"}) {
+    const auto policy = make_policy(name, {});
+    for (const uint64_t disk : {uint64_t{0}, uint64_t{8} << 20}) {
+      for (const int retrieve : {0, 200}) {
+        MemoryConfig config = small_config();
+        config.disk_bytes = disk, config.spill_dir = directory.path, config.retrieve_tokens = retrieve;
+        const uint64_t least = least_cap(config, name);
+        for (uint64_t more = 0; more < 900 << 10; more += 11 << 10) {
+          config.cap_bytes = least + more;
+          INFO(name << ", cap " << config.cap_bytes << ", disk " << disk << ", retrieve " << retrieve);
+          CHECK(make_plan(config, *policy, backend).total_bytes <= config.cap_bytes);
+          ++plans;
+        }
+      }
+    }
+  }
+  CHECK(plans > 2000);
+}
+
 TEST_CASE("mosaic drops nothing under any cap, and the first frame stays exact for ever") {
   MemoryConfig config = pressed("");
   config.model.rope.layout = RopeLayout::kNone;

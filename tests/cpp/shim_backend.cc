@@ -135,6 +135,7 @@ class ShimDevice final : public Device {
     return memory;
   }
   Reach reach(const void* pointer) const override {
+    stream_.refuse_if_lost();
     const Piece* const piece = find(pointer);
     return piece == nullptr ? Reach::kHost : piece->of_kernels ? Reach::kKernels : Reach::kBoth;
   }

@@ -172,6 +172,43 @@ TEST_CASE("NaN in an array of the device is found by the kernels and the block r
   CHECK(stream.ask(3, 1, false, true) < kHalf);
 }
 
+TEST_CASE("out is not written after attend has thrown, whatever was queued before") {
+  struct Throws : Policy {  // the third lane's choice fails
+    std::unique_ptr<Policy> real = make_policy("rekv", {});
+    const char* name() const override { return "throws"; }
+    PolicyNeeds needs() const override {
+      PolicyNeeds needs = real->needs();
+      needs.per_head = true;
+      return needs;
+    }
+    size_t scratch_bytes(const StoreShape& shape) const override { return real->scratch_bytes(shape); }
+    void bind(const ClusterStore& store, Region& region) override { real->bind(store, region); }
+    void admit(const ClusterStore& store, const AdmitBlock& block, Placement* out) override {
+      real->admit(store, block, out);
+    }
+    void select(const ClusterStore& store, const SelectQuery& query, SelectResult* out) override {
+      if (armed && query.lane == 1) throw InvalidInput("this lane's choice failed");
+      real->select(store, query, out);
+    }
+    int relieve(const ClusterStore& store, const Need& need, Relief* out, int most) override {
+      return real->relieve(store, need, out, most);
+    }
+    bool armed = false;
+  };
+  test::ShimControl control;
+  auto made = std::make_unique<Throws>();
+  Throws* const policy = made.get();
+  PlayedStream stream(everything(), std::move(made), test::make_shim(3, &control));
+  const OnDevice arrays(&stream, &control);
+  for (int i = 0; i < 6; ++i) stream.frame(16);
+  policy->armed = true;
+  stream.open_question();
+  CHECK_THROWS_WITH_AS(stream.pass(3), doctest::Contains("choice failed"), InvalidInput);
+  const int done = control.work;
+  control.ops->wait();
+  CHECK(control.work == done);  // nothing was left in the stream
+}
+
 TEST_CASE("out of device memory is one error that says need, have and knob, and leaves nothing behind") {
   for (int nth = 1; nth <= 2; ++nth) {
     test::ShimControl control;

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from io import StringIO
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from mosaic_edge.commands.doctor import examine
+from mosaic_edge.commands.doctor import examine, show_doctor
 
 ANSWERS = {
     "nvmlInit": None,
@@ -59,3 +61,10 @@ def test_no_driver_and_no_package_are_one_line_each(monkeypatch):
     assert gpus(monkeypatch, ("nvmlInit",)) == [{"ok": False, "name": "NVML", "detail": "Not Supported"}]
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert "pip install 'mosaic_edge[gpu]'" in examine()["gpus"][0]["detail"]
+
+
+def test_the_table_names_the_extra_to_install_brackets_and_all(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    console = Console(width=400, record=True, file=StringIO())
+    show_doctor(examine(), console)
+    assert "pip install 'mosaic_edge[gpu]'" in console.export_text()

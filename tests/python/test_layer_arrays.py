@@ -135,13 +135,25 @@ def test_out_that_cannot_be_written_is_refused():
     assert "out cannot be written" in refused(out=out)
 
 
+def test_out_that_overlaps_an_input_is_refused():
+    both = np.zeros((2 * TOKENS, 4, 16), np.float32)
+    assert "out overlaps q" in refused(q=both[1 : TOKENS + 1], out=both[:TOKENS])
+    flat = np.zeros(TOKENS * 4 * 16 + 8, np.float32)
+    k, out = flat[8 : 8 + TOKENS * 32].reshape(TOKENS, 2, 16), flat[:-8].reshape(TOKENS, 4, 16)
+    assert "out overlaps k" in refused(k=k, out=out)
+    memory = opened()
+    memory.attend(0, both[:TOKENS], *arrays(1)[1:], both[TOKENS:])  # side by side is well
+
+
 def test_an_array_on_a_gpu_is_refused_by_a_memory_on_the_cpu_before_it_is_touched():
     def never(**_: object) -> object:
         raise AssertionError("its memory was asked for")
 
     gpu = Foreign(__dlpack__=never, __dlpack_device__=lambda: (2, 0))
-    assert 'q is on a GPU, this memory on the CPU; set device="cuda"' in refused(q=gpu)
+    assert 'q is on a GPU, this memory on the CPU; set backend="cuda"' in refused(q=gpu)
     interface = {"shape": (TOKENS, 2, 16), "typestr": "<f4", "data": (1 << 40, False)}
     numba = Foreign(__cuda_array_interface__=interface)
     assert "k is on a GPU" in refused(k=numba)
+    managed = Foreign(__dlpack__=never, __dlpack_device__=lambda: (13, 0))
+    assert "DLPack device type 13" in refused(q=managed)
     assert "DLPack device type 10" in refused(v=Foreign(__dlpack__=never, __dlpack_device__=lambda: (10, 0)))

@@ -6,6 +6,6 @@ namespace mosaic::cuda {
 
 BackendInfo info() { return {"cuda", false, "not compiled in; build with MOSAIC_CUDA=ON on a machine with nvcc"}; }
 
-Backend make() { throw DeviceError("cuda: " + info().detail + ". Or set device=\"cpu\"."); }
+Backend make() { throw DeviceError("cuda: " + info().detail + ". Or set backend=\"cpu\"."); }
 
 }  // namespace mosaic::cuda

@@ -22,7 +22,8 @@ inline bool is_lost(cudaError_t code) {
     case cudaErrorInvalidPc:
     case cudaErrorHardwareStackError:
     case cudaErrorECCUncorrectable:
-    case cudaErrorDeviceUnavailable:
+    case cudaErrorDevicesUnavailable:
+    case cudaErrorNvlinkUncorrectable:
     case cudaErrorAssert:
       return true;
     default:
@@ -31,11 +32,12 @@ inline bool is_lost(cudaError_t code) {
 }
 
 [[noreturn]] inline void fail(cudaError_t code, const char* what, const char* file, int line) {
+  cudaGetLastError();  // said once: it must not strike the next session of this thread
   throw DeviceError("cuda: " + std::string(what) + " failed: " + cudaGetErrorString(code) + " (" +
                     cudaGetErrorName(code) + ", " + file + ":" + std::to_string(line) + "). " +
                     (code == cudaErrorMemoryAllocation ? "Lower memory=."
-                     : is_lost(code) ? "The GPU is lost to this process: restart it."
-                                     : "Close the session and open another."));
+                     : is_lost(code)                   ? "The GPU is lost to this process: restart it."
+                                                       : "Close the session and open another."));
 }
 
 inline void check(cudaError_t code, const char* what, const char* file, int line) {

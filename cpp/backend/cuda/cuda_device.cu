@@ -57,7 +57,7 @@ void finish(const simt::Queue& queue) {
 // every access would fault first.
 Device::Reach reach_of(const void* pointer) {
   cudaPointerAttributes attributes;
-  if (!passed(cudaPointerGetAttributes(&attributes, pointer))) return Device::Reach::kHost;
+  MOSAIC_CUDA_TRY(cudaPointerGetAttributes(&attributes, pointer));  // a lost device is not host memory
   if (attributes.type == cudaMemoryTypeDevice) return Device::Reach::kKernels;
   return attributes.type == cudaMemoryTypeUnregistered ? Device::Reach::kHost : Device::Reach::kBoth;
 }
@@ -169,7 +169,7 @@ BackendInfo info() {
 
 Backend make() {
   const BackendInfo found = info();
-  if (!found.available) throw DeviceError("cuda: " + found.detail + ". Or set device=\"cpu\".");
+  if (!found.available) throw DeviceError("cuda: " + found.detail + ". Or set backend=\"cpu\".");
   auto device = std::make_unique<CudaDevice>(0);
   Target target;
   target.name = "cuda";

@@ -108,7 +108,7 @@ void launch(const Queue& on, const char* what, void (*kernel)(P...), Grid grid, 
             const A&... args) {
   kernel<<<dim3(grid.x, grid.y, grid.z), dim3(static_cast<unsigned>(threads)), shared_bytes,
            static_cast<cudaStream_t>(on.stream)>>>(args...);
-  cuda::check(cudaPeekAtLastError(), what, __FILE__, __LINE__);
+  cuda::check(cudaGetLastError(), what, __FILE__, __LINE__);
 }
 
 #else

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import mosaic_edge
@@ -186,7 +187,7 @@ def show_doctor(found: dict[str, Any], console: Console) -> None:
     table = Table(show_header=False)
 
     def row(name: str, ok: bool, detail: str) -> None:
-        table.add_row(name, "[green]ok[/green]" if ok else "[yellow]absent[/yellow]", detail)
+        table.add_row(name, "[green]ok[/green]" if ok else "[yellow]absent[/yellow]", escape(detail))
 
     row("mosaic_edge", True, f"{found['mosaic_edge']} on Python {found['python']}")
     row(
