@@ -204,6 +204,27 @@ def test_duplicate_frames_are_left_out_when_asked_and_counted(folders: dict[str,
         engine.session(**settings, skip_alike=2.0)
 
 
+@pytest.mark.parametrize("policy", ["edge", "mosaic", "mukv", "rekv"])
+@pytest.mark.parametrize("quota", [4 << 10, 96 << 10])
+def test_a_video_longer_than_the_disk_quota_goes_on_within_it(
+    folders: dict[str, Path], policy: str, quota: int
+) -> None:
+    settings: dict[str, Any] = dict(memory="768KiB", disk=quota, policy=policy, threads=1, branch_tokens=96)
+    with load(folders["internvl"]).session(**settings) as session:
+        for i in range(120):
+            session.append(picture(i), float(i))
+        assert np.isfinite(session.ask("what?", sampling=SHORT).logits).all()
+        session.check_invariants()
+        memory = session.memory()
+    (disk,) = (tier for tier in memory["tiers"] if tier["place"] == "disk")
+    assert 0 < disk["used_bytes"] <= disk["peak_bytes"] <= disk["capacity_bytes"] <= quota
+    assert memory["peak_bytes"] <= memory["cap_bytes"] == 768 << 10
+    tokens = memory["tokens"]
+    assert tokens["spilled"] > 0
+    assert tokens["summarised"] + tokens["dropped"] > tokens["spilled"]  # what the quota had no room for
+    assert sum(count for place, count in tokens.items() if place != "seen") == tokens["seen"]
+
+
 def test_the_float_checkpoint_of_mosaic_tiny_answers_as_its_int4_onnx_form() -> None:
     torch.set_num_threads(1)
     floats, rounded = load(FLOAT), Engine.load(TINY, threads=1)

@@ -131,8 +131,13 @@ class LlavaOneVision(Family):
         """The whole frame at the tower's size, as the video processor has it: no tiles."""
         side = int(self.config.vision_config.image_size)
         pixels = self._pixels(frame, image_grid_pinpoints=[[side, side]])["pixel_values"]
-        layer, strategy = self.config.vision_feature_layer, self.config.vision_feature_select_strategy
-        features = _pooled(self.model.get_video_features(pixels[:, :1], layer, strategy))
+        features = _pooled(
+            self.model.get_video_features(
+                pixels[:, :1],
+                vision_feature_layer=self.config.vision_feature_layer,  # 4.57 asks for these two
+                vision_feature_select_strategy=self.config.vision_feature_select_strategy,
+            )
+        )
         # A newline may stand behind the square (newer transformers): it ends the video, not the frame.
         return _square(features[: isqrt(len(features)) ** 2])
 
