@@ -1,4 +1,4 @@
-"""tools/bench/families.py: the video goes round on one timeline, a cell tells what it took, faults are found."""
+"""tools/bench/families.py: the video goes round on one timeline, a cell tells what it took, faults show."""
 
 from __future__ import annotations
 
