@@ -5,8 +5,11 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <optional>
 
+#include "bindings/layer_array.h"
 #include "bindings/policy_bindings.h"
 #include "bindings/store_view.h"
 #include "core/error.h"
@@ -15,6 +18,7 @@
 
 namespace py = pybind11;
 using namespace mosaic;
+using mosaic::bindings::LayerArray;
 
 namespace {
 
@@ -26,12 +30,6 @@ std::string shape_text(const py::array& a) {
   std::string text = "[";
   for (py::ssize_t i = 0; i < a.ndim(); ++i) text += (i > 0 ? ", " : "") + std::to_string(a.shape(i));
   return text + "]";
-}
-
-void need_shape(const char* name, const Array& a, int tokens, int heads, int head_dim) {
-  if (a.ndim() == 3 && a.shape(0) == tokens && a.shape(1) == heads && a.shape(2) == head_dim) return;
-  throw InvalidInput(std::string("attend: ") + name + " has shape " + shape_text(a) + ", expected [" +
-                     std::to_string(tokens) + ", " + std::to_string(heads) + ", " + std::to_string(head_dim) + "].");
 }
 
 template <class T>
@@ -83,10 +81,10 @@ MemoryConfig config_from(const py::dict& model, const py::dict& d) {
       model,
       {"layers", "q_heads", "kv_heads", "head_dim", "scale", "rope", "embedding_dim", "frame_tokens", "video_window"},
       "model");
-  refuse_unknown(d,
-                 {"cap_bytes", "exact", "packed", "exact_share", "index_share", "disk_bytes", "spill_dir",
-                  "window_frames", "prefix_tokens", "branch_tokens", "retrieve_tokens", "clusters", "scenes",
-                  "max_cluster_tokens", "positions", "max_position", "summaries", "refresh_every", "prefetch"},
+  refuse_unknown(d, {"cap_bytes",     "exact",           "packed",    "exact_share",   "index_share",
+                     "device_bytes",  "disk_bytes",      "spill_dir", "window_frames", "prefix_tokens",
+                     "branch_tokens", "retrieve_tokens", "clusters",  "scenes",        "max_cluster_tokens",
+                     "positions",     "max_position",    "summaries", "refresh_every", "prefetch"},
                  "memory");
   ModelShape& m = c.model;
   m.layers = get(model, "layers", 0);
@@ -103,6 +101,7 @@ MemoryConfig config_from(const py::dict& model, const py::dict& d) {
   c.packed = codec_from_name(get<std::string>(d, "packed", "int4").c_str());
   c.exact_share = get(d, "exact_share", c.exact_share);
   c.index_share = get(d, "index_share", c.index_share);
+  c.device_bytes = get<uint64_t>(d, "device_bytes", 0);
   c.disk_bytes = get<uint64_t>(d, "disk_bytes", 0);
   c.spill_dir = get<std::string>(d, "spill_dir", "");
   c.window_frames = get(d, "window_frames", 0);
@@ -269,27 +268,38 @@ void bind_memory(py::module_& m) {
       .def("begin_text", &KvMemory::begin_text, py::arg("tokens"))
       .def(
           "attend",
-          [](KvMemory& self, int layer, const Array& q, const Array& k, const Array& v, Array out, int tokens) {
-            const ModelShape& model = self.plan().config.model;
+          [](KvMemory& self, int layer, const py::object& q, const py::object& k, const py::object& v,
+             const py::object& out, std::optional<int> given_tokens, std::optional<uintptr_t> stream) {
+            const ModelShape& m = self.plan().config.model;
+            const int tokens = given_tokens.value_or(self.block_tokens());
+            const bool gpu = self.device().has_private();
+            std::optional<std::array<LayerArray, 4>> arrays;
             try {
-              need_shape("q", q, tokens, model.q_heads, model.head_dim);
-              need_shape("k", k, tokens, model.kv_heads, model.head_dim);
-              need_shape("v", v, tokens, model.kv_heads, model.head_dim);
-              need_shape("out", out, tokens, model.q_heads, model.head_dim);
               if (tokens != self.block_tokens())
                 throw InvalidInput("attend: " + std::to_string(tokens) + " tokens, the block was begun with " +
                                    std::to_string(self.block_tokens()) + ".");
-            } catch (const InvalidInput&) {
+              arrays.emplace(
+                  std::array<LayerArray, 4>{LayerArray("q", q, tokens, m.q_heads, m.head_dim, gpu, false),
+                                            LayerArray("k", k, tokens, m.kv_heads, m.head_dim, gpu, false),
+                                            LayerArray("v", v, tokens, m.kv_heads, m.head_dim, gpu, false),
+                                            LayerArray("out", out, tokens, m.q_heads, m.head_dim, gpu, true)});
+            } catch (const std::exception&) {
               self.abort();
               throw;
             }
-            float* to = out.mutable_data();
+            const auto& [at_q, at_k, at_v, at_out] = *arrays;
             const py::gil_scoped_release release;
-            self.attend(layer, q.data(), k.data(), v.data(), to);
+            self.attend(layer, at_q.data(), at_k.data(), at_v.data(), at_out.data(),
+                        stream ? std::optional<void*>(reinterpret_cast<void*>(*stream)) : std::nullopt);
           },
-          py::arg("layer"), py::arg("q").noconvert(), py::arg("k").noconvert(), py::arg("v").noconvert(),
-          py::arg("out").noconvert(), py::arg("tokens"),
-          "q [T, q_heads, D], k, v [T, kv_heads, D] before rotation, float32; writes out [T, q_heads, D].")
+          py::arg("layer"), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("out"), py::arg("tokens") = py::none(),
+          py::arg("stream") = py::none(),
+          R"(q [T, q_heads, D], k, v [T, kv_heads, D] before rotation, float32, C-contiguous; writes out [T, q_heads, D].
+
+NumPy arrays, or arrays with __dlpack__ or __cuda_array_interface__ (torch, CuPy, OrtValue), on the host or on the
+memory's own device; none is copied where the device reaches it; [1, T, ...] and heads and channels in one axis are the
+same. `out` is written when this returns; with a `stream`, the caller's CUDA stream as an integer (0: the default one),
+and all four on the GPU the work is only queued in order with it.)")
       .def("commit", &KvMemory::commit, py::call_guard<py::gil_scoped_release>())
       .def("abort", &KvMemory::abort)
       .def(

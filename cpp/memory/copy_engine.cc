@@ -50,12 +50,13 @@ CopyEngine::~CopyEngine() {
 }
 
 void CopyEngine::read(SlotId slot, std::byte* to, Completion* completion, int32_t lane) {
-  const CopyRequest request{CopyRequest::Kind::read, slot, to, completion, lane};
+  const CopyRequest request{CopyRequest::Kind::read, static_cast<int16_t>(lane), slot, to, completion};
   submit(&request, 1);
 }
 
 void CopyEngine::write(SlotId slot, const std::byte* from, Completion* completion, int32_t lane) {
-  const CopyRequest request{CopyRequest::Kind::write, slot, const_cast<std::byte*>(from), completion, lane};
+  const CopyRequest request{CopyRequest::Kind::write, static_cast<int16_t>(lane), slot, const_cast<std::byte*>(from),
+                            completion};
   submit(&request, 1);
 }
 

@@ -40,10 +40,10 @@ class Completion {
 struct CopyRequest {
   enum class Kind : uint8_t { read, write };
   Kind kind;
+  int16_t lane = -1;  // whose page it is, for the trace
   SlotId slot;
   std::byte* memory;  // host memory of slot_bytes(); a write does not change it
   Completion* completion;
-  int32_t lane = -1;  // whose page it is, for the trace
 };
 
 struct CopyStats {

@@ -85,7 +85,7 @@ TEST_CASE("queued neighbours move with one call; another direction or a gap star
   const auto add = [&](CopyRequest::Kind kind, SlotId slot) {
     const size_t i = requests.size();
     fill(pages[i].data(), kPage, static_cast<uint64_t>(slot));
-    requests.push_back({kind, slot, pages[i].data(), &done[i]});
+    requests.push_back({kind, -1, slot, pages[i].data(), &done[i]});
   };
   for (SlotId slot = 0; slot < 40; ++slot) add(CopyRequest::Kind::write, slot);  // 32 + 8
   for (const SlotId slot : {45, 46, 44}) add(CopyRequest::Kind::write, slot);    // 2 + 1
@@ -153,7 +153,7 @@ TEST_CASE("one batch larger than the ring goes through, even with a ring of one"
     std::vector<CopyRequest> requests;
     for (size_t i = 0; i < 40; ++i) {
       fill(pages[i].data(), kPage, i);
-      requests.push_back({CopyRequest::Kind::write, static_cast<SlotId>(i), pages[i].data(), &done[i]});
+      requests.push_back({CopyRequest::Kind::write, -1, static_cast<SlotId>(i), pages[i].data(), &done[i]});
     }
     s.engine->submit(requests.data(), 40);
     s.engine->drain();
@@ -173,7 +173,7 @@ TEST_CASE("a failed copy is that copy's status and no other's") {
   std::vector<CopyRequest> requests;
   for (size_t i = 0; i < 8; ++i) {
     fill(pages[i].data(), kPage, i);
-    requests.push_back({CopyRequest::Kind::write, static_cast<SlotId>(i), pages[i].data(), &done[i]});
+    requests.push_back({CopyRequest::Kind::write, -1, static_cast<SlotId>(i), pages[i].data(), &done[i]});
   }
   io.disk_bytes = 1024 * 5;
   s.engine->submit(requests.data(), 8);
@@ -360,7 +360,7 @@ TEST_CASE("nothing in the copy engine allocates after it is built: stalls, failu
   std::vector<Completion> done(32);
   std::vector<CopyRequest> requests;
   for (size_t i = 0; i < 32; ++i) {
-    requests.push_back({CopyRequest::Kind::write, static_cast<SlotId>(i), pages[i].data(), &done[i]});
+    requests.push_back({CopyRequest::Kind::write, -1, static_cast<SlotId>(i), pages[i].data(), &done[i]});
   }
   s.engine->drain();
   const AllocationScope scope;

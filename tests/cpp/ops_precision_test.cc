@@ -50,7 +50,9 @@ std::vector<Key> keys_of(const AttendWorld& world, int head) {
     for (int i = page.begin; i < page.end; ++i) {
       plain->decode(page.codec, a.shape, page.data, i, i + 1, k.data(), v.data(), k.size());
       const int token = page.first + i - page.begin;
-      const int32_t place[3] = {a.positions[token], a.places[2 * token], a.places[2 * token + 1]};
+      const int t = a.positions[token];
+      const RopeSpec& spec = a.rope->spec();
+      const int32_t place[3] = {t, spec.place_at(t, a.places[2 * token]), spec.place_at(t, a.places[2 * token + 1])};
       const auto at = static_cast<size_t>(head * d);
       add([&](int c) { return k[at + static_cast<size_t>(c)]; }, [&](int c) { return v[at + static_cast<size_t>(c)]; },
           place, 0, 0);

@@ -1,11 +1,21 @@
-"""`python tools/bench [--json]`: every kernel against a peer measured in the same run. See kernels.py."""
+"""`python tools/bench [--json]`: every kernel against a peer measured in the same run, see kernels.py.
 
+`python tools/bench caches`: our memory against the caches of transformers on one model, see caches.py.
+"""
+
+import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from kernels import main
-
 if __name__ == "__main__":
-    sys.exit(main())
+    if sys.argv[1:2] == ["caches"]:
+        # Threads that wait by spinning cost CPU time that is nobody's; read when torch is loaded.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        import caches
+
+        sys.exit(caches.main(sys.argv[2:]))
+    import kernels
+
+    sys.exit(kernels.main())
