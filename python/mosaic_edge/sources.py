@@ -20,6 +20,7 @@ import numpy as np
 from av import VideoFrame, VideoStream
 from av.container import InputContainer
 from av.error import FFmpegError
+from av.sidedata.sidedata import SideDataContainer
 from av.stream import Disposition
 from numpy.typing import NDArray
 
@@ -293,7 +294,9 @@ def _decode(container: InputContainer, video: VideoStream, damage: _Damage) -> I
 def _upright(picture: VideoFrame) -> NDArray[np.uint8]:
     """RGB pixels [H, W, 3], turned and mirrored as the display matrix says (to the nearest quarter turn)."""
     image = picture.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
-    side: Any = picture.side_data.get("DISPLAYMATRIX")
+    # Not picture.side_data: that is kept in the picture and points back at it, and what goes in a circle is
+    # freed only when the garbage collector comes by, a hundred MiB of pictures later.
+    side: Any = SideDataContainer(picture).get("DISPLAYMATRIX")  # type: ignore[call-arg]
     if side is None:
         return image
     # Rows (a b u)(c d v)(x y w) in fixed point: x' = a x + c y, y' = b x + d y, with y pointing down.

@@ -226,26 +226,9 @@ class _Stress:
         return row
 
     def _judge(self, memory: dict[str, Any]) -> None:
-        """The cap, every tier, and the account of every token ever seen."""
-        if memory["peak_bytes"] > memory["cap_bytes"]:
-            self._breached(
-                f"the core took {format_bytes(memory['peak_bytes'])}; "
-                f"the cap is {format_bytes(memory['cap_bytes'])} (--memory)"
-            )
-        for tier in memory["tiers"]:
-            if max(tier["used_bytes"], tier["peak_bytes"]) > tier["capacity_bytes"]:
-                knob = "--disk" if tier["place"] == "disk" else "--memory"
-                self._breached(
-                    f"tier {tier['place']} {tier['codec']} held {format_bytes(tier['peak_bytes'])}; "
-                    f"it has {format_bytes(tier['capacity_bytes'])} ({knob})"
-                )
-        tokens = memory["tokens"]
-        placed = sum(count for place, count in tokens.items() if place != "seen")
-        if placed != tokens["seen"]:
-            self._breached(
-                f"the account has a place for {placed:,} tokens; {tokens['seen']:,} were seen. "
-                "This is a defect of the core, no knob helps"
-            )
+        what = breach_of(memory)
+        if what is not None:
+            self._breached(what)
 
     def _breached(self, what: str) -> None:
         if self.breach is None:
@@ -294,6 +277,32 @@ class _Stress:
             "memory": memory,
             "breach": self.breach,
         }
+
+
+def breach_of(memory: dict[str, Any]) -> str | None:
+    """What is wrong in `Session.memory()`: the cap, a tier, or the account of every token ever seen; None if
+    nothing is.
+    """
+    if memory["peak_bytes"] > memory["cap_bytes"]:
+        return (
+            f"the core took {format_bytes(memory['peak_bytes'])}; "
+            f"the cap is {format_bytes(memory['cap_bytes'])} (--memory)"
+        )
+    for tier in memory["tiers"]:
+        if max(tier["used_bytes"], tier["peak_bytes"]) > tier["capacity_bytes"]:
+            knob = "--disk" if tier["place"] == "disk" else "--memory"
+            return (
+                f"tier {tier['place']} {tier['codec']} held {format_bytes(tier['peak_bytes'])}; "
+                f"it has {format_bytes(tier['capacity_bytes'])} ({knob})"
+            )
+    tokens = memory["tokens"]
+    placed = sum(count for place, count in tokens.items() if place != "seen")
+    if placed != tokens["seen"]:
+        return (
+            f"the account has a place for {placed:,} tokens; {tokens['seen']:,} were seen. "
+            "This is a defect of the core, no knob helps"
+        )
+    return None
 
 
 def _last(values: NDArray[np.float64]) -> int:

@@ -36,7 +36,8 @@ TEXT: dict[str, Any] = dict(
 
 
 def rope(theta: float = 1e6, **more: Any) -> dict[str, Any]:
-    return {"rope_parameters": {"rope_type": "default", "rope_theta": theta, **more}}
+    """As published checkpoints say it; transformers 5 reads this too, 4 reads nothing else."""
+    return {"rope_theta": theta, "rope_scaling": {"rope_type": "default", **more} if more else None}
 
 
 def tokenizer(chat_template: str | None = None) -> Any:

@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from fixtures_hf import picture, write_checkpoint
 from mosaic_edge import ModelError
 from mosaic_edge.engine import Engine
 from mosaic_edge.models.hf_load import check_weights
+from mosaic_edge.models.hf_rope import rope_of
 from mosaic_edge.sampling import SamplingParams
 
 
@@ -77,6 +79,17 @@ def test_truncated_safetensors_are_named_wherever_they_are_cut(copy: Path, left:
     file = copy / "model.safetensors"
     file.write_bytes(file.read_bytes()[:left])
     assert str(file) in refused(copy)
+
+
+def test_a_weight_that_no_file_holds_is_named_instead_of_made_up(copy: Path) -> None:
+    weights = load_file(copy / "model.safetensors")
+    lost = next(name for name in sorted(weights) if name.endswith("layers.1.self_attn.k_proj.weight"))
+    del weights[lost]
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    text = refused(copy)
+    assert "1 weights are not in it" in text
+    assert "layers.1.self_attn.k_proj.weight first" in text
+    assert transformers.__version__ in text
 
 
 def test_a_header_that_is_no_json_is_refused(copy: Path) -> None:
@@ -143,8 +156,23 @@ def test_scaled_rotary_embeddings_are_refused_by_their_type(
     scaled: dict[str, Any], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = write_checkpoint("smolvlm", tmp_path)
-    change_config(folder, lambda c: c["text_config"]["rope_parameters"].update(scaled))
+
+    def scale(config: dict[str, Any]) -> None:
+        text = config["text_config"]
+        theta = (text.pop("rope_parameters", None) or text)["rope_theta"]
+        text.update(rope_theta=theta, rope_scaling=scaled)
+
+    change_config(folder, scale)
     assert f"rope_type={scaled['rope_type']!r}" in refused(folder)
+
+
+def test_frequencies_other_than_the_configs_are_refused_with_the_version(checkpoint: Path) -> None:
+    model = transformers.AutoModelForImageTextToText.from_pretrained(checkpoint)
+    language = model.model.language_model
+    assert rope_of("a model", language, 3).theta == 1e6
+    language.rotary_emb.inv_freq **= 0.75  # as if theta were 31623
+    with pytest.raises(ModelError, match=r"not those of rope_theta=1e\+06 in config.json: transformers \d"):
+        rope_of("a model", language, 3)
 
 
 def test_sliding_window_layers_are_refused(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ cache.
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 from exported_models import HEAD_DIM, VOCAB, Exporter
 from mosaic_edge import Engine
 from mosaic_edge.engine import Session
+from mosaic_edge.models.onnx_vlm import OnnxVlm
 from mosaic_edge.sampling import SamplingParams
 
 FRAMES, ANSWER = 32, 64
@@ -23,11 +26,13 @@ PREFIX, FIRST, SECOND = "w3 w9 w27 w81 w17", "w11 w13 w90 w41 w5 w66 w7", "w20 w
 class UncutDecoder:
     """The exported decoder as it is, with past_key_values; positions by the published M-RoPE rule.
 
-    Frames are one moment each, t one further a frame; height and width count from the end of the prefix; text
-    goes on at one past the largest position so far.
+    Qwen2.5-VL: t is the frame's second times `rate`; height and width count from the end of the prefix.
+    Qwen3-VL (`follows`): every frame is a picture of its own, at one past the largest position so far on all
+    three axes. Text goes on at one past the largest.
     """
 
-    def __init__(self, path: Path, head_dim: int) -> None:
+    def __init__(self, path: Path, head_dim: int, follows: bool = False, rate: float = 1.0) -> None:
+        self._follows, self._rate = follows, rate
         options = ort.SessionOptions()
         options.log_severity_level = 3
         self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -51,8 +56,9 @@ class UncutDecoder:
 
     def frame(self, embeds: np.ndarray, columns: int) -> None:
         at = np.arange(len(embeds))
-        moment = np.full(len(embeds), self.frames)
-        positions = self.prefix + np.stack([moment, at // columns, at % columns])
+        moment = np.full(len(embeds), 0 if self._follows else int(self.frames * self._rate))
+        first = self.largest + 1 if self._follows else self.prefix
+        positions = first + np.stack([moment, at // columns, at % columns])
         self.frames += 1
         self._run(embeds, positions if self._multi else np.repeat(self.seen + at[None], 3, axis=0))
 
@@ -110,8 +116,41 @@ def seen(engine: Engine, image: np.ndarray) -> tuple[np.ndarray, int]:
     return tokens, 3 if len(tokens) == 9 else len(tokens) // 2
 
 
-def open_exact(engine: Engine) -> Session:
-    return engine.session(memory="24MiB", policy="full", exact="fp32", branch_tokens=2 * (ANSWER + 16))
+def open_exact(engine: Engine, positions: str) -> Session:
+    room = 2 * (ANSWER + 16)
+    return engine.session(
+        memory="24MiB", policy="full", exact="fp32", branch_tokens=room, positions=positions
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "layout", "said", "moment", "follows"),
+    [
+        ("qwen2.5-vl", "transformers.js", {}, 10, False),  # config.json: 4 a second
+        ("qwen2.5-vl", "transformers.js", {"tokens_per_second": 2}, 5, False),  # mosaic.json goes first
+        ("qwen2.5-vl", "genai", {}, -1, False),
+        ("qwen3-vl", "genai", {"tokens_per_second": 2}, -1, True),
+        ("llava", "transformers.js", {"tokens_per_second": 2}, -1, False),
+    ],
+)
+def test_a_frame_stands_where_its_family_has_it(
+    exporter: Exporter, tmp_path: Path, kind: str, layout: str, said: dict[str, float], moment: int,
+    follows: bool,
+) -> None:  # fmt: skip
+    precision = ("int4", "accuracy_level=1") if layout == "genai" else ("fp32",)
+    folder = shutil.copytree(exporter(kind, layout, *precision), tmp_path / "model")
+    (folder / "mosaic.json").write_text(json.dumps(said))
+    model = OnnxVlm.load(folder)
+    assert model.encode_at(pictures(1)[0], 12.5, 2.5, 3).moment == moment
+    assert model.spec.rope.grid_follows_time == model.spec.rope.sections_interleaved == follows
+
+
+def test_the_rate_of_a_genai_directory_is_read(exporter: Exporter, tmp_path: Path) -> None:
+    folder = shutil.copytree(exporter("qwen2.5-vl", "genai", "int4", "accuracy_level=1"), tmp_path / "model")
+    config = json.loads((folder / "genai_config.json").read_text())
+    config["model"]["vision"]["tokens_per_second"] = 2.0
+    (folder / "genai_config.json").write_text(json.dumps(config))
+    assert OnnxVlm.load(folder).encode_at(pictures(1)[0], 2.5, 2.5, 3).moment == 5
 
 
 CASES = [
@@ -135,19 +174,27 @@ def test_a_stream_with_turns_says_what_the_uncut_graph_says_token_by_token(
     exporter: Exporter, kind: str, layout: str, precision: str, options: tuple[str, ...], tolerance: float
 ) -> None:
     engine = load(exporter(kind, layout, precision, *options), kind)
-    uncut = UncutDecoder(engine.model.files.decoder, HEAD_DIM[kind])  # type: ignore[attr-defined]
+    # Qwen2.5's rate is in config.json; without one a frame is the next position.
+    rate = 4.0 if (kind, layout) == ("qwen2.5-vl", "transformers.js") else 1.0
+    uncut = UncutDecoder(
+        engine.model.files.decoder,  # type: ignore[attr-defined]
+        HEAD_DIM[kind],
+        kind == "qwen3-vl",
+        rate,
+    )
     greedy = SamplingParams(temperature=0.0, max_tokens=ANSWER)
 
     def same(session: Session, question: str, dialogue: bool = False) -> None:
         reply = session.ask(question, dialogue=dialogue, sampling=greedy)
         said = engine.model.tokenize(reply.text)
         logits, regret = uncut.follow(engine, question, said)
-        assert np.ptp(logits) > 1 and len(set(said)) > 12 and len(said) == ANSWER
+        assert np.ptp(logits) > 1 and len(set(said)) > 7 and len(said) == ANSWER
         np.testing.assert_allclose(reply.logits, logits, atol=tolerance, rtol=0)
         # In float32 the same greedy tokens; in coarser arithmetic none clearly worse than the best.
         assert max(regret) <= (0.0 if tolerance <= 1e-4 else 2 * tolerance)
 
-    with open_exact(engine) as session:
+    # Contiguous positions close up what absolute time keeps apart; else they are the original ones.
+    with open_exact(engine, "original" if rate > 1 else "contiguous") as session:
         uncut.text(engine.model.embed_text(engine.model.tokenize(PREFIX)), prefix=True)
         *stream, late = pictures(FRAMES + 1)
         for i, image in enumerate(stream):

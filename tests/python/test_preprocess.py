@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from typing import Any
 
 import numpy as np
@@ -34,11 +36,15 @@ def test_resizing_an_axis_is_pillows_to_the_bit(sizes: tuple[int, ...], resample
     np.testing.assert_array_equal(resize_pillow(frame, tall, wide, resample), np.asarray(want))
 
 
-def processor(**said: Any) -> Any:
+def processor(family: str, name: str, **said: Any) -> Any:
+    """transformers' image processor that resizes with Pillow; before 5.3 it is the one without a suffix."""
     pytest.importorskip("transformers", reason="its image processor is the oracle")
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-
-    return Qwen2VLImageProcessorPil(**said)
+    models = "transformers.models"
+    if importlib.util.find_spec(f"{models}.{family}.image_processing_pil_{family}") is not None:
+        return getattr(
+            importlib.import_module(f"{models}.{family}.image_processing_pil_{family}"), f"{name}Pil"
+        )(**said)
+    return getattr(importlib.import_module(f"{models}.{family}.image_processing_{family}"), name)(**said)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -54,7 +60,7 @@ def processor(**said: Any) -> Any:
     ],
 )
 def test_flat_patches_are_those_of_the_image_processor(size: tuple[int, int], said: dict[str, Any]) -> None:
-    theirs = processor(**said)
+    theirs = processor("qwen2_vl", "Qwen2VLImageProcessor", **said)
     images = theirs.to_dict()
     rules = PatchRules.read(FrameRules.read({}, images), images, most_tokens=1 << 20)
     frame = picture(*size)
@@ -88,10 +94,7 @@ def test_no_frame_has_more_tokens_than_allowed(size: tuple[int, int], most: int,
 def test_pictures_of_one_size_are_those_of_the_image_processor(
     size: tuple[int, int], said: dict[str, Any]
 ) -> None:
-    pytest.importorskip("transformers", reason="its image processor is the oracle")
-    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
-
-    theirs = SiglipImageProcessorPil(size={"height": 33, "width": 45}, **said)
+    theirs = processor("siglip", "SiglipImageProcessor", size={"height": 33, "width": 45}, **said)
     rules = FrameRules.read({}, theirs.to_dict())
     frame = picture(*size)
     got = rules.image(frame, 33, 45)
@@ -101,10 +104,8 @@ def test_pictures_of_one_size_are_those_of_the_image_processor(
 
 @pytest.mark.parametrize("size", [(57, 83), (200, 90), (31, 31), (64, 31)])
 def test_a_centre_crop_is_that_of_the_image_processor(size: tuple[int, int]) -> None:
-    pytest.importorskip("transformers", reason="its image processor is the oracle")
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-    theirs = CLIPImageProcessorPil(size={"shortest_edge": 31}, crop_size={"height": 29, "width": 29})
+    crop = {"height": 29, "width": 29}
+    theirs = processor("clip", "CLIPImageProcessor", size={"shortest_edge": 31}, crop_size=crop)
     rules = FrameRules.read({}, theirs.to_dict())
     assert rules.shortest_edge == 31
     frame = picture(*size)

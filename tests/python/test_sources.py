@@ -110,6 +110,23 @@ def test_start_and_end_cut_on_the_files_timeline(make_video):
     assert times(VideoSource(path, start=500)) == []
 
 
+def test_pictures_are_freed_as_they_pass_and_not_when_the_garbage_collector_comes(make_video):
+    path = make_video(times=[i / 10 for i in range(40)])
+
+    def pictures() -> int:
+        return sum(isinstance(thing, av.VideoFrame) for thing in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = pictures()
+        alive = [pictures() - before for _ in VideoSource(path)]
+    finally:
+        gc.enable()
+    assert len(alive) == 40
+    assert max(alive) <= 8  # what decoder and generator hold
+
+
 @pytest.mark.parametrize("size", [(97, 65), (33, 31), (161, 121)])
 def test_odd_sizes_keep_their_size(make_video, size):
     path = make_video("odd.webm", times=[0, 0.1, 0.2], size=size, codec="libvpx-vp9")

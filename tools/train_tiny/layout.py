@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import (
@@ -98,6 +99,29 @@ def mosaic_facts() -> dict[str, object]:
     }
 
 
+def as_older_versions_read_it(folder: Path) -> None:
+    """Name weights, rotary settings and tokenizer class as transformers 4.57 to 5.2 look for them, too.
+
+    Newer ones write `vision_tower.encoder` for `vision_tower.vision_model.encoder`; an older one that does
+    not find a weight goes on with a random one.
+    """
+    weights = folder / "model.safetensors"
+    named = {name: tensor.clone() for name, tensor in load_file(weights).items()}
+    short, long = "vision_tower.", "vision_tower.vision_model."
+    save_file(
+        {name.replace(long, short).replace(short, long): tensor for name, tensor in named.items()},
+        weights,
+        {"format": "pt"},
+    )
+    config = json.loads((folder / "config.json").read_text())
+    text = config["text_config"]
+    text["rope_theta"] = text["rope_parameters"]["rope_theta"]
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer, indent=2) + "\n")
+
+
 def save(model: LlavaForConditionalGeneration, out: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write the whole directory beside `out`, then swap it in, so a reader never sees half of it."""
     part = out.with_name(out.name + ".part")
@@ -109,6 +133,7 @@ def save(model: LlavaForConditionalGeneration, out: Path, dtype: torch.dtype = t
     config["dtype"] = str(dtype).removeprefix("torch.")
     (part / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     build_tokenizer().save_pretrained(part)
+    as_older_versions_read_it(part)
     SiglipImageProcessor(
         size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, image_mean=[MEAN] * 3, image_std=[STD] * 3
     ).save_pretrained(part)

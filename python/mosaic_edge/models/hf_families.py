@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import isqrt
 from typing import Any, ClassVar
 
 import torch
@@ -130,8 +131,15 @@ class LlavaOneVision(Family):
         """The whole frame at the tower's size, as the video processor has it: no tiles."""
         side = int(self.config.vision_config.image_size)
         pixels = self._pixels(frame, image_grid_pinpoints=[[side, side]])["pixel_values"]
-        features = _pooled(self.model.get_video_features(pixels[:, :1]))
-        return _square(features[:-1])  # the newline ends the video, not the frame
+        features = _pooled(
+            self.model.get_video_features(
+                pixels[:, :1],
+                vision_feature_layer=self.config.vision_feature_layer,  # 4.57 asks for these two
+                vision_feature_select_strategy=self.config.vision_feature_select_strategy,
+            )
+        )
+        # A newline may stand behind the square (newer transformers): it ends the video, not the frame.
+        return _square(features[: isqrt(len(features)) ** 2])
 
 
 class SmolVlm(Family):
@@ -326,7 +334,7 @@ def _joined(parts: Any) -> torch.Tensor:
 
 
 def _square(features: torch.Tensor) -> Picture:
-    side = int(len(features) ** 0.5)
+    side = isqrt(len(features))
     return Picture(features, side if side * side == len(features) else len(features))
 
 

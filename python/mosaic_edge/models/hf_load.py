@@ -65,18 +65,26 @@ def load_parts(
     if quiet:  # no bar in a pipe
         transformers.utils.logging.disable_progress_bar()
     try:
-        model = transformers.AutoModelForImageTextToText.from_pretrained(
+        model, found = transformers.AutoModelForImageTextToText.from_pretrained(
             folder,
             dtype=_type_for(dtype, config, place),
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=not pickled,
+            output_loading_info=True,
         )
     except Exception as error:  # transformers, safetensors and torch raise all kinds
         raise ModelError(f"{folder}: cannot be loaded ({' '.join(str(error).split())[:300]})") from None
     finally:
         if quiet:
             transformers.utils.logging.enable_progress_bar()
+    missing = sorted(map(str, found["missing_keys"]))
+    if missing:  # transformers goes on with random ones
+        raise ModelError(
+            f"{folder}: {len(missing)} weights are not in it, {missing[0]} first, as transformers "
+            f"{transformers.__version__} names them; config.json says it was saved by "
+            f"{config.get('transformers_version', 'no version')}"
+        )
     model.eval().requires_grad_(False)
     if "quantization_config" not in config:  # a pre-quantised checkpoint lies where transformers put it
         model.to(place)

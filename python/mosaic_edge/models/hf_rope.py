@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 
 from mosaic_edge.models.vlm import ModelError, RopeSpec
 
@@ -25,10 +26,16 @@ def rope_of(name: str, language: Any, axes: int) -> RopeSpec:
     n = len(frequencies)
     expected = theta ** (-np.arange(n) / n)
     # A dynamic type looks like the default one until a stream is long.
-    if kind not in ("default", "mrope") or not np.allclose(frequencies, expected, rtol=1e-4, atol=0):
+    if kind not in ("default", "mrope"):
         raise ModelError(
             f"{name}: rope_type={kind!r} scales the rotary frequencies; the memory rotates by one "
             "theta (rope_type 'default', or 'mrope' for Qwen-VL). Use the checkpoint's unscaled form."
+        )
+    if not np.allclose(frequencies, expected, rtol=1e-4, atol=0):  # 4 reads over what 5 wrote
+        raise ModelError(
+            f"{name}: its rotary frequencies are not those of rope_theta={theta:g} in config.json: "
+            f"transformers {transformers.__version__} does not read that config as it is meant; use the "
+            "version that wrote it, or a newer one"
         )
     cos, sin = rotary(
         torch.zeros(1, dtype=torch.float32, device=rotary.inv_freq.device), zero_positions(language, 1, axes)

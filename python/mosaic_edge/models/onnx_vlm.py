@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from mosaic_edge.models.attention_sites import GraphCutError
 from mosaic_edge.models.cut_cache import open_pieces
 from mosaic_edge.models.cut_decoder import CutDecoder, open_session, session_options
 from mosaic_edge.models.model_files import ModelFiles, bytes_on_disk, decoder_hints, read_graph, read_json
+from mosaic_edge.models.rope import absolute_moment
 from mosaic_edge.models.text_embedding import TextEmbedding
 from mosaic_edge.models.tokenizer import TextTokenizer
 from mosaic_edge.models.vision_graph import VisionGraph
-from mosaic_edge.models.vlm import Attend, EncodedFrame, FloatArray, FrameArray, ModelError, VlmSpec
+from mosaic_edge.models.vlm import Attend, EncodedFrame, FloatArray, FrameArray, ModelError, RopeSpec, VlmSpec
 
 _SMALL_MODEL = 64 << 20
 
@@ -37,6 +39,7 @@ class OnnxVlm:
         decoder: CutDecoder,
         tokenizer: TextTokenizer,
         files: ModelFiles,
+        tokens_per_second: float = 0.0,
     ) -> None:
         self._spec = spec
         self._vision = vision
@@ -44,6 +47,7 @@ class OnnxVlm:
         self._decoder = decoder
         self._tokenizer = tokenizer
         self.files = files
+        self._tokens_per_second = tokens_per_second
 
     @classmethod
     def load(
@@ -98,6 +102,9 @@ class OnnxVlm:
             ) from None
         assert logits is not None
         facts = decoder.facts
+        # A graph is given positions and says no rule for them. Published families whose sections take turns
+        # count rows and columns from the frame's own moment, those in chunks from where the video began.
+        rope = replace(facts.rope, grid_follows_time=facts.rope.sections_interleaved)
         spec = VlmSpec(
             name=str(mosaic.get("name", files.folder.resolve().name)),
             layers=facts.layers,
@@ -105,7 +112,7 @@ class OnnxVlm:
             kv_heads=facts.kv_heads,
             head_dim=facts.head_dim,
             hidden=hidden,
-            rope=facts.rope,
+            rope=rope,
             scale=facts.scale,
             tokens_per_frame=vision.tokens,
             grid=vision.grid,
@@ -120,7 +127,8 @@ class OnnxVlm:
             template=str(mosaic.get("template", "{question}")),
             prefix=str(mosaic.get("prefix", "")),
         )
-        return cls(spec, vision, embeddings, decoder, TextTokenizer(files.tokenizer), files)
+        rate = _tokens_per_second(rope, mosaic, config, genai)
+        return cls(spec, vision, embeddings, decoder, TextTokenizer(files.tokenizer), files, rate)
 
     @property
     def spec(self) -> VlmSpec:
@@ -132,9 +140,12 @@ class OnnxVlm:
         return self._vision.encode(frame)
 
     def encode_at(self, frame: FrameArray, pts: float, elapsed: float, number: int) -> EncodedFrame:
-        """The same with the width of the frame's grid, which follows its aspect; time changes nothing."""
+        """The same with the width of the frame's grid, which follows its aspect, and its temporal
+        position."""
         tokens, embedding = self._vision.encode(frame)
-        return EncodedFrame(tokens, embedding, self._vision.frame_grid(*frame.shape[:2])[1])
+        rate = self._tokens_per_second
+        moment = absolute_moment(elapsed, rate) if rate else -1
+        return EncodedFrame(tokens, embedding, self._vision.frame_grid(*frame.shape[:2])[1], moment=moment)
 
     def embed_text(self, ids: Sequence[int]) -> FloatArray:
         """Token ids -> [T, hidden]. ValueError for an id outside the vocabulary."""
@@ -154,6 +165,18 @@ class OnnxVlm:
     def run(self, embeds: FloatArray, attend: Attend, want_logits: bool = True) -> FloatArray | None:
         """Run the decoder over [T, hidden]: the last token's logits [vocab_size], or None."""
         return self._decoder.run(embeds, attend, want_logits)
+
+
+def _tokens_per_second(
+    rope: RopeSpec, mosaic: dict[str, Any], config: dict[str, Any], genai: dict[str, Any]
+) -> float:
+    """Temporal positions a second (Qwen2.5-VL), 0 where a frame takes the next one."""
+    if not any(rope.sections) or rope.grid_follows_time:
+        return 0.0
+    for source in (mosaic, config.get("vision_config", {}), genai.get("model", {}).get("vision", {})):
+        if source.get("tokens_per_second"):
+            return float(source["tokens_per_second"])
+    return 0.0
 
 
 def _end_tokens(
