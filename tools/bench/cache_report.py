@@ -51,9 +51,9 @@ def write_report(
         "Times are of decoder and cache, those of frames over the last frames before the question. The "
         f"vision tower ran before, once for all ({facts['vision_ms']:.0f} ms a frame, "
         f"{facts['vision_cpu_ms']:.0f} CPU ms). CPU times are of all threads. Cache: the most "
-        "that was taken of the cap, or bytes of the tensors of the library's cache. RSS growth: the most while "
-        "frames came in, activations included. The offloaded cache keeps its bytes in host memory and moves "
-        "one layer at a time to a GPU; on a CPU it cannot be made.",
+        "that was taken of the cap, or bytes of the tensors of the library's cache. RSS growth: the most "
+        "while frames came in, activations included. The offloaded cache keeps its bytes in host memory "
+        "and moves one layer at a time to a GPU; on a CPU it cannot be made.",
         "",
         HEADER,
     ]
