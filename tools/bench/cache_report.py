@@ -42,7 +42,7 @@ def write_report(
         "",
         f"One model with random weights in the architecture of Qwen2.5-VL ({size.words}; "
         f"{str(size.dtype).removeprefix('torch.')}), {size.tokens} tokens a frame, the same frames and "
-        f"question for all, one process, {_machine()}, OMP_WAIT_POLICY={os.environ.get('OMP_WAIT_POLICY')}; "
+        f"question for all, {_machine()}, OMP_WAIT_POLICY={os.environ.get('OMP_WAIT_POLICY')}; "
         f"other work ran beside it (load average {loads[0]:.1f} to {loads[-1]:.1f}): compare CPU times. "
         f"transformers {transformers.__version__}, torch {torch.__version__.split('+')[0]}{_quanto()}. "
         f"The cap of ours is {cap / MIB:.1f} MiB at every length, what {facts['cap_frames']:.0f} frames take "
