@@ -81,10 +81,10 @@ MemoryConfig config_from(const py::dict& model, const py::dict& d) {
       model,
       {"layers", "q_heads", "kv_heads", "head_dim", "scale", "rope", "embedding_dim", "frame_tokens", "video_window"},
       "model");
-  refuse_unknown(d,
-                 {"cap_bytes", "exact", "packed", "exact_share", "index_share", "disk_bytes", "spill_dir",
-                  "window_frames", "prefix_tokens", "branch_tokens", "retrieve_tokens", "clusters", "scenes",
-                  "max_cluster_tokens", "positions", "max_position", "summaries", "refresh_every", "prefetch"},
+  refuse_unknown(d, {"cap_bytes",     "exact",           "packed",    "exact_share",   "index_share",
+                     "device_bytes",  "disk_bytes",      "spill_dir", "window_frames", "prefix_tokens",
+                     "branch_tokens", "retrieve_tokens", "clusters",  "scenes",        "max_cluster_tokens",
+                     "positions",     "max_position",    "summaries", "refresh_every", "prefetch"},
                  "memory");
   ModelShape& m = c.model;
   m.layers = get(model, "layers", 0);
@@ -101,6 +101,7 @@ MemoryConfig config_from(const py::dict& model, const py::dict& d) {
   c.packed = codec_from_name(get<std::string>(d, "packed", "int4").c_str());
   c.exact_share = get(d, "exact_share", c.exact_share);
   c.index_share = get(d, "index_share", c.index_share);
+  c.device_bytes = get<uint64_t>(d, "device_bytes", 0);
   c.disk_bytes = get<uint64_t>(d, "disk_bytes", 0);
   c.spill_dir = get<std::string>(d, "spill_dir", "");
   c.window_frames = get(d, "window_frames", 0);
@@ -268,8 +269,9 @@ void bind_memory(py::module_& m) {
       .def(
           "attend",
           [](KvMemory& self, int layer, const py::object& q, const py::object& k, const py::object& v,
-             const py::object& out, int tokens, uintptr_t stream) {
+             const py::object& out, std::optional<int> given_tokens, std::optional<uintptr_t> stream) {
             const ModelShape& m = self.plan().config.model;
+            const int tokens = given_tokens.value_or(self.block_tokens());
             const bool gpu = self.device().has_private();
             std::optional<std::array<LayerArray, 4>> arrays;
             try {
@@ -287,15 +289,17 @@ void bind_memory(py::module_& m) {
             }
             const auto& [at_q, at_k, at_v, at_out] = *arrays;
             const py::gil_scoped_release release;
-            self.attend(layer, at_q.data(), at_k.data(), at_v.data(), at_out.data(), reinterpret_cast<void*>(stream));
+            self.attend(layer, at_q.data(), at_k.data(), at_v.data(), at_out.data(),
+                        stream ? std::optional<void*>(reinterpret_cast<void*>(*stream)) : std::nullopt);
           },
-          py::arg("layer"), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("out"), py::arg("tokens"),
-          py::arg("stream") = 0,
+          py::arg("layer"), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("out"), py::arg("tokens") = py::none(),
+          py::arg("stream") = py::none(),
           R"(q [T, q_heads, D], k, v [T, kv_heads, D] before rotation, float32, C-contiguous; writes out [T, q_heads, D].
 
 NumPy arrays, or arrays with __dlpack__ or __cuda_array_interface__ (torch, CuPy, OrtValue), on the host or on the
-memory's own device; none is copied where the device reaches it. With all four on a GPU the call only queues work, in
-order with `stream`, the caller's CUDA stream as an integer (0: the default one).)")
+memory's own device; none is copied where the device reaches it; [1, T, ...] and heads and channels in one axis are the
+same. `out` is written when this returns; with a `stream`, the caller's CUDA stream as an integer (0: the default one),
+and all four on the GPU the work is only queued in order with it.)")
       .def("commit", &KvMemory::commit, py::call_guard<py::gil_scoped_release>())
       .def("abort", &KvMemory::abort)
       .def(

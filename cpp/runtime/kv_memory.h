@@ -8,7 +8,8 @@
 // (causal), and stages k and v. commit() files the block: the oldest frame leaves the window, the policy places its
 // tokens. A question selects once per layer with its own query and lives on a branch that is dropped, or kept as dialogue.
 // A bad block (NaN, wrong layer) is refused whole: nothing of it is filed. Everything is taken when this is built; append
-// and ask allocate nothing.   kv_memory.cc the seam · selection.cc what is read · admission.cc what is kept
+// and ask allocate nothing.
+//   kv_memory.cc its life · attention.cc the seam · selection.cc what is read · admission.cc what is kept
 // A device that fails ends the session, with an error that says so at every call; another may be opened.
 // Not thread-safe: one caller at a time.
 #pragma once
@@ -18,6 +19,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "core/error.h"
 #include "runtime/block_selection.h"
 #include "runtime/evidence.h"
 #include "runtime/plan.h"
@@ -66,9 +68,11 @@ class KvMemory {
   void begin_frame(const FrameInfo& frame);
   void begin_text(int tokens);
   // q [T, q_heads, D], k, v [T, kv_heads, D] before rotation, out [T, q_heads, D]; contiguous, T as begun. They may lie in
-  // host memory or in the device's own: what the device reaches is not copied. With all four on the device nothing is
-  // waited for: `stream` (of the device's kind, null its default) is the caller's, and is put in order with ours.
-  void attend(int layer, const float* q, const float* k, const float* v, float* out, void* stream = nullptr);
+  // host memory or in the device's own: what the device reaches is not copied. `out` is written when this returns; but where
+  // a stream is given (of the device's kind, null its default) and all four lie on the device, that work is queued in
+  // order with it, and nothing is waited for.
+  void attend(int layer, const float* q, const float* k, const float* v, float* out,
+              std::optional<void*> stream = std::nullopt);
   void commit();
   // Forget the block that was begun.
   void abort();
@@ -112,7 +116,7 @@ class KvMemory {
   // Runs what calls the device. After a DeviceError nobody knows what its memory holds: nothing is answered from it again.
   template <class Call>
   void on_device(const Call& call);
-  void attend_layer(const LayerArrays& given, void* stream);
+  void attend_layer(const LayerArrays& given, std::optional<void*> stream);
   void file_block();
   void settle_read();
   bool attends_means() const { return plan_.summaries && plan_.config.summaries; }
@@ -176,5 +180,18 @@ class KvMemory {
   int64_t unread_pages_ = 0;
   int64_t dropped_dialogue_ = 0;
 };
+
+template <class Call>
+void KvMemory::on_device(const Call& call) {
+  if (!failed_.empty())
+    throw DeviceError("KvMemory: the device failed (" + failed_ +
+                      ") and its memory cannot be trusted. Close the session" + " and open another.");
+  try {
+    call();
+  } catch (const DeviceError& e) {
+    failed_ = e.what();
+    throw;
+  }
+}
 
 }  // namespace mosaic

@@ -50,8 +50,8 @@ bool Staging::readable_is_finite(const LayerArrays& given, const Device& device,
   return true;
 }
 
-LayerArrays Staging::enter(const LayerArrays& given, Backend& backend, int tokens, void* stream) {
-  if (for_kernels(given, *backend.device, false)) backend.device->follow(stream);
+LayerArrays Staging::enter(const LayerArrays& given, Backend& backend, int tokens, std::optional<void*> stream) {
+  if (for_kernels(given, *backend.device, false)) backend.device->follow(stream.value_or(nullptr));
   const auto n = sizes(tokens);
   const auto place = [&](const float* from, float* staged, size_t count) -> const float* {
     const Device::Reach reach = backend.device->reach(from);
@@ -71,9 +71,11 @@ const float* Staging::readable(const float* q, size_t n, Backend& backend) {
   return q_;
 }
 
-void Staging::leave(const LayerArrays& given, Backend& backend, int tokens, void* stream) {
-  if (for_kernels(given, *backend.device, false)) backend.device->precede(stream);
-  if (for_kernels(given, *backend.device, true)) return;  // nobody on the host reads or reuses anything of it
+void Staging::leave(const LayerArrays& given, Backend& backend, int tokens, std::optional<void*> stream) {
+  if (stream && for_kernels(given, *backend.device, true)) {  // nobody on the host reads or reuses anything of it
+    backend.device->precede(*stream);
+    return;
+  }
   backend.ops->wait();
   if (backend.device->reach(given.out) == Device::Reach::kHost)
     std::memcpy(given.out, out_, sizes(tokens)[0] * sizeof(float));

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <optional>
 
 #include "backend/backend.h"
 #include "runtime/plan.h"
@@ -25,12 +26,13 @@ class Staging {
   // True where all of it is finite as far as the host can see; what it cannot see, kernels look at (bad()).
   // Nothing is changed yet.
   bool readable_is_finite(const LayerArrays& given, const Device& device, int tokens) const;
-  // The same arrays where kernels reach them. stream: the engine's, where it made what only kernels reach.
-  LayerArrays enter(const LayerArrays& given, Backend& backend, int tokens, void* stream);
+  // The same arrays where kernels reach them. stream: the engine's, where it made what only kernels reach; none: its
+  // device's default.
+  LayerArrays enter(const LayerArrays& given, Backend& backend, int tokens, std::optional<void*> stream);
   // n numbers of a query that was entered, where the host reads them.
   const float* readable(const float* q, size_t n, Backend& backend);
-  // The kernels' out goes where the engine wants it. Waits, unless the engine reads it by kernels of its own.
-  void leave(const LayerArrays& given, Backend& backend, int tokens, void* stream);
+  // The kernels' out goes where the engine wants it. Waits, unless the engine reads it by kernels on its stream.
+  void leave(const LayerArrays& given, Backend& backend, int tokens, std::optional<void*> stream);
   // Kernels found a number that is not finite since the last clear(); call after Ops::wait().
   bool bad() const { return bad_ != nullptr && *bad_ != 0; }
   void clear() {

@@ -94,6 +94,9 @@ class SessionConfig:
     """Answer tokens after which a question selects anew; 0: once."""
     prefetch: bool = True
     backend: str = "cpu"
+    """Where the memory's kernels run: "cpu", or "cuda"."""
+    device_memory: int | str | None = None
+    """Of the cap, bytes of packed pages in a GPU's own memory, the rest in pinned host memory; None: all."""
     threads: int = 0
     """Threads of the CPU kernels, each with scratch inside the cap; 0: one for a small model, else all."""
     faults: int = 0
@@ -132,7 +135,8 @@ class SessionConfig:
             "packed": packed,
             "exact_share": self.exact_share,
             "index_share": self.index_share,
-            "disk_bytes": 0 if self.disk is None else parse_bytes(self.disk, "disk"),
+            "device_bytes": self._optional_bytes("device_memory"),
+            "disk_bytes": self._optional_bytes("disk"),
             "spill_dir": self.spill_dir or tempfile.gettempdir(),
             "window_frames": self.window_frames,
             "prefix_tokens": prefix_tokens,
@@ -146,6 +150,10 @@ class SessionConfig:
             "refresh_every": self.refresh_every,
             "prefetch": self.prefetch,
         }
+
+    def _optional_bytes(self, knob: str) -> int:
+        size = getattr(self, knob)
+        return 0 if size is None else parse_bytes(size, knob)
 
     def core_threads(self, spec: VlmSpec) -> int:
         """Threads of the CPU kernels: handing work over costs more than it brings for a small model."""

@@ -146,6 +146,21 @@ class Engine:
         return Session(self.model, SessionConfig(**settings))
 
 
+class _MemoryAttend:
+    """A session's `attend`, as models see it (vlm.DeviceAttend)."""
+
+    def __init__(self, memory: Any, out: FloatArray, device: str) -> None:
+        self._memory = memory
+        self._out = out
+        self.device = device
+
+    def __call__(self, layer: int, q: Any, k: Any, v: Any, out: Any = None, stream: int | None = None) -> Any:
+        if out is None:
+            out = self._out[: len(q)]
+        self._memory.attend(layer, q, k, v, out, stream=stream)
+        return out
+
+
 class Session:
     """One stream: frames in, questions out, inside one cap. Calls from several threads take turns."""
 
@@ -177,6 +192,7 @@ class Session:
         self._branch_tokens: int = self._memory.plan()["branch_tokens"]
         most = max(self._spec.tokens_per_frame, self._branch_tokens, len(prefix))
         self._out: FloatArray = np.empty((most, self._spec.q_heads, self._spec.head_dim), np.float32)
+        self._attend: _MemoryAttend | None = _MemoryAttend(self._memory, self._out, self.config.backend)
         self._gaps: deque[float] = deque([1.0 / self._spec.fps], maxlen=31)
         self._frames = 0
         self._first_pts: float | None = None
@@ -305,7 +321,7 @@ class Session:
     def close(self) -> None:
         """Give the memory back. The session cannot be used afterwards; closing twice is fine."""
         with self._lock:
-            self._memory = None  # its copy thread ends here, with its last span
+            self._memory = self._attend = None  # its copy thread ends here, with its last span
             self._trace.close()
 
     def __enter__(self) -> Session:
@@ -352,15 +368,11 @@ class Session:
         lengths = np.linalg.norm(now, axis=1) * np.linalg.norm(before, axis=1)
         return bool(np.mean((now * before).sum(axis=1) / np.maximum(lengths, 1e-30)) >= limit)
 
-    def _attend(self, layer: int, q: FloatArray, k: FloatArray, v: FloatArray) -> FloatArray:
-        out = self._out[: len(q)]
-        self._memory.attend(layer, q, k, v, out, len(q))
-        return out
-
     def _run(self, embeds: FloatArray, want_logits: bool) -> NDArray[np.float32] | None:
         """One forward pass of a block that was begun; the block is forgotten if anything fails."""
         try:
             with self._trace.span("forward"):
+                assert self._attend is not None  # the memory is open: a block was begun
                 logits = self._model.run(embeds, self._attend, want_logits)
         except BaseException:
             self._memory.abort()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -50,6 +51,20 @@ class NumpyMemory:
         weights /= weights.sum(-1, keepdims=True)
         out = np.einsum("hqk,khd->qhd", weights, np.repeat(self.values[layer], group, axis=1))
         return out.astype(np.float32)
+
+
+class ValueMemory(NumpyMemory):
+    """The same for a decoder on a device: OrtValues in, and the answer written into one."""
+
+    device = "cpu"
+
+    def __call__(self, layer: int, q: Any, k: Any, v: Any, out: Any = None, stream: int | None = None) -> Any:
+        heads = (self.facts.q_heads, self.facts.kv_heads, self.facts.kv_heads)
+        arrays = [
+            x.numpy().reshape(-1, n, self.facts.head_dim) for x, n in zip((q, k, v), heads, strict=True)
+        ]
+        out.update_inplace(self.attend(layer, *arrays).reshape(out.shape()))
+        return out
 
 
 def rotate(x: np.ndarray, positions: np.ndarray, rope: RopeSpec) -> np.ndarray:
@@ -134,6 +149,7 @@ def assert_same(
     graph = cut(model, {"head_dim": head} if head else {}, folder)
     cut_decoder, memory = CutDecoder(graph, "test", 1, folder), NumpyMemory(graph)
     binding, beside = CutDecoder(graph, "test", 1, folder, bound_bytes=0), NumpyMemory(graph)
+    values, apart = CutDecoder(graph, "test", 1, folder, as_values=True), ValueMemory(graph)
     by_token, by_chunk = Uncut(model, head), Uncut(model, head)
     rng = np.random.default_rng(3)
     at = 0
@@ -152,6 +168,8 @@ def assert_same(
         assert logits is not None and logits.shape == (chunk.shape[1],) and logits.dtype == np.float32
         beside.begin(positions)
         np.testing.assert_allclose(binding.run(embeds, beside.attend), logits, atol=1e-5, rtol=0)
+        apart.begin(positions)
+        np.testing.assert_allclose(values.run(embeds, apart), logits, atol=1e-5, rtol=0)
         assert np.ptp(token[-1]) > 0.5
         np.testing.assert_allclose(logits, chunk[-1], atol=tolerance, rtol=0)
         np.testing.assert_allclose(logits, token[-1], atol=tolerance, rtol=0)

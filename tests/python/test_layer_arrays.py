@@ -70,12 +70,29 @@ def test_torch_tensors_are_read_and_written_in_place_as_numpy_arrays_are():
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("shape", [(1, TOKENS, -1, 16), (1, TOKENS, -1), (TOKENS, -1)])
+def test_the_shapes_that_graphs_give_are_the_same_block(shape):
+    expected = played(lambda a: a)
+    for a, b in zip(expected, played(lambda a: a.reshape(shape)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_an_onnx_runtime_value_is_read_in_place():
     ort = pytest.importorskip("onnxruntime")
     expected = played(lambda a: a)
     got = played(lambda a: a if np.isnan(a).any() else ort.OrtValue.ortvalue_from_numpy(a))
     for a, b in zip(expected, got, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_an_onnx_runtime_value_is_written_in_place():
+    ort = pytest.importorskip("onnxruntime")
+    q, k, v = arrays(1)
+    expected = np.full_like(q, np.nan)
+    opened().attend(0, q, k, v, expected)
+    out = ort.OrtValue.ortvalue_from_shape_and_type([1, TOKENS, 64], np.float32, "cpu", 0)
+    opened().attend(0, q, k, v, out)
+    np.testing.assert_array_equal(out.numpy().reshape(expected.shape), expected)
 
 
 def test_an_array_that_only_speaks_dlpack_is_released_after_the_call():
@@ -100,7 +117,9 @@ def test_a_wrong_shape_type_or_order_is_refused_by_name(name):
     assert f"{name} has shape [5, {heads}, 15], expected [5, {heads}, 16]" in refused(
         **{name: good[:, :, :15].copy()}
     )
-    assert f"{name} has shape [5, {heads * 16}]" in refused(**{name: good.reshape(TOKENS, -1)})
+    assert f"{name} has shape [{5 * heads * 16}]" in refused(**{name: good.reshape(-1)})
+    assert f"{name} has shape [1, 1, 5, {heads}, 16]" in refused(**{name: good[None, None]})
+    assert f"{name} has shape [2, 5, {heads}, 16]" in refused(**{name: np.stack([good, good])})
     assert f"{name} is not float32" in refused(**{name: good.astype(np.float16)})
     assert f"{name} is not C-contiguous" in refused(**{name: np.asfortranarray(good)})
     assert f"{name} is a list" in refused(**{name: good.tolist()})

@@ -39,7 +39,7 @@ void load_page_token(const AttendArgs& a, const PageEntry& page, int head, int t
   to->bias = 0;
   const int at = page.first + token - page.begin, t = a.positions[at];
   int h = 0, w = 0;
-  if (a.places != nullptr)
+  if (a.places != nullptr && a.rope != nullptr)
     h = a.rope->spec().place_at(t, a.places[2 * at]), w = a.rope->spec().place_at(t, a.places[2 * at + 1]);
   rotate_at(a.rope, t, h, w, angles, to->k);
 }

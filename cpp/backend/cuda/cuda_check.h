@@ -10,10 +10,32 @@
 
 namespace mosaic::cuda {
 
+// Errors after which a process can do nothing more on its GPU.
+inline bool is_lost(cudaError_t code) {
+  switch (code) {
+    case cudaErrorIllegalAddress:
+    case cudaErrorLaunchFailure:
+    case cudaErrorLaunchTimeout:
+    case cudaErrorIllegalInstruction:
+    case cudaErrorMisalignedAddress:
+    case cudaErrorInvalidAddressSpace:
+    case cudaErrorInvalidPc:
+    case cudaErrorHardwareStackError:
+    case cudaErrorECCUncorrectable:
+    case cudaErrorDeviceUnavailable:
+    case cudaErrorAssert:
+      return true;
+    default:
+      return false;
+  }
+}
+
 [[noreturn]] inline void fail(cudaError_t code, const char* what, const char* file, int line) {
   throw DeviceError("cuda: " + std::string(what) + " failed: " + cudaGetErrorString(code) + " (" +
                     cudaGetErrorName(code) + ", " + file + ":" + std::to_string(line) + "). " +
-                    (code == cudaErrorMemoryAllocation ? "Lower memory=." : "Close the session and open another."));
+                    (code == cudaErrorMemoryAllocation ? "Lower memory=."
+                     : is_lost(code) ? "The GPU is lost to this process: restart it."
+                                     : "Close the session and open another."));
 }
 
 inline void check(cudaError_t code, const char* what, const char* file, int line) {

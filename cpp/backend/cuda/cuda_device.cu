@@ -69,7 +69,7 @@ void copy(const simt::Queue& queue, void* to, const void* from, size_t bytes) {
 
 [[noreturn]] void refuse(const char* what, size_t bytes, size_t free) {
   throw DeviceError("cuda: " + format_bytes(bytes) + " of " + what + " needed, " + format_bytes(free) +
-                    " free. Lower memory=.");
+                    " free. Lower memory= or device_memory=.");
 }
 
 }  // namespace
@@ -125,8 +125,9 @@ void* CudaDevice::allocate(size_t bytes) {
 void* CudaDevice::allocate_private(size_t bytes) {
   size_t free = 0, total = 0;
   MOSAIC_CUDA_TRY(cudaMemGetInfo(&free, &total));
+  if (integrated_) free = free_bytes();  // one DRAM: what the host's page cache holds counts as free
   void* memory = nullptr;
-  const cudaError_t code = bytes == 0 ? cudaErrorMemoryAllocation : cudaMalloc(&memory, bytes);
+  const cudaError_t code = bytes == 0 || bytes > free ? cudaErrorMemoryAllocation : cudaMalloc(&memory, bytes);
   if (code == cudaErrorMemoryAllocation) {
     cudaGetLastError();
     refuse("device memory", bytes, free);

@@ -44,6 +44,7 @@ def examine(spill_dir: str | None = None) -> dict[str, Any]:
         "packages": [_package(name, None) for name in NEEDED]
         + [_package(name, extra) for name, extra in OPTIONAL.items()],
         "core": _core(),
+        "gpus": _gpus(),
         "providers": _providers(),
         "model": _model(),
         "profiles": _profiles(),
@@ -77,6 +78,43 @@ def _core() -> dict[str, Any]:
         "backends": core.backends(),
         "policies": list(core.policies()),
     }
+
+
+def _gpus() -> list[dict[str, Any]]:
+    """What NVML says of each GPU. It may be absent, or know little (Jetson): every question is guarded."""
+    try:
+        nvml = import_module("pynvml")
+        nvml.nvmlInit()
+    except ModuleNotFoundError:
+        why = "pynvml is not installed: pip install 'mosaic_edge[gpu]'"
+        return [{"ok": False, "name": "NVML", "detail": why}]
+    except Exception as error:  # no driver, no permission: one line says which
+        return [{"ok": False, "name": "NVML", "detail": str(error) or type(error).__name__}]
+
+    def ask(question: Any, *given: Any) -> Any:
+        try:
+            answer = question(*given)
+        except Exception:  # NVMLError_NotSupported and its like
+            return None
+        return answer.decode() if isinstance(answer, bytes) else answer
+
+    from mosaic_edge.config import format_bytes
+
+    found = []
+    driver = ask(nvml.nvmlSystemGetDriverVersion) or "unknown"
+    for number in range(ask(nvml.nvmlDeviceGetCount) or 0):
+        device = ask(nvml.nvmlDeviceGetHandleByIndex, number)
+        memory = ask(nvml.nvmlDeviceGetMemoryInfo, device)
+        watts = ask(nvml.nvmlDeviceGetPowerUsage, device)
+        parts = [f"driver {driver}"]
+        if memory is not None:
+            parts.append(f"{format_bytes(memory.free)} free of {format_bytes(memory.total)}")
+        if watts is not None:
+            parts.append(f"{watts / 1000:.0f} W")
+        name = ask(nvml.nvmlDeviceGetName, device) or "unnamed"
+        found.append({"ok": True, "name": f"GPU {number}", "detail": ", ".join([name, *parts])})
+    ask(nvml.nvmlShutdown)
+    return found or [{"ok": False, "name": "NVML", "detail": f"driver {driver}, no GPU"}]
 
 
 def _providers() -> dict[str, Any]:
@@ -159,6 +197,8 @@ def show_doctor(found: dict[str, Any], console: Console) -> None:
     row("core", found["core"]["ok"], found["core"]["detail"])
     for backend in found["core"]["backends"]:
         row(f"backend {backend['name']}", backend["available"], backend["detail"])
+    for gpu in found["gpus"]:
+        row(gpu["name"], gpu["ok"], gpu["detail"])
     row("policies", bool(found["core"]["policies"]), ", ".join(found["core"]["policies"]))
     providers = found["providers"]
     row("ONNX Runtime", providers["ok"], f"{providers['detail']} {', '.join(providers['names'])}")

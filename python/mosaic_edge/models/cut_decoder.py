@@ -11,7 +11,7 @@ import onnxruntime as ort
 
 from mosaic_edge.models.cut_cache import CachedCut, CachedSegment
 from mosaic_edge.models.graph_cut import EMBEDS, LOGITS, CutGraph, Segment
-from mosaic_edge.models.vlm import Attend, FloatArray, ModelError
+from mosaic_edge.models.vlm import Attend, DeviceAttend, FloatArray, ModelError
 
 
 def session_options(threads: int, folder: str = "") -> ort.SessionOptions:
@@ -64,8 +64,9 @@ class CutDecoder:
     """layers + 1 sessions; holds weights only, no keys and no values.
 
     Tensors of large blocks cross from one session to the next as OrtValues, where they lie. q, k and v are
-    written straight into arrays of one run, and what `attend` returns is read in place; from and to a GPU
-    these are copies, since the memory takes host arrays. device="cuda" is unproven: no GPU has run it.
+    written straight into arrays of one run, and what `attend` returns is read in place. On a GPU, where the
+    memory's kernels run there too, q, k, v and out are OrtValues as well and no host sees them; where the
+    memory is on the CPU they are copies. device="cuda" is unproven: no GPU has run it.
     """
 
     def __init__(
@@ -76,8 +77,10 @@ class CutDecoder:
         folder: str = "",
         device: str = "cpu",
         bound_bytes: int = BOUND_BYTES,
+        as_values: bool | None = None,
     ) -> None:
         self._bound_bytes = bound_bytes
+        self._as_values = device != "cpu" if as_values is None else as_values
         self.facts = facts = graph.facts
         self._device = device
         options = session_options(threads, folder)
@@ -102,6 +105,8 @@ class CutDecoder:
         """Run embeds [T, hidden] to the last token's logits [vocab], or None; `attend` once per layer."""
         if embeds.ndim != 2 or embeds.shape[0] == 0:
             raise ValueError(f"embeds must be [T >= 1, hidden], got {embeds.shape}")
+        if self._as_values and isinstance(attend, DeviceAttend) and attend.device == self._device:
+            return self._run_values(embeds, attend, want_logits)
         tokens = embeds.shape[0]
         live: dict[str, Any] = {EMBEDS: np.ascontiguousarray(embeds, np.float32)[None]}
         arrays = [np.empty((tokens, *heads), np.float32) for heads in self._heads]
@@ -124,6 +129,34 @@ class CutDecoder:
         self._step(self.facts.layers, live, {})
         logits: FloatArray = live[LOGITS]
         return logits.reshape(-1, logits.shape[-1])[-1]
+
+    def _run_values(self, embeds: FloatArray, attend: DeviceAttend, want_logits: bool) -> FloatArray | None:
+        """run() with every tensor an OrtValue on the device, `attend`'s too."""
+        rows = np.ascontiguousarray(embeds, np.float32)[None]
+        live = {EMBEDS: ort.OrtValue.ortvalue_from_numpy(rows, self._device, 0)}
+        shape = [embeds.shape[0] if n == -1 else n for n in self._out_shape]
+        out = ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, self._device, 0)
+        for layer in range(self.facts.layers):
+            self._step_values(layer, live)
+            q, k, v = (live.pop(f"mosaic.{layer}.{name}") for name in ("query", "key", "value"))
+            live[f"mosaic.{layer}.out"] = attend(layer, q, k, v, out)
+        if not want_logits:
+            return None
+        self._step_values(self.facts.layers, live)
+        logits: FloatArray = live[LOGITS].numpy()
+        return logits.reshape(-1, logits.shape[-1])[-1]
+
+    def _step_values(self, i: int, live: dict[str, Any]) -> None:
+        session, inputs, outputs, done = self._steps[i]
+        binding = session.io_binding()
+        for name in inputs:
+            binding.bind_ortvalue_input(name, live[name])
+        for name in outputs:
+            binding.bind_output(name, self._device)
+        session.run_with_iobinding(binding)  # has run when it returns: the memory's stream needs no order
+        live.update(zip(outputs, binding.get_outputs(), strict=True))
+        for name in done:
+            del live[name]
 
     def _step(self, i: int, live: dict[str, Any], arrays: dict[str, FloatArray]) -> None:
         """Run segment i from and to `live`, whose values are arrays or, between large blocks, OrtValues.

@@ -11,23 +11,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, cast
 
-import numpy as np
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from mosaic_edge.models.vlm import Attend, FloatArray
+from mosaic_edge.models.vlm import Attend, DeviceAttend
 
 NAME = "mosaic_edge"
 
-_attend: ContextVar[Attend | None] = ContextVar("mosaic_edge_attend", default=None)
+_attend: ContextVar[Attend | DeviceAttend | None] = ContextVar("mosaic_edge_attend", default=None)
 
 
 @contextmanager
-def attending(attend: Attend) -> Iterator[None]:
+def attending(attend: Attend | DeviceAttend) -> Iterator[None]:
     """Inside, attention calls of this thread (and context) go to `attend`."""
     token = _attend.set(attend)
     try:
@@ -55,8 +54,15 @@ def _attention(
     if attend is None:
         out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
         return out, None
-    read = attend(int(module.layer_idx), _rows(query), _rows(key), _rows(value))
-    return torch.from_numpy(read).to(query.device, query.dtype)[None], None
+    device = getattr(attend, "device", None)
+    if device != query.device.type:  # a memory elsewhere, or one that takes NumPy arrays alone
+        read = attend(int(module.layer_idx), *(_rows(x, "cpu").numpy() for x in (query, key, value)))
+        return torch.from_numpy(read).to(query.device, query.dtype)[None], None
+    q, k, v = (_rows(x, device) for x in (query, key, value))
+    out = torch.empty_like(q)
+    stream = torch.cuda.current_stream(query.device).cuda_stream if device == "cuda" else None
+    cast(DeviceAttend, attend)(int(module.layer_idx), q, k, v, out=out, stream=stream)
+    return out.to(query.dtype)[None], None
 
 
 def _mask(*args: Any, **settings: Any) -> torch.Tensor | None:
@@ -64,7 +70,6 @@ def _mask(*args: Any, **settings: Any) -> torch.Tensor | None:
     return sdpa_mask(*args, **settings) if _attend.get() is None else None
 
 
-def _rows(x: torch.Tensor) -> FloatArray:
-    """[1, H, T, D] -> float32 [T, H, D]: a view where that is what lies there already."""
-    rows = x[0].transpose(0, 1).to("cpu", torch.float32)
-    return np.ascontiguousarray(rows.numpy())
+def _rows(x: torch.Tensor, device: str) -> torch.Tensor:
+    """[1, H, T, D] -> float32 [T, H, D] on `device`: a view where that is what lies there already."""
+    return x[0].transpose(0, 1).to(device, torch.float32).contiguous()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,21 @@ Attend: TypeAlias = Callable[[int, FloatArray, FloatArray, FloatArray], FloatArr
 """attend(layer, q [T, H_q, D], k [T, H_kv, D], v [T, H_kv, D]) -> out [T, H_q, D]; float32, q and k before
 rotation.
 """
+
+
+@runtime_checkable
+class DeviceAttend(Protocol):
+    """An `attend` that also takes arrays of other libraries (__dlpack__) where its memory's kernels run."""
+
+    device: str
+    """"cpu" or "cuda": where such arrays may lie."""
+
+    def __call__(self, layer: int, q: Any, k: Any, v: Any, out: Any = None, stream: int | None = None) -> Any:
+        """As `Attend`; writes into `out` and returns it. Without `out`, q, k, v are NumPy arrays.
+
+        stream: a CUDA stream that the work is queued on; without one `out` is written when this returns.
+        """
+        ...
 
 
 class ModelError(ValueError):
