@@ -52,7 +52,7 @@ class Size:
 WIDTHS_3B: dict[str, Any] = dict(
     vocab_size=151_936, hidden_size=2048, intermediate_size=11_008, num_attention_heads=16,
     num_key_value_heads=2, tie_word_embeddings=True,
-    rope_parameters=dict(rope_type="default", rope_theta=1e6, mrope_section=[16, 24, 24]),
+    rope_theta=1e6, rope_scaling=dict(rope_type="default", mrope_section=[16, 24, 24]),
 )  # fmt: skip
 TOWER_3B: dict[str, Any] = dict(
     hidden_size=1280, num_heads=16, intermediate_size=3420, out_hidden_size=2048, tokens_per_second=2
@@ -64,7 +64,7 @@ SIZES = {
         dict(
             vocab_size=len(IDS) + 5, hidden_size=128, intermediate_size=112, num_attention_heads=4,
             num_key_value_heads=2, num_hidden_layers=2, tie_word_embeddings=False,
-            rope_parameters=dict(rope_type="default", rope_theta=1e6, mrope_section=[4, 6, 6]),
+            rope_theta=1e6, rope_scaling=dict(rope_type="default", mrope_section=[4, 6, 6]),
         ),
         dict(depth=1, hidden_size=32, num_heads=2, intermediate_size=48, out_hidden_size=128,
              fullatt_block_indexes=[0], tokens_per_second=2),

@@ -92,7 +92,9 @@ class LibraryStream:
             vars(layer).clear()
             vars(layer).update(state)
         self.next = next_before
-        return Answer(answer, first_logits.float().numpy(), first, first_cpu, (tokens - 1) / max(rest, 1e-9))
+        rate = (tokens - 1) / max(rest, 1e-9)
+        text = self.recorded.detokenize(answer)
+        return Answer(text, first_logits.float().numpy(), first, first_cpu, rate)
 
     def cache_bytes(self) -> int:
         return sum(tensor_bytes(list(vars(layer).values())) for layer in self.cache.layers)
