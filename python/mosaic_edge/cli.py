@@ -27,9 +27,13 @@ app = typer.Typer(
     help="Streaming video memory for vision-language models under a hard memory cap.",
 )
 
-Model = Annotated[str, typer.Option(help="mosaic-tiny, or a model directory in the standard ONNX layout.")]
+Model = Annotated[
+    str,
+    typer.Option(help="mosaic-tiny, a directory of ONNX graphs or as transformers saves it, or a hub id."),
+]
 Memory = Annotated[str, typer.Option(help="The cap: everything that grows with the stream, such as 64MiB.")]
 Policy = Annotated[str, typer.Option(help="What is kept under the cap; `doctor` lists the names.")]
+Backend = Annotated[str, typer.Option(help="Where the memory's kernels run: cpu, or cuda.")]
 Disk = Annotated[str | None, typer.Option(help="Quota of the spill file, such as 2GiB. Default: none.")]
 Profile = Annotated[
     str | None,
@@ -171,6 +175,7 @@ def run(
     fps: Annotated[float | None, typer.Option(help="Frames a second. Default: the model's.")] = None,
     since: Annotated[float | None, typer.Option(help="Read only what was seen from this second on.")] = None,
     disk: Disk = None,
+    backend: Backend = "cpu",
     profile: Profile = None,
     trace: TraceFile = None,
     json: Json = False,
@@ -181,7 +186,9 @@ def run(
     """
     from mosaic_edge.commands.run import run_file, show_run
 
-    session = _settings(context, profile, {"memory": memory, "policy": policy, "disk": disk, "fps": fps})
+    session = _settings(
+        context, profile, {"memory": memory, "policy": policy, "disk": disk, "backend": backend, "fps": fps}
+    )
     fps = session.pop("fps")
     session["trace"] = None if trace is None else str(trace)
     result = run_file(source, ask, model=model, fps=fps, since=since, session=session, quiet=json)
@@ -203,6 +210,7 @@ def live(
     policy: Policy = DEFAULT_POLICY,
     fps: Annotated[float | None, typer.Option(help="Frames a second. Default: the model's.")] = None,
     disk: Disk = None,
+    backend: Backend = "cpu",
     profile: Profile = None,
     socket: Annotated[
         Path | None, typer.Option(help="Unix socket: a question a line in, a JSON answer a line out.")
@@ -218,7 +226,9 @@ def live(
     """
     from mosaic_edge.commands.live_stream import LiveSettings, run_live, show_live
 
-    session = _settings(context, profile, {"memory": memory, "policy": policy, "disk": disk, "fps": fps})
+    session = _settings(
+        context, profile, {"memory": memory, "policy": policy, "disk": disk, "backend": backend, "fps": fps}
+    )
     session["trace"] = None if trace is None else str(trace)
     settings = LiveSettings(source, session.pop("fps"), model, socket, account, every)
     result = run_live(settings, session, quiet=json)
@@ -238,13 +248,16 @@ def plan(
     policy: Policy = DEFAULT_POLICY,
     model: Model = "mosaic-tiny",
     disk: Disk = None,
+    backend: Backend = "cpu",
     profile: Profile = None,
     json: Json = False,
 ) -> None:
     """Show how a cap would be split, without allocating it."""
     from mosaic_edge.commands.plan import make_plan, show_plan
 
-    session = _settings(context, profile, {"memory": memory, "policy": policy, "disk": disk})
+    session = _settings(
+        context, profile, {"memory": memory, "policy": policy, "disk": disk, "backend": backend}
+    )
     session.pop("fps", None)
     result = make_plan(model, session)
     if json:

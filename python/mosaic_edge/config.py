@@ -25,6 +25,7 @@ _UNITS = {
     "gb": 10**9,
 }
 _MOST_BYTES = 1 << 50
+BACKENDS = ("cpu", "cuda")
 
 
 def parse_bytes(size: int | str, knob: str = "memory") -> int:
@@ -121,6 +122,8 @@ class SessionConfig:
                 raise ValueError(f"{item.name}={value!r}: expected {expected}")
         if not isinstance(self.settings, dict):
             raise ValueError(f"settings={self.settings!r}: expected a dict of the policy's settings by name")
+        if self.backend not in BACKENDS:
+            raise ValueError(f"backend={self.backend!r}: expected one of {', '.join(BACKENDS)}")
         if not -1 <= self.skip_alike <= 1:
             raise ValueError(f"skip_alike={self.skip_alike}: expected a cosine, or 0 for none")
         for name, given in self.settings.items():

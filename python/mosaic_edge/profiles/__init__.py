@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from mosaic_edge.config import SessionConfig, format_bytes, parse_bytes
+from mosaic_edge.config import BACKENDS, SessionConfig, format_bytes, parse_bytes
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -108,8 +108,10 @@ def _check_session(key: str, value: Any) -> None:
     if key == "settings":
         if not isinstance(value, dict) or not all(_is(v, {"float", "bool", "str"}) for v in value.values()):
             raise ValueError(f"session.settings={value!r}: expected a table of numbers and words")
-    elif key in ("memory", "disk"):
+    elif key in ("memory", "disk", "device_memory"):
         parse_bytes(value, f"session.{key}")
+    elif key == "backend" and value not in BACKENDS:
+        raise ValueError(f"session.backend={value!r}: expected one of {', '.join(BACKENDS)}")
     elif not _is(value, _TYPES[key]):
         raise ValueError(f"session.{key}={value!r}: expected {' or '.join(sorted(_TYPES[key]))}")
     elif isinstance(value, int | float) and not 0 <= value < math.inf:
