@@ -218,24 +218,29 @@ class Session:
                 pts = 0.0 if self._last_pts is None else self._last_pts + median(self._gaps)
             if not np.isfinite(pts):
                 raise ValueError(f"pts={pts}: expected seconds")
+            if self._last_pts is not None and pts < self._last_pts:
+                raise ValueError(f"pts={pts}: before the last frame's, {self._last_pts}; pts must not fall")
             with self._trace.span("encode_frame"):
                 block = self._encode(image, pts)
             if self._is_duplicate(block):
                 self._duplicates += 1
+                self._note_time(pts)
                 return
             memory.begin_frame(
                 pts, block.embedding, len(block.tokens), block.columns, block.lead, block.trail, block.moment
             )
             self._run(block.tokens, want_logits=False)
             self._kept_picture = _picture_of(block)
-            if self._first_pts is None:
-                self._first_pts = pts
-            if self._last_pts is not None and pts > self._last_pts:
-                self._gaps.append(
-                    pts - self._last_pts
-                )  # what counts as neighbouring moments follows the stream
-            self._last_pts = pts
+            self._note_time(pts)
             self._frames += 1
+
+    def _note_time(self, pts: float) -> None:
+        """A frame was seen: what counts as neighbouring moments follows the stream."""
+        if self._first_pts is None:
+            self._first_pts = pts
+        if self._last_pts is not None and pts > self._last_pts:
+            self._gaps.append(pts - self._last_pts)
+        self._last_pts = pts
 
     def append_video(
         self,
@@ -295,7 +300,7 @@ class Session:
         stream=True gives a ReplyStream. Raises ValueError for text the model does not know.
         """
         template = (self._spec.follow_up if self._talking else "") or self._spec.template
-        ids = self._model.tokenize(template.format(question=question))
+        ids = self._model.tokenize(template.replace("{question}", question))
         if not ids:
             raise ValueError("question: no text")
         result: list[Reply] = []
@@ -396,7 +401,7 @@ class Session:
         began = time.perf_counter()
         sampler = Sampler(sampling)
         answer: list[int] = []
-        said = ""
+        said = sent = ""
         with self._my_turn():
             self._streaming = stream
             keep = False  # a turn that failed is not part of the dialogue; one that was stopped early is
@@ -415,14 +420,18 @@ class Session:
                         finish = "end"
                         break
                     answer.append(token)
-                    text = self._model.detokenize(answer)
-                    yield text[len(said) :]
-                    said = text
+                    said = self._model.detokenize(answer)
+                    # A character may take several tokens: until its last it reads as U+FFFD and is held back.
+                    if said.startswith(sent) and not said.endswith("\ufffd"):
+                        piece, sent = said[len(sent) :], said
+                        yield piece
                     if len(answer) < limit or dialogue:
                         with self._lock:
                             next_logits = self._block(self._model.embed_text([token]), want_logits=True)
                         assert next_logits is not None
                         logits = next_logits
+                if len(said) > len(sent):  # what was held back to the end
+                    yield said[len(sent) :]
                 keep = dialogue
             except GeneratorExit:
                 keep = dialogue

@@ -114,6 +114,18 @@ def test_a_centre_crop_is_that_of_the_image_processor(size: tuple[int, int]) -> 
     assert off.max() < 2.01 and (off > 0.01).mean() < 0.25
 
 
+@pytest.mark.parametrize("size", [(158, 211), (316, 333), (570, 400), (666, 1133)])
+def test_a_crop_as_large_as_the_shortest_edge_fits_whatever_the_side(size: tuple[int, int]) -> None:
+    theirs = processor(
+        "clip", "CLIPImageProcessor", size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}
+    )
+    frame = picture(*size)
+    got = FrameRules.read({}, theirs.to_dict()).image(frame, 336, 336)
+    want = theirs(frame, return_tensors="np")["pixel_values"]
+    assert got.shape == want.shape == (1, 3, 336, 336)
+    assert np.median(np.abs(got - want)) < 0.02
+
+
 def test_odd_settings_are_refused_by_name() -> None:
     with pytest.raises(ModelError, match="resample=0; there are 1 lanczos"):
         FrameRules.read({}, {"resample": 0})

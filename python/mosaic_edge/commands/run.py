@@ -38,7 +38,7 @@ def run_file(
     for question in questions:
         if not question.strip():
             raise ValueError("ask: expected a question, got an empty text")
-        engine.model.tokenize(engine.spec.template.format(question=question))
+        engine.model.tokenize(engine.spec.template.replace("{question}", question))
     VideoSource(source, fps=engine.spec.fps if fps is None else fps)
     error: str | None = None
     reached: float | None = None

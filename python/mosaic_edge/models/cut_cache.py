@@ -105,7 +105,9 @@ def _places(decoder: Path) -> Iterator[Path]:
 
 def _key(decoder: Path, hints: Mapping[str, object]) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    digest.update(json.dumps([CUTTER_VERSION, dict(hints)], sort_keys=True).encode())
+    # The folder: equal graphs over other external data do not share an entry of a common cache.
+    where = str(decoder.parent.resolve())
+    digest.update(json.dumps([CUTTER_VERSION, where, dict(hints)], sort_keys=True).encode())
     _add_file(digest, decoder)
     return digest.hexdigest()
 
@@ -180,8 +182,9 @@ def _write(entry: Path, decoder: Path, graph: CutGraph) -> None:
             "external_data": _identity(decoder, sorted(names)),
         }
         (aside / "cut.json").write_text(json.dumps(said), encoding="utf-8")
-        if entry.exists():  # damaged, or another process was quicker: then the same bytes
-            shutil.rmtree(entry, ignore_errors=True)
+        if _read(entry, decoder) is not None:  # another load was quicker, and may be reading it
+            return
+        shutil.rmtree(entry, ignore_errors=True)  # damaged
         aside.rename(entry)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -54,6 +54,11 @@ def _attention(
     if attend is None:
         out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
         return out, None
+    for name in ("sliding_window", "softcap", "s_aux"):
+        if settings.get(name) is not None:
+            raise ValueError(
+                f"attention with {name}={settings[name]!r}: the memory has none; use another model"
+            )
     device = getattr(attend, "device", None)
     if device != query.device.type:  # a memory elsewhere, or one that takes NumPy arrays alone
         read = attend(int(module.layer_idx), *(_rows(x, "cpu").numpy() for x in (query, key, value)))

@@ -83,7 +83,11 @@ class HfVlm:
         family = parts.family(name, parts.model, parts.images, tokens_per_frame)
         language = family.language
         config = language.config
-        if "sliding_attention" in (getattr(config, "layer_types", None) or []):
+        layers = getattr(config, "layer_types", None)
+        window = (
+            getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+        )
+        if "sliding_attention" in layers if layers else window is not None:
             raise ModelError(
                 f"{name}: its decoder has sliding-window layers; the memory attends to all it keeps"
             )
@@ -98,6 +102,9 @@ class HfVlm:
         if mosaic:  # a model made for streams says itself how it is asked
             prompt = Prompt(mosaic.get("prefix", ""), mosaic.get("template", "{question}"))
         prefix, question, follow_up = prompt.whole()
+        first = parts.tokenizer.bos_token
+        if first and first in parts.tokenizer.convert_ids_to_tokens(parts.tokenizer("").input_ids):
+            prefix = prefix if prefix.startswith(first) else first + prefix  # as the processor begins a text
         side = mosaic.get("image_size") or getattr(parts.model.config.vision_config, "image_size", None) or 0
         height, width = (side, side) if isinstance(side, int) else side
         head = parts.model.get_output_embeddings()

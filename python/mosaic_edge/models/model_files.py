@@ -178,7 +178,8 @@ def decoder_hints(config: Mapping[str, Any], genai: Mapping[str, Any]) -> dict[s
             hints.setdefault("head_dim", text["hidden_size"] // heads)
     rope = text.get("rope_parameters") or {}
     theta = rope.get("rope_theta", text.get("rope_theta"))
-    scaling = rope.get("rope_type") or (text.get("rope_scaling") or {}).get("rope_type", "default")
+    older = text.get("rope_scaling") or {}
+    scaling = rope.get("rope_type") or older.get("rope_type") or older.get("type") or "default"
     if theta and scaling in ("default", "mrope"):
         hints["rope_theta"] = theta
     decoder = genai.get("model", {}).get("decoder", {})

@@ -84,7 +84,9 @@ class OnnxVlm:
         sessions = [open_session(str(p), str(p), options, device) for p in (files.embeddings, files.vision)]
         embeddings = TextEmbedding(sessions[0], str(files.embeddings))
         mosaic = read_json(files.folder / "mosaic.json")
-        images = read_json(files.folder / "preprocessor_config.json")
+        images = read_json(files.folder / "preprocessor_config.json") or read_json(
+            files.folder / "processor_config.json"
+        ).get("image_processor", {})
         try:
             hidden = embeddings.look_up([0]).shape[1]
             vision = VisionGraph(
@@ -124,8 +126,8 @@ class OnnxVlm:
             eos_token_ids=_end_tokens(files, mosaic, config, genai),
             video_window=int(mosaic.get("video_window", 0)),
             fps=float(mosaic.get("fps", 1.0)),
-            template=str(mosaic.get("template", "{question}")),
-            prefix=str(mosaic.get("prefix", "")),
+            template=mosaic.get("template", "{question}"),
+            prefix=mosaic.get("prefix", ""),
         )
         rate = _tokens_per_second(rope, mosaic, config, genai)
         return cls(spec, vision, embeddings, decoder, TextTokenizer(files.tokenizer), files, rate)

@@ -76,8 +76,8 @@ class FrameRules:
             return resize_area(frame, height, width)
         if not self.shortest_edge:
             return resize_pillow(frame, height, width, self.resample)
-        scale = self.shortest_edge / min(frame.shape[:2])
-        tall, wide = (max(1, int(side * scale)) for side in frame.shape[:2])
+        short = min(frame.shape[:2])
+        tall, wide = (max(1, self.shortest_edge * side // short) for side in frame.shape[:2])
         if tall < height or wide < width:
             raise ValueError(
                 f"frame: {tall} x {wide} after resizing, too small to cut {height} x {width} from"

@@ -20,17 +20,19 @@ class TextTokenizer:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the package raises plain Exception for every cause
             raise ModelError(f"{path}: not a readable tokenizer ({error})") from None
-        self._know_unknown()
+        self._whole_texts()
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> TextTokenizer:
-        """Over one that is loaded already."""
+        """A copy of one that is loaded already: its owner may set it to pad or cut other texts."""
         made = cls.__new__(cls)
-        made._tokenizer = tokenizer
-        made._know_unknown()
+        made._tokenizer = Tokenizer.from_str(tokenizer.to_str())
+        made._whole_texts()
         return made
 
-    def _know_unknown(self) -> None:
+    def _whole_texts(self) -> None:
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
         unknown = getattr(self._tokenizer.model, "unk_token", None)
         self._unknown = self._tokenizer.token_to_id(unknown) if unknown else None
 

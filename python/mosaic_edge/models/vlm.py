@@ -99,6 +99,14 @@ class VlmSpec:
     prefix: str = ""
     """The text before the video (a system prompt), possibly empty."""
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.prefix, str):
+            raise ModelError(f"{self.name}: prefix={self.prefix!r}: expected text")
+        if not isinstance(self.template, str) or self.template.count("{question}") != 1:
+            raise ModelError(
+                f"{self.name}: template={self.template!r}: expected text with {{question}} in it, once"
+            )
+
     @property
     def kv_bytes_per_token(self) -> int:
         """Bytes of one token's keys and values over all layers at two bytes a number."""
