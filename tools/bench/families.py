@@ -163,7 +163,7 @@ def line(row: dict[str, Any]) -> str:
     if "error" not in row:
         keys = ("rss_warm_bytes", "rss_most_bytes", "rss_end_bytes")
         cells += [
-            f"refuses the {row['frames'] + 1}th" if row["refused"] else str(row["frames"]),
+            f"refuses frame {row['frames'] + 1}" if row["refused"] else str(row["frames"]),
             str(row["tokens_per_frame"]),
             f"{row['cap_bytes'] / 1024:.1f}",
             f"{row['peak_bytes'] / 1024:.1f}",
