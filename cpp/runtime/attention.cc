@@ -32,23 +32,23 @@ void KvMemory::block_positions(BlockSelection* s) {
 
 // Under M-RoPE a picture is one moment. Its rows and columns begin at the prefix, as the video does, or at that moment;
 // then they take positions of their own, as many as the longer side.
+int KvMemory::picture_steps() const {
+  const int n = picture_tokens();
+  return model().rope.grid_follows_time ? std::max((n - 1) / frame_.grid_w + 1, std::min(n, frame_.grid_w)) : 1;
+}
+
 KvMemory::Place KvMemory::place_in_frame(int i) const {
   const RopeSpec& rope = model().rope;
   const int n = picture_tokens(), at = i - frame_.lead;
-  const int side = rope.grid_follows_time ? std::max((n - 1) / frame_.grid_w + 1, std::min(n, frame_.grid_w)) : 1;
   if (at < 0) return {i, kText, kText};
-  if (at >= n) return {rope.is_multi() ? frame_.lead + side + at - n : i, kText, kText};
+  if (at >= n) return {rope.is_multi() ? frame_.lead + picture_steps() + at - n : i, kText, kText};
   const int corner = rope.grid_follows_time ? 0 : window_.prefix_tokens;
   return {rope.is_multi() ? frame_.lead : i, static_cast<uint16_t>(corner + at / frame_.grid_w),
           static_cast<uint16_t>(corner + at % frame_.grid_w)};
 }
 
 int KvMemory::frame_steps() const {
-  const RopeSpec& rope = model().rope;
-  if (!rope.is_multi()) return block_tokens_;
-  const int n = picture_tokens();
-  const int side = rope.grid_follows_time ? std::max((n - 1) / frame_.grid_w + 1, std::min(n, frame_.grid_w)) : 1;
-  return frame_.lead + side + frame_.trail;
+  return model().rope.is_multi() ? frame_.lead + picture_steps() + frame_.trail : block_tokens_;
 }
 
 void KvMemory::attend(int layer, const float* q, const float* k, const float* v, float* out,

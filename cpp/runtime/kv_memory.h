@@ -111,6 +111,7 @@ class KvMemory {
   };
   Place place_in_frame(int i) const;
   int picture_tokens() const { return block_tokens_ - frame_.lead - frame_.trail; }
+  int picture_steps() const;  // positions a picture takes under M-RoPE
   int frame_steps() const;
   [[noreturn]] void refuse_block(const std::string& why);
   // Runs what calls the device. After a DeviceError nobody knows what its memory holds: nothing is answered from it again.

@@ -130,6 +130,17 @@ class SessionConfig:
             if not isinstance(name, str) or not isinstance(given, int | float | str):
                 raise ValueError(f"settings: {name!r}={given!r}: expected a name and a number or a word")
 
+    def core_arguments(self, spec: VlmSpec, prefix_tokens: int) -> tuple[Any, ...]:
+        """Of the core's plan() and KvMemory(): model, memory, policy, settings, backend, threads."""
+        return (
+            core_model(spec),
+            self.core_memory(spec, prefix_tokens),
+            self.policy,
+            self.core_settings(),
+            self.backend,
+            self.core_threads(spec),
+        )
+
     def core_memory(self, spec: VlmSpec, prefix_tokens: int) -> dict[str, Any]:
         """The core's MemoryConfig fields."""
         packed = self.packed or (self.exact if self.policy == "full" else "int4")

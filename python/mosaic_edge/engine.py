@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mosaic_edge import _core
-from mosaic_edge.config import SessionConfig, core_model
+from mosaic_edge.config import SessionConfig
 from mosaic_edge.evidence import TimeRange, time_ranges
 from mosaic_edge.models import load_model
 from mosaic_edge.models.vlm import EncodedFrame, FloatArray, FrameArray, StreamVlm, Vlm, VlmSpec
@@ -128,14 +128,7 @@ class Engine:
         """How `session(**settings)` would split its cap, taking nothing. Raises MemoryCapError."""
         config = SessionConfig(**settings)
         prefix = self.model.tokenize(self.spec.prefix) if self.spec.prefix else []
-        plan: dict[str, Any] = _core.plan(
-            core_model(self.spec),
-            config.core_memory(self.spec, len(prefix)),
-            config.policy,
-            config.core_settings(),
-            config.backend,
-            config.core_threads(self.spec),
-        )
+        plan: dict[str, Any] = _core.plan(*config.core_arguments(self.spec, len(prefix)))
         return plan
 
     def session(self, **settings: Any) -> Session:
@@ -177,15 +170,7 @@ class Session:
         prefix = model.tokenize(self._spec.prefix) if self._spec.prefix else []
         self._trace = Trace(config.trace)
         try:
-            self._memory: Any = _core.KvMemory(
-                core_model(self._spec),
-                config.core_memory(self._spec, len(prefix)),
-                config.policy,
-                config.core_settings(),
-                config.backend,
-                config.core_threads(self._spec),
-                config.faults,
-            )
+            self._memory: Any = _core.KvMemory(*config.core_arguments(self._spec, len(prefix)), config.faults)
         except BaseException:
             self._trace.close()
             raise
