@@ -99,7 +99,7 @@ MemoryConfig config_from(const py::dict& model, const py::dict& d) {
   m.video_window = get(model, "video_window", 0);
   c.cap_bytes = get<uint64_t>(d, "cap_bytes", 0);
   c.exact = codec_from_name(get<std::string>(d, "exact", "fp16").c_str());
-  c.packed = codec_from_name(get<std::string>(d, "packed", "int4").c_str());
+  if (const auto packed = get<std::string>(d, "packed", ""); !packed.empty()) c.packed = codec_from_name(packed.c_str());
   c.exact_share = get(d, "exact_share", c.exact_share);
   c.index_share = get(d, "index_share", c.index_share);
   c.device_bytes = get<uint64_t>(d, "device_bytes", 0);
@@ -140,6 +140,16 @@ py::dict plan_dict(const Plan& plan) {
     tiers.append(row);
   }
   out["tiers"] = tiers;
+  if (plan.log.lanes > 0) {
+    py::dict row;
+    row["place"] = place_name(Place::device);
+    row["codec"] = codec_name(plan.log.codec);
+    row["pages"] = plan.log.lanes * plan.log.pages;
+    row["page_bytes"] = data_bytes(plan.log.codec, plan.log.page);
+    tiers = py::list();
+    tiers.append(row);
+    out["tiers"] = tiers;
+  }
   out["clusters"] = plan.store.index.capacity;
   out["scenes"] = plan.store.scenes;
   out["window_frames"] = plan.config.window_frames;
@@ -172,6 +182,8 @@ py::dict stats_dict(const KvMemory& memory) {
   events["paused_frames"] = s.counters.paused_frames;
   events["fetched_pages"] = s.counters.fetched_pages;
   events["fetch_hits"] = s.counters.fetch_hits;
+  out["frame_reads"] = s.frame_reads;
+  out["question_reads"] = s.question_reads;
   events["unread_pages"] = s.unread_pages;
   events["dropped_dialogue_tokens"] = s.dropped_dialogue;
   out["events"] = events;
@@ -216,7 +228,8 @@ std::shared_ptr<KvMemory> make_memory(const py::dict& model, const py::dict& mem
     if (config.disk_bytes == 0)
       throw InvalidInput("faults=" + std::to_string(faults) + " needs a disk tier: set disk=.");
     const PageShape page{config.model.kv_heads, config.model.head_dim};
-    io = std::make_shared<FaultyIo>(faults, SpillFile::stride_of(page_bytes(config.packed, page)));
+    io = std::make_shared<FaultyIo>(faults,
+                                    SpillFile::stride_of(page_bytes(config.packed.value_or(CodecId::kInt4), page)));
   }
   auto* const made =
       new KvMemory(config, bindings::policy_from(policy, settings), make_backend(backend, threads), io.get());

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <span>
 #include <type_traits>
 
@@ -26,6 +27,9 @@ class Region {
   // What a piece of `bytes` takes from the region.
   static constexpr size_t rounded(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
+  // Counts what would be taken, and has no memory.
+  explicit Region(bool has_private) { shared_.capacity = SIZE_MAX / 4, private_.capacity = has_private ? SIZE_MAX / 4 : 0; }
+  size_t used_private() const { return private_.used; }
   // Throws DeviceError when the device does not have the bytes.
   Region(Device& device, size_t shared_bytes, size_t private_bytes = 0);
   ~Region();
@@ -56,7 +60,7 @@ class Region {
   };
   std::byte* take_bytes(Slab* slab, const char* name, size_t n, size_t object_bytes);
 
-  Device* device_;
+  Device* device_ = nullptr;
   Slab shared_, private_;
   int row_count_ = 0;
   Row rows_[kMaxRows] = {};

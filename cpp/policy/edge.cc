@@ -1,120 +1,96 @@
-// edge: ours. Mosaic's nested clusters taken to their end, for a hard cap: many fine clusters of tokens in normalised
-// [key; value] space, without scenes above them, whose summaries (mean key, mean value, + log count) are the memory.
-//   admit    a token joins the nearest cluster within reach, else opens one; at capacity the closest pair merges, one
-//            pair at a time, and the reach rises to their distance. What is alike costs one row however often it comes;
-//            what is rare keeps a row of its own.
-//   select   clusters by attention mass per head and question token over their summaries; only the best are attended,
-//            so that a long stream neither dilutes the answer nor delays it.
-//   relieve  nearly all bytes are summaries. Where there is a disk (`members`) up to a page of members is kept for each
-//            cluster besides, goes to disk and is read for the clusters that were selected.
+// edge: ours. Every KV head keeps the tokens that trained decoders will want again, whole and packed, and everything kept
+// is read - by questions, and by frames too, for what a token did not see when it was made no later reading brings back.
+//   worth    the attention a token receives from the next frames, times the norm of its value: what the model itself makes
+//            of it says best what it will ask for, and carries over between families of models
+//   likeness a token nearly the same as one that is worth more (centred keys and centred values) is missed less:
+//            its worth is taken by 1 - c^4
+//   give up  the least, one by one and for good; what is left is never averaged
+// Measured against other scores in docs/results/decoders.md. unit="summaries" is the earlier edge (edge_summaries.cc).
 #include <algorithm>
+#include <cmath>
 
-#include "policy/clustering.h"
-#include "policy/retrieval.h"
-#include "policy/yielding.h"
+#include "policy/edge_summaries.h"
+#include "policy/policy.h"
+#include "policy/retention.h"
 
 namespace mosaic {
 
 namespace {
 
-enum class Members : uint8_t {
-  kDisk,    // members are kept where there is a disk for them
-  kAlways,  // and without one, in pages of DRAM
-  kNever,   // every byte is a summary's
-};
+enum class Score : uint8_t { kReceived, kNorm, kBoth };
 
 struct EdgeSettings {
-  Members members = Members::kDisk;
-  float share = 0.9f;      // of the bytes for summaries, where members are kept
-  int frames = 6;          // summaries attended for a question, the best, in frames' worth of tokens; 0: all
-  float value_weight = 1;  // of values beside keys in the metric; 0: keys alone
-  float reach = 0.02f;     // where the joining distance starts
-  ScoreMode score = ScoreMode::kMass;
+  int listen = 16;  // frames
+  Score score = Score::kBoth;
+  bool likeness = true;
 };
 
-class Edge final : public Policy {
+class Edge final : public Policy, public Retention {
  public:
   explicit Edge(const EdgeSettings& settings) : s_(settings) {}
   const char* name() const override { return "edge"; }
-  PolicyNeeds needs() const override {
-    PolicyNeeds needs;
-    needs.by_token = true;
-    needs.means = true;
-    needs.summaries = true;
-    needs.selects = true;
-    needs.members = s_.members == Members::kAlways ? kPageTokens
-                    : s_.members == Members::kDisk ? PolicyNeeds::kWithDisk
-                                                   : 0;
-    needs.index_share = s_.share;
-    needs.summary_frames = s_.frames > 0 ? s_.frames : PolicyNeeds::kAll;
-    needs.value_weight = s_.value_weight;
-    return needs;
-  }
+  PolicyNeeds needs() const override { return {.records = true}; }
+  Retention* retention() override { return this; }
+  void admit(const ClusterStore&, const AdmitBlock&, Placement*) override {}
+  int relieve(const ClusterStore&, const Need&, Relief*, int) override { return 0; }
 
-  size_t scratch_bytes(const StoreShape& shape) const override { return Clustering::bytes_for(shape); }
-  void bind(const ClusterStore& store, Region& region) override { clustering_.bind(store.shape(), region, s_.reach); }
-
-  void admit(const ClusterStore& store, const AdmitBlock& block, Placement* out) override {
-    clustering_.label(store, block, out);
-    if (store.shape().max_members > 0) return;
-    for (int i = 0; i < block.tokens.n; ++i) out[i].keep = false;
+  int listen_frames() const override { return s_.listen; }
+  bool compares() const override { return s_.likeness; }
+  float worth(float received, float value_norm) const override {
+    return s_.score == Score::kReceived ? received : s_.score == Score::kNorm ? value_norm : received * value_norm;
   }
-  float reach(int lane) const override { return clustering_.reach(lane); }
-
-  void select(const ClusterStore& store, const SelectQuery& query, SelectResult* result) override {
-    const ClusterIndex& index = store.index(query.lane);
-    const int scored = score_clusters(store, query, s_.score, result);
-    int n = 0;
-    for (int i = 0; i < scored; ++i) {  // a mean over older tokens too is not what `since` asks for
-      const Cluster& cluster = index[result->rows[i]];
-      if (cluster.paged == 0 && cluster.first_time < query.since_ms) continue;
-      result->rows[n] = result->rows[i];
-      result->scratch[n++] = result->scratch[i];
-    }
-    const int best = store.ops().top_k(result->scratch, n, std::min(query.max_summaries, n), result->chosen);
-    // The members of the best are read within the budget; the rest of them are attended as what they are anyway.
-    int tokens = 0, rows = 0;
-    result->n = 0;
-    for (int i = 0; i < best; ++i) {
-      const int at = result->chosen[i];
-      const ClusterId c = result->rows[at];
-      const int members = index[c].paged;
-      if (members > 0 && tokens + members <= query.max_tokens) {
-        tokens += members;
-        result->score[result->n] = result->scratch[at];
-        result->chosen[result->n++] = c;  // never ahead of i
-      } else {
-        result->attend[rows++] = c;
-      }
-    }
-    result->attended = rows;
-  }
-
-  int relieve(const ClusterStore& store, const Need& need, Relief* out, int capacity) override {
-    if (need.kind == Need::Kind::kClusters) return clustering_.merge_closest(store, need.lane, out, capacity);
-    if (const int n = demote_coldest(store, need, out, capacity); n > 0) return n;
-    return need.kind == Need::Kind::kHotSlots ? 0 : summarise_best(store, need.lane, out);
-  }
+  int give_up(const TokenLog& log, const Listening& heard, int lane, int need, GivenUp* out) override;
 
  private:
+  float rank(float worth, float like) const { return worth * std::max(1 - like * like * like * like, 1e-4f); }
   EdgeSettings s_;
-  Clustering clustering_;
 };
+
+int Edge::give_up(const TokenLog& log, const Listening& heard, int lane, int need, GivenUp* out) {
+  const half_t* const scores = log.scores(lane);
+  const uint8_t* const likeness = log.likeness(lane);
+  int n = 0;
+  for (int page = 0; page < log.shape().pages; ++page) {
+    auto rows = static_cast<uint16_t>(log.rows(lane, page) & ~log.heard(lane, page));
+    for (; rows != 0; rows &= static_cast<uint16_t>(rows - 1)) {
+      const TokenSlot slot = page * kPageTokens + std::countr_zero(rows);
+      out[n++] = {slot, kNone, kNone,
+                  rank(half_to_float(scores[slot]), static_cast<float>(likeness[slot]) / 255.0f)};
+    }
+  }
+  for (int f = 0; f < heard.frames() && heard.frame(f).in_log; ++f) {
+    const TokenSlot* const slots = heard.slots(lane, f);
+    const half_t* const received = heard.received(lane, f);
+    for (int i = 0; i < heard.frame(f).tokens; ++i)
+      if (slots[i] != kNone) out[n++] = {slots[i], f, i, worth(half_to_float(received[i]), log.noted(lane, slots[i]))};
+  }
+  need = std::min(need, n);
+  // Among equals the oldest goes, so that two runs with one history stay the same.
+  const int32_t* const positions = log.positions(lane);
+  std::nth_element(out, out + need, out + n, [&](const GivenUp& a, const GivenUp& b) {
+    return a.rank < b.rank || (a.rank == b.rank && positions[a.slot] < positions[b.slot]);
+  });
+  return need;
+}
 
 }  // namespace
 
 std::unique_ptr<Policy> make_edge(const PolicySettings& settings) {
+  PolicySettings left = settings;
+  const auto unit = std::find_if(left.begin(), left.end(), [](const auto& s) { return s.first == "unit"; });
+  if (unit != left.end() && unit->second.word() != nullptr && *unit->second.word() == "summaries") {
+    left.erase(unit);
+    return make_edge_of_summaries(left);
+  }
   EdgeSettings s;
-  SettingReader reader("edge", settings);
-  int members = 0;
-  read_score(reader, &s.score)
-      .choice("members", &members, {"disk", "always", "never"})
-      .number("share", &s.share, 0.01, 0.99)
-      .number("frames", &s.frames, 0, 1 << 10)
-      .number("value_weight", &s.value_weight, 0, 100)
-      .number("reach", &s.reach, 0, 4)
+  int unit_chosen = 0, score = static_cast<int>(s.score);
+  SettingReader("edge", settings)
+      .choice("unit", &unit_chosen, {"tokens", "summaries"})
+      .choice("score", &score, {"received", "value_norm", "both"})
+      .number("listen", &s.listen, 1, 256)
+      .flag("likeness", &s.likeness)
       .finish();
-  s.members = static_cast<Members>(members);
+  s.score = static_cast<Score>(score);
   return std::make_unique<Edge>(s);
 }
 

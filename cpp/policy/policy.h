@@ -25,6 +25,7 @@ inline constexpr int kAssignItems = 16;
 struct PolicyNeeds {
   static constexpr int kAll = -1;
   static constexpr int kWithDisk = -2;
+  bool records = false;    // every KV head keeps tokens of its own in a log (retention() says which); nothing below then
   bool by_token = false;   // tokens are labelled one by one; false: a frame is one cluster, admitted whole
   bool per_head = false;   // a lane is one KV head of a layer; false: a lane is a layer, all its heads together
   bool means = false;      // clusters keep a mean key and value, for scoring
@@ -118,9 +119,13 @@ struct Relief {
   const uint8_t* keep = nullptr;  // kThin: [members], in the order of the pages; 0: the token goes. The policy's memory
 };
 
+class Retention;
+
 class Policy {
  public:
   virtual ~Policy() = default;
+  // What a policy by records says; it lives as long as the policy.
+  virtual Retention* retention() { return nullptr; }
   virtual const char* name() const = 0;
   virtual PolicyNeeds needs() const = 0;
   // Memory for the policy's own state under this shape, counted in the cap (Region::rounded() per piece).

@@ -52,6 +52,12 @@ void KvMemory::admit_oldest() {
   const WindowFrame frame = window_.frame(0);
   if (!window_.has_first_frame()) {
     window_.keep_first_frame(*backend_.ops);
+    if (records_) records_->skip();
+    window_.pop();
+    return;
+  }
+  if (records_) {
+    records_->admit(window_, scratch_);
     window_.pop();
     return;
   }

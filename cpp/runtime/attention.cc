@@ -92,10 +92,13 @@ void KvMemory::attend_layer(const LayerArrays& given, std::optional<void*> strea
 }
 
 void KvMemory::attend_lane(int lane, const float* q, const float* k, const float* v, float* out) {
-  BlockSelection& s = selection_[static_cast<size_t>(lane)];
-  if (!s.ready) {
+  BlockSelection& s = selection(lane);
+  if (records_ || !s.ready) {
+    if (records_ && backend_.device->has_private()) backend_.ops->wait();  // the lane before this one reads the table
     if (block_ == Block::kPrefix || (block_ == Block::kFrame && model().video_window > 0)) {
       select_window(lane);
+    } else if (records_) {
+      select_records(lane);
     } else {
       select_stored(lane, q);
     }
@@ -118,8 +121,12 @@ void KvMemory::attend_lane(int lane, const float* q, const float* k, const float
   args.n_pages = s.entries();
   args.positions = table.positions;
   args.places = table.places;
-  args.mean_k = store_.index(lane).mean_k();
-  args.mean_v = store_.index(lane).mean_v();
+  if (records_) {
+    args.key_mean = records_->log().key_mean(lane);
+  } else {
+    args.mean_k = store_.index(lane).mean_k();
+    args.mean_v = store_.index(lane).mean_v();
+  }
   args.rows = table.rows;
   args.row_positions = table.row_positions;
   args.row_bias = table.row_bias;
@@ -132,8 +139,10 @@ void KvMemory::attend_lane(int lane, const float* q, const float* k, const float
   const uint64_t attend_began = trace::begin();
   backend_.ops->attend(args);
   trace::end("attend", attend_began, lane);
+  reads_now_ += s.attended() + s.rows();
   if (block_ == Block::kQuestion && passes_ == 0) collect_evidence(args, &s, lane);
   if (block_ == Block::kFrame && plan_.window.received) collect_received(args, &s, lane);
+  if (block_ == Block::kFrame && records_) records_->listen(args, s, lane, window_, shared_.page_mass);
   stage(lane, k, v);
 }
 

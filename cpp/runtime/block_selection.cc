@@ -1,6 +1,7 @@
 #include "runtime/block_selection.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 
 namespace mosaic {
@@ -67,7 +68,7 @@ size_t BlockSelection::private_bytes_for(const Plan& p) { return p.private_data 
 size_t BlockSelection::shared_bytes_for(const Plan& p) {
   const int clusters = p.store.index.capacity;
   return piece<uint64_t>(p.select_tokens + p.select_rows) + 5 * piece<float>(clusters) + piece<uint8_t>(clusters) +
-         piece<ClusterId>(p.select_rows) + piece<float>(p.select_tokens) + piece<float>(p.select_rows) +
+         piece<ClusterId>(p.select_rows) + piece<float>(p.select_tokens + p.max_block) + piece<float>(p.select_rows) +
          piece<int32_t>(3 * p.max_block) + piece<float>(p.max_block * p.config.model.q_heads);
 }
 
@@ -83,7 +84,7 @@ BlockSelection::Shared BlockSelection::make_shared(Region& region, const Plan& p
   s.result.bias = region.take<float>("selections", clusters);
   s.result.scratch = region.take<float>("selections", clusters);
   s.chosen = region.take<uint8_t>("selections", clusters);
-  s.page_mass = take_floats(p.select_tokens);
+  s.page_mass = take_floats(p.select_tokens + p.max_block);
   s.row_mass = take_floats(p.select_rows);
   s.q_positions = region.take<int32_t>("selections", 3 * static_cast<size_t>(p.max_block));
   s.lse = take_floats(p.max_block * p.config.model.q_heads);
@@ -106,7 +107,7 @@ BlockSelection::BlockSelection(Region& region, const Plan& p, const Shared& shar
 }
 
 void BlockSelection::clear() {
-  n_entries_ = n_tokens_ = n_rows_ = 0;
+  n_entries_ = n_tokens_ = n_rows_ = n_attended_ = 0;
   finished_entries_ = finished_tokens_ = 0;
   sent_entries_ = sent_tokens_ = sent_rows_ = 0;
   next_position_ = next_moment_ = 0;
@@ -116,9 +117,10 @@ void BlockSelection::clear() {
 bool BlockSelection::add_page(PageId page, PageView view, CodecId codec, int begin, int end) {
   if (begin >= end) return true;
   if (entries_left() < 1 || tokens_left() < end - begin) return false;
-  table_.pages[n_entries_] = {view.data, n_tokens_, static_cast<uint8_t>(begin), static_cast<uint8_t>(end), codec};
+  table_.pages[n_entries_] = {view.data, n_tokens_, rows_of(begin, end), codec};
   if (metas_ != nullptr) metas_[n_entries_] = view.meta;
   ids_[n_entries_++] = page;
+  n_attended_ += end - begin;
   for (int i = begin; i < end; ++i, ++n_tokens_) {
     table_.positions[n_tokens_] = view.meta[i].position;
     if (table_.places != nullptr) {
@@ -136,6 +138,25 @@ void BlockSelection::move(int entry, PageView view, CodecId codec) {
   page.data = view.data;
   page.codec = codec;
   sent_entries_ = std::min(sent_entries_, entry);
+}
+
+bool BlockSelection::add_rows(int page, const std::byte* data, CodecId codec, uint16_t rows, const int32_t* positions,
+                              const uint16_t* places) {
+  PageEntry entry{data, n_tokens_, rows, codec};
+  if (rows == 0) return true;
+  if (entries_left() < 1 || tokens_left() < entry.span()) return false;
+  if (metas_ != nullptr) metas_[n_entries_] = nullptr;
+  ids_[n_entries_] = page;
+  table_.pages[n_entries_++] = entry;
+  for (int i = entry.begin(); i < entry.end(); ++i, ++n_tokens_) {
+    table_.positions[n_tokens_] = entry.has(i) ? positions[i] : -1;
+    if (table_.places != nullptr) {
+      table_.places[2 * n_tokens_] = places[2 * i];
+      table_.places[2 * n_tokens_ + 1] = places[2 * i + 1];
+    }
+  }
+  n_attended_ += std::popcount(rows);
+  return true;
 }
 
 bool BlockSelection::add_row(ClusterId c, const Cluster& cluster, int tokens) {
@@ -196,9 +217,10 @@ void BlockSelection::finish(bool original, const RopeSpec& rope, Shared& shared)
 
 bool BlockSelection::append_page(PageView view, CodecId codec, int end, int first_position) {
   if (n_entries_ == max_entries_ || max_tokens_ - n_tokens_ < end) return false;
-  table_.pages[n_entries_] = {view.data, n_tokens_, 0, static_cast<uint8_t>(end), codec};
+  table_.pages[n_entries_] = {view.data, n_tokens_, rows_of(0, end), codec};
   if (metas_ != nullptr) metas_[n_entries_] = view.meta;
   ids_[n_entries_++] = kNone;
+  n_attended_ += end;
   for (int i = 0; i < end; ++i, ++n_tokens_) {
     table_.positions[n_tokens_] = first_position + i;
     if (table_.places != nullptr) {

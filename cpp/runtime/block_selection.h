@@ -60,6 +60,9 @@ class BlockSelection {
   void clear();
   // Tokens [begin, end) of a page. page: its id, or kNone for pages of the window. False: the table is full.
   bool add_page(PageId page, PageView view, CodecId codec, int begin, int end);
+  // Tokens of a page of a log: those of `rows`, whose positions (and places, where there are any) are given for all 16.
+  bool add_rows(int page, const std::byte* data, CodecId codec, uint16_t rows, const int32_t* positions,
+                const uint16_t* places);
   bool add_row(ClusterId c, const Cluster& cluster, int tokens);
   // Give everything added its position. first_free: the position of what follows.
   void finish(bool original, const RopeSpec& rope, Shared& shared);
@@ -70,7 +73,8 @@ class BlockSelection {
   const Table& upload(Ops& ops, int tokens);
 
   int entries() const { return n_entries_; }
-  int tokens() const { return n_tokens_; }
+  int tokens() const { return n_tokens_; }  // that have a position, a few between those attended among them
+  int attended() const { return n_attended_; }
   int rows() const { return n_rows_; }
   const PageEntry& entry(int i) const { return table_.pages[i]; }
   const TokenMeta* meta(int entry) const {
@@ -92,6 +96,7 @@ class BlockSelection {
   }
   // Forget what was appended after finish().
   void rewind() {
+    n_attended_ -= n_tokens_ - finished_tokens_;  // what was appended is whole
     n_entries_ = finished_entries_;
     n_tokens_ = finished_tokens_;
     sent_entries_ = std::min(sent_entries_, n_entries_);
@@ -99,7 +104,7 @@ class BlockSelection {
   }
   // A page that could not be read: its tokens are not attended.
   void forget(int entry) {
-    table_.pages[entry].end = table_.pages[entry].begin;
+    table_.pages[entry].rows = 0;
     sent_entries_ = std::min(sent_entries_, entry);
   }
   // Where a page lies now.
@@ -114,7 +119,7 @@ class BlockSelection {
   PageId* ids_;
   const TokenMeta** metas_ = nullptr;  // of each page; null: it lies in front of the data
   int sent_entries_ = 0, sent_tokens_ = 0, sent_rows_ = 0;
-  int n_entries_ = 0, n_tokens_ = 0, n_rows_ = 0;
+  int n_entries_ = 0, n_tokens_ = 0, n_rows_ = 0, n_attended_ = 0;
   int finished_entries_ = 0, finished_tokens_ = 0;
   int reserved_entries_ = 0, reserved_tokens_ = 0;
   int next_position_ = 0;

@@ -39,8 +39,11 @@ KvMemory::KvMemory(const MemoryConfig& config, std::unique_ptr<Policy> policy, B
       scratch_(region_, plan_),
       staging_(region_, plan_),
       evidence_(region_, Evidence::capacity_for(plan_.config.cap_bytes)) {
-  selection_.reserve(static_cast<size_t>(lanes()));
-  for (int l = 0; l < lanes(); ++l) selection_.emplace_back(region_, plan_, shared_);
+  if (Retention* const retention = policy_->retention())
+    records_.emplace(region_, plan_, *backend_.ops, *retention);
+  const int selections = records_ ? 1 : lanes();
+  selection_.reserve(static_cast<size_t>(selections));
+  for (int l = 0; l < selections; ++l) selection_.emplace_back(region_, plan_, shared_);
   const Ops::Limits limits = ops_limits(plan_);
   const size_t scratch = backend_.ops->scratch_bytes(limits);
   backend_.ops->set_scratch(region_.has_private() ? region_.take_private("kernel scratch", scratch)
@@ -63,6 +66,7 @@ void KvMemory::begin(Block kind, int tokens) {
   block_ = kind;
   block_tokens_ = tokens;
   next_layer_ = 0;
+  reads_now_ = 0;
 }
 
 void KvMemory::begin_frame(const FrameInfo& frame) {
@@ -167,12 +171,14 @@ void KvMemory::file_block() {
     next_position_ += block_tokens_;
   } else if (kind == Block::kQuestion) {
     window_.branch_tokens += block_tokens_;
-    ++passes_;
+    if (passes_++ == 0) question_reads_ = reads_now_;
   } else {
     window_.file_received_now();
     window_.push({static_cast<int32_t>(frames_), block_tokens_, frame_.time_ms, frame_position_});
     next_position_ = frame_position_ + frame_steps();
+    frame_reads_ = reads_now_;
     ++frames_;
+    if (records_) records_->file(window_.frame(window_.frames() - 1));
     store_.poll_spills(false);
     if (window_.is_full()) admit_oldest();
   }
@@ -213,6 +219,7 @@ void KvMemory::close_question(bool keep) {
 // Splits that were put off while their cluster was on disk: its pages have just been read.
 void KvMemory::settle_read() {
   backend_.ops->wait();
+  if (records_) return selection_[0].clear();
   for (int lane = 0; lane < lanes(); ++lane) {
     BlockSelection& s = selection_[static_cast<size_t>(lane)];
     for (int e = 0; e < s.entries(); ++e) {
@@ -229,7 +236,7 @@ void KvMemory::settle_read() {
 
 MemoryStats KvMemory::stats() const {
   MemoryStats stats;
-  stats.tokens = store_.account();
+  stats.tokens = records_ ? records_->account() : store_.account();
   int64_t window = window_.prefix_tokens + window_.first_frame().tokens;
   for (int i = 0; i < window_.frames(); ++i) window += window_.frame(i).tokens;
   stats.tokens.seen += window * lanes();
@@ -241,6 +248,8 @@ MemoryStats KvMemory::stats() const {
   stats.taken_bytes = region_.used();
   stats.frames = frames_;
   stats.questions = questions_;
+  stats.frame_reads = frame_reads_;
+  stats.question_reads = question_reads_;
   stats.unread_pages = unread_pages_;
   stats.dropped_dialogue = dropped_dialogue_;
   const TierChain& tiers = store_.tiers();
@@ -248,13 +257,19 @@ MemoryStats KvMemory::stats() const {
   for (int t = 0; t < tiers.size(); ++t)
     stats.tier[t] = {tiers.spec(t).place, tiers.spec(t).codec, tiers.used_bytes(t),
                      static_cast<uint64_t>(tiers.peak_used(t)) * tiers.slot_bytes(t), tiers.capacity_bytes(t)};
-  for (int lane = 0; lane < lanes(); ++lane) stats.clusters += static_cast<int>(store_.index(lane).live().size());
+  if (records_) {
+    stats.tiers = 1;
+    const uint64_t used = records_->used_bytes();
+    stats.tier[0] = {Place::device, plan_.log.codec, used, used, records_->capacity_bytes()};
+  }
+  for (int lane = 0; lane < plan_.store.lanes; ++lane) stats.clusters += static_cast<int>(store_.index(lane).live().size());
   stats.scenes = store_.scenes() != nullptr ? store_.scenes()->size() : 0;
   return stats;
 }
 
 void KvMemory::check_invariants() const {
   store_.check_invariants();
+  if (records_) records_->check_invariants();
   if (region_.used() > plan_.config.cap_bytes) throw InvariantError("KvMemory: the bytes taken pass the cap.");
   const MemoryStats s = stats();
   if (s.tokens.total() != s.tokens.seen) throw InvariantError("KvMemory: a token is not accounted for.");

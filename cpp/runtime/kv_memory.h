@@ -23,6 +23,7 @@
 #include "runtime/block_selection.h"
 #include "runtime/evidence.h"
 #include "runtime/plan.h"
+#include "runtime/records.h"
 #include "runtime/staging.h"
 
 namespace mosaic {
@@ -48,6 +49,8 @@ struct MemoryStats {
   uint64_t taken_bytes = 0;  // of the cap, for the whole life of the session
   int64_t frames = 0;
   int64_t questions = 0;
+  int64_t frame_reads = 0;       // tokens that the newest frame read besides itself, over all lanes
+  int64_t question_reads = 0;    // and the last question's first pass
   int64_t unread_pages = 0;      // chosen, but no room to read them: attended by their summary
   int64_t dropped_dialogue = 0;  // tokens of earlier turns that made room
   struct Tier {
@@ -89,6 +92,7 @@ class KvMemory {
   const Region& region() const { return region_; }
   const Device& device() const { return *backend_.device; }
   const ClusterStore& store() const { return store_; }
+  const Records* records() const { return records_ ? &*records_ : nullptr; }
   const Policy& policy() const { return *policy_; }
   MemoryStats stats() const;
   void check_invariants() const;
@@ -98,6 +102,7 @@ class KvMemory {
  private:
   enum class Block : uint8_t { kNone, kFrame, kPrefix, kQuestion };
   int lanes() const { return plan_.window.lanes; }
+  BlockSelection& selection(int lane) { return selection_[records_ ? 0 : static_cast<size_t>(lane)]; }
   const ModelShape& model() const { return plan_.config.model; }
   void begin(Block kind, int tokens);
   // A lane is all heads of a layer, or one of its KV heads with the query heads that share it.
@@ -124,6 +129,7 @@ class KvMemory {
   // selection.cc
   void select_window(int lane);
   void select_stored(int lane, const float* q);
+  void select_records(int lane);
   void add_strip(BlockSelection* s, int lane, Strip strip, int tokens, int frame = 0);
   void add_cluster(BlockSelection* s, int lane, ClusterId c);
   void append_branch(BlockSelection* s, int lane);
@@ -152,8 +158,9 @@ class KvMemory {
   Region region_;
   Window window_;
   ClusterStore store_;
+  std::optional<Records> records_;  // of a policy by records; the store is empty then
   RopeTable rope_;
-  std::vector<BlockSelection> selection_;  // [lanes]
+  std::vector<BlockSelection> selection_;  // [lanes]; one for all where everything is read anew
   BlockSelection::Shared shared_;
   FrameScratch scratch_;
   Staging staging_;
@@ -178,6 +185,9 @@ class KvMemory {
   static constexpr int kTurns = 64;
   int turns_[kTurns] = {};  // tokens of each kept turn, oldest first
   int turn_count_ = 0;
+  int64_t reads_now_ = 0;  // tokens that the block read so far
+  int64_t frame_reads_ = 0;
+  int64_t question_reads_ = 0;
   int64_t unread_pages_ = 0;
   int64_t dropped_dialogue_ = 0;
 };

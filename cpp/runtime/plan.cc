@@ -7,6 +7,7 @@
 #include "core/error.h"
 #include "runtime/block_selection.h"
 #include "runtime/evidence.h"
+#include "runtime/records.h"
 #include "runtime/staging.h"
 
 namespace mosaic {
@@ -58,7 +59,19 @@ int64_t slots_on_card(const Plan& plan, int64_t packed_slots) {
   uint64_t left = c.device_bytes;
   for (const TierSpec& tier : plan.store.tiers)
     left -= std::min<uint64_t>(left, static_cast<uint64_t>(tier.slots) * data_bytes(tier.codec, plan.store.page));
-  return std::min<int64_t>(packed_slots, static_cast<int64_t>(left / data_bytes(c.packed, plan.store.page)));
+  return std::min<int64_t>(packed_slots, static_cast<int64_t>(left / data_bytes(*c.packed, plan.store.page)));
+}
+
+// Of a policy by records: as many pages in every lane's log.
+void lay_out_records(Plan* plan, const Policy& policy, int64_t pages) {
+  const MemoryConfig& c = plan->config;
+  if (!codec_is_record(*c.packed))
+    throw InvalidInput(std::string("packed=") + codec_name(*c.packed) + " has no records of single tokens, which policy " +
+                       policy.name() + " keeps. Choose k5v3, k4v4, k4v3, k3v3, fp16 or fp32.");
+  const int lanes = c.model.layers * plan->layer_lanes;
+  const int listen = const_cast<Policy&>(policy).retention()->listen_frames();
+  plan->log = {lanes, static_cast<int>(pages), plan->store.page, *c.packed, c.model.rope.is_multi()};
+  plan->listening = {lanes, std::max(listen, c.window_frames + 1), c.model.frame_tokens};
 }
 
 // Everything but the page slots follows from the configuration; `slots` is what the search varies.
@@ -66,9 +79,11 @@ void lay_out(Plan* plan, const Policy& policy, Ops& ops, int64_t packed_slots) {
   const PolicyNeeds needs = policy.needs();
   MemoryConfig& c = plan->config;
   const ModelShape& m = c.model;
-  const PageShape page{needs.per_head ? 1 : m.kv_heads, m.head_dim};
+  const bool per_head = needs.per_head || needs.records;
+  const PageShape page{per_head ? 1 : m.kv_heads, m.head_dim};
+  const CodecId packed = *c.packed;
   StoreShape& s = plan->store;
-  plan->layer_lanes = needs.per_head ? m.kv_heads : 1;
+  plan->layer_lanes = per_head ? m.kv_heads : 1;
   plan->block_frames = needs.by_token ? needs.frames : 1;
   s.lanes = m.layers * plan->layer_lanes;
   s.page = page;
@@ -86,21 +101,25 @@ void lay_out(Plan* plan, const Policy& policy, Ops& ops, int64_t packed_slots) {
 
   s.tiers.clear();
   const double exact_bytes = static_cast<double>(page_bytes(c.exact, page));
-  const double packed_bytes = static_cast<double>(page_bytes(c.packed, page));
-  if (needs.by_token && keeps && c.packed != c.exact) {
+  const double packed_bytes = static_cast<double>(page_bytes(packed, page));
+  if (needs.by_token && keeps && packed != c.exact) {
     const int64_t hot = static_cast<int64_t>(static_cast<double>(packed_slots) * packed_bytes * c.exact_share /
                                              (1 - c.exact_share) / exact_bytes);
     s.tiers.push_back({Place::device, c.exact, static_cast<int>(std::max<int64_t>(hot, 1))});
   }
+  if (needs.records) {
+    lay_out_records(plan, policy, packed_slots);
+    packed_slots = 1;  // the store is empty
+  }
   const int64_t on_card = slots_on_card(*plan, packed_slots);
-  if (on_card > 0) s.tiers.push_back({Place::device, c.packed, static_cast<int>(on_card)});
-  if (on_card < packed_slots) s.tiers.push_back({Place::host, c.packed, static_cast<int>(packed_slots - on_card)});
+  if (on_card > 0) s.tiers.push_back({Place::device, packed, static_cast<int>(on_card)});
+  if (on_card < packed_slots) s.tiers.push_back({Place::host, packed, static_cast<int>(packed_slots - on_card)});
   int64_t disk_slots = 0;
   // Summaries alone have nothing to spill; and who reads everything would need all of it back in DRAM.
   if (c.disk_bytes > 0 && keeps && needs.selects) {
-    disk_slots = static_cast<int64_t>(c.disk_bytes / SpillFile::stride_of(page_bytes(c.packed, page)));
+    disk_slots = static_cast<int64_t>(c.disk_bytes / SpillFile::stride_of(page_bytes(packed, page)));
     if (disk_slots < 1)
-      throw MemoryCapError("disk tier: one page needs " + format_bytes(page_bytes(c.packed, page)) +
+      throw MemoryCapError("disk tier: one page needs " + format_bytes(page_bytes(packed, page)) +
                            ", disk_bytes is " + format_bytes(c.disk_bytes) + ". Raise disk=.");
     // A page on disk costs a record and a checksum of DRAM: together at most a tenth of the cap, whatever the quota. Where
     // whole frames are retrieved their rows of the index are counted too, and as these are all that DRAM must hold of a
@@ -116,14 +135,14 @@ void lay_out(Plan* plan, const Policy& policy, Ops& ops, int64_t packed_slots) {
                                             (needs.least_clusters + plan->block_frames * pages_for(m.frame_tokens)) /
                                             needs.least_clusters);
     disk_slots = std::max<int64_t>(disk_slots, 1);
-    s.tiers.push_back({Place::disk, c.packed, static_cast<int>(disk_slots)});
+    s.tiers.push_back({Place::disk, packed, static_cast<int>(disk_slots)});
   }
   int64_t all_slots = 0;
   for (const TierSpec& tier : s.tiers) all_slots += tier.slots;
-  const int64_t lane_slots = all_slots / s.lanes + 1;
+  const int64_t lane_slots = needs.records ? plan->log.pages : all_slots / s.lanes + 1;
   const int frame_pages = pages_for(m.frame_tokens);
   s.index.dim = needs.means ? page.row() : 0;
-  s.index.capacity = needs.by_token ? c.clusters : static_cast<int>(lane_slots / frame_pages + 2);
+  s.index.capacity = needs.records ? 0 : needs.by_token ? c.clusters : static_cast<int>(lane_slots / frame_pages + 2);
 
   const int window_frames = c.window_frames + plan->block_frames - 1;  // a block leaves when it is whole
   const int fixed_tokens = c.prefix_tokens + m.frame_tokens * (window_frames + 1) + c.branch_tokens;
@@ -144,7 +163,7 @@ void lay_out(Plan* plan, const Policy& policy, Ops& ops, int64_t packed_slots) {
     plan->select_rows = std::min(plan->select_rows, needs.summary_frames * m.frame_tokens);
   // Read copies for two layers, the one that is attended and the next;
   // near the least cap, where they would cost the index its rows, for one, or a quarter of what there is to share out.
-  const auto slots_of = [&](uint64_t bytes) { return static_cast<int64_t>(bytes / page_bytes(c.packed, page)); };
+  const auto slots_of = [&](uint64_t bytes) { return static_cast<int64_t>(bytes / page_bytes(packed, page)); };
   const int64_t copies = std::min(std::max<int64_t>(read_pages, slots_of(c.cap_bytes / kFetchShare)),
                                   std::max<int64_t>(kPageTokens, slots_of(plan->disk_share_bytes)));
   const bool bounded = plan->disk_share_bytes != std::numeric_limits<uint64_t>::max();
@@ -156,7 +175,7 @@ void lay_out(Plan* plan, const Policy& policy, Ops& ops, int64_t packed_slots) {
                                                     RopeTable::kFine + (m.rope.grid_follows_time ? m.frame_tokens : 0);
 
   WindowShape& w = plan->window;
-  w.lanes = s.lanes;
+  w.lanes = m.layers * plan->layer_lanes;
   w.page = page;
   w.codec = c.exact;
   w.frames = window_frames;
@@ -166,8 +185,16 @@ void lay_out(Plan* plan, const Policy& policy, Ops& ops, int64_t packed_slots) {
   w.branch_tokens = c.branch_tokens;
   w.embedding_dim = m.embedding_dim;
 
+  uint64_t records = 0, records_there = 0;
+  if (needs.records) {
+    s.lanes = 0;
+    Region counted(plan->private_data);
+    const Records counting(counted, *plan, ops, *const_cast<Policy&>(policy).retention());
+    records_there = counted.used_private();
+    records = counted.used() - records_there;
+  }
   const Ops::Limits limits = ops_limits(*plan);
-  const auto lanes = static_cast<uint64_t>(s.lanes);
+  const auto lanes = static_cast<uint64_t>(needs.records ? 1 : s.lanes);  // that have a selection of their own
   const uint64_t window_there = plan->private_data ? Window::private_bytes_for(w) : 0;
   const uint64_t selections_there = lanes * BlockSelection::private_bytes_for(*plan);
   const uint64_t rope = Region::rounded(RopeTable::bytes_for(m.rope, plan->rope_positions));
@@ -176,7 +203,8 @@ void lay_out(Plan* plan, const Policy& policy, Ops& ops, int64_t packed_slots) {
       &ops.for_host() != &ops ? Region::rounded(ops.for_host().scratch_bytes(host_limits(*plan))) : 0;
   const uint64_t pages_there = ClusterStore::private_bytes_for(s);
   plan->private_bytes = 0;
-  if (plan->private_data) plan->private_bytes = window_there + selections_there + rope + scratch + pages_there;
+  if (plan->private_data)
+    plan->private_bytes = window_there + selections_there + rope + scratch + pages_there + records_there;
   plan->parts = {
       {"window and question", Window::bytes_for(w, plan->private_data) + window_there},
       {"selections",
@@ -187,13 +215,14 @@ void lay_out(Plan* plan, const Policy& policy, Ops& ops, int64_t packed_slots) {
       {"frame scratch", FrameScratch::bytes_for(*plan)},
       {"evidence", Evidence::bytes_for(Evidence::capacity_for(c.cap_bytes))},
       {"policy", policy.scratch_bytes(s)},
+      {"records", records + records_there},
       {"pages", TierChain::bytes_for(s.tiers, page, plan->private_data) + pages_there},
-      {"index", lanes * ClusterIndex::bytes_for(s.index)},
+      {"index", static_cast<uint64_t>(s.lanes) * ClusterIndex::bytes_for(s.index)},
       {"scenes", s.scenes > 0 ? SceneTable::bytes_for(s.scenes, s.embedding_dim) : 0},
       {"fetch cache", FetchCache::bytes_for(s.fetch_slots, page_bytes(s.tiers.back().codec, page))},
   };
   uint64_t store_parts = 0;
-  for (size_t i = 8; i < plan->parts.size(); ++i) store_parts += plan->parts[i].bytes;
+  for (size_t i = 9; i < plan->parts.size(); ++i) store_parts += plan->parts[i].bytes;
   plan->parts.push_back({"page table and split scratch", ClusterStore::bytes_for(s) + pages_there - store_parts});
   plan->total_bytes = 0;
   for (const Plan::Part& part : plan->parts) plan->total_bytes += part.bytes;
@@ -203,6 +232,8 @@ void lay_out(Plan* plan, const Policy& policy, Ops& ops, int64_t packed_slots) {
 
 Ops::Limits ops_limits(const Plan& plan) {
   const ModelShape& m = plan.config.model;
+  if (plan.log.lanes > 0)  // a KV head at a time
+    return {plan.max_block, m.q_heads / m.kv_heads, {1, m.head_dim}, 1};
   const int rows = std::max(plan.store.index.capacity, plan.select_rows);
   return {std::max(plan.max_block, kAssignItems), m.q_heads, {m.kv_heads, m.head_dim}, std::max(rows, 1)};
 }
@@ -233,14 +264,22 @@ Plan plan_as_asked(const MemoryConfig& config, const Policy& policy, const Backe
   plan.config = config;
   MemoryConfig& c = plan.config;
   const ModelShape& m = c.model;
+  if (!c.packed) c.packed = needs.records ? CodecId::kK5V3 : needs.refuses ? c.exact : CodecId::kInt4;
+  const CodecId packed = *c.packed;
   if (c.model.scale == 0) c.model.scale = 1.0f / std::sqrt(static_cast<float>(m.head_dim));
   const int window_needed = std::max(m.video_window - 1, 0);
+  if (c.window_frames == 0 && needs.records) {
+    // Exact frames are dear beside records: four, or as many as a tenth of the cap holds.
+    const uint64_t frame = static_cast<uint64_t>(m.layers) * m.frame_tokens *
+                           (page_bytes(c.exact, {m.kv_heads, m.head_dim}) / kPageTokens);
+    c.window_frames = std::max(window_needed, static_cast<int>(std::clamp<uint64_t>(c.cap_bytes / 10 / frame, 1, 4)));
+  }
   if (c.window_frames == 0) c.window_frames = m.video_window > 0 ? std::max(window_needed, 3) : 8;
   if (c.window_frames < window_needed)
     throw InvalidInput("window_frames=" + std::to_string(c.window_frames) + " is less than the " +
                        std::to_string(window_needed) + " earlier frames this model's video tokens see.");
   const PageShape page{m.kv_heads, m.head_dim};
-  const uint64_t token_bytes = static_cast<uint64_t>(m.layers) * page_bytes(c.packed, page) / kPageTokens;
+  const uint64_t token_bytes = static_cast<uint64_t>(m.layers) * page_bytes(packed, page) / kPageTokens;
   const auto cap_tokens = static_cast<int64_t>(c.cap_bytes / std::max<uint64_t>(token_bytes, 1));
   if (c.retrieve_tokens == 0 && needs.retrieve_frames > 0)
     c.retrieve_tokens = static_cast<int>(std::min(int64_t{needs.retrieve_frames} * m.frame_tokens,
@@ -261,7 +300,7 @@ Plan plan_as_asked(const MemoryConfig& config, const Policy& policy, const Backe
   const int lanes = m.layers * (needs.per_head ? m.kv_heads : 1);
   const bool keeps = !needs.by_token || most_members(needs, c) > 0;
   const int frames = needs.unbounded ? needs.frames : 1;
-  const int64_t least = keeps ? std::max<int64_t>(lanes * int64_t{pages_for(m.frame_tokens * frames)}, 4) : 1;
+  const int64_t least = needs.records ? pages_for(m.frame_tokens) : keeps ? std::max<int64_t>(lanes * int64_t{pages_for(m.frame_tokens * frames)}, 4) : 1;
   // Where clusters or what is read were named, the disk gives them all it can.
   if (c.disk_bytes > 0 && choose_clusters && needs.summaries && config.retrieve_tokens == 0) {
     c.disk_bytes = 0;
@@ -289,7 +328,7 @@ Plan plan_as_asked(const MemoryConfig& config, const Policy& policy, const Backe
       double each = static_cast<double>(plan.total_bytes - before) / probe;
       c.clusters = had;
       if (!needs.means) {  // a cluster without a mean is a page at least: more rows than pages would stay empty
-        each += static_cast<double>(static_cast<uint64_t>(lanes) * page_bytes(c.packed, plan.store.page));
+        each += static_cast<double>(static_cast<uint64_t>(lanes) * page_bytes(packed, plan.store.page));
         share = 1;
       }
       return static_cast<int64_t>(static_cast<double>(spare) * share / each);

@@ -4,11 +4,14 @@
 #pragma once
 
 #include <limits>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "backend/backend.h"
 #include "policy/policy.h"
+#include "store/listening.h"
+#include "store/token_log.h"
 #include "store/window.h"
 
 namespace mosaic {
@@ -30,7 +33,8 @@ struct MemoryConfig {
   ModelShape model;
   uint64_t cap_bytes = 0;
   CodecId exact = CodecId::kFp16;   // window, question, open pages
-  CodecId packed = CodecId::kInt4;  // pages that yielded; the same as exact: no second tier
+  // Pages that yielded; the same as exact: no second tier. Not said: k5v3 by records, exact for who lets nothing go, else int4.
+  std::optional<CodecId> packed;
   double exact_share = 0.15;        // of the page bytes, for open exact pages (policies by token)
   double index_share = 0;           // of what is left after the fixed parts, for clusters' summaries; 0: by the policy
   uint64_t device_bytes = 0;  // of the cap, for pages in a card's own memory, other packed ones on its host; 0: all
@@ -52,7 +56,9 @@ struct MemoryConfig {
 
 struct Plan {
   MemoryConfig config;  // with every 0 that means "choose" resolved
-  StoreShape store;
+  StoreShape store;  // no lanes, where the policy keeps records
+  LogShape log;      // of a policy by records
+  ListeningShape listening;
   WindowShape window;
   int layer_lanes = 1;     // lanes of one layer: 1, or one per KV head
   int block_frames = 1;    // frames that leave the window together

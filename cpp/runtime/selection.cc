@@ -1,6 +1,7 @@
 // What a block reads: for video tokens of a windowed model the last frames, for everything else prefix, first frame,
 // selected clusters, summaries and the window. Disk pages of the next layer are asked for while this one computes.
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 
@@ -16,7 +17,7 @@ void KvMemory::add_strip(BlockSelection* s, int lane, Strip strip, int tokens, i
 }
 
 void KvMemory::select_window(int lane) {
-  BlockSelection* s = &selection_[static_cast<size_t>(lane)];
+  BlockSelection* s = &selection(lane);
   s->clear();
   s->reserve(0, 0);
   add_strip(s, lane, Strip::kPrefix, window_.prefix_tokens);
@@ -139,6 +140,23 @@ void KvMemory::select_stored(int lane, const float* q) {
   s->finish(plan_.config.original_positions, model().rope, shared_);
 }
 
+// All that the lane keeps: the log between the first frame and the window.
+void KvMemory::select_records(int lane) {
+  const trace::Span span("select", lane);
+  BlockSelection& s = selection(lane);
+  s.clear();
+  const bool question = block_ == Block::kQuestion;
+  const int32_t since = question ? since_ms_ : std::numeric_limits<int32_t>::min();
+  s.reserve(question ? pages_for(plan_.config.branch_tokens) : 0, question ? plan_.config.branch_tokens : 0);
+  add_strip(&s, lane, Strip::kPrefix, window_.prefix_tokens);
+  if (window_.has_first_frame() && window_.first_frame().time_ms >= since)
+    add_strip(&s, lane, Strip::kFirstFrame, window_.first_frame().tokens);
+  records_->read(lane, since, &s);
+  for (int i = 0; i < window_.frames(); ++i)
+    if (window_.frame(i).time_ms >= since) add_strip(&s, lane, Strip::kFrame, window_.frame(i).tokens, i);
+  s.finish(plan_.config.original_positions, model().rope, shared_);
+}
+
 // This layer's query guesses what the next layer will choose (Mosaic); the true query completes what is missing.
 void KvMemory::prefetch(int lane, const float* q) {
   if (store_.tiers().spill() == nullptr) return;
@@ -168,7 +186,7 @@ void KvMemory::resolve(BlockSelection* s) {
   // A page that was forgotten is gone from the store too: its id may be free, or another page's.
   // One page may have several entries: once it is lost, none of them may be asked for.
   const auto in_store = [&](int e) {
-    return s->page(e) != kNone && s->entry(e).begin != s->entry(e).end && store_.blocks()[s->page(e)].tier >= 0;
+    return s->page(e) != kNone && s->entry(e).rows != 0 && store_.blocks()[s->page(e)].tier >= 0;
   };
   for (int e = 0; e < s->entries(); ++e)
     if (in_store(e)) store_.request(s->page(e));
@@ -203,8 +221,8 @@ void KvMemory::collect_received(const AttendArgs& args, BlockSelection* s, int l
     for (int f = 0; f < window_.frames(); ++f)
       for (int page = 0; page < pages_for(window_.frame(f).tokens); ++page)
         if (window_.page(Strip::kFrame, lane, page, f).data == entry.data)
-          for (int i = entry.begin; i < entry.end; ++i)
-            window_.received_now(lane, f)[page * kPageTokens + i] += mass.page_mass[entry.first + i - entry.begin];
+          for (int i = entry.begin(); i < entry.end(); ++i)
+            window_.received_now(lane, f)[page * kPageTokens + i] += mass.page_mass[entry.first + i - entry.begin()];
   }
 }
 
@@ -216,12 +234,14 @@ void KvMemory::collect_evidence(const AttendArgs& args, BlockSelection* s, int l
   backend_.ops->attention_mass(mass);
   for (int e = 0; e < s->entries(); ++e) {
     const PageEntry& entry = s->entry(e);
-    for (int i = entry.begin; i < entry.end; ++i) {
-      const TokenMeta& meta = s->meta(e)[i];
-      if (meta.time_ms >= 0)
-        evidence_.add(meta.time_ms, meta.time_ms, shared_.page_mass[entry.first + i - entry.begin]);
+    const bool in_log = records_ && s->page(e) != kNone;
+    for (uint16_t left = entry.rows; left != 0; left &= static_cast<uint16_t>(left - 1)) {
+      const int i = std::countr_zero(left);
+      const int32_t time = in_log ? records_->log().times(lane)[s->page(e) * kPageTokens + i] : s->meta(e)[i].time_ms;
+      if (time >= 0) evidence_.add(time, time, shared_.page_mass[entry.first + i - entry.begin()]);
     }
   }
+  if (records_) return;
   const ClusterIndex& index = store_.index(lane);
   for (int i = 0; i < s->rows(); ++i) {
     // Summaries are many, and most are hardly looked at: those would crowd out what was read.

@@ -21,6 +21,7 @@
 #include "store/block_table.h"
 #include "store/cluster_index.h"
 #include "store/fetch_cache.h"
+#include "store/run.h"
 #include "store/scene_table.h"
 
 namespace mosaic {
@@ -43,14 +44,6 @@ struct StoreShape {
 
 // What a call is short of. kNothing means it was done.
 enum class Short : uint8_t { kNothing, kSlots, kClusters };
-
-// Tokens handed over in one call, all of one lane.
-struct Run {
-  const float* k = nullptr;         // [n, row]
-  const float* v = nullptr;         // [n, row]
-  const TokenMeta* meta = nullptr;  // [n]
-  int n = 0;
-};
 
 class ClusterStore {
  public:

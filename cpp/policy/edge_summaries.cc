@@ -1,0 +1,122 @@
+// edge, unit="summaries": Mosaic's nested clusters taken to their end, for a hard cap: many fine clusters of tokens in normalised
+// [key; value] space, without scenes above them, whose summaries (mean key, mean value, + log count) are the memory.
+//   admit    a token joins the nearest cluster within reach, else opens one; at capacity the closest pair merges, one
+//            pair at a time, and the reach rises to their distance. What is alike costs one row however often it comes;
+//            what is rare keeps a row of its own.
+//   select   clusters by attention mass per head and question token over their summaries; only the best are attended,
+//            so that a long stream neither dilutes the answer nor delays it.
+//   relieve  nearly all bytes are summaries. Where there is a disk (`members`) up to a page of members is kept for each
+//            cluster besides, goes to disk and is read for the clusters that were selected.
+#include <algorithm>
+
+#include "policy/clustering.h"
+#include "policy/edge_summaries.h"
+#include "policy/retrieval.h"
+#include "policy/yielding.h"
+
+namespace mosaic {
+
+namespace {
+
+enum class Members : uint8_t {
+  kDisk,    // members are kept where there is a disk for them
+  kAlways,  // and without one, in pages of DRAM
+  kNever,   // every byte is a summary's
+};
+
+struct EdgeSettings {
+  Members members = Members::kDisk;
+  float share = 0.9f;      // of the bytes for summaries, where members are kept
+  int frames = 6;          // summaries attended for a question, the best, in frames' worth of tokens; 0: all
+  float value_weight = 1;  // of values beside keys in the metric; 0: keys alone
+  float reach = 0.02f;     // where the joining distance starts
+  ScoreMode score = ScoreMode::kMass;
+};
+
+class EdgeOfSummaries final : public Policy {
+ public:
+  explicit EdgeOfSummaries(const EdgeSettings& settings) : s_(settings) {}
+  const char* name() const override { return "edge"; }
+  PolicyNeeds needs() const override {
+    PolicyNeeds needs;
+    needs.by_token = true;
+    needs.means = true;
+    needs.summaries = true;
+    needs.selects = true;
+    needs.members = s_.members == Members::kAlways ? kPageTokens
+                    : s_.members == Members::kDisk ? PolicyNeeds::kWithDisk
+                                                   : 0;
+    needs.index_share = s_.share;
+    needs.summary_frames = s_.frames > 0 ? s_.frames : PolicyNeeds::kAll;
+    needs.value_weight = s_.value_weight;
+    return needs;
+  }
+
+  size_t scratch_bytes(const StoreShape& shape) const override { return Clustering::bytes_for(shape); }
+  void bind(const ClusterStore& store, Region& region) override { clustering_.bind(store.shape(), region, s_.reach); }
+
+  void admit(const ClusterStore& store, const AdmitBlock& block, Placement* out) override {
+    clustering_.label(store, block, out);
+    if (store.shape().max_members > 0) return;
+    for (int i = 0; i < block.tokens.n; ++i) out[i].keep = false;
+  }
+  float reach(int lane) const override { return clustering_.reach(lane); }
+
+  void select(const ClusterStore& store, const SelectQuery& query, SelectResult* result) override {
+    const ClusterIndex& index = store.index(query.lane);
+    const int scored = score_clusters(store, query, s_.score, result);
+    int n = 0;
+    for (int i = 0; i < scored; ++i) {  // a mean over older tokens too is not what `since` asks for
+      const Cluster& cluster = index[result->rows[i]];
+      if (cluster.paged == 0 && cluster.first_time < query.since_ms) continue;
+      result->rows[n] = result->rows[i];
+      result->scratch[n++] = result->scratch[i];
+    }
+    const int best = store.ops().top_k(result->scratch, n, std::min(query.max_summaries, n), result->chosen);
+    // The members of the best are read within the budget; the rest of them are attended as what they are anyway.
+    int tokens = 0, rows = 0;
+    result->n = 0;
+    for (int i = 0; i < best; ++i) {
+      const int at = result->chosen[i];
+      const ClusterId c = result->rows[at];
+      const int members = index[c].paged;
+      if (members > 0 && tokens + members <= query.max_tokens) {
+        tokens += members;
+        result->score[result->n] = result->scratch[at];
+        result->chosen[result->n++] = c;  // never ahead of i
+      } else {
+        result->attend[rows++] = c;
+      }
+    }
+    result->attended = rows;
+  }
+
+  int relieve(const ClusterStore& store, const Need& need, Relief* out, int capacity) override {
+    if (need.kind == Need::Kind::kClusters) return clustering_.merge_closest(store, need.lane, out, capacity);
+    if (const int n = demote_coldest(store, need, out, capacity); n > 0) return n;
+    return need.kind == Need::Kind::kHotSlots ? 0 : summarise_best(store, need.lane, out);
+  }
+
+ private:
+  EdgeSettings s_;
+  Clustering clustering_;
+};
+
+}  // namespace
+
+std::unique_ptr<Policy> make_edge_of_summaries(const PolicySettings& settings) {
+  EdgeSettings s;
+  SettingReader reader("edge", settings);
+  int members = 0;
+  read_score(reader, &s.score)
+      .choice("members", &members, {"disk", "always", "never"})
+      .number("share", &s.share, 0.01, 0.99)
+      .number("frames", &s.frames, 0, 1 << 10)
+      .number("value_weight", &s.value_weight, 0, 100)
+      .number("reach", &s.reach, 0, 4)
+      .finish();
+  s.members = static_cast<Members>(members);
+  return std::make_unique<EdgeOfSummaries>(s);
+}
+
+}  // namespace mosaic

@@ -1,0 +1,31 @@
+// Retention: what a policy by records says. Every KV head keeps tokens of its own in a TokenLog; the policy says what a token
+// is worth and which are given up when a lane is full. It reads, KvMemory carries out. See policy/edge.cc.
+#pragma once
+
+#include "store/listening.h"
+#include "store/token_log.h"
+
+namespace mosaic {
+
+// A token that is given up: its slot, and where it is heard still (frame and token of Listening), else kNone.
+struct GivenUp {
+  TokenSlot slot = kNone;
+  int32_t frame = kNone;
+  int32_t token = kNone;
+  float rank = 0;
+};
+
+class Retention {
+ public:
+  virtual ~Retention() = default;
+  // Frames after its own that a token is listened to.
+  virtual int listen_frames() const = 0;
+  // What a token is worth, from the attention it received and the norm of its value.
+  virtual float worth(float received, float value_norm) const = 0;
+  // Whether likeness to better tokens is wanted (TokenLog::likeness).
+  virtual bool compares() const = 0;
+  // At least `need` tokens of a full lane, those that are missed least. out [TokenLog::capacity()]; returns how many.
+  virtual int give_up(const TokenLog& log, const Listening& heard, int lane, int need, GivenUp* out) = 0;
+};
+
+}  // namespace mosaic

@@ -1,0 +1,228 @@
+#include "runtime/records.h"
+
+#include <algorithm>
+#include <bit>
+
+#include "core/error.h"
+#include "core/trace.h"
+
+namespace mosaic {
+
+Records::Records(Region& region, const Plan& plan, Ops& ops, Retention& retention)
+    : ops_(ops), retention_(retention), log_(region, plan.log, ops), heard_(region, plan.listening) {
+  const char* const name = "record scratch";
+  const auto pages = static_cast<size_t>(plan.log.pages), tokens = pages * kPageTokens;
+  const auto frame = static_cast<size_t>(plan.listening.frame_tokens), row = static_cast<size_t>(plan.log.page.row());
+  page_first_ = region.take<int32_t>(name, pages);
+  given_up_ = region.take<GivenUp>(name, tokens);
+  settled_ = region.take<TokenSlot>(name, frame);
+  worth_ = region.take<float>(name, frame);
+  const size_t compared = retention.compares() ? 1 : 0;
+  entries_ = region.take<PageEntry>(name, compared * std::max(pages, frame));
+  like_ = region.take<float>(name, compared * frame);
+  scores_ = region.take<float>(name, compared * tokens);
+  likes_ = region.take<float>(name, compared * tokens);
+  k_ = region.take<float>(name, compared * frame * row);
+  v_ = region.take<float>(name, compared * frame * row);
+  at_ = region.take<int32_t>(name, compared * frame);
+}
+
+void Records::read(int lane, int32_t since_ms, BlockSelection* selection) {
+  const auto add = [&](int page, uint16_t rows) {
+    const int32_t* const times = log_.times(lane) + page * kPageTokens;
+    for (int i = 0; i < kPageTokens && since_ms > std::numeric_limits<int32_t>::min(); ++i)
+      if (times[i] < since_ms) rows &= static_cast<uint16_t>(~(1u << i));
+    page_first_[page] = selection->next_token() - std::countr_zero(rows);
+    const size_t first = static_cast<size_t>(page) * kPageTokens;
+    if (rows != 0)
+      selection->add_rows(page, log_.data(lane, page), log_.shape().codec, rows, log_.positions(lane) + first,
+                          log_.places(lane) != nullptr ? log_.places(lane) + 2 * first : nullptr);
+  };
+  for (int page = 0; page < log_.shape().pages; ++page)
+    if (log_.rows(lane, page) != 0 && log_.heard(lane, page) == 0) add(page, log_.rows(lane, page));
+  first_heard_entry_ = selection->entries();
+  for (int page = 0; page < log_.shape().pages; ++page)
+    if (log_.heard(lane, page) != 0) add(page, log_.rows(lane, page));
+}
+
+void Records::listen(const AttendArgs& args, const BlockSelection& selection, int lane, const Window& window,
+                     float* mass) {
+  MassArgs wanted;
+  wanted.attend = &args;
+  wanted.page_mass = mass;
+  wanted.first_query = 0;
+  wanted.first_page = first_heard_entry_;
+  wanted.block_mass = mass + selection.tokens();
+  ops_.attention_mass(wanted);
+  int in_window = selection.tokens();  // their tokens are the last ones, frame by frame
+  for (int f = 0; f < window.frames(); ++f) in_window -= window.frame(f).tokens;
+  for (int f = 0; f <= heard_.frames(); ++f) {
+    half_t* const now = heard_.now(lane, f);
+    if (f == heard_.frames()) {
+      for (int i = 0; i < args.tokens; ++i) now[i] = float_to_half(wanted.block_mass[i]);
+    } else if (f >= frames_in_log()) {
+      for (int i = 0; i < heard_.frame(f).tokens; ++i) now[i] = float_to_half(mass[in_window++]);
+    } else {
+      const TokenSlot* const slots = heard_.slots(lane, f);
+      for (int i = 0; i < heard_.frame(f).tokens; ++i)
+        now[i] = slots[i] == kNone
+                     ? half_t{0}
+                     : float_to_half(mass[page_first_[slots[i] / kPageTokens] + slots[i] % kPageTokens]);
+    }
+  }
+}
+
+void Records::file(const WindowFrame& frame) {
+  heard_.file({frame.number, frame.tokens});
+  ++window_frames_;
+  if (heard_.full()) {
+    settle_oldest();
+    heard_.forget_oldest();
+  }
+}
+
+int Records::read_frame(const Window& window, Strip strip, int frame, int lane, FrameScratch& scratch) {
+  const int tokens = strip == Strip::kFirstFrame ? window.first_frame().tokens : window.frame(frame).tokens;
+  const auto row = static_cast<size_t>(log_.shape().page.row());
+  ops_.decode_run(window.shape().codec, log_.shape().page, window.page(strip, lane, 0, frame).data,
+                  window.page_pitch(), tokens, scratch.k, scratch.v, row);
+  for (int i = 0; i < tokens; ++i)
+    scratch.meta[i] = window.page(strip, lane, i / kPageTokens, frame).meta[i % kPageTokens];
+  ops_.wait();
+  return tokens;
+}
+
+void Records::learn_means(const Window& window, FrameScratch& scratch, int lane) {
+  if (window.has_first_frame())
+    log_.learn_mean(lane, scratch.k, scratch.v, read_frame(window, Strip::kFirstFrame, 0, lane, scratch));
+  for (int f = 0; f < window.frames(); ++f)
+    log_.learn_mean(lane, scratch.k, scratch.v, read_frame(window, Strip::kFrame, f, lane, scratch));
+}
+
+void Records::admit(const Window& window, FrameScratch& scratch) {
+  const int f = frames_in_log();
+  const auto row = static_cast<size_t>(log_.shape().page.row());
+  for (int lane = 0; lane < log_.shape().lanes; ++lane) {
+    if (!log_.knows_mean(lane)) learn_means(window, scratch, lane);
+    Run run{scratch.k, scratch.v, scratch.meta, read_frame(window, Strip::kFrame, 0, lane, scratch)};
+    const int tokens = run.n;
+    run.n = make_room(lane, tokens);  // a frame larger than the lane: its last tokens find no room
+    account_.seen += tokens;
+    account_.quantised += run.n;
+    account_.dropped += tokens - run.n;
+    if (run.n == 0) continue;
+    TokenSlot* const slots = heard_.slots(lane, f);
+    log_.add(lane, run, slots);
+    ops_.row_norm({run.v, run.n, static_cast<int>(row), row, worth_});
+    for (int i = 0; i < run.n; ++i) log_.note(lane, slots[i], worth_[i]);
+  }
+  heard_.entered_log(f);
+  --window_frames_;
+}
+
+void Records::skip() {
+  heard_.entered_log(frames_in_log());
+  --window_frames_;
+}
+
+// Free slots for a frame's tokens; how many of them there are.
+int Records::make_room(int lane, int tokens) {
+  const int need = std::min(tokens, log_.capacity()) - log_.free(lane);
+  if (need > 0) {
+    const int n = retention_.give_up(log_, heard_, lane, need, given_up_);
+    for (int i = 0; i < n; ++i) {
+      log_.give_up(lane, given_up_[i].slot);
+      if (given_up_[i].frame != kNone) heard_.slots(lane, given_up_[i].frame)[given_up_[i].token] = kNone;
+    }
+    account_.quantised -= n;
+    account_.dropped += n;
+  }
+  return std::min(tokens, log_.free(lane));
+}
+
+void Records::settle_oldest() {
+  if (!heard_.frame(0).in_log) throw InvariantError("Records: a frame of the window cannot be settled.");
+  for (int lane = 0; lane < log_.shape().lanes; ++lane) {
+    const TokenSlot* const slots = heard_.slots(lane, 0);
+    const half_t* const received = heard_.received(lane, 0);
+    int n = 0;
+    for (int i = 0; i < heard_.frame(0).tokens; ++i) {
+      if (slots[i] == kNone) continue;
+      worth_[n] = retention_.worth(half_to_float(received[i]), log_.noted(lane, slots[i]));
+      settled_[n] = slots[i];
+      log_.settle(lane, slots[i], worth_[n++]);
+    }
+    if (retention_.compares() && n > 0) compare(lane, n);
+  }
+}
+
+// How like the tokens that settle now are to better ones that are kept, and kept ones to them.
+void Records::compare(int lane, int tokens) {
+  const int row = log_.shape().page.row();
+  for (int i = 0; i < tokens; ++i) {
+    entries_[i] = {log_.data(lane, settled_[i] / kPageTokens), 0, 0xffff, log_.shape().codec};
+    at_[i] = settled_[i] % kPageTokens;
+  }
+  ops_.gather(entries_, at_, tokens, log_.shape().page, k_, v_, static_cast<size_t>(row), log_.key_mean(lane));
+  ops_.wait();
+  int n = 0;
+  const half_t* const scores = log_.scores(lane);
+  uint8_t* const kept = log_.likeness(lane);
+  for (int page = 0; page < log_.shape().pages; ++page) {
+    const auto rows = static_cast<uint16_t>(log_.rows(lane, page) & ~log_.heard(lane, page));
+    if (rows == 0) continue;
+    const int first = page * kPageTokens;
+    entries_[n++] = {log_.data(lane, page), first + std::countr_zero(rows), rows, log_.shape().codec};
+    for (int i = first; i < first + kPageTokens; ++i) {
+      scores_[i] = half_to_float(scores[i]);
+      likes_[i] = static_cast<float>(kept[i]) / 255.0f;
+    }
+  }
+  for (int i = 0; i < tokens; ++i) worth_[i] = half_to_float(scores[settled_[i]]);
+  LikenessArgs args;
+  args.k = k_;
+  args.v = v_;
+  args.items = tokens;
+  args.stride = static_cast<size_t>(row);
+  args.item_score = worth_;
+  args.shape = log_.shape().page;
+  args.pages = entries_;
+  args.n_pages = n;
+  args.token_score = scores_;
+  args.key_mean = log_.key_mean(lane);
+  args.value_mean = log_.value_mean(lane);
+  args.item_like = like_;
+  args.token_like = likes_;
+  ops_.likeness(args);
+  const auto code = [](float like) { return static_cast<uint8_t>(std::clamp(like, 0.0f, 1.0f) * 255.0f + 0.5f); };
+  for (int e = 0; e < n; ++e)
+    for (uint16_t left = entries_[e].rows; left != 0; left &= static_cast<uint16_t>(left - 1)) {
+      const int slot = entries_[e].first - entries_[e].begin() + std::countr_zero(left);
+      kept[slot] = std::max(kept[slot], code(likes_[slot]));
+    }
+  for (int i = 0; i < tokens; ++i) kept[settled_[i]] = std::max(kept[settled_[i]], code(like_[i]));
+}
+
+uint64_t Records::used_bytes() const {
+  return static_cast<uint64_t>(account_.quantised) * data_bytes(log_.shape().codec, log_.shape().page) / kPageTokens;
+}
+
+uint64_t Records::capacity_bytes() const {
+  return static_cast<uint64_t>(log_.shape().lanes) * static_cast<uint64_t>(log_.shape().pages) *
+         data_bytes(log_.shape().codec, log_.shape().page);
+}
+
+void Records::check_invariants() const {
+  log_.check_invariants();
+  int64_t kept = 0;
+  for (int lane = 0; lane < log_.shape().lanes; ++lane) kept += log_.size(lane);
+  if (kept != account_.quantised) throw InvariantError("Records: the kept tokens are not where the account says.");
+  for (int lane = 0; lane < log_.shape().lanes; ++lane)
+    for (int f = 0; f < frames_in_log(); ++f)
+      for (int i = 0; i < heard_.frame(f).tokens; ++i)
+        if (const TokenSlot s = heard_.slots(lane, f)[i];
+            s != kNone && (!log_.holds(lane, s) || (log_.heard(lane, s / kPageTokens) >> (s % kPageTokens) & 1) == 0))
+          throw InvariantError("Records: a token that is heard is not in the log.");
+}
+
+}  // namespace mosaic

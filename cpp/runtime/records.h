@@ -1,0 +1,65 @@
+// Records: the memory of a policy by records - a TokenLog of what is kept, the attention that the newest frames receive,
+// and the flow between them: a frame leaves the window into the log of every lane, where a lane is full the policy says what
+// is given up, and a frame that was heard long enough is settled. Everything kept is read, by frames and questions alike.
+// KvMemory calls; nothing here allocates after it is built. Not thread-safe.
+#pragma once
+
+#include "policy/retention.h"
+#include "runtime/block_selection.h"
+#include "store/account.h"
+#include "store/window.h"
+
+namespace mosaic {
+
+class Records {
+ public:
+  Records(Region& region, const Plan& plan, Ops& ops, Retention& retention);
+
+  const TokenLog& log() const { return log_; }
+  const TokenAccount& account() const { return account_; }
+  uint64_t used_bytes() const;  // of the log's pages, by the tokens that are kept
+  uint64_t capacity_bytes() const;
+
+  // Pages of the log into what the lane reads, those with tokens that are still heard last. since_ms: older ones are not.
+  void read(int lane, int32_t since_ms, BlockSelection* selection);
+  // The attention this frame's queries pay to the frames that are heard and to the frame itself. The window's frames, from
+  // the oldest on, are the last entries of the selection. mass: scratch [tokens of the selection + of the block].
+  void listen(const AttendArgs& args, const BlockSelection& selection, int lane, const Window& window, float* mass);
+  // The frame that was encoded is committed and in the window.
+  void file(const WindowFrame& frame);
+  // The oldest frame of the window goes into the log.
+  void admit(const Window& window, FrameScratch& scratch);
+  // The oldest frame of the window is kept for good elsewhere.
+  void skip();
+
+  void check_invariants() const;
+
+ private:
+  void learn_means(const Window& window, FrameScratch& scratch, int lane);
+  int read_frame(const Window& window, Strip strip, int frame, int lane, FrameScratch& scratch);
+  int make_room(int lane, int tokens);
+  void settle_oldest();
+  void compare(int lane, int tokens);
+  int frames_in_log() const { return heard_.frames() - window_frames_; }
+
+  Ops& ops_;
+  Retention& retention_;
+  TokenLog log_;
+  Listening heard_;
+  TokenAccount account_;
+  int window_frames_ = 0;  // of the frames that are heard, how many are in the window
+  int first_heard_entry_ = 0;
+  int32_t* page_first_;  // [pages] where a page's tokens are in the selection that was read last
+  GivenUp* given_up_;    // [capacity]
+  PageEntry* entries_;   // [pages] of a comparison
+  int32_t* at_;          // [frame_tokens] of it
+  TokenSlot* settled_;   // [frame_tokens]
+  float* worth_;         // [frame_tokens]
+  float* like_;          // [frame_tokens]
+  float* scores_;        // [capacity]
+  float* likes_;         // [capacity]
+  float* k_;             // [frame_tokens, row]
+  float* v_;
+};
+
+}  // namespace mosaic

@@ -1,0 +1,87 @@
+// Listening: how much attention the tokens of the newest frames receive from the frames after them. What a trained decoder
+// will want of a token shows in what the next frames make of it, so a frame is heard until `frames` more have come; then
+// its sums are final and it is forgotten here.
+// A frame that is being encoded pays into sums of its own, which file() adds when the frame is committed: a refused one
+// leaves no mark. Not thread-safe.
+#pragma once
+
+#include <algorithm>
+
+#include "core/dtype.h"
+#include "core/ids.h"
+#include "memory/region.h"
+#include "store/token_log.h"
+
+namespace mosaic {
+
+struct ListeningShape {
+  int lanes = 0;
+  int frames = 0;        // that a frame is heard after its own
+  int frame_tokens = 0;  // most of a frame
+};
+
+class Listening {
+ public:
+  struct Frame {
+    int32_t number = 0;
+    int32_t tokens = 0;
+    bool in_log = false;  // false: its tokens are in the window still
+  };
+
+  Listening(Region& region, const ListeningShape& shape)
+      : shape_(shape), ring_(region.take<Frame>("attention received", static_cast<size_t>(capacity()))) {
+    const size_t tokens =
+        static_cast<size_t>(shape.lanes) * static_cast<size_t>(capacity()) * static_cast<size_t>(shape.frame_tokens);
+    received_ = region.take<half_t>("attention received", tokens);
+    now_ = region.take<half_t>("attention received", tokens);
+    slot_ = region.take<TokenSlot>("attention received", tokens);
+  }
+
+  const ListeningShape& shape() const { return shape_; }
+  int frames() const { return size_; }  // oldest first; the frame being encoded is not among them until file()
+  const Frame& frame(int f) const { return ring_[place(f)]; }
+  // Of a frame's tokens, [tokens]; frames() is the frame being encoded.
+  half_t* received(int lane, int f) { return received_ + at(lane, f); }
+  const half_t* received(int lane, int f) const { return received_ + at(lane, f); }
+  half_t* now(int lane, int f) { return now_ + at(lane, f); }
+  // Where the token is in the lane's log; kNone: it is in the window, or was given up.
+  TokenSlot* slots(int lane, int f) { return slot_ + at(lane, f); }
+  const TokenSlot* slots(int lane, int f) const { return slot_ + at(lane, f); }
+
+  // The frame that was encoded becomes the newest. Needs !full().
+  void file(const Frame& frame) {
+    ring_[place(size_)] = frame;
+    ++size_;
+    for (int lane = 0; lane < shape_.lanes; ++lane) {
+      std::fill_n(received(lane, size_ - 1), frame.tokens, half_t{0});
+      std::fill_n(slots(lane, size_ - 1), frame.tokens, TokenSlot{kNone});
+      for (int f = 0; f < size_; ++f)
+        for (int i = 0; i < this->frame(f).tokens; ++i)
+          received(lane, f)[i] = float_to_half(half_to_float(received(lane, f)[i]) + half_to_float(now(lane, f)[i]));
+    }
+  }
+  bool full() const { return size_ == capacity() - 1; }  // one more and the oldest must be forgotten
+  void entered_log(int f) { ring_[place(f)].in_log = true; }
+  void forget_oldest() {
+    head_ = (head_ + 1) % capacity();
+    --size_;
+  }
+
+ private:
+  int capacity() const { return shape_.frames + 2; }  // heard, about to be forgotten, being encoded
+  int place(int f) const { return (head_ + f) % capacity(); }
+  size_t at(int lane, int f) const {
+    return (static_cast<size_t>(lane) * static_cast<size_t>(capacity()) + static_cast<size_t>(place(f))) *
+           static_cast<size_t>(shape_.frame_tokens);
+  }
+
+  ListeningShape shape_;
+  Frame* ring_;
+  half_t* received_;
+  half_t* now_;
+  TokenSlot* slot_;
+  int head_ = 0;
+  int size_ = 0;
+};
+
+}  // namespace mosaic

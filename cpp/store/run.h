@@ -1,0 +1,15 @@
+// Run: tokens handed over in one call, all of one lane.
+#pragma once
+
+#include "core/ids.h"
+
+namespace mosaic {
+
+struct Run {
+  const float* k = nullptr;         // [n, row], before rotation
+  const float* v = nullptr;         // [n, row]
+  const TokenMeta* meta = nullptr;  // [n]
+  int n = 0;
+};
+
+}  // namespace mosaic

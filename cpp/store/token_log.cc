@@ -1,0 +1,154 @@
+#include "store/token_log.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "core/error.h"
+
+namespace mosaic {
+
+namespace {
+
+constexpr uint16_t kFull = 0xffff;
+
+uint16_t bit(TokenSlot slot) { return static_cast<uint16_t>(1u << (slot % kPageTokens)); }
+
+}  // namespace
+
+TokenLog::TokenLog(Region& region, const LogShape& s, Ops& ops)
+    : shape_(s), ops_(ops), page_bytes_(data_bytes(s.codec, s.page)) {
+  const auto lanes = static_cast<size_t>(s.lanes);
+  const size_t pages = lanes * static_cast<size_t>(s.pages), tokens = pages * kPageTokens;
+  const char* const name = "token log";
+  data_ = region.has_private() ? region.take_private(name, pages * page_bytes_)
+                               : region.take<std::byte>(name, pages * page_bytes_);
+  rows_ = region.take<uint16_t>(name, pages);
+  heard_ = region.take<uint16_t>(name, pages);
+  position_ = region.take<int32_t>(name, tokens);
+  time_ms_ = region.take<int32_t>(name, tokens);
+  place_ = s.places ? region.take<uint16_t>(name, 2 * tokens) : nullptr;
+  score_ = region.take<half_t>(name, tokens);
+  likeness_ = region.take<uint8_t>(name, tokens);
+  size_ = region.take<int32_t>(name, lanes);
+  open_page_ = region.take<int32_t>(name, lanes);
+  mean_k_ = region.take<float>(name, lanes * row());
+  mean_v_ = region.take<float>(name, lanes * row());
+  mean_tokens_ = region.take<int32_t>(name, lanes);
+  row_pages_ = region.take<std::byte*>(name, kBatch);
+  row_at_ = region.take<int32_t>(name, kBatch);
+}
+
+void TokenLog::learn_mean(int lane, const float* k, const float* v, int tokens) {
+  float* const mean_k = mean_k_ + static_cast<size_t>(lane) * row();
+  float* const mean_v = mean_v_ + static_cast<size_t>(lane) * row();
+  for (int i = 0; i < tokens; ++i) {
+    const float share = 1.0f / static_cast<float>(++mean_tokens_[lane]);
+    for (size_t c = 0; c < row(); ++c) {
+      mean_k[c] += (k[static_cast<size_t>(i) * row() + c] - mean_k[c]) * share;
+      mean_v[c] += (v[static_cast<size_t>(i) * row() + c] - mean_v[c]) * share;
+    }
+  }
+}
+
+void TokenLog::add(int lane, const Run& run, TokenSlot* slots) {
+  if (run.n > free(lane)) throw InvariantError("TokenLog: more tokens than slots; the policy must give some up first.");
+  for (int first = 0; first < run.n; first += kBatch) {
+    const int n = std::min(kBatch, run.n - first);
+    for (int i = 0; i < n; ++i) {
+      const TokenSlot slot = slots[first + i] = next_slot(lane);
+      const TokenMeta& meta = run.meta[first + i];
+      const size_t at = at_token(lane, slot), page = at_page(lane, slot / kPageTokens);
+      rows_[page] |= bit(slot);
+      heard_[page] |= bit(slot);
+      position_[at] = meta.position;
+      time_ms_[at] = meta.time_ms;
+      if (place_ != nullptr) place_[2 * at] = meta.h, place_[2 * at + 1] = meta.w;
+      score_[at] = 0;
+      likeness_[at] = 0;
+      ++size_[lane];
+      row_pages_[i] = data(lane, slot / kPageTokens);
+      row_at_[i] = slot % kPageTokens;
+    }
+    const size_t from = static_cast<size_t>(first) * row();
+    ops_.encode_rows(shape_.codec, shape_.page, run.k + from, run.v + from, row(), n, row_pages_, row_at_,
+                     key_mean(lane));
+  }
+}
+
+TokenSlot TokenLog::next_slot(int lane) {
+  int page = open_page_[lane];
+  if (rows(lane, page) == kFull) page = open_page_[lane] = page_for_new(lane);
+  return page * kPageTokens + std::countr_one(rows(lane, page));
+}
+
+int TokenLog::page_for_new(int lane) {
+  int heard = kNone, settled = kNone;
+  for (int page = 0; page < shape_.pages; ++page) {
+    if (rows(lane, page) == 0) return page;
+    if (rows(lane, page) == kFull) continue;
+    int& best = this->heard(lane, page) != 0 ? heard : settled;
+    if (best == kNone || tokens_of(lane, page) < tokens_of(lane, best)) best = page;
+  }
+  if (const int emptied = empty_settled_page(lane); emptied != kNone) return emptied;
+  return heard != kNone ? heard : settled;
+}
+
+// The settled page with the fewest tokens, emptied into the holes of the other settled ones; kNone: they have too few.
+int TokenLog::empty_settled_page(int lane) {
+  int best = kNone, holes = 0;
+  for (int page = 0; page < shape_.pages; ++page) {
+    if (heard(lane, page) != 0) continue;
+    holes += kPageTokens - tokens_of(lane, page);
+    if (best == kNone || tokens_of(lane, page) < tokens_of(lane, best)) best = page;
+  }
+  if (best == kNone || holes < kPageTokens) return kNone;  // the tokens of one page, and the holes it has itself
+  int to = 0;
+  for (uint16_t left = rows(lane, best); left != 0; left = rows(lane, best)) {
+    while (to == best || heard(lane, to) != 0 || rows(lane, to) == kFull) ++to;
+    move(lane, best * kPageTokens + std::countr_zero(left), to * kPageTokens + std::countr_one(rows(lane, to)));
+  }
+  return best;
+}
+
+void TokenLog::move(int lane, TokenSlot from, TokenSlot to) {
+  const int from_page = from / kPageTokens, to_page = to / kPageTokens;
+  ops_.move_row(shape_.codec, shape_.page, data(lane, from_page), from % kPageTokens, data(lane, to_page),
+                to % kPageTokens);
+  const size_t a = at_token(lane, from), b = at_token(lane, to);
+  position_[b] = position_[a];
+  time_ms_[b] = time_ms_[a];
+  if (place_ != nullptr) std::memcpy(place_ + 2 * b, place_ + 2 * a, 2 * sizeof(uint16_t));
+  score_[b] = score_[a];
+  likeness_[b] = likeness_[a];
+  rows_[at_page(lane, from_page)] &= static_cast<uint16_t>(~bit(from));
+  rows_[at_page(lane, to_page)] |= bit(to);
+  ++moved_;
+}
+
+void TokenLog::settle(int lane, TokenSlot slot, float score) {
+  heard_[at_page(lane, slot / kPageTokens)] &= static_cast<uint16_t>(~bit(slot));
+  score_[at_token(lane, slot)] = float_to_half(std::clamp(score, 0.0f, 65504.0f));
+}
+
+void TokenLog::give_up(int lane, TokenSlot slot) {
+  const size_t page = at_page(lane, slot / kPageTokens);
+  if ((rows_[page] & bit(slot)) == 0) throw InvariantError("TokenLog: a token was given up twice.");
+  rows_[page] &= static_cast<uint16_t>(~bit(slot));
+  heard_[page] &= static_cast<uint16_t>(~bit(slot));
+  --size_[lane];
+}
+
+void TokenLog::check_invariants() const {
+  for (int lane = 0; lane < shape_.lanes; ++lane) {
+    int tokens = 0;
+    for (int page = 0; page < shape_.pages; ++page) {
+      tokens += tokens_of(lane, page);
+      if ((heard(lane, page) & ~rows(lane, page)) != 0)
+        throw InvariantError("TokenLog: a slot is heard that holds no token.");
+    }
+    if (tokens != size_[lane]) throw InvariantError("TokenLog: a lane's count differs from the tokens in its pages.");
+    if (tokens > 0 && !knows_mean(lane)) throw InvariantError("TokenLog: a lane has tokens but no mean.");
+  }
+}
+
+}  // namespace mosaic

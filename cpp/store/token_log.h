@@ -1,0 +1,112 @@
+// TokenLog: what a policy by records keeps. Each lane (one KV head of a layer) keeps tokens of its own, and a token is a
+// record of its own: packed key and value, position, time, score. Records fill dense pages; giving a token up frees its
+// slot and touches nothing else. Nothing is averaged, so what is kept can be found again as it was.
+//
+// Where records lie. Tokens of the newest frames are still heard (see Listening): their attention is summed, so they are
+// kept together in as few pages as can be. A new token goes to the open page; where that is full, to an empty one; where
+// there is none, the settled page with the fewest tokens is emptied into the holes of the others. A record is moved bit
+// for bit and at most now and then, and all slots can be taken.
+// Mechanism, no choices: who is given up is the policy's to say. Fixed capacity; not thread-safe.
+#pragma once
+
+#include <bit>
+
+#include "backend/ops.h"
+#include "core/ids.h"
+#include "memory/region.h"
+#include "store/run.h"
+
+namespace mosaic {
+
+using TokenSlot = int32_t;  // page of the lane * kPageTokens + token of the page
+
+struct LogShape {
+  int lanes = 0;
+  int pages = 0;  // of each lane
+  PageShape page;
+  CodecId codec = CodecId::kFp16;  // a record codec
+  bool places = false;             // tokens have rows and columns (M-RoPE)
+};
+
+class TokenLog {
+ public:
+  TokenLog(Region& region, const LogShape& shape, Ops& ops);
+
+  const LogShape& shape() const { return shape_; }
+  int capacity() const { return shape_.pages * kPageTokens; }  // tokens of a lane
+  int size(int lane) const { return size_[lane]; }
+  int free(int lane) const { return capacity() - size_[lane]; }
+
+  // Tokens of a page, a bit each; and those of them that are still heard.
+  uint16_t rows(int lane, int page) const { return rows_[at_page(lane, page)]; }
+  uint16_t heard(int lane, int page) const { return heard_[at_page(lane, page)]; }
+  bool holds(int lane, TokenSlot slot) const {
+    return (rows(lane, slot / kPageTokens) >> (slot % kPageTokens) & 1) != 0;
+  }
+  std::byte* data(int lane, int page) const { return data_ + at_page(lane, page) * page_bytes_; }
+  const int32_t* positions(int lane) const { return position_ + at_token(lane, 0); }  // [capacity]
+  const int32_t* times(int lane) const { return time_ms_ + at_token(lane, 0); }       // [capacity]
+  const uint16_t* places(int lane) const {                                            // [capacity, 2], or null
+    return place_ != nullptr ? place_ + 2 * at_token(lane, 0) : nullptr;
+  }
+  // What the policy said a settled token is worth, and how like it is to one that is worth more (0 to 1).
+  const half_t* scores(int lane) const { return score_ + at_token(lane, 0); }      // [capacity]
+  const uint8_t* likeness(int lane) const { return likeness_ + at_token(lane, 0); }  // [capacity], of 255
+  uint8_t* likeness(int lane) { return likeness_ + at_token(lane, 0); }
+
+  // Packed keys are kept less the lane's mean key, which is learned from the first tokens and then fixed: nothing that is
+  // stored may depend on what comes later.
+  bool knows_mean(int lane) const { return mean_tokens_[lane] > 0; }
+  void learn_mean(int lane, const float* k, const float* v, int tokens);
+  const float* key_mean(int lane) const { return mean_k_ + static_cast<size_t>(lane) * row(); }
+  const float* value_mean(int lane) const { return mean_v_ + static_cast<size_t>(lane) * row(); }
+
+  // Takes all tokens of a run (at most free() of them), heard for now; slots[i] is where token i went.
+  void add(int lane, const Run& run, TokenSlot* slots);
+  // A number that a token keeps while it is heard (it lies where its score will).
+  void note(int lane, TokenSlot slot, float number) { score_[at_token(lane, slot)] = float_to_half(number); }
+  float noted(int lane, TokenSlot slot) const { return half_to_float(score_[at_token(lane, slot)]); }
+  // The token is heard no more, and this is what it is worth.
+  void settle(int lane, TokenSlot slot, float score);
+  void give_up(int lane, TokenSlot slot);
+
+  int64_t moved() const { return moved_; }
+  void check_invariants() const;
+
+ private:
+  size_t row() const { return static_cast<size_t>(shape_.page.row()); }
+  size_t at_page(int lane, int page) const {
+    return static_cast<size_t>(lane) * static_cast<size_t>(shape_.pages) + static_cast<size_t>(page);
+  }
+  size_t at_token(int lane, TokenSlot slot) const {
+    return static_cast<size_t>(lane) * static_cast<size_t>(capacity()) + static_cast<size_t>(slot);
+  }
+  int tokens_of(int lane, int page) const { return std::popcount(rows(lane, page)); }
+  TokenSlot next_slot(int lane);
+  int page_for_new(int lane);
+  int empty_settled_page(int lane);
+  void move(int lane, TokenSlot from, TokenSlot to);
+
+  LogShape shape_;
+  Ops& ops_;
+  size_t page_bytes_;
+  std::byte* data_;     // [lanes, pages, page_bytes_]
+  uint16_t* rows_;      // [lanes, pages]
+  uint16_t* heard_;     // [lanes, pages]
+  int32_t* position_;   // [lanes, capacity]
+  int32_t* time_ms_;    // [lanes, capacity]
+  uint16_t* place_;     // [lanes, capacity, 2], or null
+  half_t* score_;       // [lanes, capacity]
+  uint8_t* likeness_;   // [lanes, capacity]
+  int32_t* size_;       // [lanes]
+  int32_t* open_page_;  // [lanes] where the next token goes, if it has room
+  float* mean_k_;       // [lanes, row]
+  float* mean_v_;       // [lanes, row]
+  int32_t* mean_tokens_;
+  std::byte** row_pages_;  // [kBatch] of one encode_rows
+  int32_t* row_at_;
+  static constexpr int kBatch = 256;
+  int64_t moved_ = 0;
+};
+
+}  // namespace mosaic
