@@ -105,7 +105,7 @@ class Engine:
         threads: of the model's own arithmetic. tokens_per_frame: the most a picture becomes, for models that
         take any aspect (default 256 for ONNX, 196 for transformers). variant: the ONNX decoder's suffix
         ("q4", "fp16", ...) instead of the best one there is for `device`. options, for the transformers
-        layout: dtype=, quantization=, allow_pickle= (see models/hf_vlm.py). device: "cpu", "cuda"; None: the
+        layout: dtype=, quantization=, allow_pickle= (see models/hf/vlm.py). device: "cpu", "cuda"; None: the
         layout's own choice. Raises ModelError (a ValueError) naming what is missing.
         """
         return cls(

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from mosaic_edge.engine import Engine, Reply
-from mosaic_edge.models.hf_families import family_of
-from mosaic_edge.models.hf_load import Parts
-from mosaic_edge.models.hf_vlm import HfVlm
+from mosaic_edge.models.hf.families import family_of
+from mosaic_edge.models.hf.load import Parts
+from mosaic_edge.models.hf.vlm import HfVlm
 from mosaic_edge.models.vlm import FrameArray, ModelError
 from mosaic_edge.sampling import SamplingParams
 

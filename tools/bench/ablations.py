@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.progress import Progress
 
-from mosaic_edge.evaluate import EvalSettings, evaluate
+from mosaic_edge.evaluation.runner import EvalSettings, evaluate
 from mosaic_edge.evaluation.scoring import Row
 from mosaic_edge.evaluation.variants import parse_caps, parse_policies, parse_variant
 

@@ -17,9 +17,9 @@ import transformers as tf
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
-from mosaic_edge.models.hf_families import Qwen25Vl
-from mosaic_edge.models.hf_load import Parts
-from mosaic_edge.models.hf_vlm import HfVlm
+from mosaic_edge.models.hf.families import Qwen25Vl
+from mosaic_edge.models.hf.load import Parts
+from mosaic_edge.models.hf.vlm import HfVlm
 from mosaic_edge.models.vlm import Attend, EncodedFrame, FloatArray, FrameArray, VlmSpec
 from mosaic_edge.world.world import World
 

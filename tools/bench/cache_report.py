@@ -12,7 +12,7 @@ import torch
 import transformers
 from cache_model import Size
 
-from mosaic_edge.evaluation.plot_style import COLOURS, MARKERS, Panels, Style
+from mosaic_edge.evaluation.plots.style import COLOURS, MARKERS, Panels, Style
 
 if TYPE_CHECKING:
     from caches import Row

@@ -17,7 +17,7 @@ import transformers as tf
 from cache_model import Recorded
 
 from mosaic_edge import Engine, SamplingParams
-from mosaic_edge.models.hf_attention import NAME
+from mosaic_edge.models.hf.attention import NAME
 from mosaic_edge.models.rope import absolute_moment
 from mosaic_edge.models.vlm import FloatArray
 

@@ -59,8 +59,8 @@ def run_cell(folder: str, path: str, policy: str, frames: int, share: float, vid
     import psutil
 
     from mosaic_edge import Engine, MemoryCapError
+    from mosaic_edge.evaluation.stress import breach_of
     from mosaic_edge.sampling import SamplingParams
-    from mosaic_edge.stress import breach_of
 
     wide = "qwen" in Path(folder).name
     options: dict[str, Any] = {"tokens_per_frame": ANY_ASPECT} if wide else {}
@@ -113,7 +113,7 @@ def run_cell(folder: str, path: str, policy: str, frames: int, share: float, vid
 
 def models(root: Path, paths: list[str], families: list[str]) -> Iterator[tuple[str, str, Path]]:
     """(path, family, directory), written to `root`."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "python"))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "material"))
     import torch
 
     from exported_models import Exporter

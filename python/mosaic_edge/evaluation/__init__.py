@@ -1,1 +1,1 @@
-"""The parts of `evaluate.py`: streams recorded once, cells, rows, the report and its plots."""
+"""Policies measured at equal bytes (runner.py), and a stream that goes on until something breaks (stress)."""

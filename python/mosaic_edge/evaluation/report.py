@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mosaic_edge.config import format_bytes
-from mosaic_edge.evaluate import EvalSettings
+from mosaic_edge.evaluation.runner import EvalSettings
 from mosaic_edge.evaluation.scoring import Row
 
 NONE = "-"

@@ -33,7 +33,7 @@ def load_model(
     if not _is_transformers(path, str(model)):
         if options:
             raise ValueError(f"{', '.join(options)}: {model} is in the ONNX layout, which has no such option")
-        from mosaic_edge.models.onnx_vlm import OnnxVlm
+        from mosaic_edge.models.onnx.vlm import OnnxVlm
 
         return OnnxVlm.load(path, threads, variant, device or "cpu", tokens_per_frame)
     if variant is not None:
@@ -47,7 +47,7 @@ def load_model(
         raise ModelError(
             f"{model}: its layout needs {error.name}, which is not installed: pip install 'mosaic_edge[hf]'"
         ) from None
-    from mosaic_edge.models.hf_vlm import HfVlm
+    from mosaic_edge.models.hf.vlm import HfVlm
 
     if threads is not None:
         torch.set_num_threads(threads or os.cpu_count() or 1)  # torch has one number for the whole process

@@ -1,0 +1,319 @@
+"""Stream as fast as it goes, ask now and then, and see that memory stays put (`mosaic-edge stress`)."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from mosaic_edge import DEFAULT_POLICY, _core
+from mosaic_edge.cli.progress import progress_bar
+from mosaic_edge.config import format_bytes, parse_bytes
+from mosaic_edge.engine import Engine, Session
+from mosaic_edge.sampling import SamplingParams
+from mosaic_edge.world import World
+from mosaic_edge.world.world import Difficulty
+
+COLUMNS = (
+    "frame", "rss_bytes", "taken_bytes", "cap_bytes", "dram_used_bytes", "disk_used_bytes",
+    "exact", "quantised", "spilled", "summarised", "dropped", "seen",
+    "lost_pages", "failed_spills", "spill_pauses", "paused_frames", "unread_pages",
+)  # fmt: skip
+"""Of the memory curve: bytes, tokens by place, and what went wrong so far."""
+
+SAMPLES = 2000
+"""Rows of the curve at most; their room is taken before the first frame, so that they cost no growth."""
+
+FULL = 0.98
+"""A tier has been full when its peak reached this share of its slots."""
+
+
+@dataclass(frozen=True)
+class StressSettings:
+    """What is streamed, and what counts as a breach."""
+
+    memory: str = "32MiB"
+    frames: int = 100_000
+    policy: str = DEFAULT_POLICY
+    disk: str | None = None
+    """Quota of the spill file; None: four times the cap; "none": no disk."""
+    faults: int = 0
+    """Every nth page read from, written to and given a place on disk fails; 0: none.
+
+    On the CPU those are all the copies there are: pages in DRAM are read where they lie.
+    """
+    difficulty: Difficulty = "plain"
+    seed: int = 7
+    ask_every: int = 50
+    check_every: int = 1000
+    """Frames between two recounts of every invariant."""
+    warm_up: float = 0.25
+    """Share of the frames after which RSS must not grow; it lasts on until every DRAM tier has been full."""
+    allow: str = "8MiB"
+    """RSS may grow by so much after warm-up: the interpreter's and the allocator's noise."""
+    model: str = "mosaic-tiny"
+    trace: str | None = None
+    """Write a trace of the run to this file, see trace.py."""
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("frames", 16, 1_000_000),
+            ("ask_every", 1, None),
+            ("check_every", 1, None),
+            ("faults", 0, None),
+        ):
+            value = getattr(self, name)
+            if value < low or (high is not None and value > high):
+                raise ValueError(
+                    f"{name}={value}: expected {low:,} to {high:,}"
+                    if high
+                    else f"{name}={value}: at least {low}"
+                )
+        if not 0 < self.warm_up < 1:
+            raise ValueError(f"warm_up={self.warm_up:g}: expected a share between 0 and 1")
+        if self.difficulty not in ("plain", "lively"):
+            raise ValueError(f"difficulty={self.difficulty!r}: expected plain or lively")
+        if self.faults and self.disk == "none":
+            raise ValueError(
+                f"faults={self.faults}: faults are of disk pages; disk='none' leaves nothing to fail"
+            )
+        parse_bytes(self.memory)
+        parse_bytes(self.allow, "allow")
+        if self.disk not in (None, "none"):
+            parse_bytes(self.disk, "disk")
+
+    @property
+    def disk_bytes(self) -> int | None:
+        """Quota of the spill file in bytes, None without one."""
+        if self.disk == "none":
+            return None
+        return 4 * parse_bytes(self.memory) if self.disk is None else parse_bytes(self.disk, "disk")
+
+
+def run_stress(settings: StressSettings, out: Path, *, quiet: bool = False) -> dict[str, Any]:
+    """Stream, then write memory.csv, memory.png and stress.json to `out`.
+
+    "breach" of the result is one line saying who needs what, what there is and which knob it is, or None.
+    Raises ValueError for a bad setting and MemoryCapError for a cap that cannot hold the least there must be.
+    """
+    engine = Engine.load(settings.model)
+    more: dict[str, Any] = {"memory": settings.memory, "policy": settings.policy, "disk": settings.disk_bytes}
+    with engine.session(**more, faults=settings.faults, trace=settings.trace) as session:
+        stress = _Stress(settings, engine, session)
+        stress.stream(quiet)
+        result = stress.result()
+    out.mkdir(parents=True, exist_ok=True)
+    curve = stress.curve
+    with (out / "memory.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        writer.writerows(curve.astype(np.int64).tolist())
+    (out / "stress.json").write_text(json.dumps(result, indent=1) + "\n")
+    try:
+        from mosaic_edge.evaluation.plots.stress import plot_stress
+
+        plot_stress(
+            {name: curve[:, i] for i, name in enumerate(COLUMNS)}, stress.warm_frame, out / "memory.png"
+        )
+    except ModuleNotFoundError as error:
+        print(
+            f"mosaic-edge: no plot: {error.name} is not installed: pip install 'mosaic_edge[eval]'",
+            file=sys.stderr,
+        )
+    return result
+
+
+class _Stress:
+    """One run: the stream, its samples and the first breach."""
+
+    def __init__(self, settings: StressSettings, engine: Engine, session: Session) -> None:
+        self._s = settings
+        self._session = session
+        self._fps = engine.spec.fps
+        self._tokenize = engine.model.tokenize
+        self._process = psutil.Process()
+        self._world = World(settings.seed, settings.frames / self._fps, settings.difficulty)
+        self._world.script.visit_at(
+            self._world.seconds
+        )  # the whole script now: it would grow with the stream
+        self._every = -(-settings.frames // SAMPLES)
+        self._rows: NDArray[np.float64] = np.full((settings.frames // self._every + 2, len(COLUMNS)), -1.0)
+        self._sampled = 0
+        self._allowed = parse_bytes(settings.allow, "allow")
+        self.warm_frame: int | None = None
+        self.breach: str | None = None
+        self.frames = self.asked = self.answered = self.right = 0
+        self.seconds = 0.0
+
+    @property
+    def curve(self) -> NDArray[np.float64]:
+        """The samples so far [n, COLUMNS]."""
+        return self._rows[: self._sampled]
+
+    def stream(self, quiet: bool) -> None:
+        """All frames, or those up to the first breach."""
+        s, random = self._s, np.random.default_rng([self._s.seed, 6])
+        began = time.perf_counter()
+        with progress_bar(not quiet) as bar:
+            task = bar.add_task("streaming", total=s.frames)
+            for frame in range(1, s.frames + 1):
+                second = (frame - 1) / self._fps
+                self._session.append(self._world.render(second), second)
+                self.frames = frame
+                last = frame == s.frames
+                if frame % s.ask_every == 0 or last:
+                    self._ask(second, random)
+                if frame % s.check_every == 0 or last:
+                    self._recount()
+                if frame % self._every == 0 or last:
+                    row = self._sample(frame)
+                    took = max(time.perf_counter() - began, 1e-9)
+                    used = f"{format_bytes(row['taken_bytes'])} of {format_bytes(row['cap_bytes'])}"
+                    line = f"{frame / took:.0f} frames/s, RSS {format_bytes(row['rss_bytes'])}, {used}"
+                    bar.update(task, completed=frame, description=line)
+                if self.breach is not None:
+                    break
+        self.seconds = time.perf_counter() - began
+        if self.breach is None:
+            self.breach = self._growth_breach()
+
+    def _ask(self, second: float, random: np.random.Generator) -> None:
+        """A question about anything so far; the world knows the truth."""
+        for question in self._world.questions(second, random, 1):
+            self.asked += 1
+            words = max(len(self._tokenize(question.answer)), 1)
+            reply = self._session.ask(question.text, sampling=SamplingParams(max_tokens=words))
+            self.answered += reply.text.strip() != ""
+            self.right += reply.text.split()[:1] == [question.answer]
+
+    def _recount(self) -> None:
+        try:
+            self._session.check_invariants()
+        except _core.InvariantError as error:
+            self._breached(f"{error} This is a defect of the core, no knob helps")
+
+    def _sample(self, frame: int) -> dict[str, Any]:
+        memory = self._session.memory()
+        tiers, tokens, events = memory["tiers"], memory["tokens"], memory["events"]
+        dram = [tier for tier in tiers if tier["place"] != "disk"]
+        disk = [tier for tier in tiers if tier["place"] == "disk"]
+        row: dict[str, Any] = {
+            "frame": frame,
+            "rss_bytes": self._process.memory_info().rss,
+            "taken_bytes": memory["peak_bytes"],
+            "cap_bytes": memory["cap_bytes"],
+            "dram_used_bytes": sum(tier["used_bytes"] for tier in dram),
+            "disk_used_bytes": sum(tier["used_bytes"] for tier in disk),
+            **tokens,
+            **events,
+        }
+        self._rows[self._sampled] = [row[name] for name in COLUMNS]
+        self._sampled += 1
+        if self.warm_frame is None and frame >= self._s.warm_up * self._s.frames:
+            used = [tier for tier in dram if tier["peak_bytes"] > 0]
+            full = all(tier["peak_bytes"] >= FULL * tier["capacity_bytes"] for tier in used)
+            full = full if used else memory["events"]["merges"] > 0  # summaries alone: the index is full
+            self.warm_frame = frame if full else None
+        self._judge(memory)
+        return row
+
+    def _judge(self, memory: dict[str, Any]) -> None:
+        what = breach_of(memory)
+        if what is not None:
+            self._breached(what)
+
+    def _breached(self, what: str) -> None:
+        if self.breach is None:
+            self.breach = f"stress: frame {self.frames}: {what}."
+
+    def growth(self) -> dict[str, Any]:
+        """RSS after warm-up: the most it grew, and the slope of Theil and Sen in bytes per 1,000 frames."""
+        rss = self.curve[:, 1]
+        facts: dict[str, Any] = {
+            "judged": False,
+            "end_bytes": _last(rss),
+            "peak_bytes": int(rss.max(initial=0)),
+        }
+        if self.warm_frame is None:
+            return facts
+        after = self.curve[self.curve[:, 0] >= self.warm_frame]
+        return facts | {
+            "judged": True,
+            "warm_frame": self.warm_frame,
+            "warm_bytes": int(after[0, 1]),
+            "growth_bytes": int(after[:, 1].max() - after[0, 1]),
+            "slope_bytes_per_1000_frames": 1000 * robust_slope(after[:, 0], after[:, 1]),
+        }
+
+    def _growth_breach(self) -> str | None:
+        rss = self.growth()
+        if not rss["judged"] or rss["growth_bytes"] <= self._allowed:
+            return None
+        grew = f"RSS grew by {format_bytes(rss['growth_bytes'])} after warm-up (frame {rss['warm_frame']:,}, "
+        grew += f"{format_bytes(rss['warm_bytes'])}); it may by {format_bytes(self._allowed)}"
+        return f"stress: {grew}. Find the leak, or raise --allow or --warm-up where it is none."
+
+    def result(self) -> dict[str, Any]:
+        """Everything, as plain data."""
+        memory = self._session.memory()
+        return {
+            "settings": asdict(self._s),
+            "disk_bytes": self._s.disk_bytes,
+            "frames": self.frames,
+            "seconds": self.seconds,
+            "frames_per_second": self.frames / max(self.seconds, 1e-9),
+            "questions": self.asked,
+            "answers": self.answered,
+            "right": self.right,
+            "rss": self.growth(),
+            "memory": memory,
+            "breach": self.breach,
+        }
+
+
+def breach_of(memory: dict[str, Any]) -> str | None:
+    """What is wrong in `Session.memory()`: the cap, a tier, or the account of every token ever seen; None if
+    nothing is.
+    """
+    if memory["peak_bytes"] > memory["cap_bytes"]:
+        return (
+            f"the core took {format_bytes(memory['peak_bytes'])}; "
+            f"the cap is {format_bytes(memory['cap_bytes'])} (--memory)"
+        )
+    for tier in memory["tiers"]:
+        if max(tier["used_bytes"], tier["peak_bytes"]) > tier["capacity_bytes"]:
+            knob = "--disk" if tier["place"] == "disk" else "--memory"
+            return (
+                f"tier {tier['place']} {tier['codec']} held {format_bytes(tier['peak_bytes'])}; "
+                f"it has {format_bytes(tier['capacity_bytes'])} ({knob})"
+            )
+    tokens = memory["tokens"]
+    placed = sum(count for place, count in tokens.items() if place != "seen")
+    if placed != tokens["seen"]:
+        return (
+            f"the account has a place for {placed:,} tokens; {tokens['seen']:,} were seen. "
+            "This is a defect of the core, no knob helps"
+        )
+    return None
+
+
+def _last(values: NDArray[np.float64]) -> int:
+    return int(values[-1]) if len(values) else 0
+
+
+def robust_slope(x: NDArray[np.float64], y: NDArray[np.float64], most: int = 400) -> float:
+    """Median of the slopes between all pairs of points (Theil and Sen), at most `most` of them; 0 for one."""
+    pick = np.unique(np.linspace(0, len(x) - 1, min(len(x), most)).round().astype(int))
+    first, second = np.triu_indices(len(pick), 1)
+    if len(first) == 0:
+        return 0.0
+    x, y = x[pick], y[pick]
+    return float(np.median((y[second] - y[first]) / (x[second] - x[first])))

@@ -1,0 +1,225 @@
+"""From a directory or hub id to a model, an image processor and a tokenizer - nothing executed that came with
+the weights.
+
+Weights are read from safetensors; every file is checked for being there and whole before transformers reads
+it, so that a broken download is named instead of half loaded. Code shipped with a checkpoint is never run.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer
+
+from mosaic_edge.models.hf.families import Family, family_of
+from mosaic_edge.models.hf.prompt import chat_template_in
+from mosaic_edge.models.onnx.files import read_json
+from mosaic_edge.models.vlm import ModelError
+
+_TYPES = {
+    "fp32": torch.float32, "float32": torch.float32, "fp16": torch.float16, "float16": torch.float16,
+    "bf16": torch.bfloat16, "bfloat16": torch.bfloat16,
+}  # fmt: skip
+_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.safetensors"]
+_PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a model directory holds, loaded."""
+
+    folder: Path
+    model: Any
+    images: Any
+    tokenizer: Any
+    chat_template: str | None
+    family: type[Family]
+
+
+def load_parts(
+    path: str | Path, dtype: str | None, device: str | None, quantization: str | None, allow_pickle: bool
+) -> Parts:
+    """Read a checkpoint in the transformers layout. ModelError in one line for whatever is wrong with it."""
+    folder = find_folder(path, allow_pickle)
+    config = read_json(folder / "config.json")
+    if not config:
+        raise ModelError(f"{folder}: no config.json")
+    family = family_of(str(config.get("model_type", "")), str(folder))
+    if dtype is not None and dtype not in _TYPES:
+        raise ValueError(f"dtype={dtype!r}: expected fp32, fp16 or bf16")
+    if quantization not in (None, "int4", "int8"):
+        raise ValueError(f"quantization={quantization!r}: expected None, 'int4' or 'int8'")
+    check_weights(folder, allow_pickle)
+    images = _image_processor(folder)
+    tokenizer = _tokenizer(folder)
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    quiet = not sys.stderr.isatty() and transformers.utils.logging.is_progress_bar_enabled()
+    pickled = allow_pickle and not list(folder.glob("*.safetensors"))
+    if quiet:  # no bar in a pipe
+        transformers.utils.logging.disable_progress_bar()
+    try:
+        model, found = transformers.AutoModelForImageTextToText.from_pretrained(
+            folder,
+            dtype=_type_for(dtype, config, place),
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=not pickled,
+            output_loading_info=True,
+        )
+    except Exception as error:  # transformers, safetensors and torch raise all kinds
+        raise ModelError(f"{folder}: cannot be loaded ({' '.join(str(error).split())[:300]})") from None
+    finally:
+        if quiet:
+            transformers.utils.logging.enable_progress_bar()
+    missing = sorted(map(str, found["missing_keys"]))
+    if missing:  # transformers goes on with random ones
+        raise ModelError(
+            f"{folder}: {len(missing)} weights are not in it, {missing[0]} first, as transformers "
+            f"{transformers.__version__} names them; config.json says it was saved by "
+            f"{config.get('transformers_version', 'no version')}"
+        )
+    model.eval().requires_grad_(False)
+    if "quantization_config" not in config:  # a pre-quantised checkpoint lies where transformers put it
+        model.to(place)
+    if quantization is not None:
+        if "quantization_config" in config:
+            raise ValueError(f"quantization={quantization!r}: {folder} is quantised already")
+        quantise(model, family, quantization)
+    return Parts(folder, model, images, tokenizer, chat_template_in(folder), family)
+
+
+def find_folder(path: str | Path, allow_pickle: bool = False) -> Path:
+    """The directory itself, or where the hub cache has (or can fetch) a model such as
+    "Qwen/Qwen2.5-VL-3B-Instruct"."""
+    folder = Path(path)
+    if folder.is_dir():
+        return folder
+    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(path)) is None:
+        raise ModelError(f"{path}: no such directory, and not a hub id such as Qwen/Qwen2.5-VL-3B-Instruct")
+    import huggingface_hub
+
+    try:
+        wanted = [*_FILES, *(_PICKLES if allow_pickle else ())]
+        return Path(huggingface_hub.snapshot_download(str(path), allow_patterns=wanted))
+    except Exception as error:  # offline, unknown, gated, no disk: each has a class of its own
+        raise ModelError(
+            f"{path}: no such directory, not in the hub cache, and not to be had from the hub "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:160]})"
+        ) from None
+
+
+def check_weights(folder: Path, allow_pickle: bool) -> None:
+    """Every shard there and as long as its header says; pickles refused unless allowed."""
+    index = folder / "model.safetensors.index.json"
+    shards = sorted(set(read_json(index).get("weight_map", {}).values())) if index.is_file() else []
+    missing = [name for name in shards if not (folder / name).is_file()]
+    if missing:
+        raise ModelError(f"{folder}: shard {missing[0]} is missing ({len(missing)} of {len(shards)} are)")
+    files = [folder / name for name in shards] or sorted(folder.glob("*.safetensors"))
+    if files:
+        for file in files:
+            _check_safetensors(file)
+        return
+    pickles = sorted(file for pattern in _PICKLES for file in folder.glob(pattern))
+    if not pickles:
+        raise ModelError(f"{folder}: no *.safetensors")
+    if not allow_pickle:
+        raise ModelError(
+            f"{pickles[0]}: pickled weights can run code when they are loaded; convert them to "
+            "safetensors, or pass allow_pickle=True if you trust who made them"
+        )
+
+
+def _check_safetensors(file: Path) -> None:
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        start = stream.read(8)
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or not 2 <= length <= size - 8:
+            raise ModelError(f"{file}: not a safetensors file, or cut off in its header ({size} bytes)")
+        try:
+            header = json.loads(stream.read(length))
+            end = max(
+                (int(t["data_offsets"][1]) for name, t in header.items() if name != "__metadata__"), default=0
+            )
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            raise ModelError(f"{file}: its safetensors header cannot be read") from None
+    if size != 8 + length + end:
+        raise ModelError(f"{file}: truncated or damaged: {size} bytes, its header says {8 + length + end}")
+
+
+def _image_processor(folder: Path) -> Any:
+    names = ("preprocessor_config.json", "processor_config.json")
+    if not any((folder / name).is_file() for name in names):
+        raise ModelError(f"{folder}: no image processor: expected {' or '.join(names)} beside config.json")
+    try:
+        return transformers.AutoImageProcessor.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:
+        raise ModelError(
+            f"{folder}: its image processor cannot be loaded ({' '.join(str(error).split())[:200]})"
+        ) from None
+
+
+def _tokenizer(folder: Path) -> Any:
+    names = ("tokenizer.json", "vocab.json", "tokenizer.model")
+    if not any((folder / name).is_file() for name in names):  # transformers would make up an empty one
+        raise ModelError(f"{folder}: no tokenizer: expected {', '.join(names[:-1])} or {names[-1]}")
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:
+        raise ModelError(
+            f"{folder}: no tokenizer that loads ({' '.join(str(error).split())[:200]})"
+        ) from None
+    if not isinstance(getattr(tokenizer, "backend_tokenizer", None), Tokenizer):
+        raise ModelError(f"{folder}: needs a tokenizer.json (a fast tokenizer)")
+    return tokenizer
+
+
+def _type_for(dtype: str | None, config: dict[str, Any], place: str) -> Any:
+    """The asked type; else the checkpoint's, but not half precision on a CPU, which is slow at it."""
+    if dtype is not None:
+        return _TYPES[dtype]
+    text = config.get("text_config") or {}
+    stored = next(
+        (str(c[key]) for c in (config, text) for key in ("dtype", "torch_dtype") if c.get(key)), "float32"
+    ).removeprefix("torch.")
+    return torch.float32 if place == "cpu" and stored == "float16" else _TYPES.get(stored, torch.float32)
+
+
+def quantise(model: Any, family: type[Family], how: str) -> None:
+    """Weights of the decoder's linear layers in 4 or 8 bits, activations as they are (torchao). Vision tower
+    and head stay.
+
+    int8: one scale an output channel. int4: groups of 32 inputs; on a GPU in bfloat16 four bits a weight,
+    elsewhere torchao holds each in a byte: the rounding is int4's, the memory int8's.
+    """
+    try:
+        from torchao import quantization as ao
+    except ImportError:
+        raise ModelError(f"quantization={how!r} needs torchao: pip install 'mosaic_edge[hf]'") from None
+    language = getattr(model.model, "text_model", None) or model.model.language_model
+    place = next(language.parameters())
+    group = 32
+
+    def chosen(module: torch.nn.Module, _: str) -> bool:
+        return isinstance(module, torch.nn.Linear) and (how == "int8" or module.in_features % group == 0)
+
+    config: Any
+    if how == "int8":
+        config = ao.Int8WeightOnlyConfig()
+    elif place.is_cuda and place.dtype == torch.bfloat16:
+        config = ao.Int4WeightOnlyConfig(group_size=group, int4_packing_format="tile_packed_to_4d")
+    else:
+        config = ao.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=ao.PerGroup(group))
+    ao.quantize_(language.layers, config, filter_fn=chosen)

@@ -1,0 +1,259 @@
+"""A vision-language model of transformers, run with its attention left to the memory.
+
+Attention reaches the memory through transformers' own registry (attention.py); the model's cache is never
+made. Every token is given position zero, where rotation is the identity, so that q and k arrive as they were
+and the memory rotates. The decoder is called directly, so that no positions are remembered on the model
+between sessions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mosaic_edge.models.frames import check_frame, normalise, resize_area
+from mosaic_edge.models.hf.attention import NAME, attending, register
+from mosaic_edge.models.hf.families import Family, Llava, Picture
+from mosaic_edge.models.hf.load import Parts, load_parts
+from mosaic_edge.models.hf.prompt import NEWLINE, Prompt, prompt_from
+from mosaic_edge.models.hf.rope import rope_of, zero_positions
+from mosaic_edge.models.onnx.files import read_json
+from mosaic_edge.models.rope import absolute_moment
+from mosaic_edge.models.tokenizer import TextTokenizer
+from mosaic_edge.models.vlm import (
+    Attend,
+    EncodedFrame,
+    FloatArray,
+    FrameArray,
+    ModelError,
+    VlmSpec,
+)
+
+_MOST = 9_999_999.0
+"""Seconds and frames that text around a picture is planned for."""
+
+
+class HfVlm:
+    """The `StreamVlm` protocol over a transformers model. It holds weights, no keys or values."""
+
+    def __init__(
+        self, family: Family, head: Any, tokenizer: TextTokenizer, spec: VlmSpec, fixed: bool
+    ) -> None:
+        self._family = family
+        self._language = family.language
+        self._head = head
+        self._tokenizer = tokenizer
+        self._spec = spec
+        self._newline: torch.Tensor | None = getattr(family.model, "image_newline", None)
+        register()
+        self._language.set_attn_implementation(NAME)
+        self._fixed = fixed  # frames as mosaic.json says, not as the image processor does
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        dtype: str | None = None,
+        device: str | None = None,
+        quantization: str | None = None,
+        tokens_per_frame: int | None = None,
+        allow_pickle: bool = False,
+    ) -> HfVlm:
+        """Open a checkpoint directory or hub id.
+
+        dtype: "fp32", "fp16", "bf16"; by default the checkpoint's (fp32 for fp16 on a CPU). device: "cpu",
+        "cuda", ...; by default a GPU if there is one. quantization: "int4", "int8" (torchao).
+        tokens_per_frame: a picture's most tokens, where the family can resize (Qwen-VL; 196 by default).
+        Raises ModelError naming file and cause.
+        """
+        parts = load_parts(path, dtype, device, quantization, allow_pickle)
+        return cls.of(parts, tokens_per_frame)
+
+    @classmethod
+    def of(cls, parts: Parts, tokens_per_frame: int | None = None) -> HfVlm:
+        """Over a model that is loaded already. Its decoder's attention is set to the registered one from here
+        on."""
+        name = str(parts.folder)
+        mosaic = read_json(parts.folder / "mosaic.json")
+        family = parts.family(name, parts.model, parts.images, tokens_per_frame)
+        language = family.language
+        config = language.config
+        layers = getattr(config, "layer_types", None)
+        window = (
+            getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+        )
+        if "sliding_attention" in layers if layers else window is not None:
+            raise ModelError(
+                f"{name}: its decoder has sliding-window layers; the memory attends to all it keeps"
+            )
+        rope = family.rope(rope_of(name, language, family.axes))
+        attention = language.layers[0].self_attn
+        tokenizer = TextTokenizer.of(parts.tokenizer.backend_tokenizer)
+        with torch.inference_mode():
+            rows, columns = family.largest()
+        leads = (family.lead(_MOST, number) for number in (0, int(_MOST)))
+        text = max(len(tokenizer.encode(lead)) for lead in leads) + len(tokenizer.encode(family.trail()))
+        prompt = prompt_from(parts.tokenizer, parts.chat_template, family.video_mark, family.prompt)
+        if mosaic:  # a model made for streams says itself how it is asked
+            prompt = Prompt(mosaic.get("prefix", ""), mosaic.get("template", "{question}"))
+        prefix, question, follow_up = prompt.whole()
+        first = parts.tokenizer.bos_token
+        if first and first in parts.tokenizer.convert_ids_to_tokens(parts.tokenizer("").input_ids):
+            prefix = prefix if prefix.startswith(first) else first + prefix  # as the processor begins a text
+        side = mosaic.get("image_size") or getattr(parts.model.config.vision_config, "image_size", None) or 0
+        height, width = (side, side) if isinstance(side, int) else side
+        head = parts.model.get_output_embeddings()
+        if head is None:
+            raise ModelError(
+                f"{name}: {type(parts.model).__name__} has no head: load it with AutoModelForImageTextToText"
+            )
+        spec = VlmSpec(
+            name=parts.folder.name,
+            layers=int(config.num_hidden_layers),
+            q_heads=int(config.num_attention_heads),
+            kv_heads=int(config.num_key_value_heads),
+            head_dim=int(attention.head_dim),
+            hidden=int(config.hidden_size) * (1 + family.deep_layers),
+            rope=rope,
+            scale=float(attention.scaling),
+            tokens_per_frame=rows * columns + text,
+            grid=(rows, columns),
+            embedding_dim=int(config.hidden_size),
+            image_size=(int(height), int(width)),
+            image_mean=_triple(mosaic.get("image_mean", getattr(parts.images, "image_mean", 0.5))),
+            image_std=_triple(mosaic.get("image_std", getattr(parts.images, "image_std", 0.5))),
+            vocab_size=int(head.weight.shape[0]),
+            eos_token_ids=_end_tokens(parts, mosaic),
+            video_window=int(mosaic.get("video_window", 0)),
+            fps=float(mosaic.get("fps", 1.0)),
+            template=question,
+            follow_up=follow_up,
+            prefix=prefix,
+        )
+        return cls(family, head, tokenizer, spec, fixed="image_size" in mosaic and isinstance(family, Llava))
+
+    @property
+    def spec(self) -> VlmSpec:
+        """What config, processor and prompt said when the model was loaded."""
+        return self._spec
+
+    def encode_frame(self, frame: FrameArray) -> tuple[FloatArray, FloatArray]:
+        """RGB uint8 [H, W, 3] -> tokens, embedding, as the first frame of a stream."""
+        made = self.encode_at(frame, 0.0, 0.0, 0)
+        return made.tokens, made.embedding
+
+    def encode_at(self, frame: FrameArray, pts: float, elapsed: float, number: int) -> EncodedFrame:
+        """RGB uint8 [H, W, 3] at `pts` seconds, `elapsed` after the first, `number` frames before it."""
+        family, spec = self._family, self._spec
+        check_frame(frame)
+        lead = self._tokenizer.encode(family.lead(max(pts, 0.0), number))
+        trail = self._tokenizer.encode(family.trail())
+        with torch.inference_mode():
+            picture = self._picture(np.ascontiguousarray(frame))
+        features = _floats(picture.features)
+        tokens = np.concatenate([self.embed_text(lead), features, self.embed_text(trail)])
+        if len(tokens) > spec.tokens_per_frame:
+            raise ValueError(
+                f"a frame at {pts:.1f} s has {len(tokens)} tokens; {spec.tokens_per_frame} were planned"
+            )
+        rate = family.tokens_per_second
+        return EncodedFrame(
+            tokens,
+            features[:, : spec.embedding_dim].mean(axis=0),
+            picture.columns,
+            len(lead),
+            len(trail),
+            absolute_moment(elapsed, rate) if rate else -1,
+        )
+
+    def embed_text(self, ids: Sequence[int]) -> FloatArray:
+        """Token ids -> [T, hidden]. ValueError for an id outside the vocabulary."""
+        table, newline = self._language.get_input_embeddings(), self._newline
+        count = int(table.weight.shape[0])
+        wrong = [i for i in ids if not 0 <= i < count + (newline is not None)]
+        if wrong:
+            raise ValueError(f"token id {wrong[0]} is outside the vocabulary of {count}")
+        out = np.zeros((len(ids), self._spec.hidden), np.float32)
+        words = torch.tensor([min(i, count - 1) for i in ids], dtype=torch.long, device=table.weight.device)
+        with torch.inference_mode():
+            out[:, : self._spec.embedding_dim] = _floats(table(words))
+        for i in np.flatnonzero(np.asarray(ids) == count):
+            out[i, : self._spec.embedding_dim] = _floats(newline)
+        return out
+
+    def tokenize(self, text: str) -> list[int]:
+        """Text -> token ids, none added; the newline of a video is the id behind the last."""
+        if self._newline is None:
+            return self._tokenizer.encode(text)
+        first, *others = (self._tokenizer.encode(piece) for piece in text.split(NEWLINE))
+        newline = int(self._language.get_input_embeddings().weight.shape[0])
+        return first + [i for piece in others for i in (newline, *piece)]
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """Token ids -> text, special tokens left out."""
+        return self._tokenizer.decode(ids)
+
+    def run(self, embeds: FloatArray, attend: Attend, want_logits: bool = True) -> FloatArray | None:
+        """Run the decoder over [T, hidden]: the last token's logits [vocab_size], or None."""
+        language = self._language
+        place = language.rotary_emb.inv_freq.device
+        width = self._spec.embedding_dim
+        with torch.inference_mode(), attending(attend):
+            rows = torch.from_numpy(embeds).to(place, language.dtype)[None]
+            first, *deep = rows.split(width, dim=-1)
+            extra: dict[str, Any] = {}
+            if deep:
+                everywhere = torch.ones(rows.shape[:2], dtype=torch.bool, device=place)
+                extra = {
+                    "visual_pos_masks": everywhere,
+                    "deepstack_visual_embeds": [part[0] for part in deep],
+                }
+            out = language(
+                inputs_embeds=first,
+                position_ids=zero_positions(language, len(embeds), self._family.axes),
+                use_cache=False,
+                **extra,
+            )
+            if not want_logits:
+                return None
+            return _floats(self._head(out.last_hidden_state[:, -1])[0])
+
+    def _picture(self, frame: FrameArray) -> Picture:
+        if not self._fixed:
+            return self._family.encode(frame)
+        spec = self._spec
+        pixels = normalise(resize_area(frame, *spec.image_size), spec.image_mean, spec.image_std)
+        assert isinstance(self._family, Llava)
+        return self._family.encode_pixels(torch.from_numpy(pixels))
+
+
+def _floats(x: torch.Tensor) -> FloatArray:
+    """As float32 NumPy: a view where it is that already."""
+    return np.ascontiguousarray(x.detach().to("cpu", torch.float32).numpy())
+
+
+def _triple(value: Any) -> tuple[float, float, float]:
+    values = list(value) if isinstance(value, list | tuple) else [value] * 3
+    r, g, b = (float(v) for v in (values + values)[:3])
+    return r, g, b
+
+
+def _end_tokens(parts: Parts, mosaic: dict[str, Any]) -> tuple[int, ...]:
+    config = parts.model.config
+    text = getattr(config, "text_config", None)
+    generation = getattr(parts.model, "generation_config", None)
+    found = [
+        mosaic.get("eos_token_id"),
+        *(getattr(c, "eos_token_id", None) for c in (generation, config, text)),
+    ]
+    for value in [*found, parts.tokenizer.eos_token_id]:
+        if value is not None:
+            return tuple(int(v) for v in value) if isinstance(value, list | tuple) else (int(value),)
+    raise ModelError(
+        f"{parts.folder}: no eos_token_id in generation_config.json, config.json or the tokenizer"
+    )

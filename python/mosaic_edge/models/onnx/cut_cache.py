@@ -1,0 +1,198 @@
+"""Keep cut graphs on disk, so that the next load neither parses nor copies a large decoder's weights.
+
+    <place>/<decoder>-<hash>/cut.json      facts, the segments' tensors, sizes and digests
+                             segment_N.onnx
+
+The hash is of the decoder's bytes, the hints and CUTTER_VERSION. Weights in external data stay where they
+are: cut.json has the size and time of those files, and a change makes a new cut. The place is `.mosaic_edge`
+beside the decoder, else the user's cache directory; MOSAIC_CACHE_DIR names another. An entry appears whole
+(written aside, then renamed) or not at all, and one that is damaged is made again. Nothing here fails a load:
+without a place to write the segments are cut in memory, one at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mosaic_edge.models.onnx.cut import CUTTER_VERSION, CutGraph, cut
+from mosaic_edge.models.onnx.facts import DecoderFacts
+from mosaic_edge.models.onnx.files import bytes_on_disk, external_files, read_graph
+from mosaic_edge.models.vlm import RopeSpec
+
+LEAST_BYTES = 64 << 20
+"""Decoders with fewer bytes, external data included, are cut again at every load: it takes no time."""
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class CachedSegment:
+    """A segment as a file; the same face as cut.Segment."""
+
+    path: Path
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    external: bool
+    """Its weights lie in the decoder's folder, so ONNX Runtime gets the bytes and that folder instead of a
+    path.
+    """
+
+    def source(self) -> bytes | str:
+        """What an inference session is made of."""
+        return self.path.read_bytes() if self.external else str(self.path)
+
+
+@dataclass(frozen=True)
+class CachedCut:
+    """A cut read back; the same face as cut.CutGraph."""
+
+    segments: tuple[CachedSegment, ...]
+    facts: DecoderFacts
+    heads_first: bool
+    heads_apart: tuple[bool, ...]
+
+
+def open_pieces(
+    decoder: Path, hints: Mapping[str, object], least_bytes: int | None = None
+) -> CutGraph | CachedCut:
+    """The cut of a decoder file, from the cache if it is there. ModelError as read_graph() and cut() raise
+    it.
+    """
+    if bytes_on_disk(decoder) < (LEAST_BYTES if least_bytes is None else least_bytes):
+        return cut(read_graph(decoder), hints, str(decoder.parent))
+    name = f"{decoder.stem}-{_key(decoder, hints)}"
+    places = list(_places(decoder))
+    for place in places:
+        if (found := _read(place / name, decoder)) is not None:
+            return found
+    graph = cut(read_graph(decoder), hints, str(decoder.parent))
+    for place in places:
+        with suppress(OSError):
+            _write(place / name, decoder, graph)
+            if place.parent == decoder.parent:
+                _remove_stale(place, decoder, name)
+            if (written := _read(place / name, decoder)) is not None:
+                return written
+    return graph
+
+
+def _places(decoder: Path) -> Iterator[Path]:
+    if said := os.environ.get("MOSAIC_CACHE_DIR"):
+        yield Path(said)
+        return
+    yield decoder.parent / ".mosaic_edge"
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA")
+        user = Path(base) if base else Path.home() / "AppData" / "Local"
+    elif sys.platform == "darwin":
+        user = Path.home() / "Library" / "Caches"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME")
+        user = Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache"
+    yield user / "mosaic_edge"
+
+
+def _key(decoder: Path, hints: Mapping[str, object]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    # The folder: equal graphs over other external data do not share an entry of a common cache.
+    where = str(decoder.parent.resolve())
+    digest.update(json.dumps([CUTTER_VERSION, where, dict(hints)], sort_keys=True).encode())
+    _add_file(digest, decoder)
+    return digest.hexdigest()
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    _add_file(digest, path)
+    return digest.hexdigest()
+
+
+def _add_file(digest: hashlib.blake2b, path: Path) -> None:
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+
+
+def _identity(decoder: Path, names: Sequence[str]) -> list[list[object]]:
+    """Name, bytes and time of the external data files; a missing one makes the identity differ."""
+    stats = [(name, decoder.parent / name) for name in sorted(names)]
+    return [[n, p.stat().st_size, p.stat().st_mtime_ns] if p.is_file() else [n, -1, 0] for n, p in stats]
+
+
+def _read(entry: Path, decoder: Path) -> CachedCut | None:
+    """An entry, or None if it is absent, damaged, or of other external data."""
+    try:
+        said: dict[str, Any] = json.loads((entry / "cut.json").read_text(encoding="utf-8"))
+        segments = []
+        for i, piece in enumerate(said["segments"]):
+            path = entry / f"segment_{i}.onnx"
+            if _digest(path) != piece["digest"]:
+                return None
+            external = bool(piece["external"])
+            segments.append(CachedSegment(path, tuple(piece["inputs"]), tuple(piece["outputs"]), external))
+        if said["external_data"] != _identity(decoder, [name for name, *_ in said["external_data"]]):
+            return None
+        facts = said["facts"]
+        facts["rope"]["sections"] = tuple(facts["rope"]["sections"])
+        facts["rope"] = RopeSpec(**facts["rope"])
+        return CachedCut(
+            tuple(segments), DecoderFacts(**facts), said["heads_first"], tuple(said["heads_apart"])
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _write(entry: Path, decoder: Path, graph: CutGraph) -> None:
+    """Write an entry aside and rename it into place. OSError if that cannot be."""
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f"{entry.name}.", suffix=".part", dir=entry.parent))
+    try:
+        pieces = []
+        names: set[str] = set()
+        for i, segment in enumerate(graph.segments):
+            model = segment.model
+            used = set(external_files(model))
+            names |= used
+            path = aside / f"segment_{i}.onnx"
+            path.write_bytes(model.SerializeToString())
+            pieces.append(
+                {
+                    "inputs": segment.inputs,
+                    "outputs": segment.outputs,
+                    "external": bool(used),
+                    "digest": _digest(path),
+                }
+            )
+        said = {
+            "facts": asdict(graph.facts),
+            "heads_first": graph.heads_first,
+            "heads_apart": graph.heads_apart,
+            "segments": pieces,
+            "external_data": _identity(decoder, sorted(names)),
+        }
+        (aside / "cut.json").write_text(json.dumps(said), encoding="utf-8")
+        if _read(entry, decoder) is not None:  # another load was quicker, and may be reading it
+            return
+        shutil.rmtree(entry, ignore_errors=True)  # damaged
+        aside.rename(entry)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _remove_stale(place: Path, decoder: Path, name: str) -> None:
+    """Entries of earlier contents of this decoder or an earlier cutter, and what a crash left an hour ago."""
+    for other in place.iterdir():
+        found = re.fullmatch(rf"{re.escape(decoder.stem)}-[0-9a-f]{{32}}(\..+\.part)?", other.name)
+        if found and (time.time() - other.stat().st_mtime > 3600 if found[1] else other.name != name):
+            shutil.rmtree(other, ignore_errors=True)

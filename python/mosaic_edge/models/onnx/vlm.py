@@ -1,0 +1,192 @@
+"""A vision-language model as ONNX graphs, run by ONNX Runtime with attention left to the memory.
+
+Three graphs: vision encoder (vision.py), token embedding (embedding.py), decoder, which is cut at
+its attention nodes (graph_cut.py). Their inputs and outputs say what they are; config.json,
+preprocessor_config.json and mosaic.json say what no graph can (normalisation, end tokens, frames a second).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mosaic_edge.models.onnx.cut_cache import open_pieces
+from mosaic_edge.models.onnx.decoder import CutDecoder, open_session, session_options
+from mosaic_edge.models.onnx.embedding import TextEmbedding
+from mosaic_edge.models.onnx.files import ModelFiles, bytes_on_disk, decoder_hints, read_graph, read_json
+from mosaic_edge.models.onnx.sites import GraphCutError
+from mosaic_edge.models.onnx.vision import VisionGraph
+from mosaic_edge.models.rope import absolute_moment
+from mosaic_edge.models.tokenizer import TextTokenizer
+from mosaic_edge.models.vlm import Attend, EncodedFrame, FloatArray, FrameArray, ModelError, RopeSpec, VlmSpec
+
+_SMALL_MODEL = 64 << 20
+
+
+class OnnxVlm:
+    """The `Vlm` protocol over three ONNX graphs. It holds weights, no keys or values."""
+
+    def __init__(
+        self,
+        spec: VlmSpec,
+        vision: VisionGraph,
+        embeddings: TextEmbedding,
+        decoder: CutDecoder,
+        tokenizer: TextTokenizer,
+        files: ModelFiles,
+        tokens_per_second: float = 0.0,
+    ) -> None:
+        self._spec = spec
+        self._vision = vision
+        self._embeddings = embeddings
+        self._decoder = decoder
+        self._tokenizer = tokenizer
+        self.files = files
+        self._tokens_per_second = tokens_per_second
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        threads: int | None = None,
+        variant: str | None = None,
+        device: str = "cpu",
+        tokens_per_frame: int | None = None,
+    ) -> OnnxVlm:
+        """Open a model directory.
+
+        threads: per session; by default one for a model under 64 MiB (threads cost more than they bring),
+        else the number of cores. variant: the decoder's suffix ("q4", "fp16", "" for none) instead of the
+        best one present. device: "cpu", or "cuda" (unproven). tokens_per_frame: the most a frame becomes, for
+        models that take any aspect. Raises ModelError with one line that names the file and what is wrong
+        with it.
+        """
+        if threads is not None and threads < 0:
+            raise ValueError(f"threads must be 0 (all cores) or more, got {threads}")
+        files = ModelFiles.find(Path(path), variant, device)
+        config = read_json(files.folder / "config.json")
+        genai = read_json(files.folder / "genai_config.json")
+        if threads is None:
+            threads = 1 if bytes_on_disk(files.decoder) < _SMALL_MODEL else os.cpu_count() or 1
+        try:
+            pieces = open_pieces(files.decoder, decoder_hints(config, genai))
+        except GraphCutError as error:
+            raise GraphCutError(f"{files.decoder}: {error}") from None
+        decoder = CutDecoder(pieces, str(files.decoder), threads, str(files.decoder.parent), device)
+        for other in (files.vision, files.embeddings):
+            read_graph(other)
+        options = session_options(threads)
+        sessions = [open_session(str(p), str(p), options, device) for p in (files.embeddings, files.vision)]
+        embeddings = TextEmbedding(sessions[0], str(files.embeddings))
+        mosaic = read_json(files.folder / "mosaic.json")
+        images = read_json(files.folder / "preprocessor_config.json") or read_json(
+            files.folder / "processor_config.json"
+        ).get("image_processor", {})
+        try:
+            hidden = embeddings.look_up([0]).shape[1]
+            vision = VisionGraph(
+                sessions[1], str(files.vision), hidden, mosaic, images, config, tokens_per_frame
+            )
+            logits = decoder.run(np.zeros((1, hidden), np.float32), lambda layer, q, k, v: q)
+        except ModelError as error:
+            named = str(error) if str(error).startswith(str(files.folder)) else f"{files.folder}: {error}"
+            raise ModelError(named) from None
+        except ValueError:
+            raise
+        except Exception as error:  # ONNX Runtime raises a different class for every cause
+            raise ModelError(
+                f"{files.folder}: its graphs do not fit together: {' '.join(str(error).split())[:400]}"
+            ) from None
+        assert logits is not None
+        facts = decoder.facts
+        # A graph is given positions and says no rule for them. Published families whose sections take turns
+        # count rows and columns from the frame's own moment, those in chunks from where the video began.
+        rope = replace(facts.rope, grid_follows_time=facts.rope.sections_interleaved)
+        spec = VlmSpec(
+            name=str(mosaic.get("name", files.folder.resolve().name)),
+            layers=facts.layers,
+            q_heads=facts.q_heads,
+            kv_heads=facts.kv_heads,
+            head_dim=facts.head_dim,
+            hidden=hidden,
+            rope=rope,
+            scale=facts.scale,
+            tokens_per_frame=vision.tokens,
+            grid=vision.grid,
+            embedding_dim=vision.embedding_dim,
+            image_size=vision.size,
+            image_mean=vision.rules.mean,
+            image_std=vision.rules.std,
+            vocab_size=len(logits),
+            eos_token_ids=_end_tokens(files, mosaic, config, genai),
+            video_window=int(mosaic.get("video_window", 0)),
+            fps=float(mosaic.get("fps", 1.0)),
+            template=mosaic.get("template", "{question}"),
+            prefix=mosaic.get("prefix", ""),
+        )
+        rate = _tokens_per_second(rope, mosaic, config, genai)
+        return cls(spec, vision, embeddings, decoder, TextTokenizer(files.tokenizer), files, rate)
+
+    @property
+    def spec(self) -> VlmSpec:
+        """What graphs and JSON files said when the model was loaded."""
+        return self._spec
+
+    def encode_frame(self, frame: FrameArray) -> tuple[FloatArray, FloatArray]:
+        """RGB uint8 [H, W, 3] -> tokens [at most tokens_per_frame, hidden], frame embedding [E]."""
+        return self._vision.encode(frame)
+
+    def encode_at(self, frame: FrameArray, pts: float, elapsed: float, number: int) -> EncodedFrame:
+        """The same with the width of the frame's grid, which follows its aspect, and its temporal
+        position."""
+        tokens, embedding = self._vision.encode(frame)
+        rate = self._tokens_per_second
+        moment = absolute_moment(elapsed, rate) if rate else -1
+        return EncodedFrame(tokens, embedding, self._vision.frame_grid(*frame.shape[:2])[1], moment=moment)
+
+    def embed_text(self, ids: Sequence[int]) -> FloatArray:
+        """Token ids -> [T, hidden]. ValueError for an id outside the vocabulary."""
+        wrong = [i for i in ids if not 0 <= i < self._spec.vocab_size]
+        if wrong:
+            raise ValueError(f"token id {wrong[0]} is outside the vocabulary of {self._spec.vocab_size}")
+        return self._embeddings.look_up(ids)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Text -> token ids, none added. ValueError names unknown words."""
+        return self._tokenizer.encode(text)
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """Token ids -> text, special tokens left out."""
+        return self._tokenizer.decode(ids)
+
+    def run(self, embeds: FloatArray, attend: Attend, want_logits: bool = True) -> FloatArray | None:
+        """Run the decoder over [T, hidden]: the last token's logits [vocab_size], or None."""
+        return self._decoder.run(embeds, attend, want_logits)
+
+
+def _tokens_per_second(
+    rope: RopeSpec, mosaic: dict[str, Any], config: dict[str, Any], genai: dict[str, Any]
+) -> float:
+    """Temporal positions a second (Qwen2.5-VL), 0 where a frame takes the next one."""
+    if not any(rope.sections) or rope.grid_follows_time:
+        return 0.0
+    for source in (mosaic, config.get("vision_config", {}), genai.get("model", {}).get("vision", {})):
+        if source.get("tokens_per_second"):
+            return float(source["tokens_per_second"])
+    return 0.0
+
+
+def _end_tokens(
+    files: ModelFiles, mosaic: dict[str, Any], config: dict[str, Any], genai: dict[str, Any]
+) -> tuple[int, ...]:
+    generation = read_json(files.folder / "generation_config.json")
+    for source in (mosaic, generation, config, config.get("text_config", {}), genai.get("model", {})):
+        value = source.get("eos_token_id")
+        if value is not None:
+            return tuple(int(v) for v in value) if isinstance(value, list) else (int(value),)
+    raise ModelError(f"{files.folder}: no eos_token_id in mosaic.json, generation_config.json, config.json")

@@ -1,0 +1,132 @@
+"""The judges of a cut decoder: the graph as exported, and attention over everything seen in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from fixtures_models import HIDDEN
+from mosaic_edge.models.onnx.cut import CutGraph
+from mosaic_edge.models.vlm import RopeSpec
+
+
+class NumpyMemory:
+    """Full causal attention over everything seen, in float64: what a memory that forgets nothing computes."""
+
+    def __init__(self, graph: CutGraph) -> None:
+        self.facts = graph.facts
+        self.keys: dict[int, np.ndarray] = {}
+        self.values: dict[int, np.ndarray] = {}
+        self.positions = np.zeros((0, 3), int)
+
+    def begin(self, positions: np.ndarray) -> None:
+        """positions [T, 3] of the block that is about to run."""
+        self.positions = np.concatenate([self.positions, positions])
+
+    def attend(self, layer: int, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
+        for x in (q, k, v):
+            assert x.dtype == np.float32 and x.flags.c_contiguous
+        empty = np.zeros((0, *k.shape[1:]))
+        self.keys[layer] = np.concatenate([self.keys.get(layer, empty), k])
+        self.values[layer] = np.concatenate([self.values.get(layer, empty), v])
+        group = self.facts.q_heads // self.facts.kv_heads
+        total, tokens = len(self.positions), len(q)
+        keys = np.repeat(rotate(self.keys[layer], self.positions, self.facts.rope), group, axis=1)
+        logits = np.einsum("qhd,khd->hqk", rotate(q, self.positions[-tokens:], self.facts.rope), keys)
+        logits *= self.facts.scale
+        future = np.arange(total)[None] > np.arange(total - tokens, total)[:, None]
+        logits = np.where(future, -np.inf, logits)
+        weights = np.exp(logits - logits.max(-1, keepdims=True))
+        weights /= weights.sum(-1, keepdims=True)
+        out = np.einsum("hqk,khd->qhd", weights, np.repeat(self.values[layer], group, axis=1))
+        return out.astype(np.float32)
+
+
+class ValueMemory(NumpyMemory):
+    """The same for a decoder on a device: OrtValues in, and the answer written into one."""
+
+    device = "cpu"
+
+    def __call__(self, layer: int, q: Any, k: Any, v: Any, out: Any = None, stream: int | None = None) -> Any:
+        heads = (self.facts.q_heads, self.facts.kv_heads, self.facts.kv_heads)
+        arrays = [
+            x.numpy().reshape(-1, n, self.facts.head_dim) for x, n in zip((q, k, v), heads, strict=True)
+        ]
+        out.update_inplace(self.attend(layer, *arrays).reshape(out.shape()))
+        return out
+
+
+def rotate(x: np.ndarray, positions: np.ndarray, rope: RopeSpec) -> np.ndarray:
+    """x [T, H, D] rotated at positions [T, 3] in float64."""
+    x = x.astype(np.float64)
+    if rope.layout == "none":
+        return x
+    half = rope.rotary_dim // 2
+    axis = np.zeros(half, int)
+    if sum(rope.sections) and rope.sections_interleaved:
+        for a in (1, 2):
+            axis[a : 3 * rope.sections[a] : 3] = a
+    elif sum(rope.sections):
+        axis = np.repeat([0, 1, 2], rope.sections)
+    angle = positions[:, axis] * rope.theta ** (-2.0 * np.arange(half) / rope.rotary_dim)
+    cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
+    first = slice(0, rope.rotary_dim, 2) if rope.layout == "interleaved" else slice(0, half)
+    second = slice(1, rope.rotary_dim, 2) if rope.layout == "interleaved" else slice(half, rope.rotary_dim)
+    out = x.copy()
+    out[..., first] = x[..., first] * cos - x[..., second] * sin
+    out[..., second] = x[..., second] * cos + x[..., first] * sin
+    return out
+
+
+class Uncut:
+    """The decoder as exported, run by ONNX Runtime with its own past_key_values."""
+
+    def __init__(self, model: onnx.ModelProto, head: int = 0) -> None:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        self.session = ort.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        self.past = {}
+        for value in self.session.get_inputs():
+            if value.name.startswith("past"):
+                self.half = value.type == "tensor(float16)"
+                graph_dims = next(
+                    i for i in model.graph.input if i.name == value.name
+                ).type.tensor_type.shape.dim
+                shape = (1, graph_dims[1].dim_value, 0, graph_dims[3].dim_value or head or HIDDEN // 4)
+                if len(graph_dims) == 5:  # keys and values in one
+                    shape = (2, 1, graph_dims[2].dim_value, 0, graph_dims[4].dim_value)
+                self.past[value.name] = np.zeros(shape, np.float16 if self.half else np.float32)
+        self.seen = 0
+
+    def run(self, embeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """embeds [T, hidden], positions [T, 3] -> logits of every token [T, vocab]."""
+        self.seen += len(embeds)
+        embeds = embeds.astype(np.float16) if self.half else embeds
+        feed = {"inputs_embeds": embeds[None], "attention_mask": np.ones((1, self.seen), np.int64)}
+        for value in self.session.get_inputs():
+            if value.name == "position_ids":
+                feed["position_ids"] = (
+                    positions.T[:, None] if len(value.shape) == 3 else positions[:, 0][None]
+                )
+        names = [o.name for o in self.session.get_outputs()]
+        wanted = {i.name for i in self.session.get_inputs()}
+        out = dict(
+            zip(
+                names,
+                self.session.run(None, {k: v for k, v in (feed | self.past).items() if k in wanted}),
+                strict=True,
+            )
+        )
+        self.past = {
+            n: out[n.replace("past_key_values", "present").replace("past_", "present_")] for n in self.past
+        }
+        return out["logits"][0].astype(np.float32)
+
+
+def flat_positions(first: int, count: int) -> np.ndarray:
+    return np.repeat(np.arange(first, first + count)[:, None], 3, axis=1)

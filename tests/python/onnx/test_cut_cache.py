@@ -1,0 +1,181 @@
+"""Cut decoders on disk: read back whole, made again when anything about them is not as it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from fixtures_models import HIDDEN, Handmade
+from mosaic_edge.models.onnx import cut_cache
+from mosaic_edge.models.onnx.cut import CutGraph
+from mosaic_edge.models.onnx.cut_cache import CachedCut, open_pieces
+from mosaic_edge.models.onnx.decoder import CutDecoder
+from mosaic_edge.models.vlm import ModelError
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("MOSAIC_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    return tmp_path / "model" / ".mosaic_edge"
+
+
+def write(folder: Path, external: bool = False, **made: object) -> Path:
+    folder.mkdir(exist_ok=True)
+    path = folder / "decoder.onnx"
+    if external:
+        onnx.save(Handmade(**made).build(), path, save_as_external_data=True, location="decoder.onnx_data")  # type: ignore
+    else:
+        onnx.save(Handmade(**made).build(), path)  # type: ignore[arg-type]
+    return path
+
+
+def logits(pieces: CutGraph | CachedCut, decoder: Path) -> np.ndarray:
+    embeds = np.random.default_rng(0).standard_normal((5, HIDDEN)).astype(np.float32)
+    run = CutDecoder(pieces, "test", 1, str(decoder.parent)).run(embeds, lambda layer, q, k, v: q)
+    assert run is not None
+    return run
+
+
+def entries(place: Path) -> list[Path]:
+    return sorted(place.iterdir()) if place.is_dir() else []
+
+
+@pytest.mark.parametrize("external", [False, True])
+@pytest.mark.parametrize("form", ["gqa", "heads"])
+def test_a_cut_read_back_is_the_cut_that_was_made(
+    tmp_path: Path, place: Path, external: bool, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = write(
+        tmp_path / "model", external, form=form, rotary="inside" if form == "gqa" else "onnx", layers=3
+    )
+    fresh = open_pieces(decoder, {})
+    assert isinstance(fresh, CutGraph) and not entries(place), "a small decoder is cut in memory"
+    made = open_pieces(decoder, {}, least_bytes=0)
+    monkeypatch.setattr(cut_cache, "cut", None)  # what is read back is not cut again
+    monkeypatch.setattr(cut_cache, "read_graph", None)
+    found = open_pieces(decoder, {}, least_bytes=0)
+    assert isinstance(made, CachedCut) and found == made and len(entries(place)) == 1
+    assert (found.facts, found.heads_first, found.heads_apart) == (
+        fresh.facts,
+        fresh.heads_first,
+        fresh.heads_apart,
+    )
+    np.testing.assert_array_equal(logits(found, decoder), logits(fresh, decoder))
+
+
+def test_external_weights_are_not_copied(tmp_path: Path, place: Path) -> None:
+    decoder = write(tmp_path / "model", external=True)
+    found = open_pieces(decoder, {}, least_bytes=0)
+    assert isinstance(found, CachedCut) and all(s.external for s in found.segments)
+    assert sum(p.stat().st_size for p in entries(place)[0].iterdir()) < 40_000
+    assert (decoder.parent / "decoder.onnx_data").stat().st_size > 100_000
+
+
+@pytest.mark.parametrize(
+    "damage", ["flip", "truncate", "segment gone", "no json", "half json", "other json", "facts"]
+)
+def test_a_damaged_entry_is_made_again(tmp_path: Path, place: Path, damage: str) -> None:
+    decoder = write(tmp_path / "model")
+    want = logits(open_pieces(decoder, {}, least_bytes=0), decoder)
+    (entry,) = entries(place)
+    segment, said = entry / "segment_1.onnx", entry / "cut.json"
+    data = bytearray(segment.read_bytes())
+    if damage == "flip":
+        data[len(data) // 2] ^= 1
+        segment.write_bytes(data)
+    elif damage == "truncate":
+        segment.write_bytes(data[:-9])
+    elif damage == "segment gone":
+        segment.unlink()
+    elif damage == "no json":
+        said.unlink()
+    elif damage == "half json":
+        said.write_text(said.read_text()[:99])
+    elif damage == "other json":
+        said.write_text("[]")
+    else:
+        said.write_text(json.dumps(json.loads(said.read_text()) | {"facts": {"layers": 2}}))
+    found = open_pieces(decoder, {}, least_bytes=0)
+    assert isinstance(found, CachedCut) and entries(place) == [entry]
+    np.testing.assert_array_equal(logits(found, decoder), want)
+    assert sorted(p.name for p in entry.iterdir()) == ["cut.json", *(f"segment_{i}.onnx" for i in range(3))]
+
+
+def test_another_graph_other_hints_or_other_weights_are_another_cut(tmp_path: Path, place: Path) -> None:
+    decoder = write(tmp_path / "model", external=True)
+    first = logits(open_pieces(decoder, {}, least_bytes=0), decoder)
+    (old,) = entries(place)
+    data = decoder.parent / "decoder.onnx_data"
+    weights = np.frombuffer(data.read_bytes(), np.float32) * np.float32(1.5)
+    data.write_bytes(weights.tobytes())
+    with pytest.raises(
+        ModelError, match="not those of one theta"
+    ):  # the tables are in there too: it was read again
+        open_pieces(decoder, {}, least_bytes=0)
+    write(decoder.parent, external=True, layers=3)
+    second = open_pieces(decoder, {}, least_bytes=0)
+    assert second.facts.layers == 3 and old not in entries(place) and len(entries(place)) == 1
+    assert not np.array_equal(first, logits(second, decoder))
+    with pytest.raises(ModelError, match=r"config\.json says 2e\+06"):
+        open_pieces(decoder, {"rope_theta": 2e6}, least_bytes=0)
+
+
+def test_missing_external_data_is_named_even_if_the_cut_is_there(tmp_path: Path, place: Path) -> None:
+    decoder = write(tmp_path / "model", external=True)
+    open_pieces(decoder, {}, least_bytes=0)
+    (decoder.parent / "decoder.onnx_data").unlink()
+    with pytest.raises(ModelError, match=r"decoder\.onnx: its external data decoder\.onnx_data is missing"):
+        open_pieces(decoder, {}, least_bytes=0)
+
+
+def test_what_a_crash_left_half_written_is_no_entry(tmp_path: Path, place: Path) -> None:
+    decoder = write(tmp_path / "model")
+    open_pieces(decoder, {}, least_bytes=0)
+    (entry,) = entries(place)
+    part = entry.with_name(f"{entry.name}.abc.part")
+    shutil.copytree(entry, part)
+    shutil.rmtree(entry)
+    old = shutil.copytree(part, entry.with_name(f"{entry.name}.old.part"))
+    os.utime(old, (0, 0))
+    found = open_pieces(decoder, {}, least_bytes=0)
+    assert isinstance(found, CachedCut) and found.segments[0].path.parent == entry
+    assert entries(place) == [entry, part], "another process may be writing a part; nobody writes an old one"
+
+
+def test_the_place_is_beside_the_model_else_the_users_else_none(
+    tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = write(tmp_path / "model")
+    place.write_text("a file: nothing can be written under it")
+    found = open_pieces(decoder, {}, least_bytes=0)
+    assert isinstance(found, CachedCut)
+    assert found.segments[0].path.parents[1] == tmp_path / "user" / "mosaic_edge"
+    monkeypatch.setenv("MOSAIC_CACHE_DIR", str(tmp_path / "mine"))
+    found = open_pieces(decoder, {}, least_bytes=0)
+    assert isinstance(found, CachedCut) and found.segments[0].path.parents[1] == tmp_path / "mine"
+    monkeypatch.setenv("MOSAIC_CACHE_DIR", str(place))
+    assert isinstance(open_pieces(decoder, {}, least_bytes=0), CutGraph)
+
+
+def test_a_disk_that_fills_up_leaves_nothing_and_the_model_loads(
+    tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = write(tmp_path / "model")
+    write_bytes, written = Path.write_bytes, []
+
+    def failing(path: Path, data: bytes) -> int:
+        written.append(path)
+        if path.name == "segment_1.onnx":
+            raise OSError(28, "No space left on device")
+        return write_bytes(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", failing)
+    assert isinstance(open_pieces(decoder, {}, least_bytes=0), CutGraph)
+    assert len(written) == 4 and not entries(place) and not entries(tmp_path / "user" / "mosaic_edge")

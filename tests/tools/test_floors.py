@@ -1,0 +1,112 @@
+"""The floor check finds what it must, in trees that are wrong on purpose, and nothing in this one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+GOOD = {
+    "cpp/core/ids.h": "#pragma once\n#include <cstdint>\n",
+    "cpp/codec/codecs.def": '// the list\nMOSAIC_CODEC(kFp16, "fp16", Fp16)\n',
+    "cpp/codec/fp16.h": '#include "core/ids.h"\n',
+    "cpp/backend/ops.h": '#include <memory>\n#include "codec/codec.h"\n',
+    "cpp/backend/cuda/cuda_device.cc": "#include <cuda_runtime.h>\n",
+    "cpp/memory/arena.h": '#include "backend/device.h"\n',
+    "cpp/policy/policies.def": 'MOSAIC_POLICY("full", FullPolicy)\nMOSAIC_POLICY("window", Window)\n',
+    "cpp/policy/window.cc": "",
+    "cpp/policy/full.h": '#include "store/page.h"\n#include "policy/policy.h"\n',
+    "cpp/bindings/module.cc": '#include <pybind11/pybind11.h>\n#include "runtime/kv_memory.h"\n',
+    "python/mosaic_edge/engine.py": "from . import _core\nfrom mosaic_edge._core import KvMemory\n",
+    "python/mosaic_edge/models/tiny/__init__.py": "",
+    "tests/cpp/arena_test.cc": "#include <doctest/doctest.h>\n",
+}
+
+# What is wrong: a file, its text, and words of the one line that must name it.
+BAD = [
+    ("cpp/core/ids.h", '#include "codec/codec.h"\n', "core may include only core"),
+    ("cpp/codec/fp16.h", '\n  #  include "backend/ops.h"\n', "cpp/codec/fp16.h:2: includes backend/ops.h"),
+    ("cpp/backend/ops.h", '#include "memory/arena.h"\n', "backend may include only core, codec, backend"),
+    ("cpp/memory/arena.h", "#include <store/page.h>\n", "memory may include only"),
+    ("cpp/store/page.h", '#include "policy/policy.h"\n', "store may include only"),
+    ("cpp/runtime/kv_memory.h", '#include "bindings/types.h"\n', "runtime may include only"),
+    ("cpp/core/ids.h", '#include "dtype.h"\n', 'as "room/file.h"'),
+    ("cpp/core/ids.h", '#include "../core/dtype.h"\n', 'as "room/file.h"'),
+    ("cpp/backend/cpu/attend.cc", "#include <cuda_fp16.h>\n", "CUDA headers only under cpp/backend/cuda"),
+    ("cpp/store/page.h", '#include "cublas_v2.h"\n', "CUDA headers only under cpp/backend/cuda"),
+    ("cpp/bindings/module.cc", "#include <torch/extension.h>\n", "no Torch under cpp/"),
+    ("cpp/backend/cuda/attend.cu", "#include <ATen/ATen.h>\n", "no Torch under cpp/"),
+    ("cpp/extra/thing.h", "", "'extra' is not a floor"),
+    ("cpp/store/page_utils.h", "", "'page_utils' is a grab-bag name"),
+    ("python/mosaic_edge/common/a.py", "", "'common' is a grab-bag name"),
+    ("tests/python/helpers.py", "", "'helpers' is a grab-bag name"),
+    ("cpp/memory/tier_manager.cc", "", "'tier_manager' is a grab-bag name"),
+    ("cpp/backend/cpu/avx2/attend.cc", "", "4 levels below cpp/; at most 3"),
+    ("python/mosaic_edge/models/tiny/deep/down/x.py", "", "5 levels below python/mosaic_edge/; at most 4"),
+    ("cpp/store/page.h", "\n" * 501, "cpp/store/page.h:501: 501 lines; a file stops at 500"),
+    ("tests/python/test_a.py", "\n" * 600, "600 lines"),
+    ("python/mosaic_edge/engine.py", "import ctypes\n", "imports ctypes; C++ is reached only through"),
+    ("python/mosaic_edge/engine.py", "def f():\n    from cffi import FFI\n", "engine.py:2: imports cffi"),
+    ("python/mosaic_edge/engine.py", "import _core\n", "imports _core"),
+    ("python/mosaic_edge/engine.py", "def f(:\n", "does not parse"),
+    (
+        "cpp/codec/codecs.def",
+        'MOSAIC_CODEC(kInt2, "int2", Int2)\n',
+        "'int2' is listed, but there is no cpp/codec/int2.h",
+    ),
+    ("cpp/policy/policies.def", 'MOSAIC_POLICY("lru", Lru)\n', "no cpp/policy/lru.h or cpp/policy/lru.cc"),
+    (
+        "cpp/policy/policies.def",
+        'MOSAIC_POLICY("lru-k", LruK)\n',
+        "no cpp/policy/lru_k.h or cpp/policy/lru_k.cc",
+    ),
+]
+
+
+def write(root: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+
+
+def check(root: Path) -> tuple[int, list[str]]:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "check_floors.py"), str(root)], capture_output=True, text=True
+    )
+    return done.returncode, (done.stdout + done.stderr).splitlines()
+
+
+def test_a_good_tree_passes(tmp_path):
+    write(tmp_path, GOOD)
+    assert check(tmp_path) == (0, [])
+
+
+@pytest.mark.parametrize(("name", "text", "words"), BAD, ids=[words for _, _, words in BAD])
+def test_one_fault_is_one_line_that_names_it(tmp_path, name, text, words):
+    write(tmp_path, {**GOOD, name: text})
+    code, lines = check(tmp_path)
+    assert code == 1
+    assert len(lines) == 1
+    assert lines[0].startswith(name)
+    assert words in lines[0]
+
+
+def test_every_fault_is_listed(tmp_path):
+    write(tmp_path, {**GOOD, "cpp/core/a.h": '#include "store/page.h"\n', "cpp/core/utils.h": "\n" * 501})
+    code, lines = check(tmp_path)
+    assert code == 1
+    assert len(lines) == 3
+
+
+def test_a_folder_that_is_no_checkout_is_refused(tmp_path):
+    code, lines = check(tmp_path)
+    assert code == 1
+    assert "expected the repository's root" in lines[0]
+
+
+def test_this_tree_keeps_its_floors():
+    assert check(ROOT) == (0, [])
