@@ -80,12 +80,12 @@ MemoryConfig config_from(const py::dict& model, const py::dict& d) {
   MemoryConfig c;
   refuse_unknown(
       model,
-      {"layers", "q_heads", "kv_heads", "head_dim", "scale", "rope", "embedding_dim", "frame_tokens", "video_window"},
+      {"layers", "q_heads", "kv_heads", "head_dim", "scale", "rope", "embedding_dim", "frame_tokens", "video_window", "context"},
       "model");
   refuse_unknown(d, {"cap_bytes",     "exact",           "packed",    "exact_share",   "index_share",
                      "device_bytes",  "disk_bytes",      "spill_dir", "window_frames", "prefix_tokens",
                      "branch_tokens", "retrieve_tokens", "clusters",  "scenes",        "max_cluster_tokens",
-                     "positions",     "max_position",    "summaries", "refresh_every", "prefetch"},
+                     "positions",     "summaries", "refresh_every", "prefetch"},
                  "memory");
   ModelShape& m = c.model;
   m.layers = get(model, "layers", 0);
@@ -97,6 +97,7 @@ MemoryConfig config_from(const py::dict& model, const py::dict& d) {
   m.embedding_dim = get(model, "embedding_dim", 0);
   m.frame_tokens = get(model, "frame_tokens", 0);
   m.video_window = get(model, "video_window", 0);
+  m.context = get(model, "context", 0);
   c.cap_bytes = get<uint64_t>(d, "cap_bytes", 0);
   c.exact = codec_from_name(get<std::string>(d, "exact", "fp16").c_str());
   if (const auto packed = get<std::string>(d, "packed", ""); !packed.empty()) c.packed = codec_from_name(packed.c_str());
@@ -112,11 +113,12 @@ MemoryConfig config_from(const py::dict& model, const py::dict& d) {
   c.clusters = get(d, "clusters", 0);
   c.scenes = get(d, "scenes", 0);
   c.max_cluster_tokens = get(d, "max_cluster_tokens", c.max_cluster_tokens);
-  const auto positions = get<std::string>(d, "positions", "contiguous");
-  if (positions != "contiguous" && positions != "original")
-    throw InvalidInput("positions=\"" + positions + "\"; there are contiguous, original.");
-  c.original_positions = positions == "original";
-  c.max_position = get(d, "max_position", c.max_position);
+  const auto positions = get<std::string>(d, "positions", "auto");
+  if (positions != "auto" && positions != "contiguous" && positions != "original")
+    throw InvalidInput("positions=\"" + positions + "\"; there are auto, original, contiguous.");
+  c.positions = positions == "auto"       ? PositionRule::kAuto
+                : positions == "original" ? PositionRule::kOriginal
+                                          : PositionRule::kContiguous;
   c.summaries = get(d, "summaries", true);
   c.refresh_every = get(d, "refresh_every", 0);
   c.prefetch = get(d, "prefetch", true);

@@ -12,7 +12,7 @@ namespace mosaic {
 
 void KvMemory::block_positions(BlockSelection* s) {
   const RopeSpec& rope = model().rope;
-  const bool original = plan_.config.original_positions;
+  const bool original = plan_.original && !s->closed_up();
   const bool overlaps = rope.is_multi() && !rope.grid_follows_time;  // rows and columns do not move what follows
   int base = overlaps && block_ == Block::kFrame ? s->next_moment() : s->next_position();
   if (block_ == Block::kQuestion) base += window_.branch_tokens;
@@ -45,6 +45,12 @@ KvMemory::Place KvMemory::place_in_frame(int i) const {
   const int corner = rope.grid_follows_time ? 0 : window_.prefix_tokens;
   return {rope.is_multi() ? frame_.lead : i, static_cast<uint16_t>(corner + at / frame_.grid_w),
           static_cast<uint16_t>(corner + at % frame_.grid_w)};
+}
+
+// Room is left behind what is added for the block itself, the dialogue and a picture's rows and columns.
+BlockSelection::PlaceRule KvMemory::place_rule() const {
+  const int tail = plan_.max_block + plan_.config.branch_tokens;
+  return {plan_.original, plan_.context - tail, &model().rope};
 }
 
 int KvMemory::frame_steps() const {

@@ -111,7 +111,7 @@ void BlockSelection::clear() {
   finished_entries_ = finished_tokens_ = 0;
   sent_entries_ = sent_tokens_ = sent_rows_ = 0;
   next_position_ = next_moment_ = 0;
-  ready = false;
+  closed_up_ = ready = false;
 }
 
 bool BlockSelection::add_page(PageId page, PageView view, CodecId codec, int begin, int end) {
@@ -169,40 +169,31 @@ bool BlockSelection::add_row(ClusterId c, const Cluster& cluster, int tokens) {
   return true;
 }
 
-void BlockSelection::finish(bool original, const RopeSpec& rope, Shared& shared) {
+// Sort keys of what is attended, position first; returns how many.
+int BlockSelection::sort_by_position(uint64_t* order) {
+  int n = 0;
+  for (int i = 0; i < n_tokens_ + n_rows_; ++i)
+    if (position(i) >= 0)
+      order[n++] = static_cast<uint64_t>(static_cast<uint32_t>(position(i))) << 32 | static_cast<uint32_t>(i);
+  std::sort(order, order + n);
+  return n;
+}
+
+void BlockSelection::finish(const PlaceRule& rule, Shared& shared) {
+  const RopeSpec& rope = *rule.rope;
   finished_entries_ = n_entries_;
   finished_tokens_ = n_tokens_;
   ready = true;
-  const int n = n_tokens_ + n_rows_;
-  const auto position = [&](int i) -> int32_t& {
-    return i < n_tokens_ ? table_.positions[i] : table_.row_positions[3 * (i - n_tokens_)];
-  };
   int32_t highest = -1;
-  if (!original) {
-    for (int i = 0; i < n; ++i)
-      shared.order[i] = static_cast<uint64_t>(static_cast<uint32_t>(position(i))) << 32 | static_cast<uint32_t>(i);
-    std::sort(shared.order, shared.order + n);
-    // 1-D: every token takes the next position. M-RoPE: tokens of one moment share theirs; where the grid follows time, the
-    // next moment stands behind its rows and columns (behind as many as there are tokens, if fewer are left).
-    uint32_t moment = 0;
-    int extent = 0, members = 0;
-    for (int i = 0; i < n; ++i) {
-      const auto at = static_cast<uint32_t>(shared.order[i] >> 32);
-      const auto item = static_cast<int>(shared.order[i] & 0xffffffffu);
-      if (i == 0 || !rope.is_multi() || at != moment) {
-        highest += std::max(1, std::min(extent, members));
-        extent = members = 0;
-      }
-      if (rope.grid_follows_time && item < n_tokens_ && table_.places[2 * item] != kText)
-        extent = std::max({extent, table_.places[2 * item] + 1, table_.places[2 * item + 1] + 1});
-      ++members;
-      moment = at;
-      position(item) = highest;
-    }
-  } else {
-    for (int i = 0; i < n; ++i) highest = std::max(highest, position(i));
+  for (int i = 0; i < n_tokens_ + n_rows_; ++i) highest = std::max(highest, position(i));
+  closed_up_ = rule.original && highest >= rule.room;
+  if (closed_up_) {
+    highest = close_gaps(shared.order, sort_by_position(shared.order), rule.room);
+  } else if (!rule.original) {
+    highest = close_up(shared.order, sort_by_position(shared.order), rope);
   }
   next_moment_ = highest + 1;
+  for (int i = 0; i < n_tokens_; ++i) table_.positions[i] = std::max(table_.positions[i], 0);  // between those attended
   for (int i = 0; i < n_rows_; ++i) {
     int32_t* p = table_.row_positions + 3 * i;
     for (int axis = 1; axis < 3; ++axis)
@@ -213,6 +204,57 @@ void BlockSelection::finish(bool original, const RopeSpec& rope, Shared& shared)
       highest = std::max<int32_t>(highest, rope.place_at(table_.positions[i / 2], table_.places[i]));
   }
   next_position_ = highest + 1;
+}
+
+// Contiguous. 1-D: every token takes the next position. M-RoPE: tokens of one moment share theirs; where the grid follows
+// time, the next moment stands behind its rows and columns (behind as many as there are tokens, if fewer are left).
+// Returns the highest.
+int32_t BlockSelection::close_up(const uint64_t* order, int n, const RopeSpec& rope) {
+  int32_t highest = -1;
+  uint32_t moment = 0;
+  int extent = 0, members = 0;
+  for (int i = 0; i < n; ++i) {
+    const auto at = static_cast<uint32_t>(order[i] >> 32);
+    const auto item = static_cast<int>(order[i] & 0xffffffffu);
+    if (i == 0 || !rope.is_multi() || at != moment) {
+      highest += std::max(1, std::min(extent, members));
+      extent = members = 0;
+    }
+    if (rope.grid_follows_time && item < n_tokens_ && table_.places[2 * item] != kText)
+      extent = std::max({extent, table_.places[2 * item] + 1, table_.places[2 * item + 1] + 1});
+    ++members;
+    moment = at;
+    position(item) = highest;
+  }
+  return highest;
+}
+
+// Every gap to the one before is cut to a common length, the largest with which all stand below `room` (1 at least): what
+// lies near stays as far apart as it came, tokens of a frame among it, and stretches of which nothing is kept shrink.
+int32_t BlockSelection::close_gaps(const uint64_t* order, int n, int room) {
+  const auto position_of = [&](int i) { return static_cast<int64_t>(order[i] >> 32); };
+  const auto end_with = [&](int64_t longest) {
+    int64_t at = std::min(position_of(0), longest);
+    for (int i = 1; i < n; ++i) at += std::min(position_of(i) - position_of(i - 1), longest);
+    return at;
+  };
+  int64_t low = 1, high = room;
+  while (low < high) {
+    const int64_t middle = low + (high - low + 1) / 2;
+    if (end_with(middle) < room) {
+      low = middle;
+    } else {
+      high = middle - 1;
+    }
+  }
+  const bool fits = end_with(low) < room;  // else more than there are positions: neighbours share one
+  int64_t at = 0, before = 0;
+  for (int i = 0; i < n; ++i) {
+    at = fits ? at + std::min(position_of(i) - before, low) : int64_t{i} * room / n;
+    before = position_of(i);
+    position(static_cast<int>(order[i] & 0xffffffffu)) = static_cast<int32_t>(at);
+  }
+  return static_cast<int32_t>(at);
 }
 
 bool BlockSelection::append_page(PageView view, CodecId codec, int end, int first_position) {

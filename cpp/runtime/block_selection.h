@@ -64,8 +64,15 @@ class BlockSelection {
   bool add_rows(int page, const std::byte* data, CodecId codec, uint16_t rows, const int32_t* positions,
                 const uint16_t* places);
   bool add_row(ClusterId c, const Cluster& cluster, int tokens);
-  // Give everything added its position. first_free: the position of what follows.
-  void finish(bool original, const RopeSpec& rope, Shared& shared);
+  struct PlaceRule {
+    bool original = false;
+    int room = 0;  // original: positions for what was added; where they pass it, gaps close up
+    const RopeSpec* rope = nullptr;
+  };
+  // Gives everything added its position.
+  void finish(const PlaceRule& rule, Shared& shared);
+  // Original positions did not fit: what was added stands closer, and what follows stands behind it.
+  bool closed_up() const { return closed_up_; }
   // After finish(): a page whose tokens stand behind everything else, at consecutive positions (dialogue, question).
   bool append_page(PageView view, CodecId codec, int end, int first_position);
   // The table where kernels reach it, with the positions of the block's `tokens`. What was sent before and has not changed
@@ -113,6 +120,12 @@ class BlockSelection {
   bool ready = false;
 
  private:
+  int32_t& position(int i) {
+    return i < n_tokens_ ? table_.positions[i] : table_.row_positions[3 * (i - n_tokens_)];
+  }
+  int sort_by_position(uint64_t* order);
+  int32_t close_up(const uint64_t* order, int n, const RopeSpec& rope);
+  int32_t close_gaps(const uint64_t* order, int n, int room);
   int max_entries_, max_tokens_, max_rows_;
   Table table_;  // the host's
   Table there_;  // the kernels'; the same where they share memory
@@ -124,6 +137,7 @@ class BlockSelection {
   int reserved_entries_ = 0, reserved_tokens_ = 0;
   int next_position_ = 0;
   int next_moment_ = 0;
+  bool closed_up_ = false;
 };
 
 }  // namespace mosaic

@@ -89,13 +89,10 @@ void KvMemory::begin_frame(const FrameInfo& frame) {
   if (absolute && frame.moment < next_position_ - 1 - window_.prefix_tokens && frames_ > 0)
     throw InvalidInput("KvMemory: moment=" + std::to_string(frame.moment) + " comes before the last frame's, " +
                        std::to_string(next_position_ - 1 - window_.prefix_tokens) + "; moments must not fall.");
-  if (frame.moment > plan_.config.max_position)
-    throw InvalidInput("KvMemory: moment=" + std::to_string(frame.moment) +
-                       " is beyond max_position=" + std::to_string(plan_.config.max_position) + ".");
+  if (frame.moment > kLastPosition)
+    throw InvalidInput("KvMemory: moment=" + std::to_string(frame.moment) + " is beyond " +
+                       std::to_string(kLastPosition) + ".");
   const int32_t position = absolute ? window_.prefix_tokens + frame.moment : next_position_;
-  if (plan_.config.original_positions && position + frame.tokens >= plan_.config.max_position)
-    throw InvalidInput("KvMemory: positions=\"original\" reached max_position=" +
-                       std::to_string(plan_.config.max_position) + "; raise it or use positions=\"contiguous\".");
   refuse_frame_without_room();
   begin(Block::kFrame, frame.tokens);
   frame_ = frame;

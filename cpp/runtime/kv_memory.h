@@ -116,6 +116,7 @@ class KvMemory {
   };
   Place place_in_frame(int i) const;
   int picture_tokens() const { return block_tokens_ - frame_.lead - frame_.trail; }
+  BlockSelection::PlaceRule place_rule() const;
   int picture_steps() const;  // positions a picture takes under M-RoPE
   int frame_steps() const;
   [[noreturn]] void refuse_block(const std::string& why);
@@ -182,6 +183,7 @@ class KvMemory {
   int question_start_ = 0;  // branch tokens before this question
   int passes_ = 0;
   int since_refresh_ = 0;
+  static constexpr int32_t kLastPosition = 1 << 30;  // beyond it positions would wrap; ten years of tokens
   static constexpr int kTurns = 64;
   int turns_[kTurns] = {};  // tokens of each kept turn, oldest first
   int turn_count_ = 0;

@@ -39,6 +39,7 @@ void check(const MemoryConfig& c) {
   need(c.disk_bytes == 0 || !c.spill_dir.empty(), "disk_bytes needs spill_dir=.");
 }
 
+constexpr int kUnknownContext = 1 << 20;
 constexpr uint64_t kFetchShare = 16;  // of the cap for read copies of disk pages, where one layer's fit
 constexpr double kLeastLeft = 0.6;    // of the clusters, for a disk that is there for members alone
 constexpr double kMostRows = 0.75;    // of the bytes to share out for the index of a memory with a disk
@@ -170,7 +171,7 @@ void lay_out(Plan* plan, const Policy& policy, Ops& ops, int64_t packed_slots) {
   s.fetch_slots =
       static_cast<int>(std::min({2 * int64_t{read_pages}, bounded ? copies : 2 * int64_t{read_pages}, disk_slots}));
   plan->max_block = std::max({m.frame_tokens, c.branch_tokens, c.prefix_tokens});
-  plan->rope_positions = c.original_positions ? c.max_position
+  plan->rope_positions = plan->original ? plan->context + RopeTable::kFine
                                               : plan->select_tokens + plan->select_rows + plan->max_block +
                                                     RopeTable::kFine + (m.rope.grid_follows_time ? m.frame_tokens : 0);
 
@@ -248,7 +249,7 @@ namespace {
 // What makes this part of a plan smaller.
 std::string knob_of(const std::string& part) {
   if (part == "selections" || part == "fetch cache") return "retrieve_tokens= or disk=";
-  if (part == "rope") return "max_position=, or take positions=\"contiguous\"";
+  if (part == "rope") return "retrieve_tokens=, or take positions=\"contiguous\"";
   if (part == "kernel scratch") return "threads= or branch_tokens=";
   if (part == "policy") return "the policy's settings or clusters=";
   if (part == "index" || part == "scenes") return "clusters=, scenes= or disk=";
@@ -267,6 +268,8 @@ Plan plan_as_asked(const MemoryConfig& config, const Policy& policy, const Backe
   if (!c.packed) c.packed = needs.records ? CodecId::kK5V3 : needs.refuses ? c.exact : CodecId::kInt4;
   const CodecId packed = *c.packed;
   if (c.model.scale == 0) c.model.scale = 1.0f / std::sqrt(static_cast<float>(m.head_dim));
+  plan.original = c.positions == PositionRule::kOriginal || (c.positions == PositionRule::kAuto && m.context > 0);
+  plan.context = m.context > 0 ? m.context : kUnknownContext;
   const int window_needed = std::max(m.video_window - 1, 0);
   if (c.window_frames == 0 && needs.records) {
     // Exact frames are dear beside records: four, or as many as a tenth of the cap holds.
@@ -291,6 +294,13 @@ Plan plan_as_asked(const MemoryConfig& config, const Policy& policy, const Backe
     const uint64_t exact_bytes = static_cast<uint64_t>(m.layers) * page_bytes(c.exact, page) / kPageTokens;
     c.branch_tokens = static_cast<int>(std::clamp<uint64_t>(c.cap_bytes / 16 / exact_bytes, 32, 512));
   }
+  if (plan.original && config.branch_tokens == 0)
+    c.branch_tokens = std::min(c.branch_tokens, std::max(plan.context / 8, 16));
+  const int tail = c.branch_tokens + std::max({m.frame_tokens, c.branch_tokens, c.prefix_tokens});
+  if (plan.original && plan.context <= tail)
+    throw InvalidInput("MemoryConfig: a model of context=" + std::to_string(plan.context) +
+                       " positions has no room for a frame, prefix and question of " + std::to_string(tail) +
+                       " tokens. Lower branch_tokens= or tokens_per_frame=.");
   if (needs.by_token && needs.clusters > 0) c.clusters = needs.clusters;
   const bool choose_clusters = needs.by_token && c.clusters == 0;
   if (choose_clusters) c.clusters = needs.least_clusters;

@@ -27,6 +27,14 @@ struct ModelShape {
   int embedding_dim = 0;  // of a frame's embedding
   int frame_tokens = 0;   // largest frame
   int video_window = 0;   // frames a video token sees, its own counted; 0: everything the policy selects
+  int context = 0;        // positions the model was trained for (max_position_embeddings); 0: not known
+};
+
+// Where what is attended stands.
+enum class PositionRule : uint8_t {
+  kAuto,        // original where the model says how far its positions go, else contiguous
+  kOriginal,    // where it came, as long as that fits the model's positions; then gaps where nothing is kept close up
+  kContiguous,  // without gaps, in time order
 };
 
 struct MemoryConfig {
@@ -47,8 +55,7 @@ struct MemoryConfig {
   int clusters = 0;         // per layer; 0: by index_share
   int scenes = 0;           // 0: by the cap
   int max_cluster_tokens = 64;
-  bool original_positions = false;  // false: contiguous among what is attended
-  int max_position = 1 << 20;       // largest original position
+  PositionRule positions = PositionRule::kAuto;
   bool summaries = true;            // unselected clusters are attended by their mean
   int refresh_every = 0;            // tokens after which a question selects anew; 0: once
   bool prefetch = true;             // next layer's disk pages are asked for with this layer's query
@@ -67,6 +74,8 @@ struct Plan {
   int select_tokens = 0;
   int select_rows = 0;
   bool summaries = false;  // means stand for what is not read; false: they are for scoring
+  bool original = false;  // positions, as the rule and the model have it
+  int context = 0;        // positions there are; 0: as many as are attended
   int rope_positions = 0;
   struct Part {
     std::string name;

@@ -69,7 +69,8 @@ class SessionConfig:
     exact: str = "fp16"
     """Codec of window, question and open pages: "fp16" or "fp32"."""
     packed: str | None = None
-    """Codec of what yields first: "int4", "int8" or the exact one. Default: int4, for `full` exact."""
+    """Codec of what yields first: "k5v3", "k4v4", "k4v3", "k3v3" (single tokens: what `edge` keeps), "int4",
+    "int8" or the exact one. Default: k5v3 for `edge`, exact for `full`, else int4."""
     disk: int | str | None = None
     """Quota of the spill file, e.g. "2GiB"; None: no disk tier."""
     spill_dir: str | None = None
@@ -85,8 +86,9 @@ class SessionConfig:
     exact_share: float = 0.15
     index_share: float = 0.0
     """Of what the fixed parts leave, for the index (policies by token); 0: by the policy."""
-    positions: str = "contiguous"
-    """Positions of what is attended: "contiguous" in time order, or "original"."""
+    positions: str = "auto"
+    """Positions of what is attended: "original" as long as they fit the model's context (then gaps where nothing
+    is kept close up), "contiguous" in time order, "auto": original where the model names its context."""
     skip_alike: float = 0.0
     """A frame whose picture is this alike to the last one taken in (mean cosine of its tokens, -1 to 1) is
     left out before the decoder sees it, and counted as `duplicate_frames`; 0: none is."""
@@ -143,11 +145,10 @@ class SessionConfig:
 
     def core_memory(self, spec: VlmSpec, prefix_tokens: int) -> dict[str, Any]:
         """The core's MemoryConfig fields."""
-        packed = self.packed or (self.exact if self.policy == "full" else "int4")
         return {
             "cap_bytes": parse_bytes(self.memory),
             "exact": self.exact,
-            "packed": packed,
+            "packed": self.packed or "",
             "exact_share": self.exact_share,
             "index_share": self.index_share,
             "device_bytes": self._optional_bytes("device_memory"),
@@ -201,4 +202,5 @@ def core_model(spec: VlmSpec) -> dict[str, Any]:
         "embedding_dim": spec.embedding_dim,
         "frame_tokens": spec.tokens_per_frame,
         "video_window": spec.video_window,
+        "context": spec.context,
     }

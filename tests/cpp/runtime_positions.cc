@@ -25,8 +25,8 @@ MemoryConfig config_of(bool follows, bool original) {
   c.exact = c.packed = CodecId::kFp32;
   c.prefix_tokens = 5;
   c.branch_tokens = 40;
-  c.max_position = 4096;
-  c.original_positions = original;
+  c.model.context = 4096;
+  c.positions = original ? PositionRule::kOriginal : PositionRule::kContiguous;
   c.model.rope.sections[0] = 4;
   c.model.rope.sections[1] = c.model.rope.sections[2] = 2;
   c.model.rope.sections_interleaved = follows;

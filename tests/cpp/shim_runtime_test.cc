@@ -25,7 +25,7 @@ MemoryConfig everything(bool multi = false, CodecId codec = CodecId::kFp16) {
   MemoryConfig config = mosaic::testing::small_config(16 << 20);
   config.exact = config.packed = codec;
   config.retrieve_tokens = 4000, config.window_frames = 4, config.prefix_tokens = 7, config.branch_tokens = 64;
-  config.clusters = 512, config.max_cluster_tokens = 1024, config.max_position = 4096;
+  config.clusters = 512, config.max_cluster_tokens = 1024;
   if (multi) config.model.rope.sections[0] = 2, config.model.rope.sections[1] = config.model.rope.sections[2] = 3;
   return config;
 }

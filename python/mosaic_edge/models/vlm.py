@@ -90,6 +90,8 @@ class VlmSpec:
     eos_token_ids: tuple[int, ...]
     video_window: int = 0
     """Frames a video token may see, counting its own; 0 means everything."""
+    context: int = 0
+    """Positions the model was trained for (max_position_embeddings); 0: not known."""
     fps: float = 1.0
     """Frames a second the model was trained on."""
     template: str = "{question}"

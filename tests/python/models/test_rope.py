@@ -63,7 +63,7 @@ class Stream:
         )
         memory = dict(
             cap_bytes=4 << 20, exact="fp32", packed="fp32", prefix_tokens=prefix, branch_tokens=32,
-            positions=positions, max_position=4096,
+            positions=positions,
         )  # fmt: skip
         self.memory: Any = _core.KvMemory(model, memory, "full")
         self.random = np.random.default_rng(3)

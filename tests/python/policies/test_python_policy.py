@@ -42,7 +42,7 @@ def account(played: Played) -> None:
 def test_a_policy_written_again_in_python_keeps_and_answers_the_same(
     name: str, twin: type[Policy], positions: str
 ) -> None:
-    settings = {**TIGHT, "window_frames": 3, "positions": positions, "max_position": 5000}
+    settings = {**TIGHT, "window_frames": 3, "positions": positions}
     ours, theirs = Played(twin(), seed=3, **settings), Played(name, seed=3, **settings)
     for number in range(150):
         tokens = 1 + number * 7 % TOKENS

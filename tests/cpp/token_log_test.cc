@@ -1,0 +1,157 @@
+// TokenLog: every token is found where it was put, whatever was given up, moved and settled around it.
+#include "store/token_log.h"
+
+#include <doctest/doctest.h>
+
+#include <map>
+#include <random>
+#include <set>
+#include <vector>
+
+#include "backend/backend.h"
+#include "store/listening.h"
+
+namespace mosaic::testing {
+
+namespace {
+
+struct LogWorld {
+  LogShape shape;
+  Backend backend = make_backend("cpu", 1);
+  std::unique_ptr<Region> region;
+  std::vector<std::byte> scratch;
+  std::unique_ptr<TokenLog> log;
+  std::mt19937 random{7};
+  int position = 0;
+
+  explicit LogWorld(int pages, CodecId codec = CodecId::kFp16, bool places = false) {
+    shape = {.lanes = 2, .pages = pages, .page = {1, 8}, .codec = codec, .places = places};
+    region = std::make_unique<Region>(*backend.device, size_t{1} << 20);
+    const Ops::Limits limits{64, 1, shape.page, 16, 0};
+    scratch.resize(backend.ops->scratch_bytes(limits) + 64);
+    backend.ops->set_scratch(scratch.data() + (64 - reinterpret_cast<uintptr_t>(scratch.data()) % 64) % 64, limits);
+    log = std::make_unique<TokenLog>(*region, shape, *backend.ops);
+  }
+  // A token whose numbers say its position, exactly representable in half precision.
+  std::vector<TokenSlot> add(int lane, int n) {
+    std::vector<float> k, v;
+    std::vector<TokenMeta> meta;
+    for (int i = 0; i < n; ++i) {
+      for (int c = 0; c < 8; ++c) k.push_back(static_cast<float>(position + c)), v.push_back(static_cast<float>(-c - position));
+      meta.push_back({position, position * 10, static_cast<uint16_t>(position % 7), static_cast<uint16_t>(position % 5)});
+      ++position;
+    }
+    if (!log->knows_mean(lane)) log->learn_mean(lane, k.data(), v.data(), n);
+    std::vector<TokenSlot> slots(static_cast<size_t>(n));
+    log->add(lane, {k.data(), v.data(), meta.data(), n}, slots.data());
+    return slots;
+  }
+  // Positions that the log's pages really hold, read out of their data.
+  std::set<int> read(int lane) {
+    std::set<int> found;
+    std::vector<float> k(8), v(8);
+    for (TokenSlot s = 0; s < log->capacity(); ++s) {
+      if (!log->holds(lane, s)) continue;
+      backend.ops->decode(shape.codec, shape.page, log->data(lane, s / kPageTokens), s % kPageTokens, s % kPageTokens + 1,
+                          k.data(), v.data(), 8, log->key_mean(lane));
+      const int p = log->positions(lane)[s];
+      CHECK(k[0] == static_cast<float>(p));
+      CHECK(v[7] == static_cast<float>(-7 - p));
+      CHECK(log->times(lane)[s] == p * 10);
+      if (shape.places) CHECK(log->places(lane)[2 * s] == p % 7);
+      found.insert(p);
+    }
+    return found;
+  }
+};
+
+}  // namespace
+
+TEST_CASE("a log holds exactly the tokens that were added and not given up, under any order of both") {
+  for (const int pages : {1, 2, 5, 9}) {
+    for (const bool places : {false, true}) {
+      LogWorld world(pages, CodecId::kFp16, places);
+      std::map<int, std::set<int>> kept;                          // by lane
+      std::vector<std::vector<std::pair<TokenSlot, int>>> heard;  // tokens by frame, and their lane
+      for (int step = 0; step < 120; ++step) {
+        const int lane = static_cast<int>(world.random() % 2), n = 1 + static_cast<int>(world.random() % 13);
+        // Make room among settled and heard tokens alike.
+        while (world.log->free(lane) < std::min(n, world.log->capacity())) {
+          const auto slot = static_cast<TokenSlot>(world.random() % static_cast<unsigned>(world.log->capacity()));
+          if (!world.log->holds(lane, slot)) continue;
+          kept[lane].erase(world.log->positions(lane)[slot]);
+          world.log->give_up(lane, slot);
+          for (auto& frame : heard) std::erase(frame, std::pair{slot, lane});
+        }
+        const int first = world.position;
+        std::vector<std::pair<TokenSlot, int>> frame;
+        for (const TokenSlot s : world.add(lane, std::min(n, world.log->free(lane)))) frame.emplace_back(s, lane);
+        for (int p = first; p < world.position; ++p) kept[lane].insert(p);
+        heard.push_back(frame);
+        if (heard.size() > 3) {
+          for (const auto& [slot, of] : heard.front()) world.log->settle(of, slot, static_cast<float>(step));
+          heard.erase(heard.begin());
+        }
+        world.log->check_invariants();
+        for (const int l : {0, 1}) CHECK(world.read(l) == kept[l]);
+      }
+    }
+  }
+}
+
+TEST_CASE("every slot of a log can be taken, however its tokens went") {
+  LogWorld world(4);
+  const auto slots = world.add(0, 64);
+  CHECK(world.log->free(0) == 0);
+  for (const TokenSlot s : slots) world.log->settle(0, s, 1);
+  for (size_t i = 0; i < slots.size(); i += 3) world.log->give_up(0, slots[i]);
+  world.add(0, world.log->free(0));
+  CHECK(world.log->free(0) == 0);
+  CHECK(world.read(0).size() == 64);
+}
+
+TEST_CASE("what is still heard stands in few pages: a settled page is emptied for it") {
+  LogWorld world(8);
+  const auto old = world.add(0, 128);
+  for (const TokenSlot s : old) world.log->settle(0, s, 1);
+  for (size_t i = 0; i < old.size(); i += 8) world.log->give_up(0, old[i]);  // two holes in every page
+  world.add(0, 16);
+  int pages = 0;
+  for (int p = 0; p < 8; ++p) pages += world.log->heard(0, p) != 0 ? 1 : 0;
+  CHECK(pages == 1);
+  CHECK(world.log->moved() == 14);
+  CHECK(world.read(0).size() == 128);
+}
+
+TEST_CASE("more tokens than free slots are refused before anything changes") {
+  LogWorld world(1);
+  world.add(0, 10);
+  CHECK_THROWS_AS(world.add(0, 7), InvariantError);
+  CHECK(world.read(0).size() == 10);
+}
+
+TEST_CASE("a frame that is refused leaves no mark on the attention received") {
+  LogWorld world(1);
+  Listening heard(*world.region, {.lanes = 1, .frames = 2, .frame_tokens = 3});
+  const auto pay = [&](float first, float own) {
+    for (int f = 0; f < heard.frames(); ++f)
+      for (int i = 0; i < heard.frame(f).tokens; ++i) heard.now(0, f)[i] = float_to_half(first);
+    for (int i = 0; i < 3; ++i) heard.now(0, heard.frames())[i] = float_to_half(own);
+  };
+  pay(0, 0.5f);
+  heard.file({0, 3});
+  pay(99, 99);  // refused
+  pay(0.25f, 1);
+  heard.file({1, 2});
+  CHECK(half_to_float(heard.received(0, 0)[2]) == 0.75f);
+  CHECK(half_to_float(heard.received(0, 1)[1]) == 1.0f);
+  pay(0.25f, 1);
+  heard.file({2, 3});
+  CHECK(heard.full());
+  CHECK(half_to_float(heard.received(0, 0)[0]) == 1.0f);
+  heard.forget_oldest();
+  CHECK(heard.frame(0).number == 1);
+  CHECK(half_to_float(heard.received(0, 0)[1]) == 1.25f);
+}
+
+}  // namespace mosaic::testing
