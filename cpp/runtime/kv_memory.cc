@@ -257,7 +257,7 @@ MemoryStats KvMemory::stats() const {
   if (records_) {
     stats.tiers = 1;
     const uint64_t used = records_->used_bytes();
-    stats.tier[0] = {Place::device, plan_.log.codec, used, used, records_->capacity_bytes()};
+    stats.tier[0] = {mosaic::Place::device, plan_.log.codec, used, used, records_->capacity_bytes()};
   }
   for (int lane = 0; lane < plan_.store.lanes; ++lane) stats.clusters += static_cast<int>(store_.index(lane).live().size());
   stats.scenes = store_.scenes() != nullptr ? store_.scenes()->size() : 0;

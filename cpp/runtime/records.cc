@@ -32,7 +32,7 @@ void Records::read(int lane, int32_t since_ms, BlockSelection* selection) {
     const int32_t* const times = log_.times(lane) + page * kPageTokens;
     for (int i = 0; i < kPageTokens && since_ms > std::numeric_limits<int32_t>::min(); ++i)
       if (times[i] < since_ms) rows &= static_cast<uint16_t>(~(1u << i));
-    page_first_[page] = selection->next_token() - std::countr_zero(rows);
+    page_first_[page] = selection->tokens() - std::countr_zero(rows);
     const size_t first = static_cast<size_t>(page) * kPageTokens;
     if (rows != 0)
       selection->add_rows(page, log_.data(lane, page), log_.shape().codec, rows, log_.positions(lane) + first,
