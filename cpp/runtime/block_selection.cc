@@ -116,7 +116,7 @@ void BlockSelection::clear() {
 bool BlockSelection::add_page(PageId page, PageView view, CodecId codec, int begin, int end) {
   if (begin >= end) return true;
   if (entries_left() < 1 || tokens_left() < end - begin) return false;
-  table_.pages[n_entries_] = {view.data, n_tokens_, static_cast<uint8_t>(begin), static_cast<uint8_t>(end), codec};
+  table_.pages[n_entries_] = {view.data, n_tokens_, rows_of(begin, end), codec};
   if (metas_ != nullptr) metas_[n_entries_] = view.meta;
   ids_[n_entries_++] = page;
   for (int i = begin; i < end; ++i, ++n_tokens_) {
@@ -196,7 +196,7 @@ void BlockSelection::finish(bool original, const RopeSpec& rope, Shared& shared)
 
 bool BlockSelection::append_page(PageView view, CodecId codec, int end, int first_position) {
   if (n_entries_ == max_entries_ || max_tokens_ - n_tokens_ < end) return false;
-  table_.pages[n_entries_] = {view.data, n_tokens_, 0, static_cast<uint8_t>(end), codec};
+  table_.pages[n_entries_] = {view.data, n_tokens_, rows_of(0, end), codec};
   if (metas_ != nullptr) metas_[n_entries_] = view.meta;
   ids_[n_entries_++] = kNone;
   for (int i = 0; i < end; ++i, ++n_tokens_) {

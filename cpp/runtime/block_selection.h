@@ -99,7 +99,7 @@ class BlockSelection {
   }
   // A page that could not be read: its tokens are not attended.
   void forget(int entry) {
-    table_.pages[entry].end = table_.pages[entry].begin;
+    table_.pages[entry].rows = 0;
     sent_entries_ = std::min(sent_entries_, entry);
   }
   // Where a page lies now.

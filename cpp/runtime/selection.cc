@@ -168,7 +168,7 @@ void KvMemory::resolve(BlockSelection* s) {
   // A page that was forgotten is gone from the store too: its id may be free, or another page's.
   // One page may have several entries: once it is lost, none of them may be asked for.
   const auto in_store = [&](int e) {
-    return s->page(e) != kNone && s->entry(e).begin != s->entry(e).end && store_.blocks()[s->page(e)].tier >= 0;
+    return s->page(e) != kNone && s->entry(e).rows != 0 && store_.blocks()[s->page(e)].tier >= 0;
   };
   for (int e = 0; e < s->entries(); ++e)
     if (in_store(e)) store_.request(s->page(e));
@@ -203,8 +203,8 @@ void KvMemory::collect_received(const AttendArgs& args, BlockSelection* s, int l
     for (int f = 0; f < window_.frames(); ++f)
       for (int page = 0; page < pages_for(window_.frame(f).tokens); ++page)
         if (window_.page(Strip::kFrame, lane, page, f).data == entry.data)
-          for (int i = entry.begin; i < entry.end; ++i)
-            window_.received_now(lane, f)[page * kPageTokens + i] += mass.page_mass[entry.first + i - entry.begin];
+          for (int i = entry.begin(); i < entry.end(); ++i)
+            window_.received_now(lane, f)[page * kPageTokens + i] += mass.page_mass[entry.first + i - entry.begin()];
   }
 }
 
@@ -216,10 +216,10 @@ void KvMemory::collect_evidence(const AttendArgs& args, BlockSelection* s, int l
   backend_.ops->attention_mass(mass);
   for (int e = 0; e < s->entries(); ++e) {
     const PageEntry& entry = s->entry(e);
-    for (int i = entry.begin; i < entry.end; ++i) {
+    for (int i = entry.begin(); i < entry.end(); ++i) {
       const TokenMeta& meta = s->meta(e)[i];
       if (meta.time_ms >= 0)
-        evidence_.add(meta.time_ms, meta.time_ms, shared_.page_mass[entry.first + i - entry.begin]);
+        evidence_.add(meta.time_ms, meta.time_ms, shared_.page_mass[entry.first + i - entry.begin()]);
     }
   }
   const ClusterIndex& index = store_.index(lane);

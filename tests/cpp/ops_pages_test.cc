@@ -129,7 +129,7 @@ TEST_CASE("gather picks single tokens out of pages of several codecs") {
     std::vector<int32_t> at;
     for (int p : {8, 0, 3, 3, 6}) {
       pages.push_back(world.pages[static_cast<size_t>(p)]);
-      at.push_back(world.pages[static_cast<size_t>(p)].begin);
+      at.push_back(world.pages[static_cast<size_t>(p)].begin());
     }
     std::vector<float> k(5 * 41, -1), v(5 * 41, -1), one_k(40), one_v(40);
     kernels->gather(pages.data(), at.data(), 5, shape, k.data(), v.data(), 41);

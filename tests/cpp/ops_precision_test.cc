@@ -47,9 +47,10 @@ std::vector<Key> keys_of(const AttendWorld& world, int head) {
   for (int p = 0; p < a.n_pages; ++p) {
     const PageEntry& page = a.pages[p];
     std::vector<float> k(static_cast<size_t>(a.shape.row())), v(k);
-    for (int i = page.begin; i < page.end; ++i) {
+    for (int i = page.begin(); i < page.end(); ++i) {
+      if (!page.has(i)) continue;
       plain->decode(page.codec, a.shape, page.data, i, i + 1, k.data(), v.data(), k.size());
-      const int token = page.first + i - page.begin;
+      const int token = page.first + i - page.begin();
       const int t = a.positions[token];
       const RopeSpec& spec = a.rope->spec();
       const int32_t place[3] = {t, spec.place_at(t, a.places[2 * token]), spec.place_at(t, a.places[2 * token + 1])};

@@ -90,8 +90,7 @@ struct AttendWorld {
       }
       const int begin = p % 2 == 1 ? random.below(count) : 0;
       const int end = p % 4 == 3 ? begin + random.below(count - begin + 1) : count;
-      pages.push_back({page, static_cast<int32_t>(positions.size()), static_cast<uint8_t>(begin),
-                       static_cast<uint8_t>(end), codec});
+      pages.push_back({page, static_cast<int32_t>(positions.size()), rows_of(begin, end), codec});
       for (int t = begin; t < end; ++t) {
         positions.push_back(next += random.below(9));
         for (int axis = 0; axis < 2; ++axis) {
