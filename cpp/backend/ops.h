@@ -13,14 +13,27 @@
 
 namespace mosaic {
 
-// One page as attention reads it: a row of the block table.
+// One page as attention reads it: a row of the block table. Tokens that are not attended may lie between those that are;
+// they have places in positions too, which nobody reads.
 struct PageEntry {
   const std::byte* data;  // the page's data, laid out as codec.h says
-  int32_t first;          // positions[first + i - begin] is the position of token i
-  uint8_t begin;          // tokens [begin, end) of the page are attended
-  uint8_t end;
+  int32_t first;          // positions[first + i - begin()] is the position of token i
+  uint16_t rows;          // bit i: token i of the page is attended
   CodecId codec;
+
+  MOSAIC_HD bool has(int i) const { return (rows >> i & 1) != 0; }
+  // The first token that is attended, and one past the last; the same where none is.
+  MOSAIC_HD int begin() const { return rows == 0 ? 0 : lowest_bit(rows); }
+  MOSAIC_HD int end() const { return rows == 0 ? 0 : highest_bit(rows) + 1; }
+  // Slots of positions that it takes.
+  MOSAIC_HD int span() const { return end() - begin(); }
 };
+static_assert(sizeof(PageEntry) == 16);
+
+// The mask of tokens [begin, end).
+inline constexpr uint16_t rows_of(int begin, int end) {
+  return static_cast<uint16_t>((1u << end) - (1u << begin));
+}
 
 struct AttendArgs {
   // Queries, before rotation. Row strides are in elements, so a lane may be some of a layer's heads.
@@ -35,6 +48,7 @@ struct AttendArgs {
   // Part 1, pages: all of them are seen by every query.
   const PageEntry* pages = nullptr;  // [n_pages]
   int n_pages = 0;
+  const float* key_mean = nullptr;     // [Hkv, D] what record codecs took off the keys; null: nothing
   const int32_t* positions = nullptr;  // temporal position of every page token
   const uint16_t* places =
       nullptr;  // (h, w) of every page token, as RopeSpec::place_at takes them; null where RoPE has one axis
@@ -109,13 +123,43 @@ struct ScoreArgs {
 };
 
 // Attention that the queries [first_query, T) of `attend` paid to each page token, summary row and token of the block,
-// summed over heads and those queries: column sums, never a T x T matrix.
+// summed over those queries and, but for by_head, over heads: column sums, never a T x T matrix. A result that is null is
+// not wanted; pages that are not wanted cost nothing.
 struct MassArgs {
-  const AttendArgs* attend = nullptr;  // with lse filled
-  float* page_mass = nullptr;          // written at [first + i - begin] for every attended token i of every page
-  float* row_mass = nullptr;           // [n_rows]
-  int first_query = -1;                // -1: the last query alone
-  float* block_mass = nullptr;         // [T]; null: not wanted
+  const AttendArgs* attend = nullptr;  // with lse filled, over everything attended
+  float* page_mass = nullptr;   // written at [first + i - begin()] for tokens of [begin(), end()); 0 between attended ones
+  float* row_mass = nullptr;    // [n_rows]
+  int first_query = -1;         // -1: the last query alone
+  float* block_mass = nullptr;  // [T]
+  int first_page = 0;           // pages [first_page, first_page + n_pages) alone; -1: all from first_page on
+  int n_pages = -1;
+  // Each result is a row a query head: page_mass [Hq][mass_stride], row_mass [Hq][n_rows], block_mass [Hq][T].
+  bool by_head = false;
+  size_t mass_stride = 0;
+
+  MOSAIC_HD int end_page() const {
+    if (page_mass == nullptr) return first_page;
+    return n_pages < 0 ? attend->n_pages : first_page + n_pages;
+  }
+};
+
+// How nearly the same new tokens are to stored ones and to each other:
+//   likeness(i, j) = max(0, min(cos(k_i - key_mean, k_j - key_mean), cos(v_i - value_mean, v_j - value_mean)))
+// over whole rows of a lane; stored tokens as they are decoded, a zero vector is like nothing.
+struct LikenessArgs {
+  const float* k = nullptr;  // [N, Hkv, D], before rotation
+  const float* v = nullptr;  // [N, Hkv, D]
+  int items = 0;             // N
+  size_t stride = 0;         // elements between items
+  PageShape shape;
+  const float* key_mean = nullptr;    // [Hkv, D]; null: zero. Also what record codecs took off the keys
+  const float* value_mean = nullptr;  // [Hkv, D]; null: zero
+  const PageEntry* pages = nullptr;   // [n_pages]
+  int n_pages = 0;
+  const float* item_score = nullptr;   // [N]
+  const float* token_score = nullptr;  // at [first + i - begin()], as positions of AttendArgs
+  float* item_like = nullptr;   // [N] with the most alike stored token or other item of a strictly higher score; 0: none
+  float* token_like = nullptr;  // at [first + i - begin()]: raised to the likeness with items of a strictly higher score
 };
 
 // Temporal redundancy (TaR of InfiniPot-V): how alike a key is to the recent keys of the same place of the grid.
@@ -181,7 +225,7 @@ class Ops {
   virtual Ops& for_host() { return *this; }
 
   // Blocks until every call so far has run, so that the host may read what it wrote and reuse what it was given. What
-  // fills memory for later kernels - attend, encode, encode_row, decode, gather, copy, check_finite - may be queued; every
+  // fills memory for later kernels - attend, encode*, move_row, decode*, gather, copy, check_finite - may be queued; every
   // other op has run when it returns.
   virtual void wait() {}
 
@@ -192,6 +236,7 @@ class Ops {
 
   virtual void attend(const AttendArgs& args) = 0;
   virtual void attention_mass(const MassArgs& args) = 0;
+  virtual void likeness(const LikenessArgs& args) = 0;
   virtual void add_recent_keys(const RecentKeysArgs& args) = 0;
   virtual void temporal_redundancy(const RedundancyArgs& args) = 0;
   virtual void row_norm(const NormArgs& args) = 0;
@@ -207,39 +252,51 @@ class Ops {
   virtual void merge(float* out, float* lse, const float* other_out, const float* other_lse, int rows,
                      int head_dim) = 0;
 
+  // Pages and rows. key_mean [heads, head_dim] is what record codecs take off the keys and decoding adds again; null: zero.
+  // Numbers that are not finite, or beyond 65504, are coded as the nearest that is (NaN as 0).
+
   // Write tokens [0, count) of k, v ([count, heads, head_dim], `stride` elements between tokens) as the data of one page.
   // Unused rows of the page are zeroed, so equal input gives equal bytes.
   virtual void encode(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count,
-                      std::byte* data) = 0;
-  // Set token `at` of an exact page (fp32, fp16) without touching the others.
-  virtual void encode_row(CodecId codec, PageShape shape, const float* k, const float* v, int at, std::byte* data) = 0;
+                      std::byte* data, const float* key_mean = nullptr) = 0;
+  // Set token `at` of a page whose codec has records, without touching the others.
+  virtual void encode_row(CodecId codec, PageShape shape, const float* k, const float* v, int at, std::byte* data,
+                          const float* key_mean = nullptr) = 0;
+  // The same for rows of several pages: item i of k, v becomes token at[i] of pages[i].
+  virtual void encode_rows(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int items,
+                           std::byte* const* pages, const int32_t* at, const float* key_mean = nullptr) = 0;
+  // Token from_at of a page to token to_at of another (or the same) of one codec that has records, bit for bit.
+  virtual void move_row(CodecId codec, PageShape shape, const std::byte* from, int from_at, std::byte* to,
+                        int to_at) = 0;
   // Tokens [begin, end) of a page into k, v ([end - begin, heads, head_dim] with `stride` elements between tokens).
   virtual void decode(CodecId codec, PageShape shape, const std::byte* data, int begin, int end, float* k, float* v,
-                      size_t stride) = 0;
+                      size_t stride, const float* key_mean = nullptr) = 0;
   // The same over a run of pages `pitch` bytes apart, 16 tokens a page, the last one what is left: `count` tokens in all.
   // A backend that pays for every call does it in one.
   virtual void encode_run(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count,
-                          std::byte* pages, size_t pitch);
+                          std::byte* pages, size_t pitch, const float* key_mean = nullptr);
   virtual void decode_run(CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int count, float* k,
-                          float* v, size_t stride);
+                          float* v, size_t stride, const float* key_mean = nullptr);
   // Chosen tokens of several pages into dense rows: item i is token at[i] of pages[i].
   virtual void gather(const PageEntry* pages, const int32_t* at, int items, PageShape shape, float* k, float* v,
-                      size_t stride) = 0;
+                      size_t stride, const float* key_mean = nullptr) = 0;
 };
 
 inline void Ops::encode_run(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count,
-                            std::byte* pages, size_t pitch) {
+                            std::byte* pages, size_t pitch, const float* key_mean) {
   for (int at = 0; at < count; at += kPageTokens, pages += pitch) {
     const size_t from = static_cast<size_t>(at) * stride;
-    encode(codec, shape, k + from, v + from, stride, count - at < kPageTokens ? count - at : kPageTokens, pages);
+    const int left = count - at < kPageTokens ? count - at : kPageTokens;
+    encode(codec, shape, k + from, v + from, stride, left, pages, key_mean);
   }
 }
 
 inline void Ops::decode_run(CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int count, float* k,
-                            float* v, size_t stride) {
+                            float* v, size_t stride, const float* key_mean) {
   for (int at = 0; at < count; at += kPageTokens, pages += pitch) {
     const size_t to = static_cast<size_t>(at) * stride;
-    decode(codec, shape, pages, 0, count - at < kPageTokens ? count - at : kPageTokens, k + to, v + to, stride);
+    const int left = count - at < kPageTokens ? count - at : kPageTokens;
+    decode(codec, shape, pages, 0, left, k + to, v + to, stride, key_mean);
   }
 }
 

@@ -111,7 +111,7 @@ struct AttendCall {
         places.push_back(view.meta[i].w);
       }
       pages.push_back(
-          {view.data, first, static_cast<uint8_t>(begin), static_cast<uint8_t>(end), codec_from_name(codec.c_str())});
+          {view.data, first, rows_of(begin, end), codec_from_name(codec.c_str())});
       to += data.size();
       first += end - begin;
     }

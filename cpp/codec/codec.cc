@@ -10,7 +10,7 @@ namespace mosaic {
 
 const char* codec_name(CodecId codec) {
   static const char* const kNames[] = {
-#define MOSAIC_CODEC(id, name, type) name,
+#define MOSAIC_CODEC(id, name, ...) name,
 #include "codec/codecs.def"
 #undef MOSAIC_CODEC
   };
@@ -19,7 +19,7 @@ const char* codec_name(CodecId codec) {
 
 CodecId codec_from_name(const char* name) {
   std::string known;
-#define MOSAIC_CODEC(id, text, type)                    \
+#define MOSAIC_CODEC(id, text, ...)                    \
   if (std::strcmp(name, text) == 0) return CodecId::id; \
   known += known.empty() ? "" : ", ";                   \
   known += text;
@@ -32,12 +32,17 @@ bool codec_is_exact(CodecId codec) {
   return with_codec(codec, [](auto c) { return decltype(c)::kExact; });
 }
 
+bool codec_is_record(CodecId codec) {
+  return with_codec(codec, [](auto c) { return decltype(c)::kRecord; });
+}
+
 size_t k_block_bytes(CodecId codec, int head_dim) {
-  return pad64(with_codec(codec, [&](auto c) { return decltype(c)::k_bytes(head_dim); }));
+  return with_codec(codec, [&](auto c) { return k_block_of<decltype(c)>(head_dim); });
 }
 
 size_t v_block_bytes(CodecId codec, int head_dim) {
-  return pad64(with_codec(codec, [&](auto c) { return decltype(c)::v_bytes(head_dim); }));
+  return with_codec(codec,
+                    [&](auto c) { return head_bytes_of<decltype(c)>(head_dim) - k_block_of<decltype(c)>(head_dim); });
 }
 
 size_t data_bytes(CodecId codec, PageShape shape) {

@@ -5,18 +5,29 @@
 //
 // Every block is padded to 64 bytes. In host memory and on disk the data follows the meta, one piece of page_bytes(); on a
 // card the data lies apart, where only kernels reach. PageView is where the two parts of a page are.
-// Keys are kept before rotation with one scale per channel over the page (outlier channels are what keys have), values
-// with one scale per token. Inside a block the numbers that share a scale are contiguous: a K block goes channel by
-// channel (16 tokens each), a V block token by token. That is also the order attention wants: a vector of 16 tokens for
-// the logits, a vector of channels for the output, and no transpose. Each codec is a header with group functions that a
-// backend's page loop calls; codecs.def is the only list. A codec is a struct of static functions, host and device:
+// Keys are kept before rotation. Two kinds of codecs:
+// - Group codecs (int8, int4): keys with one scale per channel over the page (outlier channels are what keys have), values
+//   with one scale per token. Numbers that share a scale are contiguous: a K block goes channel by channel (16 tokens
+//   each), a V block token by token. That is also the order attention wants: a vector of 16 tokens for the logits, a
+//   vector of channels for the output, and no transpose. A page is written whole.
+// - Record codecs (planes, and the exact fp32 and fp16): nothing in a token is shared with its neighbours. One can be
+//   written, moved and given up alone. Packed ones take one mean key a lane off first (key_mean of the ops; ones that are
+//   exact, or of groups, do not need it and do not look at it).
+//
+// Each codec is a header with group functions that a backend's page loop calls; codecs.def is the only list. A codec is a
+// struct of static functions, host and device:
 //
 //   kExact                                      decode(encode(x)) is x to the precision a session calls exact
+//   kRecord                                     a token is a record of its own
+//   kHadamard                                   k and v give numbers of the Hadamard basis, before scale and transform
 //   k_bytes(head_dim)  v_bytes(head_dim)        bytes of a block before padding
-//   encode_k(block, head_dim, channel, x, stride, count)   x[i * stride]: the channel's value of token i < count
-//   encode_v(block, head_dim, token, x)                    x[head_dim]: the token's values
 //   k(block, head_dim, channel, token)  v(block, head_dim, token, channel)      one decoded number
+//   encode_v(block, head_dim, token, x)         x[head_dim]: the token's values                 (not in Hadamard basis)
+//   encode_k(block, head_dim, channel, x, stride, count)   x[i * stride]: the channel's value of token i < count  (groups)
+//   set_k(block, head_dim, token, x)            x[head_dim]: the token's keys                   (records, not Hadamard)
+//   K, V                                        the two kinds of block, as PlaneBlock has it    (Hadamard)
 //
+// rows.h makes rows of that for any codec; every backend reads a codec that it has no quicker way for through k and v.
 // Blocks are zero before encoding, and what is not encoded stays zero.
 #pragma once
 
@@ -29,10 +40,15 @@
 namespace mosaic {
 
 enum class CodecId : uint8_t {
-#define MOSAIC_CODEC(id, name, type) id,
+#define MOSAIC_CODEC(id, name, ...) id,
 #include "codec/codecs.def"
 #undef MOSAIC_CODEC
 };
+inline constexpr int kCodecs = 0
+#define MOSAIC_CODEC(id, name, ...) +1
+#include "codec/codecs.def"
+#undef MOSAIC_CODEC
+    ;
 
 // Heads and channels of the tokens a page holds.
 struct PageShape {
@@ -46,7 +62,9 @@ const char* codec_name(CodecId codec);
 CodecId codec_from_name(const char* name);
 // True when decode(encode(x)) is x to the precision the session calls exact (fp32, fp16).
 bool codec_is_exact(CodecId codec);
-// Bytes of one K or V block of kPageTokens x head_dim, a multiple of 64.
+// True when a token can be written, moved and given up alone.
+bool codec_is_record(CodecId codec);
+// Bytes of one K or V block of kPageTokens x head_dim; their sum is a multiple of 64.
 size_t k_block_bytes(CodecId codec, int head_dim);
 size_t v_block_bytes(CodecId codec, int head_dim);
 // Bytes of a page's data, a multiple of 64; and of a whole page, meta first.

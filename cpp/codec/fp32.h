@@ -10,18 +10,16 @@ namespace mosaic {
 
 struct Fp32 {
   static constexpr bool kExact = true;
+  static constexpr bool kRecord = true;
+  static constexpr bool kHadamard = false;
   MOSAIC_HD static size_t k_bytes(int head_dim) { return sizeof(float) * kPageTokens * static_cast<size_t>(head_dim); }
   MOSAIC_HD static size_t v_bytes(int head_dim) { return k_bytes(head_dim); }
 
-  MOSAIC_HD static void encode_k(std::byte* block, int, int channel, const float* x, size_t stride, int count) {
-    float* to = reinterpret_cast<float*>(block) + channel * kPageTokens;
-    for (int i = 0; i < count; ++i) to[i] = x[i * stride];
-  }
   MOSAIC_HD static void encode_v(std::byte* block, int head_dim, int token, const float* x) {
     float* to = reinterpret_cast<float*>(block) + static_cast<size_t>(token) * head_dim;
     for (int c = 0; c < head_dim; ++c) to[c] = x[c];
   }
-  // One token's keys, for pages that fill row by row. Only exact codecs can: no scale spans the tokens.
+  // One token's keys: no scale spans the tokens.
   MOSAIC_HD static void set_k(std::byte* block, int head_dim, int token, const float* x) {
     float* to = reinterpret_cast<float*>(block) + token;
     for (int c = 0; c < head_dim; ++c) to[c * kPageTokens] = x[c];

@@ -11,6 +11,8 @@ namespace mosaic {
 
 struct Int4 {
   static constexpr bool kExact = false;
+  static constexpr bool kRecord = false;
+  static constexpr bool kHadamard = false;
   static constexpr int kLevels = 15;
   MOSAIC_HD static int half_row(int n) { return (n + 1) / 2; }
   MOSAIC_HD static size_t k_bytes(int head_dim) { return static_cast<size_t>(head_dim) * (4 + kPageTokens / 2); }

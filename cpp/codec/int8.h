@@ -9,6 +9,8 @@ namespace mosaic {
 
 struct Int8 {
   static constexpr bool kExact = false;
+  static constexpr bool kRecord = false;
+  static constexpr bool kHadamard = false;
   static constexpr int kLevels = 255;
   MOSAIC_HD static size_t k_bytes(int head_dim) { return static_cast<size_t>(head_dim) * (4 + kPageTokens); }
   MOSAIC_HD static size_t v_bytes(int head_dim) { return kPageTokens * (4 + static_cast<size_t>(head_dim)); }

@@ -1,7 +1,10 @@
 // Small integers with a name, and the one record every stored token carries.
 #pragma once
 
+#include <bit>
 #include <cstdint>
+
+#include "core/dtype.h"
 
 namespace mosaic {
 
@@ -13,6 +16,21 @@ inline constexpr int32_t kNone = -1;
 
 // Tokens of one page. Every codec lays out the same number, so a page can change codec in place of its record.
 inline constexpr int kPageTokens = 16;
+// Of a mask of a page's tokens that is not zero.
+MOSAIC_HD inline int lowest_bit(unsigned rows) {
+#if defined(__CUDA_ARCH__)
+  return __ffs(static_cast<int>(rows)) - 1;
+#else
+  return std::countr_zero(rows);
+#endif
+}
+MOSAIC_HD inline int highest_bit(unsigned rows) {
+#if defined(__CUDA_ARCH__)
+  return 31 - __clz(static_cast<int>(rows));
+#else
+  return 31 - std::countl_zero(rows);
+#endif
+}
 inline constexpr int pages_for(int tokens) { return (tokens + kPageTokens - 1) / kPageTokens; }
 
 // h and w of a token of text: it has no place in a grid, and under M-RoPE it stands at its position on every axis.

@@ -15,7 +15,7 @@ using namespace mosaic;
 
 namespace {
 
-const CodecId kCodecs[] = {CodecId::kFp32, CodecId::kFp16, CodecId::kInt8, CodecId::kInt4};
+const CodecId kPageCodecs[] = {CodecId::kFp32, CodecId::kFp16, CodecId::kInt8, CodecId::kInt4};
 
 // Keys as models have them: every channel has its own offset and size, a few are ten times larger. Values do not.
 struct Tokens {
@@ -69,16 +69,16 @@ std::vector<std::byte> encode(CodecId codec, PageShape shape, const Tokens& toke
 }  // namespace
 
 TEST_CASE("a codec is found by its name and an unknown name lists those there are") {
-  for (CodecId codec : kCodecs) CHECK(codec_from_name(codec_name(codec)) == codec);
+  for (CodecId codec : kPageCodecs) CHECK(codec_from_name(codec_name(codec)) == codec);
   CHECK_THROWS_WITH_AS(codec_from_name("int3"), doctest::Contains("fp32, fp16, int8, int4"), InvalidInput);
 }
 
 TEST_CASE("denser codecs take fewer bytes and every block is a multiple of 64") {
   for (int d : {1, 5, 32, 64, 80, 128, 129}) {
     for (size_t i = 0; i < 4; ++i) {
-      CHECK(k_block_bytes(kCodecs[i], d) % 64 == 0);
-      CHECK(page_bytes(kCodecs[i], {3, d}) % 64 == 0);
-      if (i > 0 && d >= 32) CHECK(page_bytes(kCodecs[i], {3, d}) < page_bytes(kCodecs[i - 1], {3, d}));
+      CHECK(k_block_bytes(kPageCodecs[i], d) % 64 == 0);
+      CHECK(page_bytes(kPageCodecs[i], {3, d}) % 64 == 0);
+      if (i > 0 && d >= 32) CHECK(page_bytes(kPageCodecs[i], {3, d}) < page_bytes(kPageCodecs[i - 1], {3, d}));
     }
   }
 }
@@ -88,7 +88,7 @@ TEST_CASE("decoding gives back what was encoded, within each codec's distortion"
     for (int count : {1, 5, 7, 13, 16}) {
       const PageShape shape{2, d};
       const Tokens in = make_tokens(shape, count, 7u * d + count);
-      for (CodecId codec : kCodecs) {
+      for (CodecId codec : kPageCodecs) {
         CAPTURE(d);
         CAPTURE(count);
         CAPTURE(codec_name(codec));
@@ -113,7 +113,7 @@ TEST_CASE("decoding gives back what was encoded, within each codec's distortion"
 
 TEST_CASE("equal tokens give equal bytes whatever the page held before, and rows beyond the count are zero") {
   const PageShape shape{2, 33};
-  for (CodecId codec : kCodecs) {
+  for (CodecId codec : kPageCodecs) {
     for (int count : {0, 1, 5, 13, 16}) {
       const Tokens tokens = make_tokens(shape, count, 3);
       const auto page = encode(codec, shape, tokens, count, 0xff);

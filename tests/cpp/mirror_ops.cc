@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 
 #include "backend/cpu/cpu_ops.h"
 #include "backend/cuda/cuda_backend.h"
@@ -115,10 +116,25 @@ class MirrorOps final : public Ops {
     const AttendArgs b = mirror(m, *args.attend, &rope);
     MassArgs mass = args;
     mass.attend = &b;
-    mass.page_mass = m.inout(args.page_mass, page_tokens(*args.attend));
-    mass.row_mass = m.inout(args.row_mass, size_of(args.attend->n_rows));
-    mass.block_mass = m.inout(args.block_mass, size_of(args.attend->tokens));
+    const size_t heads = args.by_head ? size_of(args.attend->q_heads) : 1, tokens = page_tokens(*args.attend);
+    mass.page_mass = m.inout(args.page_mass, (heads - 1) * args.mass_stride + tokens);
+    mass.row_mass = m.inout(args.row_mass, heads * size_of(args.attend->n_rows));
+    mass.block_mass = m.inout(args.block_mass, heads * size_of(args.attend->tokens));
     ops().attention_mass(mass);
+    m.back();
+  }
+  void likeness(const LikenessArgs& a) override {
+    Mirror m(device());
+    LikenessArgs b = a;
+    const size_t items = extent(a.items, a.stride, a.shape.row()), row = size_of(a.shape.row());
+    size_t tokens = 0;
+    for (int i = 0; i < a.n_pages; ++i) tokens = std::max(tokens, size_of(a.pages[i].first + a.pages[i].span()));
+    b.k = m.in(a.k, items), b.v = m.in(a.v, items);
+    b.key_mean = m.in(a.key_mean, row), b.value_mean = m.in(a.value_mean, row);
+    b.pages = entries(m, a.pages, a.n_pages, a.shape);
+    b.item_score = m.in(a.item_score, size_of(a.items)), b.token_score = m.in(a.token_score, tokens);
+    b.item_like = m.inout(a.item_like, size_of(a.items)), b.token_like = m.inout(a.token_like, tokens);
+    ops().likeness(b);
     m.back();
   }
   void add_recent_keys(const RecentKeysArgs& a) override {
@@ -198,51 +214,79 @@ class MirrorOps final : public Ops {
     ops().merge(to, to_lse, m.in(other_out, size), m.in(other_lse, n), rows, head_dim);
     m.back();
   }
-  void encode(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count,
-              std::byte* page) override {
+  void encode(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count, std::byte* page,
+              const float* key_mean) override {
     Mirror m(device());
     const size_t size = extent(count, stride, shape.row());
     std::byte* const to = m.inout(page, data_bytes(codec, shape));
-    ops().encode(codec, shape, m.in(k, size), m.in(v, size), stride, count, to);
+    ops().encode(codec, shape, m.in(k, size), m.in(v, size), stride, count, to, mean(m, key_mean, shape));
     m.back();
   }
-  void encode_row(CodecId codec, PageShape shape, const float* k, const float* v, int at, std::byte* page) override {
+  void encode_row(CodecId codec, PageShape shape, const float* k, const float* v, int at, std::byte* page,
+                  const float* key_mean) override {
     Mirror m(device());
     std::byte* const to = m.inout(page, data_bytes(codec, shape));
-    ops().encode_row(codec, shape, m.in(k, size_of(shape.row())), m.in(v, size_of(shape.row())), at, to);
+    const size_t row = size_of(shape.row());
+    ops().encode_row(codec, shape, m.in(k, row), m.in(v, row), at, to, mean(m, key_mean, shape));
+    m.back();
+  }
+  void encode_rows(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int items,
+                   std::byte* const* pages, const int32_t* at, const float* key_mean) override {
+    Mirror m(device());
+    const size_t size = extent(items, stride, shape.row());
+    std::map<std::byte*, std::byte*> there;  // a page may be given several times
+    std::vector<std::byte*>& list = pages_.emplace_back();
+    for (int i = 0; i < items; ++i) {
+      const auto [found, fresh] = there.try_emplace(pages[i], nullptr);
+      if (fresh) found->second = m.inout(pages[i], data_bytes(codec, shape));
+      list.push_back(found->second);
+    }
+    ops().encode_rows(codec, shape, m.in(k, size), m.in(v, size), stride, items, m.in(list.data(), list.size()),
+                      m.in(at, size_of(items)), mean(m, key_mean, shape));
+    m.back();
+    pages_.clear();
+  }
+  void move_row(CodecId codec, PageShape shape, const std::byte* from, int from_at, std::byte* to,
+                int to_at) override {
+    Mirror m(device());
+    const size_t size = data_bytes(codec, shape);
+    std::byte* const there = m.inout(to, size);
+    ops().move_row(codec, shape, from == to ? there : m.in(from, size), from_at, there, to_at);
     m.back();
   }
   void decode(CodecId codec, PageShape shape, const std::byte* page, int begin, int end, float* k, float* v,
-              size_t stride) override {
+              size_t stride, const float* key_mean) override {
     Mirror m(device());
     const size_t size = extent(end - begin, stride, shape.row());
     float *const to_k = m.inout(k, size), *const to_v = m.inout(v, size);
-    ops().decode(codec, shape, m.in(page, data_bytes(codec, shape)), begin, end, to_k, to_v, stride);
+    const std::byte* const from = m.in(page, data_bytes(codec, shape));
+    ops().decode(codec, shape, from, begin, end, to_k, to_v, stride, mean(m, key_mean, shape));
     m.back();
   }
   void encode_run(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count,
-                  std::byte* pages, size_t pitch) override {
+                  std::byte* pages, size_t pitch, const float* key_mean) override {
     Mirror m(device());
     const size_t size = extent(count, stride, shape.row());
     std::byte* const to = m.inout(pages, run_bytes(codec, shape, count, pitch));
-    ops().encode_run(codec, shape, m.in(k, size), m.in(v, size), stride, count, to, pitch);
+    ops().encode_run(codec, shape, m.in(k, size), m.in(v, size), stride, count, to, pitch, mean(m, key_mean, shape));
     m.back();
   }
   void decode_run(CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int count, float* k, float* v,
-                  size_t stride) override {
+                  size_t stride, const float* key_mean) override {
     Mirror m(device());
     const size_t size = extent(count, stride, shape.row());
     float *const to_k = m.inout(k, size), *const to_v = m.inout(v, size);
     const std::byte* const from = m.in(pages, run_bytes(codec, shape, count, pitch));
-    ops().decode_run(codec, shape, from, pitch, count, to_k, to_v, stride);
+    ops().decode_run(codec, shape, from, pitch, count, to_k, to_v, stride, mean(m, key_mean, shape));
     m.back();
   }
-  void gather(const PageEntry* pages, const int32_t* at, int items, PageShape shape, float* k, float* v,
-              size_t stride) override {
+  void gather(const PageEntry* pages, const int32_t* at, int items, PageShape shape, float* k, float* v, size_t stride,
+              const float* key_mean) override {
     Mirror m(device());
     const size_t size = extent(items, stride, shape.row());
     float *const to_k = m.inout(k, size), *const to_v = m.inout(v, size);
-    ops().gather(entries(m, pages, items, shape), m.in(at, size_of(items)), items, shape, to_k, to_v, stride);
+    ops().gather(entries(m, pages, items, shape), m.in(at, size_of(items)), items, shape, to_k, to_v, stride,
+                 mean(m, key_mean, shape));
     m.back();
   }
 
@@ -250,13 +294,16 @@ class MirrorOps final : public Ops {
   Device& device() const { return *backend_.device; }
   Ops& ops() const { return *backend_.ops; }
 
+  static const float* mean(Mirror& m, const float* key_mean, PageShape shape) {
+    return m.in(key_mean, size_of(shape.row()));
+  }
   static size_t run_bytes(CodecId codec, PageShape shape, int count, size_t pitch) {
     return count == 0 ? 0 : size_of((count - 1) / kPageTokens) * pitch + data_bytes(codec, shape);
   }
   static size_t page_tokens(const AttendArgs& a) {
     int tokens = 0;
     for (int i = 0; i < a.n_pages; ++i) {
-      tokens = std::max(tokens, a.pages[i].first + a.pages[i].end - a.pages[i].begin);
+      tokens = std::max(tokens, a.pages[i].first + a.pages[i].span());
     }
     return size_of(tokens);
   }
@@ -273,7 +320,7 @@ class MirrorOps final : public Ops {
     b.q = m.in(a.q, q), b.q_positions = m.in(a.q_positions, 3 * size_of(a.tokens));
     if (a.rope != nullptr) *rope = m.rope(*a.rope), b.rope = rope;
     b.pages = entries(m, a.pages, a.n_pages, a.shape), b.positions = m.in(a.positions, page_tokens(a));
-    b.places = m.in(a.places, 2 * page_tokens(a));
+    b.places = m.in(a.places, 2 * page_tokens(a)), b.key_mean = mean(m, a.key_mean, a.shape);
     b.mean_k = m.in(a.mean_k, means), b.mean_v = m.in(a.mean_v, means), b.rows = m.in(a.rows, size_of(a.n_rows));
     b.row_positions = m.in(a.row_positions, 3 * size_of(a.n_rows));
     b.row_bias = m.in(a.row_bias, size_of(a.n_rows));
@@ -283,6 +330,7 @@ class MirrorOps final : public Ops {
   }
 
   Backend backend_;
+  std::vector<std::vector<std::byte*>> pages_;  // of a call, until its copies have run
   void* scratch_ = nullptr;
   size_t scratch_size_ = 0;
 };

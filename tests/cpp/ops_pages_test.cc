@@ -13,40 +13,52 @@
 using namespace mosaic;
 using namespace mosaic::test;
 
+namespace {
+
+// Decoded numbers of two implementations. A record's are a scale times a sign plus a mean, which may be fused: a rounding of
+// the sum, whose terms here are below 64.
+bool near(float a, float b, CodecId codec) {
+  const bool fused = codec_is_record(codec) && !codec_is_exact(codec);
+  return std::abs(a - b) <= 1e-6f * std::abs(a) + (fused ? 8e-6f : 0.0f);
+}
+
+}  // namespace
+
 TEST_CASE("every instruction set writes and reads the pages of the plain loops") {
   Random random(8);
   for (const PageShape shape : {PageShape{1, 1}, {2, 5}, {2, 32}, {3, 33}, {1, 80}, {4, 128}}) {
     for (int count : {0, 1, 5, 7, 13, 15, 16}) {
       const size_t stride = static_cast<size_t>(shape.row() + 2);
       const auto k = random.normals(stride * 16, 3), v = random.normals(stride * 16, 3);
-      for (int codec = 0; codec < 4; ++codec) {
+      const auto mean = random.normals(static_cast<size_t>(shape.row()), 3);
+      for (int codec = 0; codec < kCodecs; ++codec) {
         const CodecId id = static_cast<CodecId>(codec);
         const Ops::Limits limits{.tokens = 1, .q_heads = shape.heads, .shape = shape, .rows = 1};
         Kernels plain("plain", 1, limits);
         std::vector<std::byte> expected(data_bytes(id, shape));
-        plain->encode(id, shape, k.data(), v.data(), stride, count, expected.data());
+        plain->encode(id, shape, k.data(), v.data(), stride, count, expected.data(), mean.data());
         for (const std::string& name : implementations()) {
           CAPTURE(name);
           CAPTURE(codec_name(id));
           CAPTURE(count);
           Kernels kernels(name, 2, limits);
           std::vector<std::byte> page(expected.size(), std::byte{0xff});
-          kernels->encode(id, shape, k.data(), v.data(), stride, count, page.data());
+          kernels->encode(id, shape, k.data(), v.data(), stride, count, page.data(), mean.data());
           CHECK(page == expected);
-          if (codec_is_exact(id)) {
+          if (codec_is_record(id)) {
             std::memset(page.data(), 0, page.size());
             for (int t = count; t-- > 0;) {
               const size_t at = static_cast<size_t>(t) * stride;
-              kernels->encode_row(id, shape, &k[at], &v[at], t, page.data());
+              kernels->encode_row(id, shape, &k[at], &v[at], t, page.data(), mean.data());
             }
             CHECK(page == expected);
           }
           for (int begin : {0, count / 2, count - (count > 0)}) {
             std::vector<float> a(stride * 16, -1), b(stride * 16, -1), c(stride * 16, -1), d(stride * 16, -1);
-            plain->decode(id, shape, page.data(), begin, count, a.data(), b.data(), stride);
-            kernels->decode(id, shape, page.data(), begin, count, c.data(), d.data(), stride);
-            for (size_t i = 0; i < a.size(); ++i) REQUIRE(std::abs(a[i] - c[i]) <= 1e-6f * std::abs(a[i]));
-            for (size_t i = 0; i < b.size(); ++i) REQUIRE(std::abs(b[i] - d[i]) <= 1e-6f * std::abs(b[i]));
+            plain->decode(id, shape, page.data(), begin, count, a.data(), b.data(), stride, mean.data());
+            kernels->decode(id, shape, page.data(), begin, count, c.data(), d.data(), stride, mean.data());
+            for (size_t i = 0; i < a.size(); ++i) REQUIRE(near(a[i], c[i], id));
+            for (size_t i = 0; i < b.size(); ++i) REQUIRE(near(b[i], d[i], id));
           }
         }
       }
@@ -83,7 +95,7 @@ TEST_CASE("a run of pages is written and read as its pages are one by one, and n
   const PageShape shape{2, 33};
   const size_t stride = 69;
   const auto k = random.normals(stride * 70, 3), v = random.normals(stride * 70, 3);
-  for (int codec = 0; codec < 4; ++codec) {
+  for (int codec = 0; codec < kCodecs; ++codec) {
     const CodecId id = static_cast<CodecId>(codec);
     const size_t bytes = data_bytes(id, shape), pitch = bytes + 192;
     for (int count : {0, 1, 5, 15, 16, 17, 31, 32, 33, 64, 70}) {
@@ -109,12 +121,11 @@ TEST_CASE("a run of pages is written and read as its pages are one by one, and n
         CHECK(run == expected);
         std::vector<float> got_k(stride * 71, -1), got_v(got_k);
         kernels->decode_run(id, shape, run.data(), pitch, count, got_k.data(), got_v.data(), stride);
-        bool near = true;
+        bool all_near = true;
         for (size_t i = 0; i < got_k.size(); ++i) {
-          near = near && std::abs(got_k[i] - expected_k[i]) <= 1e-6f * std::abs(expected_k[i]) &&
-                 std::abs(got_v[i] - expected_v[i]) <= 1e-6f * std::abs(expected_v[i]);
+          all_near = all_near && near(got_k[i], expected_k[i], id) && near(got_v[i], expected_v[i], id);
         }
-        CHECK(near);
+        CHECK(all_near);
       }
     }
   }
@@ -129,7 +140,7 @@ TEST_CASE("gather picks single tokens out of pages of several codecs") {
     std::vector<int32_t> at;
     for (int p : {8, 0, 3, 3, 6}) {
       pages.push_back(world.pages[static_cast<size_t>(p)]);
-      at.push_back(world.pages[static_cast<size_t>(p)].begin);
+      at.push_back(world.pages[static_cast<size_t>(p)].begin());
     }
     std::vector<float> k(5 * 41, -1), v(5 * 41, -1), one_k(40), one_v(40);
     kernels->gather(pages.data(), at.data(), 5, shape, k.data(), v.data(), 41);

@@ -47,9 +47,10 @@ std::vector<Key> keys_of(const AttendWorld& world, int head) {
   for (int p = 0; p < a.n_pages; ++p) {
     const PageEntry& page = a.pages[p];
     std::vector<float> k(static_cast<size_t>(a.shape.row())), v(k);
-    for (int i = page.begin; i < page.end; ++i) {
-      plain->decode(page.codec, a.shape, page.data, i, i + 1, k.data(), v.data(), k.size());
-      const int token = page.first + i - page.begin;
+    for (int i = page.begin(); i < page.end(); ++i) {
+      if (!page.has(i)) continue;
+      plain->decode(page.codec, a.shape, page.data, i, i + 1, k.data(), v.data(), k.size(), a.key_mean);
+      const int token = page.first + i - page.begin();
       const int t = a.positions[token];
       const RopeSpec& spec = a.rope->spec();
       const int32_t place[3] = {t, spec.place_at(t, a.places[2 * token]), spec.place_at(t, a.places[2 * token + 1])};
@@ -122,17 +123,16 @@ TEST_CASE("attention is float64's within what each codec and part allows, for fe
   };
   unsigned seed = 40;
   for (AttendShape shape : shapes) {
-    for (const int part :
-         {0, 1, 2, 3, 4, 5}) {  // pages of one codec, then summaries alone, then the causal block alone
+    for (int part = 0; part < kCodecs + 2; ++part) {  // pages of one codec, then summaries alone, then the block alone
       ++seed;
-      shape.codec = part < 4 ? part : 0;
-      if (part >= 4) shape.pages = 0;
-      shape.rows = part == 4 ? 37 : 0;
-      shape.block = part == 5;
+      shape.codec = part < kCodecs ? part : 0;
+      if (part >= kCodecs) shape.pages = 0;
+      shape.rows = part == kCodecs ? 37 : 0;
+      shape.block = part == kCodecs + 1;
       AttendWorld world(shape, seed);
       for (const std::string& name : implementations()) {
         const bool rounds = on_tensor_cores(name, shape.head_dim);
-        const bool exact = part == static_cast<int>(CodecId::kFp32) || part == 5;
+        const bool exact = part == static_cast<int>(CodecId::kFp32) || part == kCodecs + 1;
         Kernels kernels(name, 2,
                         {.tokens = shape.tokens,
                          .q_heads = shape.heads * shape.group,

@@ -1,4 +1,4 @@
-// Random inputs for the kernels' tests: pages of mixed codecs with odd counts and subranges, summaries, a causal block.
+// Random inputs for the kernels' tests: pages of mixed codecs with odd counts, subranges and holes, summaries, a causal block.
 #pragma once
 
 #include <cstring>
@@ -61,7 +61,7 @@ struct AttendWorld {
   std::vector<int32_t> positions, q_positions, rows, row_positions;
   std::vector<uint16_t> places;
   std::vector<half_t> mean_k, mean_v;
-  std::vector<float> q, block_k, block_v, row_bias, out, lse;
+  std::vector<float> q, block_k, block_v, row_bias, out, lse, key_mean;
   std::vector<std::byte> rope_memory;
   RopeTable rope;
   static constexpr int kPositions = 5000;
@@ -72,28 +72,31 @@ struct AttendWorld {
     const auto plain = cpu::make_ops("plain", 1);
     const int q_heads = s.heads * s.group, row = shape.row();
     int next = 0;
+    key_mean = random.normals(static_cast<size_t>(row), 3);
     for (int p = 0; p < s.pages; ++p) {
-      const CodecId codec = static_cast<CodecId>(s.codec >= 0 ? s.codec : p % 4);
+      const CodecId codec = static_cast<CodecId>(s.codec >= 0 ? s.codec : p % kCodecs);
       const int count = p % 3 == 0 ? kPageTokens : 1 + random.below(kPageTokens);
       const auto k = random.normals(static_cast<size_t>(count * row)),
                  v = random.normals(static_cast<size_t>(count * row));
-      // Stale bytes, NaN in every format, beyond the tokens of an exact page, as a reused slot has them.
+      const int begin = p % 2 == 1 ? random.below(count) : 0;
+      const int end = p % 4 == 3 ? begin + random.below(count - begin + 1) : count;
+      uint16_t mask = rows_of(begin, end);
+      if (p % 3 != 1) mask &= static_cast<uint16_t>(random.below(0x10000));
+      // Stale bytes, NaN in every format, in the rows of a record page that are not attended, as reused slots have them.
       page_data.emplace_back(data_bytes(codec, shape), std::byte{0});
       std::byte* const page = page_data.back().data();
-      if (codec_is_exact(codec)) {
+      if (codec_is_record(codec)) {
         std::memset(page, 0xff, page_data.back().size());
         for (int t = 0; t < count; ++t) {
-          plain->encode_row(codec, shape, &k[static_cast<size_t>(t * row)], &v[static_cast<size_t>(t * row)], t, page);
+          const auto at = static_cast<size_t>(t * row);
+          if ((mask >> t & 1) != 0) plain->encode_row(codec, shape, &k[at], &v[at], t, page, key_mean.data());
         }
       } else {
         plain->encode(codec, shape, k.data(), v.data(), static_cast<size_t>(row), count, page);
       }
-      const int begin = p % 2 == 1 ? random.below(count) : 0;
-      const int end = p % 4 == 3 ? begin + random.below(count - begin + 1) : count;
-      pages.push_back({page, static_cast<int32_t>(positions.size()), static_cast<uint8_t>(begin),
-                       static_cast<uint8_t>(end), codec});
-      for (int t = begin; t < end; ++t) {
-        positions.push_back(next += random.below(9));
+      pages.push_back({page, static_cast<int32_t>(positions.size()), mask, codec});
+      for (int t = pages.back().begin(); t < pages.back().end(); ++t) {
+        positions.push_back(pages.back().has(t) ? next += random.below(9) : 1 << 30);  // nobody may look at a hole's
         for (int axis = 0; axis < 2; ++axis) {
           const bool text = s.rope.is_multi() && (p + t) % 5 == 1;
           places.push_back(text ? kText : static_cast<uint16_t>(random.below(30)));
@@ -125,7 +128,7 @@ struct AttendWorld {
     args.q = q.data(), args.tokens = s.tokens, args.q_heads = q_heads, args.q_stride = q_stride;
     args.q_positions = q_positions.data(), args.shape = shape, args.rope = &rope, args.scale = 0.3f;
     args.pages = pages.data(), args.n_pages = s.pages, args.positions = positions.data();
-    args.places = places.data();
+    args.places = places.data(), args.key_mean = key_mean.data();
     args.mean_k = mean_k.data(), args.mean_v = mean_v.data(), args.rows = rows.data();
     args.row_positions = row_positions.data(), args.row_bias = row_bias.data(), args.n_rows = s.rows;
     if (s.block) args.block_k = block_k.data(), args.block_v = block_v.data(), args.kv_stride = kv_stride;

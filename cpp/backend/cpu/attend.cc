@@ -4,7 +4,7 @@
 #include <limits>
 
 #include "backend/cpu/plain_ops.h"
-#include "codec/codecs.h"
+#include "codec/rows.h"
 
 namespace mosaic::cpu {
 namespace {
@@ -27,17 +27,15 @@ void rotate_at(const RopeTable* rope, int t, int h, int w, float* angles, float*
 
 void load_page_token(const AttendArgs& a, const PageEntry& page, int head, int token, float* angles, Token* to) {
   const int d = a.shape.head_dim;
-  const size_t k_bytes = k_block_bytes(page.codec, d), v_bytes = v_block_bytes(page.codec, d);
-  const std::byte* k_block = page.data + static_cast<size_t>(head) * (k_bytes + v_bytes);
+  const float* const mean = a.key_mean != nullptr ? a.key_mean + head * d : nullptr;
   with_codec(page.codec, [&](auto codec) {
     using C = decltype(codec);
-    for (int c = 0; c < d; ++c) {
-      to->k[c] = C::k(k_block, d, c, token);
-      to->v[c] = C::v(k_block + k_bytes, d, token, c);
-    }
+    const std::byte* const k_block = page.data + static_cast<size_t>(head) * head_bytes_of<C>(d);
+    get_k_row<C>(k_block, d, token, mean, to->k);
+    get_v_row<C>(k_block + k_block_of<C>(d), d, token, to->v);
   });
   to->bias = 0;
-  const int at = page.first + token - page.begin, t = a.positions[at];
+  const int at = page.first + token - page.begin(), t = a.positions[at];
   int h = 0, w = 0;
   if (a.places != nullptr && a.rope != nullptr)
     h = a.rope->spec().place_at(t, a.places[2 * at]), w = a.rope->spec().place_at(t, a.places[2 * at + 1]);
@@ -108,7 +106,8 @@ void PlainOps::attend(const AttendArgs& a) {
         total += weight;
       };
       for (int p = 0; p < a.n_pages; ++p) {
-        for (int i = a.pages[p].begin; i < a.pages[p].end; ++i) {
+        for (int i = a.pages[p].begin(); i < a.pages[p].end(); ++i) {
+          if (!a.pages[p].has(i)) continue;
           load_page_token(a, a.pages[p], kv_head, i, angles, &token);
           add(token);
         }
@@ -132,35 +131,38 @@ void PlainOps::attention_mass(const MassArgs& m) {
   const AttendArgs& a = *m.attend;
   if (a.tokens == 0) return;
   const int d = a.shape.head_dim, first_query = m.first_query < 0 ? a.tokens - 1 : m.first_query;
+  const int rows = m.by_head ? a.q_heads : 1;
   float* const q = scratch_;
   float* const angles = q + d;
   Token token{angles + d, angles + 2 * d};
-  for (int p = 0; p < a.n_pages; ++p) {
-    for (int i = a.pages[p].begin; i < a.pages[p].end; ++i) {
-      m.page_mass[a.pages[p].first + i - a.pages[p].begin] = 0;
+  for (int row = 0; row < rows; ++row) {
+    for (int p = m.first_page; p < m.end_page(); ++p) {
+      std::fill_n(m.page_mass + row * m.mass_stride + a.pages[p].first, a.pages[p].span(), 0.0f);
     }
   }
-  if (a.n_rows > 0) std::fill_n(m.row_mass, a.n_rows, 0.0f);
-  if (m.block_mass != nullptr) std::fill_n(m.block_mass, a.tokens, 0.0f);
+  if (m.row_mass != nullptr) std::fill_n(m.row_mass, rows * a.n_rows, 0.0f);
+  if (m.block_mass != nullptr) std::fill_n(m.block_mass, rows * a.tokens, 0.0f);
   for (int at = first_query * a.q_heads; at < a.tokens * a.q_heads; ++at) {
-    const int query = at / a.q_heads, head = at % a.q_heads;
+    const int query = at / a.q_heads, head = at % a.q_heads, row = m.by_head ? head : 0;
     const float lse = a.lse[at];
     if (lse == kMinusInfinity) continue;
     const int kv_head = head / (a.q_heads / a.shape.heads);
     load_query(a, query, head, angles, q);
-    for (int p = 0; p < a.n_pages; ++p) {
-      for (int i = a.pages[p].begin; i < a.pages[p].end; ++i) {
+    for (int p = m.first_page; p < m.end_page(); ++p) {
+      float* const mass = m.page_mass + row * m.mass_stride + a.pages[p].first - a.pages[p].begin();
+      for (int i = a.pages[p].begin(); i < a.pages[p].end(); ++i) {
+        if (!a.pages[p].has(i)) continue;
         load_page_token(a, a.pages[p], kv_head, i, angles, &token);
-        m.page_mass[a.pages[p].first + i - a.pages[p].begin] += std::exp(dot(q, token.k, d) * a.scale - lse);
+        mass[i] += std::exp(dot(q, token.k, d) * a.scale - lse);
       }
     }
-    for (int i = 0; i < a.n_rows; ++i) {
+    for (int i = 0; i < a.n_rows && m.row_mass != nullptr; ++i) {
       load_summary(a, i, kv_head, angles, &token);
-      m.row_mass[i] += std::exp(dot(q, token.k, d) * a.scale + token.bias - lse);
+      m.row_mass[row * a.n_rows + i] += std::exp(dot(q, token.k, d) * a.scale + token.bias - lse);
     }
     for (int j = 0; j <= query && m.block_mass != nullptr && a.block_k != nullptr; ++j) {
       load_block_token(a, j, kv_head, angles, &token);
-      m.block_mass[j] += std::exp(dot(q, token.k, d) * a.scale - lse);
+      m.block_mass[row * a.tokens + j] += std::exp(dot(q, token.k, d) * a.scale - lse);
     }
   }
 }

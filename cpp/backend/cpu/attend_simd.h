@@ -37,8 +37,8 @@ struct Units {
   // Gives a unit its lanes: who is in them, where they stand, who may see them. False: the tile is full.
   bool place(int unit, Tile& tile) const {
     const int first = unit < pages ? 0 : (unit < seen() ? unit - pages : unit - seen()) * kUnit;
-    const int begin = unit < pages ? a.pages[unit].begin : 0;
-    const int end = unit < pages ? a.pages[unit].end : least(kUnit, (unit < seen() ? a.n_rows : a.tokens) - first);
+    const int begin = unit < pages ? a.pages[unit].begin() : 0;
+    const int end = unit < pages ? a.pages[unit].end() : least(kUnit, (unit < seen() ? a.n_rows : a.tokens) - first);
     if (begin == end) return true;
     const int base = tile.last;
     if (base + end > tile.width) return false;
@@ -54,6 +54,7 @@ struct Units {
     if (unit < pages) {
       const PageEntry& page = a.pages[unit];
       for (int i = begin; i < end; ++i) {
+        if (!page.has(i)) continue;
         const int at = page.first + i - begin;
         const int32_t t = a.positions[at];
         int h = 0, w = 0;
@@ -77,6 +78,9 @@ struct Units {
     return true;
   }
 
+  // Whether its values are summed in the Hadamard basis.
+  bool is_hadamard(int unit) const { return unit < pages && in_hadamard(a.pages[unit].codec); }
+
   // Starts the read of a head's blocks of a page. Pages lie anywhere in an arena, so the hardware cannot guess them; a
   // head ahead, memory has the time of one tile to answer.
   void prefetch(int unit, int head) const {
@@ -96,13 +100,17 @@ struct Units {
       const PageEntry& page = a.pages[unit];
       with_codec(page.codec, [&](auto codec) {
         using C = decltype(codec);
-        const size_t k_bytes = pad64(C::k_bytes(d)), v_bytes = pad64(C::v_bytes(d));
-        const std::byte* const k_block = page.data + static_cast<size_t>(head) * (k_bytes + v_bytes);
-        fill_keys(KeyBlock<C>(k_block, tile), spec, base, tile);
+        const std::byte* const k_block = page.data + static_cast<size_t>(head) * head_bytes_of<C>(d);
+        const float* const mean = a.key_mean != nullptr ? a.key_mean + head * d : nullptr;
+        fill_keys(KeyBlock<C>(k_block, tile, mean), spec, base, tile);
         if (!with_values) return;
-        clear_row(page.begin * tile.v_stride, v);  // lanes without weight, but 0 * NaN would be NaN
-        for (int t = page.begin; t < page.end; ++t) {
-          value_row<C>(k_block + k_bytes, d, t, v + static_cast<size_t>(t) * tile.v_stride);
+        for (int t = 0; t < page.end(); ++t) {
+          float* const to = v + static_cast<size_t>(t) * tile.v_stride;
+          if (page.has(t)) {
+            value_row<C>(k_block + k_block_of<C>(d), d, t, to);
+          } else {
+            clear_row(tile.v_stride, to);  // a lane without weight, but 0 * NaN would be NaN
+          }
         }
       });
       return;
@@ -211,6 +219,7 @@ inline void load_queries(const AttendArgs& a, int first, int count, AttendState&
   const int d = a.shape.head_dim, group = a.q_heads / a.shape.heads, rows = count * group;
   const RopeSpec* const spec = a.rope != nullptr ? &a.rope->spec() : nullptr;
   if (spec != nullptr) fill_axes(*spec, s.tile.axis);
+  s.tile.fill_signs();
   for (int t = 0; t < count; ++t) {
     if (spec != nullptr) angle_row(*a.rope, s.tile.axis, a.q_positions + 3 * (first + t), s.angles);
     for (int h = 0; h < a.q_heads; ++h) {
@@ -221,24 +230,31 @@ inline void load_queries(const AttendArgs& a, int first, int count, AttendState&
   }
 }
 
-// Query tokens [first, first + count) over units [begin, end) into s.sum, s.total, s.top.
-inline void attend_range(const AttendArgs& a, int first, int count, int begin, int end, AttendState& s) {
-  const Units units(a);
-  const int d = a.shape.head_dim, group = a.q_heads / a.shape.heads, rows = count * group;
+// What the queries in s.q have paid to a tile of keys and values joins s.sum, s.total, s.top. `first` is their first token,
+// `rows` how many there are of a KV head.
+inline void attend_tile(int head, int first, int rows, int group, AttendState& s) {
   Tile& tile = s.tile;
-  const size_t v_stride = static_cast<size_t>(tile.v_stride);
-  load_queries(a, first, count, s);
-  for (size_t r = 0; r < static_cast<size_t>(rows) * a.shape.heads; ++r) {
-    clear_row(tile.v_stride, s.sum + r * v_stride);
-    store(s.total + r * kLanes, Vec(0.0f));
-    s.top[r] = -FLT_MAX;  // not -inf: an empty lane's weight is then 2^-inf = 0, never inf - inf
+  const int d = tile.head_dim;
+  const size_t row = static_cast<size_t>(head) * rows, v_stride = static_cast<size_t>(tile.v_stride);
+  gemm({s.q + row * d, static_cast<size_t>(d), tile.k, kTileStride, s.logits, kTile, d, nullptr}, rows, tile.lanes());
+  for (int r = 0; r < rows; ++r) {
+    float* const logits = s.logits + static_cast<size_t>(r) * kTile;
+    float* const total = s.total + (row + r) * kLanes;
+    s.shrink[r] = tile.causal ? weigh_row<true>(tile, tile.lanes(), first + r / group, logits, &s.top[row + r], total)
+                              : weigh_row<false>(tile, tile.lanes(), 0, logits, &s.top[row + r], total);
   }
-  clear_row(kTile * tile.v_stride, tile.v);  // the columns that pad a row stay zero
-  // Few queries: 16 tokens a tile, and codes, angles, keys and values stay in L1. Many: 32, to load the sums less often.
-  tile.width = rows <= kFewRows ? kUnit : kTile;
+  gemm({s.logits, kTile, tile.v, v_stride, s.sum + row * v_stride, v_stride, tile.last, s.shrink}, rows, tile.v_stride);
+}
+
+// The units of [begin, end) whose values are summed in the Hadamard basis, or those that are not.
+inline void attend_units(const Units& units, int first, int rows, int begin, int end, bool hadamard, AttendState& s) {
+  const AttendArgs& a = units.a;
+  Tile& tile = s.tile;
   for (int unit = begin; unit < end;) {
     tile.clear();
-    while (unit < end && units.place(unit, tile)) ++unit;
+    for (; unit < end; ++unit) {
+      if (units.is_hadamard(unit) == hadamard && !units.place(unit, tile)) break;
+    }
     if (tile.last == 0) continue;
     fill_turns(a.rope, tile);
     for (int head = 0; head < a.shape.heads; ++head) {
@@ -250,20 +266,35 @@ inline void attend_range(const AttendArgs& a, int first, int count, int begin, i
         }
       }
       for (int i = 0; i < tile.units; ++i) units.fill(tile.unit[i], head, tile.base[i], true, tile);
-      const size_t row = static_cast<size_t>(head) * rows;
-      gemm({s.q + row * d, static_cast<size_t>(d), tile.k, kTileStride, s.logits, kTile, d, nullptr}, rows,
-           tile.lanes());
-      for (int r = 0; r < rows; ++r) {
-        float* const logits = s.logits + static_cast<size_t>(r) * kTile;
-        float* const total = s.total + (row + r) * kLanes;
-        s.shrink[r] = tile.causal
-                          ? weigh_row<true>(tile, tile.lanes(), first + r / group, logits, &s.top[row + r], total)
-                          : weigh_row<false>(tile, tile.lanes(), 0, logits, &s.top[row + r], total);
-      }
-      gemm({s.logits, kTile, tile.v, v_stride, s.sum + row * v_stride, v_stride, tile.last, s.shrink}, rows,
-           tile.v_stride);
+      attend_tile(head, first, rows, a.q_heads / a.shape.heads, s);
     }
   }
+}
+
+// Query tokens [first, first + count) over units [begin, end) into s.sum, s.total, s.top. Pages in the Hadamard basis come
+// first: their sums leave it once, and the rest is added to them.
+inline void attend_range(const AttendArgs& a, int first, int count, int begin, int end, AttendState& s) {
+  const Units units(a);
+  const int rows = count * (a.q_heads / a.shape.heads);
+  const size_t all = static_cast<size_t>(rows) * a.shape.heads;
+  Tile& tile = s.tile;
+  const size_t v_stride = static_cast<size_t>(tile.v_stride);
+  load_queries(a, first, count, s);
+  for (size_t r = 0; r < all; ++r) {
+    clear_row(tile.v_stride, s.sum + r * v_stride);
+    store(s.total + r * kLanes, Vec(0.0f));
+    s.top[r] = -FLT_MAX;  // not -inf: an empty lane's weight is then 2^-inf = 0, never inf - inf
+  }
+  clear_row(kTile * tile.v_stride, tile.v);  // the columns that pad a row stay zero
+  // Few queries: 16 tokens a tile, and codes, angles, keys and values stay in L1. Many: 32, to load the sums less often.
+  tile.width = rows <= kFewRows ? kUnit : kTile;
+  bool any = false;
+  for (int unit = begin; unit < end && unit < units.pages && !any; ++unit) any = units.is_hadamard(unit);
+  if (any) {
+    attend_units(units, first, rows, begin, end, true, s);
+    for (size_t r = 0; r < all; ++r) leave_hadamard(tile, s.sum + r * v_stride);
+  }
+  attend_units(units, first, rows, begin, end, false, s);
 }
 
 }  // namespace

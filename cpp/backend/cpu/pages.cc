@@ -1,8 +1,9 @@
-// encode, encode_row, decode and gather: the page loops around the codecs' group functions; copy and check_finite.
+// encode, encode_row, encode_rows, move_row, decode and gather: the page loops around the codecs' group functions; copy
+// and check_finite.
 #include <cstring>
 
 #include "backend/cpu/plain_ops.h"
-#include "codec/codecs.h"
+#include "codec/rows.h"
 #include "core/error.h"
 #include "core/finite.h"
 
@@ -16,6 +17,8 @@ Byte* k_block(CodecId codec, PageShape shape, int head, Byte* data) {
   return data + static_cast<size_t>(head) * bytes;
 }
 
+const float* mean_of(const float* key_mean, int head, int d) { return key_mean != nullptr ? key_mean + head * d : nullptr; }
+
 }  // namespace
 
 void PlainOps::copy(void* to, const void* from, size_t bytes) { std::memcpy(to, from, bytes); }
@@ -25,7 +28,7 @@ void PlainOps::check_finite(const float* x, size_t n, int32_t* bad) {
 }
 
 void PlainOps::encode(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count,
-                      std::byte* data) {
+                      std::byte* data, const float* key_mean) {
   const int d = shape.head_dim;
   std::memset(data, 0, data_bytes(codec, shape));
   if (count == 0) return;
@@ -33,53 +36,72 @@ void PlainOps::encode(CodecId codec, PageShape shape, const float* k, const floa
     using C = decltype(c);
     for (int head = 0; head < shape.heads; ++head) {
       std::byte* const kb = k_block(codec, shape, head, data);
-      std::byte* const vb = kb + k_block_bytes(codec, d);
-      for (int ch = 0; ch < d; ++ch) C::encode_k(kb, d, ch, k + head * d + ch, stride, count);
-      for (int t = 0; t < count; ++t) C::encode_v(vb, d, t, v + t * stride + head * d);
+      std::byte* const vb = kb + k_block_of<C>(d);
+      if constexpr (C::kRecord) {
+        for (int t = 0; t < count; ++t) {
+          set_row<C>(kb, vb, d, t, k + t * stride + head * d, v + t * stride + head * d, mean_of(key_mean, head, d));
+        }
+      } else {
+        for (int ch = 0; ch < d; ++ch) C::encode_k(kb, d, ch, k + head * d + ch, stride, count);
+        for (int t = 0; t < count; ++t) C::encode_v(vb, d, t, v + t * stride + head * d);
+      }
     }
   });
 }
 
-void PlainOps::encode_row(CodecId codec, PageShape shape, const float* k, const float* v, int at, std::byte* data) {
+void PlainOps::encode_row(CodecId codec, PageShape shape, const float* k, const float* v, int at, std::byte* data,
+                          const float* key_mean) {
   const int d = shape.head_dim;
   with_codec(codec, [&](auto c) {
     using C = decltype(c);
-    if constexpr (!C::kExact) {
-      throw InvariantError("encode_row needs an exact codec, not " + std::string(codec_name(codec)) + ".");
+    if constexpr (!C::kRecord) {
+      throw InvariantError("encode_row needs a codec of records, not " + std::string(codec_name(codec)) + ".");
     } else {
       for (int head = 0; head < shape.heads; ++head) {
         std::byte* const kb = k_block(codec, shape, head, data);
-        C::set_k(kb, d, at, k + head * d);
-        C::encode_v(kb + k_block_bytes(codec, d), d, at, v + head * d);
+        set_row<C>(kb, kb + k_block_of<C>(d), d, at, k + head * d, v + head * d, mean_of(key_mean, head, d));
+      }
+    }
+  });
+}
+
+void PlainOps::encode_rows(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int items,
+                           std::byte* const* pages, const int32_t* at, const float* key_mean) {
+  for (int i = 0; i < items; ++i) encode_row(codec, shape, k + i * stride, v + i * stride, at[i], pages[i], key_mean);
+}
+
+void PlainOps::move_row(CodecId codec, PageShape shape, const std::byte* from, int from_at, std::byte* to, int to_at) {
+  with_codec(codec, [&](auto c) {
+    using C = decltype(c);
+    if constexpr (!C::kRecord) {
+      throw InvariantError("move_row needs a codec of records, not " + std::string(codec_name(codec)) + ".");
+    } else {
+      for (int head = 0; head < shape.heads; ++head) {
+        copy_row<C>(k_block(codec, shape, head, from), from_at, k_block(codec, shape, head, to), to_at, shape.head_dim);
       }
     }
   });
 }
 
 void PlainOps::decode(CodecId codec, PageShape shape, const std::byte* data, int begin, int end, float* k, float* v,
-                      size_t stride) {
+                      size_t stride, const float* key_mean) {
   const int d = shape.head_dim;
   with_codec(codec, [&](auto c) {
     using C = decltype(c);
     for (int head = 0; head < shape.heads; ++head) {
       const std::byte* const kb = k_block(codec, shape, head, data);
-      const std::byte* const vb = kb + k_block_bytes(codec, d);
       for (int t = begin; t < end; ++t) {
-        float* const to_k = k + (t - begin) * stride + head * d;
-        float* const to_v = v + (t - begin) * stride + head * d;
-        for (int ch = 0; ch < d; ++ch) {
-          to_k[ch] = C::k(kb, d, ch, t);
-          to_v[ch] = C::v(vb, d, t, ch);
-        }
+        get_k_row<C>(kb, d, t, mean_of(key_mean, head, d), k + (t - begin) * stride + head * d);
+        get_v_row<C>(kb + k_block_of<C>(d), d, t, v + (t - begin) * stride + head * d);
       }
     }
   });
 }
 
 void PlainOps::gather(const PageEntry* pages, const int32_t* at, int items, PageShape shape, float* k, float* v,
-                      size_t stride) {
+                      size_t stride, const float* key_mean) {
   for (int i = 0; i < items; ++i) {
-    decode(pages[i].codec, shape, pages[i].data, at[i], at[i] + 1, k + i * stride, v + i * stride, stride);
+    decode(pages[i].codec, shape, pages[i].data, at[i], at[i] + 1, k + i * stride, v + i * stride, stride, key_mean);
   }
 }
 

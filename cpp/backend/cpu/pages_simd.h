@@ -162,17 +162,27 @@ inline void encode_values(std::byte* block, int d, int token, const float* x, ui
   }
 }
 
+// Codecs whose pages are coded by vectors here; the rest by the plain loops.
+template <class C>
+constexpr bool kHasPagePath =
+    std::is_same_v<C, Fp32> || std::is_same_v<C, Fp16> || std::is_same_v<C, Int8> || std::is_same_v<C, Int4>;
+inline bool has_page_path(CodecId codec) {
+  return with_codec(codec, [](auto c) { return kHasPagePath<decltype(c)>; });
+}
+
 inline void encode_page(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count,
                         uint8_t* codes, std::byte* data) {
   const int d = shape.head_dim;
   with_codec(codec, [&](auto c) {
     using C = decltype(c);
-    const size_t k_bytes = pad64(C::k_bytes(d)), v_bytes = pad64(C::v_bytes(d));
-    std::memset(data, 0, static_cast<size_t>(shape.heads) * (k_bytes + v_bytes));
-    for (int head = 0; head < shape.heads && count > 0; ++head) {
-      std::byte* const block = data + static_cast<size_t>(head) * (k_bytes + v_bytes);
-      encode_keys<C>(block, d, k + head * d, stride, count);
-      for (int t = 0; t < count; ++t) encode_values<C>(block + k_bytes, d, t, v + t * stride + head * d, codes);
+    if constexpr (kHasPagePath<C>) {
+      std::memset(data, 0, static_cast<size_t>(shape.heads) * head_bytes_of<C>(d));
+      for (int head = 0; head < shape.heads && count > 0; ++head) {
+        std::byte* const block = data + static_cast<size_t>(head) * head_bytes_of<C>(d);
+        encode_keys<C>(block, d, k + head * d, stride, count);
+        for (int t = 0; t < count; ++t)
+          encode_values<C>(block + k_block_of<C>(d), d, t, v + t * stride + head * d, codes);
+      }
     }
   });
 }
@@ -193,9 +203,10 @@ inline void encode_half_token(std::byte* block, size_t k_bytes, int d, int token
 
 // Keys of tokens [begin, end), `stride` apart: by squares of 16 x 16, or for a token or two number by number.
 template <class Codec>
-inline void decode_keys(const std::byte* block, const Tile& tile, int begin, int end, float* to, size_t stride) {
+inline void decode_keys(const std::byte* block, const Tile& tile, const float* mean, int begin, int end, float* to,
+                        size_t stride) {
   const int d = tile.head_dim;
-  if constexpr (!std::is_same_v<Codec, Int4>) {
+  if constexpr (std::is_same_v<Codec, Fp32> || std::is_same_v<Codec, Fp16> || std::is_same_v<Codec, Int8>) {
     if (end - begin <= 2) {
       for (int t = begin; t < end; ++t, to += stride) {
         if constexpr (std::is_same_v<Codec, Fp32>) {
@@ -205,14 +216,14 @@ inline void decode_keys(const std::byte* block, const Tile& tile, int begin, int
           for (int c = 0; c < d; ++c) row[c] = reinterpret_cast<const half_t*>(block)[c * kUnit + t];
           widen(row, d, to);
         } else {
-          const ScaledKeys scaled(block, tile);
+          const ScaledKeys scaled(block, tile, nullptr);
           for (int c = 0; c < d; ++c) to[c] = scaled.lows[c] + scaled.steps[c] * scaled.codes[c * kUnit + t];
         }
       }
       return;
     }
   }
-  const KeyBlock<Codec> keys(block, tile);
+  const KeyBlock<Codec> keys(block, tile, mean);
   alignas(64) float columns[kUnit][kUnit], rows[kUnit][kUnit];
   for (int first = 0; first < d; first += kUnit) {
     const int channels = least(kUnit, d - first);
@@ -225,20 +236,32 @@ inline void decode_keys(const std::byte* block, const Tile& tile, int begin, int
 }
 
 inline void decode_page(CodecId codec, PageShape shape, const std::byte* data, int begin, int end, float* k, float* v,
-                        size_t stride) {
+                        size_t stride, const float* key_mean) {
   const int d = shape.head_dim;
-  float scales[2 * (kMaxHead + kLanes)];
+  float scales[2 * (kMaxHead + kLanes)], signs[kMaxHead + kLanes];
+  alignas(64) float columns[kMaxHead * kUnit];
   Tile tile;
   tile.head_dim = d;
   tile.v_stride = round_up(d, kLanes);
-  tile.scales = scales;
+  tile.scales = scales, tile.signs = signs, tile.columns = columns;
   with_codec(codec, [&](auto c) {
     using C = decltype(c);
-    const size_t k_bytes = pad64(C::k_bytes(d)), v_bytes = pad64(C::v_bytes(d));
+    if constexpr (C::kHadamard) tile.fill_signs();
     for (int head = 0; head < shape.heads; ++head) {
-      const std::byte* const block = data + static_cast<size_t>(head) * (k_bytes + v_bytes);
-      decode_keys<C>(block, tile, begin, end, k + head * d, stride);
-      for (int t = begin; t < end; ++t) value_row<C>(block + k_bytes, d, t, v + (t - begin) * stride + head * d);
+      const std::byte* const block = data + static_cast<size_t>(head) * head_bytes_of<C>(d);
+      const float* const mean = key_mean != nullptr ? key_mean + head * d : nullptr;
+      decode_keys<C>(block, tile, mean, begin, end, k + head * d, stride);
+      for (int t = begin; t < end; ++t) {
+        float* const to = v + (t - begin) * stride + head * d;
+        if constexpr (C::kHadamard) {
+          alignas(64) float row[kMaxHead + kLanes] = {};
+          value_row<C>(block + k_block_of<C>(d), d, t, row);
+          leave_hadamard(tile, row);
+          copy_row(row, d, to);
+        } else {
+          value_row<C>(block + k_block_of<C>(d), d, t, to);
+        }
+      }
     }
   });
 }

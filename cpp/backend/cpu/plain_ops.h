@@ -15,6 +15,7 @@ class PlainOps : public Ops {
   void check_finite(const float* x, size_t n, int32_t* bad) override;
   void attend(const AttendArgs& args) override;
   void attention_mass(const MassArgs& args) override;
+  void likeness(const LikenessArgs& args) override;
   void add_recent_keys(const RecentKeysArgs& args) override;
   void temporal_redundancy(const RedundancyArgs& args) override;
   void row_norm(const NormArgs& args) override;
@@ -24,13 +25,17 @@ class PlainOps : public Ops {
   void score(const ScoreArgs& args) override;
   int top_k(const float* score, int n, int k, int32_t* index) override;
   void merge(float* out, float* lse, const float* other_out, const float* other_lse, int rows, int head_dim) override;
-  void encode(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count,
-              std::byte* data) override;
-  void encode_row(CodecId codec, PageShape shape, const float* k, const float* v, int at, std::byte* data) override;
+  void encode(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count, std::byte* data,
+              const float* key_mean = nullptr) override;
+  void encode_row(CodecId codec, PageShape shape, const float* k, const float* v, int at, std::byte* data,
+                  const float* key_mean = nullptr) override;
+  void encode_rows(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int items,
+                   std::byte* const* pages, const int32_t* at, const float* key_mean = nullptr) override;
+  void move_row(CodecId codec, PageShape shape, const std::byte* from, int from_at, std::byte* to, int to_at) override;
   void decode(CodecId codec, PageShape shape, const std::byte* data, int begin, int end, float* k, float* v,
-              size_t stride) override;
-  void gather(const PageEntry* pages, const int32_t* at, int items, PageShape shape, float* k, float* v,
-              size_t stride) override;
+              size_t stride, const float* key_mean = nullptr) override;
+  void gather(const PageEntry* pages, const int32_t* at, int items, PageShape shape, float* k, float* v, size_t stride,
+              const float* key_mean = nullptr) override;
 
  private:
   float* scratch_ = nullptr;  // [6 x row] vectors, then [rows] logits

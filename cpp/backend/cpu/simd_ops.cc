@@ -53,24 +53,26 @@ class SimdOps final : public PlainOps {  // what is not faster here stays plain
   void score(const ScoreArgs& a) override;
   int top_k(const float* score, int n, int k, int32_t* index) override { return select_top_k(score, n, k, index); }
   void merge(float* out, float* lse, const float* other_out, const float* other_lse, int rows, int head_dim) override;
-  void encode(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count,
-              std::byte* data) override {
+  void encode(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count, std::byte* data,
+              const float* key_mean = nullptr) override {
     uint8_t codes[kMaxHead + kLanes];
-    if (shape.head_dim > kMaxHead) return PlainOps::encode(codec, shape, k, v, stride, count, data);
+    if (shape.head_dim > kMaxHead || !has_page_path(codec))
+      return PlainOps::encode(codec, shape, k, v, stride, count, data, key_mean);
     encode_page(codec, shape, k, v, stride, count, codes, data);
   }
-  void encode_row(CodecId codec, PageShape shape, const float* k, const float* v, int at, std::byte* data) override {
-    if (shape.head_dim > kMaxHead || codec != CodecId::kFp16) return PlainOps::encode_row(codec, shape, k, v, at, data);
+  void encode_row(CodecId codec, PageShape shape, const float* k, const float* v, int at, std::byte* data,
+                  const float* key_mean = nullptr) override {
+    if (shape.head_dim > kMaxHead || codec != CodecId::kFp16)
+      return PlainOps::encode_row(codec, shape, k, v, at, data, key_mean);
     const int d = shape.head_dim;
-    const size_t k_bytes = pad64(Fp16::k_bytes(d)), v_bytes = pad64(Fp16::v_bytes(d));
-    for (int head = 0; head < shape.heads; ++head, data += k_bytes + v_bytes) {
-      encode_half_token(data, k_bytes, d, at, k + head * d, v + head * d);
+    for (int head = 0; head < shape.heads; ++head, data += head_bytes_of<Fp16>(d)) {
+      encode_half_token(data, k_block_of<Fp16>(d), d, at, k + head * d, v + head * d);
     }
   }
   void decode(CodecId codec, PageShape shape, const std::byte* data, int begin, int end, float* k, float* v,
-              size_t stride) override {
-    if (shape.head_dim > kMaxHead) return PlainOps::decode(codec, shape, data, begin, end, k, v, stride);
-    decode_page(codec, shape, data, begin, end, k, v, stride);
+              size_t stride, const float* key_mean = nullptr) override {
+    if (shape.head_dim > kMaxHead) return PlainOps::decode(codec, shape, data, begin, end, k, v, stride, key_mean);
+    decode_page(codec, shape, data, begin, end, k, v, stride, key_mean);
   }
 
  private:
@@ -171,11 +173,11 @@ void SimdOps::attention_mass(const MassArgs& m) {
   const auto scratch = carve<AttendScratch>();
   const Units units(a);
   const int first = m.first_query < 0 ? a.tokens - 1 : m.first_query;
-  const int total = m.block_mass != nullptr ? units.total() : units.seen();
+  const int total = WantedUnits(m, units).count();
   const int per_task = most(kMinUnits, (total + 4 * pool_.threads() - 1) / (4 * pool_.threads()));
   const int block_tokens = AttendPlan(limits_, a, units.total(), pool_.threads()).block_tokens;
-  if (m.block_mass != nullptr)
-    for (int i = 0; i < a.tokens; ++i) m.block_mass[i] = 0;  // without a block too
+  const int results = m.by_head ? a.q_heads : 1;
+  for (int i = 0; i < results * a.tokens && m.block_mass != nullptr; ++i) m.block_mass[i] = 0;  // without a block too
   pool_.run((total + per_task - 1) / per_task, [&](int task, int worker) {
     mass_range(m, first, block_tokens, task * per_task, least(total, (task + 1) * per_task), scratch.workers[worker]);
   });

@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "backend/cpu/gemm_simd.h"
+#include "backend/cpu/hadamard_simd.h"
 #include "backend/ops.h"
 #include "codec/codecs.h"
 
@@ -45,6 +46,7 @@ struct Tile {
   float* rows = nullptr;     // [kTile][max(D, 2 n)] before a transpose
   float* columns = nullptr;  // [D][kUnit] after it
   float* scales = nullptr;   // [2][v_stride] a block's steps and lows
+  float* signs = nullptr;    // [v_stride] of the Hadamard basis
   int32_t* axis = nullptr;   // [n] which of (t, h, w) drives a frequency
   float bias[kTile];         // on the logit; -inf: nothing in this lane
   int32_t order[kTile];      // block token in this lane, seen by queries from it on; -1: seen by all
@@ -76,7 +78,11 @@ struct Tile {
     rows = carver.take<float>(static_cast<size_t>(d + 1) * kTile);
     columns = carver.take<float>(static_cast<size_t>(d) * kUnit);
     scales = carver.take<float>(2 * static_cast<size_t>(v_stride));
+    signs = carver.take<float>(static_cast<size_t>(v_stride));
     axis = carver.take<int32_t>(static_cast<size_t>(d));
+  }
+  void fill_signs() {
+    for (int c = 0; c < head_dim; ++c) signs[c] = hadamard_sign(c);
   }
 };
 
@@ -160,21 +166,43 @@ inline void fill_turns(const RopeTable* rope, Tile& tile) {
 
 // ---- keys ---------------------------------------------------------------------------------------------------------
 
-// A block's keys by channel and part of the unit's lanes.
+// A block's keys by channel and part of the unit's lanes. Codecs that have no way of their own here are read number by
+// number, and out of the Hadamard basis where they are in it. mean [D], or null, is what record codecs took off the keys.
 template <class Codec>
-struct KeyBlock;
+struct KeyBlock {
+  const float* at;
+  KeyBlock(const std::byte* block, const Tile& tile, const float* mean) : at(tile.columns) {
+    const int d = tile.head_dim;
+    for (int c = 0; c < d; ++c) {
+      for (int t = 0; t < kUnit; ++t) tile.columns[c * kUnit + t] = Codec::k(block, d, c, t);
+    }
+    if constexpr (Codec::kHadamard) {
+      alignas(64) float scale[kUnit];
+      for (int t = 0; t < kUnit; ++t) scale[t] = Codec::K::scale(block, d, t);
+      hadamard_columns(tile.columns, d, kUnit);
+      for (int c = 0; c < d; ++c) {
+        const Vec base(mean != nullptr ? mean[c] : 0.0f);
+        for (int part = 0; part < kParts; ++part) {
+          float* const x = tile.columns + c * kUnit + part * kLanes;
+          store(x, load(x) * (load(scale + part * kLanes) * tile.signs[c]) + base);
+        }
+      }
+    }
+  }
+  MOSAIC_INLINE Vec operator()(int channel, int part) const { return load(at + channel * kUnit + part * kLanes); }
+};
 
 template <>
 struct KeyBlock<Fp32> {
   const float* at;
-  KeyBlock(const std::byte* block, const Tile&) : at(reinterpret_cast<const float*>(block)) {}
+  KeyBlock(const std::byte* block, const Tile&, const float*) : at(reinterpret_cast<const float*>(block)) {}
   explicit KeyBlock(const float* columns) : at(columns) {}
   MOSAIC_INLINE Vec operator()(int channel, int part) const { return load(at + channel * kUnit + part * kLanes); }
 };
 template <>
 struct KeyBlock<Fp16> {
   const half_t* at;
-  KeyBlock(const std::byte* block, const Tile&) : at(reinterpret_cast<const half_t*>(block)) {}
+  KeyBlock(const std::byte* block, const Tile&, const float*) : at(reinterpret_cast<const half_t*>(block)) {}
   MOSAIC_INLINE Vec operator()(int channel, int part) const { return load(at + channel * kUnit + part * kLanes); }
 };
 
@@ -183,7 +211,7 @@ struct ScaledKeys {
   const uint8_t* codes;
   const float* steps;
   const float* lows;
-  ScaledKeys(const std::byte* block, const Tile& tile)
+  ScaledKeys(const std::byte* block, const Tile& tile, const float*)
       : codes(Int8::codes(block, tile.head_dim)), steps(tile.scales), lows(tile.scales + tile.v_stride) {
     widen(Int8::steps(block), tile.head_dim, tile.scales);
     widen(Int8::lows(block, tile.head_dim), tile.head_dim, tile.scales + tile.v_stride);
@@ -239,7 +267,7 @@ MOSAIC_INLINE void clear_row(int n, float* to) {
   for (int c = 0; c < n; c += kLanes) store(to + c, Vec(0.0f));
 }
 
-// One token's values. A page is read for its tokens only: what lies outside [begin, end) may be anything.
+// One token's values, in the codec's basis. A page is read for its tokens only: what lies in other rows may be anything.
 template <class Codec>
 MOSAIC_INLINE void value_row(const std::byte* block, int d, int token, float* to) {
   int c = 0;
@@ -247,6 +275,12 @@ MOSAIC_INLINE void value_row(const std::byte* block, int d, int token, float* to
     copy_row(reinterpret_cast<const float*>(block) + static_cast<size_t>(token) * d, d, to);
   } else if constexpr (std::is_same_v<Codec, Fp16>) {
     widen(reinterpret_cast<const half_t*>(block) + static_cast<size_t>(token) * d, d, to);
+  } else if constexpr (!std::is_same_v<Codec, Int8> && !std::is_same_v<Codec, Int4>) {
+    for (; c < d; ++c) to[c] = Codec::v(block, d, token, c);
+    if constexpr (Codec::kHadamard) {
+      const float scale = Codec::V::scale(block, d, token);
+      for (c = 0; c < d; ++c) to[c] *= scale;
+    }
   } else {
     const float step = half_to_float(Codec::steps(block)[token]);
     const float low = half_to_float(Codec::lows(block, kUnit)[token]);
@@ -268,6 +302,18 @@ MOSAIC_INLINE void value_row(const std::byte* block, int d, int token, float* to
       }
     }
   }
+}
+
+// What was summed in the Hadamard basis, as numbers.
+inline void leave_hadamard(const Tile& tile, float* x) {
+  hadamard_row(x, tile.head_dim);
+  int c = 0;
+  for (; c + kLanes <= tile.head_dim; c += kLanes) store(x + c, load(x + c) * load(tile.signs + c));
+  for (; c < tile.head_dim; ++c) x[c] *= tile.signs[c];
+}
+
+inline bool in_hadamard(CodecId codec) {
+  return with_codec(codec, [](auto c) { return decltype(c)::kHadamard; });
 }
 
 }  // namespace

@@ -52,17 +52,27 @@ MOSAIC_DEVICE void add_values(const float* weight, const TileKeys& keys, const V
   }
 }
 
-// A unit's values for the thread's pair of channels.
+// A unit's values for the thread's pair of channels. decoded: where they lie in shared memory, or null.
 template <int kRows>
 MOSAIC_DEVICE void add_unit(const AttendArgs& a, Unit unit, int kv_head, const TileKeys& keys, const float* weight,
-                            int channel, int half, float (*acc)[2]) {
+                            int channel, int half, const float* decoded, float (*acc)[2]) {
   const int d = a.shape.head_dim;
-  if (unit.part == Part::kPage) {
+  if (decoded != nullptr) {
+    const auto value = [&](int i, float* x, float* y) {
+      const float* const row = decoded + i * row_stride(d);
+      *x = row[channel];
+      *y = channel + half < d ? row[channel + half] : 0.0f;
+    };
+    add_values<kRows>(weight, keys, value, acc);
+  } else if (unit.part == Part::kPage) {
     const PageEntry page = a.pages[unit.index];
     const std::byte* const block = page.data + head_offset(page.codec, d, kv_head) + k_block(page.codec, d);
     with_codec(page.codec, [&](auto c) {
-      const auto value = [&](int i, float* x, float* y) { load_value<decltype(c)>(block, d, i, channel, half, x, y); };
-      add_values<kRows>(weight, keys, value, acc);
+      using C = decltype(c);
+      if constexpr (!C::kHadamard) {
+        const auto value = [&](int i, float* x, float* y) { load_value<C>(block, d, i, channel, half, x, y); };
+        add_values<kRows>(weight, keys, value, acc);
+      }
     });
   } else if (unit.part == Part::kRows) {
     const auto value = [&](int i, float* x, float* y) {
@@ -107,7 +117,7 @@ attend_kernel(const AttendArgs a, const RopeTable rope, const Parts parts) {
   const Run run = run_of(a, (first + rows - 1) / group + 1);
 
   clear_padding(kRows + kTile, d, q);
-  load_queries<kRows>(a, rope, kv_head, first, rows, q);
+  load_queries<kRows>(a, rope, kv_head * group, group, first, rows, q);
   if (run.begin < run.end) describe(a, rope, unit_at(a, run.begin), simt::thread(), &keys[run.begin % 2]);
   simt::barrier();
 
@@ -136,13 +146,19 @@ attend_kernel(const AttendArgs a, const RopeTable rope, const Parts parts) {
       if (key == 0) shrink[row] = factor;
     }
     simt::barrier();
+    const bool record = kValues && in_hadamard(a, unit);
+    if (record) {  // where its keys were: the logits are made
+      load_record_values(a, unit, kv_head, k);
+      simt::barrier();
+    }
     if (kValues && channel < half) {
       for (int row = 0; row < kHalf; ++row) {
         const float factor = shrink[row_base + row];
         acc[row][0] *= factor, acc[row][1] *= factor;
       }
-      add_unit<kHalf>(a, unit, kv_head, now, weight + row_base * kTile, channel, half, acc);
+      add_unit<kHalf>(a, unit, kv_head, now, weight + row_base * kTile, channel, half, record ? k : nullptr, acc);
     }
+    if (record) simt::barrier();  // before the next unit's keys
   }
 
 #pragma unroll

@@ -128,6 +128,7 @@ MOSAIC_DEVICE void load_step(const AttendArgs& a, const RopeTable& rope, int u, 
   for (int all = simt::thread(); all < step.units * items; all += simt::threads()) {
     const int i = all / items, item = all % items;
     const Unit unit = unit_at(a, u + i);
+    if (in_hadamard(a, unit)) continue;
     const bool exact = step.is_exact(i);
     const Slot high = slot_at(slots, step.slot(i), d), low = slot_at(slots, step.slot(i) + 1, d);
     if (item < key_items) {
@@ -145,6 +146,45 @@ MOSAIC_DEVICE void load_step(const AttendArgs& a, const RopeTable& rope, int u, 
         high.value[pair * pitch + first + c] = word;
         if (exact) low.value[pair * pitch + first + c] = pack_low(p, q, word);
       }
+    }
+  }
+}
+
+// Units of record codecs into their slots: a warp takes two tokens, whose values share words. row: its own, [D].
+MOSAIC_DEVICE void load_records(const AttendArgs& a, const RopeTable& rope, int u, const Step& step, int kv_head,
+                                const TileKeys* keys, std::byte* slots, float* row) {
+  const int d = a.shape.head_dim, pitch = pitch_of(d), width = (d + 7) / 8 * 8;
+  const int warps = simt::threads() / simt::kWarp;
+  const Channels channels(rope, d);
+  for (int all = simt::thread() / simt::kWarp; all < step.units * kTile / 2; all += warps) {
+    const int i = all / (kTile / 2), pair = all % (kTile / 2);
+    const Unit unit = unit_at(a, u + i);
+    if (!in_hadamard(a, unit)) continue;
+    const Slot slot = slot_at(slots, step.slot(i), d);
+    const PutHalves put{slot.key, slot.key, pitch, false};
+    WarpRow values[2];
+    for (int j = 0; j < 2; ++j) {
+      const int token = 2 * pair + j;
+      WarpRow key;
+      record_key(a, unit, kv_head, token, &key);
+      record_value(a, unit, kv_head, token, &values[j]);
+      put_row(key, d, row);
+      simt::meet_warp();
+      for (int item = lane(); item < channels.count; item += simt::kWarp) {
+        float x = row[channels.first(item)];
+        if (item < channels.pairs) {
+          float y = row[channels.second(item)];
+          turn(rope, item, keys[i].at[token][rope.spec().axis_of(item)], &x, &y);
+          put(token, channels.second(item), y);
+        }
+        put(token, channels.first(item), x);
+      }
+      simt::meet_warp();
+    }
+#pragma unroll
+    for (int part = 0; part < kMostTensorHead / simt::kWarp; ++part) {
+      const int c = lane() + simt::kWarp * part;
+      if (c < width) slot.value[pair * pitch + c] = simt::pack(values[0].x[part] * kValues, values[1].x[part] * kValues);
     }
   }
 }
@@ -318,6 +358,7 @@ tensor_kernel(const AttendArgs a, const RopeTable rope, const Parts parts) {
   std::byte* const slots = simt::shared<std::byte>();
   TileKeys* const keys =
       reinterpret_cast<TileKeys*>(slots + kSlots * slot_bytes(d));  // [2][4]: this step's, the next's
+  float* const record = reinterpret_cast<float*>(keys + 2 * kSlots) + warp * d;
   const Run run = run_of(a, (end_row - 1) / group + 1);
 
   const int row_group = warp % kRowGroups, unit_group = warp / kRowGroups, first_row = first + kGroupRows * row_group;
@@ -335,6 +376,7 @@ tensor_kernel(const AttendArgs a, const RopeTable rope, const Parts parts) {
   TileKeys* now = keys;
   for (int u = run.begin; u < run.end; u += step.units, step = next) {
     load_step(a, rope, u, step, kv_head, now, slots);
+    load_records(a, rope, u, step, kv_head, now, slots, record);
     simt::barrier();
     TileKeys* const then = now == keys ? keys + kSlots : keys;
     next = step_at(a, u + step.units, run.end);
@@ -403,7 +445,8 @@ void queue(const simt::Queue& on, const AttendArgs& a, int splits, const Parts& 
   const int rows = a.tokens * (a.q_heads / a.shape.heads), tile = kGroupRows * kRowGroups;
   const simt::Grid grid{static_cast<unsigned>(splits), static_cast<unsigned>(a.shape.heads),
                         static_cast<unsigned>((rows + tile - 1) / tile)};
-  const size_t bytes = kSlots * slot_bytes(a.shape.head_dim) + 2 * kSlots * sizeof(TileKeys);
+  const size_t records = static_cast<size_t>(kThreads / simt::kWarp * a.shape.head_dim) * sizeof(float);
+  const size_t bytes = kSlots * slot_bytes(a.shape.head_dim) + 2 * kSlots * sizeof(TileKeys) + records;
   const RopeTable rope = a.rope != nullptr ? *a.rope : RopeTable();
   simt::launch(on, "attend", tensor_kernel<kRowGroups, kUnitGroups>, grid, kThreads, bytes, a, rope, parts);
 }

@@ -27,9 +27,33 @@ struct PutFloats {
 MOSAIC_DEVICE void load_keys(const AttendArgs& a, const RopeTable& rope, Unit unit, int kv_head, const TileKeys& keys,
                              float* k) {
   const Channels channels(rope, a.shape.head_dim);
-  const PutFloats put{k, row_stride(a.shape.head_dim)};
-  for (int i = simt::thread(); i < channels.key_items(); i += simt::threads()) {
-    key_item(a, rope, channels, unit, kv_head, keys, i, put);
+  const int stride = row_stride(a.shape.head_dim);
+  const PutFloats put{k, stride};
+  if (!in_hadamard(a, unit)) {
+    for (int i = simt::thread(); i < channels.key_items(); i += simt::threads()) {
+      key_item(a, rope, channels, unit, kv_head, keys, i, put);
+    }
+    return;
+  }
+  for (int token = simt::thread() / simt::kWarp; token < kTile; token += simt::threads() / simt::kWarp) {
+    WarpRow row;
+    record_key(a, unit, kv_head, token, &row);
+    put_row(row, a.shape.head_dim, k + token * stride);
+  }
+  simt::barrier();
+  for (int i = simt::thread(); i < kTile * channels.pairs; i += simt::threads()) {
+    const int token = i / channels.pairs, item = i % channels.pairs;
+    float* const row = k + token * stride;
+    turn(rope, item, keys.at[token][rope.spec().axis_of(item)], &row[channels.first(item)], &row[channels.second(item)]);
+  }
+}
+
+// Values of a unit in the Hadamard basis, as numbers -> v [16][stride]; zeros for tokens that are not attended.
+MOSAIC_DEVICE void load_record_values(const AttendArgs& a, Unit unit, int kv_head, float* v) {
+  for (int token = simt::thread() / simt::kWarp; token < kTile; token += simt::threads() / simt::kWarp) {
+    WarpRow row;
+    record_value(a, unit, kv_head, token, &row);
+    put_row(row, a.shape.head_dim, v + token * row_stride(a.shape.head_dim));
   }
 }
 
@@ -51,15 +75,16 @@ MOSAIC_DEVICE void load_rows(int rows, int d, const RopeTable& rope, const Numbe
   }
 }
 
-// Query rows [first, first + rows) of a KV head -> q [kRows][stride], rotated and scaled; zeros from `rows` on.
+// Query rows [first, first + rows), of `group` heads from `head_of_group` on -> q [kRows][stride], rotated and scaled; zeros
+// from `rows` on.
 template <int kRows>
-MOSAIC_DEVICE void load_queries(const AttendArgs& a, const RopeTable& rope, int kv_head, int first, int rows,
-                                float* q) {
-  const int d = a.shape.head_dim, group = a.q_heads / a.shape.heads;
+MOSAIC_DEVICE void load_queries(const AttendArgs& a, const RopeTable& rope, int head_of_group, int group, int first,
+                                int rows, float* q) {
+  const int d = a.shape.head_dim;
   const float scale = a.scale * kLog2E;
   const auto number = [&](int row, int c) {
     if (row >= rows) return 0.0f;
-    const int token = (first + row) / group, head = kv_head * group + (first + row) % group;
+    const int token = (first + row) / group, head = head_of_group + (first + row) % group;
     return a.q[static_cast<size_t>(token) * a.q_stride + static_cast<size_t>(head) * d + c] * scale;
   };
   const auto at = [&](int row, int axis) { return row < rows ? a.q_positions[3 * ((first + row) / group) + axis] : 0; };

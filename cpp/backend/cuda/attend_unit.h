@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "backend/cuda/page_layout.h"
+#include "backend/cuda/record_row.h"
 #include "backend/cuda/simt.h"
 #include "backend/ops.h"
 
@@ -15,7 +16,6 @@ namespace mosaic::MOSAIC_SIMT {
 inline constexpr int kTile = kPageTokens;
 inline constexpr float kLog2E = 1.4426950408889634f;
 inline constexpr float kLn2 = 0.6931471805599453f;
-inline constexpr int kMostHead = 256;  // channels of a head
 
 // A position as the angle tables have it: where its coarse and its fine row begin.
 struct Place {
@@ -64,10 +64,10 @@ MOSAIC_DEVICE void describe(const AttendArgs& a, const RopeTable& rope, Unit uni
   int from = 0, t = 0, h = 0, w = 0;
   if (unit.part == Part::kPage) {
     const PageEntry page = a.pages[unit.index];
-    if (i >= page.begin && i < page.end) {
+    if (page.has(i)) {
       bias = 0;
       if (rotates) {
-        const int at = page.first + i - page.begin;
+        const int at = page.first + i - page.begin();
         t = a.positions[at];
         const RopeSpec& spec = rope.spec();
         if (a.places != nullptr) h = spec.place_at(t, a.places[2 * at]), w = spec.place_at(t, a.places[2 * at + 1]);
@@ -170,8 +170,10 @@ MOSAIC_DEVICE void load_channel(const std::byte* block, int d, int channel, int 
       const uint32_t byte = raw.word[i / 4] >> 8 * (i % 4) & 0xffu;
       x[i] = low + step * static_cast<float>(kInt8 ? byte : part == 0 ? byte & 15u : byte >> 4);
     }
-  } else {
+  } else if constexpr (std::is_same_v<C, Fp32>) {
     load_eight(reinterpret_cast<const float*>(block) + channel * kPageTokens + 8 * part, x);
+  } else {
+    for (int i = 0; i < 8; ++i) x[i] = C::k(block, d, channel, 8 * part + i);
   }
 }
 
@@ -180,7 +182,7 @@ template <class C>
 MOSAIC_DEVICE void load_values(const std::byte* block, int d, int token, int first, float* x) {
   constexpr bool kInt8 = std::is_same_v<C, Int8>, kInt4 = std::is_same_v<C, Int4>;
   const bool whole = first + 8 <= d;
-  if constexpr (C::kExact) {
+  if constexpr (std::is_same_v<C, Fp16> || std::is_same_v<C, Fp32>) {
     using Number = std::conditional_t<std::is_same_v<C, Fp16>, half_t, float>;
     if (whole) return load_eight(reinterpret_cast<const Number*>(block) + token * d + first, x);
   } else if constexpr (kInt8 || kInt4) {
@@ -196,6 +198,35 @@ MOSAIC_DEVICE void load_values(const std::byte* block, int d, int token, int fir
     }
   }
   for (int i = 0; i < 8; ++i) x[i] = first + i < d ? C::v(block, d, token, first + i) : 0.0f;
+}
+
+// Pages whose rows are decoded whole, a warp a row; their keys and values go another way than items do.
+MOSAIC_DEVICE bool in_hadamard(const AttendArgs& a, Unit unit) {
+  return unit.part == Part::kPage &&
+         with_codec(a.pages[unit.index].codec, [](auto c) { return decltype(c)::kHadamard; });
+}
+// Keys before rotation, or values, of a token of such a page; zeros where it is not attended.
+MOSAIC_DEVICE void record_key(const AttendArgs& a, Unit unit, int kv_head, int token, WarpRow* row) {
+  const PageEntry page = a.pages[unit.index];
+  const int d = a.shape.head_dim;
+  with_codec(page.codec, [&](auto c) {
+    using C = decltype(c);
+    if constexpr (C::kHadamard) {
+      const std::byte* const block = page.data + static_cast<size_t>(kv_head) * head_bytes_of<C>(d);
+      decode_record<typename C::K>(block, d, token, page.has(token), mean_of(a.key_mean, kv_head, d), row);
+    }
+  });
+}
+MOSAIC_DEVICE void record_value(const AttendArgs& a, Unit unit, int kv_head, int token, WarpRow* row) {
+  const PageEntry page = a.pages[unit.index];
+  const int d = a.shape.head_dim;
+  with_codec(page.codec, [&](auto c) {
+    using C = decltype(c);
+    if constexpr (C::kHadamard) {
+      const std::byte* const block = page.data + static_cast<size_t>(kv_head) * head_bytes_of<C>(d) + k_block_of<C>(d);
+      decode_record<typename C::V>(block, d, token, page.has(token), nullptr, row);
+    }
+  });
 }
 
 // The row of the mean tables that summary i stands for.
@@ -265,9 +296,12 @@ MOSAIC_DEVICE void key_item(const AttendArgs& a, const RopeTable& rope, const Ch
     const PageEntry page = a.pages[unit.index];
     const std::byte* const block = page.data + head_offset(page.codec, d, kv_head);
     with_codec(page.codec, [&](auto c) {
-      const auto load = [&](int channel, int part, float* x) { load_channel<decltype(c)>(block, d, channel, part, x); };
-      channels.doubled ? turn_two_items(rope, channels, keys, i, load, put)
-                       : turn_item(rope, channels, keys, i, load, put);
+      using C = decltype(c);
+      if constexpr (!C::kHadamard) {
+        const auto load = [&](int channel, int part, float* x) { load_channel<C>(block, d, channel, part, x); };
+        channels.doubled ? turn_two_items(rope, channels, keys, i, load, put)
+                         : turn_item(rope, channels, keys, i, load, put);
+      }
     });
     return;
   }
@@ -291,7 +325,9 @@ MOSAIC_DEVICE void value_item(const AttendArgs& a, Unit unit, int kv_head, const
   } else if (unit.part == Part::kPage) {
     const PageEntry page = a.pages[unit.index];
     const std::byte* const block = page.data + head_offset(page.codec, d, kv_head) + k_block(page.codec, d);
-    with_codec(page.codec, [&](auto c) { load_values<decltype(c)>(block, d, i, first, x); });
+    with_codec(page.codec, [&](auto c) {
+      if constexpr (!decltype(c)::kHadamard) load_values<decltype(c)>(block, d, i, first, x);
+    });
   } else if (unit.part == Part::kRows) {
     const half_t* const row = a.mean_v + summary_at(a, unit.index + i, kv_head);
     if (first + 8 <= d) return load_eight(row + first, x);

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "backend/cuda/kernels.h"
+#include "backend/cuda/record_row.h"
 #include "core/error.h"
 
 namespace mosaic::MOSAIC_SIMT {
@@ -40,7 +41,7 @@ void CudaOps::check_attend(const char* op, const AttendArgs& a) const {
   reach(op, a.q, a.q_positions, a.n_pages > 0 ? a.pages : nullptr, a.n_pages > 0 ? a.positions : nullptr,
         a.n_pages > 0 ? a.places : nullptr, a.n_rows > 0 ? a.mean_k : nullptr, a.n_rows > 0 ? a.mean_v : nullptr,
         a.n_rows > 0 ? a.rows : nullptr, a.n_rows > 0 ? a.row_positions : nullptr, a.n_rows > 0 ? a.row_bias : nullptr,
-        a.block_k, a.block_v, rotates ? rope.fine(0) : nullptr, a.out, a.lse);
+        a.block_k, a.block_v, a.key_mean, rotates ? rope.fine(0) : nullptr, a.out, a.lse);
 }
 
 void CudaOps::copy(void* to, const void* from, size_t bytes) {
@@ -62,9 +63,19 @@ void CudaOps::attend(const AttendArgs& a) {
 void CudaOps::attention_mass(const MassArgs& m) {
   if (m.attend->tokens == 0) return;
   check_attend("attention_mass", *m.attend);
-  reach("attention_mass", m.attend->n_pages > 0 ? m.page_mass : nullptr, m.attend->n_rows > 0 ? m.row_mass : nullptr,
-        m.block_mass);
+  reach("attention_mass", m.first_page < m.end_page() ? m.page_mass : nullptr,
+        m.attend->n_rows > 0 ? m.row_mass : nullptr, m.block_mass);
   MOSAIC_SIMT::attention_mass(target_.queue, m);
+  done();
+}
+
+void CudaOps::likeness(const LikenessArgs& a) {
+  if (a.items == 0) return;
+  check_head("likeness", a.shape);
+  const bool pages = a.n_pages > 0;
+  reach("likeness", a.k, a.v, a.key_mean, a.value_mean, pages ? a.pages : nullptr, a.item_score,
+        pages ? a.token_score : nullptr, a.item_like, pages ? a.token_like : nullptr);
+  MOSAIC_SIMT::likeness(target_.queue, a);
   done();
 }
 
@@ -137,45 +148,77 @@ void CudaOps::merge(float* out, float* lse, const float* other_out, const float*
   done();
 }
 
+void CudaOps::check_record(const char* op, CodecId codec) const {
+  if (!codec_is_record(codec))
+    throw InvariantError(std::string(op) + " needs a codec of records, not " + codec_name(codec) + ".");
+}
+
+void CudaOps::check_head(const char* op, PageShape shape) const {
+  if (shape.head_dim > kMostHead)
+    throw InvalidInput(std::string(op) + ": heads of " + std::to_string(shape.head_dim) + " channels; at most " +
+                       std::to_string(kMostHead) + " on this device.");
+}
+
 void CudaOps::encode(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count,
-                     std::byte* page) {
-  reach("encode", count > 0 ? k : nullptr, count > 0 ? v : nullptr, page);
-  MOSAIC_SIMT::encode(target_.queue, codec, shape, k, v, stride, count, page, 0);
+                     std::byte* page, const float* key_mean) {
+  check_head("encode", shape);
+  reach("encode", count > 0 ? k : nullptr, count > 0 ? v : nullptr, page, key_mean);
+  MOSAIC_SIMT::encode(target_.queue, codec, shape, k, v, stride, count, page, 0, key_mean);
 }
 
 void CudaOps::encode_run(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count,
-                         std::byte* pages, size_t pitch) {
+                         std::byte* pages, size_t pitch, const float* key_mean) {
   if (count <= 0) return;
-  reach("encode_run", k, v, pages);
-  MOSAIC_SIMT::encode(target_.queue, codec, shape, k, v, stride, count, pages, pitch);
+  check_head("encode_run", shape);
+  reach("encode_run", k, v, pages, key_mean);
+  MOSAIC_SIMT::encode(target_.queue, codec, shape, k, v, stride, count, pages, pitch, key_mean);
 }
 
-void CudaOps::encode_row(CodecId codec, PageShape shape, const float* k, const float* v, int at, std::byte* page) {
-  if (!codec_is_exact(codec))
-    throw InvariantError("encode_row needs an exact codec, not " + std::string(codec_name(codec)) + ".");
-  reach("encode_row", k, v, page);
-  MOSAIC_SIMT::encode_row(target_.queue, codec, shape, k, v, at, page);
+void CudaOps::encode_row(CodecId codec, PageShape shape, const float* k, const float* v, int at, std::byte* page,
+                         const float* key_mean) {
+  check_record("encode_row", codec);
+  check_head("encode_row", shape);
+  reach("encode_row", k, v, page, key_mean);
+  MOSAIC_SIMT::encode_row(target_.queue, codec, shape, k, v, at, page, key_mean);
+}
+
+void CudaOps::encode_rows(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int items,
+                          std::byte* const* pages, const int32_t* at, const float* key_mean) {
+  if (items <= 0) return;
+  check_record("encode_rows", codec);
+  check_head("encode_rows", shape);
+  reach("encode_rows", k, v, pages, at, key_mean);
+  MOSAIC_SIMT::encode_rows(target_.queue, codec, shape, k, v, stride, items, pages, at, key_mean);
+}
+
+void CudaOps::move_row(CodecId codec, PageShape shape, const std::byte* from, int from_at, std::byte* to, int to_at) {
+  check_record("move_row", codec);
+  reach("move_row", from, to);
+  MOSAIC_SIMT::move_row(target_.queue, codec, shape, from, from_at, to, to_at);
 }
 
 void CudaOps::decode(CodecId codec, PageShape shape, const std::byte* page, int begin, int end, float* k, float* v,
-                     size_t stride) {
+                     size_t stride, const float* key_mean) {
   if (end <= begin) return;
-  reach("decode", page, k, v);
-  MOSAIC_SIMT::decode(target_.queue, codec, shape, page, 0, begin, end, k, v, stride);
+  check_head("decode", shape);
+  reach("decode", page, k, v, key_mean);
+  MOSAIC_SIMT::decode(target_.queue, codec, shape, page, 0, begin, end, k, v, stride, key_mean);
 }
 
 void CudaOps::decode_run(CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int count, float* k,
-                         float* v, size_t stride) {
+                         float* v, size_t stride, const float* key_mean) {
   if (count <= 0) return;
-  reach("decode_run", pages, k, v);
-  MOSAIC_SIMT::decode(target_.queue, codec, shape, pages, pitch, 0, count, k, v, stride);
+  check_head("decode_run", shape);
+  reach("decode_run", pages, k, v, key_mean);
+  MOSAIC_SIMT::decode(target_.queue, codec, shape, pages, pitch, 0, count, k, v, stride, key_mean);
 }
 
 void CudaOps::gather(const PageEntry* pages, const int32_t* at, int items, PageShape shape, float* k, float* v,
-                     size_t stride) {
+                     size_t stride, const float* key_mean) {
   if (items == 0) return;
-  reach("gather", pages, at, k, v);
-  MOSAIC_SIMT::gather(target_.queue, pages, at, items, shape, k, v, stride);
+  check_head("gather", shape);
+  reach("gather", pages, at, k, v, key_mean);
+  MOSAIC_SIMT::gather(target_.queue, pages, at, items, shape, k, v, stride, key_mean);
 }
 
 }  // namespace mosaic::MOSAIC_SIMT

@@ -35,6 +35,7 @@ class CudaOps final : public Ops {
   void check_finite(const float* x, size_t n, int32_t* bad) override;
   void attend(const AttendArgs& args) override;
   void attention_mass(const MassArgs& args) override;
+  void likeness(const LikenessArgs& args) override;
   void add_recent_keys(const RecentKeysArgs& args) override;
   void temporal_redundancy(const RedundancyArgs& args) override;
   void row_norm(const NormArgs& args) override;
@@ -44,17 +45,21 @@ class CudaOps final : public Ops {
   void score(const ScoreArgs& args) override;
   int top_k(const float* score, int n, int k, int32_t* index) override;
   void merge(float* out, float* lse, const float* other_out, const float* other_lse, int rows, int head_dim) override;
-  void encode(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count,
-              std::byte* page) override;
-  void encode_row(CodecId codec, PageShape shape, const float* k, const float* v, int at, std::byte* page) override;
+  void encode(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count, std::byte* page,
+              const float* key_mean) override;
+  void encode_row(CodecId codec, PageShape shape, const float* k, const float* v, int at, std::byte* page,
+                  const float* key_mean) override;
+  void encode_rows(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int items,
+                   std::byte* const* pages, const int32_t* at, const float* key_mean) override;
+  void move_row(CodecId codec, PageShape shape, const std::byte* from, int from_at, std::byte* to, int to_at) override;
   void decode(CodecId codec, PageShape shape, const std::byte* page, int begin, int end, float* k, float* v,
-              size_t stride) override;
+              size_t stride, const float* key_mean) override;
   void encode_run(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count,
-                  std::byte* pages, size_t pitch) override;
+                  std::byte* pages, size_t pitch, const float* key_mean) override;
   void decode_run(CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int count, float* k, float* v,
-                  size_t stride) override;
-  void gather(const PageEntry* pages, const int32_t* at, int items, PageShape shape, float* k, float* v,
-              size_t stride) override;
+                  size_t stride, const float* key_mean) override;
+  void gather(const PageEntry* pages, const int32_t* at, int items, PageShape shape, float* k, float* v, size_t stride,
+              const float* key_mean) override;
 
  private:
   void within(bool fits, const char* op) const;
@@ -62,6 +67,9 @@ class CudaOps final : public Ops {
   template <class... Pointer>
   void reach(const char* op, const Pointer*... pointers) const;
   void check_attend(const char* op, const AttendArgs& a) const;
+  // Throws unless tokens of the codec can be written alone, and its rows fit a warp.
+  void check_record(const char* op, CodecId codec) const;
+  void check_head(const char* op, PageShape shape) const;
   // For what the host reads next.
   void done() const { target_.finish(target_.queue); }
 

@@ -9,13 +9,17 @@ namespace mosaic::MOSAIC_SIMT {
 
 // A page, or a run of pages `pitch` bytes apart; so decode, with begin = 0 for a run.
 void encode(const simt::Queue& on, CodecId codec, PageShape shape, const float* k, const float* v, size_t stride,
-            int count, std::byte* pages, size_t pitch);
+            int count, std::byte* pages, size_t pitch, const float* key_mean);
 void encode_row(const simt::Queue& on, CodecId codec, PageShape shape, const float* k, const float* v, int at,
-                std::byte* page);
+                std::byte* page, const float* key_mean);
+void encode_rows(const simt::Queue& on, CodecId codec, PageShape shape, const float* k, const float* v, size_t stride,
+                 int items, std::byte* const* pages, const int32_t* at, const float* key_mean);
+void move_row(const simt::Queue& on, CodecId codec, PageShape shape, const std::byte* from, int from_at, std::byte* to,
+              int to_at);
 void decode(const simt::Queue& on, CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int begin,
-            int end, float* k, float* v, size_t stride);
+            int end, float* k, float* v, size_t stride, const float* key_mean);
 void gather(const simt::Queue& on, const PageEntry* pages, const int32_t* at, int items, PageShape shape, float* k,
-            float* v, size_t stride);
+            float* v, size_t stride, const float* key_mean);
 
 // Floats of scratch for the largest call within `limits`.
 size_t attend_scratch(const simt::Queue& on, const Ops::Limits& limits);
@@ -25,6 +29,7 @@ void attend_lse(const simt::Queue& on, const AttendArgs& args, float* scratch);
 void merge(const simt::Queue& on, float* out, float* lse, const float* other_out, const float* other_lse, int rows,
            int head_dim);
 void attention_mass(const simt::Queue& on, const MassArgs& args);
+void likeness(const simt::Queue& on, const LikenessArgs& args);
 
 size_t score_scratch(const simt::Queue& on, const Ops::Limits& limits);
 void score(const simt::Queue& on, const ScoreArgs& args, float* scratch);

@@ -13,15 +13,26 @@ size_t shared_floats(int d) {
   return static_cast<size_t>(kRows + kTile) * static_cast<size_t>(row_stride(d)) + kThreads;
 }
 
+// What is wanted, as units: pages, then summaries, then the block.
+struct Wanted {
+  int first_page, pages, rows;
+  MOSAIC_DEVICE Unit unit(const AttendArgs& a, int i) const {
+    if (i < pages) return {Part::kPage, first_page + i};
+    return unit_at(a, a.n_pages + i - pages + (rows > 0 ? 0 : row_units(a)));
+  }
+};
+
+// Grid: x a wanted unit, y a query head (by_head) or one for all.
 MOSAIC_KERNEL(kThreads, 2)
-mass_kernel(const AttendArgs a, const RopeTable rope, int first_query, float* page_mass, float* row_mass,
-            float* block_mass) {
-  const int d = a.shape.head_dim, stride = row_stride(d), group = a.q_heads / a.shape.heads;
+mass_kernel(const AttendArgs a, const RopeTable rope, int first_query, const MassArgs m, const Wanted wanted) {
+  const int d = a.shape.head_dim, stride = row_stride(d), all = a.q_heads / a.shape.heads;
+  const int group = m.by_head ? 1 : all, first_head = m.by_head ? simt::block_y() : 0;  // query heads that share a sum
+  const int end_head = m.by_head ? first_head + 1 : a.q_heads;
   float* const q = simt::shared<float>();
   float* const k = q + kRows * stride;
   float* const sums = k + kTile * stride;  // [128]
   TileKeys* const keys = reinterpret_cast<TileKeys*>(sums + kThreads);
-  const Unit unit = unit_at(a, simt::block_x());
+  const Unit unit = wanted.unit(a, simt::block_x());
   const int key = simt::thread() % kTile;
   // Tokens of the block are seen from themselves on.
   const int from = unit.part == Part::kBlock && unit.index > first_query ? unit.index : first_query;
@@ -30,17 +41,17 @@ mass_kernel(const AttendArgs a, const RopeTable rope, int first_query, float* pa
   describe(a, rope, unit, simt::thread(), keys);
   simt::barrier();
   float mass = 0;
-  for (int head = 0; head < a.shape.heads; ++head) {
-    load_keys(a, rope, unit, head, *keys, k);
+  for (int head = first_head; head < end_head; head += group) {
+    load_keys(a, rope, unit, head / all, *keys, k);
     for (int first = from * group; first < a.tokens * group; first += kRows) {
       const int left = a.tokens * group - first;
-      load_queries<kRows>(a, rope, head, first, left < kRows ? left : kRows, q);
+      load_queries<kRows>(a, rope, head, group, first, left < kRows ? left : kRows, q);
       simt::barrier();
 #pragma unroll
       for (int i = 0; i < kLogits; ++i) {
         const int row = (simt::thread() + i * kThreads) / kTile, token = (first + row) / group;
         if (token >= a.tokens) continue;
-        const float lse = a.lse[static_cast<size_t>(token) * a.q_heads + head * group + (first + row) % group];
+        const float lse = a.lse[static_cast<size_t>(token) * a.q_heads + head + (first + row) % group];
         const float logit = logit_of(q + row * stride, k + key * stride, d, *keys, key, token);
         if (lse != -INFINITY && logit != -INFINITY) mass += simt::exp2_of(logit - lse * kLog2E);
       }
@@ -49,16 +60,20 @@ mass_kernel(const AttendArgs a, const RopeTable rope, int first_query, float* pa
   }
   sums[simt::thread()] = mass;
   simt::barrier();
-  if (simt::thread() >= kTile || keys->bias[key] == -INFINITY) return;
+  if (simt::thread() >= kTile) return;
   float sum = 0;
   for (int i = key; i < kThreads; i += kTile) sum += sums[i];
-  if (unit.part == Part::kPage) {
+  const size_t result = static_cast<size_t>(first_head);
+  if (unit.part == Part::kPage) {  // between attended tokens too: their mass is 0
     const PageEntry page = a.pages[unit.index];
-    page_mass[page.first + key - page.begin] = sum;
+    if (key >= page.begin() && key < page.end())
+      m.page_mass[result * m.mass_stride + page.first + key - page.begin()] = page.has(key) ? sum : 0.0f;
+  } else if (keys->bias[key] == -INFINITY) {
+    return;
   } else if (unit.part == Part::kRows) {
-    row_mass[unit.index + key] = sum;
+    m.row_mass[result * a.n_rows + unit.index + key] = sum;
   } else {
-    block_mass[unit.index + key] = sum;
+    m.block_mass[result * a.tokens + unit.index + key] = sum;
   }
 }
 
@@ -79,14 +94,16 @@ void clear(const simt::Queue& on, float* x, int n) {
 void attention_mass(const simt::Queue& on, const MassArgs& m) {
   const AttendArgs& a = *m.attend;
   if (a.tokens == 0) return;
-  clear(on, m.row_mass, a.n_rows);
-  clear(on, m.block_mass, a.tokens);
-  const int units = a.n_pages + row_units(a) + (m.block_mass != nullptr ? block_units(a, a.tokens) : 0);
+  const int results = m.by_head ? a.q_heads : 1;
+  clear(on, m.row_mass, results * a.n_rows);
+  clear(on, m.block_mass, results * a.tokens);
+  const Wanted wanted{m.first_page, m.end_page() - m.first_page, m.row_mass != nullptr ? row_units(a) : 0};
+  const int units = wanted.pages + wanted.rows + (m.block_mass != nullptr ? block_units(a, a.tokens) : 0);
   if (units == 0) return;
   const size_t bytes = shared_floats(a.shape.head_dim) * sizeof(float) + sizeof(TileKeys);
-  simt::launch(on, "attention_mass", mass_kernel, {static_cast<unsigned>(units)}, kThreads, bytes, a,
-               a.rope != nullptr ? *a.rope : RopeTable(), m.first_query < 0 ? a.tokens - 1 : m.first_query, m.page_mass,
-               m.row_mass, m.block_mass);
+  const simt::Grid grid{static_cast<unsigned>(units), static_cast<unsigned>(results)};
+  simt::launch(on, "attention_mass", mass_kernel, grid, kThreads, bytes, a,
+               a.rope != nullptr ? *a.rope : RopeTable(), m.first_query < 0 ? a.tokens - 1 : m.first_query, m, wanted);
 }
 
 }  // namespace mosaic::MOSAIC_SIMT

@@ -8,11 +8,10 @@ namespace mosaic::MOSAIC_SIMT {
 
 // Bytes of a head's K block; its V block follows.
 MOSAIC_DEVICE size_t k_block(CodecId codec, int head_dim) {
-  return with_codec(codec, [&](auto c) { return pad64(decltype(c)::k_bytes(head_dim)); });
+  return with_codec(codec, [&](auto c) { return k_block_of<decltype(c)>(head_dim); });
 }
 MOSAIC_DEVICE size_t head_bytes(CodecId codec, int head_dim) {
-  return with_codec(
-      codec, [&](auto c) { return pad64(decltype(c)::k_bytes(head_dim)) + pad64(decltype(c)::v_bytes(head_dim)); });
+  return with_codec(codec, [&](auto c) { return head_bytes_of<decltype(c)>(head_dim); });
 }
 MOSAIC_DEVICE size_t head_offset(CodecId codec, int head_dim, int head) {
   return static_cast<size_t>(head) * head_bytes(codec, head_dim);

@@ -1,17 +1,49 @@
-// encode, encode_row, decode and gather: a block of threads per head and page, a codec group per thread. Compiled without fused
+// encode, encode_row, encode_rows, move_row, decode and gather: a block of threads per head and page, a codec group per
+// thread or a record's row per warp. Compiled without fused
 // multiply-add, so that the bytes of a page are those of the CPU backend.
 #include "backend/cuda/kernels.h"
-#include "backend/cuda/page_layout.h"
+#include "backend/cuda/record_row.h"
 
 namespace mosaic::MOSAIC_SIMT {
 namespace {
 
 constexpr int kThreads = 128;
 
+// Token `at` of a head's blocks of a record codec, by the threads of a block. codes: shared, [warps][kMostHead].
+template <class C>
+MOSAIC_DEVICE void set_tokens(std::byte* kb, std::byte* vb, int d, int first, int count, const float* k, const float* v,
+                              size_t stride, const float* mean, uint8_t* codes) {
+  if constexpr (C::kHadamard) {
+    const int warp = simt::thread() / simt::kWarp;
+    uint8_t* const mine = codes + warp * kMostHead;
+    for (int row = warp; row < 2 * count; row += kThreads / simt::kWarp) {  // keys and values in turn
+      const size_t from = static_cast<size_t>(row / 2) * stride;
+      if (row % 2 == 0) {
+        encode_record<typename C::K>(kb, d, first + row / 2, k + from, mean, mine);
+      } else {
+        encode_record<typename C::V>(vb, d, first + row / 2, v + from, nullptr, mine);
+      }
+    }
+  } else if constexpr (C::kExact) {  // number by number: a block of one channel lies where a wider one has that channel
+    const size_t number = C::k_bytes(1) / kPageTokens;
+    for (int i = simt::thread(); i < count * d; i += kThreads) {
+      const int token = i / d, channel = i % d;
+      const size_t from = static_cast<size_t>(token) * stride + channel;
+      C::set_k(kb + static_cast<size_t>(channel) * C::k_bytes(1), 1, first + token, k + from);
+      C::encode_v(vb + (static_cast<size_t>(first + token) * d + channel) * number, 1, 0, v + from);
+    }
+  } else if constexpr (C::kRecord) {
+    for (int token = simt::thread(); token < count; token += kThreads) {
+      C::set_k(kb, d, first + token, k + static_cast<size_t>(token) * stride);
+      C::encode_v(vb, d, first + token, v + static_cast<size_t>(token) * stride);
+    }
+  }
+}
+
 // Grid: x a head, y a page of the run.
 MOSAIC_KERNEL(kThreads, 1)
 encode_kernel(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int tokens,
-              std::byte* pages, size_t pitch) {
+              std::byte* pages, size_t pitch, const float* key_mean) {
   const int d = shape.head_dim, head = simt::block_x(), first = simt::block_y() * kPageTokens;
   const int count = tokens - first < kPageTokens ? tokens - first : kPageTokens;
   std::byte* const kb = pages + static_cast<size_t>(simt::block_y()) * pitch + head_offset(codec, d, head);
@@ -21,52 +53,89 @@ encode_kernel(CodecId codec, PageShape shape, const float* k, const float* v, si
   }
   simt::barrier();
   if (count == 0) return;
-  k += static_cast<size_t>(first) * stride, v += static_cast<size_t>(first) * stride;
+  k += static_cast<size_t>(first) * stride + head * d, v += static_cast<size_t>(first) * stride + head * d;
   with_codec(codec, [&](auto c) {
     using C = decltype(c);
-    for (int i = simt::thread(); i < d + count; i += kThreads) {  // channels of K, then tokens of V
-      if (i < d) {
-        C::encode_k(kb, d, i, k + head * d + i, stride, count);
-      } else {
-        C::encode_v(kb + k_bytes, d, i - d, v + static_cast<size_t>(i - d) * stride + head * d);
+    if constexpr (C::kRecord) {
+      set_tokens<C>(kb, kb + k_bytes, d, 0, count, k, v, stride, mean_of(key_mean, head, d), simt::shared<uint8_t>());
+    } else {
+      for (int i = simt::thread(); i < d + count; i += kThreads) {  // channels of K, then tokens of V
+        if (i < d) {
+          C::encode_k(kb, d, i, k + i, stride, count);
+        } else {
+          C::encode_v(kb + k_bytes, d, i - d, v + static_cast<size_t>(i - d) * stride);
+        }
       }
     }
   });
 }
 
-// One number of an exact block at a time: a block of one channel lies where a wider one has that channel.
-template <class C>
-MOSAIC_DEVICE void set_number(std::byte* kb, std::byte* vb, int d, int at, int channel, const float* k,
-                              const float* v) {
-  if constexpr (C::kExact) {
-    const size_t number = C::k_bytes(1) / kPageTokens;
-    C::set_k(kb + static_cast<size_t>(channel) * C::k_bytes(1), 1, at, k + channel);
-    C::encode_v(vb + (static_cast<size_t>(at) * d + channel) * number, 1, 0, v + channel);
-  }
+MOSAIC_DEVICE void set_token(CodecId codec, PageShape shape, int head, std::byte* page, int at, const float* k,
+                             const float* v, const float* key_mean) {
+  const int d = shape.head_dim;
+  std::byte* const kb = page + head_offset(codec, d, head);
+  with_codec(codec, [&](auto c) {
+    using C = decltype(c);
+    if constexpr (C::kRecord)
+      set_tokens<C>(kb, kb + k_block_of<C>(d), d, at, 1, k + head * d, v + head * d, 0, mean_of(key_mean, head, d),
+                    simt::shared<uint8_t>());
+  });
 }
 
 MOSAIC_KERNEL(kThreads, 1)
-encode_row_kernel(CodecId codec, PageShape shape, const float* k, const float* v, int at, std::byte* page) {
-  const int d = shape.head_dim, head = simt::block_x();
-  std::byte* const kb = page + head_offset(codec, d, head);
-  std::byte* const vb = kb + k_block(codec, d);
+encode_row_kernel(CodecId codec, PageShape shape, const float* k, const float* v, int at, std::byte* page,
+                  const float* key_mean) {
+  set_token(codec, shape, simt::block_x(), page, at, k, v, key_mean);
+}
+
+// Grid: x an item, y a head.
+MOSAIC_KERNEL(kThreads, 1)
+encode_rows_kernel(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride,
+                   std::byte* const* pages, const int32_t* at, const float* key_mean) {
+  const int item = simt::block_x();
+  const size_t from = static_cast<size_t>(item) * stride;
+  set_token(codec, shape, simt::block_y(), pages[item], at[item], k + from, v + from, key_mean);
+}
+
+MOSAIC_KERNEL(kThreads, 1)
+move_row_kernel(CodecId codec, PageShape shape, const std::byte* from, int from_at, std::byte* to, int to_at) {
+  const int d = shape.head_dim;
+  const size_t head = head_offset(codec, d, simt::block_x());
   with_codec(codec, [&](auto c) {
-    for (int ch = simt::thread(); ch < d; ch += kThreads) {
-      set_number<decltype(c)>(kb, vb, d, at, ch, k + head * d, v + head * d);
+    using C = decltype(c);
+    if constexpr (C::kRecord) {
+      for_pieces<C>(d, [&](size_t offset, size_t size) {
+        const std::byte* const source = from + head + offset + static_cast<size_t>(from_at) * size;
+        std::byte* const target = to + head + offset + static_cast<size_t>(to_at) * size;
+        for (size_t i = static_cast<size_t>(simt::thread()); i < size; i += kThreads) target[i] = source[i];
+      });
     }
   });
 }
 
 // Tokens [begin, begin + count) of one head -> rows of k, v.
 MOSAIC_DEVICE void decode_head(CodecId codec, int d, const std::byte* kb, int begin, int count, float* k, float* v,
-                               size_t stride) {
+                               size_t stride, const float* mean) {
   const std::byte* const vb = kb + k_block(codec, d);
   with_codec(codec, [&](auto c) {
     using C = decltype(c);
-    for (int i = simt::thread(); i < count * d; i += kThreads) {
-      const int token = i / d, ch = i % d;
-      k[static_cast<size_t>(token) * stride + ch] = C::k(kb, d, ch, begin + token);
-      v[static_cast<size_t>(token) * stride + ch] = C::v(vb, d, begin + token, ch);
+    if constexpr (C::kHadamard) {
+      for (int i = simt::thread() / simt::kWarp; i < 2 * count; i += kThreads / simt::kWarp) {
+        const size_t to = static_cast<size_t>(i / 2) * stride;
+        WarpRow row;
+        if (i % 2 == 0) {
+          decode_record<typename C::K>(kb, d, begin + i / 2, true, mean, &row);
+        } else {
+          decode_record<typename C::V>(vb, d, begin + i / 2, true, nullptr, &row);
+        }
+        put_row(row, d, (i % 2 == 0 ? k : v) + to);
+      }
+    } else {
+      for (int i = simt::thread(); i < count * d; i += kThreads) {
+        const int token = i / d, ch = i % d;
+        k[static_cast<size_t>(token) * stride + ch] = C::k(kb, d, ch, begin + token);
+        v[static_cast<size_t>(token) * stride + ch] = C::v(vb, d, begin + token, ch);
+      }
     }
   });
 }
@@ -74,52 +143,73 @@ MOSAIC_DEVICE void decode_head(CodecId codec, int d, const std::byte* kb, int be
 // Tokens [begin, end) of a page, or with begin = 0 of a run. Grid as encode_kernel's.
 MOSAIC_KERNEL(kThreads, 1)
 decode_kernel(CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int begin, int end, float* k,
-              float* v, size_t stride) {
+              float* v, size_t stride, const float* key_mean) {
   const int d = shape.head_dim, head = simt::block_x(), first = simt::block_y() * kPageTokens;
   const int last = end - first < kPageTokens ? end - first : kPageTokens;
   const size_t to = static_cast<size_t>(first) * stride + static_cast<size_t>(head) * d;
   const std::byte* const page = pages + static_cast<size_t>(simt::block_y()) * pitch;
-  decode_head(codec, d, page + head_offset(codec, d, head), begin, last - begin, k + to, v + to, stride);
+  decode_head(codec, d, page + head_offset(codec, d, head), begin, last - begin, k + to, v + to, stride,
+              mean_of(key_mean, head, d));
 }
 
 MOSAIC_KERNEL(kThreads, 1)
-gather_kernel(const PageEntry* pages, const int32_t* at, PageShape shape, float* k, float* v, size_t stride) {
+gather_kernel(const PageEntry* pages, const int32_t* at, PageShape shape, float* k, float* v, size_t stride,
+              const float* key_mean) {
   const int d = shape.head_dim, item = simt::block_x(), head = simt::block_y();
   const PageEntry page = pages[item];
   const size_t to = static_cast<size_t>(item) * stride + static_cast<size_t>(head) * d;
-  decode_head(page.codec, d, page.data + head_offset(page.codec, d, head), at[item], 1, k + to, v + to, stride);
+  decode_head(page.codec, d, page.data + head_offset(page.codec, d, head), at[item], 1, k + to, v + to, stride,
+              mean_of(key_mean, head, d));
 }
 
 simt::Grid heads_of(PageShape shape, int tokens = 1) {
   const int pages = tokens <= kPageTokens ? 1 : (tokens + kPageTokens - 1) / kPageTokens;
   return {static_cast<unsigned>(shape.heads), static_cast<unsigned>(pages)};
 }
+simt::Grid items_of(PageShape shape, int items) {
+  return {static_cast<unsigned>(items), static_cast<unsigned>(shape.heads)};
+}
+
+constexpr size_t kCodes = kThreads / simt::kWarp * kMostHead;  // bytes of the warps' codes
 
 }  // namespace
 
 void encode(const simt::Queue& on, CodecId codec, PageShape shape, const float* k, const float* v, size_t stride,
-            int count, std::byte* pages, size_t pitch) {
-  simt::launch(on, "encode", encode_kernel, heads_of(shape, count), kThreads, 0, codec, shape, k, v, stride, count,
-               pages, pitch);
+            int count, std::byte* pages, size_t pitch, const float* key_mean) {
+  simt::launch(on, "encode", encode_kernel, heads_of(shape, count), kThreads, kCodes, codec, shape, k, v, stride, count,
+               pages, pitch, key_mean);
 }
 
 void encode_row(const simt::Queue& on, CodecId codec, PageShape shape, const float* k, const float* v, int at,
-                std::byte* page) {
-  simt::launch(on, "encode_row", encode_row_kernel, heads_of(shape), kThreads, 0, codec, shape, k, v, at, page);
+                std::byte* page, const float* key_mean) {
+  simt::launch(on, "encode_row", encode_row_kernel, heads_of(shape), kThreads, kCodes, codec, shape, k, v, at, page,
+               key_mean);
+}
+
+void encode_rows(const simt::Queue& on, CodecId codec, PageShape shape, const float* k, const float* v, size_t stride,
+                 int items, std::byte* const* pages, const int32_t* at, const float* key_mean) {
+  if (items == 0) return;
+  simt::launch(on, "encode_rows", encode_rows_kernel, items_of(shape, items), kThreads, kCodes, codec, shape, k, v,
+               stride, pages, at, key_mean);
+}
+
+void move_row(const simt::Queue& on, CodecId codec, PageShape shape, const std::byte* from, int from_at, std::byte* to,
+              int to_at) {
+  simt::launch(on, "move_row", move_row_kernel, heads_of(shape), kThreads, 0, codec, shape, from, from_at, to, to_at);
 }
 
 void decode(const simt::Queue& on, CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int begin,
-            int end, float* k, float* v, size_t stride) {
+            int end, float* k, float* v, size_t stride, const float* key_mean) {
   if (end <= begin) return;
   simt::launch(on, "decode", decode_kernel, heads_of(shape, end), kThreads, 0, codec, shape, pages, pitch, begin, end,
-               k, v, stride);
+               k, v, stride, key_mean);
 }
 
 void gather(const simt::Queue& on, const PageEntry* pages, const int32_t* at, int items, PageShape shape, float* k,
-            float* v, size_t stride) {
+            float* v, size_t stride, const float* key_mean) {
   if (items == 0) return;
-  const simt::Grid grid{static_cast<unsigned>(items), static_cast<unsigned>(shape.heads)};
-  simt::launch(on, "gather", gather_kernel, grid, kThreads, 0, pages, at, shape, k, v, stride);
+  simt::launch(on, "gather", gather_kernel, items_of(shape, items), kThreads, 0, pages, at, shape, k, v, stride,
+               key_mean);
 }
 
 }  // namespace mosaic::MOSAIC_SIMT

@@ -62,12 +62,17 @@ MOSAIC_DEVICE int block_y() { return static_cast<int>(blockIdx.y); }
 MOSAIC_DEVICE int block_z() { return static_cast<int>(blockIdx.z); }
 MOSAIC_DEVICE int blocks_x() { return static_cast<int>(gridDim.x); }
 MOSAIC_DEVICE void barrier() { __syncthreads(); }
+// The lanes of a warp meet; what they wrote before is seen by all of them.
+MOSAIC_DEVICE void meet_warp() { __syncwarp(); }
 MOSAIC_DEVICE float shuffle_xor(float x, int lanes) { return __shfl_xor_sync(0xffffffffu, x, lanes); }
 MOSAIC_DEVICE int shuffle_xor(int x, int lanes) { return __shfl_xor_sync(0xffffffffu, x, lanes); }
 MOSAIC_DEVICE unsigned ballot(bool x) { return __ballot_sync(0xffffffffu, x); }
 MOSAIC_DEVICE int ones(unsigned bits) { return __popc(bits); }
 // One more, by threads that do not know of each other. A count: the order does not show.
 MOSAIC_DEVICE void count_one(int* counter) { atomicAdd(counter, 1); }
+
+// The larger of what is there and x, both not negative, by threads that do not know of each other.
+MOSAIC_DEVICE void raise(float* to, float x) { atomicMax(reinterpret_cast<int*>(to), __float_as_int(x)); }
 
 template <class T>
 MOSAIC_DEVICE T* shared() {
@@ -134,6 +139,7 @@ inline int block_y() { return place.block[1]; }
 inline int block_z() { return place.block[2]; }
 inline int blocks_x() { return place.blocks_x; }
 inline void barrier(int line = __builtin_LINE()) { meet_block(line); }
+inline void meet_warp(int line = __builtin_LINE()) { meet_warp(0u, line); }
 template <class T>
 T shuffle_xor(T x, int lanes, int line = __builtin_LINE()) {
   return std::bit_cast<T>(meet_warp(std::bit_cast<uint32_t>(x), line)[(place.thread % kWarp) ^ lanes]);
@@ -147,6 +153,7 @@ inline unsigned ballot(bool x, int line = __builtin_LINE()) {
 
 inline int ones(unsigned bits) { return std::popcount(bits); }
 inline void count_one(int* counter) { ++*counter; }
+inline void raise(float* to, float x) { *to = x > *to ? x : *to; }
 
 template <class T>
 T* shared() {

@@ -1,0 +1,113 @@
+// Rows of record codecs in the Hadamard basis, a warp a row: lane l holds channels l, l + 32, ... in registers. Sums and
+// transforms go in the order of codec/rows.h, so a page has the bytes of the CPU's.
+#pragma once
+
+#include "backend/cuda/page_layout.h"
+#include "backend/cuda/simt.h"
+#include "codec/rows.h"
+
+namespace mosaic::MOSAIC_SIMT {
+
+inline constexpr int kMostHead = 256;  // channels of a head
+inline constexpr int kRowParts = kMostHead / simt::kWarp;
+
+// Channels lane + 32 i; those beyond the head are zero.
+struct WarpRow {
+  float x[kRowParts];
+};
+
+MOSAIC_DEVICE int lane() { return simt::thread() % simt::kWarp; }
+
+MOSAIC_DEVICE void hadamard(WarpRow* row, int d) {
+  const int block = hadamard_block(d);
+  for (int step = 1; step < simt::kWarp && step < block; step *= 2) {
+    const bool second = (lane() & step) != 0;
+#pragma unroll
+    for (int i = 0; i < kRowParts; ++i) {
+      if (simt::kWarp * i >= d) break;
+      const float other = simt::shuffle_xor(row->x[i], step);
+      row->x[i] = second ? other - row->x[i] : row->x[i] + other;
+    }
+  }
+#pragma unroll
+  for (int step = 1; step < kRowParts; step *= 2) {
+    if (simt::kWarp * step >= block) break;
+#pragma unroll
+    for (int i = 0; i < kRowParts; ++i) {
+      if ((i & step) != 0) continue;
+      const float a = row->x[i], b = row->x[i + step];
+      row->x[i] = a + b;
+      row->x[i + step] = a - b;
+    }
+  }
+}
+
+// Writes x - mean as token `at` of a block. codes [d]: shared memory of the warp's own.
+template <class Block>
+MOSAIC_DEVICE void encode_record(std::byte* block, int d, int at, const float* x, const float* mean, uint8_t* codes) {
+  WarpRow row;
+  float rr = 0, ry = 0, yy = 0;
+#pragma unroll
+  for (int i = 0; i < kRowParts; ++i) {
+    const int c = lane() + simt::kWarp * i;
+    row.x[i] = c < d ? coded_number(mean != nullptr ? x[c] - mean[c] : x[c]) * hadamard_sign(c) : 0.0f;
+  }
+  hadamard(&row, d);
+#pragma unroll
+  for (int i = 0; i < kRowParts; ++i) rr += row.x[i] * row.x[i];
+  const float square = simt::sum_lanes(rr, simt::kWarp);
+  const float inverse = square > 0 ? Block::kUnit / sqrtf(square / static_cast<float>(d)) : 0.0f;
+#pragma unroll
+  for (int i = 0; i < kRowParts; ++i) {
+    const int c = lane() + simt::kWarp * i;
+    if (c >= d) break;
+    const int code = Block::code(row.x[i] * inverse);
+    const auto level = static_cast<float>(Block::level(code));
+    codes[c] = static_cast<uint8_t>(code);
+    ry += row.x[i] * level;
+    yy += level * level;
+  }
+  ry = simt::sum_lanes(ry, simt::kWarp), yy = simt::sum_lanes(yy, simt::kWarp);
+  if (lane() == 0) Block::scales(block, d)[at] = Block::scale_of(ry, yy, d);
+  simt::meet_warp();  // the codes are there
+  for (int p = 0; p < Block::kPlanes; ++p) {
+    const int bytes = Block::plane_bytes(d, p);
+    auto* const to = reinterpret_cast<uint8_t*>(block) + Block::plane_at(d, p) + at * bytes;
+    for (int j = lane(); j < bytes; j += simt::kWarp) to[j] = Block::plane_byte(codes, d, p, j);
+  }
+  simt::meet_warp();  // and read
+}
+
+// Token `at` of a block as numbers, mean (or null) added; zeros where it does not exist.
+template <class Block>
+MOSAIC_DEVICE void decode_record(const std::byte* block, int d, int at, bool exists, const float* mean, WarpRow* row) {
+#pragma unroll
+  for (int i = 0; i < kRowParts; ++i) {
+    const int c = lane() + simt::kWarp * i;
+    row->x[i] = exists && c < d ? static_cast<float>(Block::level(Block::code_at(block, d, at, c))) : 0.0f;
+  }
+  hadamard(row, d);
+  const float scale = exists ? Block::scale(block, d, at) : 0.0f;
+#pragma unroll
+  for (int i = 0; i < kRowParts; ++i) {
+    const int c = lane() + simt::kWarp * i;
+    if (c >= d) break;
+    row->x[i] = row->x[i] * (scale * hadamard_sign(c));
+    if (mean != nullptr && exists) row->x[i] += mean[c];
+  }
+}
+
+// to[c] = the row's channel c.
+MOSAIC_DEVICE void put_row(const WarpRow& row, int d, float* to) {
+#pragma unroll
+  for (int i = 0; i < kRowParts; ++i) {
+    const int c = lane() + simt::kWarp * i;
+    if (c < d) to[c] = row.x[i];
+  }
+}
+
+MOSAIC_DEVICE const float* mean_of(const float* key_mean, int head, int d) {
+  return key_mean != nullptr ? key_mean + head * d : nullptr;
+}
+
+}  // namespace mosaic::MOSAIC_SIMT
