@@ -2,18 +2,20 @@
 """Check the floors of the house: `python tools/check_floors.py [ROOT]`. A line per fault, then exit code 1.
 
 A file includes only its own room and lower ones (core <- codec <- backend <- memory <- store <- policy <-
-runtime <- bindings); CUDA headers stay under cpp/backend/cuda; no Torch under cpp/; Python reaches C++ only
-through mosaic_edge._core; at most 500 lines a file, three levels of C++ and four of Python; no grab-bag
-names; every codec of codecs.def has its header and every policy of policies.def its file.
+runtime <- bindings), and so in Python (python_layers.py); CUDA headers stay under cpp/backend/cuda; no Torch
+under cpp/; Python reaches C++ only through mosaic_edge._core; at most 500 lines a file, three levels of C++
+and four of Python; no grab-bag names; every codec of codecs.def has its header and every policy of
+policies.def its file.
 """
 
 from __future__ import annotations
 
-import ast
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+from python_layers import check_imports
 
 FLOORS = ("core", "codec", "backend", "memory", "store", "policy", "runtime", "bindings")
 MAX_LINES = 500
@@ -27,7 +29,6 @@ CUDA_HEADER = re.compile(
 TORCH_HEADER = re.compile(r"^(torch|ATen|aten|c10)/")
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')
 LISTED = re.compile(r'^\s*MOSAIC_\w+\(.*?"([^"]+)"')
-FOREIGN_C = {"ctypes", "cffi", "pybind11"}  # other ways from Python into C++
 
 
 def check(root: Path) -> list[str]:
@@ -44,7 +45,7 @@ def check(root: Path) -> list[str]:
         if place.parts[0] == "cpp":
             faults += _check_includes(place, lines, root)
         elif place.parts[:2] == ("python", "mosaic_edge") and path.suffix == ".py":
-            faults += _check_imports(place, "\n".join(lines))
+            faults += check_imports(place, "\n".join(lines), root)
     faults += _check_list(root, "cpp/codec/codecs.def", (".h",))
     faults += _check_list(root, "cpp/policy/policies.def", (".h", ".cc"))
     return faults
@@ -88,24 +89,6 @@ def _check_includes(place: Path, lines: list[str], root: Path) -> Iterator[str]:
                 yield f"{at}; {room} may include only {', '.join(FLOORS[: FLOORS.index(room) + 1])}"
         elif quote == '"' and not CUDA_HEADER.match(header) and not (root / "cpp" / header).is_file():
             yield f'{at}; write project includes from cpp/, as "room/file.h"'
-
-
-def _check_imports(place: Path, text: str) -> Iterator[str]:
-    try:
-        tree = ast.parse(text)
-    except SyntaxError as error:
-        yield f"{place}:{error.lineno}: does not parse: {error.msg}"
-        return
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            names = [node.module or ""]
-        else:
-            continue
-        for name in names:
-            if name.split(".")[0] in FOREIGN_C or name.split(".")[0] == "_core":
-                yield f"{place}:{node.lineno}: imports {name}; C++ is reached only through mosaic_edge._core"
 
 
 def _check_list(root: Path, listing: str, endings: tuple[str, ...]) -> Iterator[str]:

@@ -11,23 +11,26 @@ DEFAULT_POLICY = "edge"
 # Public name -> the module that defines it. Nothing is imported before it is used.
 _HOME = {
     "Engine": "engine",
-    "Session": "engine",
-    "Reply": "engine",
-    "ReplyStream": "engine",
+    "Session": "session",
+    "Reply": "reply",
+    "ReplyStream": "reply",
     "SamplingParams": "sampling",
     "SessionConfig": "config",
     "Policy": "_core",
     "Relief": "_core",
     "TimeRange": "evidence",
-    "MemoryCapError": "_core",
-    "InvalidInput": "_core",
-    "SpillError": "_core",
-    "InvariantError": "_core",
+    "MemoryCapError": "errors",
+    "InvalidInput": "errors",
+    "SpillError": "errors",
+    "InvariantError": "errors",
     "ModelError": "models.vlm",
     "Frame": "sources",
+    "FrameSource": "sources",
     "SourceError": "sources",
     "VideoSource": "sources",
     "frames_from_arrays": "sources",
+    "open_source": "sources",
+    "stream_live": "serve",
 }
 __all__ = [*sorted(_HOME), "DEFAULT_POLICY", "__version__"]
 

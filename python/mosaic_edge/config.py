@@ -6,7 +6,7 @@ import os
 import re
 import tempfile
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from mosaic_edge import DEFAULT_POLICY
 from mosaic_edge.models.vlm import VlmSpec
@@ -56,6 +56,36 @@ def format_bytes(size: float) -> str:
     raise AssertionError
 
 
+class SessionSettings(TypedDict, total=False):
+    """The fields of SessionConfig as keywords, for an editor to complete: Engine.session(memory="64MiB")."""
+
+    memory: int | str
+    policy: str | Policy
+    policy_settings: dict[str, float | bool | str]
+    exact: str
+    packed: str | None
+    disk: int | str | None
+    spill_dir: str | None
+    window_frames: int
+    branch_tokens: int
+    retrieve_tokens: int
+    clusters: int
+    scenes: int
+    max_cluster_tokens: int
+    exact_share: float
+    index_share: float
+    positions: str
+    skip_alike: float
+    summaries: bool
+    refresh_every: int
+    prefetch: bool
+    backend: str
+    device_memory: int | str | None
+    kernel_threads: int
+    faults: int
+    trace: str | None
+
+
 @dataclass(frozen=True)
 class SessionConfig:
     """What a session is given. None and 0: chosen by the cap and the model, see cpp/runtime/plan.h."""
@@ -64,7 +94,7 @@ class SessionConfig:
     """The cap: everything that grows with the stream, every DRAM tier, index and scratch included."""
     policy: str | Policy = DEFAULT_POLICY
     """A name (`_core.policies()` lists them), or an object of a class derived from mosaic_edge.Policy."""
-    settings: dict[str, float | bool | str] = field(default_factory=dict)
+    policy_settings: dict[str, float | bool | str] = field(default_factory=dict)
     """Settings of the policy by name: numbers, and words where it has a choice."""
     exact: str = "fp16"
     """Codec of window, question and open pages: "fp16" or "fp32"."""
@@ -101,7 +131,7 @@ class SessionConfig:
     device_memory: int | str | None = None
     """Of the cap, bytes for pages in a GPU's own memory, beside its window and tables; the other packed pages
     lie in pinned host memory. None: all on the GPU."""
-    threads: int = 0
+    kernel_threads: int = 0
     """Threads of the CPU kernels, each with scratch inside the cap; 0: one for a small model, else all."""
     faults: int = 0
     """For tests: every nth page read from, written to or given a place on disk fails; 0: none."""
@@ -122,15 +152,19 @@ class SessionConfig:
                 continue
             if not good:
                 raise ValueError(f"{item.name}={value!r}: expected {expected}")
-        if not isinstance(self.settings, dict):
-            raise ValueError(f"settings={self.settings!r}: expected a dict of the policy's settings by name")
+        if not isinstance(self.policy_settings, dict):
+            raise ValueError(
+                f"policy_settings={self.policy_settings!r}: expected a dict of the policy's settings by name"
+            )
         if self.backend not in BACKENDS:
             raise ValueError(f"backend={self.backend!r}: expected one of {', '.join(BACKENDS)}")
         if not -1 <= self.skip_alike <= 1:
             raise ValueError(f"skip_alike={self.skip_alike}: expected a cosine, or 0 for none")
-        for name, given in self.settings.items():
+        for name, given in self.policy_settings.items():
             if not isinstance(name, str) or not isinstance(given, int | float | str):
-                raise ValueError(f"settings: {name!r}={given!r}: expected a name and a number or a word")
+                raise ValueError(
+                    f"policy_settings: {name!r}={given!r}: expected a name and a number or a word"
+                )
 
     def core_arguments(self, spec: VlmSpec, prefix_tokens: int) -> tuple[Any, ...]:
         """Of the core's plan() and KvMemory(): model, memory, policy, settings, backend, threads."""
@@ -173,12 +207,13 @@ class SessionConfig:
 
     def core_threads(self, spec: VlmSpec) -> int:
         """Threads of the CPU kernels: handing work over costs more than it brings for a small model."""
-        return self.threads or (1 if spec.kv_bytes_per_token <= 4096 else os.cpu_count() or 1)
+        return self.kernel_threads or (1 if spec.kv_bytes_per_token <= 4096 else os.cpu_count() or 1)
 
     def core_settings(self) -> dict[str, float | str]:
         """The policy's settings as numbers and words."""
         return {
-            name: value if isinstance(value, str) else float(value) for name, value in self.settings.items()
+            name: value if isinstance(value, str) else float(value)
+            for name, value in self.policy_settings.items()
         }
 
 

@@ -9,77 +9,21 @@ with engine.session(memory="2MiB") as session:
 
 from __future__ import annotations
 
-import threading
-import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from statistics import median
-from types import TracebackType
-from typing import Any, Literal, overload
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from mosaic_edge import _core
-from mosaic_edge.config import SessionConfig
-from mosaic_edge.evidence import TimeRange, time_ranges
-from mosaic_edge.models import load_model
-from mosaic_edge.models.vlm import EncodedFrame, FloatArray, FrameArray, StreamVlm, Vlm, VlmSpec
-from mosaic_edge.sampling import Sampler, SamplingParams
-from mosaic_edge.trace import Trace
+from mosaic_edge.config import SessionConfig, SessionSettings
+from mosaic_edge.models import TINY, load_model
+from mosaic_edge.models.vlm import Vlm, VlmSpec
+from mosaic_edge.reply import Reply, ReplyStream
+from mosaic_edge.session import Session
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
-@dataclass(frozen=True)
-class Reply:
-    """An answer, where in the stream it was read, and how long it took."""
-
-    text: str
-    evidence: tuple[TimeRange, ...]
-    tokens: int
-    finish: Literal["end", "length"]
-    """The model ended it, or it reached max_tokens or the room of branch_tokens."""
-    first_token_seconds: float
-    """From the question's arrival to its first token."""
-    seconds: float
-    logits: NDArray[np.float32]
-    """Logits [vocab] the first token was drawn from."""
-    moments: tuple[tuple[float, float, float], ...] = ()
-    """All that the first token read and `evidence` is made of: (from, to, attention mass), in seconds; from =
-    to is a moment itself, a longer one the summary of a time. Summaries that were hardly looked at are left
-    out."""
-    moments_lost: int = 0
-    """Moments that the core's table of them (a 64th of the cap) had no place for."""
-
-
-class ReplyStream:
-    """Iterates over the pieces of an answer as they are drawn; `reply` is the whole once it has ended.
-
-    Until the stream is exhausted or closed the session takes no frame and no other question (ValueError).
-    """
-
-    def __init__(self, pieces: Iterator[str], done: Callable[[], Reply | None]) -> None:
-        self._pieces = pieces
-        self._done = done
-
-    def __iter__(self) -> Iterator[str]:
-        return self._pieces
-
-    def close(self) -> None:
-        """Stop the answer here."""
-        close = getattr(self._pieces, "close", None)
-        if close is not None:
-            close()
-
-    @property
-    def reply(self) -> Reply:
-        """The whole answer. Raises RuntimeError before the stream has ended."""
-        reply = self._done()
-        if reply is None:
-            raise RuntimeError("the answer is not complete: iterate to its end first")
-        return reply
+__all__ = ["Engine", "Reply", "ReplyStream", "Session"]
 
 
 class Engine:
@@ -91,31 +35,36 @@ class Engine:
     @classmethod
     def load(
         cls,
-        model: str | Path = "mosaic-tiny",
+        model: str | Path = TINY,
         *,
+        device: str | None = None,
         threads: int | None = None,
         variant: str | None = None,
-        device: str | None = None,
+        dtype: str | None = None,
+        quantization: str | None = None,
         tokens_per_frame: int | None = None,
-        **options: Any,
+        allow_pickle: bool = False,
     ) -> Engine:
         """Load "mosaic-tiny" (shipped with the package), a directory of ONNX graphs or in the transformers
-        layout, or a hub id.
+        layout, or a hub id. Every keyword is about the model; what is about its memory, session() takes.
 
-        threads: of the model's own arithmetic. tokens_per_frame: the most a picture becomes, for models that
-        take any aspect (default 256 for ONNX, 196 for transformers). variant: the ONNX decoder's suffix
-        ("q4", "fp16", ...) instead of the best one there is for `device`. options, for the transformers
-        layout: dtype=, quantization=, allow_pickle= (see models/hf/vlm.py). device: "cpu", "cuda"; None: the
-        layout's own choice. Raises ModelError (a ValueError) naming what is missing.
+        device: where the model runs, "cpu" or "cuda"; None: CPU for ONNX, for transformers a GPU if there is
+        one. threads: of the model's own arithmetic. tokens_per_frame: the most a picture becomes, for models
+        that take any aspect (default 256 for ONNX, 196 for transformers).
+        ONNX only: variant, the decoder's suffix ("q4", "fp16", ...) instead of the best one there is for
+        `device`. Transformers only: dtype ("fp32", "fp16", "bf16"), quantization ("int4", "int8"),
+        allow_pickle (weights that can run code). Raises ModelError (a ValueError) naming what is missing.
         """
         return cls(
             load_model(
                 model,
+                device=device,
                 threads=threads,
                 variant=variant,
-                device=device,
+                dtype=dtype,
+                quantization=quantization,
                 tokens_per_frame=tokens_per_frame,
-                **options,
+                allow_pickle=allow_pickle,
             )
         )
 
@@ -124,318 +73,23 @@ class Engine:
         """Shapes and facts of the model."""
         return self.model.spec
 
-    def plan(self, **settings: Any) -> dict[str, Any]:
-        """How `session(**settings)` would split its cap, taking nothing. Raises MemoryCapError."""
-        config = SessionConfig(**settings)
+    def plan(
+        self, config: SessionConfig | None = None, **settings: Unpack[SessionSettings]
+    ) -> dict[str, Any]:
+        """How `session(config, **settings)` would split its cap, taking nothing. Raises MemoryCapError."""
+        config = _config(config, settings)
         prefix = self.model.tokenize(self.spec.prefix) if self.spec.prefix else []
         plan: dict[str, Any] = _core.plan(*config.core_arguments(self.spec, len(prefix)))
         return plan
 
-    def session(self, **settings: Any) -> Session:
-        """Open a session; settings are the fields of SessionConfig (memory=, policy=, disk=, ...).
+    def session(self, config: SessionConfig | None = None, **settings: Unpack[SessionSettings]) -> Session:
+        """Open a session; settings are the fields of SessionConfig (memory=, policy=, disk=, ...), over those
+        of `config` where both are given.
 
         Raises MemoryCapError when the cap cannot hold the least there must be, ValueError for a bad setting.
         """
-        return Session(self.model, SessionConfig(**settings))
+        return Session(self.model, _config(config, settings))
 
 
-class _MemoryAttend:
-    """A session's `attend`, as models see it (vlm.DeviceAttend)."""
-
-    def __init__(self, memory: Any, out: FloatArray, device: str) -> None:
-        self._memory = memory
-        self._out = out
-        self.device = device
-
-    def __call__(self, layer: int, q: Any, k: Any, v: Any, out: Any = None, stream: int | None = None) -> Any:
-        if out is None:
-            out = self._out[: len(q)]
-        self._memory.attend(layer, q, k, v, out, stream=stream)
-        return out
-
-
-class Session:
-    """One stream: frames in, questions out, inside one cap. Calls from several threads take turns."""
-
-    def __init__(self, model: Vlm, config: SessionConfig) -> None:
-        self._model = model
-        self._placed = model if isinstance(model, StreamVlm) else None  # asked once: the check is slow
-        self._spec = model.spec
-        self.config = config
-        self._lock = threading.RLock()  # one call into the core at a time
-        # One frame or answer at a time; whichever thread ends an answer releases it.
-        self._turn = threading.Lock()
-        self._turn_of: int | None = None
-        self._streaming = False
-        prefix = model.tokenize(self._spec.prefix) if self._spec.prefix else []
-        self._trace = Trace(config.trace)
-        try:
-            self._memory: Any = _core.KvMemory(*config.core_arguments(self._spec, len(prefix)), config.faults)
-        except BaseException:
-            self._trace.close()
-            raise
-        self._branch_tokens: int = self._memory.plan()["branch_tokens"]
-        most = max(self._spec.tokens_per_frame, self._branch_tokens, len(prefix))
-        self._out: FloatArray = np.empty((most, self._spec.q_heads, self._spec.head_dim), np.float32)
-        self._attend: _MemoryAttend | None = _MemoryAttend(self._memory, self._out, self.config.backend)
-        self._gaps: deque[float] = deque([1.0 / self._spec.fps], maxlen=31)
-        self._frames = 0
-        self._first_pts: float | None = None
-        self._kept_picture: FloatArray | None = None  # of the last frame that was no duplicate
-        self._duplicates = 0
-        self._talking = False  # the dialogue holds a turn
-        self._last_pts: float | None = None
-        if prefix:
-            self._block(model.embed_text(prefix), want_logits=False)
-
-    def append(self, frame: FrameArray, pts: float | None = None) -> None:
-        """Take in one RGB frame uint8 [H, W, 3] seen at `pts` seconds (default: a frame time after the last).
-
-        Raises ValueError for a bad frame or falling pts, MemoryCapError when the policy refuses; then nothing
-        is changed.
-        """
-        image = np.asarray(frame)
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-            raise ValueError(f"frame: expected uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
-        with self._my_turn(), self._lock:
-            memory = self._open()
-            if pts is None:
-                pts = 0.0 if self._last_pts is None else self._last_pts + median(self._gaps)
-            if not np.isfinite(pts):
-                raise ValueError(f"pts={pts}: expected seconds")
-            if self._last_pts is not None and pts < self._last_pts:
-                raise ValueError(f"pts={pts}: before the last frame's, {self._last_pts}; pts must not fall")
-            with self._trace.span("encode_frame"):
-                block = self._encode(image, pts)
-            if self._is_duplicate(block):
-                self._duplicates += 1
-                self._note_time(pts)
-                return
-            memory.begin_frame(
-                pts, block.embedding, len(block.tokens), block.columns, block.lead, block.trail, block.moment
-            )
-            self._run(block.tokens, want_logits=False)
-            self._kept_picture = _picture_of(block)
-            self._note_time(pts)
-            self._frames += 1
-
-    def _note_time(self, pts: float) -> None:
-        """A frame was seen: what counts as neighbouring moments follows the stream."""
-        if self._first_pts is None:
-            self._first_pts = pts
-        if self._last_pts is not None and pts > self._last_pts:
-            self._gaps.append(pts - self._last_pts)
-        self._last_pts = pts
-
-    def append_video(
-        self,
-        path: str | Path,
-        fps: float | None = None,
-        *,
-        start: float = 0.0,
-        end: float | None = None,
-        progress: Callable[[float, int], None] | None = None,
-    ) -> int:
-        """Stream a video file at `fps` (default: the model's); returns how many frames went in.
-
-        progress(pts seconds, frames) is called after every frame. Raises SourceError after what decodes.
-        """
-        from mosaic_edge.sources import VideoSource  # PyAV is for files only
-
-        count = 0
-        for frame in VideoSource(path, fps=self._spec.fps if fps is None else fps, start=start, end=end):
-            self.append(frame.image, frame.pts)
-            count += 1
-            if progress is not None:
-                progress(frame.pts, count)
-        return count
-
-    @overload
-    def ask(
-        self,
-        question: str,
-        *,
-        stream: Literal[False] = ...,
-        since: float | None = ...,
-        dialogue: bool = ...,
-        sampling: SamplingParams | None = ...,
-    ) -> Reply: ...
-    @overload
-    def ask(
-        self,
-        question: str,
-        *,
-        stream: Literal[True],
-        since: float | None = ...,
-        dialogue: bool = ...,
-        sampling: SamplingParams | None = ...,
-    ) -> ReplyStream: ...
-    def ask(
-        self,
-        question: str,
-        *,
-        stream: bool = False,
-        since: float | None = None,
-        dialogue: bool = False,
-        sampling: SamplingParams | None = None,
-    ) -> Reply | ReplyStream:
-        """Answer a question about anything seen so far, or seen from `since` seconds on.
-
-        dialogue=True keeps question and answer readable for later questions; else nothing of it is left.
-        stream=True gives a ReplyStream. Raises ValueError for text the model does not know.
-        """
-        template = (self._spec.follow_up if self._talking else "") or self._spec.template
-        ids = self._model.tokenize(template.replace("{question}", question))
-        if not ids:
-            raise ValueError("question: no text")
-        result: list[Reply] = []
-        pieces = self._answer(ids, since, dialogue, sampling or SamplingParams(), stream, result)
-        if stream:
-            return ReplyStream(pieces, lambda: result[0] if result else None)
-        for _ in pieces:
-            pass
-        return result[0]
-
-    def memory(self) -> dict[str, Any]:
-        """Bytes by tier and part, where every token is; what was split, merged, summarised, dropped, lost."""
-        with self._lock:
-            stats: dict[str, Any] = self._open().stats()
-            stats["duplicate_frames"] = self._duplicates
-            return stats
-
-    def check_invariants(self) -> None:
-        """Recount everything; raises InvariantError on a defect. Slow."""
-        with self._lock:
-            self._open().check_invariants()
-
-    def close(self) -> None:
-        """Give the memory back. The session cannot be used afterwards; closing twice is fine."""
-        with self._lock:
-            self._memory = self._attend = None  # its copy thread ends here, with its last span
-            self._trace.close()
-
-    def __enter__(self) -> Session:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    @contextmanager
-    def _my_turn(self) -> Iterator[None]:
-        """Wait for frames and answers of other threads; a streamed answer is not waited for."""
-        if self._streaming:
-            raise ValueError("an answer is being streamed: iterate it to its end or close() it first")
-        if self._turn_of == threading.get_ident():
-            raise ValueError("a policy cannot append to or ask the session that is calling it")
-        self._turn.acquire()
-        self._turn_of = threading.get_ident()
-        try:
-            yield
-        finally:
-            self._turn_of = None
-            self._turn.release()
-
-    def _open(self) -> Any:
-        if self._memory is None:
-            raise ValueError("the session is closed")
-        return self._memory
-
-    def _encode(self, image: FrameArray, pts: float) -> EncodedFrame:
-        if self._placed is not None:
-            elapsed = 0.0 if self._first_pts is None else pts - self._first_pts
-            return self._placed.encode_at(image, pts, elapsed, self._frames)
-        tokens, embedding = self._model.encode_frame(image)
-        return EncodedFrame(tokens, embedding, self._spec.grid[1])
-
-    def _is_duplicate(self, block: EncodedFrame) -> bool:
-        """Whether the picture says no more than the last one that was kept: mean cosine of its tokens, place
-        by place."""
-        limit, before, now = self.config.skip_alike, self._kept_picture, _picture_of(block)
-        if not limit or before is None or before.shape != now.shape:
-            return False
-        lengths = np.linalg.norm(now, axis=1) * np.linalg.norm(before, axis=1)
-        return bool(np.mean((now * before).sum(axis=1) / np.maximum(lengths, 1e-30)) >= limit)
-
-    def _run(self, embeds: FloatArray, want_logits: bool) -> NDArray[np.float32] | None:
-        """One forward pass of a block that was begun; the block is forgotten if anything fails."""
-        try:
-            with self._trace.span("forward"):
-                assert self._attend is not None  # the memory is open: a block was begun
-                logits = self._model.run(embeds, self._attend, want_logits)
-        except BaseException:
-            self._memory.abort()
-            raise
-        self._memory.commit()
-        return logits
-
-    def _block(self, embeds: FloatArray, want_logits: bool) -> NDArray[np.float32] | None:
-        self._open().begin_text(len(embeds))
-        return self._run(embeds, want_logits)
-
-    def _answer(
-        self,
-        ids: list[int],
-        since: float | None,
-        dialogue: bool,
-        sampling: SamplingParams,
-        stream: bool,
-        result: list[Reply],
-    ) -> Iterator[str]:
-        began = time.perf_counter()
-        sampler = Sampler(sampling)
-        answer: list[int] = []
-        said = sent = ""
-        with self._my_turn():
-            self._streaming = stream
-            keep = False  # a turn that failed is not part of the dialogue; one that was stopped early is
-            try:
-                with self._lock:
-                    self._open().open_question(since)
-                    first_logits = logits = self._block(self._model.embed_text(ids), want_logits=True)
-                    first_token = time.perf_counter() - began
-                    moments, lost = self._memory.evidence(), self._memory.evidence_lost
-                assert logits is not None and first_logits is not None
-                limit = min(sampling.max_tokens, self._branch_tokens - len(ids))
-                finish: Literal["end", "length"] = "length"
-                while len(answer) < limit:
-                    token = sampler.next(logits)
-                    if token in self._spec.eos_token_ids:
-                        finish = "end"
-                        break
-                    answer.append(token)
-                    said = self._model.detokenize(answer)
-                    # A character may take several tokens: until its last it reads as U+FFFD and is held back.
-                    if said.startswith(sent) and not said.endswith("\ufffd"):
-                        piece, sent = said[len(sent) :], said
-                        yield piece
-                    if len(answer) < limit or dialogue:
-                        with self._lock:
-                            next_logits = self._block(self._model.embed_text([token]), want_logits=True)
-                        assert next_logits is not None
-                        logits = next_logits
-                if len(said) > len(sent):  # what was held back to the end
-                    yield said[len(sent) :]
-                keep = dialogue
-            except GeneratorExit:
-                keep = dialogue
-                raise
-            finally:
-                self._streaming = False
-                with self._lock:
-                    if self._memory is not None and self._memory.asking:
-                        self._memory.close_question(keep)
-                        self._talking |= keep
-        evidence = time_ranges(moments, gap=1.5 * median(self._gaps))
-        seconds = time.perf_counter() - began
-        result.append(
-            Reply(
-                said, evidence, len(answer), finish, first_token, seconds, first_logits, tuple(moments), lost
-            )
-        )
-
-
-def _picture_of(block: EncodedFrame) -> FloatArray:
-    """The tokens of the picture, without the text around it."""
-    return block.tokens[block.lead : len(block.tokens) - block.trail]
+def _config(config: SessionConfig | None, settings: SessionSettings) -> SessionConfig:
+    return SessionConfig(**settings) if config is None else replace(config, **settings)

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mosaic_edge.engine import Engine, Reply
+from mosaic_edge.config import SessionSettings
+from mosaic_edge.engine import Engine
 from mosaic_edge.models.hf.families import family_of
 from mosaic_edge.models.hf.load import Parts
 from mosaic_edge.models.hf.vlm import HfVlm
 from mosaic_edge.models.vlm import FrameArray, ModelError
+from mosaic_edge.reply import Reply
 from mosaic_edge.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def generate(
@@ -24,24 +29,24 @@ def generate(
     *,
     video: str | Path | Iterable[FrameArray],
     question: str,
-    memory: int | str = "256MiB",
     fps: float = 1.0,
     max_new_tokens: int = 128,
     tokens_per_frame: int | None = None,
     sampling: SamplingParams | None = None,
-    **settings: Any,
+    **settings: Unpack[SessionSettings],
 ) -> Reply:
     """Stream a video through `model` under a cap and ask one question about it.
 
     video: a file, or RGB frames uint8 [H, W, 3] at `fps` a second (an array [N, H, W, 3] too). sampling
-    overrides max_new_tokens. settings: further fields of SessionConfig (policy=, disk=, ...). From here on
-    the attention of the model's decoder is the registered one: the memory's in runs for a session, SDPA in
-    every other, so that the model goes on to work as before, in other threads too. Raises ModelError,
-    MemoryCapError, SourceError.
+    overrides max_new_tokens. settings: fields of SessionConfig (memory=, 256 MiB by default, policy=, ...).
+    From here on the attention of the model's decoder is the registered one: the memory's in runs for a
+    session, SDPA in every other, so that the model goes on to work as before, in other threads too. Raises
+    ModelError, MemoryCapError, SourceError.
     """
     if not fps > 0:
         raise ValueError(f"fps={fps}: expected more than 0")
-    with Engine(wrap(model, processor, tokens_per_frame)).session(memory=memory, **settings) as session:
+    settings.setdefault("memory", "256MiB")
+    with Engine(wrap(model, processor, tokens_per_frame)).session(**settings) as session:
         if isinstance(video, str | Path):
             session.append_video(video, fps=fps)
         else:

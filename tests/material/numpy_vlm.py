@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mosaic_edge.models.vlm import Attend, FloatArray, FrameArray, RopeSpec, VlmSpec
+from mosaic_edge.models.vlm import Attend, EncodedFrame, FloatArray, FrameArray, RopeSpec, VlmSpec
 
 WORDS = (
     "<eos>",
@@ -56,7 +56,7 @@ class NumpyVlm:
     def spec(self) -> VlmSpec:
         return self._spec
 
-    def encode_frame(self, frame: FrameArray) -> tuple[FloatArray, FloatArray]:
+    def encode(self, frame: FrameArray, pts: float, elapsed: float, number: int) -> EncodedFrame:
         rows, columns = GRID
         height, width = frame.shape[0] // rows, frame.shape[1] // columns
         means = [
@@ -65,7 +65,7 @@ class NumpyVlm:
             for c in range(columns)
         ]
         tokens = (np.array(means, np.float32) @ self._vision + self._place).astype(np.float32)
-        return tokens, tokens.mean(0)
+        return EncodedFrame(tokens, tokens.mean(0), columns)
 
     def embed_text(self, ids: Sequence[int]) -> FloatArray:
         return self._words[list(ids)]
@@ -79,7 +79,7 @@ class NumpyVlm:
     def detokenize(self, ids: Sequence[int]) -> str:
         return " ".join(WORDS[i] for i in ids)
 
-    def run(self, embeds: FloatArray, attend: Attend, want_logits: bool = True) -> FloatArray | None:
+    def forward(self, embeds: FloatArray, attend: Attend, want_logits: bool = True) -> FloatArray | None:
         broken, self.break_next = self.break_next, ""
         x = embeds
         for layer in range(LAYERS):

@@ -41,7 +41,7 @@ def test_a_cell_tells_what_was_taken_and_full_refuses(
     folder, video = write_checkpoint("internvl", tmp_path / "internvl"), str(make_video())
     row = families.run_cell(str(folder), "hf", policy, 90, 0.9, video)
     assert row["breaches"] == []
-    assert row["peak_bytes"] <= row["cap_bytes"] == int(0.9 * row["whole_bytes"])
+    assert row["taken_bytes"] <= row["cap_bytes"] == int(0.9 * row["whole_bytes"])
     assert row["whole_bytes"] == 90 * row["tokens_per_frame"] * 3 * 2 * 16 * 2 * 2
     assert (row["frames"], bool(row["refused"])) == (
         (90, False) if policy == "edge" else (row["frames"], True)
@@ -65,7 +65,7 @@ def test_a_cell_tells_what_was_taken_and_full_refuses(
 def test_what_fails_a_row(families: Any, change: dict[str, Any], fault: str) -> None:
     row = {
         "path": "hf", "family": "internvl", "policy": "edge", "frames": 600, "breaches": [], "refused": "",
-        "tokens_per_frame": 9, "cap_bytes": 9, "peak_bytes": 8, "rss_warm_bytes": 1000,
+        "tokens_per_frame": 9, "cap_bytes": 9, "taken_bytes": 8, "rss_warm_bytes": 1000,
         "rss_most_bytes": 1000, "rss_end_bytes": 900, "frames_per_second": 3.0,
     } | change  # fmt: skip
     assert families.fault_of(row, 600, allow=100) == fault

@@ -328,7 +328,7 @@ def test_a_replayed_log_lies_beside_the_account_as_it_was_then(tmp_path: Path) -
     began = datetime(2025, 6, 18, 11, 25, 24).timestamp()
     later = ORIN_NANO.replace("11:25:24", "11:25:30").replace("RAM 3452", "RAM 4000")
     (tmp_path / "board.log").write_text("\n".join(["junk", ORIN_NANO, later]))
-    from mosaic_edge.cli.live import COLUMNS
+    from mosaic_edge.serve.account import COLUMNS
 
     with (tmp_path / "account.csv").open("w", newline="") as file:
         writer = csv.writer(file)

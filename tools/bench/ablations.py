@@ -12,8 +12,9 @@ from pathlib import Path
 
 from rich.progress import Progress
 
-from mosaic_edge.evaluation.runner import EvalSettings, evaluate
+from mosaic_edge.evaluation.runner import evaluate
 from mosaic_edge.evaluation.scoring import Row
+from mosaic_edge.evaluation.settings import EvalSettings
 from mosaic_edge.evaluation.variants import parse_caps, parse_policies, parse_variant
 
 RESULTS = Path(__file__).resolve().parent / "results" / "ablations.md"
@@ -104,7 +105,7 @@ def costs(row: Row, columns: tuple[str, ...]) -> list[str]:
         "splits": f"{row['splits']:.0f}",
         "deferred": f"{row['events']['deferred_splits']:.0f}",
         "moved": f"{row['bytes_moved'] / (1 << 20):.1f} MiB",
-        "ttft": f"{row['ttft_ms_p50']:.2f} / {row['ttft_ms_p95']:.2f} ms",
+        "ttft": f"{row['first_token_ms_p50']:.2f} / {row['first_token_ms_p95']:.2f} ms",
     }
     return [found[name] for name in columns]
 

@@ -101,10 +101,7 @@ class Recorded:
     def spec(self) -> VlmSpec:
         return self.model.spec
 
-    def encode_frame(self, frame: FrameArray) -> tuple[FloatArray, FloatArray]:
-        return self.frames[0].tokens, self.frames[0].embedding
-
-    def encode_at(self, frame: FrameArray, pts: float, elapsed: float, number: int) -> EncodedFrame:
+    def encode(self, frame: FrameArray, pts: float, elapsed: float, number: int) -> EncodedFrame:
         return self.frames[number]
 
     def embed_text(self, ids: Sequence[int]) -> FloatArray:
@@ -116,8 +113,8 @@ class Recorded:
     def detokenize(self, ids: Sequence[int]) -> str:
         return self.model.detokenize(ids)
 
-    def run(self, embeds: FloatArray, attend: Attend, want_logits: bool = True) -> FloatArray | None:
-        return self.model.run(embeds, attend, want_logits)
+    def forward(self, embeds: FloatArray, attend: Attend, want_logits: bool = True) -> FloatArray | None:
+        return self.model.forward(embeds, attend, want_logits)
 
 
 def build_model(size: Size, seed: int = 7) -> HfVlm:
@@ -148,7 +145,7 @@ def encode_frames(model: HfVlm, size: Size, count: int) -> list[EncodedFrame]:
     frames = []
     for number in range(count):
         picture = world.render(float(number), size=7 * cells).repeat(4, axis=0).repeat(4, axis=1)
-        frames.append(model.encode_at(np.ascontiguousarray(picture), float(number), float(number), number))
+        frames.append(model.encode(np.ascontiguousarray(picture), float(number), float(number), number))
     return frames
 
 

@@ -146,7 +146,7 @@ class OurStream:
         return Answer(reply.text, reply.logits, reply.first_token_seconds, first_cpu, rate)
 
     def cache_bytes(self) -> int:
-        return int(self.session.memory()["peak_bytes"])
+        return int(self.session.memory()["taken_bytes"])
 
     def close(self) -> None:
         self.session.close()

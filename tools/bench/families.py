@@ -67,13 +67,13 @@ def run_cell(folder: str, path: str, policy: str, frames: int, share: float, vid
     engine = Engine.load(folder, threads=1, device="cpu", **options)
     source = looped(video)
     image, _ = next(source)
-    tokens = len(engine.model.encode_at(image, 100.0, 100.0, 1000).tokens)  # type: ignore[attr-defined]
+    tokens = len(engine.model.encode(image, 100.0, 100.0, 1000).tokens)
     whole = frames * tokens * engine.spec.kv_bytes_per_token
     cap = int(share * whole)
     question, room = ("what?", 96) if path == "hf" else ("w5 w6 w7", 16)
     process, rss, breaches, refused = psutil.Process(), [], [], ""
     began, done, seconds = time.perf_counter(), 0, 0.0
-    with engine.session(memory=cap, policy=policy, threads=1, branch_tokens=room) as session:
+    with engine.session(memory=cap, policy=policy, kernel_threads=1, branch_tokens=room) as session:
         for image, pts in looped(video):
             try:
                 session.append(image, pts)
@@ -100,7 +100,7 @@ def run_cell(folder: str, path: str, policy: str, frames: int, share: float, vid
         "tokens_per_frame": tokens,
         "whole_bytes": whole,
         "cap_bytes": memory["cap_bytes"],
-        "peak_bytes": memory["peak_bytes"],
+        "taken_bytes": memory["taken_bytes"],
         "breaches": breaches,
         "rss_warm_bytes": warm,
         "rss_end_bytes": rss[-1][1] if rss else 0,
@@ -166,7 +166,7 @@ def line(row: dict[str, Any]) -> str:
             f"refuses frame {row['frames'] + 1}" if row["refused"] else str(row["frames"]),
             str(row["tokens_per_frame"]),
             f"{row['cap_bytes'] / 1024:.1f}",
-            f"{row['peak_bytes'] / 1024:.1f}",
+            f"{row['taken_bytes'] / 1024:.1f}",
             str(len(row["breaches"])),
             ", ".join(f"{row[k] / 2**20:.1f}" for k in keys) if row["rss_warm_bytes"] else "-",
             f"{row['frames_per_second']:.0f}",

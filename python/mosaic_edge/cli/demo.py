@@ -2,39 +2,69 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import psutil
+import typer
 from rich.console import Console
 from rich.table import Table
 
-from mosaic_edge import DEFAULT_POLICY
-from mosaic_edge.cli.progress import StreamView, clock, progress_bar
-from mosaic_edge.config import format_bytes
-from mosaic_edge.engine import Engine
-from mosaic_edge.world import Question, World, write_mp4
-from mosaic_edge.world.world import Difficulty
+from mosaic_edge.cli import command
+from mosaic_edge.cli.options import Json, ModelOptions, Seed, SessionOptions
+from mosaic_edge.cli.output import clock, console, print_json, show_evidence, taken
+from mosaic_edge.cli.progress import StreamView, progress_bar
+
+if TYPE_CHECKING:
+    from mosaic_edge.engine import Engine
+    from mosaic_edge.world import Question, World
+    from mosaic_edge.world.world import Difficulty
 
 VIDEO_FPS = 8
 KINDS = ("colour", "shape", "room", "two_keys", "first", "last")
 """Every kind but `now`: the demo is about the past."""
 
 
+SESSION = SessionOptions(memory="1MiB")
+
+
+@command
+def demo(
+    model: ModelOptions,
+    seconds: Annotated[float, typer.Option(help="Length of the video.")] = 600.0,
+    difficulty: Annotated[str, typer.Option(help="plain or lively.")] = "plain",
+    session: SessionOptions = SESSION,
+    against: Annotated[str, typer.Option(help="The policy to compare with, under the same cap.")] = "window",
+    seed: Seed = 7,
+    questions: Annotated[int, typer.Option(min=1, max=100, help="How many to ask.")] = 12,
+    out: Annotated[Path | None, typer.Option(help="Keep the video in this folder.")] = None,
+    json: Json = False,
+) -> None:
+    """Write a video, stream it under a cap, ask about moments long gone, and compare with `window`."""
+    if difficulty not in ("plain", "lively"):
+        raise ValueError(f"difficulty={difficulty!r}: expected plain or lively")
+    settings = DemoSettings(seconds, difficulty, against, seed, questions)  # type: ignore[arg-type]
+    with tempfile.TemporaryDirectory(prefix="mosaic-demo-") as scratch:
+        result = run_demo(settings, out or Path(scratch), model, session, quiet=json)
+        result["video_kept"] = out is not None
+        if json:
+            print_json(result)
+        else:
+            show_demo(result, console())
+
+
 @dataclass(frozen=True)
 class DemoSettings:
-    """What is shown: `seconds` of a world, streamed at one frame a second under `memory`."""
+    """What is shown: `seconds` of a world, streamed at one frame a second."""
 
     seconds: float = 600.0
     difficulty: Difficulty = "plain"
-    memory: str = "1MiB"
-    policy: str = DEFAULT_POLICY
     against: str = "window"
     seed: int = 7
     questions: int = 12
-    model: str = "mosaic-tiny"
 
 
 def past_questions(world: World, at: float, count: int) -> list[Question]:
@@ -47,13 +77,23 @@ def past_questions(world: World, at: float, count: int) -> list[Question]:
     return chosen[:count]
 
 
-def run_demo(settings: DemoSettings, folder: Path, quiet: bool = False) -> dict[str, Any]:
+def run_demo(
+    settings: DemoSettings,
+    folder: Path,
+    model: ModelOptions,
+    session: SessionOptions,
+    quiet: bool = False,
+) -> dict[str, Any]:
     """Write the video into `folder`, stream it under each policy, ask; everything as plain data."""
     if settings.seconds < 8:
         raise ValueError(f"seconds={settings.seconds:g}: expected at least 8")
-    engine = Engine.load(settings.model)
-    for policy in (settings.policy, settings.against):
-        engine.plan(memory=settings.memory, policy=policy)  # refuse before the video is written
+    from mosaic_edge.world import World, write_mp4
+
+    engine = model.load()
+    policies = dict.fromkeys((session.policy, settings.against))
+    keywords = {policy: {**session.keywords(), "policy": policy} for policy in policies}
+    for chosen in keywords.values():
+        engine.plan(**chosen)  # refuse before the video is written
     folder.mkdir(parents=True, exist_ok=True)
     world = World(settings.seed, settings.seconds, settings.difficulty)
     video = folder / f"world-{settings.difficulty}-{settings.seed}-{settings.seconds:g}s.mp4"
@@ -61,14 +101,28 @@ def run_demo(settings: DemoSettings, folder: Path, quiet: bool = False) -> dict[
         task = bar.add_task("writing the video", total=int(settings.seconds * VIDEO_FPS))
         write_mp4(video, world, VIDEO_FPS, progress=lambda done, total: bar.update(task, completed=done))
     questions = past_questions(world, float(int(settings.seconds) - 1), settings.questions)
-    policies = dict.fromkeys((settings.policy, settings.against))
-    runs = [_run(engine, policy, settings, video, questions, quiet) for policy in policies]
-    return {**asdict(settings), "video": str(video), "runs": runs, "summary": summary(runs)}
+    runs = [_run(engine, chosen, settings, video, questions, quiet) for chosen in keywords.values()]
+    return {
+        **asdict(settings),
+        "memory": session.memory,
+        "policy": session.policy,
+        "model": model.model,
+        "video": str(video),
+        "runs": runs,
+        "summary": summary(runs),
+    }
 
 
 def _run(
-    engine: Engine, policy: str, settings: DemoSettings, video: Path, questions: list[Question], quiet: bool
+    engine: Engine,
+    keywords: dict[str, Any],
+    settings: DemoSettings,
+    video: Path,
+    questions: list[Question],
+    quiet: bool,
 ) -> dict[str, Any]:
+    from mosaic_edge.reply import reply_document
+
     process = psutil.Process()
     early: list[int] = []
 
@@ -77,7 +131,8 @@ def _run(
         if not early and pts >= settings.seconds / 4:
             early.append(process.memory_info().rss)
 
-    with engine.session(memory=settings.memory, policy=policy) as session:
+    policy = keywords["policy"]
+    with engine.session(**keywords) as session:
         with StreamView(session, policy, not quiet) as view:
             session.append_video(video, fps=1.0, progress=tick)
         growth = process.memory_info().rss - early[0] if early else 0
@@ -86,22 +141,19 @@ def _run(
             reply = session.ask(question.text)
             answers.append(
                 {
-                    "question": question.text,
-                    "answer": reply.text,
+                    **reply_document(question.text, reply),
                     "truth": question.answer,
                     "right": reply.text.split()[:1] == [question.answer],
                     "kind": question.kind,
                     "seen": list(question.evidence),
                     "ago": question.delay,
-                    "evidence": [asdict(moment) for moment in reply.evidence],
-                    "first_token_ms": 1e3 * reply.first_token_seconds,
                 }
             )
         memory = session.memory()
     return {
         "policy": policy,
         "cap_bytes": memory["cap_bytes"],
-        "peak_bytes": memory["peak_bytes"],
+        "taken_bytes": memory["taken_bytes"],
         "process_growth_bytes": growth,
         "frames": view.frames,
         "frames_per_second": view.frames / view.seconds,
@@ -116,10 +168,8 @@ def summary(runs: list[dict[str, Any]]) -> str:
     """One line: mosaic 11/12, window 3/12, memory flat at X of a cap of Y."""
     scores = ", ".join(f"{run['policy']} {run['right']}/{run['asked']}" for run in runs)
     first = runs[0]
-    held = (
-        f"memory flat at {format_bytes(first['peak_bytes'])} of a cap of {format_bytes(first['cap_bytes'])}"
-    )
-    return f"{scores}, {held}, {first['frames']} frames at {first['frames_per_second']:.0f} frames/s"
+    pace = f"{first['frames']} frames at {first['frames_per_second']:.0f} frames/s"
+    return f"{scores}, memory flat at {taken(first)}, {pace}"
 
 
 def show_demo(result: dict[str, Any], console: Console) -> None:
@@ -139,9 +189,3 @@ def show_demo(result: dict[str, Any], console: Console) -> None:
             )
         console.print(table)
     console.print(result["summary"], soft_wrap=True)
-
-
-def show_evidence(evidence: list[dict[str, float]], most: int = 3) -> str:
-    """Time ranges with their share of the attention: 0:41-0:52 (63 %)."""
-    ranges = [f"{clock(e['start'])}-{clock(e['end'])} ({e['score']:.0%})" for e in evidence[:most]]
-    return ", ".join(ranges) or "spread over everything"

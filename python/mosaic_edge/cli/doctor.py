@@ -8,13 +8,18 @@ import shutil
 import tempfile
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 import mosaic_edge
+from mosaic_edge.cli import command
+from mosaic_edge.cli.options import Json
+from mosaic_edge.cli.output import console, print_json
+from mosaic_edge.config import format_bytes
 
 NEEDED = ("numpy", "av", "tokenizers", "psutil", "typer", "rich")
 OPTIONAL = {"onnxruntime": "cpu", "matplotlib": "eval", "torch": "hf", "transformers": "hf"}
@@ -33,6 +38,19 @@ FLAGS = (
     "i8mm",
     "bf16",
 )
+
+
+@command
+def doctor(
+    spill_dir: Annotated[str | None, typer.Option(help="Folder of spill files to test.")] = None,
+    json: Json = False,
+) -> None:
+    """Show versions, backends, what is missing and how to get it. Always ends with 0."""
+    found = examine(spill_dir)
+    if json:
+        print_json(found)
+    else:
+        show_doctor(found, console())
 
 
 def examine(spill_dir: str | None = None) -> dict[str, Any]:
@@ -98,8 +116,6 @@ def _gpus() -> list[dict[str, Any]]:
         except Exception:  # NVMLError_NotSupported and its like
             return None
         return answer.decode() if isinstance(answer, bytes) else answer
-
-    from mosaic_edge.config import format_bytes
 
     found = []
     driver = ask(nvml.nvmlSystemGetDriverVersion) or "unknown"
@@ -182,8 +198,6 @@ def _instruction_sets() -> list[str]:
 
 def show_doctor(found: dict[str, Any], console: Console) -> None:
     """Print a table, one finding a row."""
-    from mosaic_edge.config import format_bytes
-
     table = Table(show_header=False)
 
     def row(name: str, ok: bool, detail: str) -> None:

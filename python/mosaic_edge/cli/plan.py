@@ -7,17 +7,29 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from mosaic_edge.cli import command
+from mosaic_edge.cli.options import Json, ModelOptions, SessionOptions
+from mosaic_edge.cli.output import console, print_json
 from mosaic_edge.config import format_bytes
-from mosaic_edge.engine import Engine
 
 
-def make_plan(model: str, session: dict[str, Any]) -> dict[str, Any]:
-    """The plan of `session` (fields of SessionConfig) as plain data. Raises MemoryCapError."""
-    engine = Engine.load(model)
-    plan = engine.plan(**session)
+@command
+def plan(model: ModelOptions, session: SessionOptions, json: Json = False) -> None:
+    """Show how a cap would be split, without allocating it."""
+    result = make_plan(model, session)
+    if json:
+        print_json(result)
+    else:
+        show_plan(result, console())
+
+
+def make_plan(model: ModelOptions, session: SessionOptions) -> dict[str, Any]:
+    """The plan of a session as plain data. Raises MemoryCapError."""
+    engine = model.load()
+    plan = engine.plan(**session.keywords())
     plan["parts"] = [{"name": name, "bytes": size} for name, size in plan["parts"]]
     plan["model"] = engine.spec.name
-    plan["policy"] = session["policy"]
+    plan["policy"] = session.policy
     page_tokens = 16
     layers = engine.spec.layers
     for tier in plan["tiers"]:

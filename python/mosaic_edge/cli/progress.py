@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live
@@ -19,15 +20,11 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from mosaic_edge.cli.output import clock
 from mosaic_edge.config import format_bytes
-from mosaic_edge.engine import Session
 
-
-def clock(seconds: float) -> str:
-    """Seconds as m:ss, or h:mm:ss from an hour on."""
-    whole = max(0, round(seconds))
-    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+if TYPE_CHECKING:
+    from mosaic_edge.session import Session
 
 
 class StreamView:
@@ -70,7 +67,7 @@ class StreamView:
             f"[bold]{self._label}[/bold]",
             f"{clock(pts)} of stream",
             f"{frames / max(now - self._began, 1e-9):.0f} frames/s",
-            f"{format_bytes(stats['peak_bytes'])} of {format_bytes(stats['cap_bytes'])}",
+            f"{format_bytes(stats['taken_bytes'])} of {format_bytes(stats['cap_bytes'])}",
             f"{tokens['seen']:,} tokens: {tokens['summarised']:,} summarised, {tokens['dropped']:,} dropped",
         )
         self._live.update(row)

@@ -2,24 +2,47 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 
-from mosaic_edge.cli.demo import show_evidence
-from mosaic_edge.cli.progress import StreamView, clock
-from mosaic_edge.config import format_bytes
-from mosaic_edge.engine import Engine
-from mosaic_edge.sources import SourceError, VideoSource
+from mosaic_edge.cli import command
+from mosaic_edge.cli.options import Json, ModelOptions, SessionOptions, SourceOptions, TraceFile, traced
+from mosaic_edge.cli.output import clock, console, end_with, print_json, show_evidence, taken
+from mosaic_edge.cli.progress import StreamView
+
+
+@command
+def run(
+    source: Annotated[Path, typer.Option(help="A video file.")],
+    ask: Annotated[list[str], typer.Option(help="A question; may be given several times.")],
+    model: ModelOptions,
+    session: SessionOptions,
+    reading: SourceOptions,
+    since: Annotated[float | None, typer.Option(help="Read only what was seen from this second on.")] = None,
+    trace: TraceFile = None,
+    json: Json = False,
+) -> None:
+    """Stream a file and answer questions about it.
+
+    A file that breaks off is answered from what decoded; then one line says why, and the exit code is 1.
+    """
+    settings = traced(session.keywords(), trace)
+    result = run_file(source, ask, model=model, fps=reading.fps, since=since, session=settings, quiet=json)
+    if json:
+        print_json(result)
+    elif result["frames"]:
+        show_run(result, console())
+    end_with(result["error"], 1)
 
 
 def run_file(
     source: Path,
     questions: list[str],
     *,
-    model: str,
+    model: ModelOptions,
     fps: float | None,
     since: float | None,
     session: dict[str, Any],
@@ -30,16 +53,19 @@ def run_file(
     A source that breaks off raises nothing here: "error" of the result says what was wrong, or is None.
     Raises ValueError for an unknown word before any frame is read, MemoryCapError for an impossible cap.
     """
+    from mosaic_edge.reply import reply_document
+    from mosaic_edge.sources import SourceError, open_source
+
     if not source.exists():
         raise ValueError(f"source={source}: no such file")
     if since is not None and since < 0:
         raise ValueError(f"since={since:g}: expected seconds from 0 on")
-    engine = Engine.load(model)
+    engine = model.load()
     for question in questions:
         if not question.strip():
             raise ValueError("ask: expected a question, got an empty text")
         engine.model.tokenize(engine.spec.template.replace("{question}", question))
-    VideoSource(source, fps=engine.spec.fps if fps is None else fps)
+    open_source(source, engine.spec.fps if fps is None else fps).close()  # refused before any memory is taken
     error: str | None = None
     reached: float | None = None
     with engine.session(**session) as opened:
@@ -54,18 +80,8 @@ def run_file(
                 opened.append_video(source, fps, progress=tick)
             except SourceError as broken:
                 error = str(broken)
-        answers = []
-        for question in questions if view.frames else ():
-            reply = opened.ask(question, since=since)
-            answers.append(
-                {
-                    "question": question,
-                    "answer": reply.text,
-                    "evidence": [asdict(moment) for moment in reply.evidence],
-                    "first_token_ms": 1e3 * reply.first_token_seconds,
-                    "seconds": reply.seconds,
-                }
-            )
+        asked = questions if view.frames else []
+        answers = [reply_document(question, opened.ask(question, since=since)) for question in asked]
         memory = opened.memory()
     return {
         "source": str(source),
@@ -86,5 +102,4 @@ def show_run(result: dict[str, Any], console: Console) -> None:
         console.print(f"  read from {show_evidence(a['evidence'])}; {wait}", soft_wrap=True)
     memory = result["memory"]
     stream = f"{result['frames']} frames up to {clock(result['reached_seconds'] or 0)}"
-    held = f"{format_bytes(memory['peak_bytes'])} of a cap of {format_bytes(memory['cap_bytes'])}"
-    console.print(f"{stream}, {result['frames_per_second']:.0f} frames/s, {held}", soft_wrap=True)
+    console.print(f"{stream}, {result['frames_per_second']:.0f} frames/s, {taken(memory)}", soft_wrap=True)

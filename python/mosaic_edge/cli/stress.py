@@ -1,14 +1,66 @@
-"""`mosaic-edge stress`: what a stress run found, as a table."""
+"""`mosaic-edge stress`: a stream that goes on as fast as it can, and what was found, as a table."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
+from mosaic_edge.cli import command
+from mosaic_edge.cli.options import Json, ModelOptions, Seed, SessionOptions, TraceFile, traced
+from mosaic_edge.cli.output import console, end_with, print_json
+from mosaic_edge.cli.progress import progress_bar
 from mosaic_edge.config import format_bytes
+
+SESSION = SessionOptions(memory="32MiB")
+
+
+@command
+def stress(
+    model: ModelOptions,
+    session: SessionOptions = SESSION,
+    frames: Annotated[int, typer.Option(help="Frames to stream, as fast as it goes.")] = 100_000,
+    faults: Annotated[
+        bool, typer.Option("--faults", help="Let every 97th read, write and allocation on disk fail.")
+    ] = False,
+    faults_every: Annotated[int | None, typer.Option(min=1, help="--faults, with another number.")] = None,
+    difficulty: Annotated[str, typer.Option(help="plain or lively.")] = "plain",
+    seed: Seed = 7,
+    ask_every: Annotated[int, typer.Option(help="Frames between questions.")] = 50,
+    check_every: Annotated[int, typer.Option(help="Frames between recounts of the invariants.")] = 1000,
+    warm_up: Annotated[float, typer.Option(help="Share of the frames after which RSS may not grow.")] = 0.25,
+    allow: Annotated[str, typer.Option(help="Growth of RSS after warm-up that is still noise.")] = "8MiB",
+    out: Annotated[Path, typer.Option(help="Folder of the memory curve and results.")] = Path("stress"),
+    trace: TraceFile = None,
+    json: Json = False,
+) -> None:
+    """Stream a world under a cap with questions mixed in; ends with 3 on a breach of cap, account or RSS.
+
+    Without --disk the spill file may have four times --memory; with --disk none there is none.
+    """
+    from mosaic_edge.evaluation.settings import StressSettings
+    from mosaic_edge.evaluation.stress import run_stress
+
+    settings = StressSettings(
+        memory=session.memory, frames=frames, policy=session.policy, disk=session.disk,
+        faults=faults_every or (97 if faults else 0), difficulty=difficulty,  # type: ignore[arg-type]
+        seed=seed, ask_every=ask_every, check_every=check_every, warm_up=warm_up, allow=allow,
+        model=model.model, load=model.keywords(),
+        session=traced(session.keywords("memory", "policy", "disk"), trace),
+    )  # fmt: skip
+    with progress_bar(not json) as bar:
+        task = bar.add_task("streaming", total=frames)
+        result = run_stress(
+            settings, out, lambda done, line: bar.update(task, completed=done, description=line)
+        )
+    if json:
+        print_json(result)
+    else:
+        show_stress(result, out, console())
+    end_with(result["breach"], 3)
 
 
 def show_stress(result: dict[str, Any], out: Path, console: Console) -> None:
@@ -39,7 +91,7 @@ def show_stress(result: dict[str, Any], out: Path, console: Console) -> None:
     table.add_row("disk errors / refusals / bad checksums", errors)
     table.add_section()
     table.add_row(
-        "taken of the cap", f"{format_bytes(memory['peak_bytes'])} of {format_bytes(memory['cap_bytes'])}"
+        "taken of the cap", f"{format_bytes(memory['taken_bytes'])} of {format_bytes(memory['cap_bytes'])}"
     )
     if rss["judged"]:
         table.add_row(

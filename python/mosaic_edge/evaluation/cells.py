@@ -55,7 +55,12 @@ def smallest_full_cap(engine: Engine, frames: int, **settings: Any) -> int:
 
 def session_settings(variant: Variant, base: dict[str, Any]) -> dict[str, Any]:
     """Fields of SessionConfig of a variant, over those that all share."""
-    return {**base, **variant.session, "policy": variant.policy, "settings": dict(variant.settings)}
+    return {
+        **base,
+        **variant.session,
+        "policy": variant.policy,
+        "policy_settings": dict(variant.policy_settings),
+    }
 
 
 def retrieves(engine: Engine, variant: Variant, base: dict[str, Any]) -> bool:
@@ -156,7 +161,7 @@ class _Run:
             "evidence_read": any(r.start - half <= end and start <= r.end + half for r in reply.evidence),
             "retrieved": _retrieved(reply, start - half, end + half),
             "moments_full": reply.moments_lost > 0,
-            "ttft_ms": round(1e3 * reply.first_token_seconds, 4),
+            "first_token_ms": round(1e3 * reply.first_token_seconds, 4),
         }
 
     def turns(self, session: Session, questions: list[Question]) -> Row | None:
@@ -188,7 +193,7 @@ def _curve(samples: list[tuple[int, Row]]) -> Row:
     dram = sum(t["capacity_bytes"] for t in last["tiers"] if t["place"] != "disk")
     return {
         "seconds": [second for second, _ in samples],
-        "fixed_bytes": last["peak_bytes"] - dram,
+        "fixed_bytes": last["taken_bytes"] - dram,
         "tiers": {
             name: [stats["tiers"][i]["used_bytes"] for _, stats in samples] for name, i in tiers.items()
         },

@@ -22,7 +22,7 @@ from mosaic_edge import _core
 from mosaic_edge.config import SessionConfig
 from mosaic_edge.engine import Engine, Session
 from mosaic_edge.evaluation.replay import TRACE, TRACE_KNOBS, PassThrough, question_plan
-from mosaic_edge.models.vlm import Attend, FloatArray, FrameArray, Vlm
+from mosaic_edge.models.vlm import Attend, EncodedFrame, FloatArray, FrameArray, Vlm
 from mosaic_edge.world import World
 from mosaic_edge.world.world import Difficulty
 
@@ -35,20 +35,20 @@ class RecordingVlm(PassThrough):
         self._arrays = arrays
         self._frame = -1  # the frame in work; -1: text (the prefix)
 
-    def encode_frame(self, frame: FrameArray) -> tuple[FloatArray, FloatArray]:
+    def encode(self, frame: FrameArray, pts: float, elapsed: float, number: int) -> EncodedFrame:
         """As the model; tokens, embedding and time are kept."""
         self._frame += 1
         began = time.perf_counter()
-        tokens, embedding = super().encode_frame(frame)
+        made = super().encode(frame, pts, elapsed, number)
         self._arrays["encode_ms"][self._frame] = 1e3 * (time.perf_counter() - began)
-        self._arrays["tokens"][self._frame] = tokens
-        self._arrays["embeddings"][self._frame] = embedding
-        return tokens, embedding
+        self._arrays["tokens"][self._frame] = made.tokens
+        self._arrays["embeddings"][self._frame] = made.embedding
+        return made
 
-    def run(self, embeds: FloatArray, attend: Attend, want_logits: bool = True) -> FloatArray | None:
+    def forward(self, embeds: FloatArray, attend: Attend, want_logits: bool = True) -> FloatArray | None:
         """As the model; q, k and v of a frame are kept, and the time that was not spent in attend."""
         if self._frame < 0:
-            return super().run(embeds, attend, want_logits)
+            return super().forward(embeds, attend, want_logits)
         elsewhere = 0.0
 
         def keep(layer: int, q: FloatArray, k: FloatArray, v: FloatArray) -> FloatArray:
@@ -61,7 +61,7 @@ class RecordingVlm(PassThrough):
             return out
 
         began = time.perf_counter()
-        logits = super().run(embeds, keep, want_logits)
+        logits = super().forward(embeds, keep, want_logits)
         self._arrays["decode_ms"][self._frame] = 1e3 * (time.perf_counter() - began - elsewhere)
         return logits
 
@@ -104,7 +104,7 @@ def record_stream(
                 session.append(world.render(second), float(second))
     else:
         for second in range(frames):
-            recorder.encode_frame(world.render(second))
+            recorder.encode(world.render(second), float(second), float(second), second)
     for array in arrays.values():
         array.flush()
     asked = question_plan(world, frames, questions).items()

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mosaic_edge.config import SessionConfig
-from mosaic_edge.models.vlm import Attend, FloatArray, FrameArray, Vlm, VlmSpec
+from mosaic_edge.models.vlm import Attend, EncodedFrame, FloatArray, FrameArray, Vlm, VlmSpec
 from mosaic_edge.world import Question, World
 from mosaic_edge.world.world import Difficulty
 
@@ -91,9 +91,9 @@ class PassThrough:
         """Of the model behind."""
         return self._model.spec
 
-    def encode_frame(self, frame: FrameArray) -> tuple[FloatArray, FloatArray]:
+    def encode(self, frame: FrameArray, pts: float, elapsed: float, number: int) -> EncodedFrame:
         """As the model."""
-        return self._model.encode_frame(frame)
+        return self._model.encode(frame, pts, elapsed, number)
 
     def embed_text(self, ids: Sequence[int]) -> FloatArray:
         """As the model."""
@@ -107,9 +107,9 @@ class PassThrough:
         """As the model."""
         return self._model.detokenize(ids)
 
-    def run(self, embeds: FloatArray, attend: Attend, want_logits: bool = True) -> FloatArray | None:
+    def forward(self, embeds: FloatArray, attend: Attend, want_logits: bool = True) -> FloatArray | None:
         """As the model."""
-        return self._model.run(embeds, attend, want_logits)
+        return self._model.forward(embeds, attend, want_logits)
 
 
 class ReplayVlm(PassThrough):
@@ -129,19 +129,20 @@ class ReplayVlm(PassThrough):
         """A picture of one pixel, uint8 [1, 1, 3], that stands for frame number `frame` of the stream."""
         return np.array([[[frame >> 16 & 255, frame >> 8 & 255, frame & 255]]], np.uint8)
 
-    def encode_frame(self, frame: FrameArray) -> tuple[FloatArray, FloatArray]:
+    def encode(self, frame: FrameArray, pts: float, elapsed: float, number: int) -> EncodedFrame:
         """Tokens [T, hidden] and embedding [E] of the frame a ticket stands for."""
         if frame.shape != (1, 1, 3):
             raise ValueError(f"ReplayVlm takes tickets of shape [1, 1, 3], got {list(frame.shape)}")
         high, middle, low = (int(v) for v in frame[0, 0])
         index = self._frame = high << 16 | middle << 8 | low
-        return np.asarray(self._stream.tokens[index]), np.asarray(self._stream.embeddings[index])
+        tokens, embedding = self._stream.tokens[index], self._stream.embeddings[index]
+        return EncodedFrame(np.asarray(tokens), np.asarray(embedding), self.spec.grid[1])
 
-    def run(self, embeds: FloatArray, attend: Attend, want_logits: bool = True) -> FloatArray | None:
+    def forward(self, embeds: FloatArray, attend: Attend, want_logits: bool = True) -> FloatArray | None:
         """As the model; a frame's q, k, v are those of the trace with decode=False."""
         frame, self._frame = self._frame, None
         if frame is None or want_logits or self._decode:
-            return super().run(embeds, attend, want_logits)
+            return super().forward(embeds, attend, want_logits)
         q, k, v = (self._stream.trace[name][frame] for name in TRACE)
         for layer in range(self.spec.layers):
             attend(layer, np.asarray(q[layer]), np.asarray(k[layer]), np.asarray(v[layer]))

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from mosaic_edge.config import format_bytes
-from mosaic_edge.evaluation.runner import EvalSettings
 from mosaic_edge.evaluation.scoring import Row
+from mosaic_edge.evaluation.settings import EvalSettings
 
 NONE = "-"
 
@@ -91,11 +91,11 @@ def _costs(rows: list[Row]) -> list[str]:
             _line(
                 row["policy"],
                 "all" if _is_full(row) else row["cap"],
-                format_bytes(row["peak_bytes"]),
+                format_bytes(row["taken_bytes"]),
                 row["questions"],
                 f"{row['evidence_recall']:.0%} / {unsure}{row['retrieval_recall']:.0%}",
                 _number(row["kl_to_full"], ".3f"),
-                f"{row['ttft_ms_p50']:.1f} / {row['ttft_ms_p95']:.1f}",
+                f"{row['first_token_ms_p50']:.1f} / {row['first_token_ms_p95']:.1f}",
                 f"{row['frame_ms_p50']:.2f} / {row['frame_ms_p99']:.2f}",
                 row["splits"],
                 format_bytes(row["bytes_moved"]) if row["disk_bytes"] else NONE,

@@ -8,15 +8,12 @@ taken up again.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -28,64 +25,14 @@ from mosaic_edge import _core
 from mosaic_edge.config import parse_bytes
 from mosaic_edge.engine import Engine
 from mosaic_edge.evaluation.cells import retrieves, run_cell
+from mosaic_edge.evaluation.finished import FinishedCells, fingerprint
 from mosaic_edge.evaluation.recording import record_stream
 from mosaic_edge.evaluation.scoring import Row, build_row
-from mosaic_edge.evaluation.variants import FULL, Cap, Cell, Variant, parse_caps, parse_policies
-from mosaic_edge.models import TINY
+from mosaic_edge.evaluation.settings import EvalSettings
+from mosaic_edge.evaluation.variants import FULL, Cap, Cell, Variant
 
 Progress = Callable[[int, int, str], None]
 """progress(done, total, what)"""
-
-FORMAT = 2
-"""Of a finished cell; another one's are measured again."""
-
-
-@dataclass(frozen=True)
-class EvalSettings:
-    """What is measured. Every field is part of the key under which a finished cell is kept."""
-
-    policies: tuple[Variant, ...] = field(default_factory=lambda: parse_policies(",".join(_core.policies())))
-    caps: tuple[Cap, ...] = parse_caps("100%,25%,10%,5%,2%")
-    """Of the full cache: frames x tokens per frame x 16-bit keys and values of all layers; or bytes."""
-    lengths: tuple[int, ...] = (512,)
-    """Frames of a stream, one a second."""
-    seeds: tuple[int, ...] = (7, 8)
-    difficulties: tuple[str, ...] = ("plain", "lively")
-    questions: int = 96
-    """Per stream."""
-    disk: str | None = None
-    """Quota with which the policies that retrieve get a second row; None: what does not fit is gone."""
-    model: str = TINY
-    settings: dict[str, Any] = field(default_factory=dict)
-    """More fields of SessionConfig, the same for every policy."""
-
-    def __post_init__(self) -> None:
-        for difficulty in self.difficulties:
-            if difficulty not in ("plain", "lively"):
-                raise ValueError(f"difficulty={difficulty!r} is unknown; expected plain or lively")
-        for name in ("policies", "caps", "lengths", "seeds", "difficulties"):
-            if not getattr(self, name):
-                raise ValueError(f"{name}: expected at least one")
-        for length in self.lengths:
-            if not 16 <= length < 1 << 24:
-                raise ValueError(f"lengths={length}: expected 16 to {(1 << 24) - 1} frames")
-        if self.questions < 1:
-            raise ValueError(f"questions={self.questions}: expected at least 1")
-        if self.disk is not None:
-            parse_bytes(self.disk, "disk")
-
-    def cells(self, engine: Engine) -> list[Cell]:
-        """Every row; `full` is the reference: one row, all it needs. ValueError for a bad policy setting."""
-        quota = parse_bytes(self.disk, "disk") if self.disk is not None else 0
-        reads = {variant.label: _selects(engine, variant, self.settings) for variant in self.policies}
-        return [
-            Cell(difficulty, frames, variant, cap, disk)
-            for frames in self.lengths
-            for difficulty in self.difficulties
-            for variant in self.policies
-            for disk in ((0, quota) if quota and reads[variant.label] else (0,))
-            for cap in ((Cap(share=1.0),) if variant.policy == FULL else self.caps)
-        ]
 
 
 def evaluate(
@@ -93,15 +40,15 @@ def evaluate(
 ) -> list[Row]:
     """Measure what is not yet in `out`, keep finished cells there (cells.jsonl, logits/), return the rows.
 
-    jobs: processes. More than one shortens the run, but then the times (ttft_ms, frame_ms) share the machine.
-    Streams are recorded `jobs` at a time and deleted when their cells are done. Raises ValueError for a bad
-    setting, ModelError for a bad model; an impossible cap is a row with `error`.
+    jobs: processes. More than one shortens the run, but then the times (first_token_ms, frame_ms) share the
+    machine. Streams are recorded `jobs` at a time and deleted when their cells are done. Raises ValueError
+    for a bad setting, ModelError for a bad model; an impossible cap is a row with `error`.
     """
     if jobs < 1:
         raise ValueError(f"jobs={jobs}: expected at least 1")
-    engine = Engine.load(settings.model, threads=1)
-    cells = settings.cells(engine)
-    book = _Book(out, settings, fingerprint(settings.model), force)
+    engine = _load(settings)
+    cells = _cells(settings, engine)
+    book = FinishedCells(out, settings, fingerprint(settings.model), force)
     wanted = {book.key(cell, seed): (cell, seed) for cell in cells for seed in settings.seeds}
     missing = {key: what for key, what in wanted.items() if key not in book.finished}
     streams: dict[tuple[str, int, int], dict[str, Cell]] = {}
@@ -118,7 +65,7 @@ def evaluate(
     todo = list(streams.items())
     with (
         tempfile.TemporaryDirectory(prefix="mosaic-eval-") as folder,
-        _workers(settings.model, engine, jobs) as run,
+        _workers(settings, engine, jobs) as run,
     ):
         for wave in (todo[i : i + jobs] for i in range(0, len(todo), jobs)):
             places: dict[Any, Path] = {}
@@ -126,7 +73,7 @@ def evaluate(
                 places[stream] = place
                 step(f"stream {stream[0]} {stream[1]} frames")
             tasks = {
-                key: (_cell_task, places[stream], cell, settings.settings)
+                key: (_cell_task, places[stream], cell, settings.session)
                 for stream, mine in wave
                 for key, cell in mine.items()
             }
@@ -136,6 +83,20 @@ def evaluate(
             for place in places.values():
                 shutil.rmtree(place)
     return [_row(book, settings, cell) for cell in cells]
+
+
+def _cells(settings: EvalSettings, engine: Engine) -> list[Cell]:
+    """Every row; `full` is the reference: one row, all it needs. ValueError for a bad policy setting."""
+    quota = parse_bytes(settings.disk, "disk") if settings.disk is not None else 0
+    reads = {variant.label: _selects(engine, variant, settings.session) for variant in settings.policies}
+    return [
+        Cell(difficulty, frames, variant, cap, disk)
+        for frames in settings.lengths
+        for difficulty in settings.difficulties
+        for variant in settings.policies
+        for disk in ((0, quota) if quota and reads[variant.label] else (0,))
+        for cap in ((Cap(share=1.0),) if variant.policy == FULL else settings.caps)
+    ]
 
 
 def _selects(engine: Engine, variant: Variant, base: dict[str, Any]) -> bool:
@@ -148,7 +109,7 @@ def _selects(engine: Engine, variant: Variant, base: dict[str, Any]) -> bool:
         raise ValueError(f"policies={variant.label!r}: {error}") from None
 
 
-def _row(book: _Book, settings: EvalSettings, cell: Cell) -> Row:
+def _row(book: FinishedCells, settings: EvalSettings, cell: Cell) -> Row:
     """One row, its logits against those of `full` on the same streams where it is among the policies."""
     mine = [book.key(cell, seed) for seed in settings.seeds]
     full = next((v for v in settings.policies if v.policy == FULL), None)
@@ -161,72 +122,22 @@ def _row(book: _Book, settings: EvalSettings, cell: Cell) -> Row:
     return build_row([book.finished[key] for key in mine], pairs)
 
 
-class _Book:
-    """The finished cells of a folder; a last line cut short by an interruption is taken off the file."""
-
-    def __init__(self, out: Path, settings: EvalSettings, code: str, force: bool) -> None:
-        self._same = [settings.questions, settings.model, settings.settings, code, FORMAT]
-        self._file, self._arrays = out / "cells.jsonl", out / "logits"
-        self._arrays.mkdir(parents=True, exist_ok=True)
-        self.finished: dict[str, Row] = {}
-        if force:
-            self._file.unlink(missing_ok=True)
-            return
-        text = self._file.read_text() if self._file.exists() else ""
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            self._file.write_text(whole)
-        for entry in map(json.loads, whole.splitlines()):
-            if "error" in entry["cell"] or self._place(entry["key"]).exists():
-                self.finished[entry["key"]] = entry["cell"]
-
-    def key(self, cell: Cell, seed: int) -> str:
-        cap = cell.cap.share if cell.cap.size is None else f"{cell.cap.size} bytes"
-        what = [cell.variant.label, cell.difficulty, cell.frames, seed, cap, cell.disk]
-        return json.dumps([*what, *self._same], sort_keys=True, default=str)
-
-    def add(self, key: str, row: Row, logits: NDArray[np.float32] | None) -> None:
-        if logits is not None:
-            np.save(self._place(key), logits)
-        self.finished[key] = row
-        with self._file.open("a") as log:
-            log.write(json.dumps({"key": key, "cell": row}) + "\n")
-
-    def logits(self, key: str) -> NDArray[np.float32] | None:
-        """[questions, vocab], or None for a cell that could not run."""
-        return None if "error" in self.finished[key] else np.load(self._place(key))
-
-    def _place(self, key: str) -> Path:
-        return self._arrays / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.npy"
-
-
-def fingerprint(model: str) -> str:
-    """A short hash of the core, the package and the model: results of another build are not reused."""
-    package = Path(__file__).resolve().parents[1]
-    folder = package / "models" / "tiny" if model == TINY else Path(model)
-    digest = hashlib.sha256(Path(_core.__file__).read_bytes())
-    for source in sorted(package.rglob("*.py")):
-        if source.stem != "report" and source.parent.name != "plots":
-            digest.update(source.read_bytes())
-    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
-        digest.update(f"{file.name} {file.stat().st_size}".encode())
-        if file.stat().st_size < 1 << 26:
-            digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
-
-
 # What a worker process keeps between its tasks: the model is loaded once.
 _engine: Engine | None = None
 
 
-def _start(model: str, engine: Engine | None = None) -> None:
+def _start(settings: EvalSettings, engine: Engine | None = None) -> None:
     global _engine
-    _engine = engine or Engine.load(model, threads=1)
+    _engine = engine or _load(settings)
+
+
+def _load(settings: EvalSettings) -> Engine:
+    return Engine.load(settings.model, **{"threads": 1, **settings.load})
 
 
 def _record_task(settings: EvalSettings, difficulty: Any, frames: int, seed: int, folder: Path) -> Path:
     assert _engine is not None
-    return record_stream(_engine, difficulty, seed, frames, settings.questions, folder, settings.settings)
+    return record_stream(_engine, difficulty, seed, frames, settings.questions, folder, settings.session)
 
 
 def _cell_task(place: Path, cell: Cell, base: dict[str, Any]) -> tuple[Row, NDArray[np.float32] | None]:
@@ -236,15 +147,15 @@ def _cell_task(place: Path, cell: Cell, base: dict[str, Any]) -> tuple[Row, NDAr
 
 @contextmanager
 def _workers(
-    model: str, engine: Engine, jobs: int
+    settings: EvalSettings, engine: Engine, jobs: int
 ) -> Iterator[Callable[[dict[Any, Any]], Iterator[tuple[Any, Any]]]]:
     """Gives run(tasks), which yields (key, result) of every task (function, *arguments) as they end."""
-    _start(model, engine)
+    _start(settings, engine)
     if jobs == 1:
         yield lambda tasks: ((key, function(*rest)) for key, (function, *rest) in tasks.items())
         return
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    with ProcessPoolExecutor(jobs, get_context("spawn"), _start, (model,)) as pool:
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _start, (settings,)) as pool:
 
         def run(tasks: dict[Any, Any]) -> Iterator[tuple[Any, Any]]:
             futures: dict[Future[Any], Any] = {

@@ -32,7 +32,7 @@ def build_row(cells: list[Row], logits: Sequence[tuple[Logits, Logits]] | None =
     if errors:
         return {**row, "error": errors[0]}
     answers = [a for cell in cells for a in cell["answers"]]
-    row["peak_bytes"] = max(cell["memory"]["peak_bytes"] for cell in cells)
+    row["taken_bytes"] = max(cell["memory"]["taken_bytes"] for cell in cells)
     return row | _answered(cells, answers) | _divergence(logits) | _times(cells, answers) | _account(cells)
 
 
@@ -94,19 +94,19 @@ def _divergence(logits: Sequence[tuple[Logits, Logits]] | None) -> Row:
 
 def _times(cells: list[Row], answers: list[Row]) -> Row:
     """Time to first token, also by the frames that had been seen, and time of a frame; ms."""
-    ttft = np.percentile([a["ttft_ms"] for a in answers], [50, 95])
+    first_token = np.percentile([a["first_token_ms"] for a in answers], [50, 95])
     frame = np.percentile(np.concatenate([cell["frame_ms"] for cell in cells]), [50, 99])
     by_frames = {}
     for seen in sorted({a["frames"] for a in answers}):
-        mine = [a["ttft_ms"] for a in answers if a["frames"] == seen]
+        mine = [a["first_token_ms"] for a in answers if a["frames"] == seen]
         p50, p95 = np.percentile(mine, [50, 95])
         by_frames[str(seen)] = {"p50": float(p50), "p95": float(p95), "questions": len(mine)}
     return {
-        "ttft_ms_p50": float(ttft[0]),
-        "ttft_ms_p95": float(ttft[1]),
+        "first_token_ms_p50": float(first_token[0]),
+        "first_token_ms_p95": float(first_token[1]),
         "frame_ms_p50": float(frame[0]),
         "frame_ms_p99": float(frame[1]),
-        "ttft_ms_by_frames": by_frames,
+        "first_token_ms_by_frames": by_frames,
     }
 
 

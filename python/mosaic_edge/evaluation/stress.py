@@ -6,7 +6,8 @@ import csv
 import json
 import sys
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,13 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from mosaic_edge import DEFAULT_POLICY, _core
-from mosaic_edge.cli.progress import progress_bar
-from mosaic_edge.config import format_bytes, parse_bytes
-from mosaic_edge.engine import Engine, Session
+from mosaic_edge import _core
+from mosaic_edge.config import SessionConfig, format_bytes, parse_bytes
+from mosaic_edge.engine import Engine
+from mosaic_edge.evaluation.settings import StressSettings
 from mosaic_edge.sampling import SamplingParams
+from mosaic_edge.session import Session
 from mosaic_edge.world import World
-from mosaic_edge.world.world import Difficulty
 
 COLUMNS = (
     "frame", "rss_bytes", "taken_bytes", "cap_bytes", "dram_used_bytes", "disk_used_bytes",
@@ -29,6 +30,9 @@ COLUMNS = (
 )  # fmt: skip
 """Of the memory curve: bytes, tokens by place, and what went wrong so far."""
 
+Progress = Callable[[int, str], None]
+"""progress(frames, how it goes)"""
+
 SAMPLES = 2000
 """Rows of the curve at most; their room is taken before the first frame, so that they cost no growth."""
 
@@ -36,79 +40,21 @@ FULL = 0.98
 """A tier has been full when its peak reached this share of its slots."""
 
 
-@dataclass(frozen=True)
-class StressSettings:
-    """What is streamed, and what counts as a breach."""
-
-    memory: str = "32MiB"
-    frames: int = 100_000
-    policy: str = DEFAULT_POLICY
-    disk: str | None = None
-    """Quota of the spill file; None: four times the cap; "none": no disk."""
-    faults: int = 0
-    """Every nth page read from, written to and given a place on disk fails; 0: none.
-
-    On the CPU those are all the copies there are: pages in DRAM are read where they lie.
-    """
-    difficulty: Difficulty = "plain"
-    seed: int = 7
-    ask_every: int = 50
-    check_every: int = 1000
-    """Frames between two recounts of every invariant."""
-    warm_up: float = 0.25
-    """Share of the frames after which RSS must not grow; it lasts on until every DRAM tier has been full."""
-    allow: str = "8MiB"
-    """RSS may grow by so much after warm-up: the interpreter's and the allocator's noise."""
-    model: str = "mosaic-tiny"
-    trace: str | None = None
-    """Write a trace of the run to this file, see trace.py."""
-
-    def __post_init__(self) -> None:
-        for name, low, high in (
-            ("frames", 16, 1_000_000),
-            ("ask_every", 1, None),
-            ("check_every", 1, None),
-            ("faults", 0, None),
-        ):
-            value = getattr(self, name)
-            if value < low or (high is not None and value > high):
-                raise ValueError(
-                    f"{name}={value}: expected {low:,} to {high:,}"
-                    if high
-                    else f"{name}={value}: at least {low}"
-                )
-        if not 0 < self.warm_up < 1:
-            raise ValueError(f"warm_up={self.warm_up:g}: expected a share between 0 and 1")
-        if self.difficulty not in ("plain", "lively"):
-            raise ValueError(f"difficulty={self.difficulty!r}: expected plain or lively")
-        if self.faults and self.disk == "none":
-            raise ValueError(
-                f"faults={self.faults}: faults are of disk pages; disk='none' leaves nothing to fail"
-            )
-        parse_bytes(self.memory)
-        parse_bytes(self.allow, "allow")
-        if self.disk not in (None, "none"):
-            parse_bytes(self.disk, "disk")
-
-    @property
-    def disk_bytes(self) -> int | None:
-        """Quota of the spill file in bytes, None without one."""
-        if self.disk == "none":
-            return None
-        return 4 * parse_bytes(self.memory) if self.disk is None else parse_bytes(self.disk, "disk")
-
-
-def run_stress(settings: StressSettings, out: Path, *, quiet: bool = False) -> dict[str, Any]:
+def run_stress(settings: StressSettings, out: Path, progress: Progress | None = None) -> dict[str, Any]:
     """Stream, then write memory.csv, memory.png and stress.json to `out`.
 
     "breach" of the result is one line saying who needs what, what there is and which knob it is, or None.
     Raises ValueError for a bad setting and MemoryCapError for a cap that cannot hold the least there must be.
     """
-    engine = Engine.load(settings.model)
-    more: dict[str, Any] = {"memory": settings.memory, "policy": settings.policy, "disk": settings.disk_bytes}
-    with engine.session(**more, faults=settings.faults, trace=settings.trace) as session:
+    engine = Engine.load(settings.model, **settings.load)
+    config = SessionConfig(
+        **{**settings.session, "memory": settings.memory, "policy": settings.policy},
+        disk=settings.disk_bytes,
+        faults=settings.faults,
+    )
+    with engine.session(config) as session:
         stress = _Stress(settings, engine, session)
-        stress.stream(quiet)
+        stress.stream(progress)
         result = stress.result()
     out.mkdir(parents=True, exist_ok=True)
     curve = stress.curve
@@ -158,29 +104,28 @@ class _Stress:
         """The samples so far [n, COLUMNS]."""
         return self._rows[: self._sampled]
 
-    def stream(self, quiet: bool) -> None:
+    def stream(self, progress: Progress | None) -> None:
         """All frames, or those up to the first breach."""
         s, random = self._s, np.random.default_rng([self._s.seed, 6])
         began = time.perf_counter()
-        with progress_bar(not quiet) as bar:
-            task = bar.add_task("streaming", total=s.frames)
-            for frame in range(1, s.frames + 1):
-                second = (frame - 1) / self._fps
-                self._session.append(self._world.render(second), second)
-                self.frames = frame
-                last = frame == s.frames
-                if frame % s.ask_every == 0 or last:
-                    self._ask(second, random)
-                if frame % s.check_every == 0 or last:
-                    self._recount()
-                if frame % self._every == 0 or last:
-                    row = self._sample(frame)
-                    took = max(time.perf_counter() - began, 1e-9)
-                    used = f"{format_bytes(row['taken_bytes'])} of {format_bytes(row['cap_bytes'])}"
-                    line = f"{frame / took:.0f} frames/s, RSS {format_bytes(row['rss_bytes'])}, {used}"
-                    bar.update(task, completed=frame, description=line)
-                if self.breach is not None:
-                    break
+        for frame in range(1, s.frames + 1):
+            second = (frame - 1) / self._fps
+            self._session.append(self._world.render(second), second)
+            self.frames = frame
+            last = frame == s.frames
+            if frame % s.ask_every == 0 or last:
+                self._ask(second, random)
+            if frame % s.check_every == 0 or last:
+                self._recount()
+            if frame % self._every == 0 or last:
+                row = self._sample(frame)
+                took = max(time.perf_counter() - began, 1e-9)
+                used = f"{format_bytes(row['taken_bytes'])} of {format_bytes(row['cap_bytes'])}"
+                if progress is not None:
+                    rss = format_bytes(row["rss_bytes"])
+                    progress(frame, f"{frame / took:.0f} frames/s, RSS {rss}, {used}")
+            if self.breach is not None:
+                break
         self.seconds = time.perf_counter() - began
         if self.breach is None:
             self.breach = self._growth_breach()
@@ -208,7 +153,7 @@ class _Stress:
         row: dict[str, Any] = {
             "frame": frame,
             "rss_bytes": self._process.memory_info().rss,
-            "taken_bytes": memory["peak_bytes"],
+            "taken_bytes": memory["taken_bytes"],
             "cap_bytes": memory["cap_bytes"],
             "dram_used_bytes": sum(tier["used_bytes"] for tier in dram),
             "disk_used_bytes": sum(tier["used_bytes"] for tier in disk),
@@ -283,9 +228,9 @@ def breach_of(memory: dict[str, Any]) -> str | None:
     """What is wrong in `Session.memory()`: the cap, a tier, or the account of every token ever seen; None if
     nothing is.
     """
-    if memory["peak_bytes"] > memory["cap_bytes"]:
+    if memory["taken_bytes"] > memory["cap_bytes"]:
         return (
-            f"the core took {format_bytes(memory['peak_bytes'])}; "
+            f"the core took {format_bytes(memory['taken_bytes'])}; "
             f"the cap is {format_bytes(memory['cap_bytes'])} (--memory)"
         )
     for tier in memory["tiers"]:

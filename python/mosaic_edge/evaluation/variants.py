@@ -17,7 +17,7 @@ Setting = float | int | bool | str
 FULL = "full"
 """The reference: holds everything, so it has one row, with the bytes it needs, and no disk."""
 
-GIVEN = ("memory", "policy", "settings", "disk", "spill_dir")
+GIVEN = ("memory", "policy", "policy_settings", "disk", "spill_dir")
 """Fields of SessionConfig that the evaluation sets itself."""
 
 
@@ -27,7 +27,7 @@ class Variant:
 
     label: str
     policy: str
-    settings: dict[str, Setting] = field(default_factory=dict)
+    policy_settings: dict[str, Setting] = field(default_factory=dict)
     """Of the policy."""
     session: dict[str, Setting] = field(default_factory=dict)
     """Fields of SessionConfig (packed, summaries, prefetch, retrieve_tokens, ...)."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mosaic_edge.models.vlm import Vlm
@@ -17,22 +17,24 @@ TINY = "mosaic-tiny"
 def load_model(
     model: str | Path,
     *,
+    device: str | None = None,
     threads: int | None = None,
     variant: str | None = None,
-    device: str | None = None,
+    dtype: str | None = None,
+    quantization: str | None = None,
     tokens_per_frame: int | None = None,
-    **options: Any,
+    allow_pickle: bool = False,
 ) -> Vlm:
-    """Load a model by name ("mosaic-tiny"), from a directory, or by hub id. ModelError names what was looked
-    for.
+    """Load a model by name ("mosaic-tiny"), from a directory, or by hub id; what the keywords mean stands at
+    Engine.load.
 
-    options are those of HfVlm.load, and of its layout alone; so are config.json and weights without an ONNX
-    graph.
+    ModelError names what was looked for; ValueError a keyword of the other layout.
     """
     path = Path(__file__).parent / "tiny" if model == TINY else Path(model)
     if not _is_transformers(path, str(model)):
-        if options:
-            raise ValueError(f"{', '.join(options)}: {model} is in the ONNX layout, which has no such option")
+        theirs = {"dtype": dtype, "quantization": quantization, "allow_pickle": allow_pickle or None}
+        if given := [name for name, value in theirs.items() if value is not None]:
+            raise ValueError(f"{', '.join(given)}: {model} is in the ONNX layout, which has no such option")
         from mosaic_edge.models.onnx.vlm import OnnxVlm
 
         return OnnxVlm.load(path, threads, variant, device or "cpu", tokens_per_frame)
@@ -51,8 +53,14 @@ def load_model(
 
     if threads is not None:
         torch.set_num_threads(threads or os.cpu_count() or 1)  # torch has one number for the whole process
-    place = path if path.is_dir() else model
-    return HfVlm.load(place, device=device, tokens_per_frame=tokens_per_frame, **options)
+    return HfVlm.load(
+        path if path.is_dir() else model,
+        dtype=dtype,
+        device=device,
+        quantization=quantization,
+        tokens_per_frame=tokens_per_frame,
+        allow_pickle=allow_pickle,
+    )
 
 
 def _is_transformers(path: Path, model: str) -> bool:

@@ -41,6 +41,8 @@ class DeviceAttend(Protocol):
 class ModelError(ValueError):
     """A model directory or file that cannot be used: one line that says what, where and what was expected."""
 
+    exit_code = 2
+
 
 @dataclass(frozen=True)
 class RopeSpec:
@@ -71,7 +73,7 @@ class VlmSpec:
     kv_heads: int
     head_dim: int
     hidden: int
-    """Width of a row of tokens, as encode_frame, embed_text and run agree on it: the model's hidden size, or
+    """Width of a row of tokens, as encode, embed_text and forward agree on it: the model's hidden size, or
     more where features for later layers lie beside it (Qwen3-VL's DeepStack)."""
     rope: RopeSpec
     scale: float
@@ -79,7 +81,7 @@ class VlmSpec:
     tokens_per_frame: int
     """Most tokens of a frame, text around the picture included."""
     grid: tuple[int, int]
-    """Rows and columns of a frame's picture (the largest, where they differ; see StreamVlm)."""
+    """Rows and columns of a frame's picture (the largest, where they differ; see EncodedFrame)."""
     embedding_dim: int
     """Length of the embedding of a whole frame."""
     image_size: tuple[int, int]
@@ -142,8 +144,10 @@ class Vlm(Protocol):
         """What the model is; never changes."""
         ...
 
-    def encode_frame(self, frame: FrameArray) -> tuple[FloatArray, FloatArray]:
-        """Encode an RGB frame uint8 [H, W, 3]: tokens [tokens_per_frame, hidden], embedding [E]."""
+    def encode(self, frame: FrameArray, pts: float, elapsed: float, number: int) -> EncodedFrame:
+        """Encode an RGB frame uint8 [H, W, 3] seen at `pts` seconds, `elapsed` after the first, `number`
+        frames before it. A model's text, sizes and positions may follow from that, or not.
+        """
         ...
 
     def embed_text(self, ids: Sequence[int]) -> FloatArray:
@@ -158,22 +162,9 @@ class Vlm(Protocol):
         """Join token ids into text; special tokens are left out."""
         ...
 
-    def run(self, embeds: FloatArray, attend: Attend, want_logits: bool = True) -> FloatArray | None:
+    def forward(self, embeds: FloatArray, attend: Attend, want_logits: bool = True) -> FloatArray | None:
         """Run the decoder over embeds [T, hidden]; `attend` is called once per layer, in order.
 
         Returns the logits [vocab_size] of the last token, or None without `want_logits` (frames need none).
-        """
-        ...
-
-
-@runtime_checkable
-class StreamVlm(Vlm, Protocol):
-    """A model whose frames know their place in the stream: sizes that differ, time stamps, numbers, absolute
-    time.
-    """
-
-    def encode_at(self, frame: FrameArray, pts: float, elapsed: float, number: int) -> EncodedFrame:
-        """Encode an RGB frame uint8 [H, W, 3] seen at `pts` seconds, `elapsed` after the first, `number`
-        frames before it.
         """
         ...

@@ -1,6 +1,7 @@
-"""Profiles: the settings of a session for one kind of board, as a .toml that `--profile NAME` reads.
+"""Profiles: model and session settings for one kind of board, as a .toml that `--profile NAME` reads.
 
     profile = read_profile("orin-nano-8gb")            # or a path: read_profile("mine.toml")
+    engine = Engine.load("mosaic-tiny", **profile.model)
     with engine.session(**profile.session) as session: ...
 
 The sources are jetson/profiles; a wheel carries them beside this file. A profile gives defaults: what is said
@@ -13,22 +14,38 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import dataclass, fields
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from mosaic_edge.config import BACKENDS, SessionConfig, format_bytes, parse_bytes
+from mosaic_edge.models import load_model
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
+
+def _plain(annotation: object) -> set[str]:
+    return {name.strip() for name in str(annotation).split("|")} & {"int", "float", "bool", "str"}
+
+
 _TYPES = {
-    field.name: {name.strip() for name in str(field.type).split("|")} & {"int", "float", "bool", "str"}
-    for field in fields(SessionConfig)
-    if field.name != "faults"  # for tests
+    "session": {
+        field.name: _plain(field.type)
+        for field in fields(SessionConfig)
+        if field.name != "faults"  # for tests
+    },
+    "model": {
+        name: _plain(parameter.annotation)
+        for name, parameter in signature(load_model).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+        and name != "allow_pickle"  # trust is not a board's setting
+    },
 }
-"""What [session] may hold: the fields of SessionConfig, and the plain types each takes."""
+"""What the tables may hold, and the plain types each takes: [session] fields of SessionConfig, [model]
+keywords of Engine.load."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +62,8 @@ class Profile:
     """Frames a second to sample; None: the model's."""
     session: dict[str, Any]
     """Fields of SessionConfig, for Engine.session(**session)."""
+    model: dict[str, Any]
+    """Keywords of Engine.load(model, **model)."""
 
 
 def known_profiles() -> dict[str, Path]:
@@ -79,7 +98,7 @@ def read_profile(name: str) -> Profile:
 
 
 def _check(path: Path, document: dict[str, Any]) -> Profile:
-    _only(document, {"title", "board_memory", "fps", "session"}, "")
+    _only(document, {"title", "board_memory", "fps", *_TYPES}, "")
     title = document.get("title")
     if not isinstance(title, str):
         raise ValueError(f"title={title!r}: expected the name of the board")
@@ -87,12 +106,7 @@ def _check(path: Path, document: dict[str, Any]) -> Profile:
     fps = document.get("fps")
     if fps is not None and (not _is(fps, {"float"}) or not 0 < fps < math.inf):
         raise ValueError(f"fps={fps!r}: expected frames a second, a positive number")
-    session = document.get("session", {})
-    if not isinstance(session, dict):
-        raise ValueError(f"session={session!r}: expected a table, [session]")
-    _only(session, set(_TYPES), "session.")
-    for key, value in session.items():
-        _check_session(key, value)
+    session, model = (_table(document, name) for name in _TYPES)
     if "memory" not in session:
         raise ValueError("session.memory is missing: expected the cap, such as '1GiB'")
     cap = parse_bytes(session["memory"], "session.memory")
@@ -101,21 +115,31 @@ def _check(path: Path, document: dict[str, Any]) -> Profile:
             f"session.memory={session['memory']!r}: a cap of {format_bytes(cap)} leaves nothing of "
             f"board_memory={document['board_memory']!r} to the model and the system"
         )
-    return Profile(path.stem, path, title, board, None if fps is None else float(fps), dict(session))
+    return Profile(path.stem, path, title, board, None if fps is None else float(fps), session, model)
 
 
-def _check_session(key: str, value: Any) -> None:
-    if key == "settings":
+def _table(document: dict[str, Any], name: str) -> dict[str, Any]:
+    table = document.get(name, {})
+    if not isinstance(table, dict):
+        raise ValueError(f"{name}={table!r}: expected a table, [{name}]")
+    _only(table, set(_TYPES[name]), f"{name}.")
+    for key, value in table.items():
+        _check_value(f"{name}.{key}", value, _TYPES[name][key])
+    return dict(table)
+
+
+def _check_value(key: str, value: Any, types: set[str]) -> None:
+    if key == "session.policy_settings":
         if not isinstance(value, dict) or not all(_is(v, {"float", "bool", "str"}) for v in value.values()):
-            raise ValueError(f"session.settings={value!r}: expected a table of numbers and words")
-    elif key in ("memory", "disk", "device_memory"):
-        parse_bytes(value, f"session.{key}")
-    elif key == "backend" and value not in BACKENDS:
-        raise ValueError(f"session.backend={value!r}: expected one of {', '.join(BACKENDS)}")
-    elif not _is(value, _TYPES[key]):
-        raise ValueError(f"session.{key}={value!r}: expected {' or '.join(sorted(_TYPES[key]))}")
+            raise ValueError(f"{key}={value!r}: expected a table of numbers and words")
+    elif key in ("session.memory", "session.disk", "session.device_memory"):
+        parse_bytes(value, key)
+    elif key == "session.backend" and value not in BACKENDS:
+        raise ValueError(f"{key}={value!r}: expected one of {', '.join(BACKENDS)}")
+    elif not _is(value, types):
+        raise ValueError(f"{key}={value!r}: expected {' or '.join(sorted(types))}")
     elif isinstance(value, int | float) and not 0 <= value < math.inf:
-        raise ValueError(f"session.{key}={value!r}: expected a number from 0 on")
+        raise ValueError(f"{key}={value!r}: expected a number from 0 on")
 
 
 def _is(value: Any, types: set[str]) -> bool:

@@ -1,7 +1,11 @@
-"""Where frames come from: files and cameras (files.py), arrays that a robot already holds."""
+"""Where frames come from: files, cameras, arrays that a program holds already. A new kind is a file in this
+folder, its class marked with @scheme (registry.py)."""
 
 from __future__ import annotations
 
-from mosaic_edge.sources.files import Frame, SourceError, VideoSource, frames_from_arrays
+from mosaic_edge.sources.arrays import frames_from_arrays
+from mosaic_edge.sources.files import VideoSource
+from mosaic_edge.sources.frame_source import Frame, FrameSource, SourceError
+from mosaic_edge.sources.registry import open_source
 
-__all__ = ["Frame", "SourceError", "VideoSource", "frames_from_arrays"]
+__all__ = ["Frame", "FrameSource", "SourceError", "VideoSource", "frames_from_arrays", "open_source"]

@@ -164,7 +164,7 @@ def test_run_streams_a_file_and_answers(run: Any, make_video: MakeVideo) -> None
     assert result["frames"] == 12
     assert result["error"] is None
     assert [a["question"] for a in result["answers"]] == [ASK[1], "what is seen now ?"]
-    assert result["memory"]["peak_bytes"] <= result["memory"]["cap_bytes"] == 2 << 20
+    assert result["memory"]["taken_bytes"] <= result["memory"]["cap_bytes"] == 2 << 20
     shown = run(*arguments, "--since", "1")
     assert shown.code == 0
     assert "what is seen now ?" in shown.out
@@ -212,7 +212,7 @@ def test_demo_prints_everything_as_one_document_and_keeps_the_video(run: Any, tm
         assert one["frames"] == 40
         assert one["asked"] == len(one["answers"]) > 0
         assert one["right"] == sum(a["right"] for a in one["answers"])
-        assert one["peak_bytes"] <= one["cap_bytes"] == 1 << 20
+        assert one["taken_bytes"] <= one["cap_bytes"] == 1 << 20
         assert one["memory"]["tokens"]["seen"] > 0
     assert result["runs"][0]["answers"][0]["truth"] == result["runs"][1]["answers"][0]["truth"]
     assert mosaic_edge.DEFAULT_POLICY in result["summary"]

@@ -55,7 +55,10 @@ def test_no_disk_is_no_disk_and_a_quota_is_bytes() -> None:
 
 
 def test_policy_settings_become_numbers() -> None:
-    assert SessionConfig(settings={"visual": True, "tau": 0.5}).core_settings() == {"visual": 1.0, "tau": 0.5}
+    assert SessionConfig(policy_settings={"visual": True, "tau": 0.5}).core_settings() == {
+        "visual": 1.0,
+        "tau": 0.5,
+    }
 
 
 def test_a_model_without_mrope_has_no_sections() -> None:
@@ -70,13 +73,13 @@ def test_a_model_without_mrope_has_no_sections() -> None:
         ("window_frames", "3"),
         ("window_frames", 3.5),
         ("clusters", 1 << 31),
-        ("threads", -1),
+        ("kernel_threads", -1),
         ("prefetch", "no"),
         ("exact_share", "a"),
         ("summaries", None),
-        ("settings", None),
-        ("settings", {1: 1}),
-        ("settings", {"frames": None}),
+        ("policy_settings", None),
+        ("policy_settings", {1: 1}),
+        ("policy_settings", {"frames": None}),
     ],
 )
 def test_a_field_of_the_wrong_kind_is_refused_by_name(knob: str, value: object) -> None:

@@ -32,7 +32,7 @@ SHORT = SamplingParams(max_tokens=3)
 def account(session: Session) -> dict[str, Any]:
     """What must not change when something is refused."""
     stats = session.memory()
-    return {name: stats[name] for name in ("tokens", "events", "peak_bytes", "frames")}
+    return {name: stats[name] for name in ("tokens", "events", "taken_bytes", "frames")}
 
 
 def fill(session: Session, frames: int, first: int = 0) -> None:
@@ -41,7 +41,7 @@ def fill(session: Session, frames: int, first: int = 0) -> None:
 
 
 def open_session(**settings: Any) -> Session:
-    return Engine(NumpyVlm()).session(**{"memory": "1MiB", "threads": 1, **settings})
+    return Engine(NumpyVlm()).session(**{"memory": "1MiB", "kernel_threads": 1, **settings})
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_a_long_stream_stays_under_a_small_cap_and_every_token_is_accounted_for(
             session.append(picture(number), float(number))
             if number % 97 == 0:
                 session.check_invariants()
-                assert session.memory()["peak_bytes"] <= parse_bytes(SMALL)
+                assert session.memory()["taken_bytes"] <= parse_bytes(SMALL)
         tokens = session.memory()["tokens"]
         assert tokens["seen"] == 700 * session._spec.tokens_per_frame * session._spec.layers
         assert sum(count for name, count in tokens.items() if name != "seen") == tokens["seen"]
@@ -130,7 +130,7 @@ def test_frames_without_times_follow_at_the_rate_of_the_stream() -> None:
 @pytest.mark.parametrize("broken", ["nan", "raise"])
 def test_a_model_that_breaks_down_in_a_frame_or_a_question_leaves_the_session_usable(broken: str) -> None:
     model = NumpyVlm()
-    with Engine(model).session(memory="1MiB", threads=1) as session:
+    with Engine(model).session(memory="1MiB", kernel_threads=1) as session:
         fill(session, 23)
         before, answer = account(session), session.ask(QUESTION, sampling=SHORT).logits
         for action in (lambda: session.append(picture(23), 23.0), lambda: session.ask(QUESTION)):
@@ -173,15 +173,16 @@ def test_an_impossible_cap_names_the_knob(policy: str) -> None:
 @pytest.mark.parametrize("threads", [0, 1, 3])
 def test_the_plan_is_what_a_session_takes(threads: int) -> None:
     engine = Engine(NumpyVlm())
-    plan = engine.plan(memory="8MiB", policy="mosaic", threads=threads)
-    with engine.session(memory="8MiB", policy="mosaic", threads=threads) as session:
-        assert session.memory()["peak_bytes"] == plan["total_bytes"] <= plan["cap_bytes"] == 8 << 20
+    plan = engine.plan(memory="8MiB", policy="mosaic", kernel_threads=threads)
+    with engine.session(memory="8MiB", policy="mosaic", kernel_threads=threads) as session:
+        assert session.memory()["taken_bytes"] == plan["total_bytes"] <= plan["cap_bytes"] == 8 << 20
 
 
 @pytest.mark.parametrize(
     "settings",
     [{"policy": "nope"}, {"memory": "lots"}, {"memory": 0}, {"exact": "int3"}, {"positions": "sideways"},
-     {"window_frames": 1}, {"settings": {"nonsense": 1.0}}, {"index_share": 2.0}, {"branch_tokens": -1}],
+     {"window_frames": 1}, {"policy_settings": {"nonsense": 1.0}}, {"index_share": 2.0},
+     {"branch_tokens": -1}],
     ids=str,
 )  # fmt: skip
 def test_a_bad_setting_is_refused_in_one_line(settings: dict[str, Any]) -> None:
@@ -220,11 +221,11 @@ def test_a_dialogue_is_remembered_and_its_room_is_bounded(session: Session) -> N
     session.ask(QUESTION, dialogue=True, sampling=SHORT)
     after = session.ask(OTHER, sampling=SHORT).logits
     assert not np.array_equal(alone, after)
-    peak = session.memory()["peak_bytes"]
+    peak = session.memory()["taken_bytes"]
     for _ in range(40):
         session.ask(QUESTION, dialogue=True, sampling=SHORT)
         session.check_invariants()
-    assert session.memory()["peak_bytes"] == peak
+    assert session.memory()["taken_bytes"] == peak
     assert session.memory()["events"]["dropped_dialogue_tokens"] > 0
 
 
@@ -352,11 +353,14 @@ def test_two_threads_take_turns() -> None:
 
 def test_sessions_of_one_engine_do_not_see_each_other() -> None:
     engine = Engine(NumpyVlm())
-    with engine.session(memory="1MiB", threads=1) as a, engine.session(memory="1MiB", threads=1) as b:
+    with (
+        engine.session(memory="1MiB", kernel_threads=1) as a,
+        engine.session(memory="1MiB", kernel_threads=1) as b,
+    ):
         fill(a, 30)
         fill(b, 30, first=500)
         mixed = a.ask(QUESTION).logits
-    with engine.session(memory="1MiB", threads=1) as a:
+    with engine.session(memory="1MiB", kernel_threads=1) as a:
         fill(a, 30)
         assert np.array_equal(a.ask(QUESTION).logits, mixed)
 

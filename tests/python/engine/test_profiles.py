@@ -49,15 +49,15 @@ def test_every_profile_makes_a_plan_that_fits_its_cap_and_leaves_half_the_board_
         (GOOD + "windows = 3\n", "session.windows: no such key"),
         (GOOD + "faults = 3\n", "session.faults: no such key"),
         ("fsp = 1.0\n" + GOOD, "fsp: no such key"),
-        (GOOD + 'threads = "four"\n', "session.threads='four': expected int"),
-        (GOOD + "threads = true\n", "session.threads=True: expected int"),
-        (GOOD + "threads = 1.5\n", "session.threads=1.5: expected int"),
-        (GOOD + "threads = -1\n", "session.threads=-1: expected a number from 0 on"),
+        (GOOD + 'kernel_threads = "four"\n', "session.kernel_threads='four': expected int"),
+        (GOOD + "kernel_threads = true\n", "session.kernel_threads=True: expected int"),
+        (GOOD + "kernel_threads = 1.5\n", "session.kernel_threads=1.5: expected int"),
+        (GOOD + "kernel_threads = -1\n", "session.kernel_threads=-1: expected a number from 0 on"),
         (GOOD + "exact_share = nan\n", "session.exact_share=nan: expected a number from 0 on"),
         (GOOD + "summaries = 1\n", "session.summaries=1: expected bool"),
         (GOOD + "policy = 1\n", "session.policy=1: expected str"),
         (GOOD + 'disk = "much"\n', "session.disk='much'"),
-        (GOOD + "[session.settings]\ntau = [1]\n", "session.settings="),
+        (GOOD + "[session.policy_settings]\ntau = [1]\n", "session.policy_settings="),
         (GOOD.replace("2MiB", "8GiB"), "leaves nothing of board_memory"),
         (GOOD.replace('memory = "2MiB"', ""), "session.memory is missing"),
         (GOOD.replace('title = "a board"', ""), "title=None"),
@@ -77,14 +77,13 @@ def test_what_a_profile_must_not_hold_is_refused_by_file_and_key(write: Any, tex
 
 
 def test_every_setting_of_a_session_may_stand_in_a_profile(write: Any) -> None:
-    extra = (
-        'policy = "mosaic"\nexact_share = 1\nsummaries = false\nclusters = 7\n[session.settings]\ntau = 0.5\n'
-    )
+    extra = 'policy = "mosaic"\nexact_share = 1\nsummaries = false\nclusters = 7\n'
+    extra += "[session.policy_settings]\ntau = 0.5\n"
     profile = read_profile(write("fps = 2\n" + GOOD + extra))
     assert profile.fps == 2.0
     assert profile.session == {
         "memory": "2MiB", "policy": "mosaic", "exact_share": 1, "summaries": False, "clusters": 7,
-        "settings": {"tau": 0.5},
+        "policy_settings": {"tau": 0.5},
     }  # fmt: skip
 
 

@@ -28,8 +28,8 @@ from numpy_vlm import NumpyVlm
 
 ROW = {
     "policy", "reference", "difficulty", "frames", "cap", "cap_share", "cap_bytes", "disk_bytes", "seeds",
-    "peak_bytes", "accuracy", "ci_low", "ci_high", "questions", "ttft_ms_p50", "ttft_ms_p95",
-    "ttft_ms_by_frames",
+    "taken_bytes", "accuracy", "ci_low", "ci_high", "questions", "first_token_ms_p50", "first_token_ms_p95",
+    "first_token_ms_by_frames",
     "frame_ms_p50", "frame_ms_p99", "evidence_recall", "retrieval_recall", "kl_to_full", "kl_to_full_p95",
     "order_independent", "by_kind", "by_delay", "tokens", "events", "disk", "tiers", "splits", "bytes_moved",
     "gib_per_hour_written", "memory_curve",
@@ -44,13 +44,13 @@ class WorldVlm(NumpyVlm):
     def tokenize(self, text: str) -> list[int]:
         return [VOCABULARY.index(word) % self.spec.vocab_size for word in text.split()]
 
-    def encode_frame(self, frame: Any) -> Any:
+    def encode(self, frame: Any, pts: float, elapsed: float, number: int) -> Any:
         WorldVlm.looked += 1
-        return super().encode_frame(frame)
+        return super().encode(frame, pts, elapsed, number)
 
-    def run(self, embeds: Any, attend: Any, want_logits: bool = True) -> Any:
+    def forward(self, embeds: Any, attend: Any, want_logits: bool = True) -> Any:
         WorldVlm.decoded += not want_logits
-        return super().run(embeds, attend, want_logits)
+        return super().forward(embeds, attend, want_logits)
 
 
 @pytest.fixture
@@ -117,14 +117,15 @@ def test_a_stream_survives_the_disk_and_is_replayed_as_it_was(tmp_path: Path) ->
     assert stream.questions == question_plan(World(7, 40), 40, 6)
     replay = ReplayVlm(model, stream)
     for frame in (0, 1, 39):
-        tokens, embedding = replay.encode_frame(ReplayVlm.ticket(frame))
-        expected = model.encode_frame(World(7, 40).render(frame))
-        assert np.array_equal(tokens, expected[0])
-        assert np.array_equal(embedding, expected[1])
+        made = replay.encode(ReplayVlm.ticket(frame), float(frame), float(frame), frame)
+        expected = model.encode(World(7, 40).render(frame), float(frame), float(frame), frame)
+        assert np.array_equal(made.tokens, expected.tokens)
+        assert np.array_equal(made.embedding, expected.embedding)
+        assert made.columns == expected.columns
     assert (stream.encode_ms > 0).all()
     assert (stream.decode_ms > 0).all()
     with pytest.raises(ValueError, match="tickets"):
-        replay.encode_frame(World(7, 40).render(0))
+        replay.encode(World(7, 40).render(0), 0.0, 0.0, 0)
 
 
 def test_a_ticket_holds_sixteen_million_frames() -> None:
@@ -198,11 +199,11 @@ def test_a_trace_is_of_one_kind_of_numbers_only(engine: Engine, tmp_path: Path) 
 
 def test_full_gets_the_least_cap_that_holds_the_stream() -> None:
     engine = Engine(NumpyVlm())
-    cap = smallest_full_cap(engine, 90, threads=1)
+    cap = smallest_full_cap(engine, 90, kernel_threads=1)
     pages = 90 * engine.spec.layers  # four tokens a frame: a page each
-    plan = engine.plan(memory=cap, policy="full", threads=1)
+    plan = engine.plan(memory=cap, policy="full", kernel_threads=1)
     assert sum(tier["pages"] for tier in plan["tiers"]) >= pages
-    less = engine.plan(memory=cap - 8192, policy="full", threads=1)
+    less = engine.plan(memory=cap - 8192, policy="full", kernel_threads=1)
     assert sum(tier["pages"] for tier in less["tiers"]) < pages
 
 
@@ -234,11 +235,11 @@ def test_rows_hold_what_the_table_needs_and_the_same_bytes_for_all(engine: Engin
         assert set(row) >= ROW, row.get("error")
         assert row["questions"] == 24
         assert row["ci_low"] <= row["accuracy"] <= row["ci_high"]
-        assert row["peak_bytes"] <= row["cap_bytes"]
+        assert row["taken_bytes"] <= row["cap_bytes"]
         if not row["reference"]:
             assert row["cap_bytes"] == (4 * whole if row["cap"] == "400%" else 200 << 10)
             assert row["cap_share"] == pytest.approx(row["cap_bytes"] / whole)
-        for groups in (row["by_kind"], row["by_delay"], row["ttft_ms_by_frames"]):
+        for groups in (row["by_kind"], row["by_delay"], row["first_token_ms_by_frames"]):
             assert sum(group["questions"] for group in groups.values()) == 24
         assert row["tokens"]["seen"] == 2 * 90 * engine.spec.tokens_per_frame * engine.spec.layers
         curve = row["memory_curve"]
@@ -246,7 +247,7 @@ def test_rows_hold_what_the_table_needs_and_the_same_bytes_for_all(engine: Engin
         for used in curve["tiers"].values():
             assert len(used) == len(curve["seconds"]) == 64
         assert all(
-            curve["fixed_bytes"] + sum(now) <= row["peak_bytes"]
+            curve["fixed_bytes"] + sum(now) <= row["taken_bytes"]
             for now in zip(*curve["tiers"].values(), strict=True)
         )
     assert json.loads(json.dumps(rows)) == rows
@@ -334,8 +335,8 @@ def test_every_length_has_its_rows_and_streams_are_gone_afterwards(
 
 def answer(right: bool, kind: str, delay: float, frames: int = 4) -> dict[str, Any]:
     return {
-        "right": right, "kind": kind, "delay": delay, "ttft_ms": 2.0 * frames, "evidence_read": not right,
-        "retrieved": right, "moments_full": False, "frames": frames,
+        "right": right, "kind": kind, "delay": delay, "first_token_ms": 2.0 * frames,
+        "evidence_read": not right, "retrieved": right, "moments_full": False, "frames": frames,
     }  # fmt: skip
 
 
@@ -343,7 +344,7 @@ def test_a_row_joins_its_cells() -> None:
     tokens = {"seen": 3, "summarised": 1, "dropped": 0}
     tier = {"place": "host", "codec": "int4", "used_bytes": 4, "peak_bytes": 5}
     memory = {"tokens": tokens, "events": {"splits": 2}, "disk": {"bytes_written": 2**30, "bytes_read": 5}}
-    memory |= {"tiers": [tier], "peak_bytes": 9}
+    memory |= {"tiers": [tier], "taken_bytes": 9}
     base = {
         "policy": "window", "reference": False, "difficulty": "plain", "frames": 1800, "cap": "10%",
         "cap_share": 0.1, "cap_bytes": 10, "disk_bytes": 0, "selects": True, "memory": memory, "curve": {},
@@ -364,7 +365,7 @@ def test_a_row_joins_its_cells() -> None:
         "0-30 s": 1, "120-480 s": 1, "over 1920 s": 1,
     }  # fmt: skip
     assert row["frame_ms_p50"] == 2.0
-    assert row["ttft_ms_by_frames"] == {
+    assert row["first_token_ms_by_frames"] == {
         "4": {"p50": 8.0, "p95": 8.0, "questions": 2}, "9": {"p50": 18.0, "p95": 18.0, "questions": 1},
     }  # fmt: skip
     assert row["tokens"]["seen"] == 6

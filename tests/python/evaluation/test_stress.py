@@ -36,7 +36,6 @@ def test_a_stream_with_or_without_faults_breaches_nothing(tmp_path: Path, policy
     result = run_stress(
         replace(QUICK, policy=policy, disk="128KiB" if policy == "rekv" else None, faults=faults),
         tmp_path,
-        quiet=True,
     )
     assert result["breach"] is None
     assert result["frames"] == 500
@@ -44,7 +43,7 @@ def test_a_stream_with_or_without_faults_breaches_nothing(tmp_path: Path, policy
     memory = result["memory"]
     tokens = dict(memory["tokens"])
     assert tokens.pop("seen") == sum(tokens.values())
-    assert memory["peak_bytes"] <= memory["cap_bytes"] == 1 << 20
+    assert memory["taken_bytes"] <= memory["cap_bytes"] == 1 << 20
     assert memory["disk"]["bytes_written"] > 0  # rekv lets go of what is on disk first
     events = memory["events"]
     assert (events["failed_spills"] > 0) == (faults > 0)
@@ -62,7 +61,7 @@ def test_a_stream_with_or_without_faults_breaches_nothing(tmp_path: Path, policy
 
 
 def test_the_curve_is_written_as_numbers_and_as_a_picture(tmp_path: Path) -> None:
-    run_stress(replace(QUICK, frames=60), tmp_path / "out", quiet=True)
+    run_stress(replace(QUICK, frames=60), tmp_path / "out")
     rows = list(csv.reader((tmp_path / "out" / "memory.csv").open()))
     assert tuple(rows[0]) == COLUMNS
     assert [int(row[0]) for row in rows[1:]] == list(range(1, 61))
@@ -74,7 +73,7 @@ def test_the_curve_is_written_as_numbers_and_as_a_picture(tmp_path: Path) -> Non
 def test_the_same_stream_with_the_same_faults_ends_the_same(tmp_path: Path) -> None:
     ends = []
     for name in ("a", "b"):
-        memory = run_stress(replace(QUICK, frames=300, faults=7), tmp_path / name, quiet=True)["memory"]
+        memory = run_stress(replace(QUICK, frames=300, faults=7), tmp_path / name)["memory"]
         ends.append((memory["tokens"], memory["events"], memory["tiers"]))
     assert ends[0] == ends[1]
 
@@ -105,7 +104,7 @@ def breached(
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (lambda m: m.update(peak_bytes=m["cap_bytes"] + 1), ("the cap is 1.0 MiB", "--memory")),
+        (lambda m: m.update(taken_bytes=m["cap_bytes"] + 1), ("the cap is 1.0 MiB", "--memory")),
         (lambda m: m["tiers"][0].update(peak_bytes=1 << 30), ("1.0 GiB", "--memory")),
         (lambda m: m["tiers"][-1].update(used_bytes=1 << 40), ("disk", "--disk")),
         (lambda m: m["tokens"].update(exact=m["tokens"]["exact"] + 1), ("tokens", "were seen")),
@@ -197,7 +196,7 @@ def test_the_slope_is_the_median_of_all_pairs() -> None:
 
 
 def test_growth_is_judged_without_a_disk_too(tmp_path: Path) -> None:
-    result = run_stress(replace(QUICK, policy="edge", memory="512KiB", disk="none"), tmp_path, quiet=True)
+    result = run_stress(replace(QUICK, policy="edge", memory="512KiB", disk="none"), tmp_path)
     assert result["breach"] is None
     assert result["memory"]["events"]["merges"] > 0
     assert result["rss"]["judged"]

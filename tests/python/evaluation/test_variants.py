@@ -45,9 +45,9 @@ def test_a_variant_sorts_its_settings_into_memory_knobs_and_policy_settings() ->
     first, second, third = parse_policies(
         "mosaic, mosaic[ score=dot ;packed=int8;summaries=0;alpha=1.5],window,mosaic"
     )
-    assert (first.label, first.settings, first.session) == ("mosaic", {}, {})
+    assert (first.label, first.policy_settings, first.session) == ("mosaic", {}, {})
     assert second.policy == "mosaic"
-    assert second.settings == {"score": "dot", "alpha": 1.5}
+    assert second.policy_settings == {"score": "dot", "alpha": 1.5}
     assert second.session == {"packed": "int8", "summaries": False}
     assert second.label == "mosaic[packed=int8;summaries=false;score=dot;alpha=1.5]"
     assert parse_variant(second.label) == second

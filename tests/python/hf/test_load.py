@@ -245,7 +245,7 @@ assert "torch" not in sys.modules and "transformers" not in sys.modules
 
 
 def answer(engine: Engine) -> np.ndarray:
-    with engine.session(memory="8MiB", exact="fp32", policy="full", threads=1) as session:
+    with engine.session(memory="8MiB", exact="fp32", policy="full", kernel_threads=1) as session:
         for i in range(5):
             session.append(picture(i), float(i))
         return session.ask("what?", sampling=SamplingParams(max_tokens=2)).logits

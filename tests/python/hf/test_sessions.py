@@ -45,7 +45,9 @@ def load(folder: Path, **options: Any) -> Engine:
 
 
 def play(engine: Engine, frames: int = 20, **settings: Any) -> np.ndarray:
-    with engine.session(**{"memory": "1MiB", "threads": 1, "branch_tokens": 96, **settings}) as session:
+    with engine.session(
+        **{"memory": "1MiB", "kernel_threads": 1, "branch_tokens": 96, **settings}
+    ) as session:
         for i in range(frames):
             session.append(picture(i), float(i))
         return session.ask("and now?", sampling=SHORT).logits
@@ -88,7 +90,7 @@ def test_sessions_leave_nothing_on_the_model(folders: dict[str, Path]) -> None:
         memory="4MiB",
         tokens_per_frame=6,
         max_new_tokens=5,
-        threads=1,
+        kernel_threads=1,
     )
     assert reply.tokens == 5
     assert model.model.rope_deltas is None
@@ -108,7 +110,7 @@ def test_generate_answers_as_a_session_on_the_checkpoint(folders: dict[str, Path
     )()
     reply = mosaic_edge.hf.generate(
         model, processor, video=(picture(i) for i in range(20)), question="and now?", memory="1MiB",
-        max_new_tokens=6, threads=1, branch_tokens=96,
+        max_new_tokens=6, kernel_threads=1, branch_tokens=96,
     )  # fmt: skip
     assert np.array_equal(reply.logits, play(load(folder)))
 
@@ -162,16 +164,16 @@ def test_frames_of_any_size_stay_within_the_limit(
     model: Any = engine.model
     if max(size) // min(size) > limit:
         with pytest.raises(ValueError, match="is too long for"):
-            model.encode_frame(picture(0, *size))
+            model.encode(picture(0, *size), 0.0, 0.0, 0)
         return
-    made = model.encode_at(picture(0, *size), 3.0, 2.0, 4)
+    made = model.encode(picture(0, *size), 3.0, 2.0, 4)
     assert 1 <= len(made.tokens) <= limit
     assert len(made.tokens) % made.columns == 0
     assert made.moment == 4
 
 
 def test_a_stream_may_change_the_size_of_its_frames(folders: dict[str, Path]) -> None:
-    with load(folders["qwen3_vl"], tokens_per_frame=12).session(memory="2MiB", threads=1) as session:
+    with load(folders["qwen3_vl"], tokens_per_frame=12).session(memory="2MiB", kernel_threads=1) as session:
         for i, size in enumerate([(60, 92), (92, 60), (200, 64), (33, 33)] * 6):
             session.append(picture(i, *size), float(i))
         session.check_invariants()
@@ -185,7 +187,7 @@ def same_frames(session: Session) -> None:
 
 def test_duplicate_frames_are_left_out_when_asked_and_counted(folders: dict[str, Path]) -> None:
     engine = load(folders["qwen3_vl"], tokens_per_frame=6)
-    settings: dict[str, Any] = dict(memory="2MiB", threads=1)
+    settings: dict[str, Any] = dict(memory="2MiB", kernel_threads=1)
     with engine.session(**settings) as session:
         same_frames(session)
         assert (session.memory()["frames"], session.memory()["duplicate_frames"]) == (24, 0)
@@ -209,7 +211,9 @@ def test_duplicate_frames_are_left_out_when_asked_and_counted(folders: dict[str,
 def test_a_video_longer_than_the_disk_quota_goes_on_within_it(
     folders: dict[str, Path], policy: str, cap: int, quota: int
 ) -> None:
-    settings: dict[str, Any] = dict(memory=cap << 10, disk=quota, policy=policy, threads=1, branch_tokens=96)
+    settings: dict[str, Any] = dict(
+        memory=cap << 10, disk=quota, policy=policy, kernel_threads=1, branch_tokens=96
+    )
     with load(folders["internvl"]).session(**settings) as session:
         for i in range(160):
             session.append(picture(i), float(i))
@@ -218,7 +222,7 @@ def test_a_video_longer_than_the_disk_quota_goes_on_within_it(
         memory = session.memory()
     (disk,) = (tier for tier in memory["tiers"] if tier["place"] == "disk")
     assert 0 < disk["used_bytes"] <= disk["peak_bytes"] <= disk["capacity_bytes"] <= quota
-    assert memory["peak_bytes"] <= memory["cap_bytes"] == cap << 10
+    assert memory["taken_bytes"] <= memory["cap_bytes"] == cap << 10
     tokens = memory["tokens"]
     assert tokens["spilled"] > 0
     assert tokens["summarised"] + tokens["dropped"] > tokens["spilled"]  # what the quota had no room for
@@ -235,7 +239,7 @@ def test_the_float_checkpoint_of_mosaic_tiny_answers_as_its_int4_onnx_form() -> 
         questions = world.questions(127.0, np.random.default_rng(3), 40)
         answers: dict[str, list[str]] = {}
         for name, engine in (("float", floats), ("int4", rounded)):
-            with engine.session(memory="8MiB", policy="full", threads=1) as session:
+            with engine.session(memory="8MiB", policy="full", kernel_threads=1) as session:
                 for second in range(128):
                     session.append(world.render(second), float(second))
                 answers[name] = [session.ask(q.text).text.strip() for q in questions]

@@ -22,7 +22,7 @@ TIMES = [0.5 * i for i in range(32)]
 FRAMES = [picture(i) for i in range(32)]
 STEPS = 64
 EXACT: dict[str, Any] = dict(
-    memory="64MiB", policy="full", exact="fp32", positions="original", branch_tokens=400, threads=1
+    memory="64MiB", policy="full", exact="fp32", positions="original", branch_tokens=400, kernel_threads=1
 )
 QUESTION, OTHER = "What is it {now}?", "And before?"
 FOLLOW_UP = {
@@ -67,15 +67,15 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     limit = 6 if request.param.startswith("qwen") else None  # 2 x 3 of a frame of 60 x 92
     engine = Engine.load(folder, device="cpu", tokens_per_frame=limit)
     logits: list[np.ndarray] = []
-    run = engine.model.run
+    forward = engine.model.forward
 
     def record(embeds: Any, attend: Any, want_logits: bool = True) -> Any:
-        made = run(embeds, attend, want_logits)
+        made = forward(embeds, attend, want_logits)
         if made is not None:
             logits.append(made)
         return made
 
-    engine.model.run = record  # type: ignore[method-assign]
+    engine.model.forward = record  # type: ignore[method-assign]
     yield Case(request.param, folder, engine, reference, images, logits)
 
 
@@ -167,7 +167,7 @@ def least_cap(engine: Engine, **settings: Any) -> int:
 
 @pytest.mark.parametrize("policy", _core.policies())
 def test_every_policy_runs_under_the_least_cap_without_a_breach(case: Case, policy: str) -> None:
-    settings = dict(policy=policy, threads=1, branch_tokens=96)
+    settings = dict(policy=policy, kernel_threads=1, branch_tokens=96)
     cap = least_cap(case.engine, **settings) + (8 << 10)
     refused = False
     with case.engine.session(memory=cap, **settings) as session:
@@ -180,7 +180,7 @@ def test_every_policy_runs_under_the_least_cap_without_a_breach(case: Case, poli
         assert np.isfinite(reply.logits).all()
         session.check_invariants()
         stats = session.memory()
-        assert stats["peak_bytes"] <= cap
+        assert stats["taken_bytes"] <= cap
         tokens = stats["tokens"]
         assert sum(count for name, count in tokens.items() if name != "seen") == tokens["seen"]
         assert refused == (policy == "full")
@@ -192,7 +192,7 @@ def test_the_spec_tells_the_shapes(case: Case) -> None:
     assert (spec.layers, spec.q_heads, spec.kv_heads) == (3, 6, 2)
     assert spec.head_dim == (24 if case.kind == "qwen3_vl" else 16)
     assert spec.hidden == HIDDEN * (3 if case.kind == "qwen3_vl" else 1)
-    tokens, embedding = case.engine.model.encode_frame(FRAMES[0])
-    assert tokens.shape[1] == spec.hidden
-    assert len(tokens) <= spec.tokens_per_frame
-    assert embedding.shape == (spec.embedding_dim,)
+    made = case.engine.model.encode(FRAMES[0], 0.0, 0.0, 0)
+    assert made.tokens.shape[1] == spec.hidden
+    assert len(made.tokens) <= spec.tokens_per_frame
+    assert made.embedding.shape == (spec.embedding_dim,)

@@ -112,7 +112,7 @@ def pictures(count: int, size: tuple[int, int] = (57, 83)) -> list[np.ndarray]:
 
 def seen(engine: Engine, image: np.ndarray) -> tuple[np.ndarray, int]:
     """Tokens of a frame and the columns of its grid: 57 x 83 is 2 x 3 of Qwen's 28 or 32 pixels."""
-    tokens = engine.model.encode_frame(image)[0]
+    tokens = engine.model.encode(image, 0.0, 0.0, 0).tokens
     return tokens, 3 if len(tokens) == 9 else len(tokens) // 2
 
 
@@ -141,7 +141,7 @@ def test_a_frame_stands_where_its_family_has_it(
     folder = shutil.copytree(exporter(kind, layout, *precision), tmp_path / "model")
     (folder / "mosaic.json").write_text(json.dumps(said))
     model = OnnxVlm.load(folder)
-    assert model.encode_at(pictures(1)[0], 12.5, 2.5, 3).moment == moment
+    assert model.encode(pictures(1)[0], 12.5, 2.5, 3).moment == moment
     assert model.spec.rope.grid_follows_time == model.spec.rope.sections_interleaved == follows
 
 
@@ -150,7 +150,7 @@ def test_the_rate_of_a_genai_directory_is_read(exporter: Exporter, tmp_path: Pat
     config = json.loads((folder / "genai_config.json").read_text())
     config["model"]["vision"]["tokens_per_second"] = 2.0
     (folder / "genai_config.json").write_text(json.dumps(config))
-    assert OnnxVlm.load(folder).encode_at(pictures(1)[0], 2.5, 2.5, 3).moment == 5
+    assert OnnxVlm.load(folder).encode(pictures(1)[0], 2.5, 2.5, 3).moment == 5
 
 
 CASES = [

@@ -57,7 +57,8 @@ def test_the_spec_says_what_graphs_and_json_say(vlm: OnnxVlm) -> None:
 
 def test_a_frame_becomes_what_the_encoder_says_of_its_pixels(vlm: OnnxVlm, whole: Path) -> None:
     frame = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
-    tokens, embedding = vlm.encode_frame(frame)
+    made = vlm.encode(frame, 0.0, 0.0, 0)
+    tokens, embedding = made.tokens, made.embedding
     pixels = (frame / 255.0 - MOSAIC["image_mean"]) / MOSAIC["image_std"]
     session = ort.InferenceSession(
         str(whole / "onnx" / "vision_encoder.onnx"), providers=["CPUExecutionProvider"]
@@ -71,9 +72,9 @@ def test_a_frame_becomes_what_the_encoder_says_of_its_pixels(vlm: OnnxVlm, whole
 def test_without_an_embedding_output_a_frame_is_the_mean_of_its_tokens(folder: Path) -> None:
     write_vision(folder / "onnx" / "vision_encoder.onnx", embedding=0)
     model = OnnxVlm.load(folder)
-    tokens, embedding = model.encode_frame(np.full((5, 7, 3), 200, np.uint8))
+    made = model.encode(np.full((5, 7, 3), 200, np.uint8), 0.0, 0.0, 0)
     assert model.spec.embedding_dim == HIDDEN
-    np.testing.assert_allclose(embedding, tokens.mean(0), atol=1e-6)
+    np.testing.assert_allclose(made.embedding, made.tokens.mean(0), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,7 @@ def test_without_an_embedding_output_a_frame_is_the_mean_of_its_tokens(folder: P
 )
 def test_what_is_no_frame_is_refused(vlm: OnnxVlm, frame: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"uint8 \[H, W, 3\], got"):
-        vlm.encode_frame(frame)
+        vlm.encode(frame, 0.0, 0.0, 0)
 
 
 def test_text_goes_to_tokens_and_back_and_unknown_words_are_named(vlm: OnnxVlm) -> None:
@@ -99,13 +100,13 @@ def test_text_goes_to_tokens_and_back_and_unknown_words_are_named(vlm: OnnxVlm) 
 
 def test_the_decoder_runs_with_and_without_logits(vlm: OnnxVlm) -> None:
     embeds = vlm.embed_text([4, 5, 6])
-    logits = vlm.run(embeds, passing)
+    logits = vlm.forward(embeds, passing)
     assert logits is not None and logits.shape == (VOCAB,)
-    assert vlm.run(embeds, passing, want_logits=False) is None
+    assert vlm.forward(embeds, passing, want_logits=False) is None
     with pytest.raises(ValueError, match=r"embeds must be \[T >= 1, hidden\]"):
-        vlm.run(embeds[:0], passing)
+        vlm.forward(embeds[:0], passing)
     with pytest.raises(ValueError, match=r"attend of layer 0 must return \(3, 4, 16\)"):
-        vlm.run(embeds, lambda layer, q, k, v: q[:1])
+        vlm.forward(embeds, lambda layer, q, k, v: q[:1])
 
 
 def test_the_best_variant_is_chosen_and_another_can_be_asked_for(folder: Path) -> None:
@@ -210,11 +211,11 @@ def test_json_that_contradicts_the_graphs_is_refused(folder: Path) -> None:
 
 def test_runs_are_repeatable_to_the_bit(vlm: OnnxVlm) -> None:
     embeds = vlm.embed_text([4, 5, 6, 7])
-    np.testing.assert_array_equal(vlm.run(embeds, passing), vlm.run(embeds, passing))
+    np.testing.assert_array_equal(vlm.forward(embeds, passing), vlm.forward(embeds, passing))
 
 
 def test_loading_and_running_say_nothing(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    OnnxVlm.load(folder).run(np.ones((2, HIDDEN), np.float32), passing)
+    OnnxVlm.load(folder).forward(np.ones((2, HIDDEN), np.float32), passing)
     assert capfd.readouterr() == ("", "")
 
 
@@ -281,7 +282,8 @@ def test_an_exported_checkpoint_says_what_torch_says(tmp_path: Path, monkeypatch
     export.export(tmp_path / "float", tmp_path / "onnx_model", precision="fp32", check=False)
     vlm = OnnxVlm.load(tmp_path / "onnx_model")
     frame = np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8)
-    tokens, embedding = vlm.encode_frame(frame)
+    made = vlm.encode(frame, 0.0, 0.0, 0)
+    tokens, embedding = made.tokens, made.embedding
     pixels = torch.from_numpy(normalise(frame.astype(np.float32), vlm.spec.image_mean, vlm.spec.image_std))
     with torch.inference_mode():
         features = export.image_features(model, pixels)
@@ -298,6 +300,6 @@ def test_an_exported_checkpoint_says_what_torch_says(tmp_path: Path, monkeypatch
     memory = NumpyMemory(vlm._decoder)
     for block in (tokens, vlm.embed_text(vlm.tokenize("what ball ?"))):
         memory.begin(flat_positions(len(memory.positions), len(block)))
-        logits = vlm.run(block, memory.attend)
+        logits = vlm.forward(block, memory.attend)
     assert np.ptp(want.numpy()) > 2
     np.testing.assert_allclose(logits, want, atol=5e-2)

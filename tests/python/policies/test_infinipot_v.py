@@ -306,6 +306,6 @@ def test_a_setting_out_of_range_is_refused_by_name(setting: str, value: object) 
 
 
 def test_words_reach_the_policy_through_a_session_config() -> None:
-    chosen = SessionConfig(settings={"order": "uniform", "pool": False, "alpha": 1}).core_settings()
+    chosen = SessionConfig(policy_settings={"order": "uniform", "pool": False, "alpha": 1}).core_settings()
     assert chosen == {"order": "uniform", "pool": 0.0, "alpha": 1.0}
     make(15, 1 << 20, chosen)

@@ -340,7 +340,7 @@ def test_a_session_takes_a_policy_object_and_its_errors_come_through() -> None:
     engine = Engine(NumpyVlm())
     policy = Broken("admit", OopsError("no"), 10**9, means=False, summaries=False, selects=False)
     assert engine.plan(policy=Window(), memory="1MiB")["total_bytes"] <= 1 << 20
-    with engine.session(policy=policy, memory="1MiB", threads=1) as session:
+    with engine.session(policy=policy, memory="1MiB", kernel_threads=1) as session:
         for number in range(12):
             session.append(picture(number), float(number))
         policy.after = 0

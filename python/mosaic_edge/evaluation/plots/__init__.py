@@ -100,7 +100,7 @@ def first_token_against_length(rows: list[Row]) -> Figure:
             for row in mine:
                 # A share of a longer stream is a larger cap: of longer streams only the end counts.
                 shortest = row["frames"] == min(r["frames"] for r in mine)
-                for frames, times in row["ttft_ms_by_frames"].items():
+                for frames, times in row["first_token_ms_by_frames"].items():
                     if shortest or int(frames) == row["frames"]:
                         seen.setdefault(int(frames), []).append(times[name])
             x = sorted(seen)

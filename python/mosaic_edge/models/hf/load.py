@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 
 from mosaic_edge.models.hf.families import Family, family_of
 from mosaic_edge.models.hf.prompt import chat_template_in
-from mosaic_edge.models.onnx.files import read_json
+from mosaic_edge.models.json_file import read_json
 from mosaic_edge.models.vlm import ModelError
 
 _TYPES = {

@@ -21,7 +21,7 @@ from mosaic_edge.models.hf.families import Family, Llava, Picture
 from mosaic_edge.models.hf.load import Parts, load_parts
 from mosaic_edge.models.hf.prompt import NEWLINE, Prompt, prompt_from
 from mosaic_edge.models.hf.rope import rope_of, zero_positions
-from mosaic_edge.models.onnx.files import read_json
+from mosaic_edge.models.json_file import read_json
 from mosaic_edge.models.rope import absolute_moment
 from mosaic_edge.models.tokenizer import TextTokenizer
 from mosaic_edge.models.vlm import (
@@ -38,7 +38,7 @@ _MOST = 9_999_999.0
 
 
 class HfVlm:
-    """The `StreamVlm` protocol over a transformers model. It holds weights, no keys or values."""
+    """The `Vlm` protocol over a transformers model. It holds weights, no keys or values."""
 
     def __init__(
         self, family: Family, head: Any, tokenizer: TextTokenizer, spec: VlmSpec, fixed: bool
@@ -142,12 +142,7 @@ class HfVlm:
         """What config, processor and prompt said when the model was loaded."""
         return self._spec
 
-    def encode_frame(self, frame: FrameArray) -> tuple[FloatArray, FloatArray]:
-        """RGB uint8 [H, W, 3] -> tokens, embedding, as the first frame of a stream."""
-        made = self.encode_at(frame, 0.0, 0.0, 0)
-        return made.tokens, made.embedding
-
-    def encode_at(self, frame: FrameArray, pts: float, elapsed: float, number: int) -> EncodedFrame:
+    def encode(self, frame: FrameArray, pts: float, elapsed: float, number: int) -> EncodedFrame:
         """RGB uint8 [H, W, 3] at `pts` seconds, `elapsed` after the first, `number` frames before it."""
         family, spec = self._family, self._spec
         check_frame(frame)
@@ -198,7 +193,7 @@ class HfVlm:
         """Token ids -> text, special tokens left out."""
         return self._tokenizer.decode(ids)
 
-    def run(self, embeds: FloatArray, attend: Attend, want_logits: bool = True) -> FloatArray | None:
+    def forward(self, embeds: FloatArray, attend: Attend, want_logits: bool = True) -> FloatArray | None:
         """Run the decoder over [T, hidden]: the last token's logits [vocab_size], or None."""
         language = self._language
         place = language.rotary_emb.inv_freq.device

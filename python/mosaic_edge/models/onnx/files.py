@@ -4,7 +4,6 @@ what they are.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import onnx
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
+from mosaic_edge.models.json_file import read_json
 from mosaic_edge.models.vlm import ModelError
 
 STEMS = {
@@ -114,19 +114,6 @@ def _choose(folder: Path, part: str, variant: str | None, device: str, strict: b
         f"{folder}: no {part}; looked for {shown} (or {others}) in it and in onnx/; "
         f"there are {', '.join(found) or 'no .onnx files'}"
     )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, {} if there is no such file; ModelError if it is damaged."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ModelError(f"{path}: not readable as JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise ModelError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
 
 
 def bytes_on_disk(graph: Path) -> int:

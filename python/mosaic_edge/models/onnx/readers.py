@@ -1,21 +1,22 @@
 """Find a decoder graph's attention nodes and read what each one does; refuse what the memory would compute
 differently.
 
-Understood: com.microsoft GroupQueryAttention (rotary inside or before it, QKV packed or not, fused QK norm),
-MultiHeadAttention and Attention (its own projection included), ONNX Attention (opset 23 and later); before
-them com.microsoft RotaryEmbedding or MRotaryEmbedding or ONNX RotaryEmbedding. A mask that the graph makes
-itself is run and must be the causal one (causal_mask.py). Every attribute and input is either understood or
-refused by name, so that a newer operator never changes the arithmetic unseen.
+READERS is the list of what is understood; before those nodes com.microsoft RotaryEmbedding or
+MRotaryEmbedding or ONNX RotaryEmbedding (rotary.py). A mask that the graph makes itself is run and must be
+the causal one (causal_mask.py). Every attribute and input is either understood or refused by name, so that a
+newer operator never changes the arithmetic unseen. A new node is one entry of READERS and its function.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import onnx
 
 from mosaic_edge.models.onnx.causal_mask import CausalProof
+from mosaic_edge.models.onnx.rotary import LAYOUT_OPS, check_attributes, is_rotary, rotary_before
 from mosaic_edge.models.onnx.sites import (
     MICROSOFT,
     AttentionSite,
@@ -35,70 +36,44 @@ _OTHER_ATTENTION = {
     "PackedMultiHeadAttention",
     "LinearAttention",
 }
-_LAYOUT_OPS = {"Cast", "Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze"}
 
-# Inputs after past_key, past_value by position; "" is harmless (positions and lengths are the memory's
-# business).
-_GQA_INPUTS = (
-    "", "", "", "", "", "", "", "", "", "", "attention_bias", "head_sink", "k_scale", "v_scale", "", "",
-)  # fmt: skip
-_ONNX_INPUTS = ("", "", "", "", "", "", "nonpad_kv_seqlen")
-# query, key, value, bias, key_padding_mask (one sequence has no padding), attention_bias, past_key,
-# past_value, ...
-_MHA_INPUTS = ("", "", "", "", "", "", "", "", "past_sequence_length", "cache_indirection")
-# input, weights, bias, mask_index (as key_padding_mask), past, attention_bias, ...
-_MICROSOFT_INPUTS = ("", "", "", "", "", "", "past_sequence_length")
-# Attribute -> values under which it does nothing. None: read elsewhere in this file.
-_GQA_ATTRIBUTES: dict[str, tuple[Any, ...] | None] = {
-    "num_heads": None,
-    "kv_num_heads": None,
-    "scale": None,
-    "do_rotary": None,
-    "rotary_interleaved": None,
-    "qk_norm_epsilon": None,
-    "softcap": (0.0,),
-    "local_window_size": (-1,),
-    "smooth_softmax": (0, -1),
-    "causal": (1,),
-    "qk_output": (0,),
-    "k_quant_type": (b"NONE", b""),
-    "v_quant_type": (b"NONE", b""),
-    "kv_cache_bit_width": (0,),
-    "sliding_window_cache": (0,),
-}
-_ONNX_ATTRIBUTES: dict[str, tuple[Any, ...] | None] = {
-    "q_num_heads": None,
-    "kv_num_heads": None,
-    "scale": None,
-    "is_causal": None,
-    "softcap": (0.0,),
-    "qk_matmul_output_mode": None,
-    "softmax_precision": None,
-    "left_window_size": (-1,),
-    "right_window_size": (-1,),
-}
-_MHA_ATTRIBUTES: dict[str, tuple[Any, ...] | None] = {
-    "num_heads": None,
-    "scale": None,
-    "unidirectional": None,
-    "mask_filter_value": None,
-}
-_MICROSOFT_ATTRIBUTES: dict[str, tuple[Any, ...] | None] = {
-    **_MHA_ATTRIBUTES,
-    "qkv_hidden_sizes": None,
-    "do_rotary": (0,),
-    "rotary_embedding_dim": (0,),
-    "past_present_share_buffer": (0,),
-}
-_ROTARY_ATTRIBUTES: dict[str, tuple[Any, ...] | None] = {
-    "interleaved": None,
-    "num_heads": None,
-    "rotary_embedding_dim": None,
-    "mrope_section": None,
-    "mrope_layout": None,
-    "is_packed_batching": (0,),
-    "scale": (1.0,),
-}
+
+@dataclass(frozen=True)
+class Graph:
+    """What a node is read in."""
+
+    past: Mapping[str, int]
+    """Inputs of the KV cache -> layer."""
+    index: GraphIndex
+    proof: CausalProof
+
+
+@dataclass(frozen=True)
+class Node:
+    """An attention node whose inputs and attributes have been looked over."""
+
+    proto: onnx.NodeProto
+    inputs: list[str]
+    """Names by position, "" where one is absent; as long as Reader.inputs."""
+    at: Mapping[str, Any]
+    """Attributes."""
+
+    @property
+    def scale(self) -> float:
+        """Multiplies q.k; 0: 1/sqrt(head_dim)."""
+        return float(self.at.get("scale", 0.0))
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How one operator is read."""
+
+    inputs: tuple[str, ...]
+    """By position: "" for what is read, or harmless (positions and lengths are the memory's business); the
+    name of one that would be lost, and so must be absent."""
+    attributes: Mapping[str, tuple[Any, ...] | None]
+    """Attribute -> values under which it does nothing. None: its value is read."""
+    read: Callable[[Node, Graph], AttentionSite]
 
 
 def find_sites(index: GraphIndex, proof: CausalProof) -> list[AttentionSite]:
@@ -112,8 +87,9 @@ def find_sites(index: GraphIndex, proof: CausalProof) -> list[AttentionSite]:
         )
     sites: list[AttentionSite] = []
     for node in index.graph.node:
-        if is_attention(node):
-            sites.append(_read(node, past, index, proof))
+        reader = reader_of(node)
+        if reader is not None:
+            sites.append(_read(node, reader, Graph(past, index, proof)))
         elif node.op_type in _OTHER_ATTENTION:
             raise GraphCutError(
                 f"{label(node)}: this attention operator cannot be cut; "
@@ -140,130 +116,105 @@ def find_sites(index: GraphIndex, proof: CausalProof) -> list[AttentionSite]:
     return sites
 
 
-def is_attention(node: onnx.NodeProto) -> bool:
-    """Whether this is one of the operators that can be cut."""
-    if node.domain == MICROSOFT:
-        return node.op_type in ("GroupQueryAttention", "MultiHeadAttention", "Attention")
-    return node.domain in ("", "ai.onnx") and node.op_type == "Attention"
+def reader_of(node: onnx.NodeProto) -> Reader | None:
+    """How this node is read; None for one that is no attention, or cannot be cut."""
+    return READERS.get(("" if node.domain == "ai.onnx" else node.domain, node.op_type))
 
 
-def is_rotary(node: onnx.NodeProto) -> bool:
-    """Whether this node rotates queries or keys."""
-    return node.op_type in ("RotaryEmbedding", "MRotaryEmbedding", "GemmaRotaryEmbedding")
-
-
-def _read(
-    node: onnx.NodeProto, past: Mapping[str, int], index: GraphIndex, proof: CausalProof
-) -> AttentionSite:
-    if node.op_type == "GroupQueryAttention":
-        return _read_group_query(node, past, index)
-    if node.op_type == "MultiHeadAttention":
-        return _read_multi_head(node, past, index, proof)
-    return (_read_projecting if node.domain == MICROSOFT else _read_onnx)(node, past, index, proof)
-
-
-def _inputs(node: onnx.NodeProto, known: tuple[str, ...]) -> list[str]:
-    """Input names padded with "" to all `known` ones; refuses those with a name in `known`, and more."""
-    inputs = [*node.input, *[""] * (len(known) - len(node.input))]
+def _read(proto: onnx.NodeProto, reader: Reader, graph: Graph) -> AttentionSite:
+    at = attributes(proto)
+    check_attributes(proto, at, reader.attributes)
+    inputs = [*proto.input, *[""] * (len(reader.inputs) - len(proto.input))]
     for i, name in enumerate(inputs):
-        meaning = known[i] if i < len(known) else f"number {i}"
+        meaning = reader.inputs[i] if i < len(reader.inputs) else f"number {i}"
         if name and meaning:
-            raise GraphCutError(f"{label(node)}: input {meaning} ('{name}') would be lost")
-    return inputs
+            raise GraphCutError(f"{label(proto)}: input {meaning} ('{name}') would be lost")
+    return reader.read(Node(proto, inputs, at), graph)
 
 
-def _layer_of(node: onnx.NodeProto, name: str, past: Mapping[str, int]) -> int:
-    if name not in past:
+def _layer_of(node: Node, name: str, graph: Graph) -> int:
+    if name not in graph.past:
         raise GraphCutError(
-            f"{label(node)}: its past keys come from '{name}', not from a past_key_values input"
+            f"{label(node.proto)}: its past keys come from '{name}', not from a past_key_values input"
         )
-    return past[name]
+    return graph.past[name]
 
 
-def _check_causal(
-    node: onnx.NodeProto, mask: str, meaning: str, flag: str, at: dict[str, Any], proof: CausalProof
-) -> None:
+def _check_causal(node: Node, mask: str, meaning: str, flag: str, graph: Graph) -> None:
     """Causal by its own flag or by its mask, and by nothing more than that."""
+    who = label(node.proto)
     if mask:
-        if why := proof.refutes(mask):
-            raise GraphCutError(f"{label(node)}: input {meaning} ('{mask}') is not the causal mask: {why}")
-    elif at.get(flag, 0) != 1:
-        raise GraphCutError(f"{label(node)}: {flag}=0 and no mask; only causal attention can be cut")
+        if why := graph.proof.refutes(mask):
+            raise GraphCutError(f"{who}: input {meaning} ('{mask}') is not the causal mask: {why}")
+    elif node.at.get(flag, 0) != 1:
+        raise GraphCutError(f"{who}: {flag}=0 and no mask; only causal attention can be cut")
 
 
-def _read_group_query(node: onnx.NodeProto, past: Mapping[str, int], index: GraphIndex) -> AttentionSite:
-    at = attributes(node)
-    _check_attributes(node, at, _GQA_ATTRIBUTES)
-    inputs = _inputs(node, _GQA_INPUTS)
+def _read_group_query(node: Node, graph: Graph) -> AttentionSite:
+    """com.microsoft GroupQueryAttention: rotary inside or before it, QKV packed or not, fused QK norm."""
+    at, inputs = node.at, node.inputs
     query, key, value, past_key = inputs[:4]
     norm = None
     if inputs[14] or inputs[15]:
         if not (inputs[14] and inputs[15]):
-            raise GraphCutError(f"{label(node)}: QK norm with only one of its weights")
+            raise GraphCutError(f"{label(node.proto)}: QK norm with only one of its weights")
         norm = (inputs[14], inputs[15], float(at.get("qk_norm_epsilon", 1e-6)))
     rotary: Rotary | None = None
     nodes: tuple[onnx.NodeProto, ...] = ()
     if at.get("do_rotary", 0):
         rotary = Rotary(inputs[7], inputs[8], interleaved=bool(at.get("rotary_interleaved", 0)))
     elif key:
-        rotary, nodes = _rotary_before(node, query, key, index)
+        rotary, nodes = rotary_before(node.proto, query, key, graph.index)
     return AttentionSite(
-        node, _layer_of(node, past_key, past), "rows" if key else "packed", query, key, value,
-        int(at.get("num_heads", 0)), int(at.get("kv_num_heads", 0)), float(at.get("scale", 0.0)), past_key,
-        rotary, nodes, norm,
+        node.proto, _layer_of(node, past_key, graph), "rows" if key else "packed", query, key, value,
+        int(at.get("num_heads", 0)), int(at.get("kv_num_heads", 0)), node.scale, past_key, rotary, nodes,
+        norm,
     )  # fmt: skip
 
 
-def _read_onnx(
-    node: onnx.NodeProto, past: Mapping[str, int], index: GraphIndex, proof: CausalProof
-) -> AttentionSite:
-    at = attributes(node)
-    _check_attributes(node, at, _ONNX_ATTRIBUTES)
-    query, key, value, mask, past_key, *_ = _inputs(node, _ONNX_INPUTS)
-    _check_causal(node, mask, "attn_mask", "is_causal", at, proof)
-    layer = _layer_of(node, past_key, past)
+def _read_onnx(node: Node, graph: Graph) -> AttentionSite:
+    """ONNX Attention (opset 23 and later)."""
+    at, index = node.at, graph.index
+    query, key, value, mask, past_key, *_ = node.inputs
+    _check_causal(node, mask, "attn_mask", "is_causal", graph)
+    layer = _layer_of(node, past_key, graph)
     form = "rows" if at.get("q_num_heads") else "heads"
-    rotary, nodes = _rotary_before(node, query, key, index)
+    rotary, nodes = rotary_before(node.proto, query, key, index)
     shape = index.shape(past_key) or []
     kv_heads = int(at.get("kv_num_heads", 0)) or (shape[1] if len(shape) == 4 else 0)
     q_heads = int(at.get("q_num_heads", 0)) or (_heads_made(query, index) if form == "heads" else 0)
     return AttentionSite(
-        node, layer, form, query, key, value, q_heads, kv_heads, float(at.get("scale", 0.0)), past_key,
-        rotary, nodes,
-    )  # fmt: skip
+        node.proto, layer, form, query, key, value, q_heads, kv_heads, node.scale, past_key, rotary, nodes
+    )
 
 
-def _read_multi_head(
-    node: onnx.NodeProto, past: Mapping[str, int], index: GraphIndex, proof: CausalProof
-) -> AttentionSite:
-    at = attributes(node)
-    _check_attributes(node, at, _MHA_ATTRIBUTES)
-    query, key, value, bias, _, mask, past_key, *_ = _inputs(node, _MHA_INPUTS)
-    _check_causal(node, mask, "attention_bias", "unidirectional", at, proof)
-    if not key or not value or len(index.shape(key) or (0, 0, 0)) != 3:
-        raise GraphCutError(f"{label(node)}: key and value packed or by heads; only [B, T, H * D] can be cut")
-    rotary, nodes = (None, ()) if bias else _rotary_before(node, query, key, index)
-    heads = int(at.get("num_heads", 0))
+def _read_multi_head(node: Node, graph: Graph) -> AttentionSite:
+    """com.microsoft MultiHeadAttention."""
+    query, key, value, bias, _, mask, past_key, *_ = node.inputs
+    _check_causal(node, mask, "attention_bias", "unidirectional", graph)
+    if not key or not value or len(graph.index.shape(key) or (0, 0, 0)) != 3:
+        raise GraphCutError(
+            f"{label(node.proto)}: key and value packed or by heads; only [B, T, H * D] can be cut"
+        )
+    rotary, nodes = (None, ()) if bias else rotary_before(node.proto, query, key, graph.index)
+    heads = int(node.at.get("num_heads", 0))
     return AttentionSite(
-        node, _layer_of(node, past_key, past), "rows", query, key, value, heads, heads,
-        float(at.get("scale", 0.0)), past_key, rotary, nodes, bias=bias,
+        node.proto, _layer_of(node, past_key, graph), "rows", query, key, value, heads, heads, node.scale,
+        past_key, rotary, nodes, bias=bias,
     )  # fmt: skip
 
 
-def _read_projecting(
-    node: onnx.NodeProto, past: Mapping[str, int], index: GraphIndex, proof: CausalProof
-) -> AttentionSite:
+def _read_projecting(node: Node, graph: Graph) -> AttentionSite:
     """com.microsoft Attention: one weight makes q, k and v."""
-    at = attributes(node)
-    _check_attributes(node, at, _MICROSOFT_ATTRIBUTES)
-    source, weights, bias, _, past_kv, mask, *_ = _inputs(node, _MICROSOFT_INPUTS)
-    _check_causal(node, mask, "attention_bias", "unidirectional", at, proof)
-    if len(set(at.get("qkv_hidden_sizes", ()))) > 1:
-        raise GraphCutError(f"{label(node)}: qkv_hidden_sizes={at['qkv_hidden_sizes']}; they must be equal")
-    heads = int(at.get("num_heads", 0))
+    source, weights, bias, _, past_kv, mask, *_ = node.inputs
+    _check_causal(node, mask, "attention_bias", "unidirectional", graph)
+    sizes = node.at.get("qkv_hidden_sizes", ())
+    if len(set(sizes)) > 1:
+        raise GraphCutError(f"{label(node.proto)}: qkv_hidden_sizes={sizes}; they must be equal")
+    heads = int(node.at.get("num_heads", 0))
     return AttentionSite(
-        node, _layer_of(node, past_kv, past), "packed", source, "", "", heads, heads,
-        float(at.get("scale", 0.0)), past_kv, bias=bias, projection=weights,
+        node.proto, _layer_of(node, past_kv, graph), "packed", source, "", "", heads, heads, node.scale,
+        past_kv, bias=bias, projection=weights,
     )  # fmt: skip
 
 
@@ -277,7 +228,7 @@ def _heads_made(query: str, index: GraphIndex) -> int:
     name = query
     for _ in range(8):
         node = index.producer.get(name)
-        if node is None or not (is_rotary(node) or node.op_type in _LAYOUT_OPS):
+        if node is None or not (is_rotary(node) or node.op_type in LAYOUT_OPS):
             return 0
         if node.op_type == "Reshape":
             made = index.constant(node.input[1])
@@ -286,57 +237,65 @@ def _heads_made(query: str, index: GraphIndex) -> int:
     return 0
 
 
-def _rotary_before(
-    node: onnx.NodeProto, query: str, key: str, index: GraphIndex
-) -> tuple[Rotary | None, tuple[onnx.NodeProto, ...]]:
-    """The rotation of both query and key just before an attention node, past casts and reshapes."""
-    found = [_walk_to_rotary(name, index) for name in (query, key)]
-    if found == [None, None]:
-        return None, ()
-    if found[0] is None or found[1] is None:
-        raise GraphCutError(f"{label(node)}: only one of query and key is rotated by a RotaryEmbedding")
-    q, k = _read_rotary(found[0]), _read_rotary(found[1])
-    if q != k:
-        raise GraphCutError(f"{label(node)}: query and key are rotated differently ({q} and {k})")
-    return q, (found[0], found[1])
-
-
-def _walk_to_rotary(name: str, index: GraphIndex) -> onnx.NodeProto | None:
-    for _ in range(8):
-        node = index.producer.get(name)
-        if node is None or not (is_rotary(node) or node.op_type in _LAYOUT_OPS):
-            return None
-        if is_rotary(node):
-            return node
-        name = node.input[0]
-    return None
-
-
-def _read_rotary(node: onnx.NodeProto) -> Rotary:
-    at = attributes(node)
-    if node.op_type == "GemmaRotaryEmbedding":
-        raise GraphCutError(f"{label(node)}: this rotary operator cannot be cut")
-    _check_attributes(node, at, _ROTARY_ATTRIBUTES)
-    cos, sin = (node.input[2], node.input[3]) if node.domain == MICROSOFT else (node.input[1], node.input[2])
-    t, h, w = (int(n) for n in at.get("mrope_section", (0, 0, 0)))
-    return Rotary(
-        cos,
-        sin,
-        int(at.get("rotary_embedding_dim", 0)),
-        bool(at.get("interleaved", 0)),
-        (t, h, w),
-        bool(at.get("mrope_layout", 0)),
-    )
-
-
-def _check_attributes(
-    node: onnx.NodeProto, at: dict[str, Any], known: dict[str, tuple[Any, ...] | None]
-) -> None:
-    for name, value in at.items():
-        if name not in known:
-            raise GraphCutError(f"{label(node)}: unknown attribute {name}={value!r}")
-        neutral = known[name]
-        if neutral is not None and value not in neutral:
-            raise GraphCutError(
-                f"{label(node)}: {name}={value!r} changes the attention; only {neutral[0]!r} can be cut"
-            )
+_MASKED: Mapping[str, tuple[Any, ...] | None] = {
+    "num_heads": None,
+    "scale": None,
+    "unidirectional": None,
+    "mask_filter_value": None,
+}
+READERS: Mapping[tuple[str, str], Reader] = {
+    (MICROSOFT, "GroupQueryAttention"): Reader(
+        (*[""] * 10, "attention_bias", "head_sink", "k_scale", "v_scale", "", ""),
+        {
+            "num_heads": None,
+            "kv_num_heads": None,
+            "scale": None,
+            "do_rotary": None,
+            "rotary_interleaved": None,
+            "qk_norm_epsilon": None,
+            "softcap": (0.0,),
+            "local_window_size": (-1,),
+            "smooth_softmax": (0, -1),
+            "causal": (1,),
+            "qk_output": (0,),
+            "k_quant_type": (b"NONE", b""),
+            "v_quant_type": (b"NONE", b""),
+            "kv_cache_bit_width": (0,),
+            "sliding_window_cache": (0,),
+        },
+        _read_group_query,
+    ),
+    # query, key, value, bias, key_padding_mask (one sequence has no padding), attention_bias, past_key,
+    # past_value, ...
+    (MICROSOFT, "MultiHeadAttention"): Reader(
+        (*[""] * 8, "past_sequence_length", "cache_indirection"), _MASKED, _read_multi_head
+    ),
+    # input, weights, bias, mask_index (as key_padding_mask), past, attention_bias, ...
+    (MICROSOFT, "Attention"): Reader(
+        (*[""] * 6, "past_sequence_length"),
+        {
+            **_MASKED,
+            "qkv_hidden_sizes": None,
+            "do_rotary": (0,),
+            "rotary_embedding_dim": (0,),
+            "past_present_share_buffer": (0,),
+        },
+        _read_projecting,
+    ),
+    ("", "Attention"): Reader(
+        (*[""] * 6, "nonpad_kv_seqlen"),
+        {
+            "q_num_heads": None,
+            "kv_num_heads": None,
+            "scale": None,
+            "is_causal": None,
+            "softcap": (0.0,),
+            "qk_matmul_output_mode": None,
+            "softmax_precision": None,
+            "left_window_size": (-1,),
+            "right_window_size": (-1,),
+        },
+        _read_onnx,
+    ),
+}
+"""(domain, operator) -> how it is read."""

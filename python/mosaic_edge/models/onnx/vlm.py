@@ -1,7 +1,7 @@
 """A vision-language model as ONNX graphs, run by ONNX Runtime with attention left to the memory.
 
-Three graphs: vision encoder (vision.py), token embedding (embedding.py), decoder, which is cut at
-its attention nodes (graph_cut.py). Their inputs and outputs say what they are; config.json,
+Three graphs: vision encoder (vision.py), token embedding (embedding.py), decoder, which is cut at its
+attention nodes (cut.py). Their inputs and outputs say what they are; config.json,
 preprocessor_config.json and mosaic.json say what no graph can (normalisation, end tokens, frames a second).
 """
 
@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from mosaic_edge.models.json_file import read_json
 from mosaic_edge.models.onnx.cut_cache import open_pieces
 from mosaic_edge.models.onnx.decoder import CutDecoder, open_session, session_options
 from mosaic_edge.models.onnx.embedding import TextEmbedding
-from mosaic_edge.models.onnx.files import ModelFiles, bytes_on_disk, decoder_hints, read_graph, read_json
+from mosaic_edge.models.onnx.files import ModelFiles, bytes_on_disk, decoder_hints, read_graph
 from mosaic_edge.models.onnx.sites import GraphCutError
 from mosaic_edge.models.onnx.vision import VisionGraph
 from mosaic_edge.models.rope import absolute_moment
@@ -137,13 +138,9 @@ class OnnxVlm:
         """What graphs and JSON files said when the model was loaded."""
         return self._spec
 
-    def encode_frame(self, frame: FrameArray) -> tuple[FloatArray, FloatArray]:
-        """RGB uint8 [H, W, 3] -> tokens [at most tokens_per_frame, hidden], frame embedding [E]."""
-        return self._vision.encode(frame)
-
-    def encode_at(self, frame: FrameArray, pts: float, elapsed: float, number: int) -> EncodedFrame:
-        """The same with the width of the frame's grid, which follows its aspect, and its temporal
-        position."""
+    def encode(self, frame: FrameArray, pts: float, elapsed: float, number: int) -> EncodedFrame:
+        """RGB uint8 [H, W, 3] -> tokens [at most tokens_per_frame, hidden] in a grid that follows the frame's
+        aspect, and its temporal position."""
         tokens, embedding = self._vision.encode(frame)
         rate = self._tokens_per_second
         moment = absolute_moment(elapsed, rate) if rate else -1
@@ -164,7 +161,7 @@ class OnnxVlm:
         """Token ids -> text, special tokens left out."""
         return self._tokenizer.decode(ids)
 
-    def run(self, embeds: FloatArray, attend: Attend, want_logits: bool = True) -> FloatArray | None:
+    def forward(self, embeds: FloatArray, attend: Attend, want_logits: bool = True) -> FloatArray | None:
         """Run the decoder over [T, hidden]: the last token's logits [vocab_size], or None."""
         return self._decoder.run(embeds, attend, want_logits)
 

@@ -1,0 +1,109 @@
+"""Finished cells of an evaluation, kept under what they depend on: a run can be taken up again."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mosaic_edge import _core
+from mosaic_edge.evaluation.scoring import Row
+from mosaic_edge.evaluation.settings import EvalSettings
+from mosaic_edge.evaluation.variants import Cell
+from mosaic_edge.models import TINY
+
+FORMAT = 3
+"""Of a finished cell; another one's are measured again."""
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_MEASURED_BY = ("mosaic_edge.evaluation.cells", "mosaic_edge.evaluation.recording")
+
+
+class FinishedCells:
+    """The finished cells of a folder; a last line cut short by an interruption is taken off the file."""
+
+    def __init__(self, out: Path, settings: EvalSettings, code: str, force: bool) -> None:
+        self._same = [settings.questions, settings.load, settings.session, code, FORMAT]
+        self._file, self._arrays = out / "cells.jsonl", out / "logits"
+        self._arrays.mkdir(parents=True, exist_ok=True)
+        self.finished: dict[str, Row] = {}
+        if force:
+            self._file.unlink(missing_ok=True)
+            return
+        text = self._file.read_text() if self._file.exists() else ""
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            self._file.write_text(whole)
+        for entry in map(json.loads, whole.splitlines()):
+            if "error" in entry["cell"] or self._place(entry["key"]).exists():
+                self.finished[entry["key"]] = entry["cell"]
+
+    def key(self, cell: Cell, seed: int) -> str:
+        """What a cell is kept under: everything its numbers depend on."""
+        cap = cell.cap.share if cell.cap.size is None else f"{cell.cap.size} bytes"
+        what = [cell.variant.label, cell.difficulty, cell.frames, seed, cap, cell.disk]
+        return json.dumps([*what, *self._same], sort_keys=True, default=str)
+
+    def add(self, key: str, row: Row, logits: NDArray[np.float32] | None) -> None:
+        """Keep a cell that is done."""
+        if logits is not None:
+            np.save(self._place(key), logits)
+        self.finished[key] = row
+        with self._file.open("a") as log:
+            log.write(json.dumps({"key": key, "cell": row}) + "\n")
+
+    def logits(self, key: str) -> NDArray[np.float32] | None:
+        """[questions, vocab], or None for a cell that could not run."""
+        return None if "error" in self.finished[key] else np.load(self._place(key))
+
+    def _place(self, key: str) -> Path:
+        return self._arrays / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.npy"
+
+
+def fingerprint(model: str) -> str:
+    """A short hash of the core, the model and the code that a cell's numbers come from: results of another
+    build are not reused. It is of contents, whatever the files are called."""
+    folder = _PACKAGE / "models" / "tiny" if model == TINY else Path(model)
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    digest = hashlib.sha256(b"" if files else model.encode())  # a hub id
+    for group in ([Path(_core.__file__)], sources_of(*_MEASURED_BY), files):
+        for one in sorted(map(_digest, group)):
+            digest.update(one)
+    return digest.hexdigest()[:16]
+
+
+def _digest(path: Path) -> bytes:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.digest()
+
+
+def sources_of(*modules: str) -> list[Path]:
+    """The package's files that `modules` are made of: their own, those they import, and so on."""
+    found: dict[str, Path] = {}
+    todo = list(modules)
+    while todo:
+        name = todo.pop()
+        base = _PACKAGE.joinpath(*name.split(".")[1:])
+        path = base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
+        if name not in found and path.is_file():
+            found[name] = path
+            todo += _imports(ast.parse(path.read_bytes()))
+    return list(found.values())
+
+
+def _imports(tree: ast.Module) -> Iterator[str]:
+    """Modules of the package that are named in `tree`, and names that may be modules."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.startswith("mosaic_edge."))
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "mosaic_edge":
+            yield str(node.module)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)

@@ -1,0 +1,99 @@
+"""A stream without end: frames go in until the source ends or the process is told to stop, questions come
+over a Unix socket, the account goes to a CSV. `mosaic-edge live` is this; a robot gives its own frames:
+
+    with engine.session(memory="1GiB") as session:
+        stream_live(session, my_frames, socket="/run/robot/ask.sock", account="account.csv")
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from mosaic_edge.serve.account import Account
+from mosaic_edge.serve.questions import answering
+from mosaic_edge.session import Session
+from mosaic_edge.sources import FrameSource, SourceError
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """How a stream ended."""
+
+    frames: int
+    error: str | None
+    """What broke off; None for a source that ended, or a process that was told to stop."""
+
+
+def stream_live(
+    session: Session,
+    source: FrameSource,
+    *,
+    socket: str | Path | None = None,
+    account: str | Path | None = None,
+    every: float = 10.0,
+    progress: Callable[[float, int], None] | None = None,
+) -> Streamed:
+    """Stream `source` (any FrameSource) until it ends, or until SIGTERM or SIGINT; both are a good end.
+
+    socket: a Unix socket to answer at while frames go in. account: a CSV of the memory account, with a row
+    every `every` seconds. progress(pts seconds, frames) is called after every frame. The source is closed at
+    the end. Signals are handled where Python can do that: in the main thread.
+    A source that breaks off raises nothing here: `error` of the result says what was wrong.
+    """
+    if not every > 0:
+        raise ValueError(f"every={every:g}: expected more than zero seconds")
+    frames, error = 0, None
+    with (
+        closing(source),
+        Account(session, None if account is None else Path(account), every) as book,
+        answering(session, None if socket is None else Path(socket)),
+        _Stop() as stop,
+    ):
+        try:
+            for frame in source:
+                with stop.later():
+                    session.append(frame.image, frame.pts)
+                    frames += 1
+                    book.tick(frame.pts, frames)
+                    if progress is not None:
+                        progress(frame.pts, frames)
+        except SourceError as broken:
+            error = str(broken)
+    return Streamed(frames, error)
+
+
+class _Stop:
+    """SIGTERM and SIGINT end the body: at once while it waits for the camera, else after the frame."""
+
+    def __init__(self) -> None:
+        self._busy = self._wanted = False
+
+    def __enter__(self) -> _Stop:
+        mine = threading.current_thread() is threading.main_thread()
+        numbers = (signal.SIGTERM, signal.SIGINT) if mine else ()
+        self._before = {number: signal.signal(number, self._ask) for number in numbers}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> bool:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        return kind is KeyboardInterrupt
+
+    @contextmanager
+    def later(self) -> Iterator[None]:
+        self._busy = True
+        yield
+        self._busy = False
+        if self._wanted:
+            raise KeyboardInterrupt
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self._wanted = True
+        if not self._busy:
+            raise KeyboardInterrupt

@@ -1,0 +1,69 @@
+"""Sources by scheme: a class that is marked with @scheme in a file of this folder is found by open_source."""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+import re
+from collections.abc import Callable
+from importlib import import_module
+from typing import Protocol, TypeVar
+
+from mosaic_edge.sources.frame_source import FrameSource
+
+
+class Opener(Protocol):
+    """A class of sources: what it is called with."""
+
+    def __call__(
+        self, path: str | os.PathLike[str], fps: float | None, start: float, end: float | None
+    ) -> FrameSource:
+        """A source of at most `fps` frames a second, of what lies from `start` to `end` seconds."""
+        ...
+
+
+_Class = TypeVar("_Class", bound=Opener)
+_OPENERS: dict[str, Opener] = {}
+
+
+def scheme(*names: str) -> Callable[[_Class], _Class]:
+    """Mark a class as what opens "name://..."."""
+
+    def mark(opener: _Class) -> _Class:
+        for name in names:
+            _OPENERS[name] = opener
+        return opener
+
+    return mark
+
+
+def known_schemes() -> dict[str, Opener]:
+    """Every scheme there is, after a look into this folder."""
+    package = __name__.rpartition(".")[0]
+    for module in pkgutil.iter_modules(import_module(package).__path__):
+        import_module(f"{package}.{module.name}")
+    return dict(sorted(_OPENERS.items()))
+
+
+def scheme_of(where: str) -> str:
+    """Of a URL its own ("rtsp"), of a camera's device "v4l2", of any other path "file"."""
+    if found := re.match(r"([a-zA-Z][a-zA-Z0-9+.-]+)://", where):
+        return found[1].lower()
+    return "v4l2" if where.startswith("/dev/video") else "file"
+
+
+def open_source(
+    where: str | os.PathLike[str],
+    fps: float | None = None,
+    start: float = 0.0,
+    end: float | None = None,
+) -> FrameSource:
+    """The frames of a file, a camera or a stream, at most `fps` a second; None: every frame.
+
+    Raises ValueError for a scheme there is none for, SourceError for what cannot be opened.
+    """
+    name = scheme_of(os.fspath(where))
+    schemes = known_schemes()
+    if name not in schemes:
+        raise ValueError(f"source={os.fspath(where)!r}: expected a path or one of {', '.join(schemes)}://")
+    return schemes[name](where, fps, start, end)
