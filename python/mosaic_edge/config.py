@@ -172,7 +172,7 @@ class SessionConfig:
             core_model(spec),
             self.core_memory(spec, prefix_tokens),
             self.policy,
-            self.core_settings(),
+            self.core_settings(spec),
             self.backend,
             self.core_threads(spec),
         )
@@ -209,11 +209,12 @@ class SessionConfig:
         """Threads of the CPU kernels: handing work over costs more than it brings for a small model."""
         return self.kernel_threads or (1 if spec.kv_bytes_per_token <= 4096 else os.cpu_count() or 1)
 
-    def core_settings(self) -> dict[str, float | str]:
-        """The policy's settings as numbers and words."""
+    def core_settings(self, spec: VlmSpec | None = None) -> dict[str, float | str]:
+        """The policy's settings as numbers and words: those of the model's card, then the session's own."""
+        card = spec.policy_settings.get(self.policy, {}) if spec and isinstance(self.policy, str) else {}
         return {
             name: value if isinstance(value, str) else float(value)
-            for name, value in self.policy_settings.items()
+            for name, value in {**card, **self.policy_settings}.items()
         }
 
 

@@ -96,6 +96,7 @@ def mosaic_facts() -> dict[str, object]:
         "fps": 1.0,
         "eos_token_id": EOS,
         "template": "{question}",
+        "policy_settings": {"edge": {"unit": "summaries"}},  # it was trained to find its way among means
     }
 
 

@@ -7,8 +7,8 @@ behind that one call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -94,6 +94,8 @@ class VlmSpec:
     """Frames a video token may see, counting its own; 0 means everything."""
     context: int = 0
     """Positions the model was trained for (max_position_embeddings); 0: not known."""
+    policy_settings: Mapping[str, Mapping[str, float | str]] = field(default_factory=dict)
+    """Settings of policies, by the policy's name, that suit this model; a session's own come first."""
     fps: float = 1.0
     """Frames a second the model was trained on."""
     template: str = "{question}"

@@ -126,6 +126,8 @@ class OnnxVlm:
             vocab_size=len(logits),
             eos_token_ids=_end_tokens(files, mosaic, config, genai),
             video_window=int(mosaic.get("video_window", 0)),
+            context=_context(mosaic, config, genai),
+            policy_settings=mosaic.get("policy_settings", {}),
             fps=float(mosaic.get("fps", 1.0)),
             template=mosaic.get("template", "{question}"),
             prefix=mosaic.get("prefix", ""),
@@ -176,6 +178,17 @@ def _tokens_per_second(
         if source.get("tokens_per_second"):
             return float(source["tokens_per_second"])
     return 0.0
+
+
+def _context(mosaic: dict[str, Any], config: dict[str, Any], genai: dict[str, Any]) -> int:
+    """Positions the decoder was trained for; 0: no file says it, or the model was made for streams."""
+    if mosaic:
+        return int(mosaic.get("context", 0))
+    for part in (config.get("text_config", {}), config, genai.get("model", {})):
+        for key in ("max_position_embeddings", "context_length"):
+            if isinstance(part, dict) and isinstance(part.get(key), int):
+                return int(part[key])
+    return 0
 
 
 def _end_tokens(
