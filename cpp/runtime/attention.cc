@@ -12,7 +12,7 @@ namespace mosaic {
 
 void KvMemory::block_positions(BlockSelection* s) {
   const RopeSpec& rope = model().rope;
-  const bool original = plan_.config.original_positions;
+  const bool original = original_positions();
   const bool overlaps = rope.is_multi() && !rope.grid_follows_time;  // rows and columns do not move what follows
   int base = overlaps && block_ == Block::kFrame ? s->next_moment() : s->next_position();
   if (block_ == Block::kQuestion) base += window_.branch_tokens;

@@ -20,10 +20,7 @@
 
 #include "backend/backend.h"
 #include "core/error.h"
-#include "runtime/block_selection.h"
-#include "runtime/evidence.h"
-#include "runtime/plan.h"
-#include "runtime/staging.h"
+#include "runtime/parts.h"
 
 namespace mosaic {
 
@@ -120,6 +117,7 @@ class KvMemory {
   void attend_layer(const LayerArrays& given, std::optional<void*> stream);
   void file_block();
   void settle_read();
+  bool original_positions() const { return plan_.config.positions == Positions::kOriginal; }
   bool attends_means() const { return plan_.summaries && plan_.config.summaries; }
   // selection.cc
   void select_window(int lane);
@@ -150,14 +148,15 @@ class KvMemory {
   std::unique_ptr<Policy> policy_;
   Plan plan_;
   Region region_;
-  Window window_;
-  ClusterStore store_;
-  RopeTable rope_;
-  std::vector<BlockSelection> selection_;  // [lanes]
-  BlockSelection::Shared shared_;
-  FrameScratch scratch_;
-  Staging staging_;
-  Evidence evidence_;
+  Parts parts_;
+  Window& window_ = parts_.window;
+  ClusterStore& store_ = parts_.store;
+  RopeTable& rope_ = parts_.rope;
+  std::vector<BlockSelection>& selection_ = parts_.selections;  // [lanes]
+  SelectionScratch& shared_ = parts_.selecting;
+  FrameScratch& scratch_ = parts_.frame;
+  Staging& staging_ = parts_.staging;
+  Evidence& evidence_ = parts_.evidence;
 
   std::string failed_;  // what the device said when it failed
   Block block_ = Block::kNone;

@@ -23,7 +23,7 @@ void KvMemory::select_window(int lane) {
   if (block_ == Block::kFrame)
     for (int i = std::max(0, window_.frames() - (model().video_window - 1)); i < window_.frames(); ++i)
       add_strip(s, lane, Strip::kFrame, window_.frame(i).tokens, i);
-  s->finish(plan_.config.original_positions, model().rope, shared_);
+  s->finish(original_positions(), model().rope, shared_);
 }
 
 // The policy's choice in shared_.result, best first; returns how many.
@@ -136,7 +136,7 @@ void KvMemory::select_stored(int lane, const float* q) {
     }
     if (question && plan_.config.prefetch && lane + plan_.layer_lanes < lanes()) prefetch(lane + plan_.layer_lanes, q);
   }
-  s->finish(plan_.config.original_positions, model().rope, shared_);
+  s->finish(original_positions(), model().rope, shared_);
 }
 
 // This layer's query guesses what the next layer will choose (Mosaic); the true query completes what is missing.
@@ -154,7 +154,7 @@ void KvMemory::prefetch(int lane, const float* q) {
 void KvMemory::append_branch(BlockSelection* s, int lane) {
   s->rewind();
   int base = s->next_position();
-  if (plan_.config.original_positions) base = std::max(base, next_position_);
+  if (original_positions()) base = std::max(base, next_position_);
   for (int at = 0, page = 0; at < window_.branch_tokens; at += kPageTokens, ++page) {
     const PageView view = window_.page(Strip::kBranch, lane, page);
     const int n = std::min(kPageTokens, window_.branch_tokens - at);

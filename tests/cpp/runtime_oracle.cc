@@ -77,7 +77,7 @@ TEST_CASE("a memory that holds and reads everything answers as full attention do
     const std::string name = codec_name(codec);
     judge({name, everything(codec)}, tolerance);
     Case original{name + ", original positions", everything(codec)};
-    original.config.original_positions = true;
+    original.config.positions = Positions::kOriginal;
     judge(original, tolerance);
     Case partial{name + ", partial rotary", everything(codec)};
     partial.config.model.rope.rotary_dim = 8;
@@ -103,7 +103,7 @@ TEST_CASE("a memory that holds and reads everything answers as full attention do
         multi.config.model.rope.sections[1] = multi.config.model.rope.sections[2] = 2;
       judge(multi, tolerance);
       multi.name += ", original positions";
-      multi.config.original_positions = true;
+      multi.config.positions = Positions::kOriginal;
       judge(multi, tolerance);
     }
   }

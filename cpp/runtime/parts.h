@@ -1,0 +1,30 @@
+// Parts: everything a session takes from its Region, in one place. Built on the session's region they are what it works
+// with; built on a counting region they are the account of a plan, and good for nothing else.
+#pragma once
+
+#include <vector>
+
+#include "runtime/block_selection.h"
+#include "runtime/evidence.h"
+#include "runtime/plan.h"
+#include "runtime/staging.h"
+#include "store/cluster_store.h"
+
+namespace mosaic {
+
+struct Parts {
+  // The policy is bound last, the kernels are given their scratch. Throws what the parts throw: SpillError where no spill
+  // file can be made, MemoryCapError where the region is smaller than was counted.
+  Parts(Region& region, const Plan& plan, Policy& policy, Ops& ops, SpillIo* io = nullptr);
+
+  Window window;
+  ClusterStore store;
+  RopeTable rope;
+  SelectionScratch selecting;              // what the selections of all lanes share while one is built
+  std::vector<BlockSelection> selections;  // [lanes]
+  FrameScratch frame;
+  Staging staging;
+  Evidence evidence;
+};
+
+}  // namespace mosaic
