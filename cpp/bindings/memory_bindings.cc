@@ -76,17 +76,42 @@ void refuse_unknown(const py::dict& d, const std::vector<std::string>& known, co
   }
 }
 
+// A setting from what Python gave for it.
+template <class T>
+void read_setting(const char* name, const py::object& given, T* value) {
+  try {
+    *value = given.cast<T>();
+  } catch (const py::cast_error&) {
+    throw InvalidInput(std::string("memory: ") + name + "=" + py::repr(given).cast<std::string>() +
+                       " is no value of this setting.");
+  }
+}
+
+void read_setting(const char* name, const py::object& given, CodecId* value) {
+  std::string codec;
+  read_setting(name, given, &codec);
+  *value = codec_from_name(codec.c_str());
+}
+
+void read_setting(const char* name, const py::object& given, std::optional<CodecId>* value) {
+  if (given.is_none()) return;
+  read_setting(name, given, &value->emplace());
+}
+
+void read_setting(const char* name, const py::object& given, Positions* value) {
+  std::string word;
+  read_setting(name, given, &word);
+  if (word != "auto" && word != "contiguous" && word != "original")
+    throw InvalidInput("positions=\"" + word + "\"; there are auto, original, contiguous.");
+  *value = word == "auto" ? Positions::kAuto : word == "original" ? Positions::kOriginal : Positions::kContiguous;
+}
+
 MemoryConfig config_from(const py::dict& model, const py::dict& d) {
   MemoryConfig c;
   refuse_unknown(
       model,
       {"layers", "q_heads", "kv_heads", "head_dim", "scale", "rope", "embedding_dim", "frame_tokens", "video_window", "context"},
       "model");
-  refuse_unknown(d, {"cap_bytes",     "exact",           "packed",    "exact_share",   "index_share",
-                     "device_bytes",  "disk_bytes",      "spill_dir", "window_frames", "prefix_tokens",
-                     "branch_tokens", "retrieve_tokens", "clusters",  "scenes",        "max_cluster_tokens",
-                     "positions",     "summaries", "refresh_every", "prefetch"},
-                 "memory");
   ModelShape& m = c.model;
   m.layers = get(model, "layers", 0);
   m.q_heads = get(model, "q_heads", 0);
@@ -98,30 +123,12 @@ MemoryConfig config_from(const py::dict& model, const py::dict& d) {
   m.frame_tokens = get(model, "frame_tokens", 0);
   m.video_window = get(model, "video_window", 0);
   m.context = get(model, "context", 0);
-  c.cap_bytes = get<uint64_t>(d, "cap_bytes", 0);
-  c.exact = codec_from_name(get<std::string>(d, "exact", "fp16").c_str());
-  if (const auto packed = get<std::string>(d, "packed", ""); !packed.empty()) c.packed = codec_from_name(packed.c_str());
-  c.exact_share = get(d, "exact_share", c.exact_share);
-  c.index_share = get(d, "index_share", c.index_share);
-  c.device_bytes = get<uint64_t>(d, "device_bytes", 0);
-  c.disk_bytes = get<uint64_t>(d, "disk_bytes", 0);
-  c.spill_dir = get<std::string>(d, "spill_dir", "");
-  c.window_frames = get(d, "window_frames", 0);
-  c.prefix_tokens = get(d, "prefix_tokens", 0);
-  c.branch_tokens = get(d, "branch_tokens", c.branch_tokens);
-  c.retrieve_tokens = get(d, "retrieve_tokens", 0);
-  c.clusters = get(d, "clusters", 0);
-  c.scenes = get(d, "scenes", 0);
-  c.max_cluster_tokens = get(d, "max_cluster_tokens", c.max_cluster_tokens);
-  const auto positions = get<std::string>(d, "positions", "auto");
-  if (positions != "auto" && positions != "contiguous" && positions != "original")
-    throw InvalidInput("positions=\"" + positions + "\"; there are auto, original, contiguous.");
-  c.positions = positions == "auto"       ? PositionRule::kAuto
-                : positions == "original" ? PositionRule::kOriginal
-                                          : PositionRule::kContiguous;
-  c.summaries = get(d, "summaries", true);
-  c.refresh_every = get(d, "refresh_every", 0);
-  c.prefetch = get(d, "prefetch", true);
+  std::vector<std::string> known;
+  for_each_setting(c, [&](const char* name, auto& value) {
+    known.emplace_back(name);
+    if (d.contains(name)) read_setting(name, d[name], &value);
+  });
+  refuse_unknown(d, known, "memory");
   return c;
 }
 

@@ -40,12 +40,12 @@ class PythonPolicy final : public Policy {
   const char* name() const override { return name_.c_str(); }
   PolicyNeeds needs() const override { return needs_; }
 
-  void bind(const ClusterStore& store, Region&) override {
+  void bind(const StoreShape&, Region& region) override {
+    if (region.is_counting()) return;
     const py::gil_scoped_acquire gil;
     if (base_->serves)
       throw InvalidInput("policy " + name_ + ": this object serves or served a session; make another one.");
     base_->serves = true;
-    view_ = py::cast(StoreView{&store, true});
   }
 
   SceneId scene(const ClusterStore& store, const float* embedding) override {
@@ -54,7 +54,8 @@ class PythonPolicy final : public Policy {
       const auto [nearest, distance] = store.scenes()->nearest(embedding);
       return nearest != kNone && distance <= 0.05f ? nearest : kNone;
     }
-    const py::object given = self_.attr("scene")(view_, copy_of(embedding, {py::ssize_t{store.shape().embedding_dim}}));
+    const py::object given =
+        self_.attr("scene")(view_of_store(store), copy_of(embedding, {py::ssize_t{store.shape().embedding_dim}}));
     if (given.is_none()) return kNone;
     int id = kNone;
     try {
@@ -91,7 +92,7 @@ class PythonPolicy final : public Policy {
     view.time_ms = column(&TokenMeta::time_ms);
     view.h = column(&TokenMeta::h);
     view.w = column(&TokenMeta::w);
-    read_placements(who("admit"), store, needs_, self_.attr("admit")(view_, std::move(view)), block.lane,
+    read_placements(who("admit"), store, needs_, self_.attr("admit")(view_of_store(store), std::move(view)), block.lane,
                     needs_.by_token ? n : 1, out);
   }
 
@@ -106,7 +107,7 @@ class PythonPolicy final : public Policy {
                   copy_of(query.q, {query.tokens, query.q_heads, d},
                           {static_cast<py::ssize_t>(query.q_stride * sizeof(float)),
                            d * static_cast<py::ssize_t>(sizeof(float)), static_cast<py::ssize_t>(sizeof(float))})});
-    const py::object given = self_.attr("select")(view_, view);
+    const py::object given = self_.attr("select")(view_of_store(store), view);
     view.cast<QueryView&>().store = nullptr;
     read_choice(who("select"), store, query, given, result);
   }
@@ -115,11 +116,17 @@ class PythonPolicy final : public Policy {
     // Which pages stay exact is no question of what is kept.
     if (need.kind == Need::Kind::kHotSlots) return demote_coldest(store, need, out, capacity);
     const py::gil_scoped_acquire gil;
-    return read_reliefs(who("relieve"), store, self_.attr("relieve")(view_, need), &held_, out, capacity);
+    return read_reliefs(who("relieve"), store, self_.attr("relieve")(view_of_store(store), need), &held_, out,
+                        capacity);
   }
 
  private:
   std::string who(const char* method) const { return "policy " + name_ + ": " + method; }
+  // One object for all calls, which knows when the store is gone.
+  const py::object& view_of_store(const ClusterStore& store) {
+    if (!view_) view_ = py::cast(StoreView{&store, true});
+    return view_;
+  }
 
   py::object self_;
   PolicyBase* base_;

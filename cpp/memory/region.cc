@@ -1,6 +1,5 @@
 #include "memory/region.h"
 
-#include <cstdint>
 #include <cstdio>
 #include <cstring>
 #include <string>
@@ -9,7 +8,8 @@
 
 namespace mosaic {
 
-Region::Region(Device& device, size_t shared_bytes, size_t private_bytes) : device_(&device) {
+Region::Region(Device& device, size_t shared_bytes, size_t private_bytes)
+    : device_(&device), has_private_(private_bytes > 0) {
   if (shared_bytes > 0) shared_ = {static_cast<std::byte*>(device.allocate(shared_bytes)), shared_bytes, 0};
   if (private_bytes == 0) return;
   try {
@@ -25,30 +25,39 @@ Region::~Region() {
     if (slab.base != nullptr) device_->release(slab.base, slab.capacity);
 }
 
-std::byte* Region::take_bytes(Slab* slab, const char* name, size_t n, size_t object_bytes) {
-  const size_t most = SIZE_MAX / 2 / object_bytes;  // beyond it the product or its rounding would wrap
-  const size_t bytes = n <= most ? rounded(n * object_bytes) : SIZE_MAX;
+std::byte* Region::take_bytes(Slab* slab, const char* name, Size wanted) {
+  const size_t bytes = rounded(wanted);
+  if (is_counting()) {
+    Row& row = row_of(name);
+    row.bytes = (Size(row.bytes) + bytes).bytes();
+    slab->used = (Size(slab->used) + bytes).bytes();
+    return nullptr;
+  }
   if (bytes > slab->capacity - slab->used) {
     throw MemoryCapError(std::string(name) + " needs " + format_bytes(bytes) + "; " + device_->name() + " region of " +
                          format_bytes(slab->capacity) + " has " + format_bytes(slab->capacity - slab->used) +
                          " left. The plan missed it (a defect); raise memory= to go on.");
   }
-  char cut[kNameBytes];
-  std::snprintf(cut, sizeof cut, "%s", name);
-  int row = 0;
-  while (row < row_count_ && std::strcmp(rows_[row].name, cut) != 0) ++row;
+  row_of(name).bytes += bytes;
+  std::byte* const piece = slab->base + slab->used;
+  slab->used += bytes;
+  return piece;
+}
+
+Region::Row& Region::row_of(const char* name) {
+  const auto is_named = [&](int row) { return std::strncmp(rows_[row].name, name, kNameBytes - 1) == 0; };
+  int row = last_row_ < row_count_ && is_named(last_row_) ? last_row_ : 0;
+  while (row < row_count_ && !is_named(row)) ++row;
   if (row == kMaxRows) {
     throw InvariantError(std::string(name) + " needs a row of its own; the region's account has " +
                          std::to_string(kMaxRows) + ", all in use");
   }
   if (row == row_count_) {
-    std::memcpy(rows_[row].name, cut, sizeof cut);
+    std::snprintf(rows_[row].name, kNameBytes, "%s", name);
     ++row_count_;
   }
-  rows_[row].bytes += bytes;
-  std::byte* const piece = slab->base + slab->used;
-  slab->used += bytes;
-  return piece;
+  last_row_ = row;
+  return rows_[row];
 }
 
 }  // namespace mosaic

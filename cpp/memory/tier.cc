@@ -41,30 +41,6 @@ const char* place_name(Place place) {
   return "?";
 }
 
-size_t TierChain::private_bytes_for(std::span<const TierSpec> specs, PageShape shape) {
-  size_t total = 0;
-  for (const TierSpec& spec : specs)
-    if (spec.place == Place::device)
-      total += Region::rounded(Arena::slab_bytes(spec.slots, data_bytes(spec.codec, shape)));
-  return total;
-}
-
-size_t TierChain::bytes_for(std::span<const TierSpec> specs, PageShape shape, bool private_data) {
-  validate(specs);
-  size_t total = 0;
-  for (const TierSpec& spec : specs) {
-    const bool apart = private_data && spec.place == Place::device;
-    if (spec.place == Place::disk) {
-      total += Region::rounded(SpillFile::bytes_for(spec.slots));
-    } else {
-      total += Region::rounded(apart ? kPageMetaBytes * static_cast<size_t>(spec.slots)
-                                     : Arena::slab_bytes(spec.slots, page_bytes(spec.codec, shape)));
-      total += Region::rounded(Arena::list_bytes(spec.slots));
-    }
-  }
-  return total;
-}
-
 TierChain::TierChain(std::span<const TierSpec> specs, PageShape shape, Region& region, const std::string& spill_dir,
                      SpillIo* io) {
   validate(specs);
@@ -76,16 +52,16 @@ TierChain::TierChain(std::span<const TierSpec> specs, PageShape shape, Region& r
     std::snprintf(name, sizeof name, "pages %s %s", place_name(spec.place), codec_name(spec.codec));
     if (spec.place == Place::disk) {
       auto* const memory = region.take<std::byte>("spill checksums", SpillFile::bytes_for(spec.slots));
-      spill_.emplace(spill_dir, slot_bytes_[tier], spec.slots, memory, io);
+      if (!region.is_counting()) spill_.emplace(spill_dir, slot_bytes_[tier], spec.slots, memory, io);
       continue;
     }
     const bool apart = region.has_private() && spec.place == Place::device;
     const size_t bytes = apart ? data_bytes(spec.codec, shape) : slot_bytes_[tier];
     const size_t slab_bytes = Arena::slab_bytes(spec.slots, bytes);
     auto* const slab = apart ? region.take_private(name, slab_bytes) : region.take<std::byte>(name, slab_bytes);
-    if (apart) meta_[tier] = region.take<TokenMeta>("page meta", static_cast<size_t>(spec.slots) * kPageTokens);
+    if (apart) meta_[tier] = region.take<TokenMeta>("page meta", Size(spec.slots) * kPageTokens);
     auto* const lists = region.take<std::byte>("free lists", Arena::list_bytes(spec.slots));
-    arenas_[tier] = Arena(spec.slots, bytes, slab, lists);
+    if (!region.is_counting()) arenas_[tier] = Arena(spec.slots, bytes, slab, lists);
   }
 }
 

@@ -1,6 +1,6 @@
 // TierChain: the places a page can be, hot to cold, each with its own codec and its own fixed number of slots. DRAM
 // tiers are arenas cut from the Region; a disk tier, if there is one, is last and is a SpillFile the chain owns. It
-// moves nothing: it only knows where slots are and how many are left. bytes_for() is what it will take from the Region.
+// moves nothing: it only knows where slots are and how many are left.
 // Where kernels have memory of their own, the data of pages of Place::device lies there and their meta in shared
 // memory; everywhere else a page is one piece of shared memory.
 // Not thread-safe: KvMemory holds the lock. Copies through spill() have SpillFile's own rules.
@@ -32,14 +32,8 @@ class TierChain {
  public:
   static constexpr int kMaxTiers = 4;
 
-  // Shared memory of all tiers: pages, free lists, and the checksums of the disk tier. Throws InvalidInput as the
-  // constructor. private_data: the Region will have memory of kernels' own.
-  static size_t bytes_for(std::span<const TierSpec> specs, PageShape shape, bool private_data = false);
-  // What it then takes of that.
-  static size_t private_bytes_for(std::span<const TierSpec> specs, PageShape shape);
-
   // specs: 1 to 4 tiers, device before host before disk, the first in DRAM, at most one on disk. spill_dir: where a
-  // disk tier's file goes. Throws InvalidInput, MemoryCapError, or SpillError.
+  // disk tier's file goes; on a counting region no file is made. Throws InvalidInput, MemoryCapError, or SpillError.
   TierChain(std::span<const TierSpec> specs, PageShape shape, Region& region, const std::string& spill_dir = {},
             SpillIo* io = nullptr);
 

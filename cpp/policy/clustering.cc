@@ -12,36 +12,22 @@ constexpr uint8_t kTaken = 1;         // in this round: merges
 constexpr uint8_t kSeen = 2;          // its nearest was looked up
 constexpr int kAhead = 64;            // one pair merges at a time for every so many clusters, up to a block
 
-size_t tokens_of(const StoreShape& shape) { return static_cast<size_t>(std::max(shape.max_run, kBlock)); }
-size_t clusters_of(const StoreShape& shape) { return static_cast<size_t>(std::max(shape.index.capacity, 1)); }
-
 float distance_of(float similarity) { return std::max(0.0f, 2 - 2 * similarity); }
 
 }  // namespace
 
-size_t Clustering::bytes_for(const StoreShape& shape) {
-  const size_t clusters = clusters_of(shape), tokens = tokens_of(shape);
-  const auto lanes = static_cast<size_t>(shape.lanes), row = static_cast<size_t>(shape.page.row());
-  return Region::rounded(lanes * sizeof(float)) + Region::rounded(lanes * clusters * sizeof(Near)) +
-         Region::rounded(clusters * sizeof(int32_t)) + Region::rounded(clusters) +
-         Region::rounded(tokens * sizeof(int32_t)) + Region::rounded(tokens * sizeof(float)) +
-         2 * Region::rounded(kBlock * row * sizeof(float)) + Region::rounded(kBlock * sizeof(ClusterId));
-}
-
 void Clustering::bind(const StoreShape& shape, Region& region, float reach, bool scenes) {
   scenes_ = scenes;
-  clusters_ = clusters_of(shape);
-  const auto lanes = static_cast<size_t>(shape.lanes), row = static_cast<size_t>(shape.page.row());
-  reach_ = region.take<float>("policy", lanes);
-  std::fill_n(reach_, lanes, reach);
-  near_ = region.take<Near>("policy", lanes * clusters_);
-  std::fill_n(near_, lanes * clusters_, Near{});
+  clusters_ = static_cast<size_t>(std::max(shape.index.capacity, 1));
+  const Size tokens = std::max(shape.max_run, kBlock), row = shape.page.row();
+  reach_ = region.take<float>("policy", shape.lanes, reach);
+  near_ = region.take<Near>("policy", Size(shape.lanes) * clusters_, Near{});
   rows_ = region.take<int32_t>("policy", clusters_);
   taken_ = region.take<uint8_t>("policy", clusters_);
-  best_ = region.take<int32_t>("policy", tokens_of(shape));
-  similarity_ = region.take<float>("policy", tokens_of(shape));
-  k_ = region.take<float>("policy", kBlock * row);
-  v_ = region.take<float>("policy", kBlock * row);
+  best_ = region.take<int32_t>("policy", tokens);
+  similarity_ = region.take<float>("policy", tokens);
+  k_ = region.take<float>("policy", row * kBlock);
+  v_ = region.take<float>("policy", row * kBlock);
   block_ = region.take<ClusterId>("policy", kBlock);
 }
 

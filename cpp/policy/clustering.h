@@ -5,7 +5,7 @@
 // had then; one that took a token or merged since is looked up anew, in blocks through Ops::assign. So the closest pair
 // is always known by the one of the two that changed last, and what a merge costs grows with the clusters, not with
 // their square. Where scenes count, tokens join and clusters merge inside one scene, and across scenes only when no scene
-// has two clusters left. Memory is planned (bytes_for) and taken once (bind); equal input gives equal pairs.
+// has two clusters left. Equal input gives equal pairs.
 #pragma once
 
 #include "policy/policy.h"
@@ -14,7 +14,6 @@ namespace mosaic {
 
 class Clustering {
  public:
-  static size_t bytes_for(const StoreShape& shape);
   // reach: the distance (squared, between unit vectors) within which a token joins, until merging raises it.
   // scenes: what is compared is of one scene.
   void bind(const StoreShape& shape, Region& region, float reach, bool scenes = false);

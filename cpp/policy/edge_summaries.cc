@@ -52,8 +52,7 @@ class EdgeOfSummaries final : public Policy {
     return needs;
   }
 
-  size_t scratch_bytes(const StoreShape& shape) const override { return Clustering::bytes_for(shape); }
-  void bind(const ClusterStore& store, Region& region) override { clustering_.bind(store.shape(), region, s_.reach); }
+  void bind(const StoreShape& shape, Region& region) override { clustering_.bind(shape, region, s_.reach); }
 
   void admit(const ClusterStore& store, const AdmitBlock& block, Placement* out) override {
     clustering_.label(store, block, out);

@@ -44,31 +44,27 @@ class InfiniPotV final : public Policy {
   const char* name() const override { return "infinipot-v"; }
   PolicyNeeds needs() const override { return {.by_token = true, .per_head = true, .unbounded = true, .clusters = 1}; }
 
-  size_t scratch_bytes(const StoreShape& shape) const override {
-    const Sizes n(shape);
-    return Region::rounded(n.all) + 2 * Region::rounded(n.lane * sizeof(float)) +
-           3 * Region::rounded(n.lane * sizeof(int32_t)) + Region::rounded((n.cells + 1) * n.row * sizeof(float)) +
-           2 * Region::rounded((n.cells + 1) * sizeof(int32_t)) + Region::rounded((n.cells + 1) * sizeof(double)) +
-           2 * Region::rounded(kPageTokens * n.row * sizeof(float));
-  }
-
-  void bind(const ClusterStore& store, Region& region) override {
-    const Sizes n(store.shape());
-    full_ = static_cast<int>(n.full);
-    lane_tokens_ = static_cast<int>(n.lane);
-    cells_ = static_cast<int>(n.cells);
-    keep_ = region.take<uint8_t>("policy", n.all);
-    score_ = region.take<float>("policy", n.lane);
-    norm_ = region.take<float>("policy", n.lane);
-    cell_ = region.take<int32_t>("policy", n.lane);
-    frame_ = region.take<int32_t>("policy", n.lane);
-    order_ = region.take<int32_t>("policy", n.lane);
-    recent_sum_ = region.take<float>("policy", (n.cells + 1) * n.row);
-    recent_count_ = region.take<int32_t>("policy", n.cells + 1);
-    near_count_ = region.take<int32_t>("policy", n.cells + 1);
-    near_sum_ = region.take<double>("policy", n.cells + 1);
-    k_ = region.take<float>("policy", kPageTokens * n.row);
-    v_ = region.take<float>("policy", kPageTokens * n.row);
+  void bind(const StoreShape& shape, Region& region) override {
+    int slots = 0;
+    for (const TierSpec& tier : shape.tiers) slots += tier.place == Place::disk ? 0 : tier.slots;
+    const Size each = slots / shape.lanes, row = shape.page.row();
+    full_ = (each * kPageTokens).to_int("tokens of a pot");
+    // A block more than its share.
+    lane_tokens_ = ((each + pages_for(shape.max_run) + 1) * kPageTokens).to_int("tokens of a pot and a block");
+    cells_ = (Size(shape.max_run) * 2).to_int("cells of a grid");  // the box of a frame whose last row is not full
+    const Size places = Size(cells_) + 1;
+    keep_ = region.take<uint8_t>("policy", Size(slots) * kPageTokens);
+    score_ = region.take<float>("policy", lane_tokens_);
+    norm_ = region.take<float>("policy", lane_tokens_);
+    cell_ = region.take<int32_t>("policy", lane_tokens_);
+    frame_ = region.take<int32_t>("policy", lane_tokens_);
+    order_ = region.take<int32_t>("policy", lane_tokens_);
+    recent_sum_ = region.take<float>("policy", places * row);
+    recent_count_ = region.take<int32_t>("policy", places);
+    near_count_ = region.take<int32_t>("policy", places);
+    near_sum_ = region.take<double>("policy", places);
+    k_ = region.take<float>("policy", row * kPageTokens);
+    v_ = region.take<float>("policy", row * kPageTokens);
   }
 
   void admit(const ClusterStore& store, const AdmitBlock& block, Placement* out) override {
@@ -110,19 +106,6 @@ class InfiniPotV final : public Policy {
   }
 
  private:
-  struct Sizes {
-    explicit Sizes(const StoreShape& s) : row(static_cast<size_t>(s.page.row())) {
-      size_t slots = 0;
-      for (const TierSpec& tier : s.tiers) slots += tier.place == Place::disk ? 0 : static_cast<size_t>(tier.slots);
-      const size_t each = slots / static_cast<size_t>(s.lanes);
-      all = slots * kPageTokens;
-      full = each * kPageTokens;
-      lane = (each + static_cast<size_t>(pages_for(s.max_run)) + 1) * kPageTokens;  // a block more than its share
-      cells = 2 * static_cast<size_t>(s.max_run);  // the box of a frame whose last row is not full
-    }
-    size_t row, all, full, lane, cells;
-  };
-
   // Exact slots for the next tokens: the lane whose turn to grow comes last lets its full pages go. Those that are still
   // exact are the newest, so a pot without one at its end has none.
   int demote_one(const ClusterStore& store, int lane, Relief* out, int capacity) const {

@@ -16,30 +16,21 @@ PolicyNeeds Mosaic::needs() const {
           .value_weight = s_.value_weight};
 }
 
-size_t Mosaic::scratch_bytes(const StoreShape& shape) const {
-  const Sizes n(shape);
-  return (fills() ? 0 : Clustering::bytes_for(shape)) + Region::rounded(n.rows * sizeof(int32_t)) +
-         Region::rounded(n.scenes * sizeof(float)) + Region::rounded(n.scenes * sizeof(int32_t)) +
-         Region::rounded(n.tokens * sizeof(float)) + 2 * Region::rounded(n.row * sizeof(float)) +
-         (s_.tau == Tau::kQuantile ? Region::rounded(n.lanes * sizeof(Observed)) : 0);
-}
-
-void Mosaic::bind(const ClusterStore& store, Region& region) {
-  const Sizes n(store.shape());
+void Mosaic::bind(const StoreShape& shape, Region& region) {
   const float reach = s_.tau == Tau::kAdaptive ? s_.reach : std::numeric_limits<float>::infinity();
-  if (!fills()) clustering_.bind(store.shape(), region, reach, has_scenes());
-  rows_ = region.take<int32_t>("policy", n.rows);
-  scene_score_ = region.take<float>("policy", n.scenes);
-  scene_count_ = region.take<int32_t>("policy", n.scenes);
-  scenes_ = n.scenes;
-  distance_ = region.take<float>("policy", n.tokens);
-  mean_k_ = region.take<float>("policy", n.row);
-  mean_v_ = region.take<float>("policy", n.row);
-  if (s_.tau == Tau::kQuantile) {
-    observed_ = region.take<Observed>("policy", n.lanes);
-    std::fill_n(observed_, n.lanes, Observed{RunningQuantile(s_.tau_min), RunningQuantile(s_.tau_max)});
-  }
-  dram_slots_ = store.free_slots();
+  if (!fills()) clustering_.bind(shape, region, reach, has_scenes());
+  scenes_ = static_cast<size_t>(std::max(shape.scenes, 1));
+  rows_ = region.take<int32_t>("policy", std::max(shape.index.capacity, 1));
+  scene_score_ = region.take<float>("policy", scenes_);
+  scene_count_ = region.take<int32_t>("policy", scenes_);
+  distance_ = region.take<float>("policy", shape.max_run);
+  mean_k_ = region.take<float>("policy", shape.page.row());
+  mean_v_ = region.take<float>("policy", shape.page.row());
+  if (s_.tau == Tau::kQuantile)
+    observed_ =
+        region.take<Observed>("policy", shape.lanes, {RunningQuantile(s_.tau_min), RunningQuantile(s_.tau_max)});
+  dram_slots_ = 0;
+  for (const TierSpec& tier : shape.tiers) dram_slots_ += tier.place == Place::disk ? 0 : tier.slots;
 }
 
 SceneId Mosaic::scene(const ClusterStore& store, const float* embedding) {

@@ -50,8 +50,7 @@ class Mosaic final : public Policy {
   explicit Mosaic(const MosaicSettings& settings) : s_(settings) {}
   const char* name() const override { return "mosaic"; }
   PolicyNeeds needs() const override;
-  size_t scratch_bytes(const StoreShape& shape) const override;
-  void bind(const ClusterStore& store, Region& region) override;
+  void bind(const StoreShape& shape, Region& region) override;
 
   SceneId scene(const ClusterStore& store, const float* embedding) override;
   void admit(const ClusterStore& store, const AdmitBlock& block, Placement* out) override;
@@ -65,15 +64,6 @@ class Mosaic final : public Policy {
   using Tau = MosaicSettings::Tau;
   struct Observed {  // of a lane
     RunningQuantile low, high;
-  };
-  struct Sizes {
-    explicit Sizes(const StoreShape& s)
-        : lanes(static_cast<size_t>(s.lanes)),
-          rows(static_cast<size_t>(std::max(s.index.capacity, 1))),
-          scenes(static_cast<size_t>(std::max(s.scenes, 1))),
-          tokens(static_cast<size_t>(s.max_run)),
-          row(static_cast<size_t>(s.page.row())) {}
-    size_t lanes, rows, scenes, tokens, row;
   };
   // Units are filled in the order frames come; nothing in them is compared, so nothing is cut.
   bool fills() const { return s_.levels == Levels::kVisual || s_.levels == Levels::kTime; }

@@ -61,14 +61,9 @@ class Mukv final : public Policy {
             .retrieve_frames = 42};  // the paper's 64 blocks are about 8,300 tokens of 196 a frame
   }
 
-  size_t scratch_bytes(const StoreShape& shape) const override {
-    const auto n = static_cast<size_t>(shape.max_run);
-    return search_.scratch_bytes(shape) + 2 * Region::rounded(n * sizeof(float)) +
-           2 * Region::rounded(n * sizeof(int32_t)) + Region::rounded(n * sizeof(Rank));
-  }
-  void bind(const ClusterStore& store, Region& region) override {
-    const auto n = static_cast<size_t>(store.shape().max_run);
-    search_.bind(store.shape(), region);
+  void bind(const StoreShape& shape, Region& region) override {
+    const Size n = shape.max_run;
+    search_.bind(shape, region);
     attention_ = region.take<float>("policy", n);
     energy_ = region.take<float>("policy", n);
     block_ = region.take<int32_t>("policy", n);

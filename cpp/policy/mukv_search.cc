@@ -19,20 +19,13 @@ constexpr Kind kAllKinds[] = {kSegment, kFrame, kPatch};
 
 }  // namespace
 
-size_t Search::scratch_bytes(const StoreShape& shape) const {
-  size_t bytes = Region::rounded(static_cast<size_t>(shape.index.capacity)) +
-                 (2 + kKinds) * Region::rounded(static_cast<size_t>(shape.page.row()) * sizeof(float));
-  for (const Kind kind : kAllKinds) bytes += Region::rounded(static_cast<size_t>(wanted(kind)) * sizeof(Block));
-  return bytes;
-}
-
 void Search::bind(const StoreShape& shape, Region& region) {
   row_ = static_cast<size_t>(shape.page.row());
-  taken_ = region.take<uint8_t>("policy", static_cast<size_t>(shape.index.capacity));
+  taken_ = region.take<uint8_t>("policy", shape.index.capacity);
   query_ = region.take<float>("policy", row_);
   context_ = region.take<float>("policy", row_);
   for (float*& sum : sum_) sum = region.take<float>("policy", row_);
-  for (const Kind kind : kAllKinds) best_[kind] = region.take<Block>("policy", static_cast<size_t>(wanted(kind)));
+  for (const Kind kind : kAllKinds) best_[kind] = region.take<Block>("policy", wanted(kind));
 }
 
 void Search::select(const ClusterStore& store, const SelectQuery& query, SelectResult* result) {

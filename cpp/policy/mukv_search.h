@@ -39,7 +39,6 @@ struct SearchSettings {
 class Search {
  public:
   explicit Search(const SearchSettings& settings) : s_(settings) {}
-  size_t scratch_bytes(const StoreShape& shape) const;
   void bind(const StoreShape& shape, Region& region);
   void select(const ClusterStore& store, const SelectQuery& query, SelectResult* result);
 

@@ -1,8 +1,7 @@
 // Policy: every choice of the memory - what a token joins, what is read for a question, what yields under pressure - as
 // plain data over a read-only view of the store. A policy moves nothing; KvMemory carries its decisions out, so a policy
 // can be tested with numbers alone and a new one is one file here and one line in policies.def.
-// One object serves one session and may keep state per lane: planned by scratch_bytes(), taken from the cap in bind(); no
-// call allocates.
+// One object serves one session and may keep state per lane, in tables taken from the cap in bind(); no call allocates.
 #pragma once
 
 #include <initializer_list>
@@ -128,13 +127,9 @@ class Policy {
   virtual Retention* retention() { return nullptr; }
   virtual const char* name() const = 0;
   virtual PolicyNeeds needs() const = 0;
-  // Memory for the policy's own state under this shape, counted in the cap (Region::rounded() per piece).
-  virtual size_t scratch_bytes(const StoreShape& shape) const {
-    (void)shape;
-    return 0;
-  }
-  // Called once, when the store stands: takes exactly scratch_bytes() from the region. The only place to allocate.
-  virtual void bind(const ClusterStore& store, Region& region) { (void)store, (void)region; }
+  // Takes the policy's own tables for a store of this shape from the region. Called on counting regions while the session
+  // is planned, then once, last, on the session's own.
+  virtual void bind(const StoreShape& shape, Region& region) { (void)shape, (void)region; }
 
   // The scene of a frame, or kNone for a new one.
   virtual SceneId scene(const ClusterStore& store, const float* embedding) {

@@ -6,27 +6,10 @@
 
 namespace mosaic {
 
-namespace {
-
-template <class T>
-size_t piece(int n) {
-  return Region::rounded(sizeof(T) * static_cast<size_t>(n));
-}
-
-}  // namespace
-
-size_t FrameScratch::bytes_for(const Plan& plan) {
-  const int tokens = plan.config.model.frame_tokens * plan.block_frames;
-  const int row = plan.store.page.row();
-  return 2 * piece<float>(tokens * row) + piece<TokenMeta>(tokens) + piece<Placement>(tokens) +
-         piece<ClusterId>(tokens) + piece<float>(plan.window.received ? tokens : 0) + piece<Relief>(kReliefs);
-}
-
 FrameScratch::FrameScratch(Region& region, const Plan& plan) {
-  const auto tokens = static_cast<size_t>(plan.config.model.frame_tokens * plan.block_frames);
-  const auto row = static_cast<size_t>(plan.store.page.row());
-  k = region.take<float>("frame scratch", tokens * row);
-  v = region.take<float>("frame scratch", tokens * row);
+  const Size tokens = Size(plan.config.model.frame_tokens) * plan.block_frames;
+  k = region.take<float>("frame scratch", tokens * plan.store.page.row());
+  v = region.take<float>("frame scratch", tokens * plan.store.page.row());
   meta = region.take<TokenMeta>("frame scratch", tokens);
   placement = region.take<Placement>("frame scratch", tokens);
   fresh = region.take<ClusterId>("frame scratch", tokens);
@@ -34,74 +17,53 @@ FrameScratch::FrameScratch(Region& region, const Plan& plan) {
   relief = region.take<Relief>("frame scratch", kReliefs);
 }
 
+SelectionScratch::SelectionScratch(Region& region, const Plan& p) {
+  const auto take = [&]<class T>(T** to, Size n) { *to = region.take<T>("selections", n); };
+  const Size clusters = p.store.index.capacity, tokens = p.select_tokens, rows = p.select_rows, block = p.max_block;
+  take(&order, tokens + rows);
+  take(&result.chosen, clusters);
+  take(&result.attend, rows);
+  take(&result.score, clusters);
+  take(&result.rows, clusters);
+  take(&result.bias, clusters);
+  take(&result.scratch, clusters);
+  take(&chosen, clusters);
+  take(&page_mass, tokens + block);
+  take(&row_mass, rows);
+  take(&q_positions, block * 3);
+  take(&lse, block * p.config.model.q_heads);
+}
+
 namespace {
 
 template <class Take>
-BlockSelection::Table make_table(const Plan& p, const Take& take) {
+BlockSelection::Table make_table(const Plan& p, bool has_private, const Take& take) {
   BlockSelection::Table t{};
   take(&t.pages, p.select_entries);
   take(&t.positions, p.select_tokens);
-  if (p.config.model.rope.is_multi()) take(&t.places, 2 * p.select_tokens);
+  if (p.config.model.rope.is_multi()) take(&t.places, Size(p.select_tokens) * 2);
   take(&t.rows, p.select_rows);
-  take(&t.row_positions, 3 * p.select_rows);
+  take(&t.row_positions, Size(p.select_rows) * 3);
   take(&t.row_bias, p.select_rows);
   // Kernels of several lanes may be under way at once, each with positions of its own.
-  if (p.private_data) take(&t.q_positions, 3 * p.max_block);
+  if (has_private) take(&t.q_positions, Size(p.max_block) * 3);
   return t;
-}
-
-size_t table_bytes(const Plan& p) {
-  size_t total = 0;
-  make_table(p, [&]<class T>(T**, int n) { total += piece<T>(n); });
-  return total;
 }
 
 }  // namespace
 
-size_t BlockSelection::bytes_for(const Plan& p) {
-  return table_bytes(p) + piece<PageId>(p.select_entries) +
-         (p.private_data ? piece<const TokenMeta*>(p.select_entries) : 0);
-}
-
-size_t BlockSelection::private_bytes_for(const Plan& p) { return p.private_data ? table_bytes(p) : 0; }
-
-size_t BlockSelection::shared_bytes_for(const Plan& p) {
-  const int clusters = p.store.index.capacity;
-  return piece<uint64_t>(p.select_tokens + p.select_rows) + 5 * piece<float>(clusters) + piece<uint8_t>(clusters) +
-         piece<ClusterId>(p.select_rows) + piece<float>(p.select_tokens + p.max_block) + piece<float>(p.select_rows) +
-         piece<int32_t>(3 * p.max_block) + piece<float>(p.max_block * p.config.model.q_heads);
-}
-
-BlockSelection::Shared BlockSelection::make_shared(Region& region, const Plan& p) {
-  const auto clusters = static_cast<size_t>(p.store.index.capacity);
-  const auto take_floats = [&](int n) { return region.take<float>("selections", static_cast<size_t>(n)); };
-  Shared s{};
-  s.order = region.take<uint64_t>("selections", static_cast<size_t>(p.select_tokens + p.select_rows));
-  s.result.chosen = region.take<ClusterId>("selections", clusters);
-  s.result.attend = region.take<ClusterId>("selections", static_cast<size_t>(p.select_rows));
-  s.result.score = region.take<float>("selections", clusters);
-  s.result.rows = region.take<int32_t>("selections", clusters);
-  s.result.bias = region.take<float>("selections", clusters);
-  s.result.scratch = region.take<float>("selections", clusters);
-  s.chosen = region.take<uint8_t>("selections", clusters);
-  s.page_mass = take_floats(p.select_tokens + p.max_block);
-  s.row_mass = take_floats(p.select_rows);
-  s.q_positions = region.take<int32_t>("selections", 3 * static_cast<size_t>(p.max_block));
-  s.lse = take_floats(p.max_block * p.config.model.q_heads);
-  return s;
-}
-
-BlockSelection::BlockSelection(Region& region, const Plan& p, const Shared& shared)
+BlockSelection::BlockSelection(Region& region, const Plan& p, const SelectionScratch& scratch)
     : max_entries_(p.select_entries), max_tokens_(p.select_tokens), max_rows_(p.select_rows) {
-  table_ = make_table(p, [&]<class T>(T** to, int n) { *to = region.take<T>("selections", static_cast<size_t>(n)); });
-  ids_ = region.take<PageId>("selections", static_cast<size_t>(max_entries_));
-  if (!p.private_data) {
-    table_.q_positions = shared.q_positions;
+  const bool apart = region.has_private();
+  table_ = make_table(p, apart, [&]<class T>(T** to, Size n) { *to = region.take<T>("selections", n); });
+  ids_ = region.take<PageId>("selections", max_entries_);
+  if (!apart) {
+    table_.q_positions = scratch.q_positions;
     there_ = table_;
   } else {
-    metas_ = region.take<const TokenMeta*>("selections", static_cast<size_t>(max_entries_));
-    there_ = make_table(p, [&]<class T>(T** to, int n) {
-      *to = reinterpret_cast<T*>(region.take_private("selections", static_cast<size_t>(n) * sizeof(T)));
+    metas_ = region.take<const TokenMeta*>("selections", max_entries_);
+    there_ = make_table(p, apart, [&]<class T>(T** to, Size n) {
+      *to = reinterpret_cast<T*>(region.take_private("selections", n * sizeof(T)));
     });
   }
 }
@@ -179,7 +141,7 @@ int BlockSelection::sort_by_position(uint64_t* order) {
   return n;
 }
 
-void BlockSelection::finish(const PlaceRule& rule, Shared& shared) {
+void BlockSelection::finish(const PlaceRule& rule, SelectionScratch& scratch) {
   const RopeSpec& rope = *rule.rope;
   finished_entries_ = n_entries_;
   finished_tokens_ = n_tokens_;
@@ -188,9 +150,9 @@ void BlockSelection::finish(const PlaceRule& rule, Shared& shared) {
   for (int i = 0; i < n_tokens_ + n_rows_; ++i) highest = std::max(highest, position(i));
   closed_up_ = rule.original && highest >= rule.room;
   if (closed_up_) {
-    highest = close_gaps(shared.order, sort_by_position(shared.order), rule.room);
+    highest = close_gaps(scratch.order, sort_by_position(scratch.order), rule.room);
   } else if (!rule.original) {
-    highest = close_up(shared.order, sort_by_position(shared.order), rope);
+    highest = close_up(scratch.order, sort_by_position(scratch.order), rope);
   }
   next_moment_ = highest + 1;
   for (int i = 0; i < n_tokens_; ++i) table_.positions[i] = std::max(table_.positions[i], 0);  // between those attended

@@ -10,10 +10,6 @@
 
 namespace mosaic {
 
-Ops::Limits ops_limits(const Plan& plan);
-// Of Ops::for_host(), where that is another: one token at a time.
-Ops::Limits host_limits(const Plan& plan);
-
 // Rows of the block that leaves the window (one frame, or as many as the policy takes together), and what the policy
 // said of them.
 struct FrameScratch {
@@ -25,22 +21,23 @@ struct FrameScratch {
   float* received;   // [block tokens], if the policy wants it
   Relief* relief;
   static constexpr int kReliefs = 256;
-  static size_t bytes_for(const Plan& plan);
   FrameScratch(Region& region, const Plan& plan);
+};
+
+// Scratch that the selections of all lanes share while one is built and attended.
+struct SelectionScratch {
+  uint64_t* order;  // [select_tokens + select_rows] sort keys
+  SelectResult result;
+  uint8_t* chosen;       // [clusters]
+  float* page_mass;      // [select_tokens + max_block]
+  float* row_mass;       // [select_rows]
+  int32_t* q_positions;  // [max_block, 3]
+  float* lse;            // [max_block, q_heads]
+  SelectionScratch(Region& region, const Plan& plan);
 };
 
 class BlockSelection {
  public:
-  // Scratch that the selections of all layers share while one is built.
-  struct Shared {
-    uint64_t* order;  // [select_tokens + select_rows] sort keys
-    SelectResult result;
-    uint8_t* chosen;       // [clusters]
-    float* page_mass;      // [select_tokens]
-    float* row_mass;       // [select_rows]
-    int32_t* q_positions;  // [max_block, 3]
-    float* lse;            // [max_block, q_heads]
-  };
   // What kernels read of it.
   struct Table {
     PageEntry* pages;        // [select_entries]
@@ -51,11 +48,7 @@ class BlockSelection {
     float* row_bias;         // [select_rows]
     int32_t* q_positions;    // [max_block, 3] of the block's own tokens
   };
-  static size_t bytes_for(const Plan& plan);
-  static size_t private_bytes_for(const Plan& plan);
-  static size_t shared_bytes_for(const Plan& plan);
-  static Shared make_shared(Region& region, const Plan& plan);
-  BlockSelection(Region& region, const Plan& plan, const Shared& shared);
+  BlockSelection(Region& region, const Plan& plan, const SelectionScratch& scratch);
 
   void clear();
   // Tokens [begin, end) of a page. page: its id, or kNone for pages of the window. False: the table is full.
@@ -70,7 +63,7 @@ class BlockSelection {
     const RopeSpec* rope = nullptr;
   };
   // Gives everything added its position.
-  void finish(const PlaceRule& rule, Shared& shared);
+  void finish(const PlaceRule& rule, SelectionScratch& scratch);
   // Original positions did not fit: what was added stands closer, and what follows stands behind it.
   bool closed_up() const { return closed_up_; }
   // After finish(): a page whose tokens stand behind everything else, at consecutive positions (dialogue, question).

@@ -16,15 +16,9 @@ class Evidence {
     int32_t last_ms;
     double mass;  // 0: the entry is free
   };
-  // Moments a table has under a cap: a 64th of it, so that long streams under large caps are told apart. A power of two.
-  static int capacity_for(uint64_t cap_bytes) {
-    int n = 512;
-    while (n < 16384 && static_cast<uint64_t>(n) * 2 * sizeof(Moment) <= cap_bytes / 64) n *= 2;
-    return n;
-  }
-  static size_t bytes_for(int capacity) { return Region::rounded(static_cast<size_t>(capacity) * sizeof(Moment)); }
-  Evidence(Region& region, int capacity)
-      : moments_(region.take<Moment>("evidence", static_cast<size_t>(capacity))), capacity_(capacity) {}
+  // The table takes a 64th of the cap, so that long streams under large caps are told apart.
+  Evidence(Region& region, uint64_t cap_bytes)
+      : capacity_(capacity_for(cap_bytes)), moments_(region.take<Moment>("evidence", capacity_)) {}
 
   void clear() {
     for (int i = 0; i < capacity_; ++i) moments_[i].mass = 0;
@@ -58,8 +52,13 @@ class Evidence {
   int lost() const { return lost_; }  // moments that found no place
 
  private:
-  Moment* moments_;
+  static int capacity_for(uint64_t cap_bytes) {  // a power of two
+    int n = 512;
+    while (n < 16384 && static_cast<uint64_t>(n) * 2 * sizeof(Moment) <= cap_bytes / 64) n *= 2;
+    return n;
+  }
   int capacity_;
+  Moment* moments_;
   int size_ = 0;
   int lost_ = 0;
   double other_ = 0;

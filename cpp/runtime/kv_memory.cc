@@ -11,49 +11,12 @@
 
 namespace mosaic {
 
-namespace {
-
-RopeTable take_rope(Region& region, const Plan& plan, Ops& ops) {
-  const RopeSpec& spec = plan.config.model.rope;
-  const size_t bytes = RopeTable::bytes_for(spec, plan.rope_positions);
-  if (!region.has_private()) return RopeTable(spec, plan.rope_positions, region.take<std::byte>("rope", bytes));
-  std::vector<std::byte> built(bytes);
-  const RopeTable table(spec, plan.rope_positions, built.data());
-  std::byte* const there = region.take_private("rope", bytes);
-  if (bytes > 0) ops.copy(there, built.data(), bytes);
-  ops.wait();
-  return table.at(there);
-}
-
-}  // namespace
-
 KvMemory::KvMemory(const MemoryConfig& config, std::unique_ptr<Policy> policy, Backend backend, SpillIo* io)
     : backend_(std::move(backend)),
       policy_(std::move(policy)),
       plan_(make_plan(config, *policy_, backend_)),
       region_(*backend_.device, plan_.total_bytes - plan_.private_bytes, plan_.private_bytes),
-      window_(region_, plan_.window),
-      store_(region_, plan_.store, *backend_.ops, io),
-      rope_(take_rope(region_, plan_, *backend_.ops)),
-      shared_(BlockSelection::make_shared(region_, plan_)),
-      scratch_(region_, plan_),
-      staging_(region_, plan_),
-      evidence_(region_, Evidence::capacity_for(plan_.config.cap_bytes)) {
-  if (Retention* const retention = policy_->retention())
-    records_.emplace(region_, plan_, *backend_.ops, *retention);
-  const int selections = records_ ? 1 : lanes();
-  selection_.reserve(static_cast<size_t>(selections));
-  for (int l = 0; l < selections; ++l) selection_.emplace_back(region_, plan_, shared_);
-  const Ops::Limits limits = ops_limits(plan_);
-  const size_t scratch = backend_.ops->scratch_bytes(limits);
-  backend_.ops->set_scratch(region_.has_private() ? region_.take_private("kernel scratch", scratch)
-                                                  : region_.take<std::byte>("kernel scratch", scratch),
-                            limits);
-  if (Ops& host = backend_.ops->for_host(); &host != backend_.ops.get()) {
-    const Ops::Limits rows = host_limits(plan_);
-    host.set_scratch(region_.take<std::byte>("kernel scratch", host.scratch_bytes(rows)), rows);
-  }
-  policy_->bind(store_, region_);
+      parts_(region_, plan_, *policy_, *backend_.ops, io) {
   if (region_.used() != plan_.total_bytes)
     throw InvariantError("KvMemory: took " + std::to_string(region_.used()) + " bytes, planned " +
                          std::to_string(plan_.total_bytes) + ".");

@@ -20,11 +20,7 @@
 
 #include "backend/backend.h"
 #include "core/error.h"
-#include "runtime/block_selection.h"
-#include "runtime/evidence.h"
-#include "runtime/plan.h"
-#include "runtime/records.h"
-#include "runtime/staging.h"
+#include "runtime/parts.h"
 
 namespace mosaic {
 
@@ -157,15 +153,16 @@ class KvMemory {
   std::unique_ptr<Policy> policy_;
   Plan plan_;
   Region region_;
-  Window window_;
-  ClusterStore store_;
-  std::optional<Records> records_;  // of a policy by records; the store is empty then
-  RopeTable rope_;
-  std::vector<BlockSelection> selection_;  // [lanes]; one for all where everything is read anew
-  BlockSelection::Shared shared_;
-  FrameScratch scratch_;
-  Staging staging_;
-  Evidence evidence_;
+  Parts parts_;
+  Window& window_ = parts_.window;
+  ClusterStore& store_ = parts_.store;
+  RopeTable& rope_ = parts_.rope;
+  std::optional<Records>& records_ = parts_.records;
+  std::vector<BlockSelection>& selection_ = parts_.selections;
+  SelectionScratch& shared_ = parts_.selecting;
+  FrameScratch& scratch_ = parts_.frame;
+  Staging& staging_ = parts_.staging;
+  Evidence& evidence_ = parts_.evidence;
 
   std::string failed_;  // what the device said when it failed
   Block block_ = Block::kNone;

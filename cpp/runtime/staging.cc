@@ -8,11 +8,6 @@ namespace mosaic {
 
 namespace {
 
-size_t elements(const Plan& plan, int heads) {
-  return static_cast<size_t>(plan.max_block) * static_cast<size_t>(heads) *
-         static_cast<size_t>(plan.config.model.head_dim);
-}
-
 // Whether some, or all, of the arrays lie where only kernels reach.
 bool for_kernels(const LayerArrays& given, const Device& device, bool all) {
   int n = 0;
@@ -23,23 +18,16 @@ bool for_kernels(const LayerArrays& given, const Device& device, bool all) {
 
 }  // namespace
 
-size_t Staging::bytes_for(const Plan& plan) {
-  if (!plan.private_data) return 0;
-  const ModelShape& m = plan.config.model;
-  return 2 * Region::rounded(elements(plan, m.q_heads) * sizeof(float)) +
-         2 * Region::rounded(elements(plan, m.kv_heads) * sizeof(float)) + Region::rounded(sizeof(int32_t));
-}
-
 Staging::Staging(Region& region, const Plan& plan)
     : q_row_(static_cast<size_t>(plan.config.model.q_heads) * static_cast<size_t>(plan.config.model.head_dim)),
       kv_row_(static_cast<size_t>(plan.config.model.kv_heads) * static_cast<size_t>(plan.config.model.head_dim)) {
-  if (!plan.private_data) return;
+  if (!region.has_private()) return;
+  const Size tokens = plan.max_block;
   bad_ = region.take<int32_t>("staging", 1);
-  const ModelShape& m = plan.config.model;
-  q_ = region.take<float>("staging", elements(plan, m.q_heads));
-  k_ = region.take<float>("staging", elements(plan, m.kv_heads));
-  v_ = region.take<float>("staging", elements(plan, m.kv_heads));
-  out_ = region.take<float>("staging", elements(plan, m.q_heads));
+  q_ = region.take<float>("staging", tokens * q_row_);
+  k_ = region.take<float>("staging", tokens * kv_row_);
+  v_ = region.take<float>("staging", tokens * kv_row_);
+  out_ = region.take<float>("staging", tokens * q_row_);
 }
 
 bool Staging::readable_is_finite(const LayerArrays& given, const Device& device, int tokens) const {

@@ -20,7 +20,6 @@ struct LayerArrays {
 
 class Staging {
  public:
-  static size_t bytes_for(const Plan& plan);
   Staging(Region& region, const Plan& plan);
 
   // True where all of it is finite as far as the host can see; what it cannot see, kernels look at (bad()).

@@ -23,14 +23,9 @@ struct Page {
 
 class BlockTable {
  public:
-  static size_t bytes_for(int capacity) { return Region::rounded(sizeof(Page) * static_cast<size_t>(capacity)); }
-
   BlockTable(Region& region, int capacity)
-      : pages_(region.take<Page>("page table", static_cast<size_t>(capacity))), capacity_(capacity) {
-    for (int i = 0; i < capacity; ++i) {
-      pages_[i] = Page{};
-      pages_[i].next = i + 1 < capacity ? i + 1 : kNone;
-    }
+      : pages_(region.take<Page>("page table", capacity, Page{})), capacity_(capacity) {
+    for (int i = 0; i + 1 < capacity && !region.is_counting(); ++i) pages_[i].next = i + 1;
     free_ = capacity > 0 ? 0 : kNone;
   }
 

@@ -38,22 +38,16 @@ void blend(half_t* into, const half_t* from, int dim, float share) {
 
 }  // namespace
 
-size_t ClusterIndex::bytes_for(Shape shape) {
-  const auto n = static_cast<size_t>(shape.capacity);
-  const size_t means = Region::rounded(sizeof(half_t) * n * static_cast<size_t>(shape.dim));
-  return Region::rounded(sizeof(Cluster) * n) + 2 * means + 4 * Region::rounded(4 * n);
-}
-
 ClusterIndex::ClusterIndex(Region& region, Shape shape) : shape_(shape) {
-  const auto n = static_cast<size_t>(shape.capacity);
-  clusters_ = region.take<Cluster>("index", n);
-  std::fill_n(clusters_, n, Cluster{});
-  mean_k_ = region.take<half_t>("index", n * static_cast<size_t>(shape.dim));
-  mean_v_ = region.take<half_t>("index", n * static_cast<size_t>(shape.dim));
+  const Size n = shape.capacity;
+  clusters_ = region.take<Cluster>("index", n, Cluster{});
+  mean_k_ = region.take<half_t>("index", n * shape.dim);
+  mean_v_ = region.take<half_t>("index", n * shape.dim);
   count_ = region.take<int32_t>("index", n);
   variance_ = region.take<float>("index", n);
   live_ = region.take<ClusterId>("index", n);
   free_ = region.take<int32_t>("index", n);
+  if (region.is_counting()) return;
   for (int c = shape.capacity - 1; c >= 0; --c) free_[free_count_++] = c;
 }
 

@@ -41,7 +41,6 @@ class ClusterIndex {
     int capacity = 0;  // clusters
     int dim = 0;       // kv heads x head size of the lane; 0: keep no means (policies that never summarise)
   };
-  static size_t bytes_for(Shape shape);
   ClusterIndex(Region& region, Shape shape);
 
   bool has_means() const { return shape_.dim > 0; }

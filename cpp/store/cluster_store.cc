@@ -7,43 +7,19 @@ namespace mosaic {
 
 namespace {
 
-constexpr size_t kSpareRows = 3;  // behind max_run members: a token, and the two means of a split
-
-size_t scratch_bytes(const StoreShape& s) {
-  const size_t rows = static_cast<size_t>(s.max_run) + kSpareRows;
-  return 2 * Region::rounded(rows * static_cast<size_t>(s.page.row()) * sizeof(float)) +
-         Region::rounded(rows * sizeof(TokenMeta)) + Region::rounded(rows);
-}
+constexpr int kSpareRows = 3;  // behind max_run members: a token, and the two means of a split
 
 int total_slots(const StoreShape& s) {
-  int n = 0;
-  for (const TierSpec& tier : s.tiers) n += tier.slots;
-  return n;
+  Size n;
+  for (const TierSpec& tier : s.tiers) n = n + tier.slots;
+  return n.to_int("pages of all tiers");
 }
 
-const TierSpec* disk_tier(const StoreShape& s) {
-  return !s.tiers.empty() && s.tiers.back().place == Place::disk ? &s.tiers.back() : nullptr;
-}
+bool has_disk(const StoreShape& s) { return s.tiers.back().place == Place::disk; }
 
 size_t coldest_page_bytes(const StoreShape& s) { return page_bytes(s.tiers.back().codec, s.page); }
 
 }  // namespace
-
-size_t ClusterStore::staging_bytes(const StoreShape& s) {
-  return s.private_data && disk_tier(s) != nullptr ? kMaxSpilling * coldest_page_bytes(s) : 0;
-}
-
-size_t ClusterStore::private_bytes_for(const StoreShape& s) {
-  return s.private_data ? TierChain::private_bytes_for(s.tiers, s.page) : 0;
-}
-
-size_t ClusterStore::bytes_for(const StoreShape& s) {
-  return (disk_tier(s) != nullptr ? Region::rounded(CopyEngine::bytes_for(kCopyQueue)) : 0) +
-         Region::rounded(staging_bytes(s)) + TierChain::bytes_for(s.tiers, s.page, s.private_data) +
-         BlockTable::bytes_for(total_slots(s)) + static_cast<size_t>(s.lanes) * ClusterIndex::bytes_for(s.index) +
-         (s.scenes > 0 ? SceneTable::bytes_for(s.scenes, s.embedding_dim) : 0) +
-         FetchCache::bytes_for(s.fetch_slots, coldest_page_bytes(s)) + scratch_bytes(s);
-}
 
 ClusterStore::ClusterStore(Region& region, const StoreShape& s, Ops& ops, SpillIo* io)
     : shape_(s),
@@ -54,15 +30,16 @@ ClusterStore::ClusterStore(Region& region, const StoreShape& s, Ops& ops, SpillI
   index_.reserve(static_cast<size_t>(s.lanes));
   for (int lane = 0; lane < s.lanes; ++lane) index_.emplace_back(region, s.index);
   if (s.scenes > 0) scenes_.emplace(region, s.scenes, s.embedding_dim);
-  const size_t rows = static_cast<size_t>(s.max_run) + kSpareRows;
+  const Size rows = Size(s.max_run) + kSpareRows;
   run_k_ = region.take<float>("scratch", rows * row());
   run_v_ = region.take<float>("scratch", rows * row());
   run_meta_ = region.take<TokenMeta>("scratch", rows);
   side_ = region.take<uint8_t>("scratch", rows);
-  if (staging_bytes(s) > 0) spill_staging_ = region.take<std::byte>("spill staging", staging_bytes(s));
-  if (tiers_.spill() != nullptr)
-    copies_.emplace(*tiers_.spill(), kCopyQueue,
-                    region.take<std::byte>("copy queue", CopyEngine::bytes_for(kCopyQueue)));
+  if (!has_disk(s)) return;
+  if (region.has_private())
+    spill_staging_ = region.take<std::byte>("spill staging", Size(kMaxSpilling) * coldest_page_bytes(s));
+  auto* const queue = region.take<std::byte>("copy queue", CopyEngine::bytes_for(kCopyQueue));
+  if (!region.is_counting()) copies_.emplace(*tiers_.spill(), kCopyQueue, queue);
 }
 
 ClusterStore::~ClusterStore() {

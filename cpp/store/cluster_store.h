@@ -33,7 +33,6 @@ struct StoreShape {
   int scenes = 0;             // 0: no visual level
   int embedding_dim = 0;
   std::vector<TierSpec> tiers;  // hot to cold
-  bool private_data = false;    // pages of device tiers have their data where kernels alone reach
   int fetch_slots = 0;          // read copies of disk pages
   int max_run = 0;              // most tokens that are reshaped at once; most tokens of one block
   int max_members = 0;          // of one cluster; what joins it beyond is in its summary alone. At most max_run, or no
@@ -47,8 +46,7 @@ enum class Short : uint8_t { kNothing, kSlots, kClusters };
 
 class ClusterStore {
  public:
-  static size_t bytes_for(const StoreShape& shape);
-  static size_t private_bytes_for(const StoreShape& shape);
+  // Takes all its memory from the region; on a counting one it has none, and is good for nothing else.
   ClusterStore(Region& region, const StoreShape& shape, Ops& ops, SpillIo* io = nullptr);
   ~ClusterStore();
 
@@ -126,7 +124,6 @@ class ClusterStore {
 
  private:
   friend struct StoreTestAccess;
-  static size_t staging_bytes(const StoreShape& shape);
   size_t row() const { return static_cast<size_t>(shape_.page.row()); }
   CodecId codec(int tier) const { return shape_.tiers[static_cast<size_t>(tier)].codec; }
   // The counter of an account that tokens of a tier stand in.

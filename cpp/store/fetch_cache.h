@@ -19,16 +19,12 @@ class FetchCache {
     bool pinned = false;
     Completion copied;
   };
-  static size_t bytes_for(int slots, size_t slot_bytes) {
-    return Region::rounded(static_cast<size_t>(slots) * slot_bytes) +
-           Region::rounded(static_cast<size_t>(slots) * sizeof(Entry));
-  }
   FetchCache(Region& region, int slots, size_t slot_bytes)
-      : slab_(region.take<std::byte>("fetch cache", static_cast<size_t>(slots) * slot_bytes)),
-        entries_(region.take<Entry>("fetch cache", static_cast<size_t>(slots))),
+      : slab_(region.take<std::byte>("fetch cache", Size(slots) * slot_bytes)),
+        entries_(region.take<Entry>("fetch cache", slots)),
         slots_(slots),
         slot_bytes_(slot_bytes) {
-    std::uninitialized_value_construct_n(entries_, slots);
+    if (!region.is_counting()) std::uninitialized_value_construct_n(entries_, slots);
   }
   int slots() const { return slots_; }
   std::byte* address(SlotId slot) const { return slab_ + static_cast<size_t>(slot) * slot_bytes_; }

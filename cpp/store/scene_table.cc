@@ -18,11 +18,9 @@ float unit_distance(const float* a, const float* b, int dim) {
 }  // namespace
 
 SceneTable::SceneTable(Region& region, int capacity, int dim) : capacity_(capacity), dim_(dim) {
-  const auto n = static_cast<size_t>(capacity);
-  mean_ = region.take<float>("scenes", n * static_cast<size_t>(dim));
-  count_ = region.take<int32_t>("scenes", n);
-  variance_ = region.take<float>("scenes", n);
-  std::fill_n(count_, n, 0);
+  mean_ = region.take<float>("scenes", Size(capacity) * dim);
+  count_ = region.take<int32_t>("scenes", capacity);
+  variance_ = region.take<float>("scenes", capacity);
 }
 
 SceneTable::Nearest SceneTable::nearest(const float* embedding) const {

@@ -12,10 +12,6 @@ namespace mosaic {
 
 class SceneTable {
  public:
-  static size_t bytes_for(int capacity, int dim) {
-    const auto n = static_cast<size_t>(capacity);
-    return Region::rounded(sizeof(float) * n * static_cast<size_t>(dim)) + 2 * Region::rounded(4 * n);
-  }
   SceneTable(Region& region, int capacity, int dim);
 
   int capacity() const { return capacity_; }

@@ -20,8 +20,7 @@ TokenLog::TokenLog(Region& region, const LogShape& s, Ops& ops)
   const auto lanes = static_cast<size_t>(s.lanes);
   const size_t pages = lanes * static_cast<size_t>(s.pages), tokens = pages * kPageTokens;
   const char* const name = "token log";
-  data_ = region.has_private() ? region.take_private(name, pages * page_bytes_)
-                               : region.take<std::byte>(name, pages * page_bytes_);
+  data_ = region.take_for_kernels(name, pages * page_bytes_);
   rows_ = region.take<uint16_t>(name, pages);
   heard_ = region.take<uint16_t>(name, pages);
   position_ = region.take<int32_t>(name, tokens);

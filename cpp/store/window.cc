@@ -8,49 +8,35 @@ namespace mosaic {
 namespace {
 
 // Pages of one lane in the slab: prefix, first frame, ring of frames, branch.
-size_t lane_pages(const WindowShape& s) {
-  return static_cast<size_t>(pages_for(s.prefix_tokens) + pages_for(s.frame_tokens) * (s.frames + 2) +
-                             pages_for(s.branch_tokens));
+Size lane_pages(const WindowShape& s) {
+  return Size(pages_for(s.prefix_tokens)) + Size(pages_for(s.frame_tokens)) * (Size(s.frames) + 2) +
+         pages_for(s.branch_tokens);
 }
 
-size_t received_entries(const WindowShape& s) {
-  return s.received
-             ? static_cast<size_t>(s.lanes) * static_cast<size_t>(s.frames + 1) * static_cast<size_t>(s.frame_tokens)
-             : 0;
+Size received_entries(const WindowShape& s) {
+  return s.received ? Size(s.lanes) * (Size(s.frames) + 1) * s.frame_tokens : 0;
 }
 
 }  // namespace
-
-size_t Window::private_bytes_for(const WindowShape& s) {
-  return Region::rounded(lane_pages(s) * static_cast<size_t>(s.lanes) * data_bytes(s.codec, s.page));
-}
-
-size_t Window::bytes_for(const WindowShape& s, bool private_data) {
-  const size_t ring = static_cast<size_t>(s.frames + 1);
-  const size_t slot = private_data ? kPageMetaBytes : page_bytes(s.codec, s.page);
-  return Region::rounded(lane_pages(s) * static_cast<size_t>(s.lanes) * slot) +
-         Region::rounded(ring * static_cast<size_t>(s.embedding_dim) * sizeof(float)) +
-         Region::rounded(ring * sizeof(WindowFrame)) + 2 * Region::rounded(received_entries(s) * sizeof(float));
-}
 
 Window::Window(Region& region, const WindowShape& s)
     : shape_(s),
       slot_bytes_(region.has_private() ? data_bytes(s.codec, s.page) : page_bytes(s.codec, s.page)),
       prefix_pages_(pages_for(s.prefix_tokens)),
       frame_pages_(pages_for(s.frame_tokens)),
-      branch_pages_(pages_for(s.branch_tokens)) {
-  const size_t ring = static_cast<size_t>(s.frames + 1), pages = lane_pages(s) * static_cast<size_t>(s.lanes);
-  slab_ = region.has_private() ? region.take_private("window", pages * slot_bytes_)
-                               : region.take<std::byte>("window", pages * slot_bytes_);
+      branch_pages_(pages_for(s.branch_tokens)),
+      lane_pages_(lane_pages(s).bytes()) {
+  const Size ring = Size(s.frames) + 1, pages = lane_pages(s) * s.lanes;
+  slab_ = region.take_for_kernels("window", pages * slot_bytes_);
   if (region.has_private()) meta_ = region.take<TokenMeta>("window", pages * kPageTokens);
-  embeddings_ = region.take<float>("window", ring * static_cast<size_t>(s.embedding_dim));
+  embeddings_ = region.take<float>("window", ring * s.embedding_dim);
   ring_ = region.take<WindowFrame>("window", ring);
   received_ = region.take<float>("window", received_entries(s));
   received_now_ = region.take<float>("window", received_entries(s));
 }
 
 PageView Window::page(Strip strip, int lane, int page, int frame) const {
-  size_t at = static_cast<size_t>(lane) * lane_pages(shape_) + static_cast<size_t>(page);
+  size_t at = static_cast<size_t>(lane) * lane_pages_ + static_cast<size_t>(page);
   switch (strip) {
     case Strip::kPrefix:
       break;
@@ -68,7 +54,7 @@ PageView Window::page(Strip strip, int lane, int page, int frame) const {
   return meta_ != nullptr ? PageView{meta_ + at * kPageTokens, memory} : whole_page(memory);
 }
 
-void Window::clear_received_now() { std::fill_n(received_now_, received_entries(shape_), 0.0f); }
+void Window::clear_received_now() { std::fill_n(received_now_, received_entries(shape_).value(), 0.0f); }
 
 void Window::file_received_now() {
   for (int lane = 0; lane < (shape_.received ? shape_.lanes : 0); ++lane)

@@ -33,8 +33,6 @@ enum class Strip : uint8_t { kPrefix, kFirstFrame, kFrame, kBranch };
 
 class Window {
  public:
-  static size_t bytes_for(const WindowShape& shape, bool private_data = false);
-  static size_t private_bytes_for(const WindowShape& shape);
   Window(Region& region, const WindowShape& shape);
 
   const WindowShape& shape() const { return shape_; }
@@ -85,6 +83,7 @@ class Window {
   size_t slot_bytes_;
   TokenMeta* meta_ = nullptr;  // [pages, kPageTokens], where the data lies apart
   int prefix_pages_, frame_pages_, branch_pages_;
+  size_t lane_pages_;
   std::byte* slab_;
   float* embeddings_;
   float* received_ = nullptr;

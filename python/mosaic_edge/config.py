@@ -182,7 +182,7 @@ class SessionConfig:
         return {
             "cap_bytes": parse_bytes(self.memory),
             "exact": self.exact,
-            "packed": self.packed or "",
+            "packed": self.packed,
             "exact_share": self.exact_share,
             "index_share": self.index_share,
             "device_bytes": self._optional_bytes("device_memory"),

@@ -118,6 +118,35 @@ TEST_CASE("a region without bytes allocates nothing, and a device without bytes 
   CHECK(device.live == 0);
 }
 
+TEST_CASE("a counting region gives nothing, never ends, and counts what a real one would give") {
+  for (const bool apart : {false, true}) {
+    const auto take = [&](Region& region) {
+      region.take<double>("seven", 7);
+      region.take<int32_t>("ones", 5, 1);
+      region.take_for_kernels("rope", 65);
+      if (region.has_private()) region.take_private("pages", 1);
+      return region.take<char>("seven", 3);
+    };
+    Region counted = Region::counting(apart);
+    CHECK(take(counted) == nullptr);
+    CHECK(counted.used() == 128 + 64 + 128 + (apart ? 64 : 0));
+    CHECK(counted.private_used() == (apart ? 128 + 64 : 0));
+    CountingDevice device;
+    Region region(device, counted.used() - counted.private_used(), counted.private_used());
+    CHECK(take(region) != nullptr);
+    CHECK(region.left() == 0);
+    REQUIRE(region.rows().size() == counted.rows().size());
+    for (size_t i = 0; i < region.rows().size(); ++i) {
+      CHECK(std::string(region.rows()[i].name) == counted.rows()[i].name);
+      CHECK(region.rows()[i].bytes == counted.rows()[i].bytes);
+    }
+  }
+  Region counted = Region::counting();
+  counted.take<double>("too many", SIZE_MAX / 4);
+  counted.take<double>("more", 1);
+  CHECK(counted.used() == static_cast<size_t>(Size::kMost));  // it does not come round to a small number
+}
+
 TEST_CASE("an arena fills every slot and finds every byte again, for odd sizes") {
   for (const int slots : {1, 5, 7, 13, 63, 64, 65, 200}) {
     for (const size_t bytes : {size_t{1}, size_t{63}, size_t{64}, size_t{65}, size_t{832}}) {

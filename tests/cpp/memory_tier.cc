@@ -7,6 +7,7 @@
 
 #include "allocation_counter.h"
 #include "core/error.h"
+#include "counted.h"
 #include "memory/tier.h"
 #include "memory_fakes.h"
 
@@ -17,16 +18,20 @@ using namespace mosaic::testing;
 
 constexpr PageShape kShape{3, 20};
 
+size_t bytes_of(const std::vector<TierSpec>& specs) {
+  return counted([&](Region& region) { TierChain(specs, kShape, region, "/nowhere"); });
+}
+
 std::string refusal(std::vector<TierSpec> specs) {
   try {
-    TierChain::bytes_for(specs, kShape);
+    bytes_of(specs);
   } catch (const InvalidInput& error) {
     return error.what();
   }
   return "accepted";
 }
 
-TEST_CASE("a chain takes exactly bytes_for from its region, and not one byte less will do") {
+TEST_CASE("a chain takes exactly what it counted from its region, and not one byte less will do") {
   const std::vector<std::vector<TierSpec>> chains = {
       {{Place::device, CodecId::kFp16, 1}},
       {{Place::device, CodecId::kFp32, 65}, {Place::device, CodecId::kInt8, 7}},
@@ -39,7 +44,7 @@ TEST_CASE("a chain takes exactly bytes_for from its region, and not one byte les
   for (const auto& specs : chains) {
     TemporaryDirectory directory;
     CountingDevice device;
-    const size_t bytes = TierChain::bytes_for(specs, kShape);
+    const size_t bytes = bytes_of(specs);
     {
       Region region(device, bytes);
       TierChain chain(specs, kShape, region, directory.path);
@@ -68,7 +73,7 @@ TEST_CASE("the region's account names every tier") {
   CountingDevice device;
   const std::vector<TierSpec> specs = {
       {Place::device, CodecId::kFp16, 4}, {Place::host, CodecId::kInt4, 8}, {Place::disk, CodecId::kInt4, 16}};
-  Region region(device, TierChain::bytes_for(specs, kShape));
+  Region region(device, bytes_of(specs));
   const TierChain chain(specs, kShape, region, directory.path);
   REQUIRE(region.rows().size() == 4);
   CHECK(std::string(region.rows()[0].name) == "pages device fp16");
@@ -106,7 +111,7 @@ TEST_CASE("pages walk down the chain and back, every tier keeps its own, and not
   CountingDevice device;
   const std::vector<TierSpec> specs = {
       {Place::device, CodecId::kInt8, 6}, {Place::host, CodecId::kInt8, 11}, {Place::disk, CodecId::kInt8, 40}};
-  Region region(device, TierChain::bytes_for(specs, kShape));
+  Region region(device, bytes_of(specs));
   TierChain chain(specs, kShape, region, directory.path);
   const size_t bytes = chain.slot_bytes(0);
   struct Held {

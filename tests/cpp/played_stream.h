@@ -260,7 +260,7 @@ struct PlayedStream {
     int time = -1, highest = -1, last = -1;
     for (const Token* t : seen) {
       int at = t->position;
-      if (config.positions != PositionRule::kOriginal) {
+      if (config.positions != Positions::kOriginal) {
         if (!multi || t->position != last) ++time;
         at = time;
       } else {
@@ -271,7 +271,7 @@ struct PlayedStream {
       highest = std::max({highest, at, multi ? t->h : 0, multi ? t->w : 0});
     }
     int base = highest + 1;
-    if (config.positions == PositionRule::kOriginal) base = std::max(base, next_position);
+    if (config.positions == Positions::kOriginal) base = std::max(base, next_position);
     for (size_t i = 0; i < branch.size(); ++i) {
       const int at = base++;
       all.push_back({nullptr, nullptr, {at, at, at}});
@@ -279,7 +279,7 @@ struct PlayedStream {
     for (int i = 0; i < block_tokens; ++i) {
       SeenToken t{nullptr, nullptr, {base + i, base + i, base + i}};
       if (video_block && multi) {
-        t.at[0] = config.positions == PositionRule::kOriginal ? next_position : time + 1;
+        t.at[0] = config.positions == Positions::kOriginal ? next_position : time + 1;
         t.at[1] = static_cast<int>(prefix.size()) + i / grid_w;
         t.at[2] = static_cast<int>(prefix.size()) + i % grid_w;
       }

@@ -15,6 +15,7 @@
 namespace {
 
 using namespace mosaic;
+using mosaic::testing::counted;
 using mosaic::testing::PlayedStream;
 using mosaic::testing::select;
 using mosaic::testing::Selected;
@@ -26,6 +27,10 @@ MemoryConfig with_clusters(int clusters) {
   c.clusters = clusters;
   c.window_frames = 3;
   return c;
+}
+
+size_t table_bytes(const StoreShape& shape) {
+  return counted([&](Region& region) { Clustering().bind(shape, region, 0.0f); });
 }
 
 TEST_CASE("edge passes neither its clusters nor the cap, drops nothing and keeps no pages") {
@@ -61,7 +66,7 @@ TEST_CASE("edge spends nearly every byte that is not fixed on summaries") {
   const MemoryConfig config = small_config(600 << 10);
   PlayedStream stream(config, "edge");
   const Plan& plan = stream.memory->plan();
-  const size_t row = ClusterIndex::bytes_for({1024, plan.store.index.dim}) / 1024;
+  const size_t row = counted([&](Region& region) { ClusterIndex(region, {1024, plan.store.index.dim}); }) / 1024;
   CHECK(plan.total_bytes <= config.cap_bytes);
   CHECK(plan.total_bytes + 16 * 3 * row > config.cap_bytes);
   CHECK(plan.store.tiers.size() == 1);
@@ -93,10 +98,10 @@ TEST_CASE("a token joins within reach and opens a cluster beyond it") {
 TEST_CASE("what merges is the closest pair there is, after any history, and the reach is the farthest that merged") {
   for (const int capacity : {2, 3, 16, 40}) {
     StoreWorld world({{Place::device, CodecId::kFp16, 64}}, capacity, 40, capacity % 2 == 0 ? 1.0f : 0.0f);
-    Region region(*world.backend.device, Clustering::bytes_for(world.shape));
+    Region region(*world.backend.device, table_bytes(world.shape));
     Clustering clustering;
     clustering.bind(world.shape, region, 0.0f);
-    CHECK(region.used() == Clustering::bytes_for(world.shape));
+    CHECK(region.left() == 0);
     ClusterStore& store = *world.store;
     float farthest = 0;
     int merges = 0;
@@ -138,7 +143,7 @@ TEST_CASE("what merges is the closest pair there is, after any history, and the 
 TEST_CASE("with scenes the closest pair of any one scene merges, and of two scenes only when none has a pair") {
   for (const int capacity : {3, 17, 40}) {
     StoreWorld world({{Place::device, CodecId::kFp16, 64}}, capacity, 40, capacity % 2 == 0 ? 1.0f : 0.0f);
-    Region region(*world.backend.device, Clustering::bytes_for(world.shape));
+    Region region(*world.backend.device, table_bytes(world.shape));
     Clustering clustering;
     clustering.bind(world.shape, region, 0.0f, true);
     ClusterStore& store = *world.store;
@@ -189,7 +194,7 @@ TEST_CASE("with scenes the closest pair of any one scene merges, and of two scen
 
 TEST_CASE("with scenes a token joins a cluster of its own scene only, however near another is") {
   StoreWorld world;
-  Region region(*world.backend.device, Clustering::bytes_for(world.shape));
+  Region region(*world.backend.device, table_bytes(world.shape));
   Clustering clustering;
   clustering.bind(world.shape, region, std::numeric_limits<float>::infinity(), true);
   const ClusterId same = world.open(0, 5, 0), other = world.open(0, 1, 2);
@@ -228,7 +233,7 @@ TEST_CASE("what is demoted are the clusters that grew longest ago, coldest first
 
 TEST_CASE("one cluster alone has nothing to merge with") {
   StoreWorld world;
-  Region region(*world.backend.device, Clustering::bytes_for(world.shape));
+  Region region(*world.backend.device, table_bytes(world.shape));
   Clustering clustering;
   clustering.bind(world.shape, region, 0.0f);
   Relief relief[2];

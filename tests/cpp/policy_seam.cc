@@ -25,9 +25,8 @@ class Pot final : public Policy {
   Pot(PolicyNeeds needs, Seen* seen) : needs_(needs), seen_(seen) {}
   const char* name() const override { return "pot"; }
   PolicyNeeds needs() const override { return needs_; }
-  size_t scratch_bytes(const StoreShape& shape) const override { return Region::rounded(members(shape)); }
-  void bind(const ClusterStore& store, Region& region) override {
-    keep_ = region.take<uint8_t>("policy", members(store.shape()));
+  void bind(const StoreShape& shape, Region& region) override {
+    keep_ = region.take<uint8_t>("policy", members(shape));
   }
   void admit(const ClusterStore& store, const AdmitBlock& block, Placement* out) override {
     for (int i = 0; i < block.tokens.n; ++i) {
@@ -163,13 +162,14 @@ TEST_CASE("attention received is what the queries of the frames in the window pa
   }
 }
 
-TEST_CASE("what a policy takes is part of the plan, and taking other than it said is a defect that is named") {
+TEST_CASE("what a policy takes is part of the plan, and taking other than it counted is a defect that is named") {
   class Greedy final : public Policy {
    public:
     const char* name() const override { return "greedy"; }
     PolicyNeeds needs() const override { return {}; }
-    size_t scratch_bytes(const StoreShape&) const override { return 640; }
-    void bind(const ClusterStore&, Region& region) override { region.take<float>("policy", 16); }
+    void bind(const StoreShape&, Region& region) override {
+      region.take<float>("policy", region.is_counting() ? 160 : 16);
+    }
     void admit(const ClusterStore&, const AdmitBlock&, Placement* out) override { out[0] = {}; }
     int relieve(const ClusterStore&, const Need&, Relief*, int) override { return 0; }
   };

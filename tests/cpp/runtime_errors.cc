@@ -25,7 +25,7 @@ std::string message_of(const std::function<void()>& call) {
 bool says(const std::string& message, const char* what) { return message.find(what) != std::string::npos; }
 
 TEST_CASE("a cap that cannot work is refused before anything is taken, naming memory=") {
-  for (const char* policy : {"mosaic", "full", "window", "uniform"}) {
+  for (const std::string& policy : policy_names()) {
     MemoryConfig config = small_config(1 << 10);
     CHECK_THROWS_AS(PlayedStream(config, policy), MemoryCapError);
     const std::string message = message_of([&] { PlayedStream stream(config, policy); });
@@ -50,6 +50,54 @@ TEST_CASE("a configuration that makes no sense is refused by name") {
   refused([](MemoryConfig* c) { c->exact = CodecId::kInt4; }, "exact");
   refused([](MemoryConfig* c) { c->model.video_window = 9, c->window_frames = 3; }, "window_frames");
   refused([](MemoryConfig* c) { c->max_cluster_tokens = 1; }, "max_cluster_tokens");
+  // 68,719,460,000 tokens, which no int holds.
+  refused([](MemoryConfig* c) { c->window_frames = 16'777'214, c->model.frame_tokens = 4096; },
+          "window_frames=16777214 frames of frame_tokens=4096 are 68719472640 tokens");
+  refused([](MemoryConfig* c) { c->model.layers = 1 << 20; }, "layers x kv_heads");
+}
+
+TEST_CASE("sizes at the end of what an int holds are refused by a name, whatever the policy") {
+  mosaic::testing::TemporaryDirectory directory;
+  const Backend backend = make_backend("cpu", 1);
+  const std::vector<std::function<void(MemoryConfig*)>> changes = {
+      [](MemoryConfig* c) { c->window_frames = 1 << 24; },
+      [](MemoryConfig* c) { c->window_frames = 1 << 24, c->model.frame_tokens = 31; },
+      [](MemoryConfig* c) { c->model.frame_tokens = 1 << 24; },
+      [](MemoryConfig* c) { c->prefix_tokens = c->branch_tokens = 1 << 24; },
+      [](MemoryConfig* c) { c->retrieve_tokens = c->max_cluster_tokens = 1 << 24; },
+      [](MemoryConfig* c) { c->clusters = 1 << 24, c->scenes = 1 << 24; },
+      [](MemoryConfig* c) { c->model.head_dim = 1 << 22; },
+      [](MemoryConfig* c) { c->model.embedding_dim = 1 << 24; },
+      [](MemoryConfig* c) { c->window_frames = std::numeric_limits<int>::max(); },
+      [](MemoryConfig* c) { c->positions = Positions::kOriginal, c->model.context = 1 << 24; },
+  };
+  for (const std::string& name : policy_names())
+    for (size_t i = 0; i < changes.size(); ++i)
+      for (const uint64_t disk : {uint64_t{0}, uint64_t{1} << 40}) {
+        MemoryConfig config = small_config();
+        config.disk_bytes = disk, config.spill_dir = directory.path;
+        changes[i](&config);
+        const auto policy = make_policy(name, {});
+        const std::string message = message_of([&] {
+          if (make_plan(config, *policy, backend).total_bytes > config.cap_bytes) throw InvariantError("over the cap");
+        });
+        INFO(name << ", change " << i << ": " << message);
+        CHECK((message.empty() || says(message, "=") || says(message, "must be at most")));
+        CHECK(message.find("over the cap") == std::string::npos);
+      }
+}
+
+TEST_CASE("a cap of many gigabytes is planned without allocating it, whatever reads everything") {
+  const Backend backend = make_backend("cpu", 1);
+  for (const std::string& name : policy_names()) {
+    MemoryConfig config = small_config(uint64_t{1} << 42);
+    config.model.layers = config.model.q_heads = config.model.kv_heads = 1;
+    const auto policy = make_policy(name, {});
+    const Plan plan = make_plan(config, *policy, backend);
+    INFO(name);
+    CHECK(plan.total_bytes <= config.cap_bytes);
+    CHECK(plan.total_bytes > uint64_t{1} << 23);
+  }
 }
 
 TEST_CASE("NaN and infinity are refused wherever they are, and leave no trace") {

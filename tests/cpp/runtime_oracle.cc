@@ -28,7 +28,7 @@ MemoryConfig everything(CodecId exact) {
   c.clusters = 512;
   c.max_cluster_tokens = 1024;
   c.model.context = 4096;
-  c.positions = PositionRule::kContiguous;
+  c.positions = Positions::kContiguous;
   return c;
 }
 
@@ -78,7 +78,7 @@ TEST_CASE("a memory that holds and reads everything answers as full attention do
     const std::string name = codec_name(codec);
     judge({name, everything(codec)}, tolerance);
     Case original{name + ", original positions", everything(codec)};
-    original.config.positions = PositionRule::kOriginal;
+    original.config.positions = Positions::kOriginal;
     judge(original, tolerance);
     Case partial{name + ", partial rotary", everything(codec)};
     partial.config.model.rope.rotary_dim = 8;
@@ -104,7 +104,7 @@ TEST_CASE("a memory that holds and reads everything answers as full attention do
         multi.config.model.rope.sections[1] = multi.config.model.rope.sections[2] = 2;
       judge(multi, tolerance);
       multi.name += ", original positions";
-      multi.config.positions = PositionRule::kOriginal;
+      multi.config.positions = Positions::kOriginal;
       judge(multi, tolerance);
     }
   }

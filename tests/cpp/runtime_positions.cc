@@ -26,7 +26,7 @@ MemoryConfig config_of(bool follows, bool original) {
   c.prefix_tokens = 5;
   c.branch_tokens = 40;
   c.model.context = 4096;
-  c.positions = original ? PositionRule::kOriginal : PositionRule::kContiguous;
+  c.positions = original ? mosaic::Positions::kOriginal : mosaic::Positions::kContiguous;
   c.model.rope.sections[0] = 4;
   c.model.rope.sections[1] = c.model.rope.sections[2] = 2;
   c.model.rope.sections_interleaved = follows;

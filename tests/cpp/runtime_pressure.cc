@@ -94,7 +94,7 @@ TEST_CASE("no plan takes a byte more than its cap, whatever the policy, the disk
   TemporaryDirectory directory;
   const Backend backend = make_backend("cpu", 1);
   int plans = 0;
-  for (const char* name : {"edge", "mosaic", "infinipot-v", "mukv", "rekv", "full", "window", "uniform"}) {
+  for (const std::string& name : policy_names()) {
     const auto policy = make_policy(name, {});
     for (const uint64_t disk : {uint64_t{0}, uint64_t{8} << 20}) {
       for (const int retrieve : {0, 200}) {

@@ -181,8 +181,7 @@ TEST_CASE("out is not written after attend has thrown, whatever was queued befor
       needs.per_head = true;
       return needs;
     }
-    size_t scratch_bytes(const StoreShape& shape) const override { return real->scratch_bytes(shape); }
-    void bind(const ClusterStore& store, Region& region) override { real->bind(store, region); }
+    void bind(const StoreShape& shape, Region& region) override { real->bind(shape, region); }
     void admit(const ClusterStore& store, const AdmitBlock& block, Placement* out) override {
       real->admit(store, block, out);
     }

@@ -11,6 +11,7 @@
 namespace {
 
 using namespace mosaic;
+using mosaic::testing::counted;
 using mosaic::testing::StoreWorld;
 
 const std::vector<TierSpec> kDisk = {{Place::device, CodecId::kFp16, 24}, {Place::disk, CodecId::kFp16, 64}};
@@ -381,7 +382,7 @@ TEST_CASE("every strip of the window has bytes of its own, and the ring keeps fr
   s.prefix_tokens = 1;
   s.branch_tokens = 33;
   s.embedding_dim = 2;
-  Region region(*backend.device, Window::bytes_for(s));
+  Region region(*backend.device, counted([&](Region& counting) { Window(counting, s); }));
   Window window(region, s);
   CHECK(region.left() == 0);
   std::set<TokenMeta*> seen;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "counted.h"
 #include "memory_fakes.h"
 #include "store/cluster_store.h"
 
@@ -41,13 +42,13 @@ struct StoreWorld {
     shape.max_run = shape.max_members = max_run;
     shape.spill_dir = directory.path;
     shape.value_weight = value_weight;
-    const size_t bytes = ClusterStore::bytes_for(shape);
+    const size_t bytes = counted([&](Region& region) { ClusterStore(region, shape, *backend.ops); });
     region = std::make_unique<Region>(*backend.device, bytes);
     const Ops::Limits limits{max_run, 2, shape.page, clusters, 0};
     scratch.resize(backend.ops->scratch_bytes(limits) + 64);
     backend.ops->set_scratch(scratch.data() + (64 - reinterpret_cast<uintptr_t>(scratch.data()) % 64) % 64, limits);
     store = std::make_unique<ClusterStore>(*region, shape, *backend.ops, io);
-    if (region->used() != bytes) throw std::logic_error("the store took other bytes than bytes_for()");
+    if (region->used() != bytes) throw std::logic_error("the store took other bytes than it counted");
   }
   float uniform() { return static_cast<float>(random() / 4294967296.0 * 2 - 1); }
   // A token near the unit direction `axis`, rounded to half so that fp16 pages hold it as it is.

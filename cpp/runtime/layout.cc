@@ -1,0 +1,273 @@
+#include "runtime/layout.h"
+
+#include <algorithm>
+#include <string_view>
+
+#include "core/error.h"
+#include "runtime/parts.h"
+
+namespace mosaic {
+
+namespace {
+
+constexpr uint64_t kFetchShare = 16;  // of the cap for read copies of disk pages, where one layer's fit
+constexpr int64_t kMostDiskSlots = 1 << 28;
+
+// Whole frames of at most `tokens` in all; where frames are smaller than the largest more of them fit, within reason.
+int pages_of_frames(int tokens, int frame_tokens) { return tokens / frame_tokens * pages_for(frame_tokens) + 16; }
+
+bool keeps_members(const Request& r, const Plan& plan) {
+  return !r.needs.by_token || most_members(r.needs, plan.config) > 0;
+}
+
+void shape_lanes(const Request& r, Plan* plan) {
+  const PolicyNeeds& needs = r.needs;
+  const ModelShape& m = plan->config.model;
+  StoreShape& s = plan->store;
+  const bool per_head = needs.per_head || needs.records;
+  plan->layer_lanes = per_head ? m.kv_heads : 1;
+  plan->original = r.original;
+  plan->context = r.context;
+  plan->block_frames = needs.by_token ? needs.frames : 1;
+  plan->summaries = needs.summaries;
+  s.lanes = r.lanes;
+  s.page = {per_head ? 1 : m.kv_heads, m.head_dim};
+  s.embedding_dim = m.embedding_dim;
+  s.spill_dir = plan->config.spill_dir;
+  s.value_weight = needs.value_weight;
+  const int block = (Size(m.frame_tokens) * plan->block_frames).to_int("tokens of the frames of a block");
+  // Packing a cluster without end needs two pages of scratch.
+  s.max_run =
+      std::max({needs.by_token ? most_members(needs, plan->config) : 0, block, needs.unbounded ? 2 * kPageTokens : 0});
+  s.max_members = needs.unbounded ? std::numeric_limits<int>::max() : keeps_members(r, *plan) ? s.max_run : 0;
+  s.scenes = needs.scenes ? plan->config.scenes : 0;
+}
+
+// Of a policy by records: as many pages in every lane's log, and nothing in the store.
+void shape_log(const Request& r, const Choice& choice, Plan* plan) {
+  const MemoryConfig& c = plan->config;
+  if (!codec_is_record(*c.packed))
+    throw InvalidInput(std::string("packed=") + codec_name(*c.packed) + " has no records of single tokens, which policy " +
+                       r.policy->name() + " keeps. Choose k5v3, k4v4, k4v3, k3v3, fp16 or fp32.");
+  plan->log = {r.lanes, Size(choice.slots).to_int("pages of a lane's log"), plan->store.page, *c.packed,
+               c.model.rope.is_multi()};
+  const int listen = std::max(r.policy->retention()->listen_frames(), c.window_frames + 1);
+  plan->listening = {r.lanes, listen, c.model.frame_tokens};
+  plan->store.lanes = 0;
+  plan->store.tiers = {{Place::device, *c.packed, 1}};
+}
+
+// Of the packed pages, how many a card's own memory takes beside the exact ones.
+int64_t slots_on_card(const Request& r, const Plan& plan, int64_t packed_slots) {
+  const MemoryConfig& c = plan.config;
+  if (!r.has_private || c.device_bytes == 0) return packed_slots;
+  uint64_t left = c.device_bytes;
+  for (const TierSpec& tier : plan.store.tiers)
+    left -= std::min<uint64_t>(left, static_cast<uint64_t>(tier.slots) * data_bytes(tier.codec, plan.store.page));
+  return std::min<int64_t>(packed_slots, static_cast<int64_t>(left / data_bytes(*c.packed, plan.store.page)));
+}
+
+// A page on disk costs a record and a checksum of DRAM: together at most a tenth of the cap, whatever the quota. Where
+// whole frames are retrieved their rows of the index are counted too, and as these are all that DRAM must hold of a
+// frame, they may take a third.
+int64_t disk_slots(const Request& r, const Choice& choice, const Plan& plan) {
+  const MemoryConfig& c = plan.config;
+  const StoreShape& s = plan.store;
+  const PolicyNeeds& needs = r.needs;
+  // Summaries alone have nothing to spill; and who reads everything would need all of it back in DRAM.
+  if (c.disk_bytes == 0 || !keeps_members(r, plan) || !needs.selects) return 0;
+  const size_t page = page_bytes(*c.packed, s.page);
+  const auto quota = static_cast<int64_t>(c.disk_bytes / SpillFile::stride_of(page));
+  if (quota < 1)
+    throw MemoryCapError("disk tier: one page needs " + format_bytes(page) + ", disk_bytes is " +
+                         format_bytes(c.disk_bytes) + ". Raise disk=.");
+  const int frame_pages = pages_for(c.model.frame_tokens);
+  const bool rows = needs.means && !needs.by_token;
+  double row = 0;
+  if (rows) {
+    constexpr int kProbe = 1024;
+    Region region = Region::counting();
+    const ClusterIndex index(region, {kProbe, s.page.row()});
+    row = static_cast<double>(region.used()) / kProbe;
+  }
+  const double record = sizeof(Page) + sizeof(uint32_t) + 1 + row / frame_pages;
+  const auto payable = static_cast<int64_t>(static_cast<double>(c.cap_bytes) / (rows ? 3 : 10) / record);
+  const auto shared = static_cast<int64_t>(static_cast<double>(choice.disk_share_bytes) / record);
+  int64_t slots = std::min({quota, payable, rows ? payable : shared, kMostDiskSlots});
+  if (needs.least_clusters > 2) {  // a block opens about as many clusters: no more pages than clusters can name
+    const int64_t named = needs.least_clusters + int64_t{plan.block_frames} * frame_pages;
+    slots = std::min(slots, int64_t{s.lanes} * c.clusters * named / needs.least_clusters);
+  }
+  return std::max<int64_t>(slots, 1);
+}
+
+// Returns the slots of the disk.
+int64_t shape_tiers(const Request& r, const Choice& choice, Plan* plan) {
+  const MemoryConfig& c = plan->config;
+  StoreShape& s = plan->store;
+  const auto add = [&](Place place, CodecId codec, int64_t slots) {
+    s.tiers.push_back({place, codec, Size(slots).to_int("pages of a tier")});
+  };
+  const double exact_bytes = static_cast<double>(page_bytes(c.exact, s.page));
+  const double packed_bytes = static_cast<double>(page_bytes(*c.packed, s.page));
+  if (r.needs.by_token && keeps_members(r, *plan) && *c.packed != c.exact) {
+    const auto hot = static_cast<int64_t>(static_cast<double>(choice.slots) * packed_bytes * c.exact_share /
+                                          (1 - c.exact_share) / exact_bytes);
+    add(Place::device, c.exact, std::max<int64_t>(hot, 1));
+  }
+  const int64_t on_card = slots_on_card(r, *plan, choice.slots);
+  if (on_card > 0) add(Place::device, *c.packed, on_card);
+  if (on_card < choice.slots) add(Place::host, *c.packed, choice.slots - on_card);
+  const int64_t on_disk = disk_slots(r, choice, *plan);
+  if (on_disk > 0) add(Place::disk, *c.packed, on_disk);
+  return on_disk;
+}
+
+void shape_window(const Request& r, Plan* plan) {
+  const MemoryConfig& c = plan->config;
+  WindowShape& w = plan->window;
+  w.lanes = r.lanes;
+  w.page = plan->store.page;
+  w.codec = c.exact;
+  w.frames = c.window_frames + plan->block_frames - 1;  // a block leaves when it is whole
+  w.received = r.needs.received;
+  w.frame_tokens = c.model.frame_tokens;
+  w.prefix_tokens = c.prefix_tokens;
+  w.branch_tokens = c.branch_tokens;
+  w.embedding_dim = c.model.embedding_dim;
+}
+
+// What is read at most: the fixed parts, and as much of the store as the policy reads. Returns the store's pages.
+int64_t shape_selections(const Request& r, int64_t lane_slots, Plan* plan) {
+  const PolicyNeeds& needs = r.needs;
+  const MemoryConfig& c = plan->config;
+  const int frame_tokens = c.model.frame_tokens, frame_pages = pages_for(frame_tokens);
+  const Size frames = Size(plan->window.frames) + 1;
+  const Size fixed_tokens = Size(c.prefix_tokens) + frames * frame_tokens + c.branch_tokens;
+  const Size fixed_pages = Size(pages_for(c.prefix_tokens)) + frames * frame_pages + pages_for(c.branch_tokens);
+  Size read_tokens = Size(lane_slots) * kPageTokens, read_pages = lane_slots;
+  if (needs.selects) {
+    read_tokens = keeps_members(r, *plan) ? c.retrieve_tokens : 0;
+    // Pages of a small cluster are not full: two per 16 tokens, and what finds no row is read as its summary.
+    read_pages = needs.by_token ? read_tokens.value() / 8 + 16 : pages_of_frames(c.retrieve_tokens, frame_tokens);
+  }
+  plan->select_tokens = (read_tokens + fixed_tokens).to_int("tokens read at once (window_frames=, retrieve_tokens=)");
+  plan->select_entries = (read_pages + fixed_pages).to_int("pages read at once (window_frames=, retrieve_tokens=)");
+  // Means that are scored alone are not attended, but one token alone may lie in its mean and be read there.
+  const int capacity = plan->store.index.capacity;
+  plan->select_rows = needs.summaries ? capacity : needs.means ? std::min(capacity, c.retrieve_tokens) : 0;
+  if (needs.summary_frames != PolicyNeeds::kAll)
+    plan->select_rows = std::min(plan->select_rows, (Size(needs.summary_frames) * frame_tokens).to_int("summaries"));
+  plan->max_block = std::max({frame_tokens, c.branch_tokens, c.prefix_tokens});
+  const Size beyond = c.model.rope.grid_follows_time ? frame_tokens : 0;
+  plan->rope_positions =
+      plan->original
+          ? plan->context + RopeTable::kFine
+          : (Size(plan->select_tokens) + plan->select_rows + plan->max_block + RopeTable::kFine + beyond)
+                .to_int("positions");
+  return read_pages.value();
+}
+
+// Read copies for two layers, the one that is attended and the next; near the least cap, where they would cost the index
+// its rows, for one, or a quarter of what there is to share out.
+int fetch_slots(const Choice& choice, const Plan& plan, int64_t read_pages, int64_t on_disk) {
+  const size_t page = page_bytes(*plan.config.packed, plan.store.page);
+  const int64_t both = 2 * read_pages;
+  if (choice.disk_share_bytes == std::numeric_limits<uint64_t>::max()) return static_cast<int>(std::min(both, on_disk));
+  const auto slots_of = [&](uint64_t bytes) { return static_cast<int64_t>(bytes / page); };
+  const int64_t copies = std::min(std::max<int64_t>(read_pages, slots_of(plan.config.cap_bytes / kFetchShare)),
+                                  std::max<int64_t>(kPageTokens, slots_of(choice.disk_share_bytes)));
+  return static_cast<int>(std::min({both, copies, on_disk}));
+}
+
+// The region's rows by the part of the plan they belong to, and what makes that part smaller.
+struct PartOfPlan {
+  std::string_view row;  // begins with
+  const char* part;
+  const char* knob;
+};
+constexpr const char* kWindowKnob = "window_frames= or branch_tokens=";
+constexpr const char* kReadKnob = "retrieve_tokens= or disk=";
+constexpr const char* kPagesKnob = "max_cluster_tokens= or disk=";
+constexpr const char* kIndexKnob = "clusters=, scenes= or disk=";
+constexpr const char* kPolicyKnob = "the policy's settings or clusters=";
+constexpr PartOfPlan kParts[] = {
+    {"window", "window and question", kWindowKnob},
+    {"selections", "selections", kReadKnob},
+    {"rope", "rope", "retrieve_tokens=, or take positions=\"contiguous\""},
+    {"kernel scratch", "kernel scratch", "threads= or branch_tokens="},
+    {"staging", "staging", kWindowKnob},
+    {"frame scratch", "frame scratch", kWindowKnob},
+    {"evidence", "evidence", kWindowKnob},
+    {"policy", "policy", kPolicyKnob},
+    {"token log", "token log", "memory="},
+    {"attention received", "attention received", kPolicyKnob},
+    {"record scratch", "record scratch", kPolicyKnob},
+    {"pages ", "pages", kPagesKnob},
+    {"page meta", "pages", kPagesKnob},
+    {"free lists", "pages", kPagesKnob},
+    {"spill checksums", "pages", kPagesKnob},
+    {"index", "index", kIndexKnob},
+    {"scenes", "scenes", kIndexKnob},
+    {"fetch cache", "fetch cache", kReadKnob},
+    {"page table", "page table and split scratch", kPagesKnob},
+    {"scratch", "page table and split scratch", kPagesKnob},
+    {"spill staging", "page table and split scratch", kPagesKnob},
+    {"copy queue", "page table and split scratch", kPagesKnob},
+};
+
+void count_parts(const Request& r, Plan* plan) {
+  Region region = Region::counting(r.has_private);
+  const Parts parts(region, *plan, *r.policy, *r.ops);
+  for (const PartOfPlan& known : kParts)
+    if (plan->parts.empty() || plan->parts.back().name != known.part)
+      plan->parts.push_back({known.part, 0, known.knob});
+  for (const Region::Row& row : region.rows()) {
+    const auto* const known = std::find_if(std::begin(kParts), std::end(kParts), [&](const PartOfPlan& one) {
+      return std::string_view(row.name).starts_with(one.row);
+    });
+    // What a policy from elsewhere books under a name of its own.
+    const std::string name = known != std::end(kParts) ? known->part : row.name;
+    const auto part =
+        std::find_if(plan->parts.begin(), plan->parts.end(), [&](const auto& p) { return p.name == name; });
+    if (part != plan->parts.end()) {
+      part->bytes += row.bytes;
+    } else {
+      plan->parts.push_back({name, row.bytes, kPolicyKnob});
+    }
+  }
+  plan->total_bytes = region.used();
+  plan->private_bytes = region.private_used();
+}
+
+}  // namespace
+
+Plan lay_out(const Request& r, const Choice& choice) {
+  Plan plan;
+  plan.config = r.config;
+  plan.config.clusters = choice.clusters;
+  plan.config.scenes = choice.scenes;
+  if (!choice.disk) plan.config.disk_bytes = 0;
+  shape_lanes(r, &plan);
+  StoreShape& s = plan.store;
+  int64_t on_disk = 0, lane_slots = choice.slots;
+  if (r.needs.records) {
+    shape_log(r, choice, &plan);
+  } else {
+    on_disk = shape_tiers(r, choice, &plan);
+    int64_t all_slots = 0;
+    for (const TierSpec& tier : s.tiers) all_slots += tier.slots;
+    lane_slots = all_slots / s.lanes + 1;
+  }
+  s.index.dim = r.needs.means ? s.page.row() : 0;
+  s.index.capacity = r.needs.records    ? 0
+                     : r.needs.by_token ? plan.config.clusters
+                                      : static_cast<int>(lane_slots / pages_for(plan.config.model.frame_tokens) + 2);
+  shape_window(r, &plan);
+  const int64_t read_pages = shape_selections(r, lane_slots, &plan);
+  s.fetch_slots = fetch_slots(choice, plan, read_pages, on_disk);
+  count_parts(r, &plan);
+  return plan;
+}
+
+}  // namespace mosaic

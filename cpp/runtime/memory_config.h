@@ -1,0 +1,54 @@
+// What a memory is made for: the model as it sees it, and its settings. Plain data.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "codec/codec.h"
+#include "core/rope.h"
+
+namespace mosaic {
+
+// The model as the memory sees it.
+struct ModelShape {
+  int layers = 0;
+  int q_heads = 0;
+  int kv_heads = 0;
+  int head_dim = 0;
+  float scale = 0;  // on the logit; 0: 1/sqrt(head_dim)
+  RopeSpec rope;
+  int embedding_dim = 0;  // of a frame's embedding
+  int frame_tokens = 0;   // largest frame
+  int video_window = 0;   // frames a video token sees, its own counted; 0: everything the policy selects
+  int context = 0;        // positions the model was trained for (max_position_embeddings); 0: not known
+};
+
+// The position a token of the store is rotated by when it is read.
+enum class Positions : uint8_t {
+  kAuto,        // original where the model says how far its positions go, else contiguous
+  kOriginal,    // where it came, as long as that fits the model's positions; then gaps where nothing is kept close up
+  kContiguous,  // what is attended closes up, in time order
+};
+
+struct MemoryConfig {
+  ModelShape model;
+#define MOSAIC_SETTING(type, name, initial, what) type name = initial;
+#include "runtime/memory_config.def"
+#undef MOSAIC_SETTING
+};
+
+// visit(name, field) for every setting, in the order of the list.
+template <class Config, class Visit>
+void for_each_setting(Config& config, const Visit& visit) {
+#define MOSAIC_SETTING(type, name, initial, what) visit(#name, config.name);
+#include "runtime/memory_config.def"
+#undef MOSAIC_SETTING
+}
+
+inline constexpr int kMostCounted = 1 << 24;  // of anything that a setting counts
+
+// Throws InvalidInput naming the first value that makes no sense.
+void check(const MemoryConfig& config);
+
+}  // namespace mosaic

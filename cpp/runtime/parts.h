@@ -1,0 +1,33 @@
+// Parts: everything a session takes from its Region, in one place. Built on the session's region they are what it works
+// with; built on a counting region they are the account of a plan, and good for nothing else.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "runtime/block_selection.h"
+#include "runtime/evidence.h"
+#include "runtime/plan.h"
+#include "runtime/records.h"
+#include "runtime/staging.h"
+#include "store/cluster_store.h"
+
+namespace mosaic {
+
+struct Parts {
+  // The policy is bound last, the kernels are given their scratch. Throws what the parts throw: SpillError where no spill
+  // file can be made, MemoryCapError where the region is smaller than was counted.
+  Parts(Region& region, const Plan& plan, Policy& policy, Ops& ops, SpillIo* io = nullptr);
+
+  Window window;
+  ClusterStore store;
+  std::optional<Records> records;  // of a policy by records; the store is empty then
+  RopeTable rope;
+  SelectionScratch selecting;              // what the selections of all lanes share while one is built
+  std::vector<BlockSelection> selections;  // [lanes]; one for all where everything is read anew
+  FrameScratch frame;
+  Staging staging;
+  Evidence evidence;
+};
+
+}  // namespace mosaic

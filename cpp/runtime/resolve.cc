@@ -1,0 +1,95 @@
+// What 0 means where it means "choose", as far as cap, model and policy say it alone.
+#include <algorithm>
+#include <cmath>
+
+#include "core/error.h"
+#include "runtime/layout.h"
+
+namespace mosaic {
+
+namespace {
+
+constexpr int kUnknownContext = 1 << 20;
+constexpr double kIndexShare = 0.35;  // of the bytes to share out, where neither session nor policy names another
+
+uint64_t lane_token_bytes(const ModelShape& m, CodecId codec) {
+  return static_cast<uint64_t>(m.layers) * page_bytes(codec, {m.kv_heads, m.head_dim}) / kPageTokens;
+}
+
+// Exact frames are dear beside records: four, or as many as a tenth of the cap holds.
+int window_beside_records(const MemoryConfig& c) {
+  const uint64_t frame = lane_token_bytes(c.model, c.exact) * static_cast<uint64_t>(c.model.frame_tokens);
+  return static_cast<int>(std::clamp<uint64_t>(c.cap_bytes / 10 / frame, 1, 4));
+}
+
+int window_frames(const MemoryConfig& c, bool records) {
+  const int needed = std::max(c.model.video_window - 1, 0);
+  if (c.window_frames == 0 && records) return std::max(needed, window_beside_records(c));
+  if (c.window_frames == 0) return c.model.video_window > 0 ? std::max(needed, 3) : 8;
+  if (c.window_frames < needed)
+    throw InvalidInput("window_frames=" + std::to_string(c.window_frames) + " is less than the " +
+                       std::to_string(needed) + " earlier frames this model's video tokens see.");
+  return c.window_frames;
+}
+
+int retrieve_tokens(const MemoryConfig& c, const PolicyNeeds& needs, int64_t cap_tokens) {
+  if (c.retrieve_tokens > 0) return c.retrieve_tokens;
+  const int64_t frame = c.model.frame_tokens, most = kMostCounted;
+  if (needs.retrieve_frames == 0)
+    return static_cast<int>(std::min(std::clamp<int64_t>(cap_tokens / 12, 64, 64 * frame), most));
+  const auto of_cap = std::max<int64_t>(cap_tokens / (needs.by_token ? 8 : 4), 64);
+  return static_cast<int>(std::min({needs.retrieve_frames * frame, of_cap, most}));
+}
+
+}  // namespace
+
+int most_members(const PolicyNeeds& needs, const MemoryConfig& c) {
+  if (needs.members == PolicyNeeds::kWithDisk) return c.disk_bytes > 0 ? kPageTokens : 0;
+  return needs.members == PolicyNeeds::kAll ? c.max_cluster_tokens : needs.members;
+}
+
+Request resolve(const MemoryConfig& config, Policy& policy, const Backend& backend) {
+  Request r;
+  r.config = config;
+  r.needs = policy.needs();
+  r.policy = &policy;
+  r.ops = backend.ops.get();
+  r.has_private = backend.device->has_private();
+  MemoryConfig& c = r.config;
+  const PolicyNeeds& needs = r.needs;
+  if (!c.packed) c.packed = needs.records ? CodecId::kK5V3 : needs.refuses ? c.exact : CodecId::kInt4;
+  r.original = c.positions == Positions::kOriginal || (c.positions == Positions::kAuto && c.model.context > 0);
+  r.context = c.model.context > 0 ? c.model.context : kUnknownContext;
+  if (c.model.scale == 0) c.model.scale = 1.0f / std::sqrt(static_cast<float>(c.model.head_dim));
+  c.window_frames = window_frames(c, needs.records);
+  const uint64_t token_bytes = std::max<uint64_t>(lane_token_bytes(c.model, *c.packed), 1);
+  const auto cap_tokens = static_cast<int64_t>(c.cap_bytes / token_bytes);
+  c.retrieve_tokens = retrieve_tokens(c, needs, cap_tokens);
+  r.choose_scenes = c.scenes == 0;
+  if (r.choose_scenes) c.scenes = static_cast<int>(std::clamp<int64_t>(cap_tokens / c.model.frame_tokens / 8, 4, 64));
+  if (c.branch_tokens == 0)
+    c.branch_tokens =
+        static_cast<int>(std::clamp<uint64_t>(c.cap_bytes / 16 / lane_token_bytes(c.model, c.exact), 32, 512));
+  if (r.original && config.branch_tokens == 0) c.branch_tokens = std::min(c.branch_tokens, std::max(r.context / 8, 16));
+  if (const int tail = c.branch_tokens + std::max({c.model.frame_tokens, c.branch_tokens, c.prefix_tokens});
+      r.original && r.context <= tail)
+    throw InvalidInput("MemoryConfig: a model of context=" + std::to_string(r.context) +
+                       " positions has no room for a frame, prefix and question of " + std::to_string(tail) +
+                       " tokens. Lower branch_tokens= or tokens_per_frame=.");
+  if (needs.by_token && needs.clusters > 0) c.clusters = needs.clusters;
+  r.choose_clusters = needs.by_token && c.clusters == 0;
+  if (r.choose_clusters) c.clusters = needs.least_clusters;
+  if (c.index_share == 0) c.index_share = needs.index_share > 0 ? needs.index_share : kIndexShare;
+  // Where clusters or what is read were named, the disk gives them all it can.
+  r.disk_is_bounded = c.disk_bytes > 0 && r.choose_clusters && needs.summaries && config.retrieve_tokens == 0;
+  // The least that works: pages of a frame for each layer, and for one cluster without end those of a block.
+  r.lanes = c.model.layers * (needs.per_head || needs.records ? c.model.kv_heads : 1);
+  r.keeps_members = !needs.by_token || most_members(needs, c) > 0;
+  const int frames = needs.unbounded ? needs.frames : 1;
+  const int pages = pages_for((Size(c.model.frame_tokens) * frames).to_int("tokens of the frames of a block"));
+  r.least_slots = needs.records    ? pages
+                  : r.keeps_members ? std::max<int64_t>(r.lanes * int64_t{pages}, 4) : 1;
+  return r;
+}
+
+}  // namespace mosaic
