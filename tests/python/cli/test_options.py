@@ -94,11 +94,11 @@ def test_options_profile_keys_and_keywords_of_the_engine_are_the_same_words() ->
         if parameter.kind is parameter.KEYWORD_ONLY
     ]
     assert keywords == [name for name in inspect.signature(load_model).parameters if name != "model"]
+    session = {field.name for field in fields(SessionConfig)}
+    assert not session & set(keywords), "a word is of the model or of its memory"
     options = {field.name for field in fields(ModelOptions)}
     assert options == {"model", *keywords} - {"allow_pickle"}
-    assert {field.name for field in fields(SessionOptions)} - {"more"} <= {
-        f.name for f in fields(SessionConfig)
-    }
+    assert {field.name for field in fields(SessionOptions)} - {"more"} <= session
 
 
 @pytest.fixture
