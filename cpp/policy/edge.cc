@@ -34,55 +34,10 @@ class Edge final : public Policy, public Retention {
   void admit(const ClusterStore&, const AdmitBlock&, Placement*) override {}
   int relieve(const ClusterStore&, const Need&, Relief*, int) override { return 0; }
 
-<<<<<<< HEAD
   int listen_frames() const override { return s_.listen; }
   bool compares() const override { return s_.likeness; }
   float worth(float received, float value_norm) const override {
     return s_.score == Score::kReceived ? received : s_.score == Score::kNorm ? value_norm : received * value_norm;
-=======
-  void bind(const StoreShape& shape, Region& region) override { clustering_.bind(shape, region, s_.reach); }
-
-  void admit(const ClusterStore& store, const AdmitBlock& block, Placement* out) override {
-    clustering_.label(store, block, out);
-    if (store.shape().max_members > 0) return;
-    for (int i = 0; i < block.tokens.n; ++i) out[i].keep = false;
-  }
-  float reach(int lane) const override { return clustering_.reach(lane); }
-
-  void select(const ClusterStore& store, const SelectQuery& query, SelectResult* result) override {
-    const ClusterIndex& index = store.index(query.lane);
-    const int scored = score_clusters(store, query, s_.score, result);
-    int n = 0;
-    for (int i = 0; i < scored; ++i) {  // a mean over older tokens too is not what `since` asks for
-      const Cluster& cluster = index[result->rows[i]];
-      if (cluster.paged == 0 && cluster.first_time < query.since_ms) continue;
-      result->rows[n] = result->rows[i];
-      result->scratch[n++] = result->scratch[i];
-    }
-    const int best = store.ops().top_k(result->scratch, n, std::min(query.max_summaries, n), result->chosen);
-    // The members of the best are read within the budget; the rest of them are attended as what they are anyway.
-    int tokens = 0, rows = 0;
-    result->n = 0;
-    for (int i = 0; i < best; ++i) {
-      const int at = result->chosen[i];
-      const ClusterId c = result->rows[at];
-      const int members = index[c].paged;
-      if (members > 0 && tokens + members <= query.max_tokens) {
-        tokens += members;
-        result->score[result->n] = result->scratch[at];
-        result->chosen[result->n++] = c;  // never ahead of i
-      } else {
-        result->attend[rows++] = c;
-      }
-    }
-    result->attended = rows;
-  }
-
-  int relieve(const ClusterStore& store, const Need& need, Relief* out, int capacity) override {
-    if (need.kind == Need::Kind::kClusters) return clustering_.merge_closest(store, need.lane, out, capacity);
-    if (const int n = demote_coldest(store, need, out, capacity); n > 0) return n;
-    return need.kind == Need::Kind::kHotSlots ? 0 : summarise_best(store, need.lane, out);
->>>>>>> house-cpp
   }
   int give_up(const TokenLog& log, const Listening& heard, int lane, int need, GivenUp* out) override;
 

@@ -93,17 +93,20 @@ def sources_of(*modules: str) -> list[Path]:
         name = todo.pop()
         base = _PACKAGE.joinpath(*name.split(".")[1:])
         path = base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
-        if name not in found and path.is_file():
+        if name not in found and name.split(".")[0] == _PACKAGE.name and path.is_file():
             found[name] = path
-            todo += _imports(ast.parse(path.read_bytes()))
+            package = name if base.is_dir() else name.rpartition(".")[0]
+            todo += _imports(ast.parse(path.read_bytes()), package)
     return list(found.values())
 
 
-def _imports(tree: ast.Module) -> Iterator[str]:
-    """Modules of the package that are named in `tree`, and names that may be modules."""
+def _imports(tree: ast.Module, package: str) -> Iterator[str]:
+    """Modules that are named in `tree`, a file of `package`, and names that may be modules."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name.startswith("mosaic_edge."))
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "mosaic_edge":
-            yield str(node.module)
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: package.count(".") + 2 - node.level] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)

@@ -245,3 +245,10 @@ def test_an_interruption_is_said_in_one_line(
     monkeypatch.setattr(cli, "app", stopped)
     assert cli.main(["plan"]) == 130
     assert capsys.readouterr().err == "mosaic-edge: interrupted\n"
+
+
+def test_no_command_loads_the_core_a_model_or_a_decoder_of_video_before_it_is_run() -> None:
+    heavy = ("mosaic_edge._core", "onnxruntime", "torch", "transformers", "av", "matplotlib")
+    code = f"import sys, mosaic_edge.cli; print([name for name in {heavy!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from typing import get_type_hints
+
 import pytest
 
-from mosaic_edge.config import SessionConfig, core_model, format_bytes, parse_bytes
+from mosaic_edge.config import SessionConfig, SessionSettings, core_model, format_bytes, parse_bytes
 from numpy_vlm import NumpyVlm
 
 
@@ -90,3 +93,13 @@ def test_a_field_of_the_wrong_kind_is_refused_by_name(knob: str, value: object) 
 def test_no_size_is_beyond_what_the_core_counts() -> None:
     with pytest.raises(ValueError, match=r"memory=.*less than"):
         parse_bytes("99999999999GiB")
+
+
+def test_the_keywords_an_editor_completes_are_the_fields_of_the_config() -> None:
+    from mosaic_edge._core import Policy
+
+    names = {"Policy": Policy}
+    config = get_type_hints(SessionConfig, localns=names)
+    assert get_type_hints(SessionSettings, localns=names) == config
+    assert list(SessionSettings.__annotations__) == [field.name for field in fields(SessionConfig)]
+    assert SessionSettings.__required_keys__ == frozenset()

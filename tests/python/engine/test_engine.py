@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import mosaic_edge
-from mosaic_edge.config import parse_bytes
+from mosaic_edge import _core
+from mosaic_edge.config import SessionConfig, parse_bytes
 from mosaic_edge.engine import Engine, Session
 from mosaic_edge.models.vlm import FrameArray
 from mosaic_edge.sampling import SamplingParams
@@ -38,6 +39,9 @@ def account(session: Session) -> dict[str, Any]:
 def fill(session: Session, frames: int, first: int = 0) -> None:
     for number in range(first, first + frames):
         session.append(picture(number), float(number))
+
+
+CAPPED = [name for name in _core.policies() if name != "full"]  # which refuses what does not fit
 
 
 def open_session(**settings: Any) -> Session:
@@ -73,7 +77,7 @@ def test_a_question_before_the_first_frame_is_answered_from_nothing() -> None:
         assert session.ask(QUESTION, sampling=SHORT).evidence == ()
 
 
-@pytest.mark.parametrize("policy", ["mosaic", "window", "uniform"])
+@pytest.mark.parametrize("policy", CAPPED)
 def test_a_long_stream_stays_under_a_small_cap_and_every_token_is_accounted_for(policy: str) -> None:
     with open_session(policy=policy, memory=SMALL) as session:
         for number in range(700):
@@ -82,7 +86,9 @@ def test_a_long_stream_stays_under_a_small_cap_and_every_token_is_accounted_for(
                 session.check_invariants()
                 assert session.memory()["taken_bytes"] <= parse_bytes(SMALL)
         tokens = session.memory()["tokens"]
-        assert tokens["seen"] == 700 * session._spec.tokens_per_frame * session._spec.layers
+        spec = session._spec
+        lanes = spec.layers * (spec.kv_heads if policy == "infinipot-v" else 1)  # a pot per KV head
+        assert tokens["seen"] == 700 * spec.tokens_per_frame * lanes
         assert sum(count for name, count in tokens.items() if name != "seen") == tokens["seen"]
         session.ask(QUESTION, sampling=SHORT)
         session.check_invariants()
@@ -343,6 +349,7 @@ def test_two_threads_take_turns() -> None:
             thread.start()
         for thread in threads:
             thread.join(timeout=120)
+        assert not any(thread.is_alive() for thread in threads)
         assert not failures
         session.check_invariants()
         together = session.ask(QUESTION)
@@ -421,3 +428,17 @@ def test_a_rate_that_is_none_is_refused_and_not_taken_for_the_default(
 ) -> None:
     with Engine(NumpyVlm()).session(memory="2MiB") as session, pytest.raises(ValueError, match="fps"):
         session.append_video(make_video(), fps=fps)
+
+
+def test_a_session_is_made_of_a_config_of_keywords_or_of_keywords_over_a_config() -> None:
+    engine, config = Engine(NumpyVlm()), SessionConfig(memory="1MiB", policy="window", kernel_threads=1)
+    for session in (
+        engine.session(config),
+        engine.session(memory="1MiB", policy="window", kernel_threads=1),
+        engine.session(config=SessionConfig(memory="9MiB", policy="window", kernel_threads=1), memory="1MiB"),
+    ):
+        assert session.config == config
+        session.close()
+    assert engine.plan(config) == engine.plan(memory="1MiB", policy="window", kernel_threads=1)
+    with pytest.raises(TypeError, match="nonsense"):
+        engine.session(config, nonsense=1)  # type: ignore[call-arg]

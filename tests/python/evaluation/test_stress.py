@@ -30,6 +30,7 @@ def engine() -> Engine:
     return Engine.load("mosaic-tiny")
 
 
+# One policy that spills by token and one by frame: what is tested is the run, not the policy.
 @pytest.mark.parametrize("policy", ["mosaic", "rekv"])
 @pytest.mark.parametrize("faults", [0, 5])
 def test_a_stream_with_or_without_faults_breaches_nothing(tmp_path: Path, policy: str, faults: int) -> None:

@@ -206,6 +206,7 @@ def test_duplicate_frames_are_left_out_when_asked_and_counted(folders: dict[str,
         engine.session(**settings, skip_alike=2.0)
 
 
+# Those that make use of a disk, each with a cap at which its pages spill.
 @pytest.mark.parametrize(("policy", "cap"), [("edge", 1024), ("mosaic", 1024), ("mukv", 1024), ("rekv", 640)])
 @pytest.mark.parametrize("quota", [4 << 10, 96 << 10])
 def test_a_video_longer_than_the_disk_quota_goes_on_within_it(

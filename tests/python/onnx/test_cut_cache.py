@@ -179,3 +179,24 @@ def test_a_disk_that_fills_up_leaves_nothing_and_the_model_loads(
     monkeypatch.setattr(Path, "write_bytes", failing)
     assert isinstance(open_pieces(decoder, {}, least_bytes=0), CutGraph)
     assert len(written) == 4 and not entries(place) and not entries(tmp_path / "user" / "mosaic_edge")
+
+
+def test_a_decoder_is_known_by_its_bytes_and_not_by_its_name(
+    tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = write(tmp_path / "model")
+    made = open_pieces(decoder, {}, least_bytes=0)
+    renamed = decoder.rename(decoder.with_name("text_model_q4.onnx"))
+    monkeypatch.setattr(cut_cache, "cut", None)  # what is read back is not cut again
+    assert open_pieces(renamed, {}, least_bytes=0) == made
+    assert len(entries(place)) == 1
+
+
+def test_another_decoder_of_the_folder_keeps_its_cut(tmp_path: Path, place: Path) -> None:
+    decoder = write(tmp_path / "model")
+    open_pieces(decoder, {}, least_bytes=0)
+    other = decoder.rename(decoder.with_name("decoder_fp16.onnx"))
+    open_pieces(write(decoder.parent, layers=3), {}, least_bytes=0)
+    open_pieces(other, {}, least_bytes=0)
+    open_pieces(write(decoder.parent, layers=4), {}, least_bytes=0)
+    assert len(entries(place)) == 2, "of the decoder that changed the old cut is gone, the other's is there"

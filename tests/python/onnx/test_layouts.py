@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from exported_models import Exporter
 from fixtures_models import HIDDEN, MOSAIC, Handmade, write_model
-from mosaic_edge import Engine
+from mosaic_edge import Engine, _core
 from mosaic_edge.cli import app
 from mosaic_edge.models.onnx import cut_cache
 from mosaic_edge.models.onnx.files import VARIANTS, ModelFiles
@@ -152,7 +152,7 @@ def test_a_frames_tokens_are_those_of_the_transformers_model(
     assert made.columns == columns and len(made.tokens) == rows * columns
 
 
-@pytest.mark.parametrize("policy", ["edge", "mosaic", "window", "uniform", "infinipot-v", "mukv", "rekv"])
+@pytest.mark.parametrize("policy", [name for name in _core.policies() if name != "full"])
 def test_frames_of_any_aspect_go_through_a_small_cap_without_a_breach(
     exporter: Exporter, policy: str
 ) -> None:

@@ -1,13 +1,14 @@
 """Keep cut graphs on disk, so that the next load neither parses nor copies a large decoder's weights.
 
-    <place>/<decoder>-<hash>/cut.json      facts, the segments' tensors, sizes and digests
-                             segment_N.onnx
+    <place>/<hash>/cut.json      facts, the segments' tensors, sizes and digests
+                   segment_N.onnx
 
-The hash is of the decoder's bytes, the hints and CUTTER_VERSION. Weights in external data stay where they
-are: cut.json has the size and time of those files, and a change makes a new cut. The place is `.mosaic_edge`
-beside the decoder, else the user's cache directory; MOSAIC_CACHE_DIR names another. An entry appears whole
-(written aside, then renamed) or not at all, and one that is damaged is made again. Nothing here fails a load:
-without a place to write the segments are cut in memory, one at a time.
+The hash is of the decoder's bytes and folder, the hints and CUTTER_VERSION, whatever the file is called.
+Weights in external data stay where they are: cut.json has the size and time of those files, and a change
+makes a new cut. The place is `.mosaic_edge` beside the decoder, else the user's cache directory;
+MOSAIC_CACHE_DIR names another. An entry appears whole (written aside, then renamed) or not at all, and one
+that is damaged is made again. Nothing here fails a load: without a place to write the segments are cut in
+memory, one at a time.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import sys
 import tempfile
@@ -71,7 +71,7 @@ def open_pieces(
     """
     if bytes_on_disk(decoder) < (LEAST_BYTES if least_bytes is None else least_bytes):
         return cut(read_graph(decoder), hints, str(decoder.parent))
-    name = f"{decoder.stem}-{_key(decoder, hints)}"
+    name = _key(decoder, hints)
     places = list(_places(decoder))
     for place in places:
         if (found := _read(place / name, decoder)) is not None:
@@ -175,6 +175,7 @@ def _write(entry: Path, decoder: Path, graph: CutGraph) -> None:
                 }
             )
         said = {
+            "decoder": decoder.name,
             "facts": asdict(graph.facts),
             "heads_first": graph.heads_first,
             "heads_apart": graph.heads_apart,
@@ -191,8 +192,19 @@ def _write(entry: Path, decoder: Path, graph: CutGraph) -> None:
 
 
 def _remove_stale(place: Path, decoder: Path, name: str) -> None:
-    """Entries of earlier contents of this decoder or an earlier cutter, and what a crash left an hour ago."""
+    """Cuts of earlier contents of this decoder or by an earlier cutter, and what a crash left an hour ago."""
     for other in place.iterdir():
-        found = re.fullmatch(rf"{re.escape(decoder.stem)}-[0-9a-f]{{32}}(\..+\.part)?", other.name)
-        if found and (time.time() - other.stat().st_mtime > 3600 if found[1] else other.name != name):
+        if other.suffix == ".part":
+            stale = time.time() - other.stat().st_mtime > 3600
+        else:
+            stale = other.name != name and _decoder_of(other) == decoder.name
+        if stale:
             shutil.rmtree(other, ignore_errors=True)
+
+
+def _decoder_of(entry: Path) -> str | None:
+    try:
+        said = json.loads((entry / "cut.json").read_text(encoding="utf-8"))
+        return str(said["decoder"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

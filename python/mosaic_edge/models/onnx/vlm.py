@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from mosaic_edge.models.json_file import read_json
 from mosaic_edge.models.onnx.cut_cache import open_pieces
 from mosaic_edge.models.onnx.decoder import CutDecoder, open_session, session_options
 from mosaic_edge.models.onnx.embedding import TextEmbedding
+from mosaic_edge.models.onnx.facts import DecoderFacts
 from mosaic_edge.models.onnx.files import ModelFiles, bytes_on_disk, decoder_hints, read_graph
 from mosaic_edge.models.onnx.sites import GraphCutError
 from mosaic_edge.models.onnx.vision import VisionGraph
@@ -104,6 +105,7 @@ class OnnxVlm:
                 f"{files.folder}: its graphs do not fit together: {' '.join(str(error).split())[:400]}"
             ) from None
         assert logits is not None
+<<<<<<< HEAD
         facts = decoder.facts
         # A graph is given positions and says no rule for them. Published families whose sections take turns
         # count rows and columns from the frame's own moment, those in chunks from where the video began.
@@ -133,6 +135,11 @@ class OnnxVlm:
             prefix=mosaic.get("prefix", ""),
         )
         rate = _tokens_per_second(rope, mosaic, config, genai)
+=======
+        settings = _Settings(mosaic, config, genai)
+        spec = _spec_of(files, settings, decoder.facts, vision, hidden, len(logits))
+        rate = settings.tokens_per_second(spec.rope)
+>>>>>>> house-py
         return cls(spec, vision, embeddings, decoder, TextTokenizer(files.tokenizer), files, rate)
 
     @property
@@ -168,18 +175,36 @@ class OnnxVlm:
         return self._decoder.run(embeds, attend, want_logits)
 
 
-def _tokens_per_second(
-    rope: RopeSpec, mosaic: dict[str, Any], config: dict[str, Any], genai: dict[str, Any]
-) -> float:
-    """Temporal positions a second (Qwen2.5-VL), 0 where a frame takes the next one."""
-    if not any(rope.sections) or rope.grid_follows_time:
+@dataclass(frozen=True)
+class _Settings:
+    """What the JSON files beside the graphs say; mosaic.json goes before the others."""
+
+    mosaic: dict[str, Any]
+    config: dict[str, Any]
+    genai: dict[str, Any]
+
+    def tokens_per_second(self, rope: RopeSpec) -> float:
+        """Temporal positions a second (Qwen2.5-VL), 0 where a frame takes the next one."""
+        if not any(rope.sections) or rope.grid_follows_time:
+            return 0.0
+        vision = self.genai.get("model", {}).get("vision", {})
+        for source in (self.mosaic, self.config.get("vision_config", {}), vision):
+            if source.get("tokens_per_second"):
+                return float(source["tokens_per_second"])
         return 0.0
-    for source in (mosaic, config.get("vision_config", {}), genai.get("model", {}).get("vision", {})):
-        if source.get("tokens_per_second"):
-            return float(source["tokens_per_second"])
-    return 0.0
+
+    def end_tokens(self, folder: Path) -> tuple[int, ...]:
+        """Ids that end an answer. ModelError where no file has them."""
+        generation = read_json(folder / "generation_config.json")
+        text = self.config.get("text_config", {})
+        for source in (self.mosaic, generation, self.config, text, self.genai.get("model", {})):
+            value = source.get("eos_token_id")
+            if value is not None:
+                return tuple(int(v) for v in value) if isinstance(value, list) else (int(value),)
+        raise ModelError(f"{folder}: no eos_token_id in mosaic.json, generation_config.json, config.json")
 
 
+<<<<<<< HEAD
 def _context(mosaic: dict[str, Any], config: dict[str, Any], genai: dict[str, Any]) -> int:
     """Positions the decoder was trained for; 0: no file says it, or the model was made for streams."""
     if mosaic:
@@ -200,3 +225,39 @@ def _end_tokens(
         if value is not None:
             return tuple(int(v) for v in value) if isinstance(value, list) else (int(value),)
     raise ModelError(f"{files.folder}: no eos_token_id in mosaic.json, generation_config.json, config.json")
+=======
+def _spec_of(
+    files: ModelFiles,
+    settings: _Settings,
+    facts: DecoderFacts,
+    vision: VisionGraph,
+    hidden: int,
+    vocab_size: int,
+) -> VlmSpec:
+    # A graph is given positions and says no rule for them. Published families whose sections take turns count
+    # rows and columns from the frame's own moment, those in chunks from where the video began.
+    rope = replace(facts.rope, grid_follows_time=facts.rope.sections_interleaved)
+    mosaic = settings.mosaic
+    return VlmSpec(
+        name=str(mosaic.get("name", files.folder.resolve().name)),
+        layers=facts.layers,
+        q_heads=facts.q_heads,
+        kv_heads=facts.kv_heads,
+        head_dim=facts.head_dim,
+        hidden=hidden,
+        rope=rope,
+        scale=facts.scale,
+        tokens_per_frame=vision.tokens,
+        grid=vision.grid,
+        embedding_dim=vision.embedding_dim,
+        image_size=vision.size,
+        image_mean=vision.rules.mean,
+        image_std=vision.rules.std,
+        vocab_size=vocab_size,
+        eos_token_ids=settings.end_tokens(files.folder),
+        video_window=int(mosaic.get("video_window", 0)),
+        fps=float(mosaic.get("fps", 1.0)),
+        template=mosaic.get("template", "{question}"),
+        prefix=mosaic.get("prefix", ""),
+    )
+>>>>>>> house-py
