@@ -105,41 +105,9 @@ class OnnxVlm:
                 f"{files.folder}: its graphs do not fit together: {' '.join(str(error).split())[:400]}"
             ) from None
         assert logits is not None
-<<<<<<< HEAD
-        facts = decoder.facts
-        # A graph is given positions and says no rule for them. Published families whose sections take turns
-        # count rows and columns from the frame's own moment, those in chunks from where the video began.
-        rope = replace(facts.rope, grid_follows_time=facts.rope.sections_interleaved)
-        spec = VlmSpec(
-            name=str(mosaic.get("name", files.folder.resolve().name)),
-            layers=facts.layers,
-            q_heads=facts.q_heads,
-            kv_heads=facts.kv_heads,
-            head_dim=facts.head_dim,
-            hidden=hidden,
-            rope=rope,
-            scale=facts.scale,
-            tokens_per_frame=vision.tokens,
-            grid=vision.grid,
-            embedding_dim=vision.embedding_dim,
-            image_size=vision.size,
-            image_mean=vision.rules.mean,
-            image_std=vision.rules.std,
-            vocab_size=len(logits),
-            eos_token_ids=_end_tokens(files, mosaic, config, genai),
-            video_window=int(mosaic.get("video_window", 0)),
-            context=_context(mosaic, config, genai),
-            policy_settings=mosaic.get("policy_settings", {}),
-            fps=float(mosaic.get("fps", 1.0)),
-            template=mosaic.get("template", "{question}"),
-            prefix=mosaic.get("prefix", ""),
-        )
-        rate = _tokens_per_second(rope, mosaic, config, genai)
-=======
         settings = _Settings(mosaic, config, genai)
         spec = _spec_of(files, settings, decoder.facts, vision, hidden, len(logits))
         rate = settings.tokens_per_second(spec.rope)
->>>>>>> house-py
         return cls(spec, vision, embeddings, decoder, TextTokenizer(files.tokenizer), files, rate)
 
     @property
@@ -193,6 +161,16 @@ class _Settings:
                 return float(source["tokens_per_second"])
         return 0.0
 
+    def context(self) -> int:
+        """Positions the decoder was trained for; 0: no file says it, or the model was made for streams."""
+        if self.mosaic:
+            return int(self.mosaic.get("context", 0))
+        for part in (self.config.get("text_config", {}), self.config, self.genai.get("model", {})):
+            for key in ("max_position_embeddings", "context_length"):
+                if isinstance(part.get(key), int):
+                    return int(part[key])
+        return 0
+
     def end_tokens(self, folder: Path) -> tuple[int, ...]:
         """Ids that end an answer. ModelError where no file has them."""
         generation = read_json(folder / "generation_config.json")
@@ -204,28 +182,6 @@ class _Settings:
         raise ModelError(f"{folder}: no eos_token_id in mosaic.json, generation_config.json, config.json")
 
 
-<<<<<<< HEAD
-def _context(mosaic: dict[str, Any], config: dict[str, Any], genai: dict[str, Any]) -> int:
-    """Positions the decoder was trained for; 0: no file says it, or the model was made for streams."""
-    if mosaic:
-        return int(mosaic.get("context", 0))
-    for part in (config.get("text_config", {}), config, genai.get("model", {})):
-        for key in ("max_position_embeddings", "context_length"):
-            if isinstance(part, dict) and isinstance(part.get(key), int):
-                return int(part[key])
-    return 0
-
-
-def _end_tokens(
-    files: ModelFiles, mosaic: dict[str, Any], config: dict[str, Any], genai: dict[str, Any]
-) -> tuple[int, ...]:
-    generation = read_json(files.folder / "generation_config.json")
-    for source in (mosaic, generation, config, config.get("text_config", {}), genai.get("model", {})):
-        value = source.get("eos_token_id")
-        if value is not None:
-            return tuple(int(v) for v in value) if isinstance(value, list) else (int(value),)
-    raise ModelError(f"{files.folder}: no eos_token_id in mosaic.json, generation_config.json, config.json")
-=======
 def _spec_of(
     files: ModelFiles,
     settings: _Settings,
@@ -256,8 +212,9 @@ def _spec_of(
         vocab_size=vocab_size,
         eos_token_ids=settings.end_tokens(files.folder),
         video_window=int(mosaic.get("video_window", 0)),
+        context=settings.context(),
+        policy_settings=mosaic.get("policy_settings", {}),
         fps=float(mosaic.get("fps", 1.0)),
         template=mosaic.get("template", "{question}"),
         prefix=mosaic.get("prefix", ""),
     )
->>>>>>> house-py
