@@ -99,3 +99,10 @@ def test_a_model_that_the_decoder_does_not_compute_is_refused(tmp_path: Path) ->
     config.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="hidden_act='gelu'; expected silu"):
         shape_of(tmp_path)
+
+
+def test_the_check_says_by_how_much_full_differs(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
+    from decoders import cli
+
+    assert cli.main(["--check", "--model", str(small())]) == 0
+    assert "logits differ by at most" in capsys.readouterr().out

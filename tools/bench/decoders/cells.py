@@ -82,6 +82,7 @@ class StreamRun:
         return {
             "bytes": stats["peak_bytes"],
             "cap_bytes": stats["cap_bytes"],
+            "disk_bytes": sum(t["peak_bytes"] for t in stats["tiers"] if t["place"] == "disk"),
             "full_bytes": full_bytes(self.decoder, self.stream),
             "stream_tokens": tokens,
             "tokens_kept": tokens_kept(stats, tokens),

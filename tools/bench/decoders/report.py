@@ -58,6 +58,7 @@ def _row(row: Row, cells: list[Row]) -> Row:
     first = cells[0]
     row |= {
         "bytes": _mean(cell["bytes"] for cell in cells),
+        "disk_bytes": _mean(cell.get("disk_bytes", 0) for cell in cells),
         "tokens": _mean(cell["stream_tokens"] for cell in cells),
         "tokens_read": _mean(cell["tokens_read"]["questions"] for cell in cells),
         "tokens_read_frames": _mean(cell["tokens_read"]["frames"] for cell in cells),
