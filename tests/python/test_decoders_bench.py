@@ -218,6 +218,15 @@ def test_a_policy_without_room_has_a_row_that_says_why(small: Small, tmp_path: P
     assert "needs at least" in (tmp_path / "out" / "decoders.md").read_text()
 
 
+def test_a_setting_that_the_policy_does_not_know_is_named_before_anything_runs(
+    small: Small, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run_bench(small(), tmp_path / "out", "--policies=window=4,edge[nonsense=1]", "--caps=90%")
+    assert "nonsense" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "log").exists()
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

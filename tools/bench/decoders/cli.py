@@ -179,7 +179,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         o.together,
         not o.no_kl,
     )
-    runner.run(streams, cells)
+    try:
+        runner.run(streams, cells)
+    except ValueError as error:  # a setting that no policy knows, a vocabulary without the rooms
+        p.error(str(error))
     rows = [row for stream in streams for cell in cells if (row := runner.found(stream, cell))]
     write(rows, o.out, _command(sys.argv[2:] if arguments is None else arguments), HEAD)
     return 0

@@ -94,7 +94,7 @@ class Runner:
         """Cells that are not on file, as many as go together; those with read_like come last."""
         left = [cell for cell in cells if self.found(stream, cell) is None]
         for follows in (False, True):
-            part = [cell for cell in left if bool(cell.read_like) == follows]
+            part = [c for c in left if bool(c.read_like) == follows and not self._refused(stream, c)]
             for at in range(0, len(part), self.together):
                 yield part[at : at + self.together]
 
@@ -117,16 +117,25 @@ class Runner:
         for cell, (row, logits) in zip(cells, results, strict=True):
             self._file(stream, cell, row, logits, full)
 
+    def _refused(self, stream: Stream, cell: Cell) -> bool:
+        """A cell whose cap its plan refuses is finished before it begins. ValueError for bad settings."""
+        if cell.read_like:
+            return False
+        try:
+            Engine(NarratedVlm(self.decoder, stream, cell.frames_read)).plan(**self.settings(stream, cell))
+        except MemoryCapError as error:
+            self._file(stream, cell, {"error": str(error)}, np.zeros((0, 0), np.float32), None)
+            return True
+        return False
+
     def _cell(
         self, stream: Stream, cell: Cell, tick: Callable[[int], None] | None, shared: Together | None
     ) -> tuple[Row, Floats]:
-        settings: Row = {}
         try:
-            settings = self.settings(stream, cell)
-            run = StreamRun(self.decoder, stream, settings, cell.frames_read)
+            run = StreamRun(self.decoder, stream, self.settings(stream, cell), cell.frames_read)
             return run.go(shared.forward if shared else None, tick)
         except MemoryCapError as error:
-            return {"error": str(error), "cap_bytes": settings.get("memory", 0)}, np.zeros((0, 0), np.float32)
+            return {"error": str(error)}, np.zeros((0, 0), np.float32)
 
     def settings(self, stream: Stream, cell: Cell) -> dict[str, Any]:
         """Settings of the session of a cell."""
