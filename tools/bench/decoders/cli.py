@@ -1,9 +1,9 @@
 """The memories under trained decoders: a narrated stream, what is remembered of it, and what that took.
 
 A frame is a sentence; questions ask at the end where a thing was that one scene had (recall), and in between
-which room is seen now (perception). Every cell is a session of the product with its cap; finished cells are
-kept as JSON lines and not run again while core, model and settings stay. The answers of `full` at 32 bits are
-cached, KL is against them.
+where the thing is that is seen now (perception). Every cell is a session of the product with its cap;
+finished cells are kept as JSON lines and not run again while core, model and settings stay. The answers of
+`full` at 32 bits are cached, KL is against them.
 
     python tools/bench decoders [--gguf FILE | --model DIR] --sentences 192 --seeds 7,8 --caps 25%,15%,10%
     python tools/bench decoders --policies "full,uniform,uniform=read,window=4,edge[packed=int8]" --disk 1GiB

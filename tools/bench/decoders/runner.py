@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import tempfile
@@ -28,14 +29,16 @@ REFERENCE = Cell("full at 32 bits", Variant(FULL, FULL), rung="exact")
 EVIDENCE = ("evidence_named", "evidence_read")
 
 
+def content(decoder: Decoder, stream: Stream) -> str:
+    """Hash of all that is said and asked."""
+    said = json.dumps([asdict(stream), prompt_of(decoder), [asked(decoder, q) for q in stream.questions]])
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
 def cached_file(decoder: Decoder, stream: Stream) -> Path:
     """Where the full cache's logits of a stream are kept: under all that they depend on."""
-    said = json.dumps([asdict(stream), prompt_of(decoder), [asked(decoder, q) for q in stream.questions]])
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        file.write(said)
-        file.flush()
-        key = digest(Path(file.name))
-    return cache_folder() / "full" / f"{decoder.digest}-{decoder.dtype}-{key}.npy"
+    name = f"{decoder.digest}-{decoder.dtype}-{content(decoder, stream)}.npy"
+    return cache_folder() / "full" / name
 
 
 def keep(file: Path, logits: Floats) -> None:
@@ -69,7 +72,7 @@ class Runner:
         return {
             "model": self.decoder.name, "weights": self.decoder.digest, "dtype": self.decoder.dtype,
             "core": self.build, "base": json.dumps(self.base, sort_keys=True), "form": stream.form,
-            "sentences": len(stream.sentences), "questions": len(stream.questions), "seed": stream.seed,
+            "sentences": len(stream.sentences), "content": content(self.decoder, stream), "seed": stream.seed,
             "policy": cell.label, "rung": cell.rung, "cap_share": cell.cap_share, "disk": cell.disk,
             "frames_read": cell.frames_read, "kl_known": self.with_full,
         }  # fmt: skip

@@ -2,7 +2,7 @@
 
 A stream has scenes of 3 to 7 like sentences that put a thing of some colour into a room, and empty stretches
 between them; a thing is seen in one scene only. `recall` questions are asked at the end, one a scene at most;
-`perception` questions are asked in the middle of a scene, about what is seen then. Two forms: `plain`, in
+`perception` questions are asked inside a scene, about the thing that is seen then. Two forms: `plain`, in
 which every scene has one wording, and `varied`, with other words and a wording that changes with the scene.
 """
 
@@ -30,6 +30,7 @@ class Words:
     recall: tuple[str, str]
     """A question, and how its answer begins: {colour}, {thing}."""
     perception: tuple[str, str]
+    """The same, of what is still seen."""
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -50,7 +51,7 @@ FORMS = {
         scenes=("A {colour} {thing} is in the {room}.",),
         empty="The {room} is empty.",
         recall=("Where was the {colour} {thing}?", "The {colour} {thing} was in the"),
-        perception=("Which room is seen now?", "The room that is seen now is the"),
+        perception=("Where is the {colour} {thing}?", "The {colour} {thing} is in the"),
     ),
     "varied": Words(
         rooms=_words(
@@ -78,7 +79,7 @@ FORMS = {
         ),
         empty="Nobody is in the {room}, and nothing is there.",
         recall=("In which room did we see the {colour} {thing}?", "We saw the {colour} {thing} in the"),
-        perception=("Which room do we see right now?", "Right now we see the"),
+        perception=("In which room is the {colour} {thing}?", "The {colour} {thing} is in the"),
     ),
 }  # fmt: skip
 
@@ -127,15 +128,14 @@ def make_stream(sentences: int, seed: int, form: str = "plain", perception: int 
     said, scenes = _scenes(sentences, random.Random(seed), words)
     facts = [scene for scene in scenes if scene.pair and scene.last < sentences]
     facts = random.Random(seed + 99).sample(facts, min(MOST_RECALL, len(facts)))
-    recall = [_recall(scene, sentences, words) for scene in facts]
-    seen = [scene for scene in scenes if scene.first >= 8 and scene.last < sentences]
+    recall = [_question("recall", scene, scene.last, sentences, words.recall) for scene in facts]
+    seen = [scene for scene in scenes if scene.pair and scene.first >= 8 and scene.last < sentences]
     chosen = random.Random(seed + 7)
     seen = sorted(chosen.sample(seen, min(perception, len(seen))), key=lambda scene: scene.first)
-    text, opening = words.perception
-    now = []
-    for scene in seen:
-        at = chosen.randint(scene.first + 1, scene.last)
-        now.append(Question("perception", text, opening, scene.room, (scene.first, at), at + 1))
+    ends = [chosen.randint(scene.first + 1, scene.last) for scene in seen]
+    now = [
+        _question("perception", s, end, end + 1, words.perception) for s, end in zip(seen, ends, strict=True)
+    ]
     return Stream(form, seed, tuple(said), tuple(now + recall), words.rooms)
 
 
@@ -160,8 +160,9 @@ def _scenes(n: int, rng: random.Random, words: Words) -> tuple[list[str], list[_
     return said[:n], scenes
 
 
-def _recall(scene: _Scene, asked: int, words: Words) -> Question:
+def _question(kind: str, scene: _Scene, last: int, asked: int, words: tuple[str, str]) -> Question:
+    """About the thing of a scene, which was seen up to frame `last`."""
     assert scene.pair is not None
     colour, thing = scene.pair
-    text, opening = (part.format(colour=colour, thing=thing) for part in words.recall)
-    return Question("recall", text, opening, scene.room, (scene.first, scene.last), asked)
+    text, opening = (part.format(colour=colour, thing=thing) for part in words)
+    return Question(kind, text, opening, scene.room, (scene.first, last), asked)
