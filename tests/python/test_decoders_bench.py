@@ -198,15 +198,18 @@ def test_cells_are_run_once_and_tables_say_what_was_kept_and_read(small: Small, 
 
 def test_each_rung_takes_one_thing_more_away(small: Small, tmp_path: Path) -> None:
     ask = [
-        "--policies=rekv[retrieve_tokens=64]",
+        "--policies=full,rekv[retrieve_tokens=64]",
         "--caps=150%",
-        "--rungs=kept,chosen,packed,disk",
+        "--codec=int8",
+        "--rungs=exact,kept,chosen,packed,disk",
         "--disk=256KiB",
     ]
     data, _ = run_bench(small(), tmp_path / "out", *ask)
-    kept, chosen = ({r["rung"]: r for r in data["ladder"]}[rung] for rung in ("kept", "chosen"))
+    ladder = {r["rung"]: r for r in data["ladder"]}
+    exact, kept, chosen = (ladder[rung] for rung in ("exact", "kept", "chosen"))
     packed, disk = ({r["rung"]: r for r in data["rows"]}[rung] for rung in ("packed", "disk"))
-    assert kept["tokens_kept"] == kept["tokens"]
+    assert (exact["policy"], exact["kl"], exact["tokens_by_place"]["quantised"]) == ("full", 0, 0)
+    assert exact["tokens_kept"] == kept["tokens_kept"] == kept["tokens"]
     assert kept["tokens_by_place"]["quantised"] == chosen["tokens_by_place"]["quantised"] == 0
     assert chosen["bytes"] > packed["bytes"]
     assert chosen["tokens_kept"] == pytest.approx(packed["tokens_kept"], rel=0.02)

@@ -101,11 +101,7 @@ def cells_of(o: argparse.Namespace) -> list[Cell]:
     cells = []
     for name in re.split(r",(?![^\[]*\])", o.policies):
         cell = _named(name.strip(), o.policies)
-        for rung in rungs:
-            if _alone(cell) or cell.read_like:  # one rung
-                if rung != rungs[0]:
-                    continue
-                rung = "packed"
+        for rung in _rungs_of(cell, rungs):
             one = replace(cell, rung=rung, disk=size if rung == "disk" else 0)
             at = [None] if _alone(cell) or rung in ("exact", "kept") else shares
             cells += [
@@ -114,6 +110,15 @@ def cells_of(o: argparse.Namespace) -> list[Cell]:
                 for n in map(int, o.frames_read.split(","))
             ]
     return cells
+
+
+def _rungs_of(cell: Cell, rungs: Sequence[str]) -> list[str]:
+    """Of the rungs asked for, those that differ for this cell."""
+    if cell.variant.policy == FULL:
+        return ["exact"] if "exact" in rungs else ["packed"]
+    if _alone(cell) or cell.read_like:
+        return ["packed"] if "packed" in rungs else []
+    return [rung for rung in rungs if rung != "exact"]
 
 
 def _alone(cell: Cell) -> bool:

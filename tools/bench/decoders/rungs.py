@@ -51,6 +51,8 @@ def session_settings(
         settings["disk"] = cell.disk
     if cell.rung == "exact":
         settings["exact"] = "fp32"
+    if policy == FULL:  # whatever codec the others have
+        settings["packed"] = settings.get("exact", "fp16")
     as_product = dict(settings)
     if cell.rung in ("kept", "chosen"):
         settings["packed"] = settings.get("exact", "fp16")
