@@ -1,6 +1,8 @@
 """`python tools/bench [--json]`: every kernel against a peer measured in the same run, see kernels.py.
 
 `python tools/bench caches`: our memory against the caches of transformers on one model, see caches.py.
+
+`python tools/bench decoders`: our memory under trained decoders, see decoders/cli.py.
 """
 
 import os
@@ -16,6 +18,12 @@ if __name__ == "__main__":
         import caches
 
         sys.exit(caches.main(sys.argv[2:]))
+    if sys.argv[1:2] == ["decoders"]:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        from decoders import cli, decoder
+
+        decoder.prepare_process()
+        sys.exit(cli.main(sys.argv[2:]))
     import kernels
 
     sys.exit(kernels.main())
