@@ -80,7 +80,7 @@ class StreamRun:
         frames, asked_for = len(self.stream.sentences), max(len(self.stream.questions), 1)
         tokens = stream_tokens(self.decoder, self.stream)
         return {
-            "bytes": stats["peak_bytes"],
+            "bytes": stats["taken_bytes"],
             "cap_bytes": stats["cap_bytes"],
             "disk_bytes": sum(t["peak_bytes"] for t in stats["tiers"] if t["place"] == "disk"),
             "full_bytes": full_bytes(self.decoder, self.stream),

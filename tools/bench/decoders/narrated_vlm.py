@@ -30,7 +30,7 @@ def sentence_of(picture: FrameArray) -> str:
 
 
 class NarratedVlm:
-    """Implements StreamVlm over a decoder, for one stream: `tokens_per_frame` is its longest sentence.
+    """Implements Vlm over a decoder, for one stream: `tokens_per_frame` is its longest sentence.
 
     A sentence is a picture of one row, not text around one: policies treat its tokens as they do a video's.
     frames_read: sentences a frame's tokens may see, counting their own; 0: all that the policy lets them.
@@ -49,7 +49,7 @@ class NarratedVlm:
             hidden=s.hidden, rope=RopeSpec(s.head_dim, s.theta), scale=s.head_dim**-0.5,
             tokens_per_frame=longest, grid=(1, longest), embedding_dim=s.hidden, image_size=(1, 1),
             image_mean=(0.0, 0.0, 0.0), image_std=(1.0, 1.0, 1.0), vocab_size=s.vocab, eos_token_ids=s.eos,
-            video_window=frames_read, template=template, prefix=prefix,
+            video_window=frames_read, context=s.positions, template=template, prefix=prefix,
         )  # fmt: skip
 
     @property
@@ -57,16 +57,11 @@ class NarratedVlm:
         """What the model is."""
         return self._spec
 
-    def encode_at(self, frame: FrameArray, pts: float, elapsed: float, number: int) -> EncodedFrame:
+    def encode(self, frame: FrameArray, pts: float, elapsed: float, number: int) -> EncodedFrame:
         """The tokens of the sentence, and their mean as the frame's embedding."""
         del pts, elapsed, number
         tokens = self.embed_text(self.tokenize(sentence_of(frame)))
         return EncodedFrame(tokens, tokens.mean(0), columns=len(tokens))
-
-    def encode_frame(self, frame: FrameArray) -> tuple[FloatArray, FloatArray]:
-        """As encode_at."""
-        encoded = self.encode_at(frame, 0.0, 0.0, 0)
-        return encoded.tokens, encoded.embedding
 
     def embed_text(self, ids: Sequence[int]) -> FloatArray:
         """[T, hidden]."""
@@ -80,7 +75,7 @@ class NarratedVlm:
         """Text, without special tokens."""
         return str(self._decoder.tokenizer.decode(list(ids), skip_special_tokens=True))
 
-    def run(self, embeds: FloatArray, attend: Attend, want_logits: bool = True) -> FloatArray | None:
+    def forward(self, embeds: FloatArray, attend: Attend, want_logits: bool = True) -> FloatArray | None:
         """The decoder over a block."""
         return self._forward(embeds, attend, want_logits)
 
