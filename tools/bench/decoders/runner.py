@@ -143,7 +143,7 @@ class Runner:
     def settings(self, stream: Stream, cell: Cell) -> dict[str, Any]:
         """Settings of the session of a cell."""
         engine = Engine(NarratedVlm(self.decoder, stream, cell.frames_read))
-        base = {"threads": 1, "branch_tokens": branch_tokens(self.decoder, stream), **self.base}
+        base = {"kernel_threads": 1, "branch_tokens": branch_tokens(self.decoder, stream), **self.base}
         tokens = self._most_read(stream, cell) if cell.read_like else None
         whole = full_bytes(self.decoder, stream)
         return session_settings(engine, cell, base, whole, len(stream.sentences), tokens)
