@@ -172,7 +172,8 @@ def test_cells_are_run_once_and_tables_say_what_was_kept_and_read(small: Small, 
     data, cells = run_bench(folder, out, *ask)
     assert cells == 10
     assert run_bench(folder, out, *ask) == (data, 10)
-    assert run_bench(folder, out, *ask, "--settings=retrieve_tokens=96")[1] == 20
+    both, cells = run_bench(folder, out, *ask, "--settings=retrieve_tokens=96")
+    assert (len(data["rows"]), len(both["rows"]), len(both["commands"]), cells) == (5, 10, 2, 20)
     rows = {row["policy"]: row for row in data["rows"]}
     assert set(rows) == {"full", "window=4", "rekv", "uniform=read", "edge"}
     for row in rows.values():

@@ -2,8 +2,8 @@
 
 A frame is a sentence; questions ask at the end where a thing was that one scene had (recall), and in between
 where the thing is that is seen now (perception). Every cell is a session of the product with its cap;
-finished cells are kept as JSON lines and not run again while core, model and settings stay. The answers of
-`full` at 32 bits are cached, KL is against them.
+finished cells are kept as JSON lines (--log) and not run again while core, model and settings stay, and the
+tables are of all that are there. The answers of `full` at 32 bits are cached, KL is against them.
 
     python tools/bench decoders [--gguf FILE | --model DIR] --sentences 192 --seeds 7,8 --caps 25%,15%,10%
     python tools/bench decoders --policies "full,uniform,uniform=read,window=4,edge[packed=int8]" --disk 1GiB
@@ -155,7 +155,7 @@ def _pairs(arguments: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what is left of the cells, then write the tables of all that were asked for."""
+    """Run what is left of the cells, then write the tables of all that this core has on file."""
     p = parser()
     o = p.parse_args(arguments)
     try:
@@ -183,11 +183,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         base,
         o.together,
         not o.no_kl,
+        _command(sys.argv[2:] if arguments is None else arguments),
     )
     try:
         runner.run(streams, cells)
     except ValueError as error:  # a setting that no policy knows, a vocabulary without the rooms
         p.error(str(error))
-    rows = [row for stream in streams for cell in cells if (row := runner.found(stream, cell))]
-    write(rows, o.out, _command(sys.argv[2:] if arguments is None else arguments), HEAD)
+    write(runner.finished(), o.out, HEAD)
     return 0

@@ -12,7 +12,7 @@ import numpy as np
 from .rungs import FULL, RUNGS
 
 Row = dict[str, Any]
-SAME = ("model", "dtype", "form", "sentences", "rung", "policy", "cap_share", "disk", "frames_read")
+SAME = ("model", "dtype", "base", "form", "sentences", "rung", "policy", "cap_share", "disk", "frames_read")
 ANSWERED = {
     "right": "accuracy",
     "nll": "nll",
@@ -128,6 +128,7 @@ def _table(rows: list[Row]) -> str:
 def _cells(row: Row) -> dict[str, str]:
     """The row as text; a cell that could not be made says why."""
     name = row["policy"] + (" + disk" if row["disk"] else "")
+    name += "".join(f"; {key}={value}" for key, value in json.loads(row["base"]).items())
     name += f", frames read {row['frames_read']}" if row["frames_read"] else ""
     if "error" in row:
         return {"policy": name, "cap": _percent(row["cap_share"]), "right": row["error"]}
@@ -156,12 +157,14 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def write(cells: list[Row], folder: Path, command: str, head: str) -> None:
+def write(cells: list[Row], folder: Path, head: str) -> None:
     """docs: decoders.md, and decoders.json with the product's rows apart from the other rungs."""
     rows = merged(cells)
     folder.mkdir(parents=True, exist_ok=True)
     product = [r for r in rows if r["rung"] in ("packed", "disk")]
     ladder = [r for r in rows if r["rung"] not in ("packed", "disk")]
-    data = {"command": command, "rows": product, "ladder": ladder}
+    commands = list(dict.fromkeys(cell["command"] for cell in cells))
+    data = {"commands": commands, "rows": product, "ladder": ladder}
     (folder / "decoders.json").write_text(json.dumps(data, indent=1) + "\n")
-    (folder / "decoders.md").write_text(f"{head}\n    {command}\n\n{tables(rows)}")
+    said = "\n".join(f"    {command}" for command in commands)
+    (folder / "decoders.md").write_text(f"{head}\n{said}\n\n{tables(rows)}")

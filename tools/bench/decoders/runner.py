@@ -60,6 +60,8 @@ class Runner:
     together: int = 1
     with_full: bool = True
     """Measure KL, and what `full` says where that is not in the cache."""
+    command: str = ""
+    """What cells are run by, as tables say it."""
     rows: list[Row] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -81,6 +83,16 @@ class Runner:
         """The row of a finished cell."""
         key = self.key(stream, cell)
         return next((row for row in self.rows if all(row.get(k) == v for k, v in key.items())), None)
+
+    def finished(self) -> list[Row]:
+        """Cells of this core on file, of every model and command; the newest where one was run twice."""
+        same = ("weights", "dtype", "base", "form", "sentences", "seed", "policy", "rung", "cap_share")
+        newest = {
+            tuple(row[name] for name in (*same, "disk", "frames_read")): row
+            for row in self.rows
+            if row["core"] == self.build
+        }
+        return list(newest.values())
 
     def run(self, streams: Sequence[Stream], cells: Sequence[Cell]) -> None:
         """Every cell on every stream; what is on file is skipped."""
@@ -175,7 +187,7 @@ class Runner:
                     "questions": len(of_kind),
                     **{x: [a[x] for a in of_kind] for x in ("right", "nll", "kl", *EVIDENCE)},
                 }
-        line = self.key(stream, cell) | row
+        line = self.key(stream, cell) | row | {"command": self.command}
         self.rows.append(line)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("a") as log:
