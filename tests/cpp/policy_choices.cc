@@ -58,8 +58,8 @@ TEST_CASE("a setting out of its range is refused with the range, and NaN with it
 }
 
 TEST_CASE("a count that is no whole number and a flag that is neither on nor off are refused, not rounded") {
-  CHECK(refusal("edge", {{"frames", 1.4}}).find("frames=1.4") != std::string::npos);
-  CHECK(refusal("edge", {{"frames", 2}}).empty());
+  CHECK(refusal("edge", {{"unit", "summaries"}, {"frames", 1.4}}).find("frames=1.4") != std::string::npos);
+  CHECK(refusal("edge", {{"unit", "summaries"}, {"frames", 2}}).empty());
   CHECK(refusal("infinipot-v", {{"pool", 0.3}}).find("pool=0.3") != std::string::npos);
   CHECK(refusal("infinipot-v", {{"pool", 0}}).empty());
 }

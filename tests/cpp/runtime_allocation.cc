@@ -22,8 +22,9 @@ struct Rehearsed {
   int tokens;
 };
 
-uint64_t allocations_of(const MemoryConfig& config, const std::string& policy, int frames, MemoryStats* stats) {
-  PlayedStream stream(config, policy, {}, 3);
+uint64_t allocations_of(const MemoryConfig& config, const std::string& policy, int frames, MemoryStats* stats,
+                        const PolicySettings& settings = {}) {
+  PlayedStream stream(config, policy, settings, 3);
   stream.prototypes = 12;
   stream.noise = 0.15f;
   std::vector<Rehearsed> blocks;
@@ -107,7 +108,9 @@ TEST_CASE("append and ask allocate nothing over 5,000 frames, with int4 and with
     config.spill_dir = directory.path;
     MemoryStats stats;
     INFO(policy);
-    CHECK(allocations_of(config, policy, fewer, &stats) == 0);
+    const PolicySettings settings =
+        policy == "edge" ? PolicySettings{{"unit", "summaries"}} : PolicySettings{};
+    CHECK(allocations_of(config, policy, fewer, &stats, settings) == 0);
     CHECK(stats.counters.fetched_pages > 0);
     if (policy != "edge") CHECK(stats.tokens.summarised == 0);
   }

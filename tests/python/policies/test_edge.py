@@ -43,7 +43,7 @@ def test_streams_that_ask_for_trouble_are_filed_as_the_oracle_decides(
 
 def test_keys_and_values_that_are_all_zero_are_kept_as_zero_and_counted() -> None:
     """Every pair is equally far: any may merge."""
-    played = PlayedMemory("edge", clusters=5, frame_tokens=7)
+    played = PlayedMemory("edge", {"unit": "summaries"}, clusters=5, frame_tokens=7)
     nothing = np.zeros((2, 7, 2, 16), np.float32)
     for _ in range(20):
         played.frame(7, 4, (played.floats(2, 7, 4, 16), nothing, nothing))
@@ -58,7 +58,7 @@ def test_keys_and_values_that_are_all_zero_are_kept_as_zero_and_counted() -> Non
 
 @pytest.mark.parametrize("exact", ["fp32", "fp16"])
 def test_without_members_no_token_takes_a_page(exact: str) -> None:
-    played = PlayedMemory("edge", exact=exact, clusters=60, frame_tokens=13)
+    played = PlayedMemory("edge", {"unit": "summaries"}, exact=exact, clusters=60, frame_tokens=13)
     stream = around(0.3, 20)(played, 13)
     for _ in range(30):
         played.frame(13, 4, next(stream))

@@ -14,14 +14,14 @@ from played import PlayedMemory, Token
 
 
 def test_one_frame_is_kept_apart_and_makes_no_cluster() -> None:
-    played = PlayedMemory("edge", frame_tokens=13)
+    played = PlayedMemory("edge", {"unit": "summaries"}, frame_tokens=13)
     played.frame(13)
     assert all(not stored(played, lane) for lane in range(played.layers))
     check_questions(played)
 
 
 def test_with_a_cluster_for_every_token_each_is_that_token_bit_by_bit_and_all_are_read() -> None:
-    played = PlayedMemory("edge", {"reach": 0, "frames": 0}, exact="fp16", clusters=400, frame_tokens=13)
+    played = PlayedMemory("edge", {"unit": "summaries", "reach": 0, "frames": 0}, exact="fp16", clusters=400, frame_tokens=13)
     for _ in range(20):
         played.frame(13)
     tokens = [t for frame in played.stored for t in frame]
@@ -141,7 +141,7 @@ def test_a_question_attends_to_the_best_summaries_in_time_order(
     exact: str, score: str, tokens: int, frames: int
 ) -> None:
     settings = {"score": score, "frames": frames}
-    played = PlayedMemory("edge", settings, exact=exact, frame_tokens=tokens, clusters=60)
+    played = PlayedMemory("edge", {"unit": "summaries", **settings}, exact=exact, frame_tokens=tokens, clusters=60)
     most = frames * tokens or 10**9
     stream = around(0.3, 20)(played, tokens)
     for n in range(40):
@@ -155,7 +155,7 @@ def test_a_question_attends_to_the_best_summaries_in_time_order(
 
 @pytest.mark.parametrize("name", ODD)
 def test_questions_to_odd_streams_are_answered_by_the_oracle(name: str) -> None:
-    played = PlayedMemory("edge", {"frames": 2}, frame_tokens=7, clusters=30)
+    played = PlayedMemory("edge", {"unit": "summaries", "frames": 2}, frame_tokens=7, clusters=30)
     for n in range(25):
         played.frame(7, 4, odd_frame(played, name, 7, n))
     # Where keys are very long one cluster takes all there is and the rest tie at nothing.
@@ -166,7 +166,7 @@ def test_questions_to_odd_streams_are_answered_by_the_oracle(name: str) -> None:
 @pytest.mark.parametrize("members", [False, True])
 def test_since_leaves_out_every_mean_that_is_older_in_part(since: float, members: bool) -> None:
     settings = {"frames": 3, **({"members": ALWAYS, "share": 0.3} if members else {})}
-    played = PlayedMemory("edge", settings, frame_tokens=13, clusters=60, retrieve_tokens=40)
+    played = PlayedMemory("edge", {"unit": "summaries", **settings}, frame_tokens=13, clusters=60, retrieve_tokens=40)
     stream = around(0.3, 40)(played, 13)
     for _ in range(40):
         played.frame(13, 4, next(stream))
@@ -182,7 +182,7 @@ def test_members_of_the_best_are_read_within_the_budget_and_the_rest_as_means(
 ) -> None:
     played = PlayedMemory(
         "edge",
-        {"members": ALWAYS, "share": share, "frames": 3},
+        {"unit": "summaries", "members": ALWAYS, "share": share, "frames": 3},
         frame_tokens=13,
         clusters=60,
         retrieve_tokens=budget,
@@ -200,7 +200,7 @@ def test_members_of_the_best_are_read_within_the_budget_and_the_rest_as_means(
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("where", ["k", "v"])
 def test_nan_and_infinity_are_refused_and_change_nothing(bad: float, where: str) -> None:
-    played, twin = (PlayedMemory("edge", frame_tokens=7, clusters=20) for _ in range(2))
+    played, twin = (PlayedMemory("edge", {"unit": "summaries"}, frame_tokens=7, clusters=20) for _ in range(2))
     for _ in range(15):
         played.frame(7)
         twin.frame(7)

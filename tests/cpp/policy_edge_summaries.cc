@@ -1,4 +1,4 @@
-// edge: what it keeps under a cap, what merges, and what a question attends to.
+// edge, unit="summaries": what it keeps under a cap, what merges, and what a question attends to.
 #include <doctest/doctest.h>
 
 #include <algorithm>
@@ -33,9 +33,9 @@ size_t table_bytes(const StoreShape& shape) {
   return counted([&](Region& region) { Clustering().bind(shape, region, 0.0f); });
 }
 
-TEST_CASE("edge passes neither its clusters nor the cap, drops nothing and keeps no pages") {
+TEST_CASE("edge of summaries passes neither its clusters nor the cap, drops nothing and keeps no pages") {
   for (const int clusters : {2, 7, 64}) {
-    PlayedStream stream(with_clusters(clusters), "edge");
+    PlayedStream stream(with_clusters(clusters), "edge", {{"unit", "summaries"}});
     stream.noise = 0.5f;
     for (int i = 0; i < 120; ++i) {
       stream.frame(1 + i % 16);
@@ -62,9 +62,9 @@ TEST_CASE("edge passes neither its clusters nor the cap, drops nothing and keeps
   }
 }
 
-TEST_CASE("edge spends nearly every byte that is not fixed on summaries") {
+TEST_CASE("edge of summaries spends nearly every byte that is not fixed on summaries") {
   const MemoryConfig config = small_config(600 << 10);
-  PlayedStream stream(config, "edge");
+  PlayedStream stream(config, "edge", {{"unit", "summaries"}});
   const Plan& plan = stream.memory->plan();
   const size_t row = counted([&](Region& region) { ClusterIndex(region, {1024, plan.store.index.dim}); }) / 1024;
   CHECK(plan.total_bytes <= config.cap_bytes);
@@ -75,17 +75,17 @@ TEST_CASE("edge spends nearly every byte that is not fixed on summaries") {
 
 TEST_CASE("with room for every token and all summaries attended, edge is full attention") {
   MemoryConfig config = small_config(4 << 20);
-  PlayedStream stream(config, "edge", {{"frames", 0}, {"reach", 0}});
+  PlayedStream stream(config, "edge", {{"unit", "summaries"}, {"frames", 0}, {"reach", 0}});
   for (int i = 0; i < 40; ++i) CHECK(stream.frame(1 + (7 * i) % 16, i % 5 == 0) < 2e-5);
   CHECK(stream.ask(5, 2, false, true) < 2e-5);
   CHECK(stream.memory->stats().counters.merges == 0);
 }
 
 TEST_CASE("a token joins within reach and opens a cluster beyond it") {
-  PlayedStream near(with_clusters(64), "edge");
+  PlayedStream near(with_clusters(64), "edge", {{"unit", "summaries"}});
   near.prototypes = 6;
   for (int i = 0; i < 60; ++i) near.frame(16);
-  PlayedStream none(with_clusters(64), "edge", {{"reach", 0}});
+  PlayedStream none(with_clusters(64), "edge", {{"unit", "summaries"}, {"reach", 0}});
   none.prototypes = 6;
   for (int i = 0; i < 7; ++i) none.frame(16);  // three have left the window, the first of them for its own place
   for (int lane = 0; lane < 3; ++lane) {
@@ -242,8 +242,8 @@ TEST_CASE("one cluster alone has nothing to merge with") {
   CHECK(clustering.merge_closest(*world.store, 0, relief, 2) == 0);
 }
 
-TEST_CASE("edge attends to no more summaries than allowed, and reads members within the budget, best first") {
-  PlayedStream stream(small_config(1 << 20), "edge", {{"members", "always"}, {"share", 0.4}});
+TEST_CASE("edge of summaries attends to no more summaries than allowed, and reads members within the budget, best first") {
+  PlayedStream stream(small_config(1 << 20), "edge", {{"unit", "summaries"}, {"members", "always"}, {"share", 0.4}});
   stream.noise = 0.3f;
   for (int i = 0; i < 60; ++i) stream.frame(16);
   const ClusterIndex& index = stream.memory->store().index(1);
@@ -267,7 +267,7 @@ TEST_CASE("edge attends to no more summaries than allowed, and reads members wit
 }
 
 TEST_CASE("of the summaries a question attends to the best by attention mass, at most six frames' worth") {
-  PlayedStream stream(small_config(2 << 20), "edge");
+  PlayedStream stream(small_config(2 << 20), "edge", {{"unit", "summaries"}});
   stream.noise = 0.5f;
   for (int i = 0; i < 60; ++i) stream.frame(16);
   CHECK(stream.memory->plan().select_rows == 96);
@@ -283,7 +283,7 @@ TEST_CASE("of the summaries a question attends to the best by attention mass, at
 }
 
 TEST_CASE("since= attends to nothing that holds an older token") {
-  PlayedStream stream(with_clusters(64), "edge");
+  PlayedStream stream(with_clusters(64), "edge", {{"unit", "summaries"}});
   stream.noise = 0.5f;
   for (int i = 0; i < 60; ++i) stream.frame(16);
   const ClusterIndex& index = stream.memory->store().index(0);
