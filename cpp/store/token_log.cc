@@ -53,6 +53,7 @@ void TokenLog::add(int lane, const Run& run, TokenSlot* slots) {
   if (run.n > free(lane)) throw InvariantError("TokenLog: more tokens than slots; the policy must give some up first.");
   for (int first = 0; first < run.n; first += kBatch) {
     const int n = std::min(kBatch, run.n - first);
+    if (first > 0) ops_.wait();  // kernels under way read the lists
     for (int i = 0; i < n; ++i) {
       const TokenSlot slot = slots[first + i] = next_slot(lane);
       const TokenMeta& meta = run.meta[first + i];

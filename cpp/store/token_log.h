@@ -61,7 +61,8 @@ class TokenLog {
   const float* key_mean(int lane) const { return mean_k_ + static_cast<size_t>(lane) * row(); }
   const float* value_mean(int lane) const { return mean_v_ + static_cast<size_t>(lane) * row(); }
 
-  // Takes all tokens of a run (at most free() of them), heard for now; slots[i] is where token i went.
+  // Takes all tokens of a run (at most free() of them), heard for now; slots[i] is where token i went. What was queued
+  // before must have run (Ops::wait): the lists that kernels read are written anew.
   void add(int lane, const Run& run, TokenSlot* slots);
   // A number that a token keeps while it is heard (it lies where its score will).
   void note(int lane, TokenSlot slot, float number) { score_[at_token(lane, slot)] = float_to_half(number); }
