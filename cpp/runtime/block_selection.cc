@@ -5,17 +5,6 @@
 
 namespace mosaic {
 
-FrameScratch::FrameScratch(Region& region, const Plan& plan) {
-  const Size tokens = Size(plan.config.model.frame_tokens) * plan.block_frames;
-  k = region.take<float>("frame scratch", tokens * plan.store.page.row());
-  v = region.take<float>("frame scratch", tokens * plan.store.page.row());
-  meta = region.take<TokenMeta>("frame scratch", tokens);
-  placement = region.take<Placement>("frame scratch", tokens);
-  fresh = region.take<ClusterId>("frame scratch", tokens);
-  received = region.take<float>("frame scratch", plan.window.received ? tokens : 0);
-  relief = region.take<Relief>("frame scratch", kReliefs);
-}
-
 SelectionScratch::SelectionScratch(Region& region, const Plan& p) {
   const auto take = [&]<class T>(T** to, Size n) { *to = region.take<T>("selections", n); };
   const Size clusters = p.store.index.capacity, tokens = p.select_tokens, rows = p.select_rows, block = p.max_block;
@@ -23,9 +12,9 @@ SelectionScratch::SelectionScratch(Region& region, const Plan& p) {
   take(&result.chosen, clusters);
   take(&result.attend, rows);
   take(&result.score, clusters);
-  take(&result.rows, clusters);
-  take(&result.bias, clusters);
-  take(&result.scratch, clusters);
+  take(&select.rows, clusters);
+  take(&select.bias, clusters);
+  take(&select.score, clusters);
   take(&chosen, clusters);
   take(&page_mass, tokens);
   take(&row_mass, rows);
@@ -71,7 +60,7 @@ void BlockSelection::clear() {
   n_entries_ = n_tokens_ = n_rows_ = 0;
   finished_entries_ = finished_tokens_ = 0;
   sent_entries_ = sent_tokens_ = sent_rows_ = 0;
-  next_position_ = next_moment_ = 0;
+  behind_ = {};
   ready = false;
 }
 
@@ -110,40 +99,17 @@ bool BlockSelection::add_row(ClusterId c, const Cluster& cluster, int tokens) {
   return true;
 }
 
-void BlockSelection::finish(bool original, const RopeSpec& rope, SelectionScratch& scratch) {
+void BlockSelection::finish(Positions positions, const RopeSpec& rope, SelectionScratch& scratch) {
   finished_entries_ = n_entries_;
   finished_tokens_ = n_tokens_;
   ready = true;
-  const int n = n_tokens_ + n_rows_;
-  const auto position = [&](int i) -> int32_t& {
-    return i < n_tokens_ ? table_.positions[i] : table_.row_positions[3 * (i - n_tokens_)];
-  };
   int32_t highest = -1;
-  if (!original) {
-    for (int i = 0; i < n; ++i)
-      scratch.order[i] = static_cast<uint64_t>(static_cast<uint32_t>(position(i))) << 32 | static_cast<uint32_t>(i);
-    std::sort(scratch.order, scratch.order + n);
-    // 1-D: every token takes the next position. M-RoPE: tokens of one moment share theirs; where the grid follows time, the
-    // next moment stands behind its rows and columns (behind as many as there are tokens, if fewer are left).
-    uint32_t moment = 0;
-    int extent = 0, members = 0;
-    for (int i = 0; i < n; ++i) {
-      const auto at = static_cast<uint32_t>(scratch.order[i] >> 32);
-      const auto item = static_cast<int>(scratch.order[i] & 0xffffffffu);
-      if (i == 0 || !rope.is_multi() || at != moment) {
-        highest += std::max(1, std::min(extent, members));
-        extent = members = 0;
-      }
-      if (rope.grid_follows_time && item < n_tokens_ && table_.places[2 * item] != kText)
-        extent = std::max({extent, table_.places[2 * item] + 1, table_.places[2 * item + 1] + 1});
-      ++members;
-      moment = at;
-      position(item) = highest;
-    }
+  if (positions == Positions::kContiguous) {
+    highest = close_up(rope, scratch.order);
   } else {
-    for (int i = 0; i < n; ++i) highest = std::max(highest, position(i));
+    for (int i = 0; i < n_tokens_ + n_rows_; ++i) highest = std::max(highest, position(i));
   }
-  next_moment_ = highest + 1;
+  behind_.picture = highest + 1;
   for (int i = 0; i < n_rows_; ++i) {
     int32_t* p = table_.row_positions + 3 * i;
     for (int axis = 1; axis < 3; ++axis)
@@ -153,7 +119,33 @@ void BlockSelection::finish(bool original, const RopeSpec& rope, SelectionScratc
     for (int i = 0; i < 2 * n_tokens_; ++i)
       highest = std::max<int32_t>(highest, rope.place_at(table_.positions[i / 2], table_.places[i]));
   }
-  next_position_ = highest + 1;
+  behind_.position = highest + 1;
+}
+
+// 1-D: every token takes the next position. M-RoPE: tokens of one picture share theirs; where the grid follows time, what
+// follows stands behind its rows and columns (behind as many as there are tokens, if fewer are left).
+int32_t BlockSelection::close_up(const RopeSpec& rope, uint64_t* order) {
+  const int n = n_tokens_ + n_rows_;
+  for (int i = 0; i < n; ++i)
+    order[i] = static_cast<uint64_t>(static_cast<uint32_t>(position(i))) << 32 | static_cast<uint32_t>(i);
+  std::sort(order, order + n);
+  int32_t highest = -1;
+  uint32_t before = 0;
+  int extent = 0, members = 0;
+  for (int i = 0; i < n; ++i) {
+    const auto at = static_cast<uint32_t>(order[i] >> 32);
+    const auto item = static_cast<int>(order[i] & 0xffffffffu);
+    if (i == 0 || !rope.is_multi() || at != before) {
+      highest += std::max(1, std::min(extent, members));
+      extent = members = 0;
+    }
+    if (rope.grid_follows_time && item < n_tokens_ && table_.places[2 * item] != kText)
+      extent = std::max({extent, table_.places[2 * item] + 1, table_.places[2 * item + 1] + 1});
+    ++members;
+    before = at;
+    position(item) = highest;
+  }
+  return highest;
 }
 
 bool BlockSelection::append_page(PageView view, CodecId codec, int end, int first_position) {

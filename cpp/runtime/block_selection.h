@@ -7,27 +7,15 @@
 #include <algorithm>
 
 #include "runtime/plan.h"
+#include "runtime/positions.h"
 
 namespace mosaic {
 
-// Rows of the block that leaves the window (one frame, or as many as the policy takes together), and what the policy
-// said of them.
-struct FrameScratch {
-  float* k;  // [block tokens, row]
-  float* v;
-  TokenMeta* meta;  // [block tokens]
-  Placement* placement;
-  ClusterId* fresh;  // clusters opened by this block
-  float* received;   // [block tokens], if the policy wants it
-  Relief* relief;
-  static constexpr int kReliefs = 256;
-  FrameScratch(Region& region, const Plan& plan);
-};
-
 // Scratch that the selections of all lanes share while one is built and attended.
 struct SelectionScratch {
-  uint64_t* order;  // [select_tokens + select_rows] sort keys
-  SelectResult result;
+  uint64_t* order;       // [select_tokens + select_rows] sort keys
+  SelectScratch select;  // the policy's, while it chooses
+  SelectResult result;   // room for one choice: the next one is written over it
   uint8_t* chosen;       // [clusters]
   float* page_mass;      // [select_tokens]
   float* row_mass;       // [select_rows]
@@ -55,7 +43,7 @@ class BlockSelection {
   bool add_page(PageId page, PageView view, CodecId codec, int begin, int end);
   bool add_row(ClusterId c, const Cluster& cluster, int tokens);
   // Give everything added its position. first_free: the position of what follows.
-  void finish(bool original, const RopeSpec& rope, SelectionScratch& scratch);
+  void finish(Positions positions, const RopeSpec& rope, SelectionScratch& scratch);
   // After finish(): a page whose tokens stand behind everything else, at consecutive positions (dialogue, question).
   bool append_page(PageView view, CodecId codec, int end, int first_position);
   // The table where kernels reach it, with the positions of the block's `tokens`. What was sent before and has not changed
@@ -73,9 +61,8 @@ class BlockSelection {
   PageId page(int entry) const { return ids_[entry]; }
   ClusterId row(int i) const { return table_.rows[i]; }
   int32_t* q_positions() { return table_.q_positions; }
-  int next_position() const { return next_position_; }
-  // M-RoPE: the temporal position of the next frame; rows and columns of earlier ones do not move it.
-  int next_moment() const { return next_moment_; }
+  // After finish(): what follows stands behind this.
+  Behind behind() const { return behind_; }
   int entries_left() const { return max_entries_ - n_entries_ - reserved_entries_; }
   int tokens_left() const { return max_tokens_ - n_tokens_ - reserved_tokens_; }
   // What is kept free for the question's own pages.
@@ -101,6 +88,12 @@ class BlockSelection {
   bool ready = false;
 
  private:
+  int32_t& position(int i) {  // temporal, of tokens and then summaries
+    return i < n_tokens_ ? table_.positions[i] : table_.row_positions[3 * (i - n_tokens_)];
+  }
+  // Positions without gaps, in time order; returns the highest.
+  int32_t close_up(const RopeSpec& rope, uint64_t* order);
+
   int max_entries_, max_tokens_, max_rows_;
   Table table_;  // the host's
   Table there_;  // the kernels'; the same where they share memory
@@ -110,8 +103,7 @@ class BlockSelection {
   int n_entries_ = 0, n_tokens_ = 0, n_rows_ = 0;
   int finished_entries_ = 0, finished_tokens_ = 0;
   int reserved_entries_ = 0, reserved_tokens_ = 0;
-  int next_position_ = 0;
-  int next_moment_ = 0;
+  Behind behind_;
 };
 
 }  // namespace mosaic

@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "runtime/admission.h"
 #include "runtime/block_selection.h"
 #include "runtime/evidence.h"
 #include "runtime/plan.h"
@@ -22,7 +23,7 @@ struct Parts {
   RopeTable rope;
   SelectionScratch selecting;              // what the selections of all lanes share while one is built
   std::vector<BlockSelection> selections;  // [lanes]
-  FrameScratch frame;
+  Admission::Scratch admitting;
   Staging staging;
   Evidence evidence;
 };
