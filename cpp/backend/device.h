@@ -16,6 +16,8 @@ class Device {
   virtual size_t free_bytes() const = 0;
   // 64-byte aligned, zeroed. Throws DeviceError naming the need and what is free.
   virtual void* allocate(size_t bytes) = 0;
+  // Kernels run on a GPU: arrays that lie on one may be handed over.
+  virtual bool is_gpu() const { return false; }
   // Kernels have memory of their own, which they reach faster and the host does not reach at all.
   virtual bool has_private() const { return false; }
   // Some of it. Released in the same way.

@@ -295,7 +295,7 @@ void bind_memory(py::module_& m) {
              const py::object& out, std::optional<int> given_tokens, std::optional<uintptr_t> stream) {
             const ModelShape& m = self.plan().config.model;
             const int tokens = given_tokens.value_or(self.block_tokens());
-            const bool gpu = self.device().has_private();
+            const bool gpu = self.device().is_gpu();
             std::optional<std::array<LayerArray, 4>> arrays;
             try {
               if (tokens != self.block_tokens())

@@ -99,7 +99,8 @@ class PythonPolicy final : public Policy {
   // OPEN means a cluster of its own, also beside one that the same frame has just opened.
   float reach(int) const override { return -std::numeric_limits<float>::infinity(); }
 
-  void select(const ClusterStore& store, const SelectQuery& query, SelectResult* result) override {
+  void select(const ClusterStore& store, const SelectQuery& query, const SelectScratch&,
+              SelectResult* result) override {
     const py::gil_scoped_acquire gil;
     const auto d = static_cast<py::ssize_t>(store.shape().page.head_dim);
     const py::object view = py::cast(

@@ -31,12 +31,9 @@ py::tuple scores(const QueryView& view, const std::string& mode) {
   const auto n = static_cast<size_t>(view.store->index(view.query.lane).capacity());
   std::vector<int32_t> rows(n);
   std::vector<float> bias(n), score(n);
-  SelectResult result;
-  result.rows = rows.data();
-  result.bias = bias.data();
-  result.scratch = score.data();
+  const SelectScratch scratch{rows.data(), bias.data(), score.data()};
   const int found =
-      score_clusters(*view.store, view.query, mode == "mass" ? ScoreMode::kMass : ScoreMode::kDot, &result);
+      score_clusters(*view.store, view.query, mode == "mass" ? ScoreMode::kMass : ScoreMode::kDot, scratch);
   return py::make_tuple(py::array_t<int32_t>(found, rows.data()), py::array_t<float>(found, score.data()));
 }
 

@@ -61,27 +61,28 @@ class EdgeOfSummaries final : public Policy {
   }
   float reach(int lane) const override { return clustering_.reach(lane); }
 
-  void select(const ClusterStore& store, const SelectQuery& query, SelectResult* result) override {
+  void select(const ClusterStore& store, const SelectQuery& query, const SelectScratch& scratch,
+              SelectResult* result) override {
     const ClusterIndex& index = store.index(query.lane);
-    const int scored = score_clusters(store, query, s_.score, result);
+    const int scored = score_clusters(store, query, s_.score, scratch);
     int n = 0;
     for (int i = 0; i < scored; ++i) {  // a mean over older tokens too is not what `since` asks for
-      const Cluster& cluster = index[result->rows[i]];
+      const Cluster& cluster = index[scratch.rows[i]];
       if (cluster.paged == 0 && cluster.first_time < query.since_ms) continue;
-      result->rows[n] = result->rows[i];
-      result->scratch[n++] = result->scratch[i];
+      scratch.rows[n] = scratch.rows[i];
+      scratch.score[n++] = scratch.score[i];
     }
-    const int best = store.ops().top_k(result->scratch, n, std::min(query.max_summaries, n), result->chosen);
+    const int best = store.ops().top_k(scratch.score, n, std::min(query.max_summaries, n), result->chosen);
     // The members of the best are read within the budget; the rest of them are attended as what they are anyway.
     int tokens = 0, rows = 0;
     result->n = 0;
     for (int i = 0; i < best; ++i) {
       const int at = result->chosen[i];
-      const ClusterId c = result->rows[at];
+      const ClusterId c = scratch.rows[at];
       const int members = index[c].paged;
       if (members > 0 && tokens + members <= query.max_tokens) {
         tokens += members;
-        result->score[result->n] = result->scratch[at];
+        result->score[result->n] = scratch.score[at];
         result->chosen[result->n++] = c;  // never ahead of i
       } else {
         result->attend[rows++] = c;

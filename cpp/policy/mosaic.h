@@ -56,7 +56,8 @@ class Mosaic final : public Policy {
   void admit(const ClusterStore& store, const AdmitBlock& block, Placement* out) override;
   float reach(int lane) const override;
   float tolerance(int lane, int count) const override;
-  void select(const ClusterStore& store, const SelectQuery& query, SelectResult* result) override;
+  void select(const ClusterStore& store, const SelectQuery& query, const SelectScratch& scratch,
+              SelectResult* result) override;
   int relieve(const ClusterStore& store, const Need& need, Relief* out, int capacity) override;
 
  private:
@@ -74,8 +75,8 @@ class Mosaic final : public Policy {
   void place_frame(const ClusterStore& store, const AdmitBlock& block, Placement* out);
   void place_in_order(const ClusterStore& store, const AdmitBlock& block, Placement* out);
   void observe(int lane, float variance);
-  void score_scenes(const ClusterIndex& index, int n, const SelectResult& result);
-  int keep_best_scenes(const ClusterStore& store, const ClusterIndex& index, int n, SelectResult* result);
+  void score_scenes(const ClusterIndex& index, int n, const SelectScratch& scratch);
+  int keep_best_scenes(const ClusterStore& store, const ClusterIndex& index, int n, const SelectScratch& scratch);
   int merge_in_order(const ClusterStore& store, int lane, bool inside, Relief* out, int capacity);
 
   MosaicSettings s_;

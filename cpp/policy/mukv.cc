@@ -95,8 +95,9 @@ class Mukv final : public Policy {
     keep_best(kSegment, n, &blocks, out);
   }
 
-  void select(const ClusterStore& store, const SelectQuery& query, SelectResult* result) override {
-    search_.select(store, query, result);
+  void select(const ClusterStore& store, const SelectQuery& query, const SelectScratch& scratch,
+              SelectResult* result) override {
+    search_.select(store, query, scratch, result);
   }
 
   int relieve(const ClusterStore& store, const Need& need, Relief* out, int capacity) override {

@@ -28,35 +28,36 @@ void Search::bind(const StoreShape& shape, Region& region) {
   for (const Kind kind : kAllKinds) best_[kind] = region.take<Block>("policy", wanted(kind));
 }
 
-void Search::select(const ClusterStore& store, const SelectQuery& query, SelectResult* result) {
+void Search::select(const ClusterStore& store, const SelectQuery& query, const SelectScratch& scratch,
+                    SelectResult* result) {
   const ClusterIndex& index = store.index(query.lane);
   const PageShape page = store.shape().page;
-  order_clusters(index, query, result);
+  order_clusters(index, query, scratch);
   mean_query(query, static_cast<size_t>(page.heads), static_cast<size_t>(page.head_dim));
   if (s_.mass) {
-    score_rows(store, query, ScoreMode::kMass, n_, result);
+    score_rows(store, query, ScoreMode::kMass, n_, scratch);
   }
   count_ = {};
   if (s_.retrieval == Retrieval::kStrict) {  // what is chosen of one granularity bounds the next
-    scan(index, *result, false, false, true);
-    scan(index, *result, false, true, false);
-    scan(index, *result, true, false, false);
+    scan(index, scratch, false, false, true);
+    scan(index, scratch, false, true, false);
+    scan(index, scratch, true, false, false);
   } else {
-    scan(index, *result, true, true, true);
+    scan(index, scratch, true, true, true);
   }
   if (s_.mass)
     for (const Kind kind : kAllKinds)
       for (int i = count_[kind] - 1; i >= 0 && best_[kind][0].score > 0; --i)
         best_[kind][i].score /= best_[kind][0].score;
-  if (s_.retrieval == Retrieval::kSemi) rank_by_context(index, result->rows);
-  take(index, query.max_tokens, result);
+  if (s_.retrieval == Retrieval::kSemi) rank_by_context(index, scratch.rows);
+  take(index, query.max_tokens, scratch, result);
 }
 
-void Search::order_clusters(const ClusterIndex& index, const SelectQuery& query, SelectResult* result) {
+void Search::order_clusters(const ClusterIndex& index, const SelectQuery& query, const SelectScratch& scratch) {
   n_ = 0;
   for (const ClusterId c : index.live())
-    if (index[c].last_time >= query.since_ms) result->rows[n_++] = c;
-  std::sort(result->rows, result->rows + n_, [&](ClusterId a, ClusterId b) {
+    if (index[c].last_time >= query.since_ms) scratch.rows[n_++] = c;
+  std::sort(scratch.rows, scratch.rows + n_, [&](ClusterId a, ClusterId b) {
     if (index[a].born != index[b].born) return index[a].born < index[b].born;
     return index[a].tag != index[b].tag ? index[a].tag < index[b].tag : a < b;
   });
@@ -73,19 +74,19 @@ void Search::mean_query(const SelectQuery& query, size_t heads, size_t d) {
 }
 
 // One pass over the order: sums of keys grow with each cluster, and a block is scored where its range ends.
-void Search::scan(const ClusterIndex& index, const SelectResult& result, bool patches, bool frames, bool segments) {
+void Search::scan(const ClusterIndex& index, const SelectScratch& scratch, bool patches, bool frames, bool segments) {
   std::array<int, kKinds> begin{};
   std::array<double, kKinds> mass{};
   const auto ends = [&](Kind kind, int i) {  // the block of this kind that holds place i ends with it
     if (i + 1 == n_) return true;
-    const Cluster &here = index[result.rows[i]], &next = index[result.rows[i + 1]];
+    const Cluster &here = index[scratch.rows[i]], &next = index[scratch.rows[i + 1]];
     return here.born != next.born || (kind == kFrame && here.tag / 4 != next.tag / 4);
   };
   const auto close = [&](Kind kind, int i) {
     consider(kind, begin[kind], i + 1, s_.mass ? static_cast<float>(mass[kind]) : likeness(sum_[kind], query_, row_));
   };
   for (int i = 0; i < n_; ++i) {
-    const ClusterId c = result.rows[i];
+    const ClusterId c = scratch.rows[i];
     const Kind kind = kind_of(index[c].tag);
     const auto count = static_cast<float>(index.count(c));
     for (const Kind of : kAllKinds) {
@@ -95,7 +96,7 @@ void Search::scan(const ClusterIndex& index, const SelectResult& result, bool pa
         mass[of] = 0;
         std::fill_n(sum_[of], row_, 0.0f);
       }
-      if (s_.mass) mass[of] += result.scratch[i];
+      if (s_.mass) mass[of] += scratch.score[i];
     }
     const half_t* const mean = index.mean_k() + static_cast<size_t>(c) * row_;
     for (size_t e = 0; e < row_ && !s_.mass; ++e) {
@@ -164,7 +165,7 @@ void Search::rank_by_context(const ClusterIndex& index, const int32_t* order) {
 
 // The granularities take turns in proportion to their k, so that a small budget of tokens keeps the mixture. What is in a
 // block already taken costs nothing; a block that does not fit is left out, and smaller ones after it may still be taken.
-void Search::take(const ClusterIndex& index, int max_tokens, SelectResult* result) {
+void Search::take(const ClusterIndex& index, int max_tokens, const SelectScratch& scratch, SelectResult* result) {
   std::fill_n(taken_, static_cast<size_t>(n_), uint8_t{0});
   std::array<int, kKinds> next{};
   int tokens = 0;
@@ -184,14 +185,14 @@ void Search::take(const ClusterIndex& index, int max_tokens, SelectResult* resul
     const Block block = best_[kind][next[kind]++];
     int cost = 0;
     for (int i = block.begin; i < block.end; ++i)
-      if (taken_[i] == 0) cost += std::max(index[result->rows[i]].paged, 1);  // one token alone may lie in the mean
+      if (taken_[i] == 0) cost += std::max(index[scratch.rows[i]].paged, 1);  // one token alone may lie in the mean
     if (tokens + cost > max_tokens) continue;
     tokens += cost;
     for (int i = block.begin; i < block.end; ++i) {
       if (taken_[i] != 0) continue;
       taken_[i] = 1;
       result->score[result->n] = block.score;
-      result->chosen[result->n++] = result->rows[i];
+      result->chosen[result->n++] = scratch.rows[i];
     }
   }
 }

@@ -40,7 +40,7 @@ class Search {
  public:
   explicit Search(const SearchSettings& settings) : s_(settings) {}
   void bind(const StoreShape& shape, Region& region);
-  void select(const ClusterStore& store, const SelectQuery& query, SelectResult* result);
+  void select(const ClusterStore& store, const SelectQuery& query, const SelectScratch& scratch, SelectResult* result);
 
  private:
   struct Block {
@@ -48,18 +48,18 @@ class Search {
     float score;
   };
   int wanted(Kind kind) const { return s_.k[static_cast<size_t>(kind)] * (s_.retrieval == Retrieval::kSemi ? 2 : 1); }
-  void order_clusters(const ClusterIndex& index, const SelectQuery& query, SelectResult* result);
+  void order_clusters(const ClusterIndex& index, const SelectQuery& query, const SelectScratch& scratch);
   void mean_query(const SelectQuery& query, size_t heads, size_t d);
-  void scan(const ClusterIndex& index, const SelectResult& result, bool patches, bool frames, bool segments);
+  void scan(const ClusterIndex& index, const SelectScratch& scratch, bool patches, bool frames, bool segments);
   void consider(Kind kind, int begin, int end, float score);
   // Mean key of a range into out [row].
   void representative(const ClusterIndex& index, const int32_t* order, int begin, int end, float* out) const;
   void rank_by_context(const ClusterIndex& index, const int32_t* order);
-  void take(const ClusterIndex& index, int max_tokens, SelectResult* result);
+  void take(const ClusterIndex& index, int max_tokens, const SelectScratch& scratch, SelectResult* result);
 
   SearchSettings s_;
   size_t row_ = 0;
-  int n_ = 0;                          // clusters in the order, which lies in SelectResult::rows
+  int n_ = 0;                          // clusters in the order, which lies in SelectScratch::rows
   std::array<Block*, kKinds> best_{};  // candidates of each granularity, in falling order
   std::array<int, kKinds> count_{};
   uint8_t* taken_ = nullptr;          // [clusters] by place in the order

@@ -83,7 +83,14 @@ struct SelectQuery {
   int32_t since_ms = std::numeric_limits<int32_t>::min();  // clusters that ended before are not wanted
 };
 
-// Buffers of the caller, one entry per cluster of the lane at most.
+// What a policy works in while it chooses; buffers of the caller, one entry per cluster of the lane.
+struct SelectScratch {
+  int32_t* rows = nullptr;  // clusters that are scored
+  float* bias = nullptr;    // on the logit of each
+  float* score = nullptr;   // of each
+};
+
+// What it chose; buffers of the caller, one entry per cluster of the lane.
 struct SelectResult {
   static constexpr int kAll = -1;
   ClusterId* chosen = nullptr;  // best first
@@ -91,9 +98,6 @@ struct SelectResult {
   int n = 0;
   int32_t* attend = nullptr;  // clusters not chosen whose summary is attended [max_summaries]
   int attended = kAll;        // how many of them; kAll: every cluster that is not chosen
-  int32_t* rows = nullptr;    // scratch [capacity]
-  float* bias = nullptr;      // scratch [capacity]
-  float* scratch = nullptr;   // [capacity]
 };
 
 struct Need {
@@ -148,8 +152,10 @@ class Policy {
     (void)lane, (void)count;
     return std::numeric_limits<float>::infinity();
   }
-  virtual void select(const ClusterStore& store, const SelectQuery& query, SelectResult* result) {
-    (void)store, (void)query, (void)result;
+  // scratch and result are the call's own.
+  virtual void select(const ClusterStore& store, const SelectQuery& query, const SelectScratch& scratch,
+                      SelectResult* result) {
+    (void)store, (void)query, (void)scratch, (void)result;
   }
   // What yields. Returns how many of out[capacity] were filled; 0: nothing can, the request is refused.
   virtual int relieve(const ClusterStore& store, const Need& need, Relief* out, int capacity) = 0;

@@ -21,9 +21,10 @@ class Rekv final : public Policy {
   const char* name() const override { return "rekv"; }
   PolicyNeeds needs() const override { return {.means = true, .selects = true, .retrieve_frames = s_.frames}; }
   void admit(const ClusterStore&, const AdmitBlock&, Placement* out) override { out[0] = {}; }
-  void select(const ClusterStore& store, const SelectQuery& query, SelectResult* result) override {
-    const int n = score_clusters(store, query, s_.score, result);
-    take_best(store, query, n, s_.frames, result);
+  void select(const ClusterStore& store, const SelectQuery& query, const SelectScratch& scratch,
+              SelectResult* result) override {
+    const int n = score_clusters(store, query, s_.score, scratch);
+    take_best(store, query, n, s_.frames, scratch, result);
   }
   int relieve(const ClusterStore& store, const Need& need, Relief* out, int capacity) override {
     if (const int n = spill_oldest(store, need, out, capacity); n > 0) return n;

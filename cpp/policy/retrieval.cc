@@ -5,19 +5,20 @@
 
 namespace mosaic {
 
-int score_clusters(const ClusterStore& store, const SelectQuery& query, ScoreMode mode, SelectResult* result) {
+int score_clusters(const ClusterStore& store, const SelectQuery& query, ScoreMode mode, const SelectScratch& scratch) {
   const ClusterIndex& index = store.index(query.lane);
   int n = 0;
   for (const ClusterId c : index.live())
-    if (index[c].last_time >= query.since_ms) result->rows[n++] = c;
-  std::sort(result->rows, result->rows + n);
-  score_rows(store, query, mode, n, result);
+    if (index[c].last_time >= query.since_ms) scratch.rows[n++] = c;
+  std::sort(scratch.rows, scratch.rows + n);
+  score_rows(store, query, mode, n, scratch);
   return n;
 }
 
-void score_rows(const ClusterStore& store, const SelectQuery& query, ScoreMode mode, int n, SelectResult* result) {
+void score_rows(const ClusterStore& store, const SelectQuery& query, ScoreMode mode, int n,
+                const SelectScratch& scratch) {
   const ClusterIndex& index = store.index(query.lane);
-  for (int i = 0; i < n; ++i) result->bias[i] = std::log(static_cast<float>(index.count(result->rows[i])));
+  for (int i = 0; i < n; ++i) scratch.bias[i] = std::log(static_cast<float>(index.count(scratch.rows[i])));
   ScoreArgs args;
   args.q = query.q;
   args.tokens = query.tokens;
@@ -27,24 +28,25 @@ void score_rows(const ClusterStore& store, const SelectQuery& query, ScoreMode m
   args.scale = query.scale;
   args.mode = mode;
   args.mean_k = index.mean_k();
-  args.rows = result->rows;
-  args.row_bias = result->bias;
+  args.rows = scratch.rows;
+  args.row_bias = scratch.bias;
   args.n_rows = n;
-  args.score = result->scratch;
+  args.score = scratch.score;
   store.ops().score(args);
 }
 
-void take_best(const ClusterStore& store, const SelectQuery& query, int n, int most, SelectResult* result) {
+void take_best(const ClusterStore& store, const SelectQuery& query, int n, int most, const SelectScratch& scratch,
+               SelectResult* result) {
   const ClusterIndex& index = store.index(query.lane);
-  const int order = store.ops().top_k(result->scratch, n, n, result->chosen);
+  const int order = store.ops().top_k(scratch.score, n, n, result->chosen);
   int tokens = 0;
   result->n = 0;
   for (int i = 0; i < order && (most == 0 || result->n < most); ++i) {
     const int at = result->chosen[i];
-    const ClusterId c = result->rows[at];
+    const ClusterId c = scratch.rows[at];
     if (tokens + index[c].paged > query.max_tokens) continue;
     tokens += index[c].paged;
-    result->score[result->n] = result->scratch[at];
+    result->score[result->n] = scratch.score[at];
     result->chosen[result->n++] = c;
   }
 }

@@ -6,16 +6,18 @@
 
 namespace mosaic {
 
-// Clusters of the lane that `since` allows, ids in rising order into result->rows, their score into result->scratch; kMass
+// Clusters of the lane that `since` allows, ids in rising order into scratch.rows, their score into scratch.score; kMass
 // weighs each by its count. Returns how many. The policy's clusters must have means.
-int score_clusters(const ClusterStore& store, const SelectQuery& query, ScoreMode mode, SelectResult* result);
+int score_clusters(const ClusterStore& store, const SelectQuery& query, ScoreMode mode, const SelectScratch& scratch);
 
-// The same for the n clusters in result->rows, in whatever order they stand.
-void score_rows(const ClusterStore& store, const SelectQuery& query, ScoreMode mode, int n, SelectResult* result);
+// The same for the n clusters in scratch.rows, in whatever order they stand.
+void score_rows(const ClusterStore& store, const SelectQuery& query, ScoreMode mode, int n,
+                const SelectScratch& scratch);
 
 // Of the n scored rows the best, in falling order, as long as their members fit in query.max_tokens; one that does not fit
 // is left to its summary and smaller ones after it may still be taken. At most `most` of them (0: no limit).
-void take_best(const ClusterStore& store, const SelectQuery& query, int n, int most, SelectResult* result);
+void take_best(const ClusterStore& store, const SelectQuery& query, int n, int most, const SelectScratch& scratch,
+               SelectResult* result);
 
 // Reads "score": mass (attention mass per head and question token) or dot (mean query, dot product).
 SettingReader& read_score(SettingReader& reader, ScoreMode* mode);

@@ -1,6 +1,7 @@
 // The seam itself: where the tokens of a block stand, attention of every lane over what was selected for it, and the block's
 // keys and values into their place in the window.
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <string>
 
@@ -10,56 +11,20 @@
 
 namespace mosaic {
 
-void KvMemory::block_positions(BlockSelection* s) {
-  const RopeSpec& rope = model().rope;
-  const bool original = plan_.original && !s->closed_up();
-  const bool overlaps = rope.is_multi() && !rope.grid_follows_time;  // rows and columns do not move what follows
-  int base = overlaps && block_ == Block::kFrame ? s->next_moment() : s->next_position();
-  if (block_ == Block::kQuestion) base += window_.branch_tokens;
-  if (original && block_ == Block::kFrame) base = frame_position_;
-  if (original && block_ == Block::kQuestion) base = std::max(base, next_position_ + window_.branch_tokens);
-  for (int i = 0; i < block_tokens_; ++i) {
-    int32_t* p = s->q_positions() + 3 * i;
-    p[0] = p[1] = p[2] = base + i;
-    if (block_ == Block::kFrame && rope.is_multi()) {
-      const Place place = place_in_frame(i);
-      p[0] = base + place.step;
-      p[1] = rope.place_at(p[0], place.h);
-      p[2] = rope.place_at(p[0], place.w);
-    }
-  }
-}
-
-// Under M-RoPE a picture is one moment. Its rows and columns begin at the prefix, as the video does, or at that moment;
-// then they take positions of their own, as many as the longer side.
-int KvMemory::picture_steps() const {
-  const int n = picture_tokens();
-  return model().rope.grid_follows_time ? std::max((n - 1) / frame_.grid_w + 1, std::min(n, frame_.grid_w)) : 1;
-}
-
-KvMemory::Place KvMemory::place_in_frame(int i) const {
-  const RopeSpec& rope = model().rope;
-  const int n = picture_tokens(), at = i - frame_.lead;
-  if (at < 0) return {i, kText, kText};
-  if (at >= n) return {rope.is_multi() ? frame_.lead + picture_steps() + at - n : i, kText, kText};
-  const int corner = rope.grid_follows_time ? 0 : window_.prefix_tokens;
-  return {rope.is_multi() ? frame_.lead : i, static_cast<uint16_t>(corner + at / frame_.grid_w),
-          static_cast<uint16_t>(corner + at % frame_.grid_w)};
-}
-
-// Room is left behind what is added for the block itself, the dialogue and a picture's rows and columns.
-BlockSelection::PlaceRule KvMemory::place_rule() const {
-  const int tail = plan_.max_block + plan_.config.branch_tokens;
-  return {plan_.original, plan_.context - tail, &model().rope};
-}
-
-int KvMemory::frame_steps() const {
-  return model().rope.is_multi() ? frame_.lead + picture_steps() + frame_.trail : block_tokens_;
+void KvMemory::block_positions(BlockSelection* s) const {
+  const Positions positions = s->positions();
+  if (block_ == BlockKind::kFrame)
+    return frame_positions(model().rope, layout_, first_of_frame(model().rope, positions, s->behind(), frame_position_),
+                           s->q_positions());
+  const bool question = block_ == BlockKind::kQuestion;
+  const int first =
+      question ? first_of_text(positions, s->behind(), next_position_, window_.branch_tokens) : s->behind().position;
+  text_positions(block_tokens_, first, s->q_positions());
 }
 
 void KvMemory::attend(int layer, const float* q, const float* k, const float* v, float* out,
                       std::optional<void*> stream) {
-  if (block_ == Block::kNone)
+  if (block_ == BlockKind::kNone)
     throw InvalidInput("KvMemory: attend() without a block; begin_frame() or begin_text() first.");
   const LayerArrays given{q, k, v, out};
   if (layer != next_layer_)
@@ -98,19 +63,8 @@ void KvMemory::attend_layer(const LayerArrays& given, std::optional<void*> strea
 }
 
 void KvMemory::attend_lane(int lane, const float* q, const float* k, const float* v, float* out) {
-  BlockSelection& s = selection(lane);
-  if (records_ || !s.ready) {
-    if (records_ && backend_.device->has_private()) backend_.ops->wait();  // the lane before this one reads the table
-    if (block_ == Block::kPrefix || (block_ == Block::kFrame && model().video_window > 0)) {
-      select_window(lane);
-    } else if (records_) {
-      select_records(lane);
-    } else {
-      select_stored(lane, q);
-    }
-  }
-  if (block_ == Block::kQuestion) append_branch(&s, lane);
-  resolve(&s);
+  const int32_t since = asking_ ? since_ms_ : std::numeric_limits<int32_t>::min();
+  BlockSelection& s = selector_.ready(lane, {block_, block_tokens_, since, next_position_}, q);
   block_positions(&s);
   const BlockSelection::Table& table = s.upload(*backend_.ops, block_tokens_);
 
@@ -121,7 +75,7 @@ void KvMemory::attend_lane(int lane, const float* q, const float* k, const float
   args.q_stride = static_cast<size_t>(model().q_heads) * static_cast<size_t>(model().head_dim);
   args.q_positions = table.q_positions;
   args.shape = plan_.store.page;
-  args.rope = &rope_;
+  args.rope = &parts_.rope;
   args.scale = model().scale;
   args.pages = table.pages;
   args.n_pages = s.entries();
@@ -141,42 +95,90 @@ void KvMemory::attend_lane(int lane, const float* q, const float* k, const float
   args.block_v = v;
   args.kv_stride = static_cast<size_t>(model().kv_heads) * static_cast<size_t>(model().head_dim);
   args.out = out;
-  args.lse = shared_.lse;
+  args.lse = parts_.selecting.lse;
   const uint64_t attend_began = trace::begin();
   backend_.ops->attend(args);
   trace::end("attend", attend_began, lane);
   reads_now_ += s.attended() + s.rows();
-  if (block_ == Block::kQuestion && passes_ == 0) collect_evidence(args, &s, lane);
-  if (block_ == Block::kFrame && plan_.window.received) collect_received(args, &s, lane);
-  if (block_ == Block::kFrame && records_) records_->listen(args, s, lane, window_, shared_.page_mass);
-  stage(lane, k, v);
+  if (block_ == BlockKind::kQuestion && passes_ == 0) collect_evidence(args, s, lane);
+  if (block_ == BlockKind::kFrame && plan_.window.received) collect_received(args, s, lane);
+  if (block_ == BlockKind::kFrame && records_) records_->listen(args, s, lane, window_, parts_.selecting.page_mass);
+  block_ == BlockKind::kFrame ? stage_frame(lane, k, v) : stage_text(lane, k, v);
 }
 
 // k and v into their place in the window. A block that is aborted leaves bytes there that nothing refers to.
-void KvMemory::stage(int lane, const float* k, const float* v) {
+void KvMemory::stage_frame(int lane, const float* k, const float* v) {
   const auto row = static_cast<size_t>(model().kv_heads) * static_cast<size_t>(model().head_dim);
-  const CodecId codec = plan_.window.codec;
-  if (block_ == Block::kFrame) {
-    for (int at = 0, page = 0; at < block_tokens_; at += kPageTokens, ++page) {
-      const PageView view = window_.page(Strip::kFrame, lane, page, window_.frames());
-      const int n = std::min(kPageTokens, block_tokens_ - at);
-      for (int i = 0; i < n; ++i) {
-        const Place place = place_in_frame(at + i);
-        view.meta[i] = {frame_position_ + place.step, frame_.time_ms, place.h, place.w};
-      }
-    }
-    backend_.ops->encode_run(codec, plan_.store.page, k, v, row, block_tokens_,
-                             window_.page(Strip::kFrame, lane, 0, window_.frames()).data, window_.page_pitch());
-    return;
+  for (int i = 0; i < block_tokens_; ++i) {
+    const TokenPlace place = place_in_frame(model().rope, layout_, i);
+    const PageView view = window_.page(Strip::kFrame, lane, i / kPageTokens, window_.frames());
+    view.meta[i % kPageTokens] = {frame_position_ + place.step, frame_.time_ms, place.h, place.w};
   }
-  const Strip strip = block_ == Block::kPrefix ? Strip::kPrefix : Strip::kBranch;
-  const int first = block_ == Block::kPrefix ? window_.prefix_tokens : window_.branch_tokens;
+  backend_.ops->encode_run(plan_.window.codec, plan_.store.page, k, v, row, block_tokens_,
+                           window_.page(Strip::kFrame, lane, 0, window_.frames()).data, window_.page_pitch());
+}
+
+void KvMemory::stage_text(int lane, const float* k, const float* v) {
+  const auto row = static_cast<size_t>(model().kv_heads) * static_cast<size_t>(model().head_dim);
+  const bool prefix = block_ == BlockKind::kPrefix;
+  const Strip strip = prefix ? Strip::kPrefix : Strip::kBranch;
+  const int first = prefix ? window_.prefix_tokens : window_.branch_tokens;
   for (int i = 0; i < block_tokens_; ++i) {
     const int at = first + i;
     const PageView view = window_.page(strip, lane, at / kPageTokens);
-    view.meta[at % kPageTokens] = {block_ == Block::kPrefix ? next_position_ + i : 0, -1, kText, kText};
-    backend_.ops->encode_row(codec, plan_.store.page, k + static_cast<size_t>(i) * row,
+    view.meta[at % kPageTokens] = {prefix ? next_position_ + i : 0, -1, kText, kText};
+    backend_.ops->encode_row(plan_.window.codec, plan_.store.page, k + static_cast<size_t>(i) * row,
                              v + static_cast<size_t>(i) * row, at % kPageTokens, view.data);
+  }
+}
+
+// What this frame's queries pay to the frames of the window and to the frame itself (METHODS: MuKV).
+void KvMemory::collect_received(const AttendArgs& args, const BlockSelection& s, int lane) {
+  MassArgs mass;
+  mass.attend = &args;
+  mass.page_mass = parts_.selecting.page_mass;
+  mass.row_mass = parts_.selecting.row_mass;
+  mass.first_query = 0;
+  mass.block_mass = window_.received(lane, window_.frames());
+  backend_.ops->attention_mass(mass);
+  for (int e = 0; e < s.entries(); ++e) {
+    const PageEntry& entry = s.entry(e);
+    if (s.page(e) != kNone) continue;
+    // Pages of the window are known by their place, and never move while the frame is read.
+    for (int f = 0; f < window_.frames(); ++f)
+      for (int page = 0; page < pages_for(window_.frame(f).tokens); ++page)
+        if (window_.page(Strip::kFrame, lane, page, f).data == entry.data)
+          for (int i = entry.begin(); i < entry.end(); ++i)
+            window_.received_now(lane, f)[page * kPageTokens + i] += mass.page_mass[entry.first + i - entry.begin()];
+  }
+}
+
+void KvMemory::collect_evidence(const AttendArgs& args, const BlockSelection& s, int lane) {
+  MassArgs mass;
+  mass.attend = &args;
+  mass.page_mass = parts_.selecting.page_mass;
+  mass.row_mass = parts_.selecting.row_mass;
+  backend_.ops->attention_mass(mass);
+  for (int e = 0; e < s.entries(); ++e) {
+    const PageEntry& entry = s.entry(e);
+    const bool in_log = records_ && s.page(e) != kNone;
+    for (uint16_t left = entry.rows; left != 0; left &= static_cast<uint16_t>(left - 1)) {
+      const int i = std::countr_zero(left);
+      const int32_t time = in_log ? records_->log().times(lane)[s.page(e) * kPageTokens + i] : s.meta(e)[i].time_ms;
+      if (time >= 0) evidence_.add(time, time, parts_.selecting.page_mass[entry.first + i - entry.begin()]);
+    }
+  }
+  if (records_) return;
+  const ClusterIndex& index = store_.index(lane);
+  for (int i = 0; i < s.rows(); ++i) {
+    // Summaries are many, and most are hardly looked at: those would crowd out what was read.
+    const Cluster& cluster = index[s.row(i)];
+    const float mass = parts_.selecting.row_mass[i];
+    if (mass < 1e-3f * static_cast<float>(args.q_heads)) {
+      evidence_.add_other(mass);
+    } else {
+      evidence_.add(cluster.first_time, cluster.last_time, mass);
+    }
   }
 }
 

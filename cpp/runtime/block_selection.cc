@@ -6,17 +6,6 @@
 
 namespace mosaic {
 
-FrameScratch::FrameScratch(Region& region, const Plan& plan) {
-  const Size tokens = Size(plan.config.model.frame_tokens) * plan.block_frames;
-  k = region.take<float>("frame scratch", tokens * plan.store.page.row());
-  v = region.take<float>("frame scratch", tokens * plan.store.page.row());
-  meta = region.take<TokenMeta>("frame scratch", tokens);
-  placement = region.take<Placement>("frame scratch", tokens);
-  fresh = region.take<ClusterId>("frame scratch", tokens);
-  received = region.take<float>("frame scratch", plan.window.received ? tokens : 0);
-  relief = region.take<Relief>("frame scratch", kReliefs);
-}
-
 SelectionScratch::SelectionScratch(Region& region, const Plan& p) {
   const auto take = [&]<class T>(T** to, Size n) { *to = region.take<T>("selections", n); };
   const Size clusters = p.store.index.capacity, tokens = p.select_tokens, rows = p.select_rows, block = p.max_block;
@@ -24,9 +13,9 @@ SelectionScratch::SelectionScratch(Region& region, const Plan& p) {
   take(&result.chosen, clusters);
   take(&result.attend, rows);
   take(&result.score, clusters);
-  take(&result.rows, clusters);
-  take(&result.bias, clusters);
-  take(&result.scratch, clusters);
+  take(&select.rows, clusters);
+  take(&select.bias, clusters);
+  take(&select.score, clusters);
   take(&chosen, clusters);
   take(&page_mass, tokens + block);
   take(&row_mass, rows);
@@ -72,8 +61,8 @@ void BlockSelection::clear() {
   n_entries_ = n_tokens_ = n_rows_ = n_attended_ = 0;
   finished_entries_ = finished_tokens_ = 0;
   sent_entries_ = sent_tokens_ = sent_rows_ = 0;
-  next_position_ = next_moment_ = 0;
-  closed_up_ = ready = false;
+  behind_ = {};
+  ready = false;
 }
 
 bool BlockSelection::add_page(PageId page, PageView view, CodecId codec, int begin, int end) {
@@ -93,25 +82,16 @@ bool BlockSelection::add_page(PageId page, PageView view, CodecId codec, int beg
   return true;
 }
 
-void BlockSelection::move(int entry, PageView view, CodecId codec) {
-  PageEntry& page = table_.pages[entry];
-  if (metas_ != nullptr) metas_[entry] = view.meta;
-  if (page.data == view.data && page.codec == codec) return;
-  page.data = view.data;
-  page.codec = codec;
-  sent_entries_ = std::min(sent_entries_, entry);
-}
-
 bool BlockSelection::add_rows(int page, const std::byte* data, CodecId codec, uint16_t rows, const int32_t* positions,
                               const uint16_t* places) {
-  PageEntry entry{data, n_tokens_, rows, codec};
+  const PageEntry entry{data, n_tokens_, rows, codec};
   if (rows == 0) return true;
   if (entries_left() < 1 || tokens_left() < entry.span()) return false;
   if (metas_ != nullptr) metas_[n_entries_] = nullptr;
   ids_[n_entries_] = page;
   table_.pages[n_entries_++] = entry;
   for (int i = entry.begin(); i < entry.end(); ++i, ++n_tokens_) {
-    table_.positions[n_tokens_] = entry.has(i) ? positions[i] : -1;
+    table_.positions[n_tokens_] = entry.has(i) ? positions[i] : -1;  // those between are given none
     if (table_.places != nullptr) {
       table_.places[2 * n_tokens_] = places[2 * i];
       table_.places[2 * n_tokens_ + 1] = places[2 * i + 1];
@@ -119,6 +99,15 @@ bool BlockSelection::add_rows(int page, const std::byte* data, CodecId codec, ui
   }
   n_attended_ += std::popcount(rows);
   return true;
+}
+
+void BlockSelection::move(int entry, PageView view, CodecId codec) {
+  PageEntry& page = table_.pages[entry];
+  if (metas_ != nullptr) metas_[entry] = view.meta;
+  if (page.data == view.data && page.codec == codec) return;
+  page.data = view.data;
+  page.codec = codec;
+  sent_entries_ = std::min(sent_entries_, entry);
 }
 
 bool BlockSelection::add_row(ClusterId c, const Cluster& cluster, int tokens) {
@@ -131,31 +120,19 @@ bool BlockSelection::add_row(ClusterId c, const Cluster& cluster, int tokens) {
   return true;
 }
 
-// Sort keys of what is attended, position first; returns how many.
-int BlockSelection::sort_by_position(uint64_t* order) {
-  int n = 0;
-  for (int i = 0; i < n_tokens_ + n_rows_; ++i)
-    if (position(i) >= 0)
-      order[n++] = static_cast<uint64_t>(static_cast<uint32_t>(position(i))) << 32 | static_cast<uint32_t>(i);
-  std::sort(order, order + n);
-  return n;
-}
-
-void BlockSelection::finish(const PlaceRule& rule, SelectionScratch& scratch) {
-  const RopeSpec& rope = *rule.rope;
+void BlockSelection::finish(bool original, int room, const RopeSpec& rope, SelectionScratch& scratch) {
   finished_entries_ = n_entries_;
   finished_tokens_ = n_tokens_;
   ready = true;
   int32_t highest = -1;
   for (int i = 0; i < n_tokens_ + n_rows_; ++i) highest = std::max(highest, position(i));
-  closed_up_ = rule.original && highest >= rule.room;
-  if (closed_up_) {
-    highest = close_gaps(scratch.order, sort_by_position(scratch.order), rule.room);
-  } else if (!rule.original) {
-    highest = close_up(scratch.order, sort_by_position(scratch.order), rope);
+  original_ = original && highest < room;
+  if (!original_) {
+    const int n = sort_by_position(scratch.order);
+    highest = original ? shorten_gaps(scratch.order, n, room) : close_up(rope, scratch.order, n);
   }
-  next_moment_ = highest + 1;
   for (int i = 0; i < n_tokens_; ++i) table_.positions[i] = std::max(table_.positions[i], 0);  // between those attended
+  behind_.picture = highest + 1;
   for (int i = 0; i < n_rows_; ++i) {
     int32_t* p = table_.row_positions + 3 * i;
     for (int axis = 1; axis < 3; ++axis)
@@ -165,58 +142,67 @@ void BlockSelection::finish(const PlaceRule& rule, SelectionScratch& scratch) {
     for (int i = 0; i < 2 * n_tokens_; ++i)
       highest = std::max<int32_t>(highest, rope.place_at(table_.positions[i / 2], table_.places[i]));
   }
-  next_position_ = highest + 1;
+  behind_.position = highest + 1;
 }
 
-// Contiguous. 1-D: every token takes the next position. M-RoPE: tokens of one moment share theirs; where the grid follows
-// time, the next moment stands behind its rows and columns (behind as many as there are tokens, if fewer are left).
-// Returns the highest.
-int32_t BlockSelection::close_up(const uint64_t* order, int n, const RopeSpec& rope) {
+int BlockSelection::sort_by_position(uint64_t* order) {
+  int n = 0;
+  for (int i = 0; i < n_tokens_ + n_rows_; ++i)
+    if (position(i) >= 0)
+      order[n++] = static_cast<uint64_t>(static_cast<uint32_t>(position(i))) << 32 | static_cast<uint32_t>(i);
+  std::sort(order, order + n);
+  return n;
+}
+
+// Every gap to the one before is cut to a common length, the largest with which all stand below `room`: what lies near
+// stays as far apart as it came, tokens of a frame among it, and stretches of which nothing is kept shrink. Where there are
+// more than there are positions, neighbours share one.
+int32_t BlockSelection::shorten_gaps(const uint64_t* order, int n, int room) {
+  const auto came_at = [&](int i) { return static_cast<int64_t>(order[i] >> 32); };
+  const auto last_with = [&](int64_t longest) {
+    int64_t at = std::min(came_at(0), longest);
+    for (int i = 1; i < n; ++i) at += std::min(came_at(i) - came_at(i - 1), longest);
+    return at;
+  };
+  int64_t low = 1, high = room;
+  while (low < high) {
+    const int64_t middle = low + (high - low + 1) / 2;
+    if (last_with(middle) < room) {
+      low = middle;
+    } else {
+      high = middle - 1;
+    }
+  }
+  const bool fits = last_with(low) < room;
+  int64_t at = 0, before = 0;
+  for (int i = 0; i < n; ++i) {
+    at = fits ? at + std::min(came_at(i) - before, low) : int64_t{i} * room / n;
+    before = came_at(i);
+    position(static_cast<int>(order[i] & 0xffffffffu)) = static_cast<int32_t>(at);
+  }
+  return static_cast<int32_t>(at);
+}
+
+// 1-D: every token takes the next position. M-RoPE: tokens of one picture share theirs; where the grid follows time, what
+// follows stands behind its rows and columns (behind as many as there are tokens, if fewer are left).
+int32_t BlockSelection::close_up(const RopeSpec& rope, const uint64_t* order, int n) {
   int32_t highest = -1;
-  uint32_t moment = 0;
+  uint32_t before = 0;
   int extent = 0, members = 0;
   for (int i = 0; i < n; ++i) {
     const auto at = static_cast<uint32_t>(order[i] >> 32);
     const auto item = static_cast<int>(order[i] & 0xffffffffu);
-    if (i == 0 || !rope.is_multi() || at != moment) {
+    if (i == 0 || !rope.is_multi() || at != before) {
       highest += std::max(1, std::min(extent, members));
       extent = members = 0;
     }
     if (rope.grid_follows_time && item < n_tokens_ && table_.places[2 * item] != kText)
       extent = std::max({extent, table_.places[2 * item] + 1, table_.places[2 * item + 1] + 1});
     ++members;
-    moment = at;
+    before = at;
     position(item) = highest;
   }
   return highest;
-}
-
-// Every gap to the one before is cut to a common length, the largest with which all stand below `room` (1 at least): what
-// lies near stays as far apart as it came, tokens of a frame among it, and stretches of which nothing is kept shrink.
-int32_t BlockSelection::close_gaps(const uint64_t* order, int n, int room) {
-  const auto position_of = [&](int i) { return static_cast<int64_t>(order[i] >> 32); };
-  const auto end_with = [&](int64_t longest) {
-    int64_t at = std::min(position_of(0), longest);
-    for (int i = 1; i < n; ++i) at += std::min(position_of(i) - position_of(i - 1), longest);
-    return at;
-  };
-  int64_t low = 1, high = room;
-  while (low < high) {
-    const int64_t middle = low + (high - low + 1) / 2;
-    if (end_with(middle) < room) {
-      low = middle;
-    } else {
-      high = middle - 1;
-    }
-  }
-  const bool fits = end_with(low) < room;  // else more than there are positions: neighbours share one
-  int64_t at = 0, before = 0;
-  for (int i = 0; i < n; ++i) {
-    at = fits ? at + std::min(position_of(i) - before, low) : int64_t{i} * room / n;
-    before = position_of(i);
-    position(static_cast<int>(order[i] & 0xffffffffu)) = static_cast<int32_t>(at);
-  }
-  return static_cast<int32_t>(at);
 }
 
 bool BlockSelection::append_page(PageView view, CodecId codec, int end, int first_position) {

@@ -7,27 +7,15 @@
 #include <algorithm>
 
 #include "runtime/plan.h"
+#include "runtime/positions.h"
 
 namespace mosaic {
 
-// Rows of the block that leaves the window (one frame, or as many as the policy takes together), and what the policy
-// said of them.
-struct FrameScratch {
-  float* k;  // [block tokens, row]
-  float* v;
-  TokenMeta* meta;  // [block tokens]
-  Placement* placement;
-  ClusterId* fresh;  // clusters opened by this block
-  float* received;   // [block tokens], if the policy wants it
-  Relief* relief;
-  static constexpr int kReliefs = 256;
-  FrameScratch(Region& region, const Plan& plan);
-};
-
 // Scratch that the selections of all lanes share while one is built and attended.
 struct SelectionScratch {
-  uint64_t* order;  // [select_tokens + select_rows] sort keys
-  SelectResult result;
+  uint64_t* order;       // [select_tokens + select_rows] sort keys
+  SelectScratch select;  // the policy's, while it chooses
+  SelectResult result;   // room for one choice: the next one is written over it
   uint8_t* chosen;       // [clusters]
   float* page_mass;      // [select_tokens + max_block]
   float* row_mass;       // [select_rows]
@@ -57,15 +45,10 @@ class BlockSelection {
   bool add_rows(int page, const std::byte* data, CodecId codec, uint16_t rows, const int32_t* positions,
                 const uint16_t* places);
   bool add_row(ClusterId c, const Cluster& cluster, int tokens);
-  struct PlaceRule {
-    bool original = false;
-    int room = 0;  // original: positions for what was added; where they pass it, gaps close up
-    const RopeSpec* rope = nullptr;
-  };
-  // Gives everything added its position.
-  void finish(const PlaceRule& rule, SelectionScratch& scratch);
-  // Original positions did not fit: what was added stands closer, and what follows stands behind it.
-  bool closed_up() const { return closed_up_; }
+  // Gives everything added its position: the original one where that is the rule and all stand below `room`, else closer.
+  void finish(bool original, int room, const RopeSpec& rope, SelectionScratch& scratch);
+  // What the positions are now; what follows stands behind them accordingly.
+  Positions positions() const { return original_ ? Positions::kOriginal : Positions::kContiguous; }
   // After finish(): a page whose tokens stand behind everything else, at consecutive positions (dialogue, question).
   bool append_page(PageView view, CodecId codec, int end, int first_position);
   // The table where kernels reach it, with the positions of the block's `tokens`. What was sent before and has not changed
@@ -84,9 +67,8 @@ class BlockSelection {
   PageId page(int entry) const { return ids_[entry]; }
   ClusterId row(int i) const { return table_.rows[i]; }
   int32_t* q_positions() { return table_.q_positions; }
-  int next_position() const { return next_position_; }
-  // M-RoPE: the temporal position of the next frame; rows and columns of earlier ones do not move it.
-  int next_moment() const { return next_moment_; }
+  // After finish(): what follows stands behind this.
+  Behind behind() const { return behind_; }
   int entries_left() const { return max_entries_ - n_entries_ - reserved_entries_; }
   int tokens_left() const { return max_tokens_ - n_tokens_ - reserved_tokens_; }
   // What is kept free for the question's own pages.
@@ -113,12 +95,15 @@ class BlockSelection {
   bool ready = false;
 
  private:
-  int32_t& position(int i) {
+  int32_t& position(int i) {  // temporal, of tokens and then summaries
     return i < n_tokens_ ? table_.positions[i] : table_.row_positions[3 * (i - n_tokens_)];
   }
+  // Sort keys of what is attended, position first; returns how many.
   int sort_by_position(uint64_t* order);
-  int32_t close_up(const uint64_t* order, int n, const RopeSpec& rope);
-  int32_t close_gaps(const uint64_t* order, int n, int room);
+  // Positions without gaps, in time order; returns the highest.
+  int32_t close_up(const RopeSpec& rope, const uint64_t* order, int n);
+  int32_t shorten_gaps(const uint64_t* order, int n, int room);
+
   int max_entries_, max_tokens_, max_rows_;
   Table table_;  // the host's
   Table there_;  // the kernels'; the same where they share memory
@@ -128,9 +113,8 @@ class BlockSelection {
   int n_entries_ = 0, n_tokens_ = 0, n_rows_ = 0, n_attended_ = 0;
   int finished_entries_ = 0, finished_tokens_ = 0;
   int reserved_entries_ = 0, reserved_tokens_ = 0;
-  int next_position_ = 0;
-  int next_moment_ = 0;
-  bool closed_up_ = false;
+  bool original_ = false;
+  Behind behind_;
 };
 
 }  // namespace mosaic

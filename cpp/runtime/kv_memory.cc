@@ -16,14 +16,17 @@ KvMemory::KvMemory(const MemoryConfig& config, std::unique_ptr<Policy> policy, B
       policy_(std::move(policy)),
       plan_(make_plan(config, *policy_, backend_)),
       region_(*backend_.device, plan_.total_bytes - plan_.private_bytes, plan_.private_bytes),
-      parts_(region_, plan_, *policy_, *backend_.ops, io) {
+      parts_(region_, plan_, *policy_, *backend_.ops, io),
+      selector_(plan_, *policy_, backend_, window_, store_, records_, staging_, parts_.selecting, parts_.selections),
+      admission_(plan_, *policy_, *backend_.ops, window_, store_, records_, parts_.admitting),
+      dialogue_(window_, *backend_.ops) {
   if (region_.used() != plan_.total_bytes)
     throw InvariantError("KvMemory: took " + std::to_string(region_.used()) + " bytes, planned " +
                          std::to_string(plan_.total_bytes) + ".");
 }
 
-void KvMemory::begin(Block kind, int tokens) {
-  if (block_ != Block::kNone) throw InvalidInput("KvMemory: a block is open; commit() or abort() it first.");
+void KvMemory::begin(BlockKind kind, int tokens) {
+  if (block_ != BlockKind::kNone) throw InvalidInput("KvMemory: a block is open; commit() or abort() it first.");
   on_device([&] { backend_.ops->wait(); });  // tables that a block before this one queued are about to change
   staging_.clear();
   block_ = kind;
@@ -52,18 +55,19 @@ void KvMemory::begin_frame(const FrameInfo& frame) {
   if (absolute && frame.moment < next_position_ - 1 - window_.prefix_tokens && frames_ > 0)
     throw InvalidInput("KvMemory: moment=" + std::to_string(frame.moment) + " comes before the last frame's, " +
                        std::to_string(next_position_ - 1 - window_.prefix_tokens) + "; moments must not fall.");
-  if (frame.moment > kLastPosition)
+  if (frame.moment > kLastMoment)
     throw InvalidInput("KvMemory: moment=" + std::to_string(frame.moment) + " is beyond " +
-                       std::to_string(kLastPosition) + ".");
+                       std::to_string(kLastMoment) + ".");
   const int32_t position = absolute ? window_.prefix_tokens + frame.moment : next_position_;
-  refuse_frame_without_room();
-  begin(Block::kFrame, frame.tokens);
+  admission_.refuse_without_room(frames_);
+  begin(BlockKind::kFrame, frame.tokens);
   frame_ = frame;
   frame_position_ = position;
+  layout_ = {frame.tokens, frame.grid_w, frame.lead, frame.trail, window_.prefix_tokens};
   std::memcpy(window_.embedding(window_.frames()), frame.embedding,
               static_cast<size_t>(model().embedding_dim) * sizeof(float));
   window_.clear_received_now();
-  for (BlockSelection& s : selection_) s.clear();
+  selector_.clear();
 }
 
 void KvMemory::begin_text(int tokens) {
@@ -72,24 +76,23 @@ void KvMemory::begin_text(int tokens) {
       throw InvalidInput(
           "KvMemory: text outside a question is the prefix: before the first frame, at most prefix_tokens=" +
           std::to_string(plan_.config.prefix_tokens) + " tokens.");
-  } else if (tokens > plan_.config.branch_tokens - (window_.branch_tokens - question_start_)) {
-    throw MemoryCapError("question: needs room for " +
-                         std::to_string(window_.branch_tokens - question_start_ + tokens) +
+  } else if (tokens > dialogue_.capacity() - dialogue_.question_tokens()) {
+    throw MemoryCapError("question: needs room for " + std::to_string(int64_t{dialogue_.question_tokens()} + tokens) +
                          " tokens of question and answer, branch_tokens= is " +
                          std::to_string(plan_.config.branch_tokens) + ". Raise branch_tokens=.");
   }
   if (tokens < 1 || tokens > plan_.max_block) throw InvalidInput("KvMemory: a text block needs at least one token.");
-  begin(asking_ ? Block::kQuestion : Block::kPrefix, tokens);
+  begin(asking_ ? BlockKind::kQuestion : BlockKind::kPrefix, tokens);
   if (asking_ && passes_ == 0) evidence_.clear();  // of a first pass that was refused half way
   if (!asking_) {
-    for (BlockSelection& s : selection_) s.clear();
-  } else if (window_.branch_tokens + tokens > plan_.config.branch_tokens) {
-    shift_dialogue(tokens);
+    selector_.clear();
+  } else {
+    dialogue_.make_room(tokens, parts_.admitting.k, parts_.admitting.v);
   }
   const int every = plan_.config.refresh_every;
   if (asking_ && passes_ > 0 && every > 0 && (since_refresh_ += tokens) >= every) {
     since_refresh_ = 0;
-    for (BlockSelection& s : selection_) s.clear();
+    selector_.clear();
   }
 }
 
@@ -99,16 +102,16 @@ void KvMemory::refuse_block(const std::string& why) {
 }
 
 void KvMemory::abort() {
-  block_ = Block::kNone;
+  block_ = BlockKind::kNone;
   store_.unpin_all();
   if (!asking_ || passes_ == 0)  // what the refused block chose is not the next one's choice
-    for (BlockSelection& s : selection_) s.clear();
+    selector_.clear();
 }
 
 void KvMemory::commit() {
-  if (block_ == Block::kNone || next_layer_ != model().layers) {
+  if (block_ == BlockKind::kNone || next_layer_ != model().layers) {
     const int done = next_layer_;
-    const bool open = block_ != Block::kNone;
+    const bool open = block_ != BlockKind::kNone;
     abort();
     throw InvalidInput(open ? "KvMemory: commit() after " + std::to_string(done) + " of " +
                                   std::to_string(model().layers) + " layers; the block was refused."
@@ -125,63 +128,53 @@ void KvMemory::commit() {
 }
 
 void KvMemory::file_block() {
-  const Block kind = std::exchange(block_, Block::kNone);
-  if (kind == Block::kPrefix) {
+  const BlockKind kind = std::exchange(block_, BlockKind::kNone);
+  if (kind == BlockKind::kPrefix) {
     window_.prefix_tokens += block_tokens_;
     next_position_ += block_tokens_;
-  } else if (kind == Block::kQuestion) {
+  } else if (kind == BlockKind::kQuestion) {
     window_.branch_tokens += block_tokens_;
     if (passes_++ == 0) question_reads_ = reads_now_;
   } else {
     window_.file_received_now();
     window_.push({static_cast<int32_t>(frames_), block_tokens_, frame_.time_ms, frame_position_});
-    next_position_ = frame_position_ + frame_steps();
+    next_position_ = frame_position_ + frame_steps(model().rope, layout_);
     frame_reads_ = reads_now_;
     ++frames_;
     if (records_) records_->file(window_.frame(window_.frames() - 1));
     store_.poll_spills(false);
-    if (window_.is_full()) admit_oldest();
+    if (window_.is_full()) admission_.admit_oldest();
   }
 }
 
 void KvMemory::open_question(int32_t since_ms) {
-  if (block_ != Block::kNone)
+  if (block_ != BlockKind::kNone)
     throw InvalidInput("KvMemory: a block is open; commit() or abort() it before a question.");
   if (asking_) throw InvalidInput("KvMemory: a question is open already; close_question() first.");
   on_device([&] { backend_.ops->wait(); });
   asking_ = true;
   since_ms_ = since_ms;
-  question_start_ = window_.branch_tokens;
+  dialogue_.begin_question();
   passes_ = since_refresh_ = 0;
   evidence_.clear();
-  for (BlockSelection& s : selection_) s.clear();
+  selector_.clear();
   ++questions_;
 }
 
 void KvMemory::close_question(bool keep) {
   if (!asking_) throw InvalidInput("KvMemory: no question is open.");
-  if (block_ != Block::kNone) abort();
+  if (block_ != BlockKind::kNone) abort();
   asking_ = false;
-  const int turn = window_.branch_tokens - question_start_;
-  if (!keep) {
-    window_.branch_tokens = question_start_;
-  } else if (turn > 0) {
-    if (turn_count_ == kTurns) {  // the two oldest turns count as one
-      turns_[1] += turns_[0];
-      std::copy(turns_ + 1, turns_ + kTurns, turns_);
-      --turn_count_;
-    }
-    turns_[turn_count_++] = turn;
-  }
+  dialogue_.close_question(keep);
   if (failed_.empty()) on_device([&] { settle_read(); });
 }
 
 // Splits that were put off while their cluster was on disk: its pages have just been read.
 void KvMemory::settle_read() {
   backend_.ops->wait();
-  if (records_) return selection_[0].clear();
+  if (records_) return selector_.clear();
   for (int lane = 0; lane < lanes(); ++lane) {
-    BlockSelection& s = selection_[static_cast<size_t>(lane)];
+    BlockSelection& s = parts_.selections[static_cast<size_t>(lane)];
     for (int e = 0; e < s.entries(); ++e) {
       if (s.page(e) == kNone) continue;
       const Page& page = store_.blocks()[s.page(e)];
@@ -210,19 +203,19 @@ MemoryStats KvMemory::stats() const {
   stats.questions = questions_;
   stats.frame_reads = frame_reads_;
   stats.question_reads = question_reads_;
-  stats.unread_pages = unread_pages_;
-  stats.dropped_dialogue = dropped_dialogue_;
+  stats.unread_pages = selector_.unread_pages();
+  stats.dropped_dialogue = dialogue_.dropped();
   const TierChain& tiers = store_.tiers();
   stats.tiers = tiers.size();
   for (int t = 0; t < tiers.size(); ++t)
     stats.tier[t] = {tiers.spec(t).place, tiers.spec(t).codec, tiers.used_bytes(t),
                      static_cast<uint64_t>(tiers.peak_used(t)) * tiers.slot_bytes(t), tiers.capacity_bytes(t)};
   if (records_) {
-    stats.tiers = 1;
     const uint64_t used = records_->used_bytes();
-    stats.tier[0] = {mosaic::Place::device, plan_.log.codec, used, used, records_->capacity_bytes()};
+    stats.tiers = 1;
+    stats.tier[0] = {Place::device, plan_.log.codec, used, used, records_->capacity_bytes()};
   }
-  for (int lane = 0; lane < plan_.store.lanes; ++lane) stats.clusters += static_cast<int>(store_.index(lane).live().size());
+  for (int lane = 0; lane < store_.shape().lanes; ++lane) stats.clusters += static_cast<int>(store_.index(lane).live().size());
   stats.scenes = store_.scenes() != nullptr ? store_.scenes()->size() : 0;
   return stats;
 }

@@ -9,7 +9,7 @@
 // tokens. A question selects once per layer with its own query and lives on a branch that is dropped, or kept as dialogue.
 // A bad block (NaN, wrong layer) is refused whole: nothing of it is filed. Everything is taken when this is built; append
 // and ask allocate nothing.
-//   kv_memory.cc its life · attention.cc the seam · selection.cc what is read · admission.cc what is kept
+//   kv_memory.cc its life · attention.cc the seam · Selector what is read · Admission what is kept · positions.h where
 // A device that fails ends the session, with an error that says so at every call; another may be opened.
 // Not thread-safe: one caller at a time.
 #pragma once
@@ -20,7 +20,9 @@
 
 #include "backend/backend.h"
 #include "core/error.h"
+#include "runtime/dialogue.h"
 #include "runtime/parts.h"
+#include "runtime/selector.h"
 
 namespace mosaic {
 
@@ -88,7 +90,7 @@ class KvMemory {
   const Region& region() const { return region_; }
   const Device& device() const { return *backend_.device; }
   const ClusterStore& store() const { return store_; }
-  const Records* records() const { return records_ ? &*records_ : nullptr; }
+  const Records* records() const { return records_ ? &*records_ : nullptr; }  // of a policy by records
   const Policy& policy() const { return *policy_; }
   MemoryStats stats() const;
   void check_invariants() const;
@@ -96,58 +98,24 @@ class KvMemory {
   void drain() { store_.drain(); }
 
  private:
-  enum class Block : uint8_t { kNone, kFrame, kPrefix, kQuestion };
   int lanes() const { return plan_.window.lanes; }
-  BlockSelection& selection(int lane) { return selection_[records_ ? 0 : static_cast<size_t>(lane)]; }
   const ModelShape& model() const { return plan_.config.model; }
-  void begin(Block kind, int tokens);
-  // A lane is all heads of a layer, or one of its KV heads with the query heads that share it.
-  void attend_lane(int lane, const float* q, const float* k, const float* v, float* out);
-  void stage(int lane, const float* k, const float* v);
-  void block_positions(BlockSelection* selection);
-  // Where a token of the frame stands: positions behind the frame's first, row and column (kText: none).
-  struct Place {
-    int step;
-    uint16_t h, w;
-  };
-  Place place_in_frame(int i) const;
-  int picture_tokens() const { return block_tokens_ - frame_.lead - frame_.trail; }
-  BlockSelection::PlaceRule place_rule() const;
-  int picture_steps() const;  // positions a picture takes under M-RoPE
-  int frame_steps() const;
+  void begin(BlockKind kind, int tokens);
+  void file_block();
+  void settle_read();
   [[noreturn]] void refuse_block(const std::string& why);
   // Runs what calls the device. After a DeviceError nobody knows what its memory holds: nothing is answered from it again.
   template <class Call>
   void on_device(const Call& call);
+  // attention.cc
   void attend_layer(const LayerArrays& given, std::optional<void*> stream);
-  void file_block();
-  void settle_read();
-  bool attends_means() const { return plan_.summaries && plan_.config.summaries; }
-  // selection.cc
-  void select_window(int lane);
-  void select_stored(int lane, const float* q);
-  void select_records(int lane);
-  void add_strip(BlockSelection* s, int lane, Strip strip, int tokens, int frame = 0);
-  void add_cluster(BlockSelection* s, int lane, ClusterId c);
-  void append_branch(BlockSelection* s, int lane);
-  void prefetch(int lane, const float* q);
-  void resolve(BlockSelection* s);
-  void collect_evidence(const AttendArgs& args, BlockSelection* s, int lane);
-  void collect_received(const AttendArgs& args, BlockSelection* s, int lane);
-  int run_policy_select(int lane, const float* q);
-  // admission.cc
-  void refuse_frame_without_room();
-  void admit_oldest();
-  void admit_whole(const WindowFrame& frame, SceneId scene);
-  void admit_tokens(int lane, const WindowFrame& frame, SceneId scene);
-  void place(int lane, int i, int n, const WindowFrame& frame, SceneId scene);
-  int read_block(int lane);
-  bool splits_now(int lane, ClusterId c) const;
-  SceneId scene_of(const float* embedding);
-  bool relieve(Need need, int first_label, int labels);
-  void carry_out(const Relief& relief, int first_label, int labels);
-  void keep_hot_slots(int lane, const WindowFrame& frame);
-  void shift_dialogue(int tokens);
+  // A lane is all heads of a layer, or one of its KV heads with the query heads that share it.
+  void attend_lane(int lane, const float* q, const float* k, const float* v, float* out);
+  void block_positions(BlockSelection* selection) const;
+  void stage_frame(int lane, const float* k, const float* v);
+  void stage_text(int lane, const float* k, const float* v);
+  void collect_evidence(const AttendArgs& args, const BlockSelection& s, int lane);
+  void collect_received(const AttendArgs& args, const BlockSelection& s, int lane);
 
   Backend backend_;
   std::unique_ptr<Policy> policy_;
@@ -156,39 +124,31 @@ class KvMemory {
   Parts parts_;
   Window& window_ = parts_.window;
   ClusterStore& store_ = parts_.store;
-  RopeTable& rope_ = parts_.rope;
   std::optional<Records>& records_ = parts_.records;
-  std::vector<BlockSelection>& selection_ = parts_.selections;
-  SelectionScratch& shared_ = parts_.selecting;
-  FrameScratch& scratch_ = parts_.frame;
   Staging& staging_ = parts_.staging;
   Evidence& evidence_ = parts_.evidence;
+  Selector selector_;
+  Admission admission_;
+  Dialogue dialogue_;
 
   std::string failed_;  // what the device said when it failed
-  Block block_ = Block::kNone;
+  BlockKind block_ = BlockKind::kNone;
   int block_tokens_ = 0;
   int next_layer_ = 0;
   FrameInfo frame_{};
-  int fresh_count_ = 0;
-  int64_t filed_ = 0;           // lane tokens of the block that leaves the window that the store has taken or dropped
+  FrameLayout layout_;          // of the frame that was begun
   int32_t next_position_ = 0;   // original index of the next token
   int32_t frame_position_ = 0;  // and of the first one of the frame that was begun
   int64_t frames_ = 0;
   int64_t questions_ = 0;
   bool asking_ = false;
   int32_t since_ms_ = 0;
-  int question_start_ = 0;  // branch tokens before this question
   int passes_ = 0;
   int since_refresh_ = 0;
-  static constexpr int32_t kLastPosition = 1 << 30;  // beyond it positions would wrap; ten years of tokens
-  static constexpr int kTurns = 64;
-  int turns_[kTurns] = {};  // tokens of each kept turn, oldest first
-  int turn_count_ = 0;
-  int64_t reads_now_ = 0;  // tokens that the block read so far
+  int64_t reads_now_ = 0;  // tokens that the block read so far, over all lanes
   int64_t frame_reads_ = 0;
   int64_t question_reads_ = 0;
-  int64_t unread_pages_ = 0;
-  int64_t dropped_dialogue_ = 0;
+  static constexpr int32_t kLastMoment = 1 << 30;  // beyond it positions would wrap
 };
 
 template <class Call>

@@ -35,7 +35,7 @@ Parts::Parts(Region& region, const Plan& plan, Policy& policy, Ops& ops, SpillIo
       store(region, plan.store, ops, io),
       rope(take_rope(region, plan, ops)),
       selecting(region, plan),
-      frame(region, plan),
+      admitting(region, plan),
       staging(region, plan),
       evidence(region, plan.config.cap_bytes) {
   if (Retention* const retention = policy.retention()) records.emplace(region, plan, ops, *retention);

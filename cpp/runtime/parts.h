@@ -5,6 +5,7 @@
 #include <optional>
 #include <vector>
 
+#include "runtime/admission.h"
 #include "runtime/block_selection.h"
 #include "runtime/evidence.h"
 #include "runtime/plan.h"
@@ -25,7 +26,7 @@ struct Parts {
   RopeTable rope;
   SelectionScratch selecting;              // what the selections of all lanes share while one is built
   std::vector<BlockSelection> selections;  // [lanes]; one for all where everything is read anew
-  FrameScratch frame;
+  Admission::Scratch admitting;
   Staging staging;
   Evidence evidence;
 };

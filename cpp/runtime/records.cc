@@ -81,7 +81,7 @@ void Records::file(const WindowFrame& frame) {
   }
 }
 
-int Records::read_frame(const Window& window, Strip strip, int frame, int lane, FrameScratch& scratch) {
+int Records::read_frame(const Window& window, Strip strip, int frame, int lane, const Rows& scratch) {
   const int tokens = strip == Strip::kFirstFrame ? window.first_frame().tokens : window.frame(frame).tokens;
   const auto row = static_cast<size_t>(log_.shape().page.row());
   ops_.decode_run(window.shape().codec, log_.shape().page, window.page(strip, lane, 0, frame).data,
@@ -92,14 +92,14 @@ int Records::read_frame(const Window& window, Strip strip, int frame, int lane, 
   return tokens;
 }
 
-void Records::learn_means(const Window& window, FrameScratch& scratch, int lane) {
+void Records::learn_means(const Window& window, const Rows& scratch, int lane) {
   if (window.has_first_frame())
     log_.learn_mean(lane, scratch.k, scratch.v, read_frame(window, Strip::kFirstFrame, 0, lane, scratch));
   for (int f = 0; f < window.frames(); ++f)
     log_.learn_mean(lane, scratch.k, scratch.v, read_frame(window, Strip::kFrame, f, lane, scratch));
 }
 
-void Records::admit(const Window& window, FrameScratch& scratch) {
+void Records::admit(const Window& window, const Rows& scratch) {
   const int f = frames_in_log();
   const auto row = static_cast<size_t>(log_.shape().page.row());
   for (int lane = 0; lane < log_.shape().lanes; ++lane) {

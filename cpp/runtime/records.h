@@ -13,6 +13,12 @@ namespace mosaic {
 
 class Records {
  public:
+  // Room for the tokens of a frame, one behind the other.
+  struct Rows {
+    float* k;  // [frame_tokens, row]
+    float* v;
+    TokenMeta* meta;  // [frame_tokens]
+  };
   Records(Region& region, const Plan& plan, Ops& ops, Retention& retention);
 
   const TokenLog& log() const { return log_; }
@@ -28,15 +34,15 @@ class Records {
   // The frame that was encoded is committed and in the window.
   void file(const WindowFrame& frame);
   // The oldest frame of the window goes into the log.
-  void admit(const Window& window, FrameScratch& scratch);
+  void admit(const Window& window, const Rows& scratch);
   // The oldest frame of the window is kept for good elsewhere.
   void skip();
 
   void check_invariants() const;
 
  private:
-  void learn_means(const Window& window, FrameScratch& scratch, int lane);
-  int read_frame(const Window& window, Strip strip, int frame, int lane, FrameScratch& scratch);
+  void learn_means(const Window& window, const Rows& scratch, int lane);
+  int read_frame(const Window& window, Strip strip, int frame, int lane, const Rows& scratch);
   int make_room(int lane, int tokens);
   void settle_oldest();
   void compare(int lane, int tokens);

@@ -25,9 +25,6 @@ inline Selected select(PlayedStream& stream, int lane, int max_tokens, int max_s
   result.chosen = chosen.data();
   result.attend = attend.data();
   result.score = score.data();
-  result.rows = rows.data();
-  result.bias = bias.data();
-  result.scratch = scratch.data();
   SelectQuery query;
   const std::vector<float> q = stream.normals(stream.q_row());
   query.lane = lane;
@@ -39,7 +36,8 @@ inline Selected select(PlayedStream& stream, int lane, int max_tokens, int max_s
   query.max_tokens = max_tokens;
   query.max_summaries = max_summaries;
   query.since_ms = since;
-  const_cast<Policy&>(stream.memory->policy()).select(store, query, &result);
+  const_cast<Policy&>(stream.memory->policy())
+      .select(store, query, {rows.data(), bias.data(), scratch.data()}, &result);
   return {{chosen.begin(), chosen.begin() + result.n},
           {attend.begin(), attend.begin() + std::max(result.attended, 0)},
           {score.begin(), score.begin() + result.n}};

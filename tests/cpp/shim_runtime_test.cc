@@ -185,9 +185,10 @@ TEST_CASE("out is not written after attend has thrown, whatever was queued befor
     void admit(const ClusterStore& store, const AdmitBlock& block, Placement* out) override {
       real->admit(store, block, out);
     }
-    void select(const ClusterStore& store, const SelectQuery& query, SelectResult* out) override {
+    void select(const ClusterStore& store, const SelectQuery& query, const SelectScratch& scratch,
+                SelectResult* out) override {
       if (armed && query.lane == 1) throw InvalidInput("this lane's choice failed");
-      real->select(store, query, out);
+      real->select(store, query, scratch, out);
     }
     int relieve(const ClusterStore& store, const Need& need, Relief* out, int most) override {
       return real->relieve(store, need, out, most);

@@ -20,6 +20,7 @@ class CudaDevice final : public Device {
   bool is_integrated() const override { return integrated_; }
   size_t free_bytes() const override;  // of what allocate() gives: the host's
   void* allocate(size_t bytes) override;
+  bool is_gpu() const override { return true; }
   bool has_private() const override { return true; }
   void* allocate_private(size_t bytes) override;
   Reach reach(const void* pointer) const override;

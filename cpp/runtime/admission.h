@@ -1,0 +1,82 @@
+// Admission: what is kept. The oldest block of the window leaves it, the policy places its tokens, and when the store is
+// short of something the policy says what yields until there is room. Every token ends in the account. Not thread-safe.
+#pragma once
+
+#include "backend/ops.h"
+#include "runtime/records.h"
+#include "runtime/labels.h"
+#include "runtime/plan.h"
+#include "store/cluster_store.h"
+
+namespace mosaic {
+
+class Admission {
+ public:
+  // What it takes of the region: rows of the block that leaves (a frame, or as many as the policy takes together), its
+  // labels, and what yields at a time.
+  struct Scratch {
+    static constexpr int kReliefs = 256;
+    Scratch(Region& region, const Plan& plan);
+    float* k;  // [block tokens, row]
+    float* v;
+    TokenMeta* meta;  // [block tokens]
+    Labels labels;
+    float* received;  // [block tokens], if the policy wants it
+    Relief* reliefs;  // [kReliefs]
+  };
+
+  Admission(const Plan& plan, Policy& policy, Ops& ops, Window& window, ClusterStore& store,
+            std::optional<Records>& records, Scratch& scratch)
+      : plan_(plan),
+        needs_(policy.needs()),
+        policy_(policy),
+        ops_(ops),
+        window_(window),
+        store_(store),
+        records_(records),
+        scratch_(scratch) {}
+
+  // A policy that lets nothing go refuses before frame number `frame` begins, so that a refusal changes nothing. Throws
+  // MemoryCapError.
+  void refuse_without_room(int64_t frame);
+  // The window is one block over: the oldest leaves. What the policy throws passes through, after what the store has not
+  // taken of the block was dropped and counted.
+  void admit_oldest();
+
+ private:
+  struct Block {  // what leaves
+    WindowFrame frame;
+    SceneId scene = kNone;
+  };
+  SceneId scene_of(const float* embedding);
+  void admit(const Block& block);
+  void admit_whole(const Block& block);
+  bool make_room_for_whole(const Block& block);
+  void admit_tokens(int lane, const Block& block);
+  void keep_hot_slots(int lane, const WindowFrame& frame);
+  int read_block(int lane);
+  void file(int lane, int i, const Block& block);
+  void join_opened(int lane, int i, const Run& token);
+  struct Filed {
+    Short missing = Short::kNothing;
+    int slots = 1;  // what it may need at once
+  };
+  Filed try_file(int lane, int i, const Run& token, const Block& block);
+  bool splits_now(int lane, ClusterId c) const;
+  // The policy says what yields; false: nothing does.
+  bool make_room(const Need& need);
+  void make_room_to_merge(const Need& need);
+  void carry_out(const Relief& relief);
+
+  const Plan& plan_;
+  const PolicyNeeds needs_;
+  Policy& policy_;
+  Ops& ops_;
+  Window& window_;
+  ClusterStore& store_;
+  std::optional<Records>& records_;
+  Scratch& scratch_;
+  int64_t filed_ = 0;  // lane tokens of the block that leaves that the store has taken or dropped
+};
+
+}  // namespace mosaic

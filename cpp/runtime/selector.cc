@@ -1,0 +1,242 @@
+#include "runtime/selector.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "core/trace.h"
+#include "runtime/positions.h"
+
+namespace mosaic {
+
+BlockSelection& Selector::ready(int lane, const Reader& reader, const float* q) {
+  BlockSelection& s = selection(lane);
+  if (records_ && backend_.device->has_private()) backend_.ops->wait();  // the lane before this one reads the table
+  if (records_ || !s.ready) {
+    const bool frames_alone = reader.kind == BlockKind::kFrame && model().video_window > 0;
+    if (reader.kind == BlockKind::kPrefix || frames_alone) {
+      select_window(lane, reader);
+    } else if (records_) {
+      select_records(lane, reader);
+    } else {
+      select_stored(lane, reader, q);
+    }
+  }
+  if (reader.kind == BlockKind::kQuestion) append_branch(&s, lane, reader.next_position);
+  resolve(&s);
+  return s;
+}
+
+void Selector::add_strip(BlockSelection* s, int lane, Strip strip, int tokens, int frame) {
+  for (int at = 0, page = 0; at < tokens; at += kPageTokens, ++page)
+    s->add_page(kNone, window_.page(strip, lane, page, frame), plan_.window.codec, 0,
+                std::min(kPageTokens, tokens - at));
+}
+
+void Selector::select_window(int lane, const Reader& reader) {
+  BlockSelection* s = &selection(lane);
+  s->clear();
+  s->reserve(0, 0);
+  add_strip(s, lane, Strip::kPrefix, window_.prefix_tokens);
+  if (reader.kind == BlockKind::kFrame)
+    for (int i = std::max(0, window_.frames() - (model().video_window - 1)); i < window_.frames(); ++i)
+      add_strip(s, lane, Strip::kFrame, window_.frame(i).tokens, i);
+  finish(s);
+}
+
+// Room is left behind what was added for dialogue, question and the block itself.
+void Selector::finish(BlockSelection* s) {
+  s->finish(plan_.original, plan_.context - plan_.config.branch_tokens - plan_.max_block, model().rope, scratch_);
+}
+
+SelectResult Selector::choose(int lane, const Reader& reader, const float* q) {
+  SelectQuery query;
+  query.lane = lane;
+  query.q = q;
+  query.tokens = reader.tokens;
+  query.q_heads = model().q_heads / plan_.layer_lanes;
+  query.q_stride = static_cast<size_t>(model().q_heads) * static_cast<size_t>(model().head_dim);
+  if (reads_query_) {
+    const size_t row = static_cast<size_t>(query.q_heads) * static_cast<size_t>(model().head_dim);
+    query.q = staging_.readable(q, static_cast<size_t>(reader.tokens - 1) * query.q_stride + row, backend_);
+  }
+  query.scale = model().scale;
+  query.max_tokens = plan_.config.retrieve_tokens;
+  query.max_summaries = plan_.select_rows;
+  query.since_ms = reader.since_ms;
+  SelectResult result = scratch_.result;
+  policy_.select(store_, query, scratch_.select, &result);
+  // Clusters of one token cost nothing where every mean is attended; where none is, they are read as members are.
+  const ClusterIndex& index = store_.index(lane);
+  if (!attends_means() && index.has_means()) keep_within(index, query.max_tokens, &result);
+  return result;
+}
+
+void Selector::keep_within(const ClusterIndex& index, int max_tokens, SelectResult* result) const {
+  int kept = 0;
+  for (int i = 0; i < result->n; ++i) {
+    const ClusterId c = result->chosen[i];
+    const int tokens = std::max(index[c].paged, 1);
+    if (tokens > max_tokens) continue;
+    max_tokens -= tokens;
+    result->score[kept] = result->score[i];
+    result->chosen[kept++] = c;
+  }
+  result->n = kept;
+}
+
+// Returns the tokens of the page that are read, or are not wanted; the rest is attended through the mean.
+int Selector::add_page(BlockSelection* s, PageId id, int32_t since_ms) {
+  const int count = store_.blocks()[id].count;
+  if (store_.blocks()[id].last_time < since_ms) return count;
+  CodecId codec{};
+  const PageView view = s->entries_left() > 0 && s->tokens_left() >= count ? store_.resident(id, &codec) : PageView{};
+  if (view.data == nullptr) {
+    ++unread_pages_;
+    return 0;
+  }
+  // After a merge the tokens of a page may be out of time order: the runs of wanted ones are read.
+  const auto old = [&](int i) { return view.meta[i].time_ms < since_ms; };
+  int read = 0;
+  for (int begin = 0, end = 0; begin < count; begin = end) {
+    for (end = begin + 1; end < count && old(end) == old(begin);) ++end;
+    if (old(begin) || s->add_page(id, view, codec, begin, end)) {
+      read += end - begin;
+    } else {
+      ++unread_pages_;
+    }
+  }
+  return read;
+}
+
+void Selector::add_cluster(BlockSelection* s, int lane, ClusterId c, int32_t since_ms) {
+  const ClusterIndex& index = store_.index(lane);
+  const Cluster& cluster = index[c];
+  int read = 0;
+  for (PageId id = cluster.head; id != kNone;) {
+    const PageId next = store_.blocks()[id].next;  // a page that is lost leaves the chain
+    read += add_page(s, id, since_ms);
+    id = next;
+  }
+  // What is not in the pages that were read is attended through the mean.
+  const int rest = index.count(c) - read;
+  const bool is_token = rest == 1 && index.count(c) == 1;  // exact, in the mean
+  // A mean over older tokens too is not what since= asks for.
+  if ((attends_means() || is_token) && rest > 0 && cluster.first_time >= since_ms) s->add_row(c, cluster, rest);
+}
+
+void Selector::select_stored(int lane, const Reader& reader, const float* q) {
+  const trace::Span span("select", lane);
+  BlockSelection* s = &selection(lane);
+  s->clear();
+  const bool question = reader.kind == BlockKind::kQuestion;
+  const int branch = question ? plan_.config.branch_tokens : 0;
+  s->reserve(pages_for(branch), branch);
+  // What never yields comes first, so that there is always room for it.
+  add_strip(s, lane, Strip::kPrefix, window_.prefix_tokens);
+  if (window_.has_first_frame() && window_.first_frame().time_ms >= reader.since_ms)
+    add_strip(s, lane, Strip::kFirstFrame, window_.first_frame().tokens);
+  for (int i = 0; i < window_.frames(); ++i)
+    if (window_.frame(i).time_ms >= reader.since_ms) add_strip(s, lane, Strip::kFrame, window_.frame(i).tokens, i);
+  if (!selects_) {
+    read_everything(s, lane, reader);
+  } else {
+    read_chosen(s, lane, reader, q);
+  }
+  finish(s);
+  const int next = lane + plan_.layer_lanes;
+  if (selects_ && question && plan_.config.prefetch && next < plan_.window.lanes) request_ahead(next, reader, q);
+}
+
+// All that the lane keeps: its log between the first frame and the window.
+void Selector::select_records(int lane, const Reader& reader) {
+  const trace::Span span("select", lane);
+  BlockSelection* s = &selection(lane);
+  s->clear();
+  const int branch = reader.kind == BlockKind::kQuestion ? plan_.config.branch_tokens : 0;
+  s->reserve(pages_for(branch), branch);
+  add_strip(s, lane, Strip::kPrefix, window_.prefix_tokens);
+  if (window_.has_first_frame() && window_.first_frame().time_ms >= reader.since_ms)
+    add_strip(s, lane, Strip::kFirstFrame, window_.first_frame().tokens);
+  records_->read(lane, reader.since_ms, s);
+  for (int i = 0; i < window_.frames(); ++i)  // last: Records::listen counts on it
+    if (window_.frame(i).time_ms >= reader.since_ms) add_strip(s, lane, Strip::kFrame, window_.frame(i).tokens, i);
+  finish(s);
+}
+
+void Selector::read_everything(BlockSelection* s, int lane, const Reader& reader) {
+  const ClusterIndex& index = store_.index(lane);
+  for (const ClusterId c : index.live())
+    if (index[c].last_time >= reader.since_ms) add_cluster(s, lane, c, reader.since_ms);
+}
+
+void Selector::read_chosen(BlockSelection* s, int lane, const Reader& reader, const float* q) {
+  const ClusterIndex& index = store_.index(lane);
+  const SelectResult result = choose(lane, reader, q);
+  std::memset(scratch_.chosen, 0, static_cast<size_t>(index.capacity()));
+  for (int i = 0; i < result.n; ++i) {  // ask for all before waiting for the first
+    scratch_.chosen[result.chosen[i]] = 1;
+    for (PageId id = index[result.chosen[i]].head; id != kNone; id = store_.blocks()[id].next) store_.request(id);
+  }
+  // Best first: where the table of pages is too short, the least of the chosen are read as their summary.
+  for (int i = 0; i < result.n; ++i) add_cluster(s, lane, result.chosen[i], reader.since_ms);
+  if (!attends_means()) return;
+  const auto add_summary = [&](ClusterId c) {
+    if (scratch_.chosen[c] == 0 && index[c].first_time >= reader.since_ms) s->add_row(c, index[c], index.count(c));
+  };
+  if (result.attended != SelectResult::kAll) {
+    std::for_each_n(result.attend, result.attended, add_summary);
+  } else {
+    for (ClusterId c = 0; c < index.capacity(); ++c)
+      if (index.is_live(c)) add_summary(c);
+  }
+}
+
+// This layer's query guesses what the next layer will choose (Mosaic); the true query completes what is missing.
+void Selector::request_ahead(int lane, const Reader& reader, const float* q) {
+  if (store_.tiers().spill() == nullptr) return;
+  const trace::Span span("prefetch", lane);
+  const SelectResult guess = choose(lane, reader, q);
+  const ClusterIndex& index = store_.index(lane);
+  for (int i = 0; i < guess.n; ++i)
+    for (PageId id = index[guess.chosen[i]].head; id != kNone; id = store_.blocks()[id].next)
+      if (!store_.request(id)) return;
+}
+
+// Dialogue and question behind everything else.
+void Selector::append_branch(BlockSelection* s, int lane, int32_t next_position) {
+  s->rewind();
+  const int first = first_of_text(s->positions(), s->behind(), next_position, 0);
+  for (int at = 0, page = 0; at < window_.branch_tokens; at += kPageTokens, ++page) {
+    const PageView view = window_.page(Strip::kBranch, lane, page);
+    const int n = std::min(kPageTokens, window_.branch_tokens - at);
+    s->append_page(view, plan_.window.codec, n, first + at);
+  }
+}
+
+// Read copies of disk pages may have moved since the last token: find them again, or do without.
+void Selector::resolve(BlockSelection* s) {
+  if (store_.tiers().spill() == nullptr) return;
+  // A page that was forgotten is gone from the store too: its id may be free, or another page's.
+  // One page may have several entries: once it is lost, none of them may be asked for.
+  const auto in_store = [&](int e) {
+    return s->page(e) != kNone && s->entry(e).rows != 0 && store_.blocks()[s->page(e)].tier >= 0;
+  };
+  for (int e = 0; e < s->entries(); ++e)
+    if (in_store(e)) store_.request(s->page(e));
+  for (int e = 0; e < s->entries(); ++e) {
+    if (!in_store(e)) {
+      if (s->page(e) != kNone) s->forget(e);
+      continue;
+    }
+    CodecId codec{};
+    if (const PageView view = store_.resident(s->page(e), &codec); view.data != nullptr) {
+      s->move(e, view, codec);
+    } else {
+      ++unread_pages_;
+      s->forget(e);
+    }
+  }
+}
+
+}  // namespace mosaic

@@ -1,0 +1,83 @@
+// Selector: what a block reads of window and store, one BlockSelection for each lane. For video tokens of a windowed model
+// that is the last frames, for everything else prefix, first frame, selected clusters, summaries and the window. Disk pages
+// of the next layer are asked for while this one computes. Not thread-safe.
+#pragma once
+
+#include <vector>
+
+#include "backend/backend.h"
+#include "runtime/block_selection.h"
+#include "runtime/records.h"
+#include "runtime/staging.h"
+#include "store/cluster_store.h"
+
+namespace mosaic {
+
+enum class BlockKind : uint8_t { kNone, kFrame, kPrefix, kQuestion };
+
+// The block that is being attended, as selection sees it.
+struct Reader {
+  BlockKind kind = BlockKind::kNone;
+  int tokens = 0;
+  int32_t since_ms = std::numeric_limits<int32_t>::min();  // what is older is not read
+  int32_t next_position = 0;                               // original, of the token after the stream's last
+};
+
+class Selector {
+ public:
+  Selector(const Plan& plan, Policy& policy, Backend& backend, Window& window, ClusterStore& store,
+           std::optional<Records>& records, Staging& staging, SelectionScratch& scratch, std::vector<BlockSelection>& selections)
+      : plan_(plan),
+        reads_query_(policy.needs().reads_query),
+        selects_(policy.needs().selects),
+        policy_(policy),
+        backend_(backend),
+        window_(window),
+        store_(store),
+        records_(records),
+        staging_(staging),
+        scratch_(scratch),
+        selections_(selections) {}
+
+  // What the lane reads for this block with query q, chosen when it has not been since the last clear(), complete with the
+  // dialogue and every page where it lies now.
+  BlockSelection& ready(int lane, const Reader& reader, const float* q);
+  void clear() {
+    for (BlockSelection& s : selections_) s.clear();
+  }
+  int64_t unread_pages() const { return unread_pages_; }  // chosen, but no room to read them, or lost
+
+ private:
+  const ModelShape& model() const { return plan_.config.model; }
+  bool attends_means() const { return plan_.summaries && plan_.config.summaries; }
+  void select_window(int lane, const Reader& reader);
+  BlockSelection& selection(int lane) { return selections_[records_ ? 0 : static_cast<size_t>(lane)]; }
+  void select_stored(int lane, const Reader& reader, const float* q);
+  void select_records(int lane, const Reader& reader);
+  void finish(BlockSelection* s);
+  void read_everything(BlockSelection* s, int lane, const Reader& reader);
+  void read_chosen(BlockSelection* s, int lane, const Reader& reader, const float* q);
+  // The policy's choice, best first. It stands in the scratch until the next one is made.
+  SelectResult choose(int lane, const Reader& reader, const float* q);
+  void keep_within(const ClusterIndex& index, int max_tokens, SelectResult* result) const;
+  void request_ahead(int lane, const Reader& reader, const float* q);
+  void add_strip(BlockSelection* s, int lane, Strip strip, int tokens, int frame = 0);
+  void add_cluster(BlockSelection* s, int lane, ClusterId c, int32_t since_ms);
+  int add_page(BlockSelection* s, PageId id, int32_t since_ms);
+  void append_branch(BlockSelection* s, int lane, int32_t next_position);
+  void resolve(BlockSelection* s);
+
+  const Plan& plan_;
+  const bool reads_query_, selects_;
+  Policy& policy_;
+  Backend& backend_;
+  Window& window_;
+  ClusterStore& store_;
+  std::optional<Records>& records_;
+  Staging& staging_;
+  SelectionScratch& scratch_;
+  std::vector<BlockSelection>& selections_;  // [lanes]; one for all where everything is read anew
+  int64_t unread_pages_ = 0;
+};
+
+}  // namespace mosaic
