@@ -27,8 +27,8 @@ class Selector {
   Selector(const Plan& plan, Policy& policy, Backend& backend, Window& window, ClusterStore& store, Staging& staging,
            SelectionScratch& scratch, std::vector<BlockSelection>& selections)
       : plan_(plan),
-        reads_query_(policy.needs().reads_query),
-        selects_(policy.needs().selects),
+        reads_query_(policy.needs().reads_query()),
+        selects_(policy.needs().selects()),
         policy_(policy),
         backend_(backend),
         window_(window),

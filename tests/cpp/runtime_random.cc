@@ -145,7 +145,7 @@ uint64_t play(const Layout& layout, const std::string& policy, unsigned seed, in
     const int lanes = memory.store().shape().lanes;
     CHECK(s.tokens.seen == (seen + static_cast<int64_t>(stream.prefix.size())) * lanes);
     if (policy == "mosaic" || policy == "edge") CHECK(s.tokens.dropped == 0);
-    if (!memory.policy().needs().summaries) CHECK(s.tokens.summarised == 0);
+    if (!memory.policy().needs().attends_means()) CHECK(s.tokens.summarised == 0);
     if (policy == "full") CHECK(s.tokens.dropped + s.tokens.summarised == 0);
     digest.add(s.tokens.quantised);
     digest.add(s.tokens.summarised);
