@@ -23,8 +23,8 @@ class Device {
   // Some of it. Released in the same way.
   virtual void* allocate_private(size_t bytes) { return allocate(bytes); }
   // Who may use what lies there: the host alone, kernels alone, or both.
-  enum class Reach : uint8_t { kHost, kKernels, kBoth };
-  virtual Reach reach(const void*) const { return Reach::kBoth; }
+  enum class Access : uint8_t { kHost, kKernels, kBoth };
+  virtual Access access(const void*) const { return Access::kBoth; }
   // Kernels queued from here on run after what was queued so far on a stream of the caller's (of this device's kind; null
   // is its default one), and the other way round.
   virtual void follow(void* /*stream*/) {}

@@ -85,7 +85,7 @@ struct AssignArgs {
   float* similarity = nullptr;  // [N]
 };
 
-// Running mean and variance of METHODS' Mosaic rule, items in order:
+// Running mean and variance by Mosaic's rule (arXiv 2604.10060), items in order:
 //   mean' = (n mean + x)/(n + 1),  s2' = (n s2 + |x - mean'|^2)/(n + 1),  |.|^2 between unit vectors = 2 - 2 similarity.
 // A row's mean stays in fp32 for all its items of one call and is rounded to half once, at the end.
 struct UpdateArgs {

@@ -142,7 +142,7 @@ py::dict plan_dict(const Plan& plan) {
   py::list tiers;
   for (const TierSpec& tier : plan.store.tiers) {
     py::dict row;
-    row["place"] = place_name(tier.place);
+    row["place"] = medium_name(tier.medium);
     row["codec"] = codec_name(tier.codec);
     row["pages"] = tier.slots;
     row["page_bytes"] = page_bytes(tier.codec, plan.store.page);
@@ -183,7 +183,7 @@ py::dict stats_dict(const KvMemory& memory) {
   events["merges"] = s.counters.merges;
   events["demoted_pages"] = s.counters.demoted_pages;
   events["thinned_clusters"] = s.counters.thinned_clusters;
-  events["summarised_clusters"] = s.counters.summarised_clusters;
+  events["collapsed_clusters"] = s.counters.collapsed_clusters;
   events["dropped_clusters"] = s.counters.dropped_clusters;
   events["lost_pages"] = s.counters.lost_pages;
   events["failed_spills"] = s.counters.failed_spills;
@@ -214,7 +214,7 @@ py::dict stats_dict(const KvMemory& memory) {
   py::list tiers;
   for (int t = 0; t < s.tiers; ++t) {
     py::dict row;
-    row["place"] = place_name(s.tier[t].place);
+    row["place"] = medium_name(s.tier[t].medium);
     row["codec"] = codec_name(s.tier[t].codec);
     row["used_bytes"] = s.tier[t].used_bytes;
     row["peak_bytes"] = s.tier[t].peak_bytes;
@@ -266,7 +266,7 @@ void bind_memory(py::module_& m) {
       .def(
           "begin_frame",
           [](KvMemory& self, double pts, const Array& embedding, int tokens, int grid_w, int lead, int trail,
-             int moment) {
+             int t_position) {
             if (embedding.ndim() != 1 || embedding.shape(0) != self.plan().config.model.embedding_dim)
               throw InvalidInput("begin_frame: embedding has shape " + shape_text(embedding) + ", expected [" +
                                  std::to_string(self.plan().config.model.embedding_dim) + "].");
@@ -278,15 +278,15 @@ void bind_memory(py::module_& m) {
             frame.grid_w = grid_w;
             frame.lead = lead;
             frame.trail = trail;
-            frame.moment = moment;
+            frame.t_position = t_position;
             const py::gil_scoped_release release;
             self.begin_frame(frame);
           },
           py::arg("pts"), py::arg("embedding"), py::arg("tokens"), py::arg("grid_w") = 1, py::arg("lead") = 0,
-          py::arg("trail") = 0, py::arg("moment") = -1,
+          py::arg("trail") = 0, py::arg("t_position") = -1,
           "Start a frame: pts in seconds, embedding float32 [embedding_dim]; of its tokens the first `lead` and the "
           "last\n"
-          "`trail` are text. moment: the frame's M-RoPE position, counted from the end of the prefix; -1: the next "
+          "`trail` are text. t_position: the frame's M-RoPE position, counted from the end of the prefix; -1: the next "
           "one.")
       .def("begin_text", &KvMemory::begin_text, py::arg("tokens"))
       .def(

@@ -1,6 +1,6 @@
 // Policies written in Python: the base class to derive from, and the Policy that calls it. The core runs without the GIL;
 // it is taken for each call. What is raised in Python travels through the core as it is: a block whose select() raised is
-// refused whole, and of a frame whose admit() or relieve() raised what was not filed yet is dropped and counted.
+// refused whole, and of a frame whose admit() or evict() raised what was not filed yet is dropped and counted.
 #include "bindings/policy_bindings.h"
 
 #include <pybind11/stl.h>
@@ -24,10 +24,10 @@ class PythonPolicy final : public Policy {
         base_(self.cast<PolicyBase*>()),
         name_(py::type::of(self).attr("__name__").cast<std::string>()),
         needs_(base_->needs) {
-    for (const char* method : {"admit", "relieve", "select"})
-      if ((std::string(method) != "select" || needs_.selects) && !py::hasattr(self, method))
+    for (const char* method : {"admit", "evict", "select"})
+      if ((std::string(method) != "select" || needs_.selects()) && !py::hasattr(self, method))
         throw InvalidInput("policy " + name_ + " has no " + method + "()" +
-                           (needs_.selects ? "; selects=True needs admit(), relieve() and select()." : "."));
+                           (needs_.selects() ? "; selects=True needs admit(), evict() and select()." : "."));
     has_scene_ = py::hasattr(self, "scene");
   }
   ~PythonPolicy() override {
@@ -76,7 +76,7 @@ class PythonPolicy final : public Policy {
     view.frame = block.frame;
     view.frames = block.frames;
     if (block.scene != kNone) view.scene = block.scene;
-    const int n = needs_.by_token ? block.tokens.n : 0;
+    const int n = needs_.group.by_token ? block.tokens.n : 0;
     const auto rows = static_cast<py::ssize_t>(n), row = static_cast<py::ssize_t>(store.shape().page.row());
     const TokenMeta* meta = block.tokens.meta;
     const auto column = [&](auto TokenMeta::* field) -> py::object {
@@ -87,13 +87,14 @@ class PythonPolicy final : public Policy {
     static const float none = 0;
     view.k = copy_of(n > 0 ? block.tokens.k : &none, {rows, row});
     view.v = copy_of(n > 0 ? block.tokens.v : &none, {rows, row});
-    view.received = block.received != nullptr ? py::object(copy_of(block.received, {rows})) : py::none();
+    view.attention_received =
+        block.attention_received != nullptr ? py::object(copy_of(block.attention_received, {rows})) : py::none();
     view.position = column(&TokenMeta::position);
     view.time_ms = column(&TokenMeta::time_ms);
     view.h = column(&TokenMeta::h);
     view.w = column(&TokenMeta::w);
     read_placements(who("admit"), store, needs_, self_.attr("admit")(view_of_store(store), std::move(view)), block.lane,
-                    needs_.by_token ? n : 1, out);
+                    needs_.group.by_token ? n : 1, out);
   }
 
   // OPEN means a cluster of its own, also beside one that the same frame has just opened.
@@ -113,12 +114,11 @@ class PythonPolicy final : public Policy {
     read_choice(who("select"), store, query, given, result);
   }
 
-  int relieve(const ClusterStore& store, const Need& need, Relief* out, int capacity) override {
+  int evict(const ClusterStore& store, const Need& need, Eviction* out, int capacity) override {
     // Which pages stay exact is no question of what is kept.
     if (need.kind == Need::Kind::kHotSlots) return demote_coldest(store, need, out, capacity);
     const py::gil_scoped_acquire gil;
-    return read_reliefs(who("relieve"), store, self_.attr("relieve")(view_of_store(store), need), &held_, out,
-                        capacity);
+    return read_evictions(who("evict"), store, self_.attr("evict")(view_of_store(store), need), &held_, out, capacity);
   }
 
  private:
@@ -135,7 +135,7 @@ class PythonPolicy final : public Policy {
   PolicyNeeds needs_;
   bool has_scene_ = false;
   py::object view_;  // a StoreView
-  std::vector<PyRelief> held_;
+  std::vector<PyEviction> held_;
 };
 
 PolicySettings settings_from(const py::dict& d) {

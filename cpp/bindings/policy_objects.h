@@ -1,5 +1,4 @@
-// What a policy written in Python is handed and hands back. Arrays are views of the core's memory, valid until the call
-// returns: a policy copies what it keeps.
+// What a policy written in Python is handed and hands back. Arrays are copies, the policy's to keep.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -24,7 +23,7 @@ struct BlockView {
   int32_t frame = 0;
   int frames = 1;
   std::optional<SceneId> scene;
-  pybind11::object k, v, received, position, time_ms, h, w;
+  pybind11::object k, v, attention_received, position, time_ms, h, w;
 };
 
 struct QueryView {
@@ -33,8 +32,8 @@ struct QueryView {
   pybind11::object q;
 };
 
-struct PyRelief {
-  Relief relief;
+struct PyEviction {
+  Eviction eviction;
   std::vector<uint8_t> keep;  // kThin
 };
 
@@ -43,9 +42,9 @@ void read_placements(const std::string& who, const ClusterStore& store, const Po
                      const pybind11::object& given, int lane, int n, Placement* out);
 void read_choice(const std::string& who, const ClusterStore& store, const SelectQuery& query,
                  const pybind11::object& given, SelectResult* out);
-// The reliefs stay alive in `held`, which their masks point into.
-int read_reliefs(const std::string& who, const ClusterStore& store, const pybind11::object& given,
-                 std::vector<PyRelief>* held, Relief* out, int capacity);
+// The evictions stay alive in `held`, which their masks point into.
+int read_evictions(const std::string& who, const ClusterStore& store, const pybind11::object& given,
+                   std::vector<PyEviction>* held, Eviction* out, int capacity);
 
 void bind_policy_objects(pybind11::module_& m);
 

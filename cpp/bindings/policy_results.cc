@@ -58,7 +58,7 @@ void read_labels(const std::string& who, const ClusterStore& store, const Policy
     } else if (label == Placement::kOpen || label == Placement::kDrop) {
       out[i].cluster = static_cast<ClusterId>(label);
     } else {
-      if (!needs.by_token)
+      if (!needs.group.by_token)
         refuse(who, std::to_string(label) + "; by_token=False decides a frame: True, False, OPEN or DROP");
       check_live(who, store.index(lane), label, lane);
       out[i].cluster = static_cast<ClusterId>(label);
@@ -92,7 +92,7 @@ void read_placements(const std::string& who, const ClusterStore& store, const Po
         if (!holds) refuse(who, name + "=" + std::to_string(x) + ", expected " + what);
       };
       if (name == "keep") {
-        need(x == 1 || (x == 0 && needs.means), "True, or False with means=True");
+        need(x == 1 || (x == 0 && needs.has_means()), "True, or False with means=True");
         out[i].keep = x != 0;
       } else if (name == "tag") {
         need(x >= 0 && x <= 255, "0 to 255");
@@ -132,19 +132,19 @@ void read_choice(const std::string& who, const ClusterStore& store, const Select
   }
 }
 
-int read_reliefs(const std::string& who, const ClusterStore& store, const py::object& given,
-                 std::vector<PyRelief>* held, Relief* out, int capacity) {
+int read_evictions(const std::string& who, const ClusterStore& store, const py::object& given,
+                   std::vector<PyEviction>* held, Eviction* out, int capacity) {
   held->clear();
   if (given.is_none()) return 0;
-  if (!py::isinstance<py::iterable>(given)) refuse(who, text_of(given) + ", expected a list of Relief");
+  if (!py::isinstance<py::iterable>(given)) refuse(who, text_of(given) + ", expected a list of Eviction");
   for (const py::handle& one : given) {
-    if (!py::isinstance<PyRelief>(one)) refuse(who, text_of(one) + ", expected a list of Relief");
-    if (static_cast<int>(held->size()) < capacity) held->push_back(one.cast<const PyRelief&>());
+    if (!py::isinstance<PyEviction>(one)) refuse(who, text_of(one) + ", expected a list of Eviction");
+    if (static_cast<int>(held->size()) < capacity) held->push_back(one.cast<const PyEviction&>());
   }
   std::vector<std::pair<int, ClusterId>> named;
   int n = 0;
-  for (PyRelief& one : *held) {
-    const Relief& r = one.relief;
+  for (PyEviction& one : *held) {
+    const Eviction& r = one.eviction;
     if (r.lane < 0 || r.lane >= store.shape().lanes)
       refuse(who, "lane " + std::to_string(r.lane) + " of " + std::to_string(store.shape().lanes));
     const ClusterIndex& index = store.index(r.lane);
@@ -155,14 +155,14 @@ int read_reliefs(const std::string& who, const ClusterStore& store, const py::ob
       named.emplace_back(r.lane, c);
     };
     take(r.cluster);
-    if (r.kind == Relief::Kind::kMerge) take(r.other);
-    if (r.kind == Relief::Kind::kSummarise && !index.has_means())
+    if (r.kind == Eviction::Kind::kMerge) take(r.other);
+    if (r.kind == Eviction::Kind::kCollapse && !index.has_means())
       refuse(who, "summarise, which needs means=True: drop the cluster");
-    if (r.kind == Relief::Kind::kDemote) {
+    if (r.kind == Eviction::Kind::kDemote) {
       const int to = r.tier >= 0 && r.tier < store.tiers().size() ? store.tiers().colder(r.tier) : kNone;
       if (to == kNone) refuse(who, "demote from tier " + std::to_string(r.tier) + ", below which there is none");
     }
-    if (r.kind == Relief::Kind::kThin && static_cast<int>(one.keep.size()) != index[r.cluster].paged)
+    if (r.kind == Eviction::Kind::kThin && static_cast<int>(one.keep.size()) != index[r.cluster].paged)
       refuse(who, "thin with " + std::to_string(one.keep.size()) + " values for " +
                       std::to_string(index[r.cluster].paged) + " members");
     out[n] = r;

@@ -89,7 +89,7 @@ py::list tiers(const StoreView& view) {
   py::list out;
   for (int t = 0; t < chain.size(); ++t) {
     py::dict row;
-    row["place"] = place_name(chain.spec(t).place);
+    row["place"] = medium_name(chain.spec(t).medium);
     row["codec"] = codec_name(chain.spec(t).codec);
     row["slots"] = chain.spec(t).slots;
     row["free"] = chain.free_slots(t);
@@ -122,8 +122,8 @@ py::dict members(const StoreView& view, int lane) {
         v[v.size() - row + i] = half_to_float(index.mean_v()[static_cast<size_t>(c) * row + i]);
       }
     }
-    for (PageId id = index[c].head; id != kNone; id = store.blocks()[id].next) {
-      const Page& page = store.blocks()[id];
+    for (PageId id = index[c].head; id != kNone; id = store.pages()[id].next) {
+      const Page& page = store.pages()[id];
       if (store.tiers().is_disk(page.tier)) continue;
       const PageView view = store.tiers().page(page.tier, page.slot);
       for (int i = 0; i < page.count; ++i) {

@@ -12,30 +12,30 @@ void validate(std::span<const TierSpec> specs) {
   if (specs.empty() || specs.size() > TierChain::kMaxTiers) {
     refuse("need 1 to " + std::to_string(TierChain::kMaxTiers) + ", got " + std::to_string(specs.size()));
   }
-  if (specs[0].place == Place::disk) refuse("the first must be in memory, got disk");
+  if (specs[0].medium == Medium::disk) refuse("the first must be in memory, got disk");
   for (size_t i = 0; i < specs.size(); ++i) {
     if (specs[i].slots <= 0) {
-      refuse("tier " + std::to_string(i) + " (" + place_name(specs[i].place) + ") needs at least 1 slot, got " +
+      refuse("tier " + std::to_string(i) + " (" + medium_name(specs[i].medium) + ") needs at least 1 slot, got " +
              std::to_string(specs[i].slots));
     }
     if (i == 0) continue;
-    const bool two_disks = specs[i].place == Place::disk && specs[i - 1].place == Place::disk;
-    if (specs[i].place < specs[i - 1].place || two_disks) {
-      refuse(std::string("must go device, host, disk with one disk at most; got ") + place_name(specs[i].place) +
-             " after " + place_name(specs[i - 1].place));
+    const bool two_disks = specs[i].medium == Medium::disk && specs[i - 1].medium == Medium::disk;
+    if (specs[i].medium < specs[i - 1].medium || two_disks) {
+      refuse(std::string("must go device, host, disk with one disk at most; got ") + medium_name(specs[i].medium) +
+             " after " + medium_name(specs[i - 1].medium));
     }
   }
 }
 
 }  // namespace
 
-const char* place_name(Place place) {
-  switch (place) {
-    case Place::device:
+const char* medium_name(Medium medium) {
+  switch (medium) {
+    case Medium::device:
       return "device";
-    case Place::host:
+    case Medium::host:
       return "host";
-    case Place::disk:
+    case Medium::disk:
       return "disk";
   }
   return "?";
@@ -49,13 +49,13 @@ TierChain::TierChain(std::span<const TierSpec> specs, PageShape shape, Region& r
     specs_[tier] = spec;
     slot_bytes_[tier] = page_bytes(spec.codec, shape);
     char name[Region::kNameBytes];
-    std::snprintf(name, sizeof name, "pages %s %s", place_name(spec.place), codec_name(spec.codec));
-    if (spec.place == Place::disk) {
+    std::snprintf(name, sizeof name, "pages %s %s", medium_name(spec.medium), codec_name(spec.codec));
+    if (spec.medium == Medium::disk) {
       auto* const memory = region.take<std::byte>("spill checksums", SpillFile::bytes_for(spec.slots));
       if (!region.is_counting()) spill_.emplace(spill_dir, slot_bytes_[tier], spec.slots, memory, io);
       continue;
     }
-    const bool apart = region.has_private() && spec.place == Place::device;
+    const bool apart = region.has_private() && spec.medium == Medium::device;
     const size_t bytes = apart ? data_bytes(spec.codec, shape) : slot_bytes_[tier];
     const size_t slab_bytes = Arena::slab_bytes(spec.slots, bytes);
     auto* const slab = apart ? region.take_private(name, slab_bytes) : region.take<std::byte>(name, slab_bytes);

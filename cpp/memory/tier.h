@@ -1,7 +1,7 @@
 // TierChain: the places a page can be, hot to cold, each with its own codec and its own fixed number of slots. DRAM
 // tiers are arenas cut from the Region; a disk tier, if there is one, is last and is a SpillFile the chain owns. It
 // moves nothing: it only knows where slots are and how many are left.
-// Where kernels have memory of their own, the data of pages of Place::device lies there and their meta in shared
+// Where kernels have memory of their own, the data of pages of Medium::device lies there and their meta in shared
 // memory; everywhere else a page is one piece of shared memory.
 // Not thread-safe: KvMemory holds the lock. Copies through spill() have SpillFile's own rules.
 #pragma once
@@ -19,11 +19,11 @@
 
 namespace mosaic {
 
-enum class Place : uint8_t { device, host, disk };
-const char* place_name(Place place);
+enum class Medium : uint8_t { device, host, disk };
+const char* medium_name(Medium medium);
 
 struct TierSpec {
-  Place place;
+  Medium medium;
   CodecId codec;
   int slots;
 };
@@ -39,7 +39,7 @@ class TierChain {
 
   int size() const { return size_; }
   const TierSpec& spec(int tier) const { return specs_[tier]; }
-  bool is_disk(int tier) const { return specs_[tier].place == Place::disk; }
+  bool is_disk(int tier) const { return specs_[tier].medium == Medium::disk; }
   // The next colder tier, or kNone.
   int colder(int tier) const { return tier + 1 < size_ ? tier + 1 : kNone; }
   Arena& arena(int tier) { return arenas_[tier]; }  // DRAM tiers; a disk tier's arena has no slots

@@ -108,7 +108,7 @@ void Clustering::look_up_block(const ClusterStore& store, int lane, bool inside,
     }
 }
 
-int Clustering::merge_closest(const ClusterStore& store, int lane, Relief* out, int capacity) {
+int Clustering::merge_closest(const ClusterStore& store, int lane, Eviction* out, int capacity) {
   if (const int n = pair_up(store, lane, scenes_, out, capacity); n > 0 || !scenes_) return n;
   // Every scene is down to one cluster: clusters of different scenes must merge, for nothing is dropped.
   forget(store, lane);
@@ -121,7 +121,7 @@ void Clustering::forget(const ClusterStore& store, int lane) {
   for (const ClusterId c : store.index(lane).live()) near_of(lane)[c].version = kUnknown;
 }
 
-int Clustering::pair_up(const ClusterStore& store, int lane, bool inside, Relief* out, int capacity) {
+int Clustering::pair_up(const ClusterStore& store, int lane, bool inside, Eviction* out, int capacity) {
   const ClusterIndex& index = store.index(lane);
   Near* const near = near_of(lane);
   const int wanted = std::min(capacity, std::clamp(index.capacity() / kAhead, 1, kBlock));
@@ -151,7 +151,7 @@ int Clustering::pair_up(const ClusterStore& store, int lane, bool inside, Relief
     taken_[best] = taken_[other] = kTaken;
     const bool keeps =
         index.count(best) > index.count(other) || (index.count(best) == index.count(other) && best < other);
-    out[n++] = {Relief::Kind::kMerge, lane, keeps ? best : other, keeps ? other : best};
+    out[n++] = {Eviction::Kind::kMerge, lane, keeps ? best : other, keeps ? other : best};
     reach_[lane] = std::max(reach_[lane], apart);
   }
   return n;

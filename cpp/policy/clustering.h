@@ -24,10 +24,10 @@ class Clustering {
   // out: the nearest cluster of each token if it lies within reach, else kOpen. distance (may be null): to the nearest,
   // +inf where there is none.
   void label(const ClusterStore& store, const AdmitBlock& block, Placement* out, float* distance = nullptr);
-  // Reliefs that merge the closest pairs of the lane, disjoint, closest first, the larger of two keeping its row. At least
+  // Evictions that merge the closest pairs of the lane, disjoint, closest first, the larger of two keeping its row. At least
   // one while two clusters live.
   // Where there are many clusters some merge ahead of need, so that what a look-up costs is shared.
-  int merge_closest(const ClusterStore& store, int lane, Relief* out, int capacity);
+  int merge_closest(const ClusterStore& store, int lane, Eviction* out, int capacity);
 
  private:
   static constexpr int32_t kUnknown = -1, kLooking = -2;
@@ -40,7 +40,7 @@ class Clustering {
   // Looks up clusters that changed, `most` at most, among those of their scene or among all.
   void look_up(const ClusterStore& store, int lane, bool inside, int most);
   void look_up_block(const ClusterStore& store, int lane, bool inside, int n);
-  int pair_up(const ClusterStore& store, int lane, bool inside, Relief* out, int capacity);
+  int pair_up(const ClusterStore& store, int lane, bool inside, Eviction* out, int capacity);
   void forget(const ClusterStore& store, int lane);
 
   float* reach_ = nullptr;    // [lanes]

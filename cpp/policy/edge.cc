@@ -29,10 +29,10 @@ class Edge final : public Policy, public Retention {
  public:
   explicit Edge(const EdgeSettings& settings) : s_(settings) {}
   const char* name() const override { return "edge"; }
-  PolicyNeeds needs() const override { return {.records = true}; }
+  PolicyNeeds needs() const override { return {.group = {.records = true}}; }
   Retention* retention() override { return this; }
   void admit(const ClusterStore&, const AdmitBlock&, Placement*) override {}
-  int relieve(const ClusterStore&, const Need&, Relief*, int) override { return 0; }
+  int evict(const ClusterStore&, const Need&, Eviction*, int) override { return 0; }
 
   int listen_frames() const override { return s_.listen; }
   bool compares() const override { return s_.likeness; }

@@ -5,7 +5,7 @@
 //            what is rare keeps a row of its own.
 //   select   clusters by attention mass per head and question token over their summaries; only the best are attended,
 //            so that a long stream neither dilutes the answer nor delays it.
-//   relieve  nearly all bytes are summaries. Where there is a disk (`members`) up to a page of members is kept for each
+//   evict  nearly all bytes are summaries. Where there is a disk (`members`) up to a page of members is kept for each
 //            cluster besides, goes to disk and is read for the clusters that were selected.
 #include <algorithm>
 
@@ -39,16 +39,15 @@ class EdgeOfSummaries final : public Policy {
   const char* name() const override { return "edge"; }
   PolicyNeeds needs() const override {
     PolicyNeeds needs;
-    needs.by_token = true;
-    needs.means = true;
-    needs.summaries = true;
-    needs.selects = true;
-    needs.members = s_.members == Members::kAlways ? kPageTokens
-                    : s_.members == Members::kDisk ? PolicyNeeds::kWithDisk
-                                                   : 0;
-    needs.index_share = s_.share;
-    needs.summary_frames = s_.frames > 0 ? s_.frames : PolicyNeeds::kAll;
-    needs.value_weight = s_.value_weight;
+    needs.group.by_token = true;
+    needs.group.value_weight = s_.value_weight;
+    needs.means = PolicyNeeds::Means::kAttended;
+    needs.read.of = PolicyNeeds::Reading::Of::kChosen;
+    needs.read.summary_frames = s_.frames > 0 ? s_.frames : PolicyNeeds::kAll;
+    needs.share.index = s_.share;
+    needs.share.members = s_.members == Members::kAlways ? kPageTokens
+                          : s_.members == Members::kDisk ? PolicyNeeds::kWithDisk
+                                                         : 0;
     return needs;
   }
 
@@ -91,10 +90,10 @@ class EdgeOfSummaries final : public Policy {
     result->attended = rows;
   }
 
-  int relieve(const ClusterStore& store, const Need& need, Relief* out, int capacity) override {
+  int evict(const ClusterStore& store, const Need& need, Eviction* out, int capacity) override {
     if (need.kind == Need::Kind::kClusters) return clustering_.merge_closest(store, need.lane, out, capacity);
     if (const int n = demote_coldest(store, need, out, capacity); n > 0) return n;
-    return need.kind == Need::Kind::kHotSlots ? 0 : summarise_best(store, need.lane, out);
+    return need.kind == Need::Kind::kHotSlots ? 0 : collapse_best(store, need.lane, out);
   }
 
  private:

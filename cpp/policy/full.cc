@@ -8,9 +8,9 @@ namespace {
 class Full final : public Policy {
  public:
   const char* name() const override { return "full"; }
-  PolicyNeeds needs() const override { return {.refuses = true}; }
+  PolicyNeeds needs() const override { return {.share = {.refuses = true}}; }
   void admit(const ClusterStore&, const AdmitBlock&, Placement* out) override { out[0] = {}; }
-  int relieve(const ClusterStore&, const Need&, Relief*, int) override { return 0; }
+  int evict(const ClusterStore&, const Need&, Eviction*, int) override { return 0; }
 };
 
 }  // namespace

@@ -42,11 +42,13 @@ class InfiniPotV final : public Policy {
     if (s_.order == Order::kVan) s_.alpha = 0;
   }
   const char* name() const override { return "infinipot-v"; }
-  PolicyNeeds needs() const override { return {.by_token = true, .per_head = true, .unbounded = true, .clusters = 1}; }
+  PolicyNeeds needs() const override {
+    return {.group = {.by_token = true, .per_head = true, .unbounded = true}, .share = {.clusters = 1}};
+  }
 
   void bind(const StoreShape& shape, Region& region) override {
     int slots = 0;
-    for (const TierSpec& tier : shape.tiers) slots += tier.place == Place::disk ? 0 : tier.slots;
+    for (const TierSpec& tier : shape.tiers) slots += tier.medium == Medium::disk ? 0 : tier.slots;
     const Size each = slots / shape.lanes, row = shape.page.row();
     full_ = (each * kPageTokens).to_int("tokens of a pot");
     // A block more than its share.
@@ -81,7 +83,7 @@ class InfiniPotV final : public Policy {
     seen_ = store.account().seen;
   }
 
-  int relieve(const ClusterStore& store, const Need& need, Relief* out, int capacity) override {
+  int evict(const ClusterStore& store, const Need& need, Eviction* out, int capacity) override {
     if (need.kind == Need::Kind::kHotSlots) return demote_one(store, need.lane, out, capacity);
     if (need.kind != Need::Kind::kSlots) return 0;
     // All pots are compressed at once, and lanes that this block has not reached make room for it too: with the block in,
@@ -99,7 +101,7 @@ class InfiniPotV final : public Policy {
       const int target = std::max(0, static_cast<int>(s_.keep * full_) - coming);
       if (members <= target) continue;
       choose(store, lane, pot, members, target, filed > 0 && coming > 0, keep);
-      out[n++] = {.kind = Relief::Kind::kThin, .lane = lane, .cluster = pot, .keep = keep};
+      out[n++] = {.kind = Eviction::Kind::kThin, .lane = lane, .cluster = pot, .keep = keep};
       keep += members;
     }
     return n;
@@ -108,7 +110,7 @@ class InfiniPotV final : public Policy {
  private:
   // Exact slots for the next tokens: the lane whose turn to grow comes last lets its full pages go. Those that are still
   // exact are the newest, so a pot without one at its end has none.
-  int demote_one(const ClusterStore& store, int lane, Relief* out, int capacity) const {
+  int demote_one(const ClusterStore& store, int lane, Eviction* out, int capacity) const {
     const TierChain& tiers = store.tiers();
     if (capacity < 1 || tiers.size() < 2 || tiers.is_disk(1) || tiers.free_slots(1) == 0) return 0;
     const int lanes = store.shape().lanes;
@@ -117,8 +119,8 @@ class InfiniPotV final : public Policy {
       const ClusterIndex& index = store.index(at);
       if (index.live().empty()) continue;
       const Cluster& pot = index[index.live()[0]];
-      if (pot.tail == kNone || store.blocks()[pot.tail].tier != 0) continue;
-      out[0] = {.kind = Relief::Kind::kDemote, .lane = at, .cluster = index.live()[0], .tier = 0};
+      if (pot.tail == kNone || store.pages()[pot.tail].tier != 0) continue;
+      out[0] = {.kind = Eviction::Kind::kDemote, .lane = at, .cluster = index.live()[0], .tier = 0};
       return 1;
     }
     return 0;
@@ -167,8 +169,8 @@ class InfiniPotV final : public Policy {
     int at = -skip, newest = 0;  // where the last frame begins
     TokenMeta last{};            // the last one with a place in the grid, if this frame has had any
     int32_t time = 0;
-    for (PageId id = store.index(lane)[pot].head; id != kNone; id = store.blocks()[id].next) {
-      const Page& page = store.blocks()[id];
+    for (PageId id = store.index(lane)[pot].head; id != kNone; id = store.pages()[id].next) {
+      const Page& page = store.pages()[id];
       const TokenMeta* meta = store.tiers().page(page.tier, page.slot).meta;
       for (int i = 0; i < page.count; ++i, ++at) {
         if (at < 0) continue;
@@ -215,8 +217,8 @@ class InfiniPotV final : public Policy {
     const auto stride = static_cast<size_t>(row);
     const auto pages = [&](int from, auto&& visit) {  // pages with members from `from` on, decoded
       int at = -skip;
-      for (PageId id = store.index(lane)[pot].head; id != kNone; id = store.blocks()[id].next) {
-        const Page& page = store.blocks()[id];
+      for (PageId id = store.index(lane)[pot].head; id != kNone; id = store.pages()[id].next) {
+        const Page& page = store.pages()[id];
         const int begin = std::max(0, from - at);
         if (begin < page.count) {
           store.ops().decode(store.tiers().spec(page.tier).codec, store.shape().page,

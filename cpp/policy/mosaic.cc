@@ -7,13 +7,10 @@
 namespace mosaic {
 
 PolicyNeeds Mosaic::needs() const {
-  return {.by_token = true,
-          .means = true,
-          .summaries = true,
-          .scenes = has_scenes(),
-          .selects = true,
-          .eager_splits = s_.eager,
-          .value_weight = s_.value_weight};
+  return {
+      .group = {.by_token = true, .scenes = has_scenes(), .eager_splits = s_.eager, .value_weight = s_.value_weight},
+      .means = PolicyNeeds::Means::kAttended,
+      .read = {.of = PolicyNeeds::Reading::Of::kChosen}};
 }
 
 void Mosaic::bind(const StoreShape& shape, Region& region) {
@@ -30,7 +27,7 @@ void Mosaic::bind(const StoreShape& shape, Region& region) {
     observed_ =
         region.take<Observed>("policy", shape.lanes, {RunningQuantile(s_.tau_min), RunningQuantile(s_.tau_max)});
   dram_slots_ = 0;
-  for (const TierSpec& tier : shape.tiers) dram_slots_ += tier.place == Place::disk ? 0 : tier.slots;
+  for (const TierSpec& tier : shape.tiers) dram_slots_ += tier.medium == Medium::disk ? 0 : tier.slots;
 }
 
 SceneId Mosaic::scene(const ClusterStore& store, const float* embedding) {

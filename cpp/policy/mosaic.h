@@ -4,7 +4,7 @@
 //            variance rule s2 <= tau(n) cuts clusters that grow too wide, later if they are on disk.
 //   select   mosaic_select.cc   scenes, then clusters of the best scenes, by attention mass or by dot product, within a
 //            token budget.
-//   relieve  mosaic_relieve.cc  denser codec > colder tier > the members that their mean stands for best > the nearest
+//   evict  mosaic_evict.cc  denser codec > colder tier > the members that their mean stands for best > the nearest
 //            clusters of a scene merge. Merging raises the reach of the lane, so the granularity follows the cap (BIRCH's
 //            rising threshold).
 // Each part can be taken away by a setting; published=1 sets those of the paper.
@@ -58,7 +58,7 @@ class Mosaic final : public Policy {
   float tolerance(int lane, int count) const override;
   void select(const ClusterStore& store, const SelectQuery& query, const SelectScratch& scratch,
               SelectResult* result) override;
-  int relieve(const ClusterStore& store, const Need& need, Relief* out, int capacity) override;
+  int evict(const ClusterStore& store, const Need& need, Eviction* out, int capacity) override;
 
  private:
   using Levels = MosaicSettings::Levels;
@@ -77,7 +77,7 @@ class Mosaic final : public Policy {
   void observe(int lane, float variance);
   void score_scenes(const ClusterIndex& index, int n, const SelectScratch& scratch);
   int keep_best_scenes(const ClusterStore& store, const ClusterIndex& index, int n, const SelectScratch& scratch);
-  int merge_in_order(const ClusterStore& store, int lane, bool inside, Relief* out, int capacity);
+  int merge_in_order(const ClusterStore& store, int lane, bool inside, Eviction* out, int capacity);
 
   MosaicSettings s_;
   Clustering clustering_;         // unless units are filled in order

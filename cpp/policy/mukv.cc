@@ -1,4 +1,4 @@
-// mukv: three granularities and two signals, after MuKV (arXiv 2605.22269, METHODS section 3). The frames of a segment
+// mukv: three granularities and two signals, after MuKV (arXiv 2605.22269). The frames of a segment
 // leave the window together and are cut into blocks of three kinds: patch (a square of a frame's grid), frame, segment.
 // A block keeps the share of its tokens that signal the most: attention received (column sums over the window) and
 // high-frequency energy of the keys along the segment's tokens, each min-max normalised within the block and weighed.
@@ -50,15 +50,16 @@ class Mukv final : public Policy {
   explicit Mukv(const MukvSettings& settings) : s_(settings), search_(settings.search) {}
   const char* name() const override { return "mukv"; }
   PolicyNeeds needs() const override {
-    return {.by_token = true,
-            .means = true,
-            .selects = true,
-            .reads_query = true,
-            .received = s_.signal == Signal::kBoth || s_.signal == Signal::kAttention,
-            .frames = s_.segment,
-            .least_clusters = s_.segment * 5 + 1,  // a segment, of four super-patches a frame
-            .index_share = kIndexShare,
-            .retrieve_frames = 42};  // the paper's 64 blocks are about 8,300 tokens of 196 a frame
+    PolicyNeeds needs;
+    needs.group.by_token = true;
+    needs.group.frames = s_.segment;
+    needs.group.attention_received = s_.signal == Signal::kBoth || s_.signal == Signal::kAttention;
+    needs.means = PolicyNeeds::Means::kScored;
+    needs.read.of = PolicyNeeds::Reading::Of::kChosenOnHost;
+    needs.read.frames = 42;                           // the paper's 64 blocks are about 8,300 tokens of 196 a frame
+    needs.share.least_clusters = s_.segment * 5 + 1;  // a segment, of four super-patches a frame
+    needs.share.index = kIndexShare;
+    return needs;
   }
 
   void bind(const StoreShape& shape, Region& region) override {
@@ -100,7 +101,7 @@ class Mukv final : public Policy {
     search_.select(store, query, scratch, result);
   }
 
-  int relieve(const ClusterStore& store, const Need& need, Relief* out, int capacity) override {
+  int evict(const ClusterStore& store, const Need& need, Eviction* out, int capacity) override {
     if (need.kind == Need::Kind::kClusters) return drop_segment(store, need, out, capacity);
     const TierChain& tiers = store.tiers();
     if (need.kind == Need::Kind::kHotSlots)
@@ -119,7 +120,7 @@ class Mukv final : public Policy {
     const auto zero = [&](float* signal) { std::fill_n(signal, n, 0.0f); };
     zero(attention_);
     zero(energy_);
-    if (block.received != nullptr) std::copy_n(block.received, n, attention_);
+    if (block.attention_received != nullptr) std::copy_n(block.attention_received, n, attention_);
     if (s_.signal == Signal::kBoth || s_.signal == Signal::kFrequency) {
       SpectralArgs args;
       args.x = block.tokens.k;
@@ -201,7 +202,7 @@ class Mukv final : public Policy {
   }
 
   // Pages in the tier, of the segments that are oldest, the lane in need first.
-  static int demote_oldest(const ClusterStore& store, const Need& need, int tier, Relief* out, int wanted) {
+  static int demote_oldest(const ClusterStore& store, const Need& need, int tier, Eviction* out, int wanted) {
     const int lanes = store.shape().lanes;
     int n = 0;
     for (int k = 0; k < lanes && n < wanted; ++k) {
@@ -211,18 +212,18 @@ class Mukv final : public Policy {
         ClusterId best = kNone;
         for (const ClusterId c : index.live()) {
           if (index[c].paged == 0 || (best != kNone && index[c].born >= index[best].born)) continue;
-          const auto taken = [&](const Relief& relief) { return relief.cluster == c; };
+          const auto taken = [&](const Eviction& eviction) { return eviction.cluster == c; };
           if (std::none_of(out + first, out + n, taken) && store.pages_in(lane, c, tier) > 0) best = c;
         }
         if (best == kNone) break;
-        out[n++] = {Relief::Kind::kDemote, lane, best, kNone, tier};
+        out[n++] = {Eviction::Kind::kDemote, lane, best, kNone, tier};
       }
     }
     return n;
   }
 
   // The coarsest kind first, and of a kind the oldest: what is left of a segment gets sparser, never denser.
-  static int drop_oldest(const ClusterStore& store, const Need& need, Relief* out) {
+  static int drop_oldest(const ClusterStore& store, const Need& need, Eviction* out) {
     const int lanes = store.shape().lanes;
     ClusterId best = kNone;
     int where = 0;
@@ -241,18 +242,18 @@ class Mukv final : public Policy {
       }
     }
     if (best == kNone) return 0;
-    out[0] = {Relief::Kind::kDrop, where, best};
+    out[0] = {Eviction::Kind::kDrop, where, best};
     return 1;
   }
 
-  static int drop_segment(const ClusterStore& store, const Need& need, Relief* out, int capacity) {
+  static int drop_segment(const ClusterStore& store, const Need& need, Eviction* out, int capacity) {
     const ClusterIndex& index = store.index(need.lane);
     int32_t oldest = need.frame;
     for (const ClusterId c : index.live()) oldest = std::min(oldest, index[c].born);
     int n = 0;
     for (const ClusterId c : index.live())
       if (index[c].born == oldest && oldest < need.frame && n < capacity)
-        out[n++] = {Relief::Kind::kDrop, need.lane, c};
+        out[n++] = {Eviction::Kind::kDrop, need.lane, c};
     return n;
   }
 

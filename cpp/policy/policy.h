@@ -20,36 +20,58 @@ namespace mosaic {
 // Items of an Ops::assign that a policy may always make, however small the frames are.
 inline constexpr int kAssignItems = 16;
 
-// What a policy asks of the store it runs on.
+// What a policy asks of the store it runs on, in four ideas: how tokens are grouped, what stands for a group, what a
+// question reads, and how the cap is shared out.
 struct PolicyNeeds {
   static constexpr int kAll = -1;
   static constexpr int kWithDisk = -2;
-  bool records = false;    // every KV head keeps tokens of its own in a log (retention() says which); nothing below then
-  bool by_token = false;   // tokens are labelled one by one; false: a frame is one cluster, admitted whole
-  bool per_head = false;   // a lane is one KV head of a layer; false: a lane is a layer, all its heads together
-  bool means = false;      // clusters keep a mean key and value, for scoring
-  bool summaries = false;  // and the mean is attended, + log count, for members that are not read; needs means
-  bool scenes = false;     // frames are clustered by their embedding
-  bool selects = false;    // reads a part; false: everything stored is read
-  bool reads_query =
-      false;              // select() reads the query's numbers itself, not by ops alone: they are brought to the host
-  bool refuses = false;   // lets nothing go: a frame that does not fit is refused before anything changes
-  bool received = false;  // admit() wants the attention each token received while it was in the window
-  bool eager_splits = false;  // a cluster on disk is fetched to be cut; false: the cut waits until it is read
-  bool unbounded = false;     // a cluster may grow without end: it is never split, merged or packed as one
-  int frames = 1;             // frames admitted together (by token, no scenes)
-  int clusters = 0;           // by token: clusters of a lane; 0: what index_share allows
-  int least_clusters = 2;     // and never less than these
-  // By token: most members of a cluster that stand in pages. kAll: max_cluster_tokens; kWithDisk: a page of them where
-  // there is a disk, else none; 0: none, every byte is a summary's.
-  int members = kAll;
-  double index_share = 0;  // of the bytes to share out, where the session names no other; 0: 0.35
-  // select() reads up to as many frames' tokens, where the session names no other number and the cap would hold them
-  // several times over: by frame 4, by token, whose pages are not full, 8 times. 0: the plan's choice
-  int retrieve_frames = 0;
-  // Summaries attended at once, in frames' worth of tokens, named by select(). kAll: all of them.
-  int summary_frames = kAll;
-  float value_weight = 0;  // of the cluster metric
+
+  struct Grouping {
+    bool records = false;       // every KV head keeps single tokens in a log (retention() says which), nothing below then
+    bool by_token = false;      // tokens are labelled one by one; false: a frame is one cluster, admitted whole
+    bool per_head = false;      // a lane is one KV head of a layer; false: a lane is a layer, all its heads together
+    bool scenes = false;        // frames are clustered by their embedding, clusters live inside a scene
+    int frames = 1;             // frames admitted together (by token, no scenes)
+    bool unbounded = false;     // a cluster may grow without end: it is never split, merged or packed as one
+    bool eager_splits = false;  // a cluster on disk is fetched to be cut; false: the cut waits until it is read
+    bool attention_received = false;  // admit() wants what attention each token received while it was in the window
+    float value_weight = 0;           // of values beside keys in the metric of clusters
+  } group{};
+
+  // A cluster's mean key and value.
+  enum class Means : uint8_t {
+    kNone,      // not kept
+    kScored,    // kept, to choose by
+    kAttended,  // and attended, + log count, for members that are not read
+  } means = Means::kNone;
+
+  struct Reading {
+    enum class Of : uint8_t {
+      kEverything,    // that is stored
+      kChosen,        // what select() chooses, by ops on the query
+      kChosenOnHost,  // the same, by numbers of the query it reads itself: they are brought to the host
+    } of = Of::kEverything;
+    // select() reads up to as many frames' tokens, where the session names no other number and the cap would hold them
+    // several times over: by frame 4, by token, whose pages are not full, 8 times. 0: the plan's choice
+    int frames = 0;
+    // Summaries attended at once, in frames' worth of tokens, named by select(). kAll: all of them.
+    int summary_frames = kAll;
+  } read{};
+
+  struct Sharing {
+    int clusters = 0;        // by token: clusters of a lane; 0: what `index` allows
+    int least_clusters = 2;  // and never less than these
+    double index = 0;        // share of the bytes to share out for clusters, where the session names no other; 0: 0.35
+    // By token: most members of a cluster that stand in pages. kAll: max_cluster_tokens; kWithDisk: a page of them where
+    // there is a disk, else none; 0: none, every byte is a summary's.
+    int members = kAll;
+    bool refuses = false;  // lets nothing go: a frame that does not fit is refused before anything changes
+  } share{};
+
+  bool has_means() const { return means != Means::kNone; }
+  bool attends_means() const { return means == Means::kAttended; }
+  bool selects() const { return read.of != Reading::Of::kEverything; }
+  bool reads_query() const { return read.of == Reading::Of::kChosenOnHost; }
 };
 
 struct AdmitBlock {
@@ -58,7 +80,8 @@ struct AdmitBlock {
   int32_t frame = 0;
   int frames = 1;
   SceneId scene = kNone;
-  const float* received = nullptr;  // [tokens], summed over queries and heads of the lane; null unless it was asked for
+  const float* attention_received =
+      nullptr;  // [tokens], summed over queries and heads of the lane; null unless it was asked for
 };
 
 // Where one token goes.
@@ -112,8 +135,8 @@ struct Need {
   int32_t frame = 0;
 };
 
-struct Relief {
-  enum class Kind : uint8_t { kDemote, kThin, kSummarise, kDrop, kMerge };
+struct Eviction {
+  enum class Kind : uint8_t { kDemote, kThin, kCollapse, kDrop, kMerge };
   Kind kind = Kind::kDrop;
   int lane = 0;
   ClusterId cluster = kNone;
@@ -158,7 +181,7 @@ class Policy {
     (void)store, (void)query, (void)scratch, (void)result;
   }
   // What yields. Returns how many of out[capacity] were filled; 0: nothing can, the request is refused.
-  virtual int relieve(const ClusterStore& store, const Need& need, Relief* out, int capacity) = 0;
+  virtual int evict(const ClusterStore& store, const Need& need, Eviction* out, int capacity) = 0;
 };
 
 // A number, or one of a few words.

@@ -1,4 +1,4 @@
-// rekv: whole frames, retrieved by the question (ReKV, METHODS section 4) - in each layer a frame is a block, its mean key
+// rekv: whole frames, retrieved by the question (ReKV, arXiv 2503.00540) - in each layer a frame is a block, its mean key
 // before rotation stands for it, and a question reads the frames whose mean has the largest dot product with the mean
 // query, in time order, once. score=mass ranks by attention mass instead.
 // The paper has no cap. Here the frames that are oldest go to disk; when every tier is full, or there is no disk, the
@@ -19,14 +19,17 @@ class Rekv final : public Policy {
  public:
   explicit Rekv(const RekvSettings& settings) : s_(settings) {}
   const char* name() const override { return "rekv"; }
-  PolicyNeeds needs() const override { return {.means = true, .selects = true, .retrieve_frames = s_.frames}; }
+  PolicyNeeds needs() const override {
+    return {.means = PolicyNeeds::Means::kScored,
+            .read = {.of = PolicyNeeds::Reading::Of::kChosen, .frames = s_.frames}};
+  }
   void admit(const ClusterStore&, const AdmitBlock&, Placement* out) override { out[0] = {}; }
   void select(const ClusterStore& store, const SelectQuery& query, const SelectScratch& scratch,
               SelectResult* result) override {
     const int n = score_clusters(store, query, s_.score, scratch);
     take_best(store, query, n, s_.frames, scratch, result);
   }
-  int relieve(const ClusterStore& store, const Need& need, Relief* out, int capacity) override {
+  int evict(const ClusterStore& store, const Need& need, Eviction* out, int capacity) override {
     if (const int n = spill_oldest(store, need, out, capacity); n > 0) return n;
     return drop_oldest_frame(store, out, capacity);
   }

@@ -14,7 +14,7 @@ class Uniform final : public Policy {
     out[0] = {};
     if (block.frame % stride_ != 0) out[0].cluster = Placement::kDrop;
   }
-  int relieve(const ClusterStore& store, const Need& need, Relief* out, int capacity) override {
+  int evict(const ClusterStore& store, const Need& need, Eviction* out, int capacity) override {
     const int lanes = store.shape().lanes;
     const ClusterIndex& first = store.index(0);
     for (;;) {
@@ -34,10 +34,10 @@ class Uniform final : public Policy {
 
  private:
   // A frame goes from every lane at once, so that all layers remember the same ones.
-  static int frame_in(const ClusterStore& store, int lane, int32_t born, Relief* out) {
+  static int frame_in(const ClusterStore& store, int lane, int32_t born, Eviction* out) {
     for (const ClusterId c : store.index(lane).live()) {
       if (store.index(lane)[c].born != born) continue;
-      *out = {Relief::Kind::kDrop, lane, c};
+      *out = {Eviction::Kind::kDrop, lane, c};
       return 1;
     }
     return 0;

@@ -12,7 +12,7 @@ class SlidingWindow final : public Policy {
   const char* name() const override { return "window"; }
   PolicyNeeds needs() const override { return {}; }
   void admit(const ClusterStore&, const AdmitBlock&, Placement* out) override { out[0] = {}; }
-  int relieve(const ClusterStore& store, const Need&, Relief* out, int capacity) override {
+  int evict(const ClusterStore& store, const Need&, Eviction* out, int capacity) override {
     return drop_oldest_frame(store, out, capacity);
   }
 };

@@ -5,7 +5,7 @@
 
 namespace mosaic {
 
-int spill_oldest(const ClusterStore& store, const Need& need, Relief* out, int capacity) {
+int spill_oldest(const ClusterStore& store, const Need& need, Eviction* out, int capacity) {
   if (need.kind != Need::Kind::kSlots || !store.can_spill()) return 0;
   const int tier = store.tiers().size() - 2;
   int n = 0;
@@ -14,26 +14,26 @@ int spill_oldest(const ClusterStore& store, const Need& need, Relief* out, int c
     ClusterId oldest = kNone;
     for (const ClusterId c : index.live())
       if (store.pages_in(lane, c, tier) > 0 && (oldest == kNone || index[c].born < index[oldest].born)) oldest = c;
-    if (oldest != kNone) out[n++] = {Relief::Kind::kDemote, lane, oldest, kNone, tier};
+    if (oldest != kNone) out[n++] = {Eviction::Kind::kDemote, lane, oldest, kNone, tier};
   }
   return n;
 }
 
-int drop_oldest_frame(const ClusterStore& store, Relief* out, int capacity) {
+int drop_oldest_frame(const ClusterStore& store, Eviction* out, int capacity) {
   int32_t oldest = std::numeric_limits<int32_t>::max();
   for (int lane = 0; lane < store.shape().lanes; ++lane)
     for (const ClusterId c : store.index(lane).live()) oldest = std::min(oldest, store.index(lane)[c].born);
   int n = 0;
   for (int lane = 0; lane < store.shape().lanes; ++lane)
     for (const ClusterId c : store.index(lane).live())
-      if (store.index(lane)[c].born == oldest && n < capacity) out[n++] = {Relief::Kind::kDrop, lane, c};
+      if (store.index(lane)[c].born == oldest && n < capacity) out[n++] = {Eviction::Kind::kDrop, lane, c};
   return n;
 }
 
 namespace {
 
 // Clusters with pages in the tier, least recently grown first. One pass over a lane: what it gives is kept sorted.
-int coldest(const ClusterStore& store, const Need& need, int tier, Relief* out, int wanted) {
+int coldest(const ClusterStore& store, const Need& need, int tier, Eviction* out, int wanted) {
   int n = 0;
   for (int k = 0; k < store.shape().lanes && n < wanted; ++k) {
     const int lane = (need.lane + k) % store.shape().lanes;  // the lane in need first
@@ -46,7 +46,7 @@ int coldest(const ClusterStore& store, const Need& need, int tier, Relief* out, 
       if (store.pages_in(lane, c, tier) == 0) continue;
       int at = n < wanted ? n++ : n - 1;
       for (; at > first && index[out[at - 1].cluster].touched > touched; --at) out[at] = out[at - 1];
-      out[at] = {Relief::Kind::kDemote, lane, c, kNone, tier};
+      out[at] = {Eviction::Kind::kDemote, lane, c, kNone, tier};
     }
   }
   return n;
@@ -54,7 +54,7 @@ int coldest(const ClusterStore& store, const Need& need, int tier, Relief* out, 
 
 }  // namespace
 
-int demote_coldest(const ClusterStore& store, const Need& need, Relief* out, int capacity) {
+int demote_coldest(const ClusterStore& store, const Need& need, Eviction* out, int capacity) {
   const int last = store.tiers().size() - 1;
   for (int tier = need.kind == Need::Kind::kHotSlots ? 0 : last; tier >= 0; --tier) {
     const int to = store.tiers().colder(tier);
@@ -74,7 +74,7 @@ int demote_coldest(const ClusterStore& store, const Need& need, Relief* out, int
   return 0;
 }
 
-int summarise_best(const ClusterStore& store, int lane, Relief* out) {
+int collapse_best(const ClusterStore& store, int lane, Eviction* out) {
   for (int k = 0; k < store.shape().lanes; ++k) {
     const int at = (lane + k) % store.shape().lanes;
     const ClusterIndex& index = store.index(at);
@@ -90,7 +90,7 @@ int summarise_best(const ClusterStore& store, int lane, Relief* out) {
       }
     }
     if (best == kNone) continue;
-    out[0] = {Relief::Kind::kSummarise, at, best};
+    out[0] = {Eviction::Kind::kCollapse, at, best};
     return 1;
   }
   return 0;

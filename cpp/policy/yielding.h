@@ -7,13 +7,13 @@
 namespace mosaic {
 
 // By frame: the clusters that were born first go to disk, one of each lane.
-int spill_oldest(const ClusterStore& store, const Need& need, Relief* out, int capacity);
+int spill_oldest(const ClusterStore& store, const Need& need, Eviction* out, int capacity);
 // By frame: the oldest frame is dropped, from every lane at once, so that all layers remember the same.
-int drop_oldest_frame(const ClusterStore& store, Relief* out, int capacity);
+int drop_oldest_frame(const ClusterStore& store, Eviction* out, int capacity);
 // By token: the clusters that grew longest ago go one tier down where that has room, coldest tier first, those of the lane
 // in need before others. kHotSlots: from any tier; kSlots: to the disk, and where all grew with this frame, those too.
-int demote_coldest(const ClusterStore& store, const Need& need, Relief* out, int capacity);
+int demote_coldest(const ClusterStore& store, const Need& need, Eviction* out, int capacity);
 // By token: the members of the cluster whose mean stands for them with the least error per page that comes free.
-int summarise_best(const ClusterStore& store, int lane, Relief* out);
+int collapse_best(const ClusterStore& store, int lane, Eviction* out);
 
 }  // namespace mosaic

@@ -22,12 +22,12 @@ Admission::Scratch::Scratch(Region& region, const Plan& plan)
   k = region.take<float>("frame scratch", tokens * plan.store.page.row());
   v = region.take<float>("frame scratch", tokens * plan.store.page.row());
   meta = region.take<TokenMeta>("frame scratch", tokens);
-  received = region.take<float>("frame scratch", plan.window.received ? tokens : 0);
-  reliefs = region.take<Relief>("frame scratch", kReliefs);
+  attention_received = region.take<float>("frame scratch", plan.window.attention_received ? tokens : 0);
+  evictions = region.take<Eviction>("frame scratch", kEvictions);
 }
 
 void Admission::refuse_without_room(int64_t frame) {
-  if (!needs_.refuses || window_.frames() < plan_.window.frames || !window_.has_first_frame()) return;
+  if (!needs_.share.refuses || window_.frames() < plan_.window.frames || !window_.has_first_frame()) return;
   const TierChain& tiers = store_.tiers();
   const int pages = pages_for(window_.frame(0).tokens) * store_.shape().lanes;
   while (store_.free_slots() < pages && store_.spilling() > 0) store_.poll_spills(true);  // each frees a slot
@@ -96,7 +96,7 @@ void Admission::admit_oldest() {
 }
 
 void Admission::admit(const Block& block) {
-  if (!needs_.by_token) return admit_whole(block);
+  if (!needs_.group.by_token) return admit_whole(block);
   for (int lane = 0; lane < store_.shape().lanes; ++lane) admit_tokens(lane, block);
 }
 
@@ -106,7 +106,8 @@ int Admission::read_block(int lane) {
   int rows = 0;
   for (int f = 0; f < plan_.block_frames; ++f) {
     const int tokens = window_.frame(f).tokens;
-    if (plan_.window.received) std::copy_n(window_.received(lane, f), tokens, scratch_.received + rows);
+    if (plan_.window.attention_received)
+      std::copy_n(window_.attention_received(lane, f), tokens, scratch_.attention_received + rows);
     ops_.decode_run(plan_.window.codec, plan_.store.page, window_.page(Strip::kFrame, lane, 0, f).data,
                     window_.page_pitch(), tokens, scratch_.k + static_cast<size_t>(rows) * row,
                     scratch_.v + static_cast<size_t>(rows) * row, row);
@@ -172,9 +173,12 @@ void Admission::admit_tokens(int lane, const Block& block) {
   scratch_.labels.end();
   keep_hot_slots(lane, block.frame);
   const int n = read_block(lane);
-  const AdmitBlock asked{
-      lane,        {scratch_.k, scratch_.v, scratch_.meta, n},         block.frame.number, plan_.block_frames,
-      block.scene, plan_.window.received ? scratch_.received : nullptr};
+  const AdmitBlock asked{lane,
+                         {scratch_.k, scratch_.v, scratch_.meta, n},
+                         block.frame.number,
+                         plan_.block_frames,
+                         block.scene,
+                         plan_.window.attention_received ? scratch_.attention_received : nullptr};
   policy_.admit(store_, asked, scratch_.labels.begin(lane, n));
   for (int i = 0; i < n; ++i) {
     file(lane, i, block);
@@ -187,7 +191,7 @@ bool Admission::splits_now(int lane, ClusterId c) const {
   int slots = 0;
   for (int t = 0; t < store_.tiers().size(); ++t)
     if (!store_.tiers().is_disk(t)) slots += store_.tiers().spec(t).slots;
-  return needs_.eager_splits && 2 * store_.slots_to_split(lane, c) <= slots;
+  return needs_.group.eager_splits && 2 * store_.slots_to_split(lane, c) <= slots;
 }
 
 // The labels were made before this block opened clusters of its own: a token may belong to one of those.
@@ -269,30 +273,30 @@ bool Admission::make_room(const Need& need) {
     while (store_.free_slots() < need.amount && store_.spilling() > 0) store_.poll_spills(true);
     if (store_.free_slots() >= need.amount) return true;
   }
-  if (need.kind == Need::Kind::kClusters && needs_.by_token) make_room_to_merge(need);
-  const int n = policy_.relieve(store_, need, scratch_.reliefs, Scratch::kReliefs);
+  if (need.kind == Need::Kind::kClusters && needs_.group.by_token) make_room_to_merge(need);
+  const int n = policy_.evict(store_, need, scratch_.evictions, Scratch::kEvictions);
   for (int i = 0; i < n; ++i) {
-    carry_out(scratch_.reliefs[i]);
-    scratch_.labels.follow(scratch_.reliefs[i]);
+    carry_out(scratch_.evictions[i]);
+    scratch_.labels.follow(scratch_.evictions[i]);
   }
   // Slots that go to disk come free when their write is done.
   if (need.kind == Need::Kind::kSlots && store_.free_slots() < need.amount) store_.poll_spills(true);
   return n > 0;
 }
 
-void Admission::carry_out(const Relief& relief) {
-  switch (relief.kind) {
-    case Relief::Kind::kDemote:
-      store_.demote(relief.lane, relief.cluster, relief.tier);
+void Admission::carry_out(const Eviction& eviction) {
+  switch (eviction.kind) {
+    case Eviction::Kind::kDemote:
+      store_.demote(eviction.lane, eviction.cluster, eviction.tier);
       return;
-    case Relief::Kind::kThin:
-      return store_.thin(relief.lane, relief.cluster, relief.keep);
-    case Relief::Kind::kSummarise:
-      return store_.summarise(relief.lane, relief.cluster);
-    case Relief::Kind::kMerge:
-      return store_.merge(relief.lane, relief.cluster, relief.other);
-    case Relief::Kind::kDrop:
-      return store_.drop(relief.lane, relief.cluster);
+    case Eviction::Kind::kThin:
+      return store_.thin(eviction.lane, eviction.cluster, eviction.keep);
+    case Eviction::Kind::kCollapse:
+      return store_.collapse(eviction.lane, eviction.cluster);
+    case Eviction::Kind::kMerge:
+      return store_.merge(eviction.lane, eviction.cluster, eviction.other);
+    case Eviction::Kind::kDrop:
+      return store_.drop(eviction.lane, eviction.cluster);
   }
 }
 

@@ -15,14 +15,14 @@ class Admission {
   // What it takes of the region: rows of the block that leaves (a frame, or as many as the policy takes together), its
   // labels, and what yields at a time.
   struct Scratch {
-    static constexpr int kReliefs = 256;
+    static constexpr int kEvictions = 256;
     Scratch(Region& region, const Plan& plan);
     float* k;  // [block tokens, row]
     float* v;
     TokenMeta* meta;  // [block tokens]
     Labels labels;
-    float* received;  // [block tokens], if the policy wants it
-    Relief* reliefs;  // [kReliefs]
+    float* attention_received;  // [block tokens], if the policy wants it
+    Eviction* evictions;        // [kEvictions]
   };
 
   Admission(const Plan& plan, Policy& policy, Ops& ops, Window& window, ClusterStore& store,
@@ -66,7 +66,7 @@ class Admission {
   // The policy says what yields; false: nothing does.
   bool make_room(const Need& need);
   void make_room_to_merge(const Need& need);
-  void carry_out(const Relief& relief);
+  void carry_out(const Eviction& eviction);
 
   const Plan& plan_;
   const PolicyNeeds needs_;

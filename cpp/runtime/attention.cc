@@ -101,7 +101,7 @@ void KvMemory::attend_lane(int lane, const float* q, const float* k, const float
   trace::end("attend", attend_began, lane);
   reads_now_ += s.attended() + s.rows();
   if (block_ == BlockKind::kQuestion && passes_ == 0) collect_evidence(args, s, lane);
-  if (block_ == BlockKind::kFrame && plan_.window.received) collect_received(args, s, lane);
+  if (block_ == BlockKind::kFrame && plan_.window.attention_received) collect_attention_received(args, s, lane);
   if (block_ == BlockKind::kFrame && records_) records_->listen(args, s, lane, window_, parts_.selecting.page_mass);
   block_ == BlockKind::kFrame ? stage_frame(lane, k, v) : stage_text(lane, k, v);
 }
@@ -132,14 +132,14 @@ void KvMemory::stage_text(int lane, const float* k, const float* v) {
   }
 }
 
-// What this frame's queries pay to the frames of the window and to the frame itself (METHODS: MuKV).
-void KvMemory::collect_received(const AttendArgs& args, const BlockSelection& s, int lane) {
+// What this frame's queries pay to the frames of the window and to the frame itself (MuKV, arXiv 2605.22269).
+void KvMemory::collect_attention_received(const AttendArgs& args, const BlockSelection& s, int lane) {
   MassArgs mass;
   mass.attend = &args;
   mass.page_mass = parts_.selecting.page_mass;
   mass.row_mass = parts_.selecting.row_mass;
   mass.first_query = 0;
-  mass.block_mass = window_.received(lane, window_.frames());
+  mass.block_mass = window_.attention_received(lane, window_.frames());
   backend_.ops->attention_mass(mass);
   for (int e = 0; e < s.entries(); ++e) {
     const PageEntry& entry = s.entry(e);
@@ -149,7 +149,7 @@ void KvMemory::collect_received(const AttendArgs& args, const BlockSelection& s,
       for (int page = 0; page < pages_for(window_.frame(f).tokens); ++page)
         if (window_.page(Strip::kFrame, lane, page, f).data == entry.data)
           for (int i = entry.begin(); i < entry.end(); ++i)
-            window_.received_now(lane, f)[page * kPageTokens + i] += mass.page_mass[entry.first + i - entry.begin()];
+            window_.attention_now(lane, f)[page * kPageTokens + i] += mass.page_mass[entry.first + i - entry.begin()];
   }
 }
 

@@ -50,15 +50,15 @@ void KvMemory::begin_frame(const FrameInfo& frame) {
   if (frame.lead < 0 || frame.trail < 0 || frame.lead + frame.trail >= frame.tokens)
     throw InvalidInput("KvMemory: lead=" + std::to_string(frame.lead) + " and trail=" + std::to_string(frame.trail) +
                        " leave nothing of a frame of " + std::to_string(frame.tokens) + " tokens.");
-  const bool absolute = frame.moment >= 0 && model().rope.is_multi() && !model().rope.grid_follows_time;
-  // Compared before adding: a moment may be any number.
-  if (absolute && frame.moment < next_position_ - 1 - window_.prefix_tokens && frames_ > 0)
-    throw InvalidInput("KvMemory: moment=" + std::to_string(frame.moment) + " comes before the last frame's, " +
-                       std::to_string(next_position_ - 1 - window_.prefix_tokens) + "; moments must not fall.");
-  if (frame.moment > kLastMoment)
-    throw InvalidInput("KvMemory: moment=" + std::to_string(frame.moment) + " is beyond " +
+  const bool absolute = frame.t_position >= 0 && model().rope.is_multi() && !model().rope.grid_follows_time;
+  // Compared before adding: a t_position may be any number.
+  if (absolute && frame.t_position < next_position_ - 1 - window_.prefix_tokens && frames_ > 0)
+    throw InvalidInput("KvMemory: t_position=" + std::to_string(frame.t_position) + " comes before the last frame's, " +
+                       std::to_string(next_position_ - 1 - window_.prefix_tokens) + "; positions must not fall.");
+  if (frame.t_position > kLastMoment)
+    throw InvalidInput("KvMemory: t_position=" + std::to_string(frame.t_position) + " is beyond " +
                        std::to_string(kLastMoment) + ".");
-  const int32_t position = absolute ? window_.prefix_tokens + frame.moment : next_position_;
+  const int32_t position = absolute ? window_.prefix_tokens + frame.t_position : next_position_;
   admission_.refuse_without_room(frames_);
   begin(BlockKind::kFrame, frame.tokens);
   frame_ = frame;
@@ -66,7 +66,7 @@ void KvMemory::begin_frame(const FrameInfo& frame) {
   layout_ = {frame.tokens, frame.grid_w, frame.lead, frame.trail, window_.prefix_tokens};
   std::memcpy(window_.embedding(window_.frames()), frame.embedding,
               static_cast<size_t>(model().embedding_dim) * sizeof(float));
-  window_.clear_received_now();
+  window_.clear_attention_now();
   selector_.clear();
 }
 
@@ -136,7 +136,7 @@ void KvMemory::file_block() {
     window_.branch_tokens += block_tokens_;
     if (passes_++ == 0) question_reads_ = reads_now_;
   } else {
-    window_.file_received_now();
+    window_.file_attention_now();
     window_.push({static_cast<int32_t>(frames_), block_tokens_, frame_.time_ms, frame_position_});
     next_position_ = frame_position_ + frame_steps(model().rope, layout_);
     frame_reads_ = reads_now_;
@@ -177,7 +177,7 @@ void KvMemory::settle_read() {
     BlockSelection& s = parts_.selections[static_cast<size_t>(lane)];
     for (int e = 0; e < s.entries(); ++e) {
       if (s.page(e) == kNone) continue;
-      const Page& page = store_.blocks()[s.page(e)];
+      const Page& page = store_.pages()[s.page(e)];
       if (page.tier >= 0 && page.lane == lane && store_.index(lane).is_live(page.cluster) &&
           store_.index(lane)[page.cluster].buffer != kNone)
         store_.settle(lane, page.cluster, static_cast<int32_t>(frames_));
@@ -208,12 +208,12 @@ MemoryStats KvMemory::stats() const {
   const TierChain& tiers = store_.tiers();
   stats.tiers = tiers.size();
   for (int t = 0; t < tiers.size(); ++t)
-    stats.tier[t] = {tiers.spec(t).place, tiers.spec(t).codec, tiers.used_bytes(t),
+    stats.tier[t] = {tiers.spec(t).medium, tiers.spec(t).codec, tiers.used_bytes(t),
                      static_cast<uint64_t>(tiers.peak_used(t)) * tiers.slot_bytes(t), tiers.capacity_bytes(t)};
   if (records_) {
     const uint64_t used = records_->used_bytes();
     stats.tiers = 1;
-    stats.tier[0] = {Place::device, plan_.log.codec, used, used, records_->capacity_bytes()};
+    stats.tier[0] = {Medium::device, plan_.log.codec, used, used, records_->capacity_bytes()};
   }
   for (int lane = 0; lane < store_.shape().lanes; ++lane) stats.clusters += static_cast<int>(store_.index(lane).live().size());
   stats.scenes = store_.scenes() != nullptr ? store_.scenes()->size() : 0;

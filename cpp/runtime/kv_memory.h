@@ -35,7 +35,7 @@ struct FrameInfo {
   int lead = 0;
   int trail = 0;
   // M-RoPE: the temporal position, counted from the end of the prefix (absolute time); -1: the next one.
-  int32_t moment = -1;
+  int32_t t_position = -1;
 };
 
 struct MemoryStats {
@@ -52,7 +52,7 @@ struct MemoryStats {
   int64_t unread_pages = 0;      // chosen, but no room to read them: attended by their summary
   int64_t dropped_dialogue = 0;  // tokens of earlier turns that made room
   struct Tier {
-    Place place;
+    Medium medium;
     CodecId codec;
     uint64_t used_bytes, peak_bytes, capacity_bytes;
   };
@@ -115,7 +115,7 @@ class KvMemory {
   void stage_frame(int lane, const float* k, const float* v);
   void stage_text(int lane, const float* k, const float* v);
   void collect_evidence(const AttendArgs& args, const BlockSelection& s, int lane);
-  void collect_received(const AttendArgs& args, const BlockSelection& s, int lane);
+  void collect_attention_received(const AttendArgs& args, const BlockSelection& s, int lane);
 
   Backend backend_;
   std::unique_ptr<Policy> policy_;

@@ -44,17 +44,17 @@ class Labels {
     if (made != kNone && opened_count_ < n_) opened_[opened_count_++] = made;
   }
 
-  void follow(const Relief& relief) {
-    const bool merged = relief.kind == Relief::Kind::kMerge;
-    if (relief.lane != lane_ || (!merged && relief.kind != Relief::Kind::kDrop)) return;
-    const ClusterId gone = merged ? relief.other : relief.cluster;
+  void follow(const Eviction& eviction) {
+    const bool merged = eviction.kind == Eviction::Kind::kMerge;
+    if (eviction.lane != lane_ || (!merged && eviction.kind != Eviction::Kind::kDrop)) return;
+    const ClusterId gone = merged ? eviction.other : eviction.cluster;
     for (int i = 0; i < n_; ++i)
-      if (placement_[i].cluster == gone) placement_[i].cluster = merged ? relief.cluster : Placement::kOpen;
+      if (placement_[i].cluster == gone) placement_[i].cluster = merged ? eviction.cluster : Placement::kOpen;
     for (int i = 0; i < opened_count_;) {  // two of them may have merged into one: it stands here twice
       if (opened_[i] != gone) {
         ++i;
       } else if (merged) {
-        opened_[i++] = relief.cluster;
+        opened_[i++] = eviction.cluster;
       } else {
         opened_[i] = opened_[--opened_count_];
       }

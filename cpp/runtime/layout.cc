@@ -17,30 +17,30 @@ constexpr int64_t kMostDiskSlots = 1 << 28;
 int pages_of_frames(int tokens, int frame_tokens) { return tokens / frame_tokens * pages_for(frame_tokens) + 16; }
 
 bool keeps_members(const Request& r, const Plan& plan) {
-  return !r.needs.by_token || most_members(r.needs, plan.config) > 0;
+  return !r.needs.group.by_token || most_members(r.needs, plan.config) > 0;
 }
 
 void shape_lanes(const Request& r, Plan* plan) {
   const PolicyNeeds& needs = r.needs;
   const ModelShape& m = plan->config.model;
   StoreShape& s = plan->store;
-  const bool per_head = needs.per_head || needs.records;
+  const bool per_head = needs.group.per_head || needs.group.records;
   plan->layer_lanes = per_head ? m.kv_heads : 1;
   plan->original = r.original;
   plan->context = r.context;
-  plan->block_frames = needs.by_token ? needs.frames : 1;
-  plan->summaries = needs.summaries;
+  plan->block_frames = needs.group.by_token ? needs.group.frames : 1;
+  plan->summaries = needs.attends_means();
   s.lanes = r.lanes;
   s.page = {per_head ? 1 : m.kv_heads, m.head_dim};
   s.embedding_dim = m.embedding_dim;
   s.spill_dir = plan->config.spill_dir;
-  s.value_weight = needs.value_weight;
+  s.value_weight = needs.group.value_weight;
   const int block = (Size(m.frame_tokens) * plan->block_frames).to_int("tokens of the frames of a block");
   // Packing a cluster without end needs two pages of scratch.
-  s.max_run =
-      std::max({needs.by_token ? most_members(needs, plan->config) : 0, block, needs.unbounded ? 2 * kPageTokens : 0});
-  s.max_members = needs.unbounded ? std::numeric_limits<int>::max() : keeps_members(r, *plan) ? s.max_run : 0;
-  s.scenes = needs.scenes ? plan->config.scenes : 0;
+  s.max_run = std::max({needs.group.by_token ? most_members(needs, plan->config) : 0, block,
+                        needs.group.unbounded ? 2 * kPageTokens : 0});
+  s.max_members = needs.group.unbounded ? std::numeric_limits<int>::max() : keeps_members(r, *plan) ? s.max_run : 0;
+  s.scenes = needs.group.scenes ? plan->config.scenes : 0;
 }
 
 // Of a policy by records: as many pages in every lane's log, and nothing in the store.
@@ -54,7 +54,7 @@ void shape_log(const Request& r, const Choice& choice, Plan* plan) {
   const int listen = std::max(r.policy->retention()->listen_frames(), c.window_frames + 1);
   plan->listening = {r.lanes, listen, c.model.frame_tokens};
   plan->store.lanes = 0;
-  plan->store.tiers = {{Place::device, *c.packed, 1}};
+  plan->store.tiers = {{Medium::device, *c.packed, 1}};
 }
 
 // Of the packed pages, how many a card's own memory takes beside the exact ones.
@@ -75,14 +75,14 @@ int64_t disk_slots(const Request& r, const Choice& choice, const Plan& plan) {
   const StoreShape& s = plan.store;
   const PolicyNeeds& needs = r.needs;
   // Summaries alone have nothing to spill; and who reads everything would need all of it back in DRAM.
-  if (c.disk_bytes == 0 || !keeps_members(r, plan) || !needs.selects) return 0;
+  if (c.disk_bytes == 0 || !keeps_members(r, plan) || !needs.selects()) return 0;
   const size_t page = page_bytes(*c.packed, s.page);
   const auto quota = static_cast<int64_t>(c.disk_bytes / SpillFile::stride_of(page));
   if (quota < 1)
     throw MemoryCapError("disk tier: one page needs " + format_bytes(page) + ", disk_bytes is " +
                          format_bytes(c.disk_bytes) + ". Raise disk=.");
   const int frame_pages = pages_for(c.model.frame_tokens);
-  const bool rows = needs.means && !needs.by_token;
+  const bool rows = needs.has_means() && !needs.group.by_token;
   double row = 0;
   if (rows) {
     constexpr int kProbe = 1024;
@@ -94,9 +94,9 @@ int64_t disk_slots(const Request& r, const Choice& choice, const Plan& plan) {
   const auto payable = static_cast<int64_t>(static_cast<double>(c.cap_bytes) / (rows ? 3 : 10) / record);
   const auto shared = static_cast<int64_t>(static_cast<double>(choice.disk_share_bytes) / record);
   int64_t slots = std::min({quota, payable, rows ? payable : shared, kMostDiskSlots});
-  if (needs.least_clusters > 2) {  // a block opens about as many clusters: no more pages than clusters can name
-    const int64_t named = needs.least_clusters + int64_t{plan.block_frames} * frame_pages;
-    slots = std::min(slots, int64_t{s.lanes} * c.clusters * named / needs.least_clusters);
+  if (needs.share.least_clusters > 2) {  // a block opens about as many clusters: no more pages than clusters can name
+    const int64_t named = needs.share.least_clusters + int64_t{plan.block_frames} * frame_pages;
+    slots = std::min(slots, int64_t{s.lanes} * c.clusters * named / needs.share.least_clusters);
   }
   return std::max<int64_t>(slots, 1);
 }
@@ -105,21 +105,21 @@ int64_t disk_slots(const Request& r, const Choice& choice, const Plan& plan) {
 int64_t shape_tiers(const Request& r, const Choice& choice, Plan* plan) {
   const MemoryConfig& c = plan->config;
   StoreShape& s = plan->store;
-  const auto add = [&](Place place, CodecId codec, int64_t slots) {
-    s.tiers.push_back({place, codec, Size(slots).to_int("pages of a tier")});
+  const auto add = [&](Medium medium, CodecId codec, int64_t slots) {
+    s.tiers.push_back({medium, codec, Size(slots).to_int("pages of a tier")});
   };
   const double exact_bytes = static_cast<double>(page_bytes(c.exact, s.page));
   const double packed_bytes = static_cast<double>(page_bytes(*c.packed, s.page));
-  if (r.needs.by_token && keeps_members(r, *plan) && *c.packed != c.exact) {
+  if (r.needs.group.by_token && keeps_members(r, *plan) && *c.packed != c.exact) {
     const auto hot = static_cast<int64_t>(static_cast<double>(choice.slots) * packed_bytes * c.exact_share /
                                           (1 - c.exact_share) / exact_bytes);
-    add(Place::device, c.exact, std::max<int64_t>(hot, 1));
+    add(Medium::device, c.exact, std::max<int64_t>(hot, 1));
   }
   const int64_t on_card = slots_on_card(r, *plan, choice.slots);
-  if (on_card > 0) add(Place::device, *c.packed, on_card);
-  if (on_card < choice.slots) add(Place::host, *c.packed, choice.slots - on_card);
+  if (on_card > 0) add(Medium::device, *c.packed, on_card);
+  if (on_card < choice.slots) add(Medium::host, *c.packed, choice.slots - on_card);
   const int64_t on_disk = disk_slots(r, choice, *plan);
-  if (on_disk > 0) add(Place::disk, *c.packed, on_disk);
+  if (on_disk > 0) add(Medium::disk, *c.packed, on_disk);
   return on_disk;
 }
 
@@ -130,7 +130,7 @@ void shape_window(const Request& r, Plan* plan) {
   w.page = plan->store.page;
   w.codec = c.exact;
   w.frames = c.window_frames + plan->block_frames - 1;  // a block leaves when it is whole
-  w.received = r.needs.received;
+  w.attention_received = r.needs.group.attention_received;
   w.frame_tokens = c.model.frame_tokens;
   w.prefix_tokens = c.prefix_tokens;
   w.branch_tokens = c.branch_tokens;
@@ -146,18 +146,19 @@ int64_t shape_selections(const Request& r, int64_t lane_slots, Plan* plan) {
   const Size fixed_tokens = Size(c.prefix_tokens) + frames * frame_tokens + c.branch_tokens;
   const Size fixed_pages = Size(pages_for(c.prefix_tokens)) + frames * frame_pages + pages_for(c.branch_tokens);
   Size read_tokens = Size(lane_slots) * kPageTokens, read_pages = lane_slots;
-  if (needs.selects) {
+  if (needs.selects()) {
     read_tokens = keeps_members(r, *plan) ? c.retrieve_tokens : 0;
     // Pages of a small cluster are not full: two per 16 tokens, and what finds no row is read as its summary.
-    read_pages = needs.by_token ? read_tokens.value() / 8 + 16 : pages_of_frames(c.retrieve_tokens, frame_tokens);
+    read_pages = needs.group.by_token ? read_tokens.value() / 8 + 16 : pages_of_frames(c.retrieve_tokens, frame_tokens);
   }
   plan->select_tokens = (read_tokens + fixed_tokens).to_int("tokens read at once (window_frames=, retrieve_tokens=)");
   plan->select_entries = (read_pages + fixed_pages).to_int("pages read at once (window_frames=, retrieve_tokens=)");
   // Means that are scored alone are not attended, but one token alone may lie in its mean and be read there.
   const int capacity = plan->store.index.capacity;
-  plan->select_rows = needs.summaries ? capacity : needs.means ? std::min(capacity, c.retrieve_tokens) : 0;
-  if (needs.summary_frames != PolicyNeeds::kAll)
-    plan->select_rows = std::min(plan->select_rows, (Size(needs.summary_frames) * frame_tokens).to_int("summaries"));
+  plan->select_rows = needs.attends_means() ? capacity : needs.has_means() ? std::min(capacity, c.retrieve_tokens) : 0;
+  if (needs.read.summary_frames != PolicyNeeds::kAll)
+    plan->select_rows =
+        std::min(plan->select_rows, (Size(needs.read.summary_frames) * frame_tokens).to_int("summaries"));
   plan->max_block = std::max({frame_tokens, c.branch_tokens, c.prefix_tokens});
   const Size beyond = c.model.rope.grid_follows_time ? frame_tokens : 0;
   plan->rope_positions =
@@ -251,7 +252,7 @@ Plan lay_out(const Request& r, const Choice& choice) {
   shape_lanes(r, &plan);
   StoreShape& s = plan.store;
   int64_t on_disk = 0, lane_slots = choice.slots;
-  if (r.needs.records) {
+  if (r.needs.group.records) {
     shape_log(r, choice, &plan);
   } else {
     on_disk = shape_tiers(r, choice, &plan);
@@ -259,9 +260,9 @@ Plan lay_out(const Request& r, const Choice& choice) {
     for (const TierSpec& tier : s.tiers) all_slots += tier.slots;
     lane_slots = all_slots / s.lanes + 1;
   }
-  s.index.dim = r.needs.means ? s.page.row() : 0;
-  s.index.capacity = r.needs.records    ? 0
-                     : r.needs.by_token ? plan.config.clusters
+  s.index.dim = r.needs.has_means() ? s.page.row() : 0;
+  s.index.capacity = r.needs.group.records    ? 0
+                     : r.needs.group.by_token ? plan.config.clusters
                                       : static_cast<int>(lane_slots / pages_for(plan.config.model.frame_tokens) + 2);
   shape_window(r, &plan);
   const int64_t read_pages = shape_selections(r, lane_slots, &plan);

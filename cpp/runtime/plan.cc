@@ -44,7 +44,7 @@ int64_t bought(const Request& r, const Choice& at, double share) {
   const uint64_t before = plan.total_bytes, spare = r.config.cap_bytes - before;
   // What one more cluster costs: its row of the index, of the selections and of the shared scratch.
   double each = static_cast<double>(lay_out(r, more).total_bytes - before) / kProbe;
-  if (!r.needs.means) {  // a cluster without a mean is a page at least: more rows than pages would stay empty
+  if (!r.needs.has_means()) {  // a cluster without a mean is a page at least: more rows than pages would stay empty
     each += static_cast<double>(static_cast<uint64_t>(r.lanes) * page_bytes(*r.config.packed, plan.store.page));
     share = 1;
   }
@@ -54,7 +54,7 @@ int64_t bought(const Request& r, const Choice& at, double share) {
 int64_t clusters_wanted(const Request& r, const Choice& at, bool share_is_named) {
   const double share = r.keeps_members ? r.config.index_share : 1;
   const int64_t wanted = bought(r, at, share);
-  if (!r.keeps_members || !r.needs.summaries || r.config.disk_bytes == 0 || share_is_named) return wanted;
+  if (!r.keeps_members || !r.needs.attends_means() || r.config.disk_bytes == 0 || share_is_named) return wanted;
   // What the disk costs of DRAM is taken from the pages, which it stands in for, not from the summaries.
   Choice alone = at;
   alone.disk = false;
@@ -65,12 +65,12 @@ int64_t clusters_wanted(const Request& r, const Choice& at, bool share_is_named)
 // probe said, or many. At least as few as the least choice had fit.
 Choice with_clusters_that_fit(const Request& r, Choice at) {
   constexpr int kSteps = 64;
-  for (int step = 0; step < kSteps && at.clusters > r.needs.least_clusters; ++step) {
+  for (int step = 0; step < kSteps && at.clusters > r.needs.share.least_clusters; ++step) {
     if (fits(lay_out(r, at))) return at;
     --at.clusters;
   }
   if (fits(lay_out(r, at))) return at;
-  int few = r.needs.least_clusters, many = at.clusters;
+  int few = r.needs.share.least_clusters, many = at.clusters;
   while (few + 1 < many) {
     at.clusters = few + (many - few) / 2;
     (fits(lay_out(r, at)) ? few : many) = at.clusters;
@@ -81,14 +81,14 @@ Choice with_clusters_that_fit(const Request& r, Choice at) {
 
 Choice with_clusters(const Request& r, Choice at, bool share_is_named) {
   const int64_t wanted = clusters_wanted(r, at, share_is_named);
-  at.clusters = static_cast<int>(std::clamp<int64_t>(wanted, r.needs.least_clusters, kMostClusters));
+  at.clusters = static_cast<int>(std::clamp<int64_t>(wanted, r.needs.share.least_clusters, kMostClusters));
   if (r.choose_scenes) at.scenes = std::max(1, std::min(at.scenes, at.clusters / 4));  // or none could merge inside
   return with_clusters_that_fit(r, at);
 }
 
 // As many pages as what is left over holds.
 Choice with_slots(const Request& r, Choice at) {
-  const int64_t most = r.needs.records ? kMostLane : std::min(kMostSlots, kMostLane * r.lanes);
+  const int64_t most = r.needs.group.records ? kMostLane : std::min(kMostSlots, kMostLane * r.lanes);
   int64_t low = at.slots, high = at.slots;
   const auto fit = [&](int64_t slots) {
     at.slots = slots;
@@ -135,7 +135,7 @@ Ops::Limits Plan::host_limits() const {
 
 Plan make_plan(const MemoryConfig& config, Policy& policy, const Backend& backend) {
   check(config);
-  if (policy.needs().members != PolicyNeeds::kWithDisk || config.disk_bytes == 0 || config.clusters > 0)
+  if (policy.needs().share.members != PolicyNeeds::kWithDisk || config.disk_bytes == 0 || config.clusters > 0)
     return fitted(config, policy, backend);
   // Members on disk are worth having while most of the clusters stay; below that the disk is left alone.
   MemoryConfig alone = config;

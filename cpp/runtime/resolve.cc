@@ -35,17 +35,17 @@ int window_frames(const MemoryConfig& c, bool records) {
 int retrieve_tokens(const MemoryConfig& c, const PolicyNeeds& needs, int64_t cap_tokens) {
   if (c.retrieve_tokens > 0) return c.retrieve_tokens;
   const int64_t frame = c.model.frame_tokens, most = kMostCounted;
-  if (needs.retrieve_frames == 0)
+  if (needs.read.frames == 0)
     return static_cast<int>(std::min(std::clamp<int64_t>(cap_tokens / 12, 64, 64 * frame), most));
-  const auto of_cap = std::max<int64_t>(cap_tokens / (needs.by_token ? 8 : 4), 64);
-  return static_cast<int>(std::min({needs.retrieve_frames * frame, of_cap, most}));
+  const auto of_cap = std::max<int64_t>(cap_tokens / (needs.group.by_token ? 8 : 4), 64);
+  return static_cast<int>(std::min({needs.read.frames * frame, of_cap, most}));
 }
 
 }  // namespace
 
 int most_members(const PolicyNeeds& needs, const MemoryConfig& c) {
-  if (needs.members == PolicyNeeds::kWithDisk) return c.disk_bytes > 0 ? kPageTokens : 0;
-  return needs.members == PolicyNeeds::kAll ? c.max_cluster_tokens : needs.members;
+  if (needs.share.members == PolicyNeeds::kWithDisk) return c.disk_bytes > 0 ? kPageTokens : 0;
+  return needs.share.members == PolicyNeeds::kAll ? c.max_cluster_tokens : needs.share.members;
 }
 
 Request resolve(const MemoryConfig& config, Policy& policy, const Backend& backend) {
@@ -57,11 +57,11 @@ Request resolve(const MemoryConfig& config, Policy& policy, const Backend& backe
   r.has_private = backend.device->has_private();
   MemoryConfig& c = r.config;
   const PolicyNeeds& needs = r.needs;
-  if (!c.packed) c.packed = needs.records ? CodecId::kK5V3 : needs.refuses ? c.exact : CodecId::kInt4;
+  if (!c.packed) c.packed = needs.group.records ? CodecId::kK5V3 : needs.share.refuses ? c.exact : CodecId::kInt4;
   r.original = c.positions == Positions::kOriginal || (c.positions == Positions::kAuto && c.model.context > 0);
   r.context = c.model.context > 0 ? c.model.context : kUnknownContext;
   if (c.model.scale == 0) c.model.scale = 1.0f / std::sqrt(static_cast<float>(c.model.head_dim));
-  c.window_frames = window_frames(c, needs.records);
+  c.window_frames = window_frames(c, needs.group.records);
   const uint64_t token_bytes = std::max<uint64_t>(lane_token_bytes(c.model, *c.packed), 1);
   const auto cap_tokens = static_cast<int64_t>(c.cap_bytes / token_bytes);
   c.retrieve_tokens = retrieve_tokens(c, needs, cap_tokens);
@@ -76,18 +76,18 @@ Request resolve(const MemoryConfig& config, Policy& policy, const Backend& backe
     throw InvalidInput("MemoryConfig: a model of context=" + std::to_string(r.context) +
                        " positions has no room for a frame, prefix and question of " + std::to_string(tail) +
                        " tokens. Lower branch_tokens= or tokens_per_frame=.");
-  if (needs.by_token && needs.clusters > 0) c.clusters = needs.clusters;
-  r.choose_clusters = needs.by_token && c.clusters == 0;
-  if (r.choose_clusters) c.clusters = needs.least_clusters;
-  if (c.index_share == 0) c.index_share = needs.index_share > 0 ? needs.index_share : kIndexShare;
+  if (needs.group.by_token && needs.share.clusters > 0) c.clusters = needs.share.clusters;
+  r.choose_clusters = needs.group.by_token && c.clusters == 0;
+  if (r.choose_clusters) c.clusters = needs.share.least_clusters;
+  if (c.index_share == 0) c.index_share = needs.share.index > 0 ? needs.share.index : kIndexShare;
   // Where clusters or what is read were named, the disk gives them all it can.
-  r.disk_is_bounded = c.disk_bytes > 0 && r.choose_clusters && needs.summaries && config.retrieve_tokens == 0;
+  r.disk_is_bounded = c.disk_bytes > 0 && r.choose_clusters && needs.attends_means() && config.retrieve_tokens == 0;
   // The least that works: pages of a frame for each layer, and for one cluster without end those of a block.
-  r.lanes = c.model.layers * (needs.per_head || needs.records ? c.model.kv_heads : 1);
-  r.keeps_members = !needs.by_token || most_members(needs, c) > 0;
-  const int frames = needs.unbounded ? needs.frames : 1;
+  r.lanes = c.model.layers * (needs.group.per_head || needs.group.records ? c.model.kv_heads : 1);
+  r.keeps_members = !needs.group.by_token || most_members(needs, c) > 0;
+  const int frames = needs.group.unbounded ? needs.group.frames : 1;
   const int pages = pages_for((Size(c.model.frame_tokens) * frames).to_int("tokens of the frames of a block"));
-  r.least_slots = needs.records    ? pages
+  r.least_slots = needs.group.records    ? pages
                   : r.keeps_members ? std::max<int64_t>(r.lanes * int64_t{pages}, 4) : 1;
   return r;
 }

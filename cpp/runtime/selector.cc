@@ -87,8 +87,8 @@ void Selector::keep_within(const ClusterIndex& index, int max_tokens, SelectResu
 
 // Returns the tokens of the page that are read, or are not wanted; the rest is attended through the mean.
 int Selector::add_page(BlockSelection* s, PageId id, int32_t since_ms) {
-  const int count = store_.blocks()[id].count;
-  if (store_.blocks()[id].last_time < since_ms) return count;
+  const int count = store_.pages()[id].count;
+  if (store_.pages()[id].last_time < since_ms) return count;
   CodecId codec{};
   const PageView view = s->entries_left() > 0 && s->tokens_left() >= count ? store_.resident(id, &codec) : PageView{};
   if (view.data == nullptr) {
@@ -114,7 +114,7 @@ void Selector::add_cluster(BlockSelection* s, int lane, ClusterId c, int32_t sin
   const Cluster& cluster = index[c];
   int read = 0;
   for (PageId id = cluster.head; id != kNone;) {
-    const PageId next = store_.blocks()[id].next;  // a page that is lost leaves the chain
+    const PageId next = store_.pages()[id].next;  // a page that is lost leaves the chain
     read += add_page(s, id, since_ms);
     id = next;
   }
@@ -176,7 +176,7 @@ void Selector::read_chosen(BlockSelection* s, int lane, const Reader& reader, co
   std::memset(scratch_.chosen, 0, static_cast<size_t>(index.capacity()));
   for (int i = 0; i < result.n; ++i) {  // ask for all before waiting for the first
     scratch_.chosen[result.chosen[i]] = 1;
-    for (PageId id = index[result.chosen[i]].head; id != kNone; id = store_.blocks()[id].next) store_.request(id);
+    for (PageId id = index[result.chosen[i]].head; id != kNone; id = store_.pages()[id].next) store_.request(id);
   }
   // Best first: where the table of pages is too short, the least of the chosen are read as their summary.
   for (int i = 0; i < result.n; ++i) add_cluster(s, lane, result.chosen[i], reader.since_ms);
@@ -199,7 +199,7 @@ void Selector::request_ahead(int lane, const Reader& reader, const float* q) {
   const SelectResult guess = choose(lane, reader, q);
   const ClusterIndex& index = store_.index(lane);
   for (int i = 0; i < guess.n; ++i)
-    for (PageId id = index[guess.chosen[i]].head; id != kNone; id = store_.blocks()[id].next)
+    for (PageId id = index[guess.chosen[i]].head; id != kNone; id = store_.pages()[id].next)
       if (!store_.request(id)) return;
 }
 
@@ -220,7 +220,7 @@ void Selector::resolve(BlockSelection* s) {
   // A page that was forgotten is gone from the store too: its id may be free, or another page's.
   // One page may have several entries: once it is lost, none of them may be asked for.
   const auto in_store = [&](int e) {
-    return s->page(e) != kNone && s->entry(e).rows != 0 && store_.blocks()[s->page(e)].tier >= 0;
+    return s->page(e) != kNone && s->entry(e).rows != 0 && store_.pages()[s->page(e)].tier >= 0;
   };
   for (int e = 0; e < s->entries(); ++e)
     if (in_store(e)) store_.request(s->page(e));

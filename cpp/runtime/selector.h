@@ -28,8 +28,8 @@ class Selector {
   Selector(const Plan& plan, Policy& policy, Backend& backend, Window& window, ClusterStore& store,
            std::optional<Records>& records, Staging& staging, SelectionScratch& scratch, std::vector<BlockSelection>& selections)
       : plan_(plan),
-        reads_query_(policy.needs().reads_query),
-        selects_(policy.needs().selects),
+        reads_query_(policy.needs().reads_query()),
+        selects_(policy.needs().selects()),
         policy_(policy),
         backend_(backend),
         window_(window),

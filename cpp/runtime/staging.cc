@@ -12,7 +12,7 @@ namespace {
 bool for_kernels(const LayerArrays& given, const Device& device, bool all) {
   int n = 0;
   for (const float* array : {given.q, given.k, given.v, static_cast<const float*>(given.out)})
-    n += device.reach(array) == Device::Reach::kKernels ? 1 : 0;
+    n += device.access(array) == Device::Access::kKernels ? 1 : 0;
   return all ? n == 4 : n > 0;
 }
 
@@ -34,7 +34,7 @@ bool Staging::readable_is_finite(const LayerArrays& given, const Device& device,
   const std::array<const float*, 3> from = {given.q, given.k, given.v};
   const auto n = sizes(tokens);
   for (size_t i = 0; i < from.size(); ++i)
-    if (device.reach(from[i]) != Device::Reach::kKernels && !all_finite(from[i], n[i])) return false;
+    if (device.access(from[i]) != Device::Access::kKernels && !all_finite(from[i], n[i])) return false;
   return true;
 }
 
@@ -42,18 +42,18 @@ LayerArrays Staging::enter(const LayerArrays& given, Backend& backend, int token
   if (for_kernels(given, *backend.device, false)) backend.device->follow(stream.value_or(nullptr));
   const auto n = sizes(tokens);
   const auto place = [&](const float* from, float* staged, size_t count) -> const float* {
-    const Device::Reach reach = backend.device->reach(from);
-    if (reach == Device::Reach::kKernels) backend.ops->check_finite(from, count, bad_);
-    if (reach != Device::Reach::kHost) return from;
+    const Device::Access access = backend.device->access(from);
+    if (access == Device::Access::kKernels) backend.ops->check_finite(from, count, bad_);
+    if (access != Device::Access::kHost) return from;
     std::memcpy(staged, from, count * sizeof(float));
     return staged;
   };
   return {place(given.q, q_, n[0]), place(given.k, k_, n[1]), place(given.v, v_, n[2]),
-          backend.device->reach(given.out) == Device::Reach::kHost ? out_ : given.out};
+          backend.device->access(given.out) == Device::Access::kHost ? out_ : given.out};
 }
 
 const float* Staging::readable(const float* q, size_t n, Backend& backend) {
-  if (backend.device->reach(q) != Device::Reach::kKernels) return q;
+  if (backend.device->access(q) != Device::Access::kKernels) return q;
   backend.ops->copy(q_, q, n * sizeof(float));
   backend.ops->wait();
   return q_;
@@ -65,7 +65,7 @@ void Staging::leave(const LayerArrays& given, Backend& backend, int tokens, std:
     return;
   }
   backend.ops->wait();
-  if (backend.device->reach(given.out) == Device::Reach::kHost)
+  if (backend.device->access(given.out) == Device::Access::kHost)
     std::memcpy(given.out, out_, sizes(tokens)[0] * sizeof(float));
 }
 

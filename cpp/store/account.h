@@ -23,7 +23,7 @@ struct StoreCounters {
   int64_t merges = 0;
   int64_t demoted_pages = 0;
   int64_t thinned_clusters = 0;  // lost some of their members
-  int64_t summarised_clusters = 0;
+  int64_t collapsed_clusters = 0;
   int64_t dropped_clusters = 0;
   int64_t lost_pages = 0;     // bad checksum or failed read: treated as a miss
   int64_t failed_spills = 0;  // write or its slot failed: the page stayed where it was

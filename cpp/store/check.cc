@@ -25,8 +25,8 @@ void ClusterStore::check_invariants() const {
       const Cluster& cluster = index[c];
       int paged = 0, disk = 0;
       PageId last = kNone;
-      for (PageId id = cluster.head; id != kNone; id = blocks_[id].next) {
-        const Page& page = blocks_[id];
+      for (PageId id = cluster.head; id != kNone; id = pages_[id].next) {
+        const Page& page = pages_[id];
         require(page.tier >= 0 && page.tier < tiers_.size(), "a page of a cluster lies in exactly one tier");
         require(page.cluster == c && page.lane == lane, "a page knows its cluster and lane");
         require(page.count > 0 && page.count <= kPageTokens, "a page holds 1 to 16 tokens");
@@ -34,7 +34,7 @@ void ClusterStore::check_invariants() const {
         if (page.staged != kNone) require(fetch_[page.staged].page == id, "a read copy knows its page");
         paged += page.count;
         disk += tiers_.is_disk(page.tier) ? 1 : 0;
-        place_in(found, page.tier) += page.count;
+        counter_in(found, page.tier) += page.count;
         ++pages_in_tier[static_cast<size_t>(page.tier)];
         ++pages;
         last = id;
@@ -59,7 +59,7 @@ void ClusterStore::check_invariants() const {
     require(pages_in_tier[static_cast<size_t>(t)] + writing == tiers_.used_slots(t),
             "used slots equal pages in the tier");
   }
-  require(pages == blocks_.live(), "every live page record belongs to a cluster");
+  require(pages == pages_.live(), "every live page record belongs to a cluster");
   require(found.exact == account_.exact, "the exact tokens are where the account says");
   require(found.quantised == account_.quantised, "the quantised tokens are where the account says");
   require(found.spilled == account_.spilled, "the spilled tokens are where the account says");

@@ -2,7 +2,7 @@
 // need of a cluster without reading its members: mean key and value before rotation, count, variance, time range - its
 // summary - and the chain of its pages. Rows are few and fixed: when all are taken, two must merge. The means are half
 // precision: a summary then costs no more than one exact token, and a cluster of one token IS that token.
-// Mechanism only: which cluster a token joins, what merges and what is read is the policy's choice (METHODS: Mosaic).
+// Mechanism only: which cluster a token joins, what merges and what is read is the policy's choice (Mosaic, arXiv 2604.10060).
 // Not thread-safe.
 #pragma once
 
@@ -39,7 +39,7 @@ class ClusterIndex {
  public:
   struct Shape {
     int capacity = 0;  // clusters
-    int dim = 0;       // kv heads x head size of the lane; 0: keep no means (policies that never summarise)
+    int dim = 0;       // kv heads x head size of the lane; 0: keep no means (policies that never collapse)
   };
   ClusterIndex(Region& region, Shape shape);
 

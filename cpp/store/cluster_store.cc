@@ -15,7 +15,7 @@ int total_slots(const StoreShape& s) {
   return n.to_int("pages of all tiers");
 }
 
-bool has_disk(const StoreShape& s) { return s.tiers.back().place == Place::disk; }
+bool has_disk(const StoreShape& s) { return s.tiers.back().medium == Medium::disk; }
 
 size_t coldest_page_bytes(const StoreShape& s) { return page_bytes(s.tiers.back().codec, s.page); }
 
@@ -25,7 +25,7 @@ ClusterStore::ClusterStore(Region& region, const StoreShape& s, Ops& ops, SpillI
     : shape_(s),
       ops_(ops),
       tiers_(s.tiers, s.page, region, s.spill_dir, io),
-      blocks_(region, total_slots(s)),
+      pages_(region, total_slots(s)),
       fetch_(region, s.fetch_slots, coldest_page_bytes(s)) {
   index_.reserve(static_cast<size_t>(s.lanes));
   for (int lane = 0; lane < s.lanes; ++lane) index_.emplace_back(region, s.index);
@@ -59,11 +59,11 @@ bool ClusterStore::can_spill() const {
 
 int ClusterStore::pages_in(int lane, ClusterId c, int tier) const {
   int n = 0;
-  for (PageId p = index(lane)[c].head; p != kNone; p = blocks_[p].next) n += blocks_[p].tier == tier ? 1 : 0;
+  for (PageId p = index(lane)[c].head; p != kNone; p = pages_[p].next) n += pages_[p].tier == tier ? 1 : 0;
   return n;
 }
 
-int64_t& ClusterStore::place_in(TokenAccount& account, int tier) const {
+int64_t& ClusterStore::counter_in(TokenAccount& account, int tier) const {
   if (tiers_.is_disk(tier)) return account.spilled;
   return codec_is_exact(codec(tier)) ? account.exact : account.quantised;
 }
@@ -130,47 +130,47 @@ int ClusterStore::acquire_hottest(SlotId* slot) {
 
 void ClusterStore::link(int lane, ClusterId c, PageId page) {
   Cluster& cluster = index(lane)[c];
-  blocks_[page].cluster = c;
-  blocks_[page].next = kNone;
+  pages_[page].cluster = c;
+  pages_[page].next = kNone;
   if (cluster.tail == kNone) {
     cluster.head = page;
   } else {
-    blocks_[cluster.tail].next = page;
+    pages_[cluster.tail].next = page;
   }
   cluster.tail = page;
-  cluster.paged += blocks_[page].count;
-  if (tiers_.is_disk(blocks_[page].tier)) ++cluster.disk_pages;
+  cluster.paged += pages_[page].count;
+  if (tiers_.is_disk(pages_[page].tier)) ++cluster.disk_pages;
 }
 
 void ClusterStore::unlink(int lane, ClusterId c, PageId page) {
   Cluster& cluster = index(lane)[c];
   PageId before = kNone;
-  for (PageId p = cluster.head; p != page; p = blocks_[p].next) before = p;
-  (before == kNone ? cluster.head : blocks_[before].next) = blocks_[page].next;
+  for (PageId p = cluster.head; p != page; p = pages_[p].next) before = p;
+  (before == kNone ? cluster.head : pages_[before].next) = pages_[page].next;
   if (cluster.tail == page) cluster.tail = before;
-  cluster.paged -= blocks_[page].count;
-  if (tiers_.is_disk(blocks_[page].tier)) --cluster.disk_pages;
+  cluster.paged -= pages_[page].count;
+  if (tiers_.is_disk(pages_[page].tier)) --cluster.disk_pages;
 }
 
 void ClusterStore::release_page(PageId page) {
   // A background write still reads the DRAM slot: let it finish before the slot can be reused.
-  while (blocks_[page].spilling != 0) poll_spills(true);
-  Page& p = blocks_[page];
+  while (pages_[page].spilling != 0) poll_spills(true);
+  Page& p = pages_[page];
   if (p.staged != kNone) {
     FetchCache::Entry& entry = fetch_[p.staged];
     if (!entry.copied.done()) copies_->wait(entry.copied);
     entry.page = kNone;
     entry.pinned = false;
   }
-  place_of(p.tier) -= p.count;
+  counter_of(p.tier) -= p.count;
   tiers_.release(p.tier, p.slot);
-  blocks_.remove(page);
+  pages_.remove(page);
 }
 
 void ClusterStore::release_pages(int lane, ClusterId c) {
   Cluster& cluster = index(lane)[c];
   for (PageId p = cluster.head; p != kNone;) {
-    const PageId next = blocks_[p].next;
+    const PageId next = pages_[p].next;
     release_page(p);
     p = next;
   }
@@ -184,8 +184,8 @@ void ClusterStore::write_pages(int lane, ClusterId c, const Run& run) {
     const int n = std::min(kPageTokens, run.n - at);
     SlotId slot = kNone;
     const int tier = acquire_hottest(&slot);
-    const PageId page = blocks_.add(lane, c, tier, slot);
-    Page& record = blocks_[page];
+    const PageId page = pages_.add(lane, c, tier, slot);
+    Page& record = pages_[page];
     record.count = static_cast<uint8_t>(n);
     record.first_time = record.last_time = run.meta[at].time_ms;
     for (int i = at + 1; i < at + n; ++i) {  // members that came by a merge are not in time order
@@ -198,7 +198,7 @@ void ClusterStore::write_pages(int lane, ClusterId c, const Run& run) {
     ops_.encode(codec(tier), shape_.page, run.k + static_cast<size_t>(at) * row(),
                 run.v + static_cast<size_t>(at) * row(), row(), n, to.data);
     link(lane, c, page);
-    place_of(tier) += n;
+    counter_of(tier) += n;
   }
 }
 
@@ -222,14 +222,14 @@ Short ClusterStore::materialise(int lane, ClusterId c) {
 
 Short ClusterStore::add_row(int lane, ClusterId c, const Run& token) {
   const PageId tail = index(lane)[c].tail;
-  const bool open_tail = tail != kNone && blocks_[tail].count < kPageTokens && !tiers_.is_disk(blocks_[tail].tier) &&
-                         blocks_[tail].spilling == 0;
+  const bool open_tail = tail != kNone && pages_[tail].count < kPageTokens && !tiers_.is_disk(pages_[tail].tier) &&
+                         pages_[tail].spilling == 0;
   if (!open_tail) {
     if (free_slots() < 1) return Short::kSlots;
     write_pages(lane, c, token);
     return Short::kNothing;
   }
-  Page& page = blocks_[tail];
+  Page& page = pages_[tail];
   const int n = page.count;
   PageView view = tiers_.page(page.tier, page.slot);
   if (codec_is_exact(codec(page.tier))) {
@@ -245,8 +245,8 @@ Short ClusterStore::add_row(int lane, ClusterId c, const Run& token) {
       const PageView to = tiers_.page(0, hot);
       std::memcpy(to.meta, view.meta, kPageMetaBytes);
       tiers_.release(page.tier, page.slot);
-      place_of(page.tier) -= n;
-      place_of(0) += n;
+      counter_of(page.tier) -= n;
+      counter_of(0) += n;
       page.tier = 0;
       page.slot = hot;
       view = to;
@@ -258,7 +258,7 @@ Short ClusterStore::add_row(int lane, ClusterId c, const Run& token) {
   page.last_time = std::max(page.last_time, token.meta->time_ms);
   ++page.count;
   ++index(lane)[c].paged;
-  ++place_of(page.tier);
+  ++counter_of(page.tier);
   return Short::kNothing;
 }
 

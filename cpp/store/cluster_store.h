@@ -1,5 +1,5 @@
 // ClusterStore: the capped KV store. Tokens live in pages, pages belong to clusters, clusters to a lane and a scene;
-// pages lie in the tiers of a chain (exact > quantised > disk) and clusters are moved, summarised, merged, split and read
+// pages lie in the tiers of a chain (exact > quantised > disk) and clusters are moved, collapsed, merged, split and read
 // as units. Everything is taken from one Region when the store is built; when a slot, a page record or a cluster row is
 // missing the call says which, changes nothing, and the policy chooses what yields.
 //   cluster_store.cc  tokens in, pages and the account      reshape.cc  split, merge, compact
@@ -18,9 +18,9 @@
 #include "memory/spill_file.h"
 #include "memory/tier.h"
 #include "store/account.h"
-#include "store/block_table.h"
 #include "store/cluster_index.h"
 #include "store/fetch_cache.h"
+#include "store/page_table.h"
 #include "store/run.h"
 #include "store/scene_table.h"
 
@@ -54,7 +54,7 @@ class ClusterStore {
   const StoreShape& shape() const { return shape_; }
   const ClusterIndex& index(int lane) const { return index_[static_cast<size_t>(lane)]; }
   const SceneTable* scenes() const { return scenes_ ? &*scenes_ : nullptr; }
-  const BlockTable& blocks() const { return blocks_; }
+  const PageTable& pages() const { return pages_; }
   const TierChain& tiers() const { return tiers_; }
   // Slots a new page could take at once, in any DRAM tier.
   int free_slots() const;
@@ -104,7 +104,7 @@ class ClusterStore {
   // packed. Pages on disk or on their way there stay whole.
   void thin(int lane, ClusterId c, const uint8_t* keep);
   // Members go, the summary stays.
-  void summarise(int lane, ClusterId c);
+  void collapse(int lane, ClusterId c);
   // The cluster goes, summary and all.
   void drop(int lane, ClusterId c);
   // Take in background writes: those that were queued before the last poll, or, with wait, the oldest ones until a slot
@@ -127,8 +127,8 @@ class ClusterStore {
   size_t row() const { return static_cast<size_t>(shape_.page.row()); }
   CodecId codec(int tier) const { return shape_.tiers[static_cast<size_t>(tier)].codec; }
   // The counter of an account that tokens of a tier stand in.
-  int64_t& place_in(TokenAccount& account, int tier) const;
-  int64_t& place_of(int tier) { return place_in(account_, tier); }
+  int64_t& counter_in(TokenAccount& account, int tier) const;
+  int64_t& counter_of(int tier) { return counter_in(account_, tier); }
   bool mean_may_hold_token(int lane) const;
   bool holds_token_in_mean(int lane, ClusterId c) const;
   // Members of c are no longer in pages: n tokens stand in its mean now, or nowhere.
@@ -157,7 +157,7 @@ class ClusterStore {
   StoreShape shape_;
   Ops& ops_;
   TierChain tiers_;
-  BlockTable blocks_;
+  PageTable pages_;
   std::vector<ClusterIndex> index_;
   std::optional<SceneTable> scenes_;
   FetchCache fetch_;

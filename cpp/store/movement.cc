@@ -10,8 +10,8 @@ bool ClusterStore::demote(int lane, ClusterId c, int tier) {
   const int to = tiers_.colder(tier);
   if (to == kNone || tiers_.is_disk(tier)) return false;
   bool moved = false;
-  for (PageId id = index(lane)[c].head; id != kNone; id = blocks_[id].next) {
-    Page& page = blocks_[id];
+  for (PageId id = index(lane)[c].head; id != kNone; id = pages_[id].next) {
+    Page& page = pages_[id];
     if (page.tier != tier || page.spilling != 0) continue;
     if (tiers_.is_disk(to)) {
       if (!spill(id)) break;
@@ -29,8 +29,8 @@ bool ClusterStore::demote(int lane, ClusterId c, int tier) {
       ops_.encode(codec(to), shape_.page, run_k_, run_v_, row(), page.count, there.data);
     }
     tiers_.release(tier, page.slot);
-    place_of(tier) -= page.count;
-    place_of(to) += page.count;
+    counter_of(tier) -= page.count;
+    counter_of(to) += page.count;
     page.tier = static_cast<int8_t>(to);
     page.slot = slot;
     ++counters_.demoted_pages;
@@ -44,7 +44,7 @@ bool ClusterStore::spill(PageId id) {
   if (!can_spill()) return false;
   if (spilling_count_ == kMaxSpilling) poll_spills(true);
   if (spilling_count_ == kMaxSpilling) return false;
-  Page& page = blocks_[id];
+  Page& page = pages_[id];
   const SlotId slot = tiers_.acquire(tiers_.size() - 1);
   if (slot == kNone) {  // one is free, or can_spill() were false: it was refused
     spill_failed(Status::no_space);
@@ -83,14 +83,14 @@ void ClusterStore::spill_failed(Status status) {
 // The oldest write, waited for if need be. True if it went well, so that its DRAM slot is free.
 bool ClusterStore::finish_spill() {
   Spilling& s = spilling_[static_cast<size_t>(spilling_first_)];
-  Page& page = blocks_[s.page];
+  Page& page = pages_[s.page];
   const bool ok = copies_->wait(s.written) == Status::ok;
   const int disk = tiers_.size() - 1;
   page.spilling = 0;
   if (ok) {
     tiers_.release(page.tier, page.slot);
-    place_of(page.tier) -= page.count;
-    place_of(disk) += page.count;
+    counter_of(page.tier) -= page.count;
+    counter_of(disk) += page.count;
     page.tier = static_cast<int8_t>(disk);
     page.slot = s.slot;
     ++index(page.lane)[page.cluster].disk_pages;
@@ -123,12 +123,12 @@ void ClusterStore::poll_spills(bool wait) {
   spilling_old_ = spilling_count_;
 }
 
-void ClusterStore::summarise(int lane, ClusterId c) {
+void ClusterStore::collapse(int lane, ClusterId c) {
   Cluster& cluster = index(lane)[c];
   const int members = cluster.paged;
   release_pages(lane, c);
   if (members > 0) account_unpaged(lane, c, members);
-  ++counters_.summarised_clusters;
+  ++counters_.collapsed_clusters;
 }
 
 void ClusterStore::drop(int lane, ClusterId c) {
@@ -147,7 +147,7 @@ void ClusterStore::drop(int lane, ClusterId c) {
 }
 
 bool ClusterStore::request(PageId id) {
-  Page& page = blocks_[id];
+  Page& page = pages_[id];
   if (!tiers_.is_disk(page.tier)) return true;
   if (page.staged != kNone) {
     fetch_.touch(page.staged);  // asked for: not the next to go
@@ -158,7 +158,7 @@ bool ClusterStore::request(PageId id) {
   if (slot == kNone) return false;
   FetchCache::Entry& entry = fetch_[slot];
   if (!entry.copied.done()) copies_->wait(entry.copied);
-  if (entry.page != kNone) blocks_[entry.page].staged = kNone;
+  if (entry.page != kNone) pages_[entry.page].staged = kNone;
   entry.page = id;
   entry.pinned = false;
   fetch_.touch(slot);
@@ -169,7 +169,7 @@ bool ClusterStore::request(PageId id) {
 }
 
 PageView ClusterStore::resident(PageId id, CodecId* codec) {
-  Page& page = blocks_[id];
+  Page& page = pages_[id];
   *codec = this->codec(page.tier);
   if (!tiers_.is_disk(page.tier)) return tiers_.page(page.tier, page.slot);
   if (page.staged == kNone && !request(id)) return {};
@@ -184,7 +184,7 @@ PageView ClusterStore::resident(PageId id, CodecId* codec) {
 
 // What was in the page is gone: its tokens stay in the cluster's mean, if it has one.
 void ClusterStore::lose(PageId id) {
-  const Page page = blocks_[id];
+  const Page page = pages_[id];
   unlink(page.lane, page.cluster, id);
   release_page(id);
   account_unpaged(page.lane, page.cluster, page.count);

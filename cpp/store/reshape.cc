@@ -13,8 +13,8 @@ bool ClusterStore::all_in_dram(int lane, ClusterId c) const { return index(lane)
 int ClusterStore::read_members(int lane, ClusterId c, int at) {
   const int first = at;
   for (PageId id = index(lane)[c].head; id != kNone;) {
-    const PageId next = blocks_[id].next;
-    const int count = blocks_[id].count;
+    const PageId next = pages_[id].next;
+    const int count = pages_[id].count;
     CodecId codec{};
     if (const PageView view = resident(id, &codec); view.data != nullptr) {
       ops_.decode(codec, shape_.page, view.data, 0, count, run_k_ + static_cast<size_t>(at) * row(),
@@ -187,8 +187,8 @@ bool ClusterStore::settle(int lane, ClusterId c, int32_t frame) {
 void ClusterStore::compact(int lane, ClusterId c) {
   Cluster& cluster = index(lane)[c];
   int pages = 0;
-  for (PageId id = cluster.head; id != kNone; id = blocks_[id].next) {
-    if (tiers_.is_disk(blocks_[id].tier) || blocks_[id].spilling != 0) return;
+  for (PageId id = cluster.head; id != kNone; id = pages_[id].next) {
+    if (tiers_.is_disk(pages_[id].tier) || pages_[id].spilling != 0) return;
     ++pages;
   }
   if (cluster.paged > shape_.max_run || pages <= pages_for(cluster.paged)) return;
@@ -205,7 +205,7 @@ void ClusterStore::merge(int lane, ClusterId into, ClusterId from) {
   for (const ClusterId c : {into, from})
     if (holds_token_in_mean(lane, c) && shape_.max_members > 0) materialise(lane, c);
   if (index[into].paged + index[from].paged > shape_.max_members)
-    summarise(lane, index.variance(into) < index.variance(from) ? into : from);
+    collapse(lane, index.variance(into) < index.variance(from) ? into : from);
   for (const ClusterId c : {into, from}) {  // what is in a mean alone is a part of it from here
     if (!holds_token_in_mean(lane, c)) continue;
     --account_.exact;
@@ -213,9 +213,9 @@ void ClusterStore::merge(int lane, ClusterId into, ClusterId from) {
   }
   Cluster& a = index[into];
   Cluster& b = index[from];
-  for (PageId id = b.head; id != kNone; id = blocks_[id].next) blocks_[id].cluster = into;
+  for (PageId id = b.head; id != kNone; id = pages_[id].next) pages_[id].cluster = into;
   if (b.head != kNone) {
-    (a.tail == kNone ? a.head : blocks_[a.tail].next) = b.head;
+    (a.tail == kNone ? a.head : pages_[a.tail].next) = b.head;
     a.tail = b.tail;
     a.paged += b.paged;
     a.disk_pages += b.disk_pages;
@@ -232,10 +232,10 @@ void ClusterStore::merge(int lane, ClusterId into, ClusterId from) {
 void ClusterStore::thin(int lane, ClusterId c, const uint8_t* keep) {
   Cluster& cluster = index(lane)[c];
   const auto open_for_thinning = [&](PageId id) {
-    return !tiers_.is_disk(blocks_[id].tier) && blocks_[id].spilling == 0;
+    return !tiers_.is_disk(pages_[id].tier) && pages_[id].spilling == 0;
   };
   const auto next_open = [&](PageId id) {
-    while (id != kNone && !open_for_thinning(id)) id = blocks_[id].next;
+    while (id != kNone && !open_for_thinning(id)) id = pages_[id].next;
     return id;
   };
   const size_t d = row();
@@ -244,13 +244,13 @@ void ClusterStore::thin(int lane, ClusterId c, const uint8_t* keep) {
   bool changed = false;                 // since the first token that went
   int gone = 0;
   const auto write = [&](int n) {
-    Page& page = blocks_[to];
+    Page& page = pages_[to];
     const PageView view = tiers_.page(page.tier, page.slot);
     std::memset(view.meta, 0, kPageMetaBytes);
     std::memcpy(view.meta, run_meta_, static_cast<size_t>(n) * sizeof(TokenMeta));
     ops_.encode(codec(page.tier), shape_.page, run_k_, run_v_, d, n, view.data);
     ops_.wait();  // what is left moves up
-    place_of(page.tier) += n - page.count;
+    counter_of(page.tier) += n - page.count;
     cluster.paged += n - page.count;
     page.count = static_cast<uint8_t>(n);
     const auto [low, high] = std::minmax_element(
@@ -263,8 +263,8 @@ void ClusterStore::thin(int lane, ClusterId c, const uint8_t* keep) {
     std::copy_n(run_meta_ + n, held, run_meta_);
     to = next_open(page.next);
   };
-  for (PageId id = cluster.head; id != kNone; id = blocks_[id].next) {
-    const Page page = blocks_[id];
+  for (PageId id = cluster.head; id != kNone; id = pages_[id].next) {
+    const Page page = pages_[id];
     const uint8_t* wanted = keep;
     keep += page.count;
     if (!open_for_thinning(id)) continue;
@@ -297,13 +297,13 @@ void ClusterStore::thin(int lane, ClusterId c, const uint8_t* keep) {
   if (held > 0) write(held);
   // What nothing was written to is empty now. The chain is walked once: pots may be long.
   PageId before = kNone;
-  for (PageId id = cluster.head; id != to; id = blocks_[id].next) before = id;
+  for (PageId id = cluster.head; id != to; id = pages_[id].next) before = id;
   while (to != kNone) {
-    const PageId empty = to, next = blocks_[empty].next;
+    const PageId empty = to, next = pages_[empty].next;
     if (open_for_thinning(empty)) {
-      (before == kNone ? cluster.head : blocks_[before].next) = next;
+      (before == kNone ? cluster.head : pages_[before].next) = next;
       if (cluster.tail == empty) cluster.tail = before;
-      cluster.paged -= blocks_[empty].count;
+      cluster.paged -= pages_[empty].count;
       release_page(empty);
     } else {
       before = empty;

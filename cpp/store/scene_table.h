@@ -1,6 +1,6 @@
 // SceneTable: the visual level. A scene is a cluster of frame embeddings; clusters of keys live inside one scene, in
 // every lane. Frames are not kept, so a scene that grows too wide cannot be cut in two: the frame that does not fit
-// opens a new scene. Fixed capacity: when full, the two nearest scenes merge (METHODS: Mosaic). Not thread-safe.
+// opens a new scene. Fixed capacity: when full, the two nearest scenes merge (Mosaic, arXiv 2604.10060). Not thread-safe.
 #pragma once
 
 #include <span>

@@ -13,8 +13,8 @@ Size lane_pages(const WindowShape& s) {
          pages_for(s.branch_tokens);
 }
 
-Size received_entries(const WindowShape& s) {
-  return s.received ? Size(s.lanes) * (Size(s.frames) + 1) * s.frame_tokens : 0;
+Size attention_entries(const WindowShape& s) {
+  return s.attention_received ? Size(s.lanes) * (Size(s.frames) + 1) * s.frame_tokens : 0;
 }
 
 }  // namespace
@@ -31,8 +31,8 @@ Window::Window(Region& region, const WindowShape& s)
   if (region.has_private()) meta_ = region.take<TokenMeta>("window", pages * kPageTokens);
   embeddings_ = region.take<float>("window", ring * s.embedding_dim);
   ring_ = region.take<WindowFrame>("window", ring);
-  received_ = region.take<float>("window", received_entries(s));
-  received_now_ = region.take<float>("window", received_entries(s));
+  attention_received_ = region.take<float>("window", attention_entries(s));
+  attention_now_ = region.take<float>("window", attention_entries(s));
 }
 
 PageView Window::page(Strip strip, int lane, int page, int frame) const {
@@ -54,12 +54,12 @@ PageView Window::page(Strip strip, int lane, int page, int frame) const {
   return meta_ != nullptr ? PageView{meta_ + at * kPageTokens, memory} : whole_page(memory);
 }
 
-void Window::clear_received_now() { std::fill_n(received_now_, received_entries(shape_).value(), 0.0f); }
+void Window::clear_attention_now() { std::fill_n(attention_now_, attention_entries(shape_).value(), 0.0f); }
 
-void Window::file_received_now() {
-  for (int lane = 0; lane < (shape_.received ? shape_.lanes : 0); ++lane)
+void Window::file_attention_now() {
+  for (int lane = 0; lane < (shape_.attention_received ? shape_.lanes : 0); ++lane)
     for (int f = 0; f < size_; ++f)
-      for (int i = 0; i < frame(f).tokens; ++i) received(lane, f)[i] += received_now(lane, f)[i];
+      for (int i = 0; i < frame(f).tokens; ++i) attention_received(lane, f)[i] += attention_now(lane, f)[i];
 }
 
 void Window::keep_first_frame(Ops& ops) {

@@ -12,12 +12,12 @@ namespace mosaic {
 struct WindowShape {
   int lanes = 0;
   PageShape page;
-  CodecId codec = CodecId::kFp16;  // the session's exact codec
-  int frames = 0;                  // frames kept; one more and a block must leave
-  bool received = false;           // book the attention that tokens receive
-  int frame_tokens = 0;            // largest frame
-  int prefix_tokens = 0;           // room for the prefix
-  int branch_tokens = 0;           // room for dialogue + question + answer
+  CodecId codec = CodecId::kFp16;   // the session's exact codec
+  int frames = 0;                   // frames kept; one more and a block must leave
+  bool attention_received = false;  // book the attention that tokens receive
+  int frame_tokens = 0;             // largest frame
+  int prefix_tokens = 0;            // room for the prefix
+  int branch_tokens = 0;            // room for dialogue + question + answer
   int embedding_dim = 0;
 };
 
@@ -47,15 +47,17 @@ class Window {
   bool is_full() const { return size_ > shape_.frames; }  // one more than it keeps: the oldest must leave
   const WindowFrame& frame(int i) const { return ring_[slot(i)]; }
   // Attention the tokens of a frame received so far, [frame_tokens]. `frame` as for page().
-  float* received(int lane, int frame) const {
-    return received_ +
+  float* attention_received(int lane, int frame) const {
+    return attention_received_ +
            (static_cast<size_t>(lane) * static_cast<size_t>(ring_size()) + static_cast<size_t>(slot(frame))) *
                static_cast<size_t>(shape_.frame_tokens);
   }
   // What the frame being encoded pays to the frames before it, until it is filed: a refused one leaves no mark.
-  float* received_now(int lane, int frame) const { return received(lane, frame) + (received_now_ - received_); }
-  void clear_received_now();
-  void file_received_now();
+  float* attention_now(int lane, int frame) const {
+    return attention_received(lane, frame) + (attention_now_ - attention_received_);
+  }
+  void clear_attention_now();
+  void file_attention_now();
   float* embedding(int i) const { return embeddings_ + static_cast<size_t>(slot(i)) * shape_.embedding_dim; }
   // The frame being encoded becomes the newest of the ring. Needs !is_full().
   void push(const WindowFrame& frame) {
@@ -86,8 +88,8 @@ class Window {
   size_t lane_pages_;
   std::byte* slab_;
   float* embeddings_;
-  float* received_ = nullptr;
-  float* received_now_ = nullptr;  // as received_
+  float* attention_received_ = nullptr;
+  float* attention_now_ = nullptr;  // as attention_received_
   WindowFrame* ring_;
   WindowFrame first_;
   int head_ = 0;

@@ -17,7 +17,7 @@ _HOME = {
     "SamplingParams": "sampling",
     "SessionConfig": "config",
     "Policy": "_core",
-    "Relief": "_core",
+    "Eviction": "_core",
     "TimeRange": "evidence",
     "MemoryCapError": "errors",
     "InvalidInput": "errors",

@@ -135,7 +135,7 @@ struct BrokenIo : SpillIo {
   }
 };
 
-const std::vector<TierSpec> kDiskTiers = {{Place::device, CodecId::kFp16, 64}, {Place::disk, CodecId::kFp16, 64}};
+const std::vector<TierSpec> kDiskTiers = {{Medium::device, CodecId::kFp16, 64}, {Medium::disk, CodecId::kFp16, 64}};
 
 // What a runtime does after a frame, `n` times; the disk is asked for a page whenever it may be.
 int frames_until_asked(StoreWorld& world, ClusterId c, int most) {

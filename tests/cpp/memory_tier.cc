@@ -33,13 +33,13 @@ std::string refusal(std::vector<TierSpec> specs) {
 
 TEST_CASE("a chain takes exactly what it counted from its region, and not one byte less will do") {
   const std::vector<std::vector<TierSpec>> chains = {
-      {{Place::device, CodecId::kFp16, 1}},
-      {{Place::device, CodecId::kFp32, 65}, {Place::device, CodecId::kInt8, 7}},
-      {{Place::device, CodecId::kInt4, 13}, {Place::disk, CodecId::kInt4, 1000}},
-      {{Place::device, CodecId::kFp16, 5},
-       {Place::device, CodecId::kInt8, 64},
-       {Place::host, CodecId::kInt4, 63},
-       {Place::disk, CodecId::kInt8, 129}},
+      {{Medium::device, CodecId::kFp16, 1}},
+      {{Medium::device, CodecId::kFp32, 65}, {Medium::device, CodecId::kInt8, 7}},
+      {{Medium::device, CodecId::kInt4, 13}, {Medium::disk, CodecId::kInt4, 1000}},
+      {{Medium::device, CodecId::kFp16, 5},
+       {Medium::device, CodecId::kInt8, 64},
+       {Medium::host, CodecId::kInt4, 63},
+       {Medium::disk, CodecId::kInt8, 129}},
   };
   for (const auto& specs : chains) {
     TemporaryDirectory directory;
@@ -57,7 +57,7 @@ TEST_CASE("a chain takes exactly what it counted from its region, and not one by
         CHECK(chain.used_bytes(tier) == 0);
         CHECK(chain.colder(tier) == (tier + 1 < chain.size() ? tier + 1 : kNone));
       }
-      CHECK((chain.spill() != nullptr) == (specs.back().place == Place::disk));
+      CHECK((chain.spill() != nullptr) == (specs.back().medium == Medium::disk));
       chain.check_invariants();
     }
     {
@@ -72,7 +72,7 @@ TEST_CASE("the region's account names every tier") {
   TemporaryDirectory directory;
   CountingDevice device;
   const std::vector<TierSpec> specs = {
-      {Place::device, CodecId::kFp16, 4}, {Place::host, CodecId::kInt4, 8}, {Place::disk, CodecId::kInt4, 16}};
+      {Medium::device, CodecId::kFp16, 4}, {Medium::host, CodecId::kInt4, 8}, {Medium::disk, CodecId::kInt4, 16}};
   Region region(device, bytes_of(specs));
   const TierChain chain(specs, kShape, region, directory.path);
   REQUIRE(region.rows().size() == 4);
@@ -84,8 +84,8 @@ TEST_CASE("the region's account names every tier") {
 }
 
 TEST_CASE("a chain that cannot work is refused and the message names the knob") {
-  const TierSpec dram{Place::device, CodecId::kFp16, 4}, host{Place::host, CodecId::kInt8, 4},
-      disk{Place::disk, CodecId::kInt4, 4};
+  const TierSpec dram{Medium::device, CodecId::kFp16, 4}, host{Medium::host, CodecId::kInt8, 4},
+      disk{Medium::disk, CodecId::kInt4, 4};
   CHECK(refusal({dram, host, disk}) == "accepted");
   for (const auto& specs : std::vector<std::vector<TierSpec>>{{},
                                                               {disk},
@@ -93,8 +93,8 @@ TEST_CASE("a chain that cannot work is refused and the message names the knob") 
                                                               {dram, disk, host},
                                                               {host, dram},
                                                               {dram, dram, host, host, disk},
-                                                              {dram, {Place::host, CodecId::kInt8, 0}},
-                                                              {dram, {Place::disk, CodecId::kInt8, -1}}}) {
+                                                              {dram, {Medium::host, CodecId::kInt8, 0}},
+                                                              {dram, {Medium::disk, CodecId::kInt8, -1}}}) {
     const std::string message = refusal(specs);
     CAPTURE(message);
     CHECK(message.starts_with("tiers:"));
@@ -110,7 +110,7 @@ TEST_CASE("pages walk down the chain and back, every tier keeps its own, and not
   TemporaryDirectory directory;
   CountingDevice device;
   const std::vector<TierSpec> specs = {
-      {Place::device, CodecId::kInt8, 6}, {Place::host, CodecId::kInt8, 11}, {Place::disk, CodecId::kInt8, 40}};
+      {Medium::device, CodecId::kInt8, 6}, {Medium::host, CodecId::kInt8, 11}, {Medium::disk, CodecId::kInt8, 40}};
   Region region(device, bytes_of(specs));
   TierChain chain(specs, kShape, region, directory.path);
   const size_t bytes = chain.slot_bytes(0);

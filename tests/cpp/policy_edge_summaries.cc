@@ -97,7 +97,7 @@ TEST_CASE("a token joins within reach and opens a cluster beyond it") {
 
 TEST_CASE("what merges is the closest pair there is, after any history, and the reach is the farthest that merged") {
   for (const int capacity : {2, 3, 16, 40}) {
-    StoreWorld world({{Place::device, CodecId::kFp16, 64}}, capacity, 40, capacity % 2 == 0 ? 1.0f : 0.0f);
+    StoreWorld world({{Medium::device, CodecId::kFp16, 64}}, capacity, 40, capacity % 2 == 0 ? 1.0f : 0.0f);
     Region region(*world.backend.device, table_bytes(world.shape));
     Clustering clustering;
     clustering.bind(world.shape, region, 0.0f);
@@ -121,17 +121,17 @@ TEST_CASE("what merges is the closest pair there is, after any history, and the 
         for (const ClusterId a : live)
           for (const ClusterId b : live)
             if (a < b) least = std::min(least, index.distance(a, b, world.shape.value_weight));
-        Relief relief[4];
-        REQUIRE(clustering.merge_closest(store, lane, relief, 4) == 1);
-        REQUIRE(relief[0].kind == Relief::Kind::kMerge);
-        const float apart = index.distance(relief[0].cluster, relief[0].other, world.shape.value_weight);
+        Eviction eviction[4];
+        REQUIRE(clustering.merge_closest(store, lane, eviction, 4) == 1);
+        REQUIRE(eviction[0].kind == Eviction::Kind::kMerge);
+        const float apart = index.distance(eviction[0].cluster, eviction[0].other, world.shape.value_weight);
         CHECK(apart == doctest::Approx(least).epsilon(0.002));
-        CHECK(index.count(relief[0].cluster) >= index.count(relief[0].other));
+        CHECK(index.count(eviction[0].cluster) >= index.count(eviction[0].other));
         if (lane == 0) {
           farthest = std::max(farthest, apart);
           CHECK(clustering.reach(0) == doctest::Approx(farthest));
         }
-        store.merge(lane, relief[0].cluster, relief[0].other);
+        store.merge(lane, eviction[0].cluster, eviction[0].other);
         ++merges;
       }
     }
@@ -142,7 +142,7 @@ TEST_CASE("what merges is the closest pair there is, after any history, and the 
 
 TEST_CASE("with scenes the closest pair of any one scene merges, and of two scenes only when none has a pair") {
   for (const int capacity : {3, 17, 40}) {
-    StoreWorld world({{Place::device, CodecId::kFp16, 64}}, capacity, 40, capacity % 2 == 0 ? 1.0f : 0.0f);
+    StoreWorld world({{Medium::device, CodecId::kFp16, 64}}, capacity, 40, capacity % 2 == 0 ? 1.0f : 0.0f);
     Region region(*world.backend.device, table_bytes(world.shape));
     Clustering clustering;
     clustering.bind(world.shape, region, 0.0f, true);
@@ -173,9 +173,9 @@ TEST_CASE("with scenes the closest pair of any one scene merges, and of two scen
               if (a < b && (any == 1 || index[a].scene == index[b].scene))
                 least[any] = std::min(least[any], index.distance(a, b, world.shape.value_weight));
         const bool pair = std::isfinite(least[0]);
-        Relief relief[4];
-        REQUIRE(clustering.merge_closest(store, 0, relief, 4) == 1);
-        const Relief& merged = relief[0];
+        Eviction eviction[4];
+        REQUIRE(clustering.merge_closest(store, 0, eviction, 4) == 1);
+        const Eviction& merged = eviction[0];
         REQUIRE(index.is_live(merged.cluster));
         REQUIRE(index.is_live(merged.other));
         CHECK((index[merged.cluster].scene == index[merged.other].scene) == pair);
@@ -210,7 +210,7 @@ TEST_CASE("with scenes a token joins a cluster of its own scene only, however ne
 }
 
 TEST_CASE("what is demoted are the clusters that grew longest ago, coldest first, none twice") {
-  StoreWorld world({{Place::device, CodecId::kFp16, 64}, {Place::device, CodecId::kInt8, 64}}, 20, 40);
+  StoreWorld world({{Medium::device, CodecId::kFp16, 64}, {Medium::device, CodecId::kInt8, 64}}, 20, 40);
   ClusterStore& store = *world.store;
   const int order[] = {7, 2, 9, 4, 1, 8, 3, 6, 5};
   std::vector<ClusterId> at(10, kNone);  // of each frame
@@ -220,12 +220,12 @@ TEST_CASE("what is demoted are the clusters that grew longest ago, coldest first
   }
   world.demote_all(0, at[2]);  // already there
   for (const int amount : {1, 5, 40}) {
-    Relief out[32];
+    Eviction out[32];
     const Need need{Need::Kind::kHotSlots, 0, amount, 20};
     const int n = demote_coldest(store, need, out, 32);
     CHECK(n == std::min(std::max(amount, 4), 8));
     for (int i = 0; i < n; ++i) {
-      CHECK(out[i].kind == Relief::Kind::kDemote);
+      CHECK(out[i].kind == Eviction::Kind::kDemote);
       CHECK(out[i].cluster == at[static_cast<size_t>(i == 0 ? 1 : i + 2)]);
     }
   }
@@ -236,10 +236,10 @@ TEST_CASE("one cluster alone has nothing to merge with") {
   Region region(*world.backend.device, table_bytes(world.shape));
   Clustering clustering;
   clustering.bind(world.shape, region, 0.0f);
-  Relief relief[2];
-  CHECK(clustering.merge_closest(*world.store, 0, relief, 2) == 0);
+  Eviction eviction[2];
+  CHECK(clustering.merge_closest(*world.store, 0, eviction, 2) == 0);
   world.open(0, 1);
-  CHECK(clustering.merge_closest(*world.store, 0, relief, 2) == 0);
+  CHECK(clustering.merge_closest(*world.store, 0, eviction, 2) == 0);
 }
 
 TEST_CASE("edge of summaries attends to no more summaries than allowed, and reads members within the budget, best first") {

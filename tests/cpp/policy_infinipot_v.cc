@@ -26,8 +26,8 @@ std::vector<TokenMeta> members(const KvMemory& memory, int lane) {
   const ClusterStore& store = memory.store();
   std::vector<TokenMeta> out;
   for (const ClusterId c : store.index(lane).live())
-    for (PageId id = store.index(lane)[c].head; id != kNone; id = store.blocks()[id].next) {
-      const Page& page = store.blocks()[id];
+    for (PageId id = store.index(lane)[c].head; id != kNone; id = store.pages()[id].next) {
+      const Page& page = store.pages()[id];
       const TokenMeta* meta = store.tiers().page(page.tier, page.slot).meta;
       out.insert(out.end(), meta, meta + page.count);
     }
@@ -36,7 +36,7 @@ std::vector<TokenMeta> members(const KvMemory& memory, int lane) {
 
 int full_pot(const KvMemory& memory) {
   int slots = 0;
-  for (const TierSpec& tier : memory.plan().store.tiers) slots += tier.place == Place::disk ? 0 : tier.slots;
+  for (const TierSpec& tier : memory.plan().store.tiers) slots += tier.medium == Medium::disk ? 0 : tier.slots;
   return slots / memory.plan().store.lanes * kPageTokens;
 }
 

@@ -25,8 +25,8 @@ std::map<ClusterId, std::map<int, int>> frames_of_clusters(const KvMemory& memor
   const ClusterStore& store = memory.store();
   const ClusterIndex& index = store.index(lane);
   for (const ClusterId c : index.live())
-    for (PageId id = index[c].head; id != kNone; id = store.blocks()[id].next) {
-      const Page& page = store.blocks()[id];
+    for (PageId id = index[c].head; id != kNone; id = store.pages()[id].next) {
+      const Page& page = store.pages()[id];
       if (store.tiers().is_disk(page.tier)) continue;
       for (int i = 0; i < page.count; ++i) ++found[c][store.tiers().page(page.tier, page.slot).meta[i].time_ms / kStep];
     }
@@ -238,9 +238,9 @@ TEST_CASE("unknown words for a setting are refused with those there are; publish
   CHECK(refusal({{"tau", "quantile"}, {"tau_max", 1.5}}).find("tau_max") != std::string::npos);
   CHECK(refusal({{"tau", "fixed"}, {"tau_max", 1.5}}).empty());
   const auto paper = make_policy("mosaic", {{"published", 1}});
-  CHECK(paper->needs().value_weight == 0);
+  CHECK(paper->needs().group.value_weight == 0);
   CHECK(paper->reach(0) == std::numeric_limits<float>::infinity());
-  CHECK(make_policy("mosaic", {{"published", 1}, {"value_weight", 2}})->needs().value_weight == 2);
+  CHECK(make_policy("mosaic", {{"published", 1}, {"value_weight", 2}})->needs().group.value_weight == 2);
 }
 
 TEST_CASE("every ablation keeps every invariant under pressure, and two runs answer the same bits") {

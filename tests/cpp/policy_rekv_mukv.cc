@@ -27,10 +27,10 @@ std::set<int32_t> born(const KvMemory& memory, int lane) {
 }
 
 // What the policy would let go first.
-std::vector<Relief> relief(PlayedStream& stream, Need::Kind kind, int lane, int32_t frame) {
-  std::vector<Relief> out(256);
+std::vector<Eviction> eviction(PlayedStream& stream, Need::Kind kind, int lane, int32_t frame) {
+  std::vector<Eviction> out(256);
   auto& policy = const_cast<Policy&>(stream.memory->policy());
-  out.resize(static_cast<size_t>(policy.relieve(stream.memory->store(), {kind, lane, 1, frame}, out.data(), 256)));
+  out.resize(static_cast<size_t>(policy.evict(stream.memory->store(), {kind, lane, 1, frame}, out.data(), 256)));
   return out;
 }
 
@@ -74,18 +74,18 @@ TEST_CASE("a row of mukv's index comes free by its lane's oldest segment, with a
   const int32_t next = 33;
   for (int lane = 0; lane < 3; ++lane) {
     const ClusterIndex& index = stream.memory->store().index(lane);
-    const std::vector<Relief> out = relief(stream, Need::Kind::kClusters, lane, next);
+    const std::vector<Eviction> out = eviction(stream, Need::Kind::kClusters, lane, next);
     std::set<ClusterId> oldest, gone;
     for (const ClusterId c : index.live())
       if (index[c].born == 1) oldest.insert(c);
-    for (const Relief& r : out) {
-      CHECK(r.kind == Relief::Kind::kDrop);
+    for (const Eviction& r : out) {
+      CHECK(r.kind == Eviction::Kind::kDrop);
       CHECK(r.lane == lane);
       gone.insert(r.cluster);
     }
     CHECK(oldest.size() > 16);  // four super-patches of each frame, frames, a segment
     CHECK(gone == oldest);
-    CHECK(relief(stream, Need::Kind::kClusters, lane, 1).empty());  // the segment in hand never yields to itself
+    CHECK(eviction(stream, Need::Kind::kClusters, lane, 1).empty());  // the segment in hand never yields to itself
   }
 }
 
@@ -96,10 +96,10 @@ TEST_CASE("pages of mukv come free by segments before frames before patches, eac
   for (const PolicySettings& settings : {none, no_segment, only_patch}) {
     PlayedStream stream(small_config(4 << 20), "mukv", settings);
     for (int i = 0; i < 41; ++i) stream.frame(16);
-    const std::vector<Relief> out = relief(stream, Need::Kind::kSlots, 1, 37);
+    const std::vector<Eviction> out = eviction(stream, Need::Kind::kSlots, 1, 37);
     REQUIRE(out.size() == 1);
     const Cluster& cluster = stream.memory->store().index(out[0].lane)[out[0].cluster];
-    CHECK(out[0].kind == Relief::Kind::kDrop);
+    CHECK(out[0].kind == Eviction::Kind::kDrop);
     CHECK(out[0].lane == 1);
     CHECK(kind_of(cluster.tag) == expected);
     CHECK(cluster.born == 1);

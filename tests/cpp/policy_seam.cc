@@ -37,12 +37,13 @@ class Pot final : public Policy {
     if (block.lane != 0) return;
     ++seen_->blocks;
     seen_->tokens[block.frame] = block.tokens.n;
-    if (block.received != nullptr) seen_->received[block.frame].assign(block.received, block.received + block.tokens.n);
+    if (block.attention_received != nullptr)
+      seen_->received[block.frame].assign(block.attention_received, block.attention_received + block.tokens.n);
   }
-  int relieve(const ClusterStore& store, const Need& need, Relief* out, int capacity) override {
+  int evict(const ClusterStore& store, const Need& need, Eviction* out, int capacity) override {
     for (int tier = 0; need.kind == Need::Kind::kHotSlots && tier + 1 < store.tiers().size() && capacity > 0; ++tier) {
       if (store.index(need.lane).live().empty() || store.tiers().free_slots(1) == 0) return 0;
-      out[0] = {Relief::Kind::kDemote, need.lane, store.index(need.lane).live()[0], kNone, 0};
+      out[0] = {Eviction::Kind::kDemote, need.lane, store.index(need.lane).live()[0], kNone, 0};
       return 1;
     }
     int lane = 0;
@@ -52,7 +53,7 @@ class Pot final : public Policy {
     for (int l = 1; l < store.shape().lanes; ++l) lane = size(l) > size(lane) ? l : lane;
     if (need.kind != Need::Kind::kSlots || size(lane) < 2) return 0;
     for (int i = 0; i < size(lane); ++i) keep_[i] = i % 2 == 0 || i > size(lane) - 20;
-    out[0] = {.kind = Relief::Kind::kThin, .lane = lane, .cluster = store.index(lane).live()[0], .keep = keep_};
+    out[0] = {.kind = Eviction::Kind::kThin, .lane = lane, .cluster = store.index(lane).live()[0], .keep = keep_};
     return 1;
   }
 
@@ -68,8 +69,12 @@ class Pot final : public Policy {
 };
 
 PolicyNeeds pot(bool per_head, int frames, bool received = false) {
-  return {
-      .by_token = true, .per_head = per_head, .received = received, .unbounded = true, .frames = frames, .clusters = 1};
+  return {.group = {.by_token = true,
+                    .per_head = per_head,
+                    .frames = frames,
+                    .unbounded = true,
+                    .attention_received = received},
+          .share = {.clusters = 1}};
 }
 
 TEST_CASE("lanes of one head and blocks of several frames are full attention while everything fits") {
@@ -171,7 +176,7 @@ TEST_CASE("what a policy takes is part of the plan, and taking other than it cou
       region.take<float>("policy", region.is_counting() ? 160 : 16);
     }
     void admit(const ClusterStore&, const AdmitBlock&, Placement* out) override { out[0] = {}; }
-    int relieve(const ClusterStore&, const Need&, Relief*, int) override { return 0; }
+    int evict(const ClusterStore&, const Need&, Eviction*, int) override { return 0; }
   };
   CHECK_THROWS_AS(PlayedStream(small_config(), std::make_unique<Greedy>()), InvariantError);
 }

@@ -170,7 +170,7 @@ TEST_CASE("full attention holds when most pages are read back from disk") {
     CHECK(stream.ask(3, 3, true, true, 5000) < 2e-5);
     stream.memory->check_invariants();
     const MemoryStats stats = stream.memory->stats();
-    INFO("summarised clusters " << stats.counters.summarised_clusters << ", merges " << stats.counters.merges
+    INFO("summarised clusters " << stats.counters.collapsed_clusters << ", merges " << stats.counters.merges
                                 << ", splits " << stats.counters.splits);
     CHECK(stats.tokens.spilled > 1000);
     CHECK(stats.tokens.summarised == 0);

@@ -84,10 +84,10 @@ struct Judge {
     stream.attend_layers(stream.config.model.layers);
     stream.memory->commit();
   }
-  void frame(int n, int grid_w, int lead, int trail, int moment) {
+  void frame(int n, int grid_w, int lead, int trail, int t_position) {
     stream.imagine(n);
     stream.embedding = stream.rooms[0];
-    stream.memory->begin_frame({stream.now_ms, stream.embedding.data(), n, grid_w, lead, trail, moment});
+    stream.memory->begin_frame({stream.now_ms, stream.embedding.data(), n, grid_w, lead, trail, t_position});
     stream.now_ms += 500;
     finish();
   }
@@ -109,9 +109,9 @@ TEST_CASE("frames at absolute time stand where Qwen2.5-VL puts them, and text be
     judge.run(5);
     CHECK(judge.block({}, at) < 1e-5);
     std::vector<int> seen = {0};
-    for (const int moment : {0, 2, 2, 5, 11, 12, 17, 18}) {  // 3 x 5 pictures
-      judge.frame(15, 5, 0, 0, moment);
-      picture(&at, 5 + moment, 5, 3, 5);
+    for (const int t_position : {0, 2, 2, 5, 11, 12, 17, 18}) {  // 3 x 5 pictures
+      judge.frame(15, 5, 0, 0, t_position);
+      picture(&at, 5 + t_position, 5, 3, 5);
       CHECK(judge.block(seen, at) < 1e-5);
       seen.push_back(static_cast<int>(seen.size()));
     }
@@ -213,8 +213,9 @@ TEST_CASE("moments that fall, and text that leaves no picture, are refused and c
   Judge judge(config_of(false, true));
   judge.run(5);
   judge.frame(8, 4, 0, 0, 7);
-  const auto begin = [&](int lead, int trail, int moment) {
-    judge.stream.memory->begin_frame({judge.stream.now_ms, judge.stream.embedding.data(), 8, 4, lead, trail, moment});
+  const auto begin = [&](int lead, int trail, int t_position) {
+    judge.stream.memory->begin_frame(
+        {judge.stream.now_ms, judge.stream.embedding.data(), 8, 4, lead, trail, t_position});
   };
   CHECK_THROWS_AS(begin(0, 0, 6), InvalidInput);
   CHECK_THROWS_AS(begin(0, 0, 5000), InvalidInput);

@@ -42,7 +42,7 @@ MemoryConfig layout_config(const Layout& layout, const std::string& policy, cons
     c.disk_bytes = 96 << 10;
     c.spill_dir = spill_dir;
   }
-  if (make_policy(policy, {})->needs().records && !codec_is_record(*c.packed)) c.packed.reset();
+  if (make_policy(policy, {})->needs().group.records && !codec_is_record(*c.packed)) c.packed.reset();
   c.cap_bytes = least_cap(c, policy) + layout.spare;
   return c;
 }
@@ -146,7 +146,7 @@ uint64_t play(const Layout& layout, const std::string& policy, unsigned seed, in
     const int lanes = memory.plan().window.lanes;
     CHECK(s.tokens.seen == (seen + static_cast<int64_t>(stream.prefix.size())) * lanes);
     if (policy == "mosaic") CHECK(s.tokens.dropped == 0);
-    if (!memory.policy().needs().summaries) CHECK(s.tokens.summarised == 0);
+    if (!memory.policy().needs().attends_means()) CHECK(s.tokens.summarised == 0);
     if (policy == "full") CHECK(s.tokens.dropped + s.tokens.summarised == 0);
     digest.add(s.tokens.quantised);
     digest.add(s.tokens.summarised);

@@ -134,10 +134,10 @@ class ShimDevice final : public Device {
     given()[memory] = {bytes, true};
     return memory;
   }
-  Reach reach(const void* pointer) const override {
+  Access access(const void* pointer) const override {
     stream_.refuse_if_lost();
     const Piece* const piece = find(pointer);
-    return piece == nullptr ? Reach::kHost : piece->of_kernels ? Reach::kKernels : Reach::kBoth;
+    return piece == nullptr ? Access::kHost : piece->of_kernels ? Access::kKernels : Access::kBoth;
   }
   void release(void* memory, size_t) noexcept override {
     if (memory == nullptr) return;

@@ -117,8 +117,8 @@ TEST_CASE("pages pass from the kernels' memory to the host's and to disk, and co
       stream.memory->check_invariants();
     }
     const MemoryStats stats = stream.memory->stats();
-    CHECK(stats.tier[0].place == Place::device);
-    CHECK(stats.tier[1].place == Place::host);
+    CHECK(stats.tier[0].medium == Medium::device);
+    CHECK(stats.tier[1].medium == Medium::host);
     CHECK(stats.tier[0].used_bytes > 0);
     CHECK(stats.tier[1].used_bytes > 0);
     if (disk) CHECK(stats.tokens.spilled > 0);
@@ -178,7 +178,7 @@ TEST_CASE("out is not written after attend has thrown, whatever was queued befor
     const char* name() const override { return "throws"; }
     PolicyNeeds needs() const override {
       PolicyNeeds needs = real->needs();
-      needs.per_head = true;
+      needs.group.per_head = true;
       return needs;
     }
     void bind(const StoreShape& shape, Region& region) override { real->bind(shape, region); }
@@ -190,8 +190,8 @@ TEST_CASE("out is not written after attend has thrown, whatever was queued befor
       if (armed && query.lane == 1) throw InvalidInput("this lane's choice failed");
       real->select(store, query, scratch, out);
     }
-    int relieve(const ClusterStore& store, const Need& need, Relief* out, int most) override {
-      return real->relieve(store, need, out, most);
+    int evict(const ClusterStore& store, const Need& need, Eviction* out, int most) override {
+      return real->evict(store, need, out, most);
     }
     bool armed = false;
   };

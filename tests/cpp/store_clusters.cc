@@ -14,9 +14,9 @@ using namespace mosaic;
 using mosaic::testing::counted;
 using mosaic::testing::StoreWorld;
 
-const std::vector<TierSpec> kDisk = {{Place::device, CodecId::kFp16, 24}, {Place::disk, CodecId::kFp16, 64}};
+const std::vector<TierSpec> kDisk = {{Medium::device, CodecId::kFp16, 24}, {Medium::disk, CodecId::kFp16, 64}};
 
-// The rule of METHODS section 1 in double: a running mean and variance, distance between unit vectors.
+// The rule of Mosaic (arXiv 2604.10060) in double: a running mean and variance, distance between unit vectors.
 struct RuleInDouble {
   std::vector<double> k, v;
   double n = 0, variance = 0;
@@ -40,7 +40,7 @@ struct RuleInDouble {
 
 TEST_CASE("a cluster's mean, variance, count and times follow the update rule") {
   for (const float w : {0.0f, 1.0f, 0.25f}) {
-    StoreWorld world({{Place::device, CodecId::kFp16, 64}}, 16, 40, w);
+    StoreWorld world({{Medium::device, CodecId::kFp16, 64}}, 16, 40, w);
     RuleInDouble rule;
     ClusterId c = kNone;
     double position = 0;
@@ -85,8 +85,8 @@ TEST_CASE("a cluster takes max_run members; what comes after is in its summary")
 
 TEST_CASE("a split parts the members by direction, keeps each once, and files the token that did not fit") {
   for (const auto& tiers :
-       {std::vector<TierSpec>{{Place::device, CodecId::kFp16, 64}},
-        std::vector<TierSpec>{{Place::device, CodecId::kFp16, 32}, {Place::device, CodecId::kInt8, 32}}}) {
+       {std::vector<TierSpec>{{Medium::device, CodecId::kFp16, 64}},
+        std::vector<TierSpec>{{Medium::device, CodecId::kFp16, 32}, {Medium::device, CodecId::kInt8, 32}}}) {
     StoreWorld world(tiers);
     const ClusterId c = world.open(0, 0);
     std::set<int> a{0}, b;
@@ -116,7 +116,7 @@ TEST_CASE("a split parts the members by direction, keeps each once, and files th
 }
 
 TEST_CASE("a split without room says what is short and changes nothing") {
-  StoreWorld world({{Place::device, CodecId::kFp16, 3}}, 2, 20);
+  StoreWorld world({{Medium::device, CodecId::kFp16, 3}}, 2, 20);
   const ClusterId c = world.open_with(0, 0, 18);  // two pages, one slot left
   const auto t = world.token(9);
   ClusterId made = kNone;
@@ -222,7 +222,7 @@ TEST_CASE("a page knows its earliest and latest token, even when a merge put the
   const ClusterId b = world.open_with(0, 0, 4);
   world.store->merge(0, a, b);
   world.store->merge(0, a, first);
-  const Page& page = world.store->blocks()[world.store->index(0)[a].head];
+  const Page& page = world.store->pages()[world.store->index(0)[a].head];
   CHECK(page.count == 9);
   CHECK(page.first_time == 0);
   CHECK(page.last_time == 1030);
@@ -241,7 +241,7 @@ TEST_CASE("merging clusters that are too large together summarises one of them a
 }
 
 TEST_CASE("single tokens merge without a slot to spare: they are summarised, not lost") {
-  StoreWorld world({{Place::device, CodecId::kFp16, 1}}, 8);
+  StoreWorld world({{Medium::device, CodecId::kFp16, 1}}, 8);
   world.open_with(1, 0, 2);  // takes the only slot
   const ClusterId a = world.open(0, 0), b = world.open(0, 0);
   world.store->merge(0, a, b);
@@ -253,27 +253,27 @@ TEST_CASE("single tokens merge without a slot to spare: they are summarised, not
 }
 
 TEST_CASE("a cluster of one token that loses its page is still that token") {
-  StoreWorld world({{Place::device, CodecId::kFp16, 64}}, 8, 40);
+  StoreWorld world({{Medium::device, CodecId::kFp16, 64}}, 8, 40);
   const ClusterId c = world.open_with(0, 0, 2);
   const auto t = world.token(9);
   ClusterId made = kNone;
   REQUIRE(world.store->split(0, c, t.run(), 1, &made) == Short::kNothing);
-  for (const ClusterId live : {c, made}) world.store->summarise(0, live);
+  for (const ClusterId live : {c, made}) world.store->collapse(0, live);
   world.store->check_invariants();
   CHECK(world.store->account().total() == 3);
 }
 
 TEST_CASE("fp32 sessions keep single tokens in pages, for a half-precision mean is not exact to them") {
-  StoreWorld world({{Place::device, CodecId::kFp32, 64}});
+  StoreWorld world({{Medium::device, CodecId::kFp32, 64}});
   const ClusterId c = world.open(0, 0);
   CHECK(world.store->index(0)[c].paged == 1);
-  world.store->summarise(0, c);
+  world.store->collapse(0, c);
   CHECK(world.store->account().summarised == 1);
   world.store->check_invariants();
 }
 
 TEST_CASE("tokens that join a page of a denser codec move to an exact one while there is room") {
-  StoreWorld world({{Place::device, CodecId::kFp16, 2}, {Place::device, CodecId::kInt4, 8}});
+  StoreWorld world({{Medium::device, CodecId::kFp16, 2}, {Medium::device, CodecId::kInt4, 8}});
   const ClusterId c = world.open_with(0, 0, 5);
   REQUIRE(world.store->demote(0, c, 0));
   CHECK(world.store->account().quantised == 5);
@@ -302,7 +302,7 @@ TEST_CASE("pages that are being spilled may be appended to, split, merged, dropp
     if (what == 2) world.store->merge(0, c, other);
     if (what == 3) world.store->merge(0, other, c);
     if (what == 4) world.store->drop(0, c);
-    if (what == 5) world.store->summarise(0, c);
+    if (what == 5) world.store->collapse(0, c);
     world.store->check_invariants();
     world.store->poll_spills(false);
     world.store->check_invariants();
@@ -336,16 +336,16 @@ TEST_CASE("a read copy that is pinned stays; others give way, least recently use
   CHECK(world.store->resident(pages[0], &codec).data == first.data);  // used again: page 1 is the one to go
   CHECK(world.store->resident(pages[2], &codec).data != nullptr);
   CHECK(first.meta[0].position == position);
-  CHECK(world.store->blocks()[pages[1]].staged == kNone);
+  CHECK(world.store->pages()[pages[1]].staged == kNone);
   world.store->check_invariants();
   world.store->unpin_all();
-  world.store->drop(0, world.store->blocks()[pages[0]].cluster);
+  world.store->drop(0, world.store->pages()[pages[0]].cluster);
   world.store->check_invariants();
 }
 
 TEST_CASE("the store's pieces are planned to the byte") {
   for (const int fetch : {1, 5}) StoreWorld world(kDisk, 7, 19, 0.5f, fetch);
-  StoreWorld plain({{Place::device, CodecId::kFp16, 3}, {Place::device, CodecId::kInt4, 5}}, 3, 17, 0);
+  StoreWorld plain({{Medium::device, CodecId::kFp16, 3}, {Medium::device, CodecId::kInt4, 5}}, 3, 17, 0);
 }
 
 TEST_CASE("scenes: frames join the nearest, a full table merges its nearest pair, clusters follow") {

@@ -11,7 +11,7 @@ namespace {
 using namespace mosaic;
 using mosaic::testing::StoreWorld;
 
-std::vector<TierSpec> one_tier() { return {{Place::device, CodecId::kFp16, 64}}; }
+std::vector<TierSpec> one_tier() { return {{Medium::device, CodecId::kFp16, 64}}; }
 
 // Positions that the mask keeps of those that are there, and the mask run against the store.
 void thin_and_compare(StoreWorld* world, ClusterId c, const std::vector<uint8_t>& keep) {
@@ -30,7 +30,7 @@ void thin_and_compare(StoreWorld* world, ClusterId c, const std::vector<uint8_t>
   CHECK(after.summarised + after.dropped == account.summarised + account.dropped + gone);
   CHECK(world->store->index(0)[c].paged == static_cast<int>(expected.size()));
   int pages = 0;
-  for (PageId id = world->store->index(0)[c].head; id != kNone; id = world->store->blocks()[id].next) ++pages;
+  for (PageId id = world->store->index(0)[c].head; id != kNone; id = world->store->pages()[id].next) ++pages;
   CHECK(pages <= pages_for(static_cast<int>(expected.size())) + 1);  // one page may have been part-empty before
 }
 
@@ -69,10 +69,10 @@ TEST_CASE("what was kept in untouched pages keeps its bytes, and exact pages los
   for (const size_t gone : {20u, 21u, 33u}) keep[gone] = 0;
   thin_and_compare(&world, c, keep);
   size_t at = 0;
-  for (PageId id = world.store->index(0)[c].head; id != kNone; id = world.store->blocks()[id].next) {
+  for (PageId id = world.store->index(0)[c].head; id != kNone; id = world.store->pages()[id].next) {
     CodecId codec{};
     const PageView view = world.store->resident(id, &codec);
-    for (int i = 0; i < world.store->blocks()[id].count; ++i, ++at) {
+    for (int i = 0; i < world.store->pages()[id].count; ++i, ++at) {
       const int position = view.meta[i].position;
       std::vector<float> k(16), v(16);
       world.backend.ops->decode(codec, world.shape.page, view.data, i, i + 1, k.data(), v.data(), 16);
@@ -83,7 +83,7 @@ TEST_CASE("what was kept in untouched pages keeps its bytes, and exact pages los
 }
 
 TEST_CASE("a thinned cluster goes on growing, and thinning again and again stays exact in its counts") {
-  StoreWorld world({{Place::device, CodecId::kFp16, 16}, {Place::device, CodecId::kInt4, 64}});
+  StoreWorld world({{Medium::device, CodecId::kFp16, 16}, {Medium::device, CodecId::kInt4, 64}});
   const ClusterId c = world.open_with(0, 2, 30);
   for (int round = 0; round < 12; ++round) {
     if (round % 3 == 1) world.store->demote(0, c, 0);
@@ -98,7 +98,7 @@ TEST_CASE("a thinned cluster goes on growing, and thinning again and again stays
 }
 
 TEST_CASE("pages on disk stay whole when their cluster is thinned") {
-  StoreWorld world({{Place::device, CodecId::kInt4, 32}, {Place::disk, CodecId::kInt4, 32}});
+  StoreWorld world({{Medium::device, CodecId::kInt4, 32}, {Medium::disk, CodecId::kInt4, 32}});
   const ClusterId c = world.open_with(0, 1, 32);
   world.demote_all(0, c);
   for (int i = 0; i < 8; ++i) REQUIRE(world.store->append(0, c, world.token(1).run(), 1) == Short::kNothing);

@@ -29,7 +29,7 @@ struct StoreWorld {
     Run run() const { return {k.data(), v.data(), &meta, 1}; }
   };
 
-  explicit StoreWorld(std::vector<TierSpec> tiers = {{Place::device, CodecId::kFp16, 64}}, int clusters = 16,
+  explicit StoreWorld(std::vector<TierSpec> tiers = {{Medium::device, CodecId::kFp16, 64}}, int clusters = 16,
                       int max_run = 40, float value_weight = 1, int fetch_slots = 4, SpillIo* io = nullptr) {
     shape.lanes = 2;
     shape.page = {2, 8};
@@ -37,7 +37,7 @@ struct StoreWorld {
     shape.scenes = 3;
     shape.embedding_dim = 4;
     shape.tiers = std::move(tiers);
-    const bool disk = shape.tiers.back().place == Place::disk;
+    const bool disk = shape.tiers.back().medium == Medium::disk;
     shape.fetch_slots = disk ? fetch_slots : 0;
     shape.max_run = shape.max_members = max_run;
     shape.spill_dir = directory.path;
@@ -79,8 +79,8 @@ struct StoreWorld {
   std::vector<int> members(int lane, ClusterId c) {
     std::vector<int> found;
     for (PageId id = store->index(lane)[c].head; id != kNone;) {
-      const PageId next = store->blocks()[id].next;
-      const int count = store->blocks()[id].count;
+      const PageId next = store->pages()[id].next;
+      const int count = store->pages()[id].count;
       CodecId codec{};
       if (const PageView view = store->resident(id, &codec); view.data != nullptr)
         for (int i = 0; i < count; ++i) found.push_back(view.meta[i].position);

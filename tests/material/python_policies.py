@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mosaic_edge import Policy, Relief
+from mosaic_edge import Policy, Eviction
 from played import ROW, Array
 
 
@@ -16,11 +16,11 @@ class Window(Policy):
     def admit(self, store: Any, block: Any) -> bool:
         return True
 
-    def relieve(self, store: Any, need: Any) -> list[Relief]:
+    def evict(self, store: Any, need: Any) -> list[Eviction]:
         columns = [store.clusters(lane) for lane in range(store.lanes)]
         born = [b for c in columns for b in c["born"]]
         return [
-            Relief.drop(lane, c["id"][i])
+            Eviction.drop(lane, c["id"][i])
             for lane, c in enumerate(columns)
             for i in np.flatnonzero(c["born"] == min(born, default=-1))
         ]
@@ -36,13 +36,13 @@ class Uniform(Policy):
     def admit(self, store: Any, block: Any) -> int:
         return Policy.OPEN if block.frame % self.stride == 0 else Policy.DROP
 
-    def relieve(self, store: Any, need: Any) -> list[Relief]:
+    def evict(self, store: Any, need: Any) -> list[Eviction]:
         while len(store.clusters(0)["id"]):
             born = store.clusters(0)["born"]
             gone = [b for b in born if b % self.stride] or ([born[0]] if self.stride > need.frame else [])
             if gone:
                 return [
-                    Relief.drop(lane, c["id"][i])
+                    Eviction.drop(lane, c["id"][i])
                     for b in gone
                     for lane in range(store.lanes)
                     for c in [store.clusters(lane)]
@@ -53,7 +53,7 @@ class Uniform(Policy):
 
 
 class Nearest(Policy):
-    """By token, scenes, means and summaries, retrieval, every kind of relief: all that the interface has."""
+    """By token, scenes, means and summaries, retrieval, every kind of eviction: all that the interface has."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -62,7 +62,7 @@ class Nearest(Policy):
             summaries=True,
             scenes=True,
             selects=True,
-            received=True,
+            attention_received=True,
             value_weight=1,
         )
         self.random = np.random.default_rng(3)
@@ -78,7 +78,7 @@ class Nearest(Policy):
     def admit(self, store: Any, block: Any) -> Any:
         self.calls.append("admit")
         columns = store.clusters(block.lane)
-        assert block.k.shape == block.v.shape == (len(block.received), ROW)
+        assert block.k.shape == block.v.shape == (len(block.attention_received), ROW)
         assert not block.k.flags.writeable
         same = columns["id"][columns["scene"] == block.scene]
         if not len(same):
@@ -98,11 +98,11 @@ class Nearest(Policy):
         assert len(ids) == len(scores)
         return ids[np.argsort(-scores)]
 
-    def relieve(self, store: Any, need: Any) -> list[Relief]:
-        self.calls.append("relieve " + need.kind)
+    def evict(self, store: Any, need: Any) -> list[Eviction]:
+        self.calls.append("evict " + need.kind)
         columns = store.clusters(need.lane)
         if need.kind == "clusters":
-            return [Relief.merge(need.lane, *columns["id"][:2])]
+            return [Eviction.merge(need.lane, *columns["id"][:2])]
         tiers = store.tiers()
         for lane in [need.lane, *range(store.lanes)]:
             columns = store.clusters(lane)
@@ -112,10 +112,10 @@ class Nearest(Policy):
                 members = int(columns["members"][columns["id"] == c][0])
                 kind = self.random.integers(4)
                 if kind == 0 and len(tiers) > 1:
-                    return [Relief.demote(lane, c, len(tiers) - 2)]
+                    return [Eviction.demote(lane, c, len(tiers) - 2)]
                 if kind == 1:
-                    return [Relief.thin(lane, c, self.random.random(members) < 0.3)]
-                return [Relief.summarise(lane, c) if kind == 2 else Relief.drop(lane, c)]
+                    return [Eviction.thin(lane, c, self.random.random(members) < 0.3)]
+                return [Eviction.collapse(lane, c) if kind == 2 else Eviction.drop(lane, c)]
         return []
 
 
@@ -142,8 +142,8 @@ class Broken(Policy):
     def select(self, store: Any, query: Any) -> Any:
         return self.play("select", lambda: query.scores()[0])
 
-    def relieve(self, store: Any, need: Any) -> Any:
+    def evict(self, store: Any, need: Any) -> Any:
         if need.kind == "clusters":
             ids = store.clusters(need.lane)["id"]
-            return self.play("relieve", lambda: [Relief.merge(need.lane, ids[0], ids[1])])
-        return self.play("relieve", list)
+            return self.play("evict", lambda: [Eviction.merge(need.lane, ids[0], ids[1])])
+        return self.play("evict", list)

@@ -55,13 +55,13 @@ void finish(const simt::Queue& queue) {
 // Memory the driver knows, or any memory where the GPU follows the host's page tables.
 // Memory that the driver does not know belongs to the host alone, also where the GPU could follow the host's page tables:
 // every access would fault first.
-Device::Reach reach_of(const void* pointer) {
+Device::Access access_of(const void* pointer) {
   cudaPointerAttributes attributes;
   MOSAIC_CUDA_TRY(cudaPointerGetAttributes(&attributes, pointer));  // a lost device is not host memory
-  if (attributes.type == cudaMemoryTypeDevice) return Device::Reach::kKernels;
-  return attributes.type == cudaMemoryTypeUnregistered ? Device::Reach::kHost : Device::Reach::kBoth;
+  if (attributes.type == cudaMemoryTypeDevice) return Device::Access::kKernels;
+  return attributes.type == cudaMemoryTypeUnregistered ? Device::Access::kHost : Device::Access::kBoth;
 }
-bool reaches(const void* pointer) { return reach_of(pointer) != Device::Reach::kHost; }
+bool kernels_access(const void* pointer) { return access_of(pointer) != Device::Access::kHost; }
 
 void copy(const simt::Queue& queue, void* to, const void* from, size_t bytes) {
   MOSAIC_CUDA_TRY(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, static_cast<cudaStream_t>(queue.stream)));
@@ -94,7 +94,7 @@ CudaDevice::~CudaDevice() {
   passed(cudaStreamDestroy(stream_));
 }
 
-Device::Reach CudaDevice::reach(const void* pointer) const { return reach_of(pointer); }
+Device::Access CudaDevice::access(const void* pointer) const { return access_of(pointer); }
 
 void CudaDevice::follow(void* stream) {
   MOSAIC_CUDA_TRY(cudaEventRecord(order_, static_cast<cudaStream_t>(stream)));

@@ -23,7 +23,7 @@ class CudaDevice final : public Device {
   bool is_gpu() const override { return true; }
   bool has_private() const override { return true; }
   void* allocate_private(size_t bytes) override;
-  Reach reach(const void* pointer) const override;
+  Access access(const void* pointer) const override;
   void follow(void* stream) override;
   void precede(void* stream) override;
   void release(void* memory, size_t bytes) noexcept override;

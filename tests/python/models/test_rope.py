@@ -117,7 +117,7 @@ def test_the_published_example_of_qwen2_5_vl() -> None:
     """Three grids of 2 x 2, two seconds each, 25 positions a second: t 0, 50, 100, text from 101 on."""
     stream = Stream(ROPE, 0, "original")
     for second in (0.0, 2.0, 4.0):
-        stream.frame(4, 2, moment=absolute_moment(second, 25))
+        stream.frame(4, 2, t_position=absolute_moment(second, 25))
     golden = grid(0, 2, 2, 0) + grid(50, 2, 2, 0) + grid(100, 2, 2, 0)
     stream.stands_at(golden + text(101, 102, 103, 104, 105), 5)
 
@@ -135,8 +135,8 @@ def test_the_published_example_of_qwen2_vl() -> None:
 def test_text_before_a_video_moves_it_and_a_wide_picture_moves_the_text_behind() -> None:
     stream = Stream(ROPE, 3, "original")
     stream.text(3)
-    stream.frame(10, 5, moment=0)
-    stream.frame(10, 5, moment=1)
+    stream.frame(10, 5, t_position=0)
+    stream.frame(10, 5, t_position=1)
     # Columns reach 3 + 4, further than t = 4: text goes on at 8.
     stream.stands_at(text(0, 1, 2) + grid(3, 2, 5, 3) + grid(4, 2, 5, 3) + text(8, 9), 2)
 

@@ -64,7 +64,7 @@ def test_without_members_no_token_takes_a_page(exact: str) -> None:
         played.frame(13, 4, next(stream))
         assert all(not played.memory.store.clusters(lane)["members"].any() for lane in range(played.layers))
     stats = played.memory.stats()
-    assert stats["events"]["summarised_clusters"] == 0
+    assert stats["events"]["collapsed_clusters"] == 0
     seen = sum(len(frame) for frame in played.stored) * played.layers
     alone = sum(s.count == 1 for lane in range(played.layers) for s in stored(played, lane))
     assert stats["tokens"]["summarised"] == seen - (alone if exact == "fp16" else 0)

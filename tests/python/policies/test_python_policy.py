@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mosaic_edge import InvalidInput, Policy, Relief, _core
+from mosaic_edge import InvalidInput, Policy, Eviction, _core
 from mosaic_edge.engine import Engine
 from numpy_vlm import NumpyVlm, picture
 from played import EXACT, LAYERS, MODEL, ROW, TOKENS, Array, Played
@@ -141,7 +141,7 @@ def test_what_admit_raises_by_frame_drops_that_frame_in_every_layer() -> None:
 
 
 def test_what_relieve_raises_drops_what_was_not_filed() -> None:
-    policy = Broken("relieve", KeyError("which"), 2)
+    policy = Broken("evict", KeyError("which"), 2)
     played = Played(policy, clusters=20)
     raised = 0
     for _ in range(20):
@@ -199,26 +199,26 @@ SELECT = [
     ("best", "expected cluster ids"),
 ]
 RELIEVE = [
-    (3, "expected a list of Relief"),
-    ([("drop", 0, 0)], "expected a list of Relief"),
-    (lambda _: [Relief.drop(9, 0)], "lane 9 of 2"),
-    (lambda _: [Relief.drop(0, 10**6)], "which is not live"),
-    (lambda _: [Relief.drop(0, 1), Relief.summarise(0, 1)], "cluster 1 of lane 0 twice"),
-    (lambda _: [Relief.merge(0, 0, 0)], "twice"),
-    (lambda _: [Relief.demote(0, 0, 5)], "demote from tier 5"),
-    (lambda _: [Relief.thin(0, 0, [True] * 99)], "thin with 99 values for"),
+    (3, "expected a list of Eviction"),
+    ([("drop", 0, 0)], "expected a list of Eviction"),
+    (lambda _: [Eviction.drop(9, 0)], "lane 9 of 2"),
+    (lambda _: [Eviction.drop(0, 10**6)], "which is not live"),
+    (lambda _: [Eviction.drop(0, 1), Eviction.collapse(0, 1)], "cluster 1 of lane 0 twice"),
+    (lambda _: [Eviction.merge(0, 0, 0)], "twice"),
+    (lambda _: [Eviction.demote(0, 0, 5)], "demote from tier 5"),
+    (lambda _: [Eviction.thin(0, 0, [True] * 99)], "thin with 99 values for"),
 ]
 
 
 @pytest.mark.parametrize(
     ("method", "what", "said"),
-    [("admit", *a) for a in ADMIT] + [("select", *s) for s in SELECT] + [("relieve", *r) for r in RELIEVE],
+    [("admit", *a) for a in ADMIT] + [("select", *s) for s in SELECT] + [("evict", *r) for r in RELIEVE],
 )
 def test_a_wrong_answer_is_refused_in_one_line_that_names_the_policy(
     method: str, what: Any, said: str
 ) -> None:
     policy = Broken(method, what, 8 * LAYERS if method == "select" else 0)
-    played = Played(policy, clusters=20 if method == "relieve" else 100)
+    played = Played(policy, clusters=20 if method == "evict" else 100)
     with pytest.raises(InvalidInput) as refused:
         for _ in range(10):
             played.random_frame()
@@ -256,7 +256,7 @@ def test_a_policy_without_a_method_it_needs_is_refused_when_it_is_handed_over() 
     class Silent(Policy):
         def admit(self, store: Any, block: Any) -> None: ...
 
-    with pytest.raises(InvalidInput, match=r"policy Silent has no relieve\(\)"):
+    with pytest.raises(InvalidInput, match=r"policy Silent has no evict\(\)"):
         Played(Silent())
     with pytest.raises(InvalidInput, match="expected a name, or an object of a class that derives from"):
         Played(3.5)
@@ -314,7 +314,7 @@ def test_a_mask_keeps_its_tokens_together_in_one_cluster() -> None:
         def admit(self, store: Any, block: Any) -> Array:
             return block.h * 3 + block.w < 2
 
-        def relieve(self, store: Any, need: Any) -> list[Relief]:
+        def evict(self, store: Any, need: Any) -> list[Eviction]:
             return []
 
     played = Played(Half(by_token=True), clusters=50)

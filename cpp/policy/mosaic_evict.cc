@@ -6,7 +6,7 @@
 
 namespace mosaic {
 
-int Mosaic::relieve(const ClusterStore& store, const Need& need, Relief* out, int capacity) {
+int Mosaic::evict(const ClusterStore& store, const Need& need, Eviction* out, int capacity) {
   if (need.kind == Need::Kind::kClusters) {
     if (!fills()) return clustering_.merge_closest(store, need.lane, out, capacity);
     // Where every scene is down to one unit, units of different scenes must merge: nothing is dropped.
@@ -15,12 +15,12 @@ int Mosaic::relieve(const ClusterStore& store, const Need& need, Relief* out, in
   }
   // Denser codec, then colder tier: a page goes one tier down where that has room, coldest tier first.
   if (const int n = demote_coldest(store, need, out, capacity); n > 0 || need.kind == Need::Kind::kHotSlots) return n;
-  return summarise_best(store, need.lane, out);
+  return collapse_best(store, need.lane, out);
 }
 
 // Units that were filled in order: each with the one that came next (in its scene), disjoint, the smallest pairs first.
 // About a tenth of the index, so that the search is paid rarely.
-int Mosaic::merge_in_order(const ClusterStore& store, int lane, bool inside, Relief* out, int capacity) {
+int Mosaic::merge_in_order(const ClusterStore& store, int lane, bool inside, Eviction* out, int capacity) {
   const ClusterIndex& index = store.index(lane);
   const int wanted = std::clamp(index.capacity() / 10, 1, std::min(capacity, 48));  // more would be felt in one frame
   int units = 0;
@@ -41,7 +41,7 @@ int Mosaic::merge_in_order(const ClusterStore& store, int lane, bool inside, Rel
       least = index.count(a) + index.count(b);
     }
     if (best == kNone) break;
-    out[n++] = {Relief::Kind::kMerge, lane, rows_[best], rows_[best + 1]};
+    out[n++] = {Eviction::Kind::kMerge, lane, rows_[best], rows_[best + 1]};
     rows_[best] = rows_[best + 1] = kNone;  // taken
   }
   return n;

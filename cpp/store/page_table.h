@@ -1,4 +1,4 @@
-// BlockTable: the record of every page of the store - whose it is, where its one current copy lies, how full it is - and
+// PageTable: the record of every page of the store - whose it is, where its one current copy lies, how full it is - and
 // the chain of pages of each cluster. Fixed capacity, planned with the tiers: a page of any tier, disk too, costs one
 // record of DRAM. Not thread-safe: KvMemory's caller holds the lock.
 #pragma once
@@ -21,9 +21,9 @@ struct Page {
   uint8_t spilling = 0;   // a background write of it is under way: slot is still the DRAM one
 };
 
-class BlockTable {
+class PageTable {
  public:
-  BlockTable(Region& region, int capacity)
+  PageTable(Region& region, int capacity)
       : pages_(region.take<Page>("page table", capacity, Page{})), capacity_(capacity) {
     for (int i = 0; i + 1 < capacity && !region.is_counting(); ++i) pages_[i].next = i + 1;
     free_ = capacity > 0 ? 0 : kNone;
