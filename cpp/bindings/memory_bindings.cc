@@ -151,7 +151,7 @@ py::dict plan_dict(const Plan& plan) {
   out["tiers"] = tiers;
   if (plan.log.lanes > 0) {
     py::dict row;
-    row["place"] = place_name(Place::device);
+    row["place"] = medium_name(Medium::device);
     row["codec"] = codec_name(plan.log.codec);
     row["pages"] = plan.log.lanes * plan.log.pages;
     row["page_bytes"] = data_bytes(plan.log.codec, plan.log.page);
