@@ -110,8 +110,7 @@ struct AttendCall {
         places.push_back(view.meta[i].h);
         places.push_back(view.meta[i].w);
       }
-      pages.push_back(
-          {view.data, first, rows_of(begin, end), codec_from_name(codec.c_str())});
+      pages.push_back({view.data, first, rows_of(begin, end), codec_from_name(codec.c_str())});
       to += data.size();
       first += end - begin;
     }

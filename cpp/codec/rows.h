@@ -107,7 +107,8 @@ MOSAIC_HD inline void for_pieces(int d, Visit&& visit) {
 template <class C>
 inline void copy_row(const std::byte* from, int from_at, std::byte* to, int to_at, int d) {
   for_pieces<C>(d, [&](size_t offset, size_t size) {
-    std::memcpy(to + offset + static_cast<size_t>(to_at) * size, from + offset + static_cast<size_t>(from_at) * size, size);
+    std::memcpy(to + offset + static_cast<size_t>(to_at) * size, from + offset + static_cast<size_t>(from_at) * size,
+                size);
   });
 }
 

@@ -184,7 +184,8 @@ MOSAIC_DEVICE void load_records(const AttendArgs& a, const RopeTable& rope, int 
 #pragma unroll
     for (int part = 0; part < kMostTensorHead / simt::kWarp; ++part) {
       const int c = lane() + simt::kWarp * part;
-      if (c < width) slot.value[pair * pitch + c] = simt::pack(values[0].x[part] * kValues, values[1].x[part] * kValues);
+      if (c < width)
+        slot.value[pair * pitch + c] = simt::pack(values[0].x[part] * kValues, values[1].x[part] * kValues);
     }
   }
 }
