@@ -70,10 +70,12 @@ struct PlaneBlock {
     *size = p < kPlanes ? static_cast<size_t>(plane_bytes(d, p)) : sizeof(half_t);
   }
 
-  MOSAIC_HD static int magnitude(int i) {
+  MOSAIC_HD static constexpr int magnitude(int i) {
     return static_cast<int>((i < 8 ? Levels::kLow >> 8 * i : Levels::kHigh >> 8 * (i - 8)) & 0xffu);
   }
-  MOSAIC_HD static int level(int code) { return code < kHalf ? -magnitude(kHalf - 1 - code) : magnitude(code - kHalf); }
+  MOSAIC_HD static constexpr int level(int code) {
+    return code < kHalf ? -magnitude(kHalf - 1 - code) : magnitude(code - kHalf);
+  }
   // The code of x deviations times kUnit; borders lie halfway between levels.
   MOSAIC_HD static int code(float x) {
     const float size = x < 0 ? -x : x;
