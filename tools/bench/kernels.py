@@ -199,7 +199,7 @@ class Bench:
         self.add(case, ours, peers, size, 4e-9 * q_heads * dim * tokens)
 
     def records(self, queries: int, dim: int, tokens: int) -> None:
-        """Attention of a block over one KV head of records (5-bit keys, 3-bit values), paired with int4 pages."""
+        """Attention of a block over one KV head of records (5-bit keys, 3-bit values), paired with int4."""
         rng, group = np.random.default_rng(5), 7
         mean = 3 * rng.normal(size=(1, dim)).astype(np.float32)
         k, v = rng.normal(size=(2, tokens, 1, dim)).astype(np.float32)
