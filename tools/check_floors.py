@@ -28,7 +28,8 @@ CUDA_HEADER = re.compile(
 )
 TORCH_HEADER = re.compile(r"^(torch|ATen|aten|c10)/")
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')
-LISTED = re.compile(r'^\s*MOSAIC_\w+\(.*?"([^"]+)"')
+LISTED = re.compile(r'^\s*MOSAIC_\w+\(.*?"([^"]+)"(?:,\s*(\w+)<)?')  # name, and the template it is one of
+FOREIGN_C = {"ctypes", "cffi", "pybind11"}  # other ways from Python into C++
 
 
 def check(root: Path) -> list[str]:
@@ -97,7 +98,7 @@ def _check_list(root: Path, listing: str, endings: tuple[str, ...]) -> Iterator[
         return
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         found = LISTED.match(line)
-        stem = found[1].replace("-", "_") if found else ""
+        stem = (found[2] or found[1]).replace("-", "_").lower() if found else ""
         wanted = [path.with_name(stem + ending) for ending in endings] if found else []
         if wanted and not any(file.is_file() for file in wanted):
             names = " or ".join(str(file.relative_to(root)) for file in wanted)

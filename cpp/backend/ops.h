@@ -31,9 +31,7 @@ struct PageEntry {
 static_assert(sizeof(PageEntry) == 16);
 
 // The mask of tokens [begin, end).
-inline constexpr uint16_t rows_of(int begin, int end) {
-  return static_cast<uint16_t>((1u << end) - (1u << begin));
-}
+inline constexpr uint16_t rows_of(int begin, int end) { return static_cast<uint16_t>((1u << end) - (1u << begin)); }
 
 struct AttendArgs {
   // Queries, before rotation. Row strides are in elements, so a lane may be some of a layer's heads.
@@ -127,7 +125,8 @@ struct ScoreArgs {
 // not wanted; pages that are not wanted cost nothing.
 struct MassArgs {
   const AttendArgs* attend = nullptr;  // with lse filled, over everything attended
-  float* page_mass = nullptr;   // written at [first + i - begin()] for tokens of [begin(), end()); 0 between attended ones
+  float* page_mass =
+      nullptr;  // written at [first + i - begin()] for tokens of [begin(), end()); 0 between attended ones
   float* row_mass = nullptr;    // [n_rows]
   int first_query = -1;         // -1: the last query alone
   float* block_mass = nullptr;  // [T]
@@ -158,8 +157,9 @@ struct LikenessArgs {
   int n_pages = 0;
   const float* item_score = nullptr;   // [N]
   const float* token_score = nullptr;  // at [first + i - begin()], as positions of AttendArgs
-  float* item_like = nullptr;   // [N] with the most alike stored token or other item of a strictly higher score; 0: none
-  float* token_like = nullptr;  // at [first + i - begin()]: raised to the likeness with items of a strictly higher score
+  float* item_like = nullptr;  // [N] with the most alike stored token or other item of a strictly higher score; 0: none
+  float* token_like =
+      nullptr;  // at [first + i - begin()]: raised to the likeness with items of a strictly higher score
 };
 
 // Temporal redundancy (TaR of InfiniPot-V): how alike a key is to the recent keys of the same place of the grid.

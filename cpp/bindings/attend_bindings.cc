@@ -51,7 +51,7 @@ RopeSpec rope_spec(const py::dict& d, int head_dim) {
 struct AttendCall {
   Kernels& kernels;
   AttendArgs args;
-  Floats q, block_k, block_v, row_bias, out, lse;
+  Floats q, block_k, block_v, row_bias, key_mean, out, lse;
   Ints q_positions, positions, rows, row_positions;
   Halves mean_k, mean_v;
   Aligned pages_memory;
@@ -110,8 +110,7 @@ struct AttendCall {
         places.push_back(view.meta[i].h);
         places.push_back(view.meta[i].w);
       }
-      pages.push_back(
-          {view.data, first, rows_of(begin, end), codec_from_name(codec.c_str())});
+      pages.push_back({view.data, first, rows_of(begin, end), codec_from_name(codec.c_str())});
       to += data.size();
       first += end - begin;
     }
@@ -153,6 +152,12 @@ struct AttendCall {
     args.block_k = block_k.data();
     args.block_v = block_v.data();
     args.kv_stride = static_cast<size_t>(args.shape.row());
+  }
+
+  void set_key_mean(const Floats& mean) {
+    key_mean = mean;
+    need(mean.size() == args.shape.row(), "key_mean: expected [kv_heads, head_dim]");
+    args.key_mean = key_mean.data();
   }
 
   void set_rope(const py::dict& d) {  // last: the table reaches the largest position
@@ -200,18 +205,20 @@ void bind_attend(py::module_& m, py::class_<Kernels>& kernels) {
       [](Kernels& self, const Floats& q, const Ints& q_positions, int kv_heads, float scale,
          const std::vector<Page>& pages, const py::object& positions, const py::object& mean_k,
          const py::object& mean_v, const py::object& rows, const py::object& row_positions, const py::object& row_bias,
-         const py::object& block_k, const py::object& block_v, const py::object& rope) {
+         const py::object& block_k, const py::object& block_v, const py::object& rope, const py::object& key_mean) {
         auto call = std::make_unique<AttendCall>(self, q, q_positions, kv_heads, scale);
         if (!pages.empty()) call->set_pages(pages, py::cast<Ints>(positions));
         if (!rows.is_none()) call->set_summaries(mean_k, mean_v, rows, row_positions, row_bias);
         need(block_k.is_none() == block_v.is_none(), "block_k and block_v: give both or none");
         if (!block_k.is_none()) call->set_block(py::cast<Floats>(block_k), py::cast<Floats>(block_v));
         if (!rope.is_none()) call->set_rope(py::cast<py::dict>(rope));
+        if (!key_mean.is_none()) call->set_key_mean(py::cast<Floats>(key_mean));
         return call;
       },
       py::keep_alive<0, 1>(), py::arg("q"), py::arg("q_positions"), py::arg("kv_heads"), py::arg("scale"),
       py::arg("pages") = std::vector<Page>(), py::arg("positions") = py::none(), py::arg("mean_k") = py::none(),
       py::arg("mean_v") = py::none(), py::arg("rows") = py::none(), py::arg("row_positions") = py::none(),
       py::arg("row_bias") = py::none(), py::arg("block_k") = py::none(), py::arg("block_v") = py::none(),
-      py::arg("rope") = py::none(), "An AttendCall over these parts. pages: [(codec, bytes, begin, end)].");
+      py::arg("rope") = py::none(), py::arg("key_mean") = py::none(),
+      "An AttendCall over these parts. pages: [(codec, bytes, begin, end)]; key_mean: what record codecs took off.");
 }

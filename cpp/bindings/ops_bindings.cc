@@ -28,7 +28,17 @@ void check_pair(const Floats& k, const Floats& v, int ndim, const char* expected
   for (int i = 0; i < ndim; ++i) need(k.shape(i) == v.shape(i), "k and v have different shapes");
 }
 
-py::bytes encode(Kernels& self, const std::string& codec, const Floats& k, const Floats& v, const py::object& meta) {
+// What record codecs take off the keys, or null. [heads, head_dim]
+Floats mean_of(const py::object& key_mean, PageShape shape) {
+  if (key_mean.is_none()) return {};
+  const Floats mean = py::cast<Floats>(key_mean);
+  need(mean.size() == shape.row(), "key_mean: expected [heads, head_dim]");
+  return mean;
+}
+const float* data_of(const Floats& mean) { return mean.size() > 0 ? mean.data() : nullptr; }
+
+py::bytes encode(Kernels& self, const std::string& codec, const Floats& k, const Floats& v, const py::object& meta,
+                 const py::object& key_mean) {
   check_pair(k, v, 3, "[tokens, heads, head_dim]");
   const int count = size_of(k, 0);
   need(count <= kPageTokens, "a page holds 16 tokens, got " + std::to_string(count));
@@ -44,20 +54,22 @@ py::bytes encode(Kernels& self, const std::string& codec, const Floats& k, const
                                          static_cast<uint16_t>(rows.at(i, 3))};
     }
   }
-  self.ops->encode(id, shape, k.data(), v.data(), static_cast<size_t>(shape.row()), count,
-                   whole_page(page.data()).data);
+  const Floats mean = mean_of(key_mean, shape);
+  self.ops->encode(id, shape, k.data(), v.data(), static_cast<size_t>(shape.row()), count, whole_page(page.data()).data,
+                   data_of(mean));
   return py::bytes(reinterpret_cast<const char*>(page.data()), page.size());
 }
 
 py::tuple decode(Kernels& self, const std::string& codec, const std::string& page, int heads, int head_dim, int begin,
-                 int end) {
+                 int end, const py::object& key_mean) {
   const CodecId id = codec_from_name(codec.c_str());
   const PageShape shape{heads, head_dim};
   need(heads > 0 && head_dim > 0 && page.size() == page_bytes(id, shape), "page: wrong number of bytes");
   need(0 <= begin && begin <= end && end <= kPageTokens, "expected 0 <= begin <= end <= 16");
   Floats k({end - begin, heads, head_dim}), v({end - begin, heads, head_dim});
+  const Floats mean = mean_of(key_mean, shape);
   self.ops->decode(id, shape, reinterpret_cast<const std::byte*>(page.data()) + kPageMetaBytes, begin, end,
-                   k.mutable_data(), v.mutable_data(), static_cast<size_t>(shape.row()));
+                   k.mutable_data(), v.mutable_data(), static_cast<size_t>(shape.row()), data_of(mean));
   return py::make_tuple(k, v);
 }
 
@@ -206,9 +218,10 @@ void bind_ops(py::module_& core) {
       .def(py::init<const std::string&, int>(), py::arg("implementation") = "", py::arg("threads") = 0,
            "implementation: one of implementations(), or empty for the fastest; threads: 0 for one per core.")
       .def_property_readonly("name", [](const Kernels& self) { return std::string(self.ops->name()); })
-      .def("encode", &encode, py::arg("codec"), py::arg("k"), py::arg("v"), py::arg("meta") = py::none())
+      .def("encode", &encode, py::arg("codec"), py::arg("k"), py::arg("v"), py::arg("meta") = py::none(),
+           py::arg("key_mean") = py::none())
       .def("decode", &decode, py::arg("codec"), py::arg("page"), py::arg("heads"), py::arg("head_dim"),
-           py::arg("begin") = 0, py::arg("end") = kPageTokens)
+           py::arg("begin") = 0, py::arg("end") = kPageTokens, py::arg("key_mean") = py::none())
       .def("assign", &assign, py::arg("k"), py::arg("v") = py::none(), py::arg("mean_k"),
            py::arg("mean_v") = py::none(), py::arg("rows") = py::none(), py::arg("value_weight") = 0.0f)
       .def("update_centroids", &update, py::arg("k"), py::arg("v"), py::arg("labels"), py::arg("mean_k"),

@@ -19,7 +19,7 @@ const char* codec_name(CodecId codec) {
 
 CodecId codec_from_name(const char* name) {
   std::string known;
-#define MOSAIC_CODEC(id, text, ...)                    \
+#define MOSAIC_CODEC(id, text, ...)                     \
   if (std::strcmp(name, text) == 0) return CodecId::id; \
   known += known.empty() ? "" : ", ";                   \
   known += text;

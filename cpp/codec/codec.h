@@ -26,6 +26,9 @@
 //   encode_k(block, head_dim, channel, x, stride, count)   x[i * stride]: the channel's value of token i < count  (groups)
 //   set_k(block, head_dim, token, x)            x[head_dim]: the token's keys                   (records, not Hadamard)
 //   K, V                                        the two kinds of block, as PlaneBlock has it    (Hadamard)
+//   pieces(head_dim, visit)                     where a token's bytes lie, as for_pieces() says (records, not exact or Hadamard)
+//
+// Exact codecs lie as fp16 does: K block [D][16], V block [16][D], a number where it stands.
 //
 // rows.h makes rows of that for any codec; every backend reads a codec that it has no quicker way for through k and v.
 // Blocks are zero before encoding, and what is not encoded stays zero.

@@ -17,7 +17,7 @@ template <class Fn>
 MOSAIC_HD inline auto with_codec(CodecId codec, Fn&& fn) {
   switch (codec) {
 #define MOSAIC_CODEC(id, name, ...) \
-  case CodecId::id:                  \
+  case CodecId::id:                 \
     return fn(__VA_ARGS__{});
 #include "codec/codecs.def"
 #undef MOSAIC_CODEC

@@ -58,7 +58,8 @@ struct PlaneBlock {
   MOSAIC_HD static int plane_bytes(int d, int p) { return plane_bits(p) == 2 ? quarter(d) : (d + 7) / 8; }
   MOSAIC_HD static int plane_at(int d, int p) { return kPageTokens * p * quarter(d); }  // all before p have two bits
   MOSAIC_HD static size_t scales_at(int d) {
-    return static_cast<size_t>(plane_at(d, kPlanes - 1)) + static_cast<size_t>(kPageTokens) * plane_bytes(d, kPlanes - 1);
+    return static_cast<size_t>(plane_at(d, kPlanes - 1)) +
+           static_cast<size_t>(kPageTokens) * plane_bytes(d, kPlanes - 1);
   }
   MOSAIC_HD static size_t bytes(int d) { return scales_at(d) + kPageTokens * sizeof(half_t); }
 
@@ -69,10 +70,12 @@ struct PlaneBlock {
     *size = p < kPlanes ? static_cast<size_t>(plane_bytes(d, p)) : sizeof(half_t);
   }
 
-  MOSAIC_HD static int magnitude(int i) {
+  MOSAIC_HD static constexpr int magnitude(int i) {
     return static_cast<int>((i < 8 ? Levels::kLow >> 8 * i : Levels::kHigh >> 8 * (i - 8)) & 0xffu);
   }
-  MOSAIC_HD static int level(int code) { return code < kHalf ? -magnitude(kHalf - 1 - code) : magnitude(code - kHalf); }
+  MOSAIC_HD static constexpr int level(int code) {
+    return code < kHalf ? -magnitude(kHalf - 1 - code) : magnitude(code - kHalf);
+  }
   // The code of x deviations times kUnit; borders lie halfway between levels.
   MOSAIC_HD static int code(float x) {
     const float size = x < 0 ? -x : x;
@@ -107,7 +110,8 @@ struct PlaneBlock {
     const int bits = plane_bits(p), count = 8 / bits;
     for (int i = 0; i < count; ++i) {
       const int channel = bits == 2 ? j + i * quarter(d) : 8 * j + i;
-      if (channel < d) byte |= (static_cast<uint32_t>(codes[channel]) >> plane_shift(p) & ((1u << bits) - 1)) << bits * i;
+      if (channel < d)
+        byte |= (static_cast<uint32_t>(codes[channel]) >> plane_shift(p) & ((1u << bits) - 1)) << bits * i;
     }
     return static_cast<uint8_t>(byte);
   }
@@ -116,8 +120,8 @@ struct PlaneBlock {
     for (int p = 0; p < kPlanes; ++p) {
       const auto* const row = reinterpret_cast<const uint8_t*>(block) + plane_at(d, p) + token * plane_bytes(d, p);
       const int part = channel / quarter(d);
-      const int found = plane_bits(p) == 2 ? row[channel - part * quarter(d)] >> 2 * part & 3
-                                           : row[channel / 8] >> channel % 8 & 1;
+      const int found =
+          plane_bits(p) == 2 ? row[channel - part * quarter(d)] >> 2 * part & 3 : row[channel / 8] >> channel % 8 & 1;
       code |= found << plane_shift(p);
     }
     return code;

@@ -96,6 +96,8 @@ MOSAIC_HD inline void for_pieces(int d, Visit&& visit) {
     size_t offset, size;
     for (int p = 0; p < C::K::kPieces; ++p) C::K::piece(d, p, &offset, &size), visit(offset, size);
     for (int p = 0; p < C::V::kPieces; ++p) C::V::piece(d, p, &offset, &size), visit(v_block + offset, size);
+  } else if constexpr (!C::kExact) {
+    C::pieces(d, visit);
   } else {  // a channel's tokens lie in a row, then a token's values
     const size_t number = C::k_bytes(1) / kPageTokens;
     for (int c = 0; c < d; ++c) visit(static_cast<size_t>(c) * kPageTokens * number, number);
@@ -107,7 +109,8 @@ MOSAIC_HD inline void for_pieces(int d, Visit&& visit) {
 template <class C>
 inline void copy_row(const std::byte* from, int from_at, std::byte* to, int to_at, int d) {
   for_pieces<C>(d, [&](size_t offset, size_t size) {
-    std::memcpy(to + offset + static_cast<size_t>(to_at) * size, from + offset + static_cast<size_t>(from_at) * size, size);
+    std::memcpy(to + offset + static_cast<size_t>(to_at) * size, from + offset + static_cast<size_t>(from_at) * size,
+                size);
   });
 }
 

@@ -246,8 +246,7 @@ class MirrorOps final : public Ops {
     m.back();
     pages_.clear();
   }
-  void move_row(CodecId codec, PageShape shape, const std::byte* from, int from_at, std::byte* to,
-                int to_at) override {
+  void move_row(CodecId codec, PageShape shape, const std::byte* from, int from_at, std::byte* to, int to_at) override {
     Mirror m(device());
     const size_t size = data_bytes(codec, shape);
     std::byte* const there = m.inout(to, size);

@@ -80,7 +80,7 @@ void bench_attend(Backend& on, PageShape shape, int group, int queries, int toke
   test::Random random(1);
   const auto plain = cpu::make_ops("plain", 1);
   const auto k = random.normals(static_cast<size_t>(kPageTokens * shape.row()));
-  for (const CodecId codec : {CodecId::kFp16, CodecId::kInt8, CodecId::kInt4}) {
+  for (const CodecId codec : {CodecId::kFp16, CodecId::kInt8, CodecId::kInt4, CodecId::kK5V3}) {
     Memory memory(*on.device);
     const size_t bytes = data_bytes(codec, shape);
     std::vector<std::byte> all(bytes * static_cast<size_t>(pages));
@@ -90,7 +90,7 @@ void bench_attend(Backend& on, PageShape shape, int group, int queries, int toke
     std::vector<PageEntry> table;
     std::vector<int32_t> positions;
     for (int p = 0; p < pages; ++p) {
-      table.push_back({data + static_cast<size_t>(p) * bytes, p * kPageTokens, 0, kPageTokens, codec});
+      table.push_back({data + static_cast<size_t>(p) * bytes, p * kPageTokens, rows_of(0, kPageTokens), codec});
       for (int i = 0; i < kPageTokens; ++i) positions.push_back(p * kPageTokens + i);
     }
     RopeSpec spec;

@@ -130,6 +130,11 @@ BAD = [
         'MOSAIC_CODEC(kInt2, "int2", Int2)\n',
         "'int2' is listed, but there is no cpp/codec/int2.h",
     ),
+    (
+        "cpp/codec/codecs.def",
+        'MOSAIC_CODEC(kK2V2, "k2v2", Lattice<2, 2>)\n',
+        "'lattice' is listed, but there is no cpp/codec/lattice.h",
+    ),
     ("cpp/policy/policies.def", 'MOSAIC_POLICY("lru", Lru)\n', "no cpp/policy/lru.h or cpp/policy/lru.cc"),
     (
         "cpp/policy/policies.def",

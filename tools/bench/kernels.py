@@ -198,6 +198,28 @@ class Bench:
         case = f"attend {q_heads}/{heads} x {dim}, {tokens:,} tokens"
         self.add(case, ours, peers, size, 4e-9 * q_heads * dim * tokens)
 
+    def records(self, queries: int, dim: int, tokens: int) -> None:
+        """Attention of a block over one KV head of records (5-bit keys, 3-bit values), paired with int4."""
+        rng, group = np.random.default_rng(5), 7
+        mean = 3 * rng.normal(size=(1, dim)).astype(np.float32)
+        k, v = rng.normal(size=(2, tokens, 1, dim)).astype(np.float32)
+        k += mean
+        q = rng.normal(size=(queries, group, dim)).astype(np.float32)
+        rope = {"theta": 1e6, "rotary_dim": dim, "layout": "half"}
+        positions, at = np.arange(tokens, dtype=np.int32), np.full((queries, 3), tokens, np.int32)
+        runs: dict[str, Run] = {}
+        size: dict[str, float] = {}
+        for codec in ("k5v3", "k4v4", "int4"):
+            blocks = [(k[i : i + 16], v[i : i + 16]) for i in range(0, tokens, 16)]
+            pages = [(codec, self.kernels.encode(codec, *block, key_mean=mean), 0, 16) for block in blocks]
+            call = self.kernels.attend(
+                q, at, 1, dim**-0.5, pages=pages, positions=positions, rope=rope, key_mean=mean
+            )
+            runs[codec], size[codec] = call.run, sum(len(page) for _, page, _, _ in pages) / 1e9
+        peers = {"int4": runs.pop("int4")}
+        case = f"attend {queries} x {group}/1 x {dim}, {tokens:,} tokens"
+        self.add(case, runs, peers, size, 4e-9 * queries * group * dim * tokens)
+
     def mass(self, q_heads: int, heads: int, dim: int, queries: int, tokens: int) -> None:
         """Attention that keys receive from a block of queries: column sums against the whole matrix."""
         torch, rng = self.torch, np.random.default_rng(3)
@@ -278,6 +300,9 @@ class Bench:
         for q_heads, heads in ((28, 4), (16, 2)):
             for tokens in (4096, 12544):
                 self.attend(q_heads, heads, 128, tokens)
+        for dim in (64, 128):
+            for queries in (1, 12, 196):
+                self.records(queries, dim, 4096)
         self.mass(28, 4, 128, 196, 1024)
         self.signals(784, 12544, 128)
 

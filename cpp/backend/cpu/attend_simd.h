@@ -104,10 +104,11 @@ struct Units {
         const float* const mean = a.key_mean != nullptr ? a.key_mean + head * d : nullptr;
         fill_keys(KeyBlock<C>(k_block, tile, mean), spec, base, tile);
         if (!with_values) return;
+        const ValueBlock<C> values(k_block + k_block_of<C>(d), d);
         for (int t = 0; t < page.end(); ++t) {
           float* const to = v + static_cast<size_t>(t) * tile.v_stride;
           if (page.has(t)) {
-            value_row<C>(k_block + k_block_of<C>(d), d, t, to);
+            values(t, to);
           } else {
             clear_row(tile.v_stride, to);  // a lane without weight, but 0 * NaN would be NaN
           }

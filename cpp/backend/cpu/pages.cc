@@ -17,7 +17,9 @@ Byte* k_block(CodecId codec, PageShape shape, int head, Byte* data) {
   return data + static_cast<size_t>(head) * bytes;
 }
 
-const float* mean_of(const float* key_mean, int head, int d) { return key_mean != nullptr ? key_mean + head * d : nullptr; }
+const float* mean_of(const float* key_mean, int head, int d) {
+  return key_mean != nullptr ? key_mean + head * d : nullptr;
+}
 
 }  // namespace
 

@@ -239,11 +239,11 @@ inline void decode_page(CodecId codec, PageShape shape, const std::byte* data, i
                         size_t stride, const float* key_mean) {
   const int d = shape.head_dim;
   float scales[2 * (kMaxHead + kLanes)], signs[kMaxHead + kLanes];
-  alignas(64) float columns[kMaxHead * kUnit];
+  alignas(64) float columns[kMaxHead * kUnit], rows[(kMaxHead + 16) * 4];  // of turned planes
   Tile tile;
   tile.head_dim = d;
   tile.v_stride = round_up(d, kLanes);
-  tile.scales = scales, tile.signs = signs, tile.columns = columns;
+  tile.scales = scales, tile.signs = signs, tile.columns = columns, tile.rows = rows;
   with_codec(codec, [&](auto c) {
     using C = decltype(c);
     if constexpr (C::kHadamard) tile.fill_signs();
@@ -251,15 +251,16 @@ inline void decode_page(CodecId codec, PageShape shape, const std::byte* data, i
       const std::byte* const block = data + static_cast<size_t>(head) * head_bytes_of<C>(d);
       const float* const mean = key_mean != nullptr ? key_mean + head * d : nullptr;
       decode_keys<C>(block, tile, mean, begin, end, k + head * d, stride);
+      const ValueBlock<C> values(block + k_block_of<C>(d), d);
       for (int t = begin; t < end; ++t) {
         float* const to = v + (t - begin) * stride + head * d;
         if constexpr (C::kHadamard) {
           alignas(64) float row[kMaxHead + kLanes] = {};
-          value_row<C>(block + k_block_of<C>(d), d, t, row);
+          values(t, row);
           leave_hadamard(tile, row);
           copy_row(row, d, to);
         } else {
-          value_row<C>(block + k_block_of<C>(d), d, t, to);
+          values(t, to);
         }
       }
     }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "backend/cpu/attend_simd.h"
+#include "backend/cpu/likeness_simd.h"
 #include "backend/cpu/score_simd.h"
 
 namespace mosaic::cpu {
@@ -64,6 +65,23 @@ struct AssignScratch {
     if (!kHasPairs) return carver.used();
     shift = carver.take<float>(results);
     pairs = carver.take<float>(static_cast<size_t>(l.tokens) * round_up(depth, 32) / 2);
+    return carver.used();
+  }
+};
+
+struct LikenessScratch {
+  LikenessState* workers = nullptr;  // [threads]
+  float* items = nullptr;            // [N][2 row] of unit length
+
+  size_t carve(const Ops::Limits& l, int threads, std::byte* memory) {
+    Carver carver(memory);
+    workers = carver.take<LikenessState>(static_cast<size_t>(threads));
+    for (int i = 0; i < threads; ++i) {
+      LikenessState state;
+      state.carve(carver, l.shape, l.tokens);
+      if (memory != nullptr) workers[i] = state;
+    }
+    items = carver.take<float>(static_cast<size_t>(l.tokens) * 2 * l.shape.row());
     return carver.used();
   }
 };

@@ -126,6 +126,11 @@ MOSAIC_INLINE Vec exp2(Vec x) {
   return p * std::bit_cast<Vec>(exponent);
 }
 
+// Lane by lane: GCC 12's vector of 16 warns of its own header.
+MOSAIC_INLINE Vec square_root(Vec x) {
+  return Vec([&](int lane) { return __builtin_sqrtf(x[lane]); });
+}
+
 // Halves of two vectors, interleaved.
 template <int... I>
 MOSAIC_INLINE RawFloat zip_low(RawFloat a, RawFloat b, std::integer_sequence<int, I...>) {

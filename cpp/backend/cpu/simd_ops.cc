@@ -6,6 +6,7 @@
 #include "backend/cpu/mass_simd.h"
 #include "backend/cpu/pages_simd.h"
 #include "backend/cpu/plain_ops.h"
+#include "backend/cpu/records_simd.h"
 #include "backend/cpu/scratch_simd.h"
 #include "backend/cpu/signals_simd.h"
 #include "backend/cpu/top_k.h"
@@ -34,7 +35,10 @@ class SimdOps final : public PlainOps {  // what is not faster here stays plain
     const size_t attend = AttendScratch().carve(limits, pool_.threads(), nullptr);
     const size_t assign = AssignScratch().carve(limits, pool_.threads(), nullptr);
     const size_t score = ScoreScratch().carve(limits, pool_.threads(), nullptr);
-    return attend > assign ? (attend > score ? attend : score) : assign > score ? assign : score;
+    const size_t likeness = LikenessScratch().carve(limits, pool_.threads(), nullptr);
+    size_t largest = 0;
+    for (const size_t bytes : {attend, assign, score, likeness}) largest = bytes > largest ? bytes : largest;
+    return largest;
   }
   void set_scratch(void* memory, const Limits& limits) override {
     PlainOps::set_scratch(memory, limits);  // ops that are plain here use the same bytes; no two run at once
@@ -44,6 +48,7 @@ class SimdOps final : public PlainOps {  // what is not faster here stays plain
 
   void attend(const AttendArgs& a) override;
   void attention_mass(const MassArgs& m) override;
+  void likeness(const LikenessArgs& a) override;
   void add_recent_keys(const RecentKeysArgs& a) override;
   void temporal_redundancy(const RedundancyArgs& a) override;
   void row_norm(const NormArgs& a) override;
@@ -56,8 +61,16 @@ class SimdOps final : public PlainOps {  // what is not faster here stays plain
   void encode(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count, std::byte* data,
               const float* key_mean = nullptr) override {
     uint8_t codes[kMaxHead + kLanes];
-    if (shape.head_dim > kMaxHead || !has_page_path(codec))
-      return PlainOps::encode(codec, shape, k, v, stride, count, data, key_mean);
+    if (shape.head_dim > kMaxHead) return PlainOps::encode(codec, shape, k, v, stride, count, data, key_mean);
+    const bool planes = with_planes(codec, [&](auto c) {
+      std::byte* pages[kUnit];
+      int32_t at[kUnit];
+      for (int i = 0; i < kUnit; ++i) pages[i] = data, at[i] = i;
+      std::memset(data, 0, static_cast<size_t>(shape.heads) * head_bytes_of<decltype(c)>(shape.head_dim));
+      encode_record_items<decltype(c)>(shape, k, v, stride, 0, count, pages, at, key_mean);
+    });
+    if (planes) return;
+    if (!has_page_path(codec)) return PlainOps::encode(codec, shape, k, v, stride, count, data, key_mean);
     encode_page(codec, shape, k, v, stride, count, codes, data);
   }
   void encode_row(CodecId codec, PageShape shape, const float* k, const float* v, int at, std::byte* data,
@@ -68,6 +81,17 @@ class SimdOps final : public PlainOps {  // what is not faster here stays plain
     for (int head = 0; head < shape.heads; ++head, data += head_bytes_of<Fp16>(d)) {
       encode_half_token(data, k_block_of<Fp16>(d), d, at, k + head * d, v + head * d);
     }
+  }
+  void encode_rows(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int items,
+                   std::byte* const* pages, const int32_t* at, const float* key_mean = nullptr) override {
+    const bool planes = shape.head_dim <= kMaxHead && with_planes(codec, [&](auto c) {
+                          const int groups = (items + kLanes - 1) / kLanes;
+                          for_parts(groups, parts_of(16 * items, shape.row()), [&](int begin, int end) {
+                            encode_record_items<decltype(c)>(shape, k, v, stride, begin * kLanes,
+                                                             least(items, end * kLanes), pages, at, key_mean);
+                          });
+                        });
+    if (!planes) PlainOps::encode_rows(codec, shape, k, v, stride, items, pages, at, key_mean);
   }
   void decode(CodecId codec, PageShape shape, const std::byte* data, int begin, int end, float* k, float* v,
               size_t stride, const float* key_mean = nullptr) override {
@@ -181,6 +205,32 @@ void SimdOps::attention_mass(const MassArgs& m) {
   pool_.run((total + per_task - 1) / per_task, [&](int task, int worker) {
     mass_range(m, first, block_tokens, task * per_task, least(total, (task + 1) * per_task), scratch.workers[worker]);
   });
+}
+
+void SimdOps::likeness(const LikenessArgs& a) {
+  const int row = a.shape.row(), units = a.n_pages + (a.items + kUnit - 1) / kUnit;
+  check(a.items <= limits_.tokens && row <= limits_.shape.row() && a.shape.head_dim <= limits_.shape.head_dim,
+        "likeness");
+  const auto scratch = carve<LikenessScratch>();
+  for (int i = 0; i < a.items; ++i) {
+    float* const item = scratch.items + static_cast<size_t>(i) * 2 * row;
+    unit_row(a.k + i * a.stride, a.key_mean, row, item);
+    unit_row(a.v + i * a.stride, a.value_mean, row, item + row);
+  }
+  const double work = static_cast<double>(a.items) * units * kUnit * 2 * row;
+  const int parts = work < kWorthThreads ? 1 : pool_.threads();
+  for (int part = 0; part < parts; ++part)
+    for (int i = 0; i < a.items; ++i) scratch.workers[part].like[i] = 0;
+  pool_.run(parts, [&](int part, int) {
+    const auto cut = [&](int i) { return static_cast<int>(static_cast<int64_t>(units) * i / parts); };
+    likeness_range(a, scratch.items, cut(part), cut(part + 1), scratch.workers[part]);
+  });
+  for (int i = 0; i < a.items; ++i) {
+    float like = 0;
+    for (int part = 0; part < parts; ++part)
+      like = scratch.workers[part].like[i] > like ? scratch.workers[part].like[i] : like;
+    a.item_like[i] = like;
+  }
 }
 
 // Parts of `items` items of `dim` channels that are worth a thread each.

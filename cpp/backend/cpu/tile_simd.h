@@ -8,6 +8,7 @@
 
 #include "backend/cpu/gemm_simd.h"
 #include "backend/cpu/hadamard_simd.h"
+#include "backend/cpu/planes_simd.h"
 #include "backend/ops.h"
 #include "codec/codecs.h"
 
@@ -80,6 +81,16 @@ struct Tile {
     scales = carver.take<float>(2 * static_cast<size_t>(v_stride));
     signs = carver.take<float>(static_cast<size_t>(v_stride));
     axis = carver.take<int32_t>(static_cast<size_t>(d));
+  }
+  // For pages that are decoded a unit at a time, not rotated.
+  void carve_decoding(Carver& carver, int d) {
+    head_dim = d;
+    v_stride = round_up(d, kLanes);
+    v = carver.take<float>(static_cast<size_t>(v_stride) * kUnit);
+    rows = carver.take<float>((static_cast<size_t>(d) + 48) * 4);  // turned planes
+    columns = carver.take<float>(static_cast<size_t>(d) * kUnit);
+    scales = carver.take<float>(2 * static_cast<size_t>(v_stride));
+    signs = carver.take<float>(static_cast<size_t>(v_stride));
   }
   void fill_signs() {
     for (int c = 0; c < head_dim; ++c) signs[c] = hadamard_sign(c);
@@ -233,6 +244,45 @@ struct KeyBlock<Int4> : ScaledKeys {
   }
 };
 
+// Planes: their transform as whole numbers, brought to size as they are met.
+template <int KeyBits, int ValueBits>
+struct KeyBlock<Planes<KeyBits, ValueBits>> {
+  using Block = PlaneBlock<KeyBits>;
+  const int16_t* at;  // [D][kUnit]
+  const float* signs;
+  const float* mean;
+  alignas(64) float scale[2][kUnit];  // of positive channels, of negative ones
+
+  KeyBlock(const std::byte* block, const Tile& tile, const float* mean_of_lane)
+      : at(reinterpret_cast<const int16_t*>(tile.columns)), signs(tile.signs), mean(mean_of_lane) {
+    const int d = tile.head_dim;
+    auto* const transform = reinterpret_cast<int16_t*>(tile.columns);
+    if (has_planes_path(d)) {
+      auto* const levels = reinterpret_cast<int8_t*>(transform + d * kUnit);
+      unpack_columns<Block>(block, d, reinterpret_cast<uint8_t*>(tile.rows), levels);
+      hadamard_levels(levels, d, transform);
+    } else {
+      read_numbers(block, d, transform);
+    }
+    planes_scales<Block>(block, d, scale[0]);
+    for (int at = 0; at < kUnit; at += kLanes) store(scale[1] + at, -load(scale[0] + at));
+  }
+  MOSAIC_INLINE Vec operator()(int channel, int part) const {
+    const Vec levels = shorts_to_floats(at + channel * kUnit + part * kLanes);
+    const Vec number = levels * load(scale[signs[channel] < 0 ? 1 : 0] + part * kLanes);
+    return mean != nullptr ? number + mean[channel] : number;
+  }
+  // Heads that vectors do not divide. Few of their channels are transformed, so 16 bits are enough.
+  static void read_numbers(const std::byte* block, int d, int16_t* to) {
+    for (int t = 0; t < kUnit; ++t) {
+      float row[kMostRecordHead];
+      for (int c = 0; c < d; ++c) row[c] = static_cast<float>(Block::level(Block::code_at(block, d, t, c)));
+      hadamard(row, d);
+      for (int c = 0; c < d; ++c) to[c * kUnit + t] = static_cast<int16_t>(row[c]);
+    }
+  }
+};
+
 // Keys of one unit into lanes [lane, lane + 16) of tile.k, rotated on the way.
 template <class Keys>
 inline void fill_keys(const Keys& keys, const RopeSpec* spec, int lane, Tile& tile) {
@@ -303,6 +353,34 @@ MOSAIC_INLINE void value_row(const std::byte* block, int d, int token, float* to
     }
   }
 }
+
+template <class Codec>
+constexpr bool kIsPlanes = false;
+template <int KeyBits, int ValueBits>
+constexpr bool kIsPlanes<Planes<KeyBits, ValueBits>> = true;
+
+// A block's values, token by token.
+template <class Codec>
+struct ValueBlock {
+  const std::byte* block;
+  int d;
+  ValueBlock(const std::byte* values, int head_dim) : block(values), d(head_dim) {}
+  MOSAIC_INLINE void operator()(int token, float* to) const { value_row<Codec>(block, d, token, to); }
+};
+template <int KeyBits, int ValueBits>
+struct ValueBlock<Planes<KeyBits, ValueBits>> {
+  using Codec = Planes<KeyBits, ValueBits>;
+  const std::byte* block;
+  int d;
+  alignas(64) float scale[kUnit];
+  ValueBlock(const std::byte* values, int head_dim) : block(values), d(head_dim) {
+    planes_scales<typename Codec::V>(block, d, scale);
+  }
+  MOSAIC_INLINE void operator()(int token, float* to) const {
+    if (has_planes_path(d)) return planes_row<typename Codec::V>(block, d, token, scale[token], to);
+    value_row<Codec>(block, d, token, to);
+  }
+};
 
 // What was summed in the Hadamard basis, as numbers.
 inline void leave_hadamard(const Tile& tile, float* x) {

@@ -162,12 +162,11 @@ MOSAIC_DEVICE void load_records(const AttendArgs& a, const RopeTable& rope, int 
     if (!in_hadamard(a, unit)) continue;
     const Slot slot = slot_at(slots, step.slot(i), d);
     const PutHalves put{slot.key, slot.key, pitch, false};
-    WarpRow values[2];
+#pragma unroll 1
     for (int j = 0; j < 2; ++j) {
       const int token = 2 * pair + j;
-      WarpRow key;
+      RowOf<kMostTensorHead / simt::kWarp> key;
       record_key(a, unit, kv_head, token, &key);
-      record_value(a, unit, kv_head, token, &values[j]);
       put_row(key, d, row);
       simt::meet_warp();
       for (int item = lane(); item < channels.count; item += simt::kWarp) {
@@ -181,10 +180,14 @@ MOSAIC_DEVICE void load_records(const AttendArgs& a, const RopeTable& rope, int 
       }
       simt::meet_warp();
     }
+    RowOf<kMostTensorHead / simt::kWarp> values[2];
+    record_value(a, unit, kv_head, 2 * pair, &values[0]);
+    record_value(a, unit, kv_head, 2 * pair + 1, &values[1]);
 #pragma unroll
     for (int part = 0; part < kMostTensorHead / simt::kWarp; ++part) {
       const int c = lane() + simt::kWarp * part;
-      if (c < width) slot.value[pair * pitch + c] = simt::pack(values[0].x[part] * kValues, values[1].x[part] * kValues);
+      if (c < width)
+        slot.value[pair * pitch + c] = simt::pack(values[0].x[part] * kValues, values[1].x[part] * kValues);
     }
   }
 }

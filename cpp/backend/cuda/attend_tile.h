@@ -44,7 +44,8 @@ MOSAIC_DEVICE void load_keys(const AttendArgs& a, const RopeTable& rope, Unit un
   for (int i = simt::thread(); i < kTile * channels.pairs; i += simt::threads()) {
     const int token = i / channels.pairs, item = i % channels.pairs;
     float* const row = k + token * stride;
-    turn(rope, item, keys.at[token][rope.spec().axis_of(item)], &row[channels.first(item)], &row[channels.second(item)]);
+    turn(rope, item, keys.at[token][rope.spec().axis_of(item)], &row[channels.first(item)],
+         &row[channels.second(item)]);
   }
 }
 

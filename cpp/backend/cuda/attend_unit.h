@@ -206,7 +206,8 @@ MOSAIC_DEVICE bool in_hadamard(const AttendArgs& a, Unit unit) {
          with_codec(a.pages[unit.index].codec, [](auto c) { return decltype(c)::kHadamard; });
 }
 // Keys before rotation, or values, of a token of such a page; zeros where it is not attended.
-MOSAIC_DEVICE void record_key(const AttendArgs& a, Unit unit, int kv_head, int token, WarpRow* row) {
+template <int kParts>
+MOSAIC_DEVICE void record_key(const AttendArgs& a, Unit unit, int kv_head, int token, RowOf<kParts>* row) {
   const PageEntry page = a.pages[unit.index];
   const int d = a.shape.head_dim;
   with_codec(page.codec, [&](auto c) {
@@ -217,7 +218,8 @@ MOSAIC_DEVICE void record_key(const AttendArgs& a, Unit unit, int kv_head, int t
     }
   });
 }
-MOSAIC_DEVICE void record_value(const AttendArgs& a, Unit unit, int kv_head, int token, WarpRow* row) {
+template <int kParts>
+MOSAIC_DEVICE void record_value(const AttendArgs& a, Unit unit, int kv_head, int token, RowOf<kParts>* row) {
   const PageEntry page = a.pages[unit.index];
   const int d = a.shape.head_dim;
   with_codec(page.codec, [&](auto c) {

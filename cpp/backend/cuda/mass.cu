@@ -102,8 +102,8 @@ void attention_mass(const simt::Queue& on, const MassArgs& m) {
   if (units == 0) return;
   const size_t bytes = shared_floats(a.shape.head_dim) * sizeof(float) + sizeof(TileKeys);
   const simt::Grid grid{static_cast<unsigned>(units), static_cast<unsigned>(results)};
-  simt::launch(on, "attention_mass", mass_kernel, grid, kThreads, bytes, a,
-               a.rope != nullptr ? *a.rope : RopeTable(), m.first_query < 0 ? a.tokens - 1 : m.first_query, m, wanted);
+  simt::launch(on, "attention_mass", mass_kernel, grid, kThreads, bytes, a, a.rope != nullptr ? *a.rope : RopeTable(),
+               m.first_query < 0 ? a.tokens - 1 : m.first_query, m, wanted);
 }
 
 }  // namespace mosaic::MOSAIC_SIMT

@@ -11,29 +11,32 @@ namespace mosaic::MOSAIC_SIMT {
 inline constexpr int kMostHead = 256;  // channels of a head
 inline constexpr int kRowParts = kMostHead / simt::kWarp;
 
-// Channels lane + 32 i; those beyond the head are zero.
-struct WarpRow {
-  float x[kRowParts];
+// Channels lane + 32 i, of a head of at most 32 x kParts; those beyond the head are zero.
+template <int kParts>
+struct RowOf {
+  float x[kParts];
 };
+using WarpRow = RowOf<kRowParts>;
 
 MOSAIC_DEVICE int lane() { return simt::thread() % simt::kWarp; }
 
-MOSAIC_DEVICE void hadamard(WarpRow* row, int d) {
+template <int kParts>
+MOSAIC_DEVICE void hadamard(RowOf<kParts>* row, int d) {
   const int block = hadamard_block(d);
   for (int step = 1; step < simt::kWarp && step < block; step *= 2) {
     const bool second = (lane() & step) != 0;
 #pragma unroll
-    for (int i = 0; i < kRowParts; ++i) {
+    for (int i = 0; i < kParts; ++i) {
       if (simt::kWarp * i >= d) break;
       const float other = simt::shuffle_xor(row->x[i], step);
       row->x[i] = second ? other - row->x[i] : row->x[i] + other;
     }
   }
 #pragma unroll
-  for (int step = 1; step < kRowParts; step *= 2) {
+  for (int step = 1; step < kParts; step *= 2) {
     if (simt::kWarp * step >= block) break;
 #pragma unroll
-    for (int i = 0; i < kRowParts; ++i) {
+    for (int i = 0; i < kParts; ++i) {
       if ((i & step) != 0) continue;
       const float a = row->x[i], b = row->x[i + step];
       row->x[i] = a + b;
@@ -79,17 +82,18 @@ MOSAIC_DEVICE void encode_record(std::byte* block, int d, int at, const float* x
 }
 
 // Token `at` of a block as numbers, mean (or null) added; zeros where it does not exist.
-template <class Block>
-MOSAIC_DEVICE void decode_record(const std::byte* block, int d, int at, bool exists, const float* mean, WarpRow* row) {
+template <class Block, int kParts>
+MOSAIC_DEVICE void decode_record(const std::byte* block, int d, int at, bool exists, const float* mean,
+                                 RowOf<kParts>* row) {
 #pragma unroll
-  for (int i = 0; i < kRowParts; ++i) {
+  for (int i = 0; i < kParts; ++i) {
     const int c = lane() + simt::kWarp * i;
     row->x[i] = exists && c < d ? static_cast<float>(Block::level(Block::code_at(block, d, at, c))) : 0.0f;
   }
   hadamard(row, d);
   const float scale = exists ? Block::scale(block, d, at) : 0.0f;
 #pragma unroll
-  for (int i = 0; i < kRowParts; ++i) {
+  for (int i = 0; i < kParts; ++i) {
     const int c = lane() + simt::kWarp * i;
     if (c >= d) break;
     row->x[i] = row->x[i] * (scale * hadamard_sign(c));
@@ -98,9 +102,10 @@ MOSAIC_DEVICE void decode_record(const std::byte* block, int d, int at, bool exi
 }
 
 // to[c] = the row's channel c.
-MOSAIC_DEVICE void put_row(const WarpRow& row, int d, float* to) {
+template <int kParts>
+MOSAIC_DEVICE void put_row(const RowOf<kParts>& row, int d, float* to) {
 #pragma unroll
-  for (int i = 0; i < kRowParts; ++i) {
+  for (int i = 0; i < kParts; ++i) {
     const int c = lane() + simt::kWarp * i;
     if (c < d) to[c] = row.x[i];
   }
