@@ -3,5 +3,5 @@
 set(CMAKE_SYSTEM_NAME Linux)
 set(CMAKE_SYSTEM_PROCESSOR aarch64)
 set(CMAKE_CXX_COMPILER aarch64-linux-gnu-g++)
-set(CMAKE_CXX_FLAGS_INIT "-march=armv8.2-a+fp16+dotprod -DMOSAIC_EMULATED")  # see tests/cpp/rounds.h
+set(CMAKE_CXX_FLAGS_INIT "-march=armv8.2-a+fp16+dotprod -DMOSAIC_EMULATED")  # see tests/cpp/support/rounds.h
 set(CMAKE_FIND_ROOT_PATH_MODE_PROGRAM NEVER)

@@ -26,11 +26,11 @@ struct RopeSpec {
   // M-RoPE: frequencies taken by (t, h, w); all zero means 1-D. Sum = rotary_dim / 2.
   int sections[3] = {0, 0, 0};
   bool sections_interleaved = false;  // Qwen3: t,h,w take turns; Qwen2.5: three chunks
-  // M-RoPE: rows and columns are counted from the frame's own moment (Qwen3), not from where the video began (Qwen2.5).
+  // M-RoPE: rows and columns are counted from the picture's own t (Qwen3), not from where the video began (Qwen2.5).
   bool grid_follows_time = false;
   MOSAIC_HD bool is_multi() const { return sections[0] + sections[1] + sections[2] > 0; }
   MOSAIC_HD int frequencies() const { return layout == RopeLayout::kNone ? 0 : rotary_dim / 2; }
-  // The position on the h or w axis of a token at moment t whose row or column is `place`.
+  // The position on the h or w axis of a token at t whose row or column is `place`.
   MOSAIC_HD int place_at(int t, uint16_t place) const {
     return place == kText ? t : grid_follows_time ? t + place : place;
   }

@@ -17,8 +17,8 @@
 #include "backend/backend.h"
 #include "backend/cuda/cuda_backend.h"
 #include "core/error.h"
-#include "ops_world.h"
-#include "shim_backend.h"
+#include "support/ops_world.h"
+#include "support/shim_backend.h"
 
 using namespace mosaic;
 
@@ -77,7 +77,7 @@ double time_of(Device& device, const std::function<void()>& call) {
 void bench_attend(Backend& on, PageShape shape, int group, int queries, int tokens, double copy_rate,
                   std::vector<Row>* rows) {
   const int pages = tokens / kPageTokens, q_heads = shape.heads * group;
-  test::Random random(1);
+  testing::Random random(1);
   const auto plain = cpu::make_ops("plain", 1);
   const auto k = random.normals(static_cast<size_t>(kPageTokens * shape.row()));
   for (const CodecId codec : {CodecId::kFp16, CodecId::kInt8, CodecId::kInt4, CodecId::kK5V3}) {
@@ -122,7 +122,7 @@ void bench_attend(Backend& on, PageShape shape, int group, int queries, int toke
 }
 
 void bench_assign(Backend& on, int items, int centroids, int dim, std::vector<Row>* rows) {
-  test::Random random(2);
+  testing::Random random(2);
   Memory memory(*on.device);
   const auto width = static_cast<size_t>(dim);
   AssignArgs a;
@@ -160,7 +160,7 @@ int main(int argc, char** argv) {
   for (int i = 1; i < argc; ++i) std::strcmp(argv[i], "--json") == 0 ? void(json = true) : void(name = argv[i]);
   const bool small = name == "shim";
   try {
-    Backend on = small ? test::make_shim() : cuda::make();
+    Backend on = small ? testing::make_shim() : cuda::make();
     Device& device = *on.device;
     const Ops::Limits limits{.tokens = 4096, .q_heads = 28, .shape = {4, 128}, .rows = 16384, .dim = 512};
     Memory memory(device);

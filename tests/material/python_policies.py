@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mosaic_edge import Policy, Eviction
+from mosaic_edge import Eviction, Policy
 from played import ROW, Array
 
 
@@ -53,7 +53,7 @@ class Uniform(Policy):
 
 
 class Nearest(Policy):
-    """By token, scenes, means and summaries, retrieval, every kind of eviction: all that the interface has."""
+    """By token, scenes, means, summaries, retrieval, every kind of eviction: all that the interface has."""
 
     def __init__(self) -> None:
         super().__init__(

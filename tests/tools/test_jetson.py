@@ -183,7 +183,7 @@ def test_aarch64_says_what_cuda_needs_and_which_test_cases_it_leaves_out() -> No
     shown = bash(ROOT / "tools/aarch64", "--cuda", "--dry-run").stdout
     assert "static runtime" in shown
     left_out = next(line for line in shown.splitlines() if "would leave out" in line)
-    sources = [file.read_text() for file in (ROOT / "tests/cpp").glob("*.cc")]
+    sources = [file.read_text() for file in (ROOT / "tests/cpp").rglob("*.cc")]
     cases = [name for text in sources for name in re.findall(r'TEST_CASE\(\s*"([^"]*)"', text)]
     patterns = left_out.split("leave out: ")[1].split("*")
     named = [pattern.strip() for pattern in patterns if pattern.strip()]

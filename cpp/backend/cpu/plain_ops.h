@@ -1,5 +1,5 @@
 // PlainOps: every kernel as the obvious loop, one thread, no instruction-set tricks. It is the truth the vectorised
-// kernels are compared with, and the one to read first. Each op lives in the file of its name.
+// kernels are compared with, and the one to read first: attend.cc, assign.cc, score.cc, signals.cc, top_k.cc, pages.cc.
 #pragma once
 
 #include "backend/ops.h"

@@ -61,7 +61,7 @@ Device::Access access_of(const void* pointer) {
   if (attributes.type == cudaMemoryTypeDevice) return Device::Access::kKernels;
   return attributes.type == cudaMemoryTypeUnregistered ? Device::Access::kHost : Device::Access::kBoth;
 }
-bool kernels_access(const void* pointer) { return access_of(pointer) != Device::Access::kHost; }
+bool reaches(const void* pointer) { return access_of(pointer) != Device::Access::kHost; }
 
 void copy(const simt::Queue& queue, void* to, const void* from, size_t bytes) {
   MOSAIC_CUDA_TRY(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, static_cast<cudaStream_t>(queue.stream)));

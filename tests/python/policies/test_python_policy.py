@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mosaic_edge import InvalidInput, Policy, Eviction, _core
+from mosaic_edge import Eviction, InvalidInput, Policy, _core
 from mosaic_edge.engine import Engine
 from numpy_vlm import NumpyVlm, picture
 from played import EXACT, LAYERS, MODEL, ROW, TOKENS, Array, Played

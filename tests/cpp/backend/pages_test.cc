@@ -1,0 +1,203 @@
+// encode, decode and gather of every instruction set; the device, the backends and the threads under the kernels.
+#include <doctest/doctest.h>
+
+#include <atomic>
+#include <cmath>
+#include <cstring>
+
+#include "backend/backend.h"
+#include "backend/cpu/thread_pool.h"
+#include "core/error.h"
+#include "support/ops_world.h"
+
+using namespace mosaic;
+using namespace mosaic::testing;
+
+namespace {
+
+// Decoded numbers of two implementations. A record's are a scale times a sign plus a mean, which may be fused: a rounding of
+// the sum, whose terms here are below 64.
+bool near(float a, float b, CodecId codec) {
+  const bool fused = codec_is_record(codec) && !codec_is_exact(codec);
+  return std::abs(a - b) <= 1e-6f * std::abs(a) + (fused ? 8e-6f : 0.0f);
+}
+
+}  // namespace
+
+TEST_CASE("every instruction set writes and reads the pages of the plain loops") {
+  Random random(8);
+  for (const PageShape shape : {PageShape{1, 1}, {2, 5}, {2, 32}, {3, 33}, {1, 80}, {4, 128}}) {
+    for (int count : {0, 1, 5, 7, 13, 15, 16}) {
+      const size_t stride = static_cast<size_t>(shape.row() + 2);
+      const auto k = random.normals(stride * 16, 3), v = random.normals(stride * 16, 3);
+      const auto mean = random.normals(static_cast<size_t>(shape.row()), 3);
+      for (int codec = 0; codec < kCodecs; ++codec) {
+        const CodecId id = static_cast<CodecId>(codec);
+        const Ops::Limits limits{.tokens = 1, .q_heads = shape.heads, .shape = shape, .rows = 1};
+        Kernels plain("plain", 1, limits);
+        std::vector<std::byte> expected(data_bytes(id, shape));
+        plain->encode(id, shape, k.data(), v.data(), stride, count, expected.data(), mean.data());
+        for (const std::string& name : implementations()) {
+          CAPTURE(name);
+          CAPTURE(codec_name(id));
+          CAPTURE(count);
+          Kernels kernels(name, 2, limits);
+          std::vector<std::byte> page(expected.size(), std::byte{0xff});
+          kernels->encode(id, shape, k.data(), v.data(), stride, count, page.data(), mean.data());
+          CHECK(page == expected);
+          if (codec_is_record(id)) {
+            std::memset(page.data(), 0, page.size());
+            for (int t = count; t-- > 0;) {
+              const size_t at = static_cast<size_t>(t) * stride;
+              kernels->encode_row(id, shape, &k[at], &v[at], t, page.data(), mean.data());
+            }
+            CHECK(page == expected);
+          }
+          for (int begin : {0, count / 2, count - (count > 0)}) {
+            std::vector<float> a(stride * 16, -1), b(stride * 16, -1), c(stride * 16, -1), d(stride * 16, -1);
+            plain->decode(id, shape, page.data(), begin, count, a.data(), b.data(), stride, mean.data());
+            kernels->decode(id, shape, page.data(), begin, count, c.data(), d.data(), stride, mean.data());
+            for (size_t i = 0; i < a.size(); ++i) REQUIRE(near(a[i], c[i], id));
+            for (size_t i = 0; i < b.size(); ++i) REQUIRE(near(b[i], d[i], id));
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("copy moves bytes and check_finite finds the one number that is not finite, anywhere") {
+  for (const std::string& name : implementations()) {
+    CAPTURE(name);
+    Kernels kernels(name, 1, {.tokens = 1, .q_heads = 1, .shape = {1, 16}, .rows = 1});
+    for (const size_t n : {1u, 5u, 129u, 4097u}) {
+      std::vector<float> x = Random(3).normals(n), y(n, -1.0f);
+      kernels->copy(y.data(), x.data(), n * sizeof(float));
+      CHECK(x == y);
+      int32_t bad = 0;
+      kernels->check_finite(x.data(), n, &bad);
+      CHECK(bad == 0);
+      for (const float poison : {std::nanf(""), -INFINITY}) {
+        for (const size_t at : {size_t{0}, n / 2, n - 1}) {
+          y = x;
+          y[at] = poison;
+          bad = 0;
+          kernels->check_finite(y.data(), n, &bad);
+          CHECK(bad != 0);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("a run of pages is written and read as its pages are one by one, and nothing between them is touched") {
+  Random random(18);
+  const PageShape shape{2, 33};
+  const size_t stride = 69;
+  const auto k = random.normals(stride * 70, 3), v = random.normals(stride * 70, 3);
+  for (int codec = 0; codec < kCodecs; ++codec) {
+    const CodecId id = static_cast<CodecId>(codec);
+    const size_t bytes = data_bytes(id, shape), pitch = bytes + 192;
+    for (int count : {0, 1, 5, 15, 16, 17, 31, 32, 33, 64, 70}) {
+      const int pages = (count + kPageTokens - 1) / kPageTokens;
+      const Ops::Limits limits{.tokens = 1, .q_heads = 2, .shape = shape, .rows = 1};
+      Kernels plain("plain", 1, limits);
+      std::vector<std::byte> expected(static_cast<size_t>(pages + 1) * pitch, std::byte{0x55});
+      std::vector<float> expected_k(stride * 71, -1), expected_v(expected_k);
+      for (int p = 0; p < pages; ++p) {
+        const int n = std::min(kPageTokens, count - p * kPageTokens);
+        const size_t at = static_cast<size_t>(p * kPageTokens) * stride;
+        std::byte* const page = expected.data() + static_cast<size_t>(p) * pitch;
+        plain->encode(id, shape, &k[at], &v[at], stride, n, page);
+        plain->decode(id, shape, page, 0, n, &expected_k[at], &expected_v[at], stride);
+      }
+      for (const std::string& name : implementations()) {
+        CAPTURE(name);
+        CAPTURE(codec_name(id));
+        CAPTURE(count);
+        Kernels kernels(name, 2, limits);
+        std::vector<std::byte> run(expected.size(), std::byte{0x55});
+        kernels->encode_run(id, shape, k.data(), v.data(), stride, count, run.data(), pitch);
+        CHECK(run == expected);
+        std::vector<float> got_k(stride * 71, -1), got_v(got_k);
+        kernels->decode_run(id, shape, run.data(), pitch, count, got_k.data(), got_v.data(), stride);
+        bool all_near = true;
+        for (size_t i = 0; i < got_k.size(); ++i) {
+          all_near = all_near && near(got_k[i], expected_k[i], id) && near(got_v[i], expected_v[i], id);
+        }
+        CHECK(all_near);
+      }
+    }
+  }
+}
+
+TEST_CASE("gather picks single tokens out of pages of several codecs") {
+  AttendWorld world({.heads = 2, .head_dim = 20, .pages = 9}, 4);
+  const PageShape shape = world.args.shape;
+  for (const std::string& name : implementations()) {
+    Kernels kernels(name, 1, {.tokens = 1, .q_heads = 2, .shape = shape, .rows = 1});
+    std::vector<PageEntry> pages;
+    std::vector<int32_t> at;
+    for (int p : {8, 0, 3, 3, 6}) {
+      pages.push_back(world.pages[static_cast<size_t>(p)]);
+      at.push_back(world.pages[static_cast<size_t>(p)].begin());
+    }
+    std::vector<float> k(5 * 41, -1), v(5 * 41, -1), one_k(40), one_v(40);
+    kernels->gather(pages.data(), at.data(), 5, shape, k.data(), v.data(), 41);
+    for (size_t i = 0; i < 5; ++i) {
+      kernels->decode(pages[i].codec, shape, pages[i].data, at[i], at[i] + 1, one_k.data(), one_v.data(), 40);
+      CHECK(std::equal(one_k.begin(), one_k.end(), k.begin() + static_cast<ptrdiff_t>(i) * 41));
+      CHECK(std::equal(one_v.begin(), one_v.end(), v.begin() + static_cast<ptrdiff_t>(i) * 41));
+      CHECK(k[i * 41 + 40] == -1);
+    }
+  }
+}
+
+TEST_CASE("the device's memory is zeroed, aligned and counted, and more than there is names the knob") {
+  const Backend backend = make_backend("cpu", 1);
+  Device& device = *backend.device;
+  CHECK(device.is_integrated());
+  CHECK(device.free_bytes() > (1u << 20));
+  auto* const memory = static_cast<unsigned char*>(device.allocate(100001));
+  CHECK(reinterpret_cast<uintptr_t>(memory) % 64 == 0);
+  for (int i = 0; i < 100001; i += 97) CHECK(memory[i] == 0);
+  const char text[] = "moved";
+  device.copy_async(memory + 1, text, sizeof text);
+  device.wait(device.record());
+  CHECK(std::memcmp(memory + 1, text, sizeof text) == 0);
+  device.release(memory, 100001);
+  CHECK_THROWS_WITH_AS(device.allocate(size_t{1} << 60), doctest::Contains("Lower memory="), DeviceError);
+}
+
+TEST_CASE("backends are listed with a reason when absent, and an unknown one names those there are") {
+  CHECK(list_backends()[0].available);
+  CHECK(list_backends()[1].name == "cuda");
+  CHECK_FALSE(list_backends()[1].detail.empty());
+  CHECK(make_backend("cpu", 0).ops->name() == cpu::implementations().back());
+  CHECK_THROWS_WITH_AS(make_backend("tpu", 0), doctest::Contains("cpu, cuda"), DeviceError);
+  CHECK_THROWS_AS(make_backend("cpu", -1), DeviceError);
+  CHECK_THROWS_WITH_AS(cpu::make_ops("mmx", 1), doctest::Contains("plain"), InvalidInput);
+}
+
+TEST_CASE("a thread pool runs every task once, job after job, and wakes from sleep") {
+  for (int threads : {1, 2, 5}) {
+    cpu::ThreadPool pool(threads);
+    CHECK(pool.threads() == threads);
+    std::vector<int> done(1000, 0);
+    long jobs = 0;
+    for (int round = 0; round < 300; ++round) {
+      const int tasks = round % 11 == 0 ? 1000 : round % 7;
+      std::atomic<int> outside{0};
+      pool.run(tasks, [&](int task, int worker) {
+        done[static_cast<size_t>(task)] += 1;
+        if (worker < 0 || worker >= threads) ++outside;
+      });
+      CHECK(outside == 0);
+      jobs += tasks;
+      if (round % 100 == 50) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+    long sum = 0;
+    for (int count : done) sum += count;
+    CHECK(sum == jobs);
+  }
+}

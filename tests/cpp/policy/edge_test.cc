@@ -1,0 +1,183 @@
+// edge: what it keeps is what its rule says, judged in float64 on what the heads really attended.
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <set>
+
+#include "support/played_stream.h"
+
+namespace {
+
+using namespace mosaic;
+using mosaic::testing::PlayedStream;
+using mosaic::testing::small_config;
+
+// Without rotation, so that an oracle needs no positions.
+MemoryConfig plain_config(uint64_t cap, CodecId packed) {
+  MemoryConfig c = small_config(cap);
+  c.model.rope.layout = RopeLayout::kNone;
+  c.model.rope.rotary_dim = 0;
+  c.exact = CodecId::kFp32;
+  c.packed = packed;
+  c.window_frames = 2;
+  c.branch_tokens = 16;
+  return c;
+}
+
+// One lane as float64 sees it: every token ever seen, who of them is kept, what they received so far.
+struct Lane {
+  int layer, head;
+  std::map<int, double> received;  // by position, of tokens that are kept
+  std::map<int, int> frame_of;
+};
+
+struct Oracle {
+  PlayedStream& stream;
+  std::vector<Lane> lanes;
+  std::map<int, int> frames;  // of every position
+  int frame = -1;
+
+  explicit Oracle(PlayedStream& s) : stream(s) {
+    for (int l = 0; l < s.config.model.layers; ++l)
+      for (int h = 0; h < s.config.model.kv_heads; ++h) lanes.push_back({l, h, {}, {}});
+  }
+  const float* row(const std::vector<float>& x, int layer, int head) const {
+    return &x[static_cast<size_t>(layer) * stream.row() +
+              static_cast<size_t>(head) * static_cast<size_t>(stream.config.model.head_dim)];
+  }
+  // The frame that was just played pays to everything its lane keeps and to itself.
+  void hear(int first, int tokens, int listen) {
+    ++frame;
+    const ModelShape& m = stream.config.model;
+    const auto d = static_cast<size_t>(m.head_dim);
+    const int group = m.q_heads / m.kv_heads;
+    for (int i = 0; i < tokens; ++i) frames[first + i] = frame;
+    for (Lane& lane : lanes) {
+      for (int i = 0; i < tokens; ++i) lane.received[first + i] = 0;
+      std::vector<std::pair<int, const float*>> keys;
+      for (const auto& [position, unused] : lane.received)
+        keys.emplace_back(position, row(stream.video[static_cast<size_t>(position)].k, lane.layer, lane.head));
+      for (int t = 0; t < tokens; ++t)
+        for (int g = 0; g < group; ++g) {
+          const float* const q =
+              &stream.q[(static_cast<size_t>(lane.layer) * static_cast<size_t>(tokens) + static_cast<size_t>(t)) *
+                            stream.q_row() +
+                        static_cast<size_t>(lane.head * group + g) * d];
+          std::vector<double> weight;
+          double sum = 0;
+          for (const auto& [position, k] : keys) {
+            double logit = position > first + t ? -1e300 : 0;
+            for (size_t c = 0; c < d && position <= first + t; ++c) logit += static_cast<double>(q[c]) * k[c];
+            weight.push_back(std::exp(logit / std::sqrt(static_cast<double>(d))));
+            sum += weight.back();
+          }
+          for (size_t i = 0; i < keys.size(); ++i)
+            if (frame - frames[keys[i].first] <= listen) lane.received[keys[i].first] += weight[i] / sum;
+        }
+    }
+  }
+  double norm(const Lane& lane, int position) const {
+    const float* const v = row(stream.video[static_cast<size_t>(position)].v, lane.layer, lane.head);
+    double sum = 0;
+    for (int c = 0; c < stream.config.model.head_dim; ++c) sum += static_cast<double>(v[c]) * v[c];
+    return std::sqrt(sum);
+  }
+};
+
+std::set<int> kept(const KvMemory& memory, int lane) {
+  const TokenLog& log = memory.records()->log();
+  std::set<int> found;
+  for (TokenSlot s = 0; s < log.capacity(); ++s)
+    if (log.holds(lane, s)) found.insert(log.positions(lane)[s]);
+  return found;
+}
+
+}  // namespace
+
+TEST_CASE("edge gives up the tokens that received least, weighed by their values, head by head") {
+  for (const int listen : {3, 6}) {
+    PlayedStream stream(plain_config(150 << 10, CodecId::kFp32), "edge", {{"listen", listen}, {"likeness", 0}}, 5);
+    stream.noise = 0.6f;
+    Oracle oracle(stream);
+    int given_up = 0;
+    for (int i = 0; i < 60; ++i) {
+      const int first = static_cast<int>(stream.video.size()), tokens = 9 + i % 8;
+      stream.frame(tokens);
+      oracle.hear(first, tokens, listen);
+      stream.memory->check_invariants();
+      for (size_t l = 0; l < oracle.lanes.size(); ++l) {
+        Lane& lane = oracle.lanes[l];
+        const std::set<int> now = kept(*stream.memory, static_cast<int>(l));
+        double least = 1e300, most = 0;  // worth of what stayed and could have gone, and of what went
+        std::vector<int> gone;
+        for (const auto& [position, received] : lane.received) {
+          const int frame = oracle.frames[position];
+          if (frame == 0 || frame > oracle.frame - 2) continue;       // the first frame and the window
+          if (frame == oracle.frame - 2) continue;                    // has only now come in: it made room for itself
+          const double worth = received * oracle.norm(lane, position);
+          if (now.contains(position)) {
+            least = std::min(least, worth);
+          } else {
+            most = std::max(most, worth);
+            gone.push_back(position);
+          }
+        }
+        if (!gone.empty()) CHECK(most <= least * 1.01 + 1e-6);  // sums are halves
+        for (const int position : gone) lane.received.erase(position);
+        given_up += static_cast<int>(gone.size());
+      }
+    }
+    CHECK(given_up > 1000);
+    const MemoryStats s = stream.memory->stats();
+    CHECK(s.tokens.dropped == given_up);
+    CHECK(s.tokens.total() == s.tokens.seen);
+  }
+}
+
+TEST_CASE("edge that holds everything attends as full attention does, frames and questions alike") {
+  for (const CodecId codec : {CodecId::kFp32, CodecId::kFp16}) {
+    for (const bool original : {false, true}) {
+      MemoryConfig config = small_config(4 << 20);
+      config.exact = codec;
+      config.packed = codec;
+      config.positions = original ? Positions::kOriginal : Positions::kContiguous;
+      config.model.context = original ? 2048 : 0;
+      config.window_frames = 2;
+      config.prefix_tokens = 5;
+      PlayedStream stream(config, "edge", {}, 3);
+      stream.prefix_block(5, true);
+      double worst = 0;
+      for (int i = 0; i < 40; ++i) worst = std::max(worst, stream.frame(1 + i * 5 % 16, true));
+      worst = std::max(worst, stream.ask(7, 3, false, true));
+      worst = std::max(worst, stream.ask(4, 1, false, true, 9000));  // only what was seen since then
+      CHECK(worst < (codec == CodecId::kFp32 ? 2e-5 : 2e-3));
+      CHECK(stream.memory->stats().tokens.dropped == 0);
+      CHECK(stream.memory->stats().question_reads > 0);
+      stream.memory->check_invariants();
+    }
+  }
+}
+
+TEST_CASE("positions of an endless stream stay inside the model's context, and what is near keeps its distance") {
+  MemoryConfig config = small_config(600 << 10);
+  config.model.context = 700;
+  config.window_frames = 2;
+  config.branch_tokens = 16;
+  PlayedStream stream(config, "edge", {}, 3);
+  for (int i = 0; i < 300; ++i) {  // 4,800 tokens
+    stream.frame(16);
+    CHECK(stream.finite());
+  }
+  stream.ask(5, 2, false);
+  CHECK(stream.finite());
+  CHECK(stream.memory->stats().frames == 300);
+  stream.memory->check_invariants();
+}
+
+TEST_CASE("a codec without records is refused for edge by name") {
+  MemoryConfig config = small_config();
+  config.packed = CodecId::kInt4;
+  CHECK_THROWS_WITH_AS(PlayedStream(config, "edge"), doctest::Contains("packed=int4"), InvalidInput);
+}

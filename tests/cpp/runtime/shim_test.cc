@@ -1,0 +1,255 @@
+// The store, the policies and the runtime over the CUDA backend's kernels, unchanged: on the shim, whose kernels have
+// memory that the host cannot touch, reach nothing of the host's but what the device gave out, and run when waited for.
+#include <doctest/doctest.h>
+
+#include <tuple>
+
+#include "support/memory_fakes.h"
+#include "support/played_stream.h"
+#include "support/shim_backend.h"
+
+using namespace mosaic;
+using mosaic::testing::PlayedStream;
+
+namespace {
+
+PlayedStream on_shim(const MemoryConfig& config, const std::string& policy, testing::ShimControl* control = nullptr) {
+  return PlayedStream(config, make_policy(policy, {}), testing::make_shim(3, control));
+}
+
+// Frames are attended by tensor cores, whose factors are halves where pages are.
+constexpr double kHalf = 2e-3;
+
+// A memory that holds and reads everything.
+MemoryConfig everything(bool multi = false, CodecId codec = CodecId::kFp16) {
+  MemoryConfig config = mosaic::testing::small_config(16 << 20);
+  config.exact = codec;
+  config.packed = codec;
+  config.retrieve_tokens = 4000, config.window_frames = 4, config.prefix_tokens = 7, config.branch_tokens = 64;
+  config.clusters = 512, config.max_cluster_tokens = 1024;
+  if (multi) config.model.rope.sections[0] = 2, config.model.rope.sections[1] = config.model.rope.sections[2] = 3;
+  return config;
+}
+
+// q, k, v and out where only kernels reach, as an engine on the device has them; nothing is waited for in between.
+class OnDevice {
+ public:
+  OnDevice(PlayedStream* stream, testing::ShimControl* control, std::optional<void*> queue = nullptr)
+      : control_(control), stream_(queue) {
+    stream->hand_over = [this](PlayedStream* s, int layers) { attend(s, layers); };
+  }
+  ~OnDevice() { release(); }
+
+ private:
+  float* there(const std::vector<float>& x) {
+    const size_t bytes = x.size() * sizeof(float);
+    auto* const memory = static_cast<float*>(control_->device->allocate_private(bytes));
+    pieces_.push_back(memory);
+    control_->device->copy_async(memory, x.data(), bytes);
+    return memory;
+  }
+  void release() {
+    for (float* piece : pieces_) control_->device->release(piece, 0);
+    pieces_.clear();
+  }
+  void attend(PlayedStream* s, int layers) {
+    control_->ops->wait();
+    release();
+    const auto n = static_cast<size_t>(s->block_tokens);
+    float *const q = there(s->q), *const k = there(s->k), *const v = there(s->v), *const out = there(s->out);
+    for (int l = 0; l < layers; ++l) {
+      const auto at = static_cast<size_t>(l) * n;
+      s->memory->attend(l, q + at * s->q_row(), k + at * s->row(), v + at * s->row(), out + at * s->q_row(), stream_);
+    }
+    control_->device->copy_async(s->out.data(), out, s->out.size() * sizeof(float));
+    control_->ops->wait();
+  }
+  testing::ShimControl* control_;
+  std::optional<void*> stream_;  // none: attend() waits for its out
+  std::vector<float*> pieces_;
+};
+
+}  // namespace
+
+TEST_CASE("a memory on the CUDA kernels that holds and reads everything answers as full attention does") {
+  // mosaic reads a cluster of one token through its mean, a half: it is not exact in fp32 either.
+  for (const auto& [policy, codec, tolerance] :
+       {std::tuple{"full", CodecId::kFp32, 3e-5}, {"full", CodecId::kFp16, kHalf}, {"mosaic", CodecId::kFp16, kHalf}}) {
+    for (const bool multi : {false, true}) {
+      CAPTURE(policy);
+      CAPTURE(multi);
+      PlayedStream stream = on_shim(everything(multi, codec), policy);
+      CHECK(stream.memory->plan().private_bytes > 0);
+      CHECK(stream.prefix_block(5, true) < tolerance);
+      for (const int tokens : {16, 1, 13, 16, 7, 16, 16, 5, 16, 16, 16, 16}) {
+        CHECK(stream.frame(tokens, true) < tolerance);
+        stream.memory->check_invariants();
+      }
+      REQUIRE(stream.memory->stats().tokens.summarised == 0);
+      CHECK(stream.ask(3, 2, true, true) < tolerance);
+      CHECK(stream.memory->stats().unread_pages == 0);
+    }
+  }
+}
+
+TEST_CASE("pages pass from the kernels' memory to the host's and to disk, and come back whole") {
+  mosaic::testing::TemporaryDirectory directory;
+  for (const bool disk : {false, true}) {
+    MemoryConfig config = everything(true);
+    config.device_bytes = disk ? 12 << 10 : 60 << 10;  // some of them; the rest are the host's
+    if (disk) {
+      config.disk_bytes = 8 << 20, config.spill_dir = directory.path;
+      config.retrieve_tokens = 1000, config.cap_bytes = 1 << 20;
+      const auto policy = make_policy("rekv", {});
+      const Backend backend = testing::make_shim();
+      for (bool fits = false; !fits;
+           config.cap_bytes += 16 << 10) {  // little more than it needs: most pages go to disk
+        try {
+          make_plan(config, *policy, backend);
+          fits = true;
+        } catch (const MemoryCapError&) {
+        }
+      }
+    }
+    CAPTURE(disk);
+    PlayedStream stream = on_shim(config, disk ? "rekv" : "full");
+    for (int i = 0; i < 40; ++i) {
+      CHECK(stream.frame(i % 3 == 0 ? 13 : 16, true) < kHalf);
+      stream.memory->check_invariants();
+    }
+    const MemoryStats stats = stream.memory->stats();
+    CHECK(stats.tier[0].medium == Medium::device);
+    CHECK(stats.tier[1].medium == Medium::host);
+    CHECK(stats.tier[0].used_bytes > 0);
+    CHECK(stats.tier[1].used_bytes > 0);
+    if (disk) CHECK(stats.tokens.spilled > 0);
+    CHECK(stats.tokens.dropped == 0);
+    CHECK(stream.ask(3, 2, true, true) < kHalf);
+    CHECK(stream.ask(5, 1, false, true) < kHalf);
+    CHECK(stream.memory->stats().unread_pages == 0);
+  }
+}
+
+TEST_CASE("arrays of the device and arrays of the host give the same bits under every policy and a small cap") {
+  for (const std::string& policy : policy_names()) {
+    if (make_policy(policy, {})->needs().share.refuses) continue;  // the frames are more than this cap holds
+    MemoryConfig config = mosaic::testing::small_config();
+    config.cap_bytes = 450 << 10;
+    CAPTURE(policy);
+    std::vector<float> answers[3];
+    for (const int kind : {0, 1, 2}) {  // the host's; the device's, queued; the device's, waited for
+      testing::ShimControl control;
+      PlayedStream stream = on_shim(config, policy, &control);
+      std::optional<OnDevice> arrays;
+      if (kind == 1) arrays.emplace(&stream, &control);
+      if (kind == 2) arrays.emplace(&stream, &control, std::nullopt);
+      for (int i = 0; i < 20; ++i) {
+        stream.frame(16);
+        if (i % 10 == 9) stream.memory->check_invariants();
+      }
+      stream.ask(3, 1, false);
+      const MemoryStats stats = stream.memory->stats();
+      REQUIRE(stats.tokens.quantised + stats.tokens.summarised + stats.tokens.dropped > 0);  // the cap was felt
+      CHECK(stream.finite());
+      answers[kind] = stream.out;
+    }
+    CHECK(answers[0] == answers[1]);
+    CHECK(answers[0] == answers[2]);
+  }
+}
+
+TEST_CASE("NaN in an array of the device is found by the kernels and the block refused before it is filed") {
+  testing::ShimControl control;
+  PlayedStream stream = on_shim(everything(), "mosaic", &control);
+  const OnDevice arrays(&stream, &control);
+  for (int i = 0; i < 6; ++i) CHECK(stream.frame(16, true) < kHalf);
+  const int64_t seen = stream.memory->stats().tokens.seen;
+  stream.begin_frame(16);
+  stream.v[stream.v.size() - 5] = std::numeric_limits<float>::quiet_NaN();
+  stream.attend_layers(stream.config.model.layers);
+  CHECK_THROWS_WITH_AS(stream.memory->commit(), doctest::Contains("NaN or infinity"), InvalidInput);
+  CHECK(stream.memory->stats().tokens.seen == seen);
+  stream.memory->check_invariants();
+  CHECK(stream.frame(16, true) < kHalf);
+  CHECK(stream.ask(3, 1, false, true) < kHalf);
+}
+
+TEST_CASE("out is not written after attend has thrown, whatever was queued before") {
+  struct Throws : Policy {  // the third lane's choice fails
+    std::unique_ptr<Policy> real = make_policy("rekv", {});
+    const char* name() const override { return "throws"; }
+    PolicyNeeds needs() const override {
+      PolicyNeeds needs = real->needs();
+      needs.group.per_head = true;
+      return needs;
+    }
+    void bind(const StoreShape& shape, Region& region) override { real->bind(shape, region); }
+    void admit(const ClusterStore& store, const AdmitBlock& block, Placement* out) override {
+      real->admit(store, block, out);
+    }
+    void select(const ClusterStore& store, const SelectQuery& query, const SelectScratch& scratch,
+                SelectResult* out) override {
+      if (armed && query.lane == 1) throw InvalidInput("this lane's choice failed");
+      real->select(store, query, scratch, out);
+    }
+    int evict(const ClusterStore& store, const Need& need, Eviction* out, int most) override {
+      return real->evict(store, need, out, most);
+    }
+    bool armed = false;
+  };
+  testing::ShimControl control;
+  auto made = std::make_unique<Throws>();
+  Throws* const policy = made.get();
+  PlayedStream stream(everything(), std::move(made), testing::make_shim(3, &control));
+  const OnDevice arrays(&stream, &control);
+  for (int i = 0; i < 6; ++i) stream.frame(16);
+  policy->armed = true;
+  stream.open_question();
+  CHECK_THROWS_WITH_AS(stream.pass(3), doctest::Contains("choice failed"), InvalidInput);
+  const int done = control.work;
+  control.ops->wait();
+  CHECK(control.work == done);  // nothing was left in the stream
+}
+
+TEST_CASE("out of device memory is one error that says need, have and knob, and leaves nothing behind") {
+  for (int nth = 1; nth <= 2; ++nth) {
+    testing::ShimControl control;
+    control.fail_allocation = nth;
+    CHECK_THROWS_WITH_AS(on_shim(everything(), "mosaic", &control), doctest::Contains("Lower memory="), DeviceError);
+    CHECK(control.allocations == nth);
+  }
+  PlayedStream another = on_shim(everything(), "mosaic");
+  CHECK(another.frame(16, true) < kHalf);
+}
+
+TEST_CASE("a failed launch ends the session with a typed error wherever it strikes, and another can be opened") {
+  MemoryConfig config = mosaic::testing::small_config();
+  config.cap_bytes = 450 << 10;
+  const auto play = [](PlayedStream* stream) {
+    for (int i = 0; i < 8; ++i) stream->frame(16);
+    stream->ask(3, 1, true);
+  };
+  testing::ShimControl counted;
+  {
+    PlayedStream whole = on_shim(config, "mosaic", &counted);
+    counted.work = 0;
+    play(&whole);
+  }
+  REQUIRE(counted.work > 100);
+  for (const bool lost : {false, true}) {
+    for (int nth = 1; nth <= counted.work; nth += counted.work / 23) {
+      CAPTURE(nth);
+      testing::ShimControl control;
+      PlayedStream stream = on_shim(config, "mosaic", &control);
+      control.work = 0, control.fail_work = nth, control.lost = lost;
+      CHECK_THROWS_WITH_AS(play(&stream), doctest::Contains("injected"), DeviceError);
+      // What the device holds is not known any more: no call answers from it.
+      if (stream.memory->asking()) stream.memory->close_question(false);
+      CHECK_THROWS_WITH_AS(stream.memory->begin_frame({9000, stream.embedding.data(), 16, 4}),
+                           doctest::Contains("Close the session and open another"), DeviceError);
+      CHECK(stream.memory->stats().frames <= 8);  // the books can still be read
+    }
+  }
+  PlayedStream another = on_shim(everything(), "mosaic");
+  CHECK(another.frame(16, true) < kHalf);
+}

@@ -1,0 +1,366 @@
+#include "support/mirror_ops.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+
+#include "backend/cpu/cpu_ops.h"
+#include "backend/cuda/cuda_backend.h"
+#include "core/error.h"
+#include "support/shim_backend.h"
+
+namespace mosaic::testing {
+namespace {
+
+// One call's copies. Pointers to nothing stay null.
+class Mirror {
+ public:
+  explicit Mirror(Device& device) : device_(device) {}
+  Mirror(const Mirror&) = delete;
+  ~Mirror() {
+    try {
+      device_.wait(device_.record());  // an op that refused leaves copies in the stream
+    } catch (const std::exception&) {
+    }
+    for (const Copy& copy : copies_) device_.release(copy.there, copy.bytes);
+  }
+  template <class T>
+  const T* in(const T* host, size_t n) {
+    return host == nullptr || n == 0 ? nullptr : static_cast<const T*>(copy(host, nullptr, n * sizeof(T)));
+  }
+  template <class T>
+  T* inout(T* host, size_t n) {
+    return host == nullptr || n == 0 ? nullptr : static_cast<T*>(copy(host, host, n * sizeof(T)));
+  }
+  RopeTable rope(const RopeTable& table) {
+    const size_t bytes = RopeTable::bytes_for(table.spec(), table.max_position());
+    if (bytes == 0) return table;
+    return table.at(copy(table.fine(0), nullptr, bytes));
+  }
+  // Until the copies have run.
+  std::vector<PageEntry>& keep(std::vector<PageEntry> pages) {
+    kept_.push_back(std::make_unique<std::vector<PageEntry>>(std::move(pages)));
+    return *kept_.back();
+  }
+  // After the op: the results.
+  void back() {
+    for (const Copy& copy : copies_) {
+      if (copy.host != nullptr) device_.copy_async(copy.host, copy.there, copy.bytes);
+    }
+    device_.wait(device_.record());
+  }
+
+ private:
+  struct Copy {
+    void* there;
+    void* host;
+    size_t bytes;
+  };
+  void* copy(const void* from, void* to, size_t bytes) {
+    void* const there = device_.allocate_private(bytes);
+    copies_.push_back({there, to, bytes});
+    device_.copy_async(there, from, bytes);
+    return there;
+  }
+  Device& device_;
+  std::vector<Copy> copies_;
+  std::vector<std::unique_ptr<std::vector<PageEntry>>> kept_;
+};
+
+size_t extent(int rows, size_t stride, int width) {
+  return rows == 0 ? 0 : static_cast<size_t>(rows - 1) * stride + static_cast<size_t>(width);
+}
+size_t size_of(int n) { return static_cast<size_t>(n); }
+size_t table_rows(const int32_t* rows, int n) {
+  if (rows == nullptr) return size_of(n);
+  return n == 0 ? 0 : size_of(*std::max_element(rows, rows + n) + 1);
+}
+
+class MirrorOps final : public Ops {
+ public:
+  explicit MirrorOps(Backend backend) : backend_(std::move(backend)) {}
+  ~MirrorOps() override { device().release(scratch_, scratch_size_); }
+  const char* name() const override { return ops().name(); }
+  size_t scratch_bytes(const Limits& limits) const override { return ops().scratch_bytes(limits); }
+  void set_scratch(void* memory, const Limits& limits) override {
+    scratch_size_ = ops().scratch_bytes(limits);
+    scratch_ = device().allocate_private(scratch_size_);
+    device().copy_async(scratch_, memory, scratch_size_);
+    ops().set_scratch(scratch_, limits);
+  }
+
+  void copy(void* to, const void* from, size_t bytes) override {
+    Mirror m(device());
+    std::byte* const there = m.inout(static_cast<std::byte*>(to), bytes);
+    ops().copy(there, m.in(static_cast<const std::byte*>(from), bytes), bytes);
+    m.back();
+  }
+  void check_finite(const float* x, size_t n, int32_t* bad) override {
+    Mirror m(device());
+    int32_t* const there = m.inout(bad, 1);
+    ops().check_finite(m.in(x, n), n, there);
+    m.back();
+  }
+  void attend(const AttendArgs& a) override {
+    Mirror m(device());
+    RopeTable rope;
+    const AttendArgs b = mirror(m, a, &rope);
+    ops().attend(b);
+    m.back();
+  }
+  void attention_mass(const MassArgs& args) override {
+    Mirror m(device());
+    RopeTable rope;
+    const AttendArgs b = mirror(m, *args.attend, &rope);
+    MassArgs mass = args;
+    mass.attend = &b;
+    const size_t heads = args.by_head ? size_of(args.attend->q_heads) : 1, tokens = page_tokens(*args.attend);
+    mass.page_mass = m.inout(args.page_mass, (heads - 1) * args.mass_stride + tokens);
+    mass.row_mass = m.inout(args.row_mass, heads * size_of(args.attend->n_rows));
+    mass.block_mass = m.inout(args.block_mass, heads * size_of(args.attend->tokens));
+    ops().attention_mass(mass);
+    m.back();
+  }
+  void likeness(const LikenessArgs& a) override {
+    Mirror m(device());
+    LikenessArgs b = a;
+    const size_t items = extent(a.items, a.stride, a.shape.row()), row = size_of(a.shape.row());
+    size_t tokens = 0;
+    for (int i = 0; i < a.n_pages; ++i) tokens = std::max(tokens, size_of(a.pages[i].first + a.pages[i].span()));
+    b.k = m.in(a.k, items), b.v = m.in(a.v, items);
+    b.key_mean = m.in(a.key_mean, row), b.value_mean = m.in(a.value_mean, row);
+    b.pages = entries(m, a.pages, a.n_pages, a.shape);
+    b.item_score = m.in(a.item_score, size_of(a.items)), b.token_score = m.in(a.token_score, tokens);
+    b.item_like = m.inout(a.item_like, size_of(a.items)), b.token_like = m.inout(a.token_like, tokens);
+    ops().likeness(b);
+    m.back();
+  }
+  void add_recent_keys(const RecentKeysArgs& a) override {
+    Mirror m(device());
+    RecentKeysArgs b = a;
+    const size_t places = table_rows(a.place, a.items);
+    b.k = m.in(a.k, extent(a.items, a.stride, a.dim)), b.place = m.in(a.place, size_of(a.items));
+    b.sum = m.inout(a.sum, places * size_of(a.dim)), b.count = m.inout(a.count, places);
+    ops().add_recent_keys(b);
+    m.back();
+  }
+  void temporal_redundancy(const RedundancyArgs& a) override {
+    Mirror m(device());
+    RedundancyArgs b = a;
+    const size_t places = table_rows(a.place, a.items);
+    b.k = m.in(a.k, extent(a.items, a.stride, a.dim)), b.place = m.in(a.place, size_of(a.items));
+    b.sum = m.in(a.sum, places * size_of(a.dim)), b.count = m.in(a.count, places);
+    b.score = m.inout(a.score, size_of(a.items));
+    ops().temporal_redundancy(b);
+    m.back();
+  }
+  void row_norm(const NormArgs& a) override {
+    Mirror m(device());
+    NormArgs b = a;
+    b.x = m.in(a.x, extent(a.items, a.stride, a.dim)), b.norm = m.inout(a.norm, size_of(a.items));
+    ops().row_norm(b);
+    m.back();
+  }
+  void spectral_energy(const SpectralArgs& a) override {
+    Mirror m(device());
+    SpectralArgs b = a;
+    b.x = m.in(a.x, extent(a.items, a.stride, a.dim)), b.energy = m.inout(a.energy, size_of(a.items));
+    ops().spectral_energy(b);
+    m.back();
+  }
+  void assign(const AssignArgs& a) override {
+    Mirror m(device());
+    AssignArgs b = a;
+    const size_t table = table_rows(a.rows, a.n_rows) * size_of(a.dim), items = extent(a.items, a.stride, a.dim);
+    b.k = m.in(a.k, items), b.v = m.in(a.v, items), b.mean_k = m.in(a.mean_k, table), b.mean_v = m.in(a.mean_v, table);
+    b.rows = m.in(a.rows, size_of(a.n_rows));
+    b.best = m.inout(a.best, size_of(a.items)), b.similarity = m.inout(a.similarity, size_of(a.items));
+    ops().assign(b);
+    m.back();
+  }
+  void update_centroids(const UpdateArgs& u) override {
+    Mirror m(device());
+    UpdateArgs b = u;
+    const size_t rows = u.items == 0 ? 0 : table_rows(u.labels, u.items), items = extent(u.items, u.stride, u.dim);
+    b.k = m.in(u.k, items), b.v = m.in(u.v, items), b.labels = m.in(u.labels, size_of(u.items));
+    b.mean_k = m.inout(u.mean_k, rows * size_of(u.dim)), b.mean_v = m.inout(u.mean_v, rows * size_of(u.dim));
+    b.count = m.inout(u.count, rows), b.variance = m.inout(u.variance, rows);
+    ops().update_centroids(b);
+    m.back();
+  }
+  void score(const ScoreArgs& a) override {
+    Mirror m(device());
+    ScoreArgs b = a;
+    b.q = m.in(a.q, extent(a.tokens, a.q_stride, a.q_heads * a.shape.head_dim));
+    b.mean_k = m.in(a.mean_k, table_rows(a.rows, a.n_rows) * size_of(a.shape.row()));
+    b.rows = m.in(a.rows, size_of(a.n_rows)), b.row_bias = m.in(a.row_bias, size_of(a.n_rows));
+    b.score = m.inout(a.score, size_of(a.n_rows));
+    ops().score(b);
+    m.back();
+  }
+  int top_k(const float* score, int n, int k, int32_t* index) override {
+    Mirror m(device());
+    int32_t* const to = m.inout(index, size_of(std::max(0, std::min(k, n))));
+    const int kept = ops().top_k(m.in(score, size_of(n)), n, k, to);
+    m.back();
+    return kept;
+  }
+  void merge(float* out, float* lse, const float* other_out, const float* other_lse, int rows, int head_dim) override {
+    Mirror m(device());
+    const size_t n = size_of(rows), size = n * size_of(head_dim);
+    float *const to = m.inout(out, size), *const to_lse = m.inout(lse, n);
+    ops().merge(to, to_lse, m.in(other_out, size), m.in(other_lse, n), rows, head_dim);
+    m.back();
+  }
+  void encode(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count, std::byte* page,
+              const float* key_mean) override {
+    Mirror m(device());
+    const size_t size = extent(count, stride, shape.row());
+    std::byte* const to = m.inout(page, data_bytes(codec, shape));
+    ops().encode(codec, shape, m.in(k, size), m.in(v, size), stride, count, to, mean(m, key_mean, shape));
+    m.back();
+  }
+  void encode_row(CodecId codec, PageShape shape, const float* k, const float* v, int at, std::byte* page,
+                  const float* key_mean) override {
+    Mirror m(device());
+    std::byte* const to = m.inout(page, data_bytes(codec, shape));
+    const size_t row = size_of(shape.row());
+    ops().encode_row(codec, shape, m.in(k, row), m.in(v, row), at, to, mean(m, key_mean, shape));
+    m.back();
+  }
+  void encode_rows(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int items,
+                   std::byte* const* pages, const int32_t* at, const float* key_mean) override {
+    Mirror m(device());
+    const size_t size = extent(items, stride, shape.row());
+    std::map<std::byte*, std::byte*> there;  // a page may be given several times
+    std::vector<std::byte*>& list = pages_.emplace_back();
+    for (int i = 0; i < items; ++i) {
+      const auto [found, fresh] = there.try_emplace(pages[i], nullptr);
+      if (fresh) found->second = m.inout(pages[i], data_bytes(codec, shape));
+      list.push_back(found->second);
+    }
+    ops().encode_rows(codec, shape, m.in(k, size), m.in(v, size), stride, items, m.in(list.data(), list.size()),
+                      m.in(at, size_of(items)), mean(m, key_mean, shape));
+    m.back();
+    pages_.clear();
+  }
+  void move_row(CodecId codec, PageShape shape, const std::byte* from, int from_at, std::byte* to, int to_at) override {
+    Mirror m(device());
+    const size_t size = data_bytes(codec, shape);
+    std::byte* const there = m.inout(to, size);
+    ops().move_row(codec, shape, from == to ? there : m.in(from, size), from_at, there, to_at);
+    m.back();
+  }
+  void decode(CodecId codec, PageShape shape, const std::byte* page, int begin, int end, float* k, float* v,
+              size_t stride, const float* key_mean) override {
+    Mirror m(device());
+    const size_t size = extent(end - begin, stride, shape.row());
+    float *const to_k = m.inout(k, size), *const to_v = m.inout(v, size);
+    const std::byte* const from = m.in(page, data_bytes(codec, shape));
+    ops().decode(codec, shape, from, begin, end, to_k, to_v, stride, mean(m, key_mean, shape));
+    m.back();
+  }
+  void encode_run(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count,
+                  std::byte* pages, size_t pitch, const float* key_mean) override {
+    Mirror m(device());
+    const size_t size = extent(count, stride, shape.row());
+    std::byte* const to = m.inout(pages, run_bytes(codec, shape, count, pitch));
+    ops().encode_run(codec, shape, m.in(k, size), m.in(v, size), stride, count, to, pitch, mean(m, key_mean, shape));
+    m.back();
+  }
+  void decode_run(CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int count, float* k, float* v,
+                  size_t stride, const float* key_mean) override {
+    Mirror m(device());
+    const size_t size = extent(count, stride, shape.row());
+    float *const to_k = m.inout(k, size), *const to_v = m.inout(v, size);
+    const std::byte* const from = m.in(pages, run_bytes(codec, shape, count, pitch));
+    ops().decode_run(codec, shape, from, pitch, count, to_k, to_v, stride, mean(m, key_mean, shape));
+    m.back();
+  }
+  void gather(const PageEntry* pages, const int32_t* at, int items, PageShape shape, float* k, float* v, size_t stride,
+              const float* key_mean) override {
+    Mirror m(device());
+    const size_t size = extent(items, stride, shape.row());
+    float *const to_k = m.inout(k, size), *const to_v = m.inout(v, size);
+    ops().gather(entries(m, pages, items, shape), m.in(at, size_of(items)), items, shape, to_k, to_v, stride,
+                 mean(m, key_mean, shape));
+    m.back();
+  }
+
+ private:
+  Device& device() const { return *backend_.device; }
+  Ops& ops() const { return *backend_.ops; }
+
+  static const float* mean(Mirror& m, const float* key_mean, PageShape shape) {
+    return m.in(key_mean, size_of(shape.row()));
+  }
+  static size_t run_bytes(CodecId codec, PageShape shape, int count, size_t pitch) {
+    return count == 0 ? 0 : size_of((count - 1) / kPageTokens) * pitch + data_bytes(codec, shape);
+  }
+  static size_t page_tokens(const AttendArgs& a) {
+    int tokens = 0;
+    for (int i = 0; i < a.n_pages; ++i) {
+      tokens = std::max(tokens, a.pages[i].first + a.pages[i].span());
+    }
+    return size_of(tokens);
+  }
+  static const PageEntry* entries(Mirror& m, const PageEntry* pages, int n, PageShape shape) {
+    std::vector<PageEntry>& there = m.keep(std::vector<PageEntry>(pages, pages + n));
+    for (PageEntry& page : there) page.data = m.in(page.data, data_bytes(page.codec, shape));
+    return m.in(there.data(), there.size());
+  }
+  static AttendArgs mirror(Mirror& m, const AttendArgs& a, RopeTable* rope) {
+    AttendArgs b = a;
+    const int q_width = a.q_heads * a.shape.head_dim;
+    const size_t q = extent(a.tokens, a.q_stride, q_width), block = extent(a.tokens, a.kv_stride, a.shape.row());
+    const size_t means = a.n_rows == 0 ? 0 : table_rows(a.rows, a.n_rows) * size_of(a.shape.row());
+    b.q = m.in(a.q, q), b.q_positions = m.in(a.q_positions, 3 * size_of(a.tokens));
+    if (a.rope != nullptr) *rope = m.rope(*a.rope), b.rope = rope;
+    b.pages = entries(m, a.pages, a.n_pages, a.shape), b.positions = m.in(a.positions, page_tokens(a));
+    b.places = m.in(a.places, 2 * page_tokens(a)), b.key_mean = mean(m, a.key_mean, a.shape);
+    b.mean_k = m.in(a.mean_k, means), b.mean_v = m.in(a.mean_v, means), b.rows = m.in(a.rows, size_of(a.n_rows));
+    b.row_positions = m.in(a.row_positions, 3 * size_of(a.n_rows));
+    b.row_bias = m.in(a.row_bias, size_of(a.n_rows));
+    b.block_k = m.in(a.block_k, block), b.block_v = m.in(a.block_v, block);
+    b.out = m.inout(a.out, q), b.lse = m.inout(a.lse, size_of(a.tokens * a.q_heads));
+    return b;
+  }
+
+  Backend backend_;
+  std::vector<std::vector<std::byte*>> pages_;  // of a call, until its copies have run
+  void* scratch_ = nullptr;
+  size_t scratch_size_ = 0;
+};
+
+}  // namespace
+
+std::unique_ptr<Ops> make_mirror(Backend backend) { return std::make_unique<MirrorOps>(std::move(backend)); }
+
+std::unique_ptr<Ops> make_ops(const std::string& implementation, int threads) {
+  if (implementation == "shim") return make_mirror(make_shim());
+  if (implementation == "cuda") return make_mirror(make_backend("cuda", 0));
+  return cpu::make_ops(implementation, threads);
+}
+
+// The environment: MOSAIC_NEEDS_CUDA fails without a GPU, MOSAIC_ONLY=NAME runs that one alone (under a sanitizer).
+std::vector<std::string> implementations() {
+  static const std::vector<std::string> names = [] {
+    auto all = cpu::implementations();
+    all.push_back("shim");
+    const BackendInfo cuda = cuda::info();
+    if (cuda.available) {
+      all.push_back("cuda");
+    } else if (std::getenv("MOSAIC_NEEDS_CUDA") != nullptr) {
+      throw DeviceError("cuda: " + cuda.detail + ".");
+    } else {
+      std::fprintf(stderr, "the contract suite runs without cuda: %s\n", cuda.detail.c_str());
+    }
+    if (const char* const only = std::getenv("MOSAIC_ONLY")) all.assign(1, only);
+    return all;
+  }();
+  return names;
+}
+
+}  // namespace mosaic::testing

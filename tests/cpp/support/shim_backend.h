@@ -1,0 +1,25 @@
+// The CUDA backend's kernels on the CPU, as a backend: a device whose memory is allocated to the byte, so that ASan sees
+// one too far, with a stream that does nothing until somebody waits, and memory of the kernels' own that the host cannot
+// touch; and CudaOps over the fibres of simt_cpu.cc.
+#pragma once
+
+#include "backend/backend.h"
+
+namespace mosaic::testing {
+
+// The device as a test sees it, while the Backend lives.
+struct ShimControl {
+  Device* device = nullptr;
+  Ops* ops = nullptr;
+  // Faults: the nth allocation (from 1) is refused; the nth thing in the stream fails, and with `lost` all after it.
+  int fail_allocation = 0;
+  int fail_work = 0;
+  bool lost = false;
+  int allocations = 0;  // so far
+  int work = 0;
+};
+
+// processors: how many the kernels think there are; few, so that work is cut in odd places.
+Backend make_shim(int processors = 3, ShimControl* control = nullptr);
+
+}  // namespace mosaic::testing
