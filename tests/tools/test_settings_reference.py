@@ -61,7 +61,7 @@ def test_defaults_that_the_page_names_stand_in_the_policies(reference: Any) -> N
             found = re.findall(
                 rf"^  (?:int|float|double|bool) {name} = (true|false|[\d.]+)f?;", sources, re.M
             )
-            if found:
+            if found and re.fullmatch(r"[\d.]+", default):
                 assert float(default) in {float(values.get(value, value)) for value in found}, name
                 seen += 1
     assert seen >= 15
