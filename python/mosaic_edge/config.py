@@ -106,26 +106,36 @@ class SessionConfig:
     spill_dir: str | None = None
     """Where the (unnamed) spill file is made; default: the system's temporary directory."""
     window_frames: int = 0
+    """Newest frames that are kept exact, whole and always read; 0: what the model's own video window needs,
+    at least 3; for a model without one 8, with `edge` by tokens 1 to 4, by the cap."""
     branch_tokens: int = 0
     """Room for dialogue, question and answer together, in tokens; 0: a sixteenth of the cap, 32 to 512."""
     retrieve_tokens: int = 0
-    """Stored tokens read per layer for a question."""
+    """Stored tokens read per layer for a question, by policies that read a part; 0: by policy and cap, at
+    most 64 frames."""
     clusters: int = 0
+    """Rows of a layer's index, for policies that cluster tokens; 0: by index_share."""
     scenes: int = 0
+    """Most scenes that `mosaic` tells apart; 0: by the cap, 4 to 64."""
     max_cluster_tokens: int = 64
+    """Most tokens of a cluster that are kept beside its mean."""
     exact_share: float = 0.15
+    """Of the bytes for pages, those that stay exact (policies that cluster tokens)."""
     index_share: float = 0.0
-    """Of what the fixed parts leave, for the index (policies by token); 0: by the policy."""
+    """Of what the fixed parts leave, for the index (policies that cluster tokens); 0: by the policy."""
     positions: str = "auto"
-    """Positions of what is attended: "original" as long as they fit the model's context (then gaps where nothing
-    is kept close up), "contiguous" in time order, "auto": original where the model names its context."""
+    """Positions of what is attended: "original" as long as they fit the model's context (then gaps where
+    nothing is kept close up), "contiguous" in time order, "auto": original where the model names its
+    context."""
     skip_alike: float = 0.0
     """A frame whose picture is this alike to the last one taken in (mean cosine of its tokens, -1 to 1) is
     left out before the decoder sees it, and counted as `duplicate_frames`; 0: none is."""
     summaries: bool = True
+    """Attend the mean of clusters that are not read (policies that have such means)."""
     refresh_every: int = 0
     """Answer tokens after which a question selects anew; 0: once."""
     prefetch: bool = True
+    """Ask the disk for the next layer's pages with this layer's query."""
     backend: str = "cpu"
     """Where the memory's kernels run: "cpu", or "cuda"."""
     device_memory: int | str | None = None

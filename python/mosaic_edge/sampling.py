@@ -10,13 +10,18 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How an answer is drawn. temperature 0: greedy; top_k 0, top_p 1: every token; seed: repeatable."""
+    """How an answer is drawn."""
 
     max_tokens: int = 16
+    """Most tokens of the answer, as far as the room of branch_tokens goes."""
     temperature: float = 0.0
+    """0: the likeliest token each time."""
     top_k: int = 0
+    """Draw among so many of the likeliest; 0: among all."""
     top_p: float = 1.0
+    """Draw among the likeliest that make up this share; 1: among all."""
     seed: int = 0
+    """Of the draws: the same seed, the same answer."""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:

@@ -30,7 +30,7 @@ def test_a_video_goes_round_on_one_rising_timeline(families: Any, make_video: Ma
     assert (seen[1][0] == seen[6][0]).all()
 
 
-@pytest.mark.parametrize("policy", ["edge", "full"])
+@pytest.mark.parametrize("policy", ["edge", "edge[unit=summaries]", "full"])
 def test_a_cell_tells_what_was_taken_and_full_refuses(
     families: Any, make_video: MakeVideo, tmp_path: Path, policy: str
 ) -> None:
@@ -44,7 +44,7 @@ def test_a_cell_tells_what_was_taken_and_full_refuses(
     assert row["taken_bytes"] <= row["cap_bytes"] == int(0.9 * row["whole_bytes"])
     assert row["whole_bytes"] == 90 * row["tokens_per_frame"] * 3 * 2 * 16 * 2 * 2
     assert (row["frames"], bool(row["refused"])) == (
-        (90, False) if policy == "edge" else (row["frames"], True)
+        (row["frames"], True) if policy == "full" else (90, False)
     )
     assert families.fault_of(row, 90, allow=0) == ""  # no sample after frame 500: RSS is not judged
 

@@ -73,12 +73,13 @@ def write_report(
 def _headline(rows: Sequence[Row]) -> str:
     """The library's full cache over `edge`, at the longest stream that both came to the end of."""
     measured = {(row.method, row.frames): row for row in rows if not row.stopped}
-    shared = [n for m, n in measured if m == "edge" and ("DynamicCache", n) in measured]
+    edge = next((row.method for row in rows if row.method.startswith("edge")), "edge")
+    shared = [n for m, n in measured if m == edge and ("DynamicCache", n) in measured]
     if not shared:
-        return "No length was reached by both `edge` and DynamicCache."
-    ours, full = measured["edge", max(shared)], measured["DynamicCache", max(shared)]
+        return f"No length was reached by both `{edge}` and DynamicCache."
+    ours, full = measured[edge, max(shared)], measured["DynamicCache", max(shared)]
     return (
-        f"DynamicCache over `edge` at {max(shared)} frames, the longest both reached: "
+        f"DynamicCache over `{edge}` at {max(shared)} frames, the longest both reached: "
         f"{full.cache_bytes / ours.cache_bytes:.1f} times the bytes, "
         f"{full.first_token_cpu_ms / ours.first_token_cpu_ms:.1f} times the CPU time to the first token, "
         f"{full.frame_cpu_ms / ours.frame_cpu_ms:.1f} times that of a frame. It reads everything and forgets "

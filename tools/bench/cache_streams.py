@@ -158,11 +158,12 @@ def contestants(cap: int) -> dict[str, Callable[[Recorded], Stream]]:
     def library(make: Callable[[Any], tf.Cache]) -> Callable[[Recorded], Stream]:
         return lambda recorded: LibraryStream(recorded, make(recorded.model._family.language.config))
 
-    def ours(policy: str) -> Callable[[Recorded], Stream]:
-        return lambda recorded: OurStream(recorded, policy, cap)
+    def ours(policy: str, **settings: Any) -> Callable[[Recorded], Stream]:
+        return lambda recorded: OurStream(recorded, policy, cap, **settings)
 
     return {
         "edge": ours("edge"),
+        "edge, summaries": ours("edge", policy_settings={"unit": "summaries"}),
         "DynamicCache": library(lambda config: tf.DynamicCache(config=config)),
         "DynamicCache, offloaded": library(lambda config: tf.DynamicCache(config=config, offloading=True)),
         "QuantizedCache, quanto int4": library(lambda config: tf.QuantizedCache("quanto", config)),

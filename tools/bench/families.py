@@ -60,6 +60,7 @@ def run_cell(folder: str, path: str, policy: str, frames: int, share: float, vid
 
     from mosaic_edge import Engine, MemoryCapError
     from mosaic_edge.evaluation.stress import breach_of
+    from mosaic_edge.evaluation.variants import parse_variant
     from mosaic_edge.sampling import SamplingParams
 
     wide = "qwen" in Path(folder).name
@@ -73,7 +74,9 @@ def run_cell(folder: str, path: str, policy: str, frames: int, share: float, vid
     question, room = ("what?", 96) if path == "hf" else ("w5 w6 w7", 16)
     process, rss, breaches, refused = psutil.Process(), [], [], ""
     began, done, seconds = time.perf_counter(), 0, 0.0
-    with engine.session(memory=cap, policy=policy, kernel_threads=1, branch_tokens=room) as session:
+    variant = parse_variant(policy)
+    chosen = {"policy": variant.policy, "policy_settings": variant.policy_settings, **variant.session}
+    with engine.session(memory=cap, kernel_threads=1, branch_tokens=room, **chosen) as session:
         for image, pts in looped(video):
             try:
                 session.append(image, pts)
@@ -151,6 +154,11 @@ def fault_of(row: dict[str, Any], frames: int, allow: int) -> str:
     return ""
 
 
+def is_measured(policy: str) -> bool:
+    """Over all frames: a policy of MEASURED, with whatever settings."""
+    return policy.partition("[")[0] in MEASURED
+
+
 HEAD = (
     "| path | family | policy | frames | tokens each | cap KiB | peak KiB | breaches "
     f"| RSS MiB at {WARM}, most after, end | frames/s |\n|---|---|---|---|---|---|---|---|---|---|"
@@ -214,7 +222,7 @@ def main() -> int:
 
     def cell(work: tuple[str, str, Path, str]) -> tuple[dict[str, Any], int]:
         path, family, place, policy = work
-        frames = args.frames if args.fewer is None or policy in MEASURED else args.fewer
+        frames = args.frames if args.fewer is None or is_measured(policy) else args.fewer
         return {"path": path, "family": family, "policy": policy} | measure(
             place, path, policy, frames, args
         ), frames
@@ -222,7 +230,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as root, ThreadPoolExecutor(args.jobs) as pool:
         families = [f for f in args.families.split(",") if f]
         made = list(models(Path(root), args.paths.split(","), families))
-        policies = sorted(args.policies.split(","), key=lambda policy: policy not in MEASURED)
+        policies = sorted(args.policies.split(","), key=lambda policy: not is_measured(policy))
         work = [(*model, policy) for policy in policies for model in made]
         for row, frames in pool.map(cell, work):
             row["fault"] = fault_of(row, frames, allow)

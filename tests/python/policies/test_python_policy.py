@@ -353,16 +353,16 @@ def test_a_session_takes_a_policy_object_and_its_errors_come_through() -> None:
         assert session.ask("what was the ball ?").tokens > 0
 
 
-def test_the_readmes_policy_works_as_it_stands_there(
+def test_the_policy_of_the_documentation_works_as_it_stands_there(
     monkeypatch: pytest.MonkeyPatch, make_video: Any
 ) -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "policies.md").read_text(encoding="utf-8")
     blocks = [b for b in re.findall(r"```python\n(.*?)```", text, re.S) if "(Policy)" in b]
     assert len(blocks) == 1
     assert len(blocks[0].splitlines()) <= 30
     monkeypatch.chdir(make_video(name="video.mp4", times=[i / 2 for i in range(60)]).parent)
     space: dict[str, Any] = {}
-    exec(compile(blocks[0], "README.md", "exec"), space)
+    exec(compile(blocks[0], "policies.md", "exec"), space)
     assert space["reply"].text is not None
     tokens = space["session_tokens"]
     assert tokens["seen"] == sum(count for name, count in tokens.items() if name != "seen") > 0
