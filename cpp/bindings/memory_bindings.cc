@@ -191,8 +191,11 @@ py::dict stats_dict(const KvMemory& memory) {
   events["paused_frames"] = s.counters.paused_frames;
   events["fetched_pages"] = s.counters.fetched_pages;
   events["fetch_hits"] = s.counters.fetch_hits;
-  out["frame_reads"] = s.frame_reads;
-  out["question_reads"] = s.question_reads;
+  py::dict read;  // tokens a layer (mean over its lanes), besides the block itself
+  const double lanes = memory.plan().window.lanes;
+  read["frames"] = static_cast<double>(s.frame_reads) / lanes;
+  read["questions"] = static_cast<double>(s.question_reads) / lanes;
+  out["read"] = read;
   events["unread_pages"] = s.unread_pages;
   events["dropped_dialogue_tokens"] = s.dropped_dialogue;
   out["events"] = events;
