@@ -35,6 +35,7 @@ MOSAIC_DEVICE void load_keys(const AttendArgs& a, const RopeTable& rope, Unit un
     }
     return;
   }
+#pragma unroll 1  // registers
   for (int token = simt::thread() / simt::kWarp; token < kTile; token += simt::threads() / simt::kWarp) {
     WarpRow row;
     record_key(a, unit, kv_head, token, &row);
@@ -51,6 +52,7 @@ MOSAIC_DEVICE void load_keys(const AttendArgs& a, const RopeTable& rope, Unit un
 
 // Values of a unit in the Hadamard basis, as numbers -> v [16][stride]; zeros for tokens that are not attended.
 MOSAIC_DEVICE void load_record_values(const AttendArgs& a, Unit unit, int kv_head, float* v) {
+#pragma unroll 1  // registers
   for (int token = simt::thread() / simt::kWarp; token < kTile; token += simt::threads() / simt::kWarp) {
     WarpRow row;
     record_value(a, unit, kv_head, token, &row);

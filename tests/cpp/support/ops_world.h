@@ -72,7 +72,7 @@ struct AttendWorld {
     const auto plain = cpu::make_ops("plain", 1);
     const int q_heads = s.heads * s.group, row = shape.row();
     int next = 0;
-    key_mean = random.normals(static_cast<size_t>(row), 3);
+    key_mean = random.normals(static_cast<size_t>(row), 0.5f);
     for (int p = 0; p < s.pages; ++p) {
       const CodecId codec = static_cast<CodecId>(s.codec >= 0 ? s.codec : p % kCodecs);
       const int count = p % 3 == 0 ? kPageTokens : 1 + random.below(kPageTokens);
