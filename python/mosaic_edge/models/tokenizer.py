@@ -7,15 +7,26 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from mosaic_edge.models.directory import is_trusted, plain_file
+from mosaic_edge.models.sandbox import limited
 from mosaic_edge.models.vlm import ModelError
 
 _LISTED_WORDS = 400
+
+
+def check_tokenizer(path: Path) -> None:
+    """Load a tokenizer.json aside, under limits: its steps may make any text out of any other. ModelError if
+    it does not end well."""
+    plain_file(path.parent, path)
+    if not is_trusted(path.parent):
+        limited(f"{path}: not a readable tokenizer", "tokenizer", str(path.resolve()))
 
 
 class TextTokenizer:
     """Any tokenizer.json the `tokenizers` package reads."""
 
     def __init__(self, path: Path) -> None:
+        check_tokenizer(path)
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the package raises plain Exception for every cause
@@ -47,6 +58,13 @@ class TextTokenizer:
             words = ", ".join(sorted({repr(text[a:b]) for a, b in spans}))
             raise ValueError(f"unknown word {words}{self._known_words()}")
         return ids
+
+    def check(self, where: str, text: str) -> None:
+        """ModelError, named `where`, if a text of the model's own holds what its vocabulary lacks."""
+        try:
+            self.encode(text)
+        except ValueError as error:
+            raise ModelError(f"{where}: {error}") from None
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, without special tokens."""

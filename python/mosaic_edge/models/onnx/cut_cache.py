@@ -23,7 +23,8 @@ from typing import Any
 from mosaic_edge.models.cache_folder import MARKER, cache_folder, is_abandoned, make_aside, ours, remove
 from mosaic_edge.models.onnx.cut import CUTTER_VERSION, CutGraph, cut
 from mosaic_edge.models.onnx.facts import DecoderFacts
-from mosaic_edge.models.onnx.files import bytes_on_disk, external_files, read_graph
+from mosaic_edge.models.onnx.files import bytes_on_disk
+from mosaic_edge.models.onnx.graph_file import external_files, read_graph
 from mosaic_edge.models.vlm import RopeSpec
 
 LEAST_BYTES = 64 << 20
