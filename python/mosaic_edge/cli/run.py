@@ -53,6 +53,7 @@ def run_file(
     A source that breaks off raises nothing here: "error" of the result says what was wrong, or is None.
     Raises ValueError for an unknown word before any frame is read, MemoryCapError for an impossible cap.
     """
+    from mosaic_edge.question import check_arguments, question_tokens
     from mosaic_edge.reply import reply_document
     from mosaic_edge.sources import SourceError, open_source
 
@@ -64,7 +65,8 @@ def run_file(
     for question in questions:
         if not question.strip():
             raise ValueError("ask: expected a question, got an empty text")
-        engine.model.tokenize(engine.spec.template.replace("{question}", question))
+        check_arguments(question, since, None)
+        question_tokens(engine.model, question)
     open_source(source, engine.spec.fps if fps is None else fps).close()  # refused before any memory is taken
     error: str | None = None
     reached: float | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,14 +45,38 @@ class TextTokenizer:
     def _whole_texts(self) -> None:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self._added = {i: t.content for i, t in self._tokenizer.get_added_tokens_decoder().items()}
+        self._plain: Tokenizer | None = None
         unknown = getattr(self._tokenizer.model, "unk_token", None)
         self._unknown = self._tokenizer.token_to_id(unknown) if unknown else None
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, plain: tuple[int, int] | None = None) -> list[int]:
         """Token ids of `text`, none added. ValueError names a word the vocabulary lacks and, if short, lists
-        it.
+        it. plain: from which character to which nothing makes a control token.
         """
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        if plain is None:
+            return self._ids(self._tokenizer, text)
+        before, outside, after = text[: plain[0]], text[plain[0] : plain[1]], text[plain[1] :]
+        whole, ends = self.encode(text), (self.encode(before), self.encode(after))
+        # One piece reads best. What was typed made a control token where there are more than the ends have.
+        if [i for i in whole if i in self._added] == [i for end in ends for i in end if i in self._added]:
+            return whole
+        ids = self._ids(self._without_added(), outside)
+        if made := [self._added[i] for i in ids if i in self._added]:
+            raise ValueError(
+                f"{made[0]!r} is a control token of the model; special_tokens=True lets it be one"
+            )
+        return ends[0] + ids + ends[1]
+
+    def _without_added(self) -> Tokenizer:
+        """The same tokenizer without its control tokens; made when a text first needs it."""
+        if self._plain is None:
+            document = json.loads(self._tokenizer.to_str())
+            self._plain = Tokenizer.from_str(json.dumps(document | {"added_tokens": []}))
+        return self._plain
+
+    def _ids(self, tokenizer: Tokenizer, text: str) -> list[int]:
+        encoding = tokenizer.encode(text, add_special_tokens=False)
         ids: list[int] = list(encoding.ids)
         if self._unknown is not None and self._unknown in ids:
             spans = [span for i, span in zip(ids, encoding.offsets, strict=True) if i == self._unknown]

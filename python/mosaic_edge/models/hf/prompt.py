@@ -80,7 +80,9 @@ def prompt_from(
         published,
         prefix=prefix,
         template=question.replace(_QUESTION, "{question}"),
-        follow_up=follow_up.replace(_NEXT, "{question}") if _NEXT in follow_up else published.follow_up,
+        follow_up=follow_up.replace(_NEXT, "{question}")
+        if follow_up.count(_NEXT) == 1
+        else published.follow_up,
     )
 
 

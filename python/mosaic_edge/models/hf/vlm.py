@@ -202,13 +202,21 @@ class HfVlm:
             out[i, : self._spec.embedding_dim] = _floats(newline)
         return out
 
-    def tokenize(self, text: str) -> list[int]:
+    def tokenize(self, text: str, plain: tuple[int, int] | None = None) -> list[int]:
         """Text -> token ids, none added; the newline of a video is the id behind the last."""
         if self._newline is None:
-            return self._tokenizer.encode(text)
-        first, *others = (self._tokenizer.encode(piece) for piece in text.split(NEWLINE))
+            return self._tokenizer.encode(text, plain)
+        start, end = plain or (len(text), len(text))
+        marks = [i for i, c in enumerate(text) if c == NEWLINE and not start <= i < end]
         newline = int(self._language.get_input_embeddings().weight.shape[0])
-        return first + [i for piece in others for i in (newline, *piece)]
+        ids: list[int] = []
+        for a, b in zip([0, *(i + 1 for i in marks)], [*marks, len(text)], strict=True):
+            inside = plain is not None and a <= start and end <= b
+            ids += [
+                *([newline] if a else []),
+                *self._tokenizer.encode(text[a:b], (start - a, end - a) if inside else None),
+            ]
+        return ids
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """Token ids -> text, special tokens left out."""

@@ -144,9 +144,9 @@ class OnnxVlm:
             raise ValueError(f"token id {wrong[0]} is outside the vocabulary of {self._spec.vocab_size}")
         return self._embeddings.look_up(ids)
 
-    def tokenize(self, text: str) -> list[int]:
+    def tokenize(self, text: str, plain: tuple[int, int] | None = None) -> list[int]:
         """Text -> token ids, none added. ValueError names unknown words."""
-        return self._tokenizer.encode(text)
+        return self._tokenizer.encode(text, plain)
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """Token ids -> text, special tokens left out."""
