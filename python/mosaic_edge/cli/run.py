@@ -7,10 +7,11 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from mosaic_edge.cli import command
 from mosaic_edge.cli.options import Json, ModelOptions, SessionOptions, SourceOptions, TraceFile, traced
-from mosaic_edge.cli.output import clock, console, end_with, print_json, show_evidence, taken
+from mosaic_edge.cli.output import clock, console, end_with, print_json, show_evidence, taken, visible
 from mosaic_edge.cli.progress import StreamView
 
 
@@ -99,7 +100,10 @@ def run_file(
 def show_run(result: dict[str, Any], console: Console) -> None:
     """Print the answers with what they were read from, and one line about the stream."""
     for a in result["answers"]:
-        console.print(f"[bold]{a['question']}[/bold]  {a['answer']}", soft_wrap=True)
+        line = Text(visible(a["question"]), style="bold").append(
+            f"  {visible(a['answer'])}", style="not bold"
+        )
+        console.print(line, soft_wrap=True)
         wait = f"first token after {a['first_token_ms']:.1f} ms"
         console.print(f"  read from {show_evidence(a['evidence'])}; {wait}", soft_wrap=True)
     memory = result["memory"]

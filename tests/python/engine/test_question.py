@@ -44,14 +44,30 @@ def goes_on(session: Session, before: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"dialogue": "yes"}, {"dialogue": 1}, {"dialogue": None}, {"stream": "yes"}, {"stream": 1},
-        {"special_tokens": "x"}, {"sampling": "x"}, {"sampling": {}}, {"since": "x"}, {"since": math.nan},
-        {"since": math.inf}, {"since": 10**400}, {"since": [1]}, {"since": True}, {"since": b"1"},
-        {"question": None}, {"question": 3}, {"question": b"ball"}, {"question": ["ball"]},
-        {"question": " \n"}, {"question": "ball \ud800 ?"},
+        {"dialogue": "yes"},
+        {"dialogue": 1},
+        {"dialogue": None},
+        {"stream": "yes"},
+        {"stream": 1},
+        {"special_tokens": "x"},
+        {"sampling": "x"},
+        {"sampling": {}},
+        {"since": "x"},
+        {"since": math.nan},
+        {"since": math.inf},
+        {"since": 10**400},
+        {"since": [1]},
+        {"since": True},
+        {"since": b"1"},
+        {"question": None},
+        {"question": 3},
+        {"question": b"ball"},
+        {"question": ["ball"]},
+        {"question": " \n"},
+        {"question": "ball \ud800 ?"},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_every_argument_of_ask_is_checked_before_the_question_opens(
     session: Session, arguments: dict[str, Any]
 ) -> None:
@@ -83,12 +99,21 @@ class Broken:
 
 
 STEPS = [
-    ("_model", "tokenize", 1), ("_memory", "open_question", 1), ("_model", "embed_text", 1),
-    ("_memory", "begin_text", 1), ("_model", "forward", 1), ("_memory", "commit", 1),
-    ("_memory", "evidence", 1), ("_model", "detokenize", 1), ("_model", "embed_text", 2), ("_memory", "begin_text", 2),
-    ("_model", "forward", 2), ("_memory", "commit", 2), ("_model", "detokenize", 3),
+    ("_model", "tokenize", 1),
+    ("_memory", "open_question", 1),
+    ("_model", "embed_text", 1),
+    ("_memory", "begin_text", 1),
+    ("_model", "forward", 1),
+    ("_memory", "commit", 1),
+    ("_memory", "evidence", 1),
+    ("_model", "detokenize", 1),
+    ("_model", "embed_text", 2),
+    ("_memory", "begin_text", 2),
+    ("_model", "forward", 2),
+    ("_memory", "commit", 2),
+    ("_model", "detokenize", 3),
     ("_memory", "close_question", 1),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt()], ids=["error", "interrupt"])
@@ -118,8 +143,25 @@ def test_a_sampler_that_fails_leaves_no_question_open(
     goes_on(session, before)
 
 
-@pytest.mark.parametrize("pts", [math.nan, math.inf, "9", None, b"9", [9.0], np.array([9.0]), 10**400, 9j,
-                                 True, decimal.Decimal(9), np.datetime64("2026-01-01"), 1e300, -1e300])  # fmt: skip
+@pytest.mark.parametrize(
+    "pts",
+    [
+        math.nan,
+        math.inf,
+        "9",
+        None,
+        b"9",
+        [9.0],
+        np.array([9.0]),
+        10**400,
+        9j,
+        True,
+        decimal.Decimal(9),
+        np.datetime64("2026-01-01"),
+        1e300,
+        -1e300,
+    ],
+)
 @pytest.mark.parametrize("duplicate", [False, True])
 def test_a_time_that_is_none_is_refused_of_a_duplicate_too(
     session: Session, pts: Any, duplicate: bool
@@ -153,14 +195,30 @@ def test_a_time_in_an_array_is_copied(session: Session) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"max_tokens": 0}, {"max_tokens": 1.5}, {"max_tokens": "3"}, {"max_tokens": math.nan},
-        {"max_tokens": None}, {"max_tokens": True}, {"max_tokens": 10**400}, {"temperature": math.nan}, {"temperature": 1e-310},
-        {"temperature": 1e300}, {"temperature": "x"}, {"temperature": -1}, {"temperature": None},
-        {"top_k": 1.5}, {"top_k": -1}, {"top_p": math.nan}, {"top_p": 0}, {"top_p": "x"}, {"seed": -1},
-        {"seed": "x"}, {"seed": None},
+        {"max_tokens": 0},
+        {"max_tokens": 1.5},
+        {"max_tokens": "3"},
+        {"max_tokens": math.nan},
+        {"max_tokens": None},
+        {"max_tokens": True},
+        {"max_tokens": 10**400},
+        {"temperature": math.nan},
+        {"temperature": 1e-310},
+        {"temperature": 1e300},
+        {"temperature": "x"},
+        {"temperature": -1},
+        {"temperature": None},
+        {"top_k": 1.5},
+        {"top_k": -1},
+        {"top_p": math.nan},
+        {"top_p": 0},
+        {"top_p": "x"},
+        {"seed": -1},
+        {"seed": "x"},
+        {"seed": None},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_sampling_that_cannot_be_drawn_by_is_refused_by_its_name(settings: dict[str, Any]) -> None:
     (name,) = settings
     with pytest.raises(ValueError, match=f"{name}="):
