@@ -36,10 +36,10 @@ def parse_bytes(size: int | str, knob: str = "memory") -> int:
     if isinstance(size, bool) or not isinstance(size, int | str):
         raise ValueError(f"{knob}={size!r}: expected bytes as an int or a string such as '64MiB'")
     if isinstance(size, str):
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", size)
+        match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*", size)
         if match is None or match[2].lower() not in _UNITS:
             raise ValueError(f"{knob}={size!r}: expected such as '64MiB' (units: KiB MiB GiB KB MB GB)")
-        size = int(float(match[1]) * _UNITS[match[2].lower()])
+        size = int(min(float(match[1]) * _UNITS[match[2].lower()], _MOST_BYTES))
     if size <= 0:
         raise ValueError(f"{knob}={size}: expected more than zero bytes")
     if size >= _MOST_BYTES:
@@ -157,7 +157,11 @@ class SessionConfig:
             elif item.type == "bool":
                 good, expected = value in (True, False), "True or False"
             elif item.type == "float":
-                good, expected = isinstance(value, int | float) and not isinstance(value, bool), "a number"
+                good = isinstance(value, int | float) and not isinstance(value, bool)
+                good, expected = good and abs(value) < 1e300, "a finite number"
+            elif item.type in ("str", "str | None"):
+                good = isinstance(value, str) or (value is None and item.type != "str")
+                expected = "text"
             else:
                 continue
             if not good:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+_COLDEST, _HOTTEST = 1e-6, 1e6
+"""Of temperatures: logits divided by less than this are no longer finite, by more all alike."""
 
 
 @dataclass(frozen=True)
@@ -24,14 +29,25 @@ class SamplingParams:
     """Of the draws: the same seed, the same answer."""
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise ValueError(f"max_tokens={self.max_tokens}: expected at least 1")
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature={self.temperature}: expected 0 (greedy) or more")
-        if self.top_k < 0:
-            raise ValueError(f"top_k={self.top_k}: expected 0 (all) or more")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p}: expected more than 0, at most 1")
+        for name, least, expected in (("max_tokens", 1, "1"), ("top_k", 0, "0 (all)"), ("seed", 0, "0")):
+            value = getattr(self, name)
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, Integral)
+                or not least <= int(value) < 1 << 63
+            ):
+                raise ValueError(f"{name}={value!r}: expected a whole number, {expected} or more")
+        for name, fits, expected in (
+            ("temperature", self._fits_temperature, f"0 (greedy), or {_COLDEST:g} to {_HOTTEST:g}"),
+            ("top_p", lambda p: 0 < p <= 1, "more than 0, at most 1"),
+        ):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Real) or not fits(value):
+                raise ValueError(f"{name}={value!r}: expected {expected}")
+
+    @staticmethod
+    def _fits_temperature(value: Any) -> bool:
+        return bool(value == 0 or _COLDEST <= value <= _HOTTEST)
 
 
 class Sampler:

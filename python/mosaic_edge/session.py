@@ -19,6 +19,7 @@ from mosaic_edge import _core
 from mosaic_edge.config import SessionConfig
 from mosaic_edge.evidence import time_ranges
 from mosaic_edge.models.vlm import EncodedFrame, FloatArray, FrameArray, Vlm
+from mosaic_edge.question import check_arguments, question_tokens, seconds
 from mosaic_edge.reply import Reply, ReplyStream
 from mosaic_edge.sampling import Sampler, SamplingParams
 from mosaic_edge.trace import Trace
@@ -85,20 +86,20 @@ class Session:
             memory = self._open()
             if pts is None:
                 pts = 0.0 if self._last_pts is None else self._last_pts + median(self._gaps)
-            if not np.isfinite(pts):
-                raise ValueError(f"pts={pts}: expected seconds")
+            pts = seconds(pts, "pts")
             if self._last_pts is not None and pts < self._last_pts:
                 raise ValueError(f"pts={pts}: before the last frame's, {self._last_pts}; pts must not fall")
             with self._trace.span("encode_frame"):
                 elapsed = 0.0 if self._first_pts is None else pts - self._first_pts
                 block = self._model.encode(image, pts, elapsed, self._frames)
+            memory.begin_frame(  # refuses what it cannot take, of a duplicate too
+                pts, block.embedding, len(block.tokens), block.columns, block.lead, block.trail, block.moment
+            )
             if self._is_duplicate(block):
+                memory.abort()
                 self._duplicates += 1
                 self._note_time(pts)
                 return
-            memory.begin_frame(
-                pts, block.embedding, len(block.tokens), block.columns, block.lead, block.trail, block.moment
-            )
             self._run(block.tokens, want_logits=False)
             self._kept_picture = _picture_of(block)
             self._note_time(pts)
@@ -145,6 +146,7 @@ class Session:
         since: float | None = ...,
         dialogue: bool = ...,
         sampling: SamplingParams | None = ...,
+        special_tokens: bool = ...,
     ) -> Reply: ...
     @overload
     def ask(
@@ -155,6 +157,7 @@ class Session:
         since: float | None = ...,
         dialogue: bool = ...,
         sampling: SamplingParams | None = ...,
+        special_tokens: bool = ...,
     ) -> ReplyStream: ...
     def ask(
         self,
@@ -164,16 +167,19 @@ class Session:
         since: float | None = None,
         dialogue: bool = False,
         sampling: SamplingParams | None = None,
+        special_tokens: bool = False,
     ) -> Reply | ReplyStream:
         """Answer a question about anything seen so far, or seen from `since` seconds on.
 
         dialogue=True keeps question and answer readable for later questions; else nothing of it is left.
-        stream=True gives a ReplyStream. Raises ValueError for text the model does not know.
+        stream=True gives a ReplyStream. special_tokens=True: what reads like a control token of the model
+        ("<|im_end|>") is one; else it is text. Raises ValueError for text the model does not know.
         """
-        template = (self._spec.follow_up if self._talking else "") or self._spec.template
-        ids = self._model.tokenize(template.replace("{question}", question))
-        if not ids:
-            raise ValueError("question: no text")
+        check_arguments(
+            question, since, sampling, dialogue=dialogue, stream=stream, special_tokens=special_tokens
+        )
+        since = None if since is None else seconds(since, "since")
+        ids = question_tokens(self._model, question, self._talking, special_tokens)
         result: list[Reply] = []
         pieces = self._answer(ids, since, dialogue, sampling or SamplingParams(), stream, result)
         if stream:
@@ -303,10 +309,7 @@ class Session:
                 raise
             finally:
                 self._streaming = False
-                with self._lock:
-                    if self._memory is not None and self._memory.asking:
-                        self._memory.close_question(keep)
-                        self._talking |= keep
+                self._end_question(keep)
         evidence = time_ranges(moments, gap=1.5 * median(self._gaps))
         seconds = time.perf_counter() - began
         result.append(
@@ -314,6 +317,19 @@ class Session:
                 said, evidence, len(answer), finish, first_token, seconds, first_logits, tuple(moments), lost
             )
         )
+
+    def _end_question(self, keep: bool) -> None:
+        """Nothing of a question stays open, not even when keeping it fails."""
+        with self._lock:
+            if self._memory is None or not self._memory.asking:
+                return
+            try:
+                self._memory.close_question(keep)
+            except BaseException:
+                if self._memory.asking:
+                    self._memory.close_question(False)
+                raise
+            self._talking |= keep
 
 
 def _picture_of(block: EncodedFrame) -> FloatArray:

@@ -70,7 +70,7 @@ class NumpyVlm:
     def embed_text(self, ids: Sequence[int]) -> FloatArray:
         return self._words[list(ids)]
 
-    def tokenize(self, text: str) -> list[int]:
+    def tokenize(self, text: str, plain: tuple[int, int] | None = None) -> list[int]:
         unknown = [word for word in text.split() if word not in WORDS]
         if unknown:
             raise ValueError(f"unknown word {unknown[0]!r}; known words: {' '.join(WORDS)}")

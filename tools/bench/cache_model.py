@@ -107,8 +107,8 @@ class Recorded:
     def embed_text(self, ids: Sequence[int]) -> FloatArray:
         return self.model.embed_text(ids)
 
-    def tokenize(self, text: str) -> list[int]:
-        return self.model.tokenize(text)
+    def tokenize(self, text: str, plain: tuple[int, int] | None = None) -> list[int]:
+        return self.model.tokenize(text, plain)
 
     def detokenize(self, ids: Sequence[int]) -> str:
         return self.model.detokenize(ids)

@@ -6,15 +6,20 @@ Exit codes: 0 done, 1 it failed, 2 bad usage, 3 a cap that is impossible or was 
 
 from __future__ import annotations
 
+import errno
+import os
 import pkgutil
 import sys
+import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 
 import typer
 
 from mosaic_edge.cli.options import with_options
-from mosaic_edge.cli.output import print_json
+from mosaic_edge.cli.output import StdoutError, complain, print_json
 
 app = typer.Typer(
     add_completion=False,
@@ -34,14 +39,29 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Errors of the user, files and caps are one line on stderr."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if sys.stdout is None:
+        complain("stdout is closed: there is nowhere to write results to")
+        return 1
+    with warnings.catch_warnings():
+        warnings.showwarning = _warn
+        try:
+            code = _run(arguments)
+            sys.stdout.flush()  # a full disk or a closed pipe is found out here, not when Python ends
+        except OSError as error:
+            return _no_stdout(error)
+    return code
+
+
+def _run(arguments: list[str]) -> int:
     try:
         code = app(args=arguments, standalone_mode=False, prog_name="mosaic-edge")
-        return (_interrupted() if code == 130 else code) if isinstance(code, int) else 0
+        return (_fail("interrupted", 130, arguments) if code == 130 else code) if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
-        return _interrupted()
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 1
+        return _fail("interrupted", 130, arguments)
+    except StdoutError:
+        raise
+    except SystemExit:  # what typer and rich make of a broken pipe
+        raise StdoutError(errno.EPIPE, os.strerror(errno.EPIPE)) from None
     except Exception as error:
         if hasattr(
             error, "format_message"
@@ -53,9 +73,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(_line(error), code, arguments)
 
 
-def _interrupted() -> int:
-    print("mosaic-edge: interrupted", file=sys.stderr)
-    return 130
+def _no_stdout(error: OSError) -> int:
+    """What could not be written is gone: say so, and leave nothing for Python to write when it ends."""
+    complain(f"stdout: {error.strerror or error}: results were lost")
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
+
+
+def _warn(message: Warning | str, category: type[Warning], filename: str, *_: object, **__: object) -> None:
+    """A warning of this package is one line; those of libraries are not for who types a command."""
+    if Path(filename).is_relative_to(Path(__file__).parents[1]):
+        complain(f"warning: {' '.join(str(message).split())}")
 
 
 def _exit_code(error: BaseException) -> int | None:
@@ -73,7 +102,7 @@ def _line(error: Exception) -> str:
 
 
 def _fail(message: str, code: int, arguments: Sequence[str]) -> int:
-    print(f"mosaic-edge: {message}", file=sys.stderr)
+    complain(message)
     if "--json" in arguments:
         print_json({"error": message, "exit_code": code})
     return code

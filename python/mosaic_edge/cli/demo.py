@@ -12,6 +12,7 @@ import psutil
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from mosaic_edge.cli import command
 from mosaic_edge.cli.options import Json, ModelOptions, Seed, SessionOptions
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from mosaic_edge.world.world import Difficulty
 
 VIDEO_FPS = 8
+_MOST_SECONDS = 7 * 24 * 3600
 KINDS = ("colour", "shape", "room", "two_keys", "first", "last")
 """Every kind but `now`: the demo is about the past."""
 
@@ -85,8 +87,8 @@ def run_demo(
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Write the video into `folder`, stream it under each policy, ask; everything as plain data."""
-    if settings.seconds < 8:
-        raise ValueError(f"seconds={settings.seconds:g}: expected at least 8")
+    if not 8 <= settings.seconds <= _MOST_SECONDS:
+        raise ValueError(f"seconds={settings.seconds:g}: expected 8 to {_MOST_SECONDS:,}")
     from mosaic_edge.world import World, write_mp4
 
     engine = model.load()
@@ -182,7 +184,7 @@ def show_demo(result: dict[str, Any], console: Console) -> None:
         for name in ("question", "answer", "truth", "", "asked about", "read (share)"):
             table.add_column(name)
         for a in run["answers"]:
-            mark = "[green]right[/green]" if a["right"] else "[red]wrong[/red]"
+            mark = Text("right", "green") if a["right"] else Text("wrong", "red")
             seen = f"{clock(a['seen'][0])}-{clock(a['seen'][1])}, {clock(a['ago'])} ago"
             table.add_row(
                 a["question"], a["answer"], a["truth"], mark, seen, show_evidence(a["evidence"], most)

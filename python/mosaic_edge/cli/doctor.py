@@ -12,13 +12,13 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 import mosaic_edge
 from mosaic_edge.cli import command
 from mosaic_edge.cli.options import Json
-from mosaic_edge.cli.output import console, print_json
+from mosaic_edge.cli.output import console, print_json, visible
 from mosaic_edge.config import format_bytes
 
 NEEDED = ("numpy", "av", "tokenizers", "psutil", "typer", "rich")
@@ -201,7 +201,7 @@ def show_doctor(found: dict[str, Any], console: Console) -> None:
     table = Table(show_header=False)
 
     def row(name: str, ok: bool, detail: str) -> None:
-        table.add_row(name, "[green]ok[/green]" if ok else "[yellow]absent[/yellow]", escape(detail))
+        table.add_row(name, Text("ok", "green") if ok else Text("absent", "yellow"), Text(visible(detail)))
 
     row("mosaic_edge", True, f"{found['mosaic_edge']} on Python {found['python']}")
     row(

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json as documents
-import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from mosaic_edge import DEFAULT_POLICY
 from mosaic_edge.cli import command
 from mosaic_edge.cli.options import Backend, Json, ModelOptions
-from mosaic_edge.cli.output import print_json
+from mosaic_edge.cli.output import DataConsole, complain, print_json
 from mosaic_edge.cli.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -107,12 +105,9 @@ def run_eval(settings: EvalSettings, out: Path, *, jobs: int, force: bool, quiet
         for name, plot in PLOTS.items():
             draw(plot(rows), out / f"{name}.png")
     except ModuleNotFoundError as error:
-        print(
-            f"mosaic-edge: no plot: {error.name} is not installed: pip install 'mosaic_edge[eval]'",
-            file=sys.stderr,
-        )
+        complain(f"no plot: {error.name} is not installed: pip install 'mosaic_edge[eval]'")
     if not quiet:
-        Console().print(table, markup=False, highlight=False, soft_wrap=True)
+        DataConsole().print(table, soft_wrap=True)
     return result
 
 

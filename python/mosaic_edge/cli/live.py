@@ -39,6 +39,8 @@ def live(
     """
     from mosaic_edge.serve import stream_live
 
+    if trace is not None and account is not None and trace.resolve() == account.resolve():
+        raise ValueError(f"trace={str(trace)!r} and account= are one path")
     engine = model.load()
     frames = _frames(source, engine.spec.fps if reading.fps is None else reading.fps)
     with engine.session(**traced(session.keywords(), trace)) as opened:

@@ -5,30 +5,84 @@ from __future__ import annotations
 import json
 import math
 import sys
+import unicodedata
+from contextlib import suppress
 from typing import Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from mosaic_edge.config import format_bytes
 
 
-def console() -> Console:
+class StdoutError(OSError):
+    """Results could not be written: the disk is full, or who reads the pipe is gone."""
+
+
+class DataConsole(Console):
+    """Strings are data: an answer, a question or a name is shown as it is, whatever it looks like to rich or
+    to the terminal. What is to be styled comes as a rich Text."""
+
+    def __init__(self, *, width: int | None = None, stderr: bool = False) -> None:
+        super().__init__(width=width, stderr=stderr, markup=False, emoji=False, highlight=False)
+
+    def print(self, *objects: Any, **settings: Any) -> None:
+        """As rich does it. StdoutError where results cannot be written."""
+        try:
+            super().print(*objects, **settings)
+        except OSError as error:
+            if self.stderr:
+                raise
+            raise StdoutError(error.errno, error.strerror) from None
+
+    def render_str(self, text: str, **settings: Any) -> Text:
+        """As rich does it, of what can be seen."""
+        return super().render_str(visible(text), **settings)
+
+
+def visible(text: str) -> str:
+    """`text` with what moves a cursor, turns writing around or is no character as its escape; lines and tabs
+    stay."""
+    return "".join(repr(c)[1:-1] if _acts(c) else c for c in text)
+
+
+def _acts(character: str) -> bool:
+    if character in "\n\t":
+        return False
+    kind = unicodedata.category(character)
+    return kind in ("Cc", "Cs", "Zl", "Zp") or character in _TURNS
+
+
+_TURNS = "\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+
+
+def console() -> DataConsole:
     """Results on stdout: as wide as the terminal, or wide enough for every table in a pipe."""
-    width = None if sys.stdout.isatty() else 160
-    return Console(width=width, highlight=False)
+    return DataConsole(width=None if sys.stdout.isatty() else 160)
+
+
+def complain(message: str) -> None:
+    """One line on stderr, if there is one to write to."""
+    if sys.stderr is not None:
+        with suppress(OSError, ValueError):
+            print(visible(f"mosaic-edge: {message}"), file=sys.stderr)
 
 
 def end_with(error: str | None, code: int) -> None:
     """End the command with `code` and one line, if there is an error."""
     if error is not None:
-        print(f"mosaic-edge: {error}", file=sys.stderr)
+        complain(error)
         raise typer.Exit(code)
 
 
 def print_json(document: dict[str, Any]) -> None:
     """One document on stdout; a number JSON does not know becomes null."""
-    print(json.dumps(_plain(document), indent=1, allow_nan=False))
+    text = json.dumps(_plain(document), indent=1, allow_nan=False)
+    try:
+        print(text)
+    except OSError as error:
+        raise StdoutError(error.errno, error.strerror) from None
 
 
 def _plain(value: Any) -> Any:

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.live import Live
 from rich.progress import (
     BarColumn,
@@ -19,8 +18,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
-from mosaic_edge.cli.output import clock
+from mosaic_edge.cli.output import DataConsole, clock, visible
 from mosaic_edge.config import format_bytes
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class StreamView:
     """A line that follows a stream: time, frames a second, bytes against the cap."""
 
     def __init__(self, session: Session, label: str, enabled: bool = True) -> None:
-        console = Console(stderr=True)
+        console = DataConsole(stderr=True)
         self._session = session
         self._label = label
         self._live = Live(console=console, refresh_per_second=8, transient=True)
@@ -64,7 +64,7 @@ class StreamView:
         tokens = stats["tokens"]
         row = Table.grid(padding=(0, 2))
         row.add_row(
-            f"[bold]{self._label}[/bold]",
+            Text(visible(self._label), style="bold"),
             f"{clock(pts)} of stream",
             f"{frames / max(now - self._began, 1e-9):.0f} frames/s",
             f"{format_bytes(stats['taken_bytes'])} of {format_bytes(stats['cap_bytes'])}",
@@ -76,9 +76,9 @@ class StreamView:
 @contextmanager
 def progress_bar(enabled: bool = True) -> Iterator[Progress]:
     """A rich progress bar on stderr, drawn on terminals only."""
-    console = Console(stderr=True)
+    console = DataConsole(stderr=True)
     with Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

@@ -7,10 +7,11 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from mosaic_edge.cli import command
 from mosaic_edge.cli.options import Json, ModelOptions, SessionOptions, SourceOptions, TraceFile, traced
-from mosaic_edge.cli.output import clock, console, end_with, print_json, show_evidence, taken
+from mosaic_edge.cli.output import clock, console, end_with, print_json, show_evidence, taken, visible
 from mosaic_edge.cli.progress import StreamView
 
 
@@ -53,6 +54,7 @@ def run_file(
     A source that breaks off raises nothing here: "error" of the result says what was wrong, or is None.
     Raises ValueError for an unknown word before any frame is read, MemoryCapError for an impossible cap.
     """
+    from mosaic_edge.question import check_arguments, question_tokens
     from mosaic_edge.reply import reply_document
     from mosaic_edge.sources import SourceError, open_source
 
@@ -64,7 +66,8 @@ def run_file(
     for question in questions:
         if not question.strip():
             raise ValueError("ask: expected a question, got an empty text")
-        engine.model.tokenize(engine.spec.template.replace("{question}", question))
+        check_arguments(question, since, None)
+        question_tokens(engine.model, question)
     open_source(source, engine.spec.fps if fps is None else fps).close()  # refused before any memory is taken
     error: str | None = None
     reached: float | None = None
@@ -97,7 +100,10 @@ def run_file(
 def show_run(result: dict[str, Any], console: Console) -> None:
     """Print the answers with what they were read from, and one line about the stream."""
     for a in result["answers"]:
-        console.print(f"[bold]{a['question']}[/bold]  {a['answer']}", soft_wrap=True)
+        line = Text(visible(a["question"]), style="bold").append(
+            f"  {visible(a['answer'])}", style="not bold"
+        )
+        console.print(line, soft_wrap=True)
         wait = f"first token after {a['first_token_ms']:.1f} ms"
         console.print(f"  read from {show_evidence(a['evidence'])}; {wait}", soft_wrap=True)
     memory = result["memory"]

@@ -99,9 +99,9 @@ class PassThrough:
         """As the model."""
         return self._model.embed_text(ids)
 
-    def tokenize(self, text: str) -> list[int]:
+    def tokenize(self, text: str, plain: tuple[int, int] | None = None) -> list[int]:
         """As the model."""
-        return self._model.tokenize(text)
+        return self._model.tokenize(text, plain)
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """As the model."""

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from mosaic_edge.models.directory import is_trusted, plain_file
+from mosaic_edge.models.sandbox import limited
 from mosaic_edge.models.vlm import ModelError
 
 _LISTED_WORDS = 400
+
+
+def check_tokenizer(path: Path) -> None:
+    """Load a tokenizer.json aside, under limits: its steps may make any text out of any other. ModelError if
+    it does not end well."""
+    plain_file(path.parent, path)
+    if not is_trusted(path.parent):
+        limited(f"{path}: not a readable tokenizer", "tokenizer", str(path.resolve()))
 
 
 class TextTokenizer:
     """Any tokenizer.json the `tokenizers` package reads."""
 
     def __init__(self, path: Path) -> None:
+        check_tokenizer(path)
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the package raises plain Exception for every cause
@@ -33,20 +45,51 @@ class TextTokenizer:
     def _whole_texts(self) -> None:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self._added = {i: t.content for i, t in self._tokenizer.get_added_tokens_decoder().items()}
+        self._plain: Tokenizer | None = None
         unknown = getattr(self._tokenizer.model, "unk_token", None)
         self._unknown = self._tokenizer.token_to_id(unknown) if unknown else None
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, plain: tuple[int, int] | None = None) -> list[int]:
         """Token ids of `text`, none added. ValueError names a word the vocabulary lacks and, if short, lists
-        it.
+        it. plain: from which character to which nothing makes a control token.
         """
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        if plain is None:
+            return self._ids(self._tokenizer, text)
+        before, outside, after = text[: plain[0]], text[plain[0] : plain[1]], text[plain[1] :]
+        whole, ends = self.encode(text), (self.encode(before), self.encode(after))
+        # One piece reads best. What was typed made a control token where there are more than the ends have.
+        if [i for i in whole if i in self._added] == [i for end in ends for i in end if i in self._added]:
+            return whole
+        ids = self._ids(self._without_added(), outside)
+        if made := [self._added[i] for i in ids if i in self._added]:
+            raise ValueError(
+                f"{made[0]!r} is a control token of the model; special_tokens=True lets it be one"
+            )
+        return ends[0] + ids + ends[1]
+
+    def _without_added(self) -> Tokenizer:
+        """The same tokenizer without its control tokens; made when a text first needs it."""
+        if self._plain is None:
+            document = json.loads(self._tokenizer.to_str())
+            self._plain = Tokenizer.from_str(json.dumps(document | {"added_tokens": []}))
+        return self._plain
+
+    def _ids(self, tokenizer: Tokenizer, text: str) -> list[int]:
+        encoding = tokenizer.encode(text, add_special_tokens=False)
         ids: list[int] = list(encoding.ids)
         if self._unknown is not None and self._unknown in ids:
             spans = [span for i, span in zip(ids, encoding.offsets, strict=True) if i == self._unknown]
             words = ", ".join(sorted({repr(text[a:b]) for a, b in spans}))
             raise ValueError(f"unknown word {words}{self._known_words()}")
         return ids
+
+    def check(self, where: str, text: str) -> None:
+        """ModelError, named `where`, if a text of the model's own holds what its vocabulary lacks."""
+        try:
+            self.encode(text)
+        except ValueError as error:
+            raise ModelError(f"{where}: {error}") from None
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, without special tokens."""

@@ -156,8 +156,11 @@ class Vlm(Protocol):
         """Look up token ids: [T, hidden]."""
         ...
 
-    def tokenize(self, text: str) -> list[int]:
-        """Split text into token ids, without adding any of its own."""
+    def tokenize(self, text: str, plain: tuple[int, int] | None = None) -> list[int]:
+        """Split text into token ids, without adding any of its own.
+
+        plain: from which character to which it is text from outside, where nothing makes a control token.
+        """
         ...
 
     def detokenize(self, ids: Sequence[int]) -> str:

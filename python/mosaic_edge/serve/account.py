@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import csv
+import os
+import tempfile
 import time
+import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from mosaic_edge.output_file import regular
 from mosaic_edge.session import Session
 
 COLUMNS = (
@@ -26,19 +31,29 @@ class Account:
         self._path, self._every, self._session = path, every, session
         self._process = psutil.Process()
         self._due = 0.0
-        self._rows = 0
+        self._rows = self._lost = 0
+        self._why = ""
         self._last: tuple[float, int] | None = None
 
     def __enter__(self) -> Account:
         if self._path is not None:
+            self._path = regular(self._path, "account")
+            for path in (self._path, self._older()):
+                _check_ours(path)
             self._begin()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._path is not None:
-            if self._last is not None:
-                self._write(*self._last)
+        if self._path is None:
+            return
+        if self._last is not None:
+            self._try_to_write(*self._last)
+        with suppress(OSError):  # what is left in its buffer is the row that could not be written
             self._file.close()
+        if self._lost:
+            warnings.warn(
+                f"account={str(self._path)!r}: {self._lost} rows were not written ({self._why})", stacklevel=1
+            )
 
     def tick(self, pts: float, frames: int) -> None:
         """Frame number `frames`, seen at `pts` seconds, went in."""
@@ -48,22 +63,44 @@ class Account:
         now = time.monotonic()
         if now >= self._due:
             self._due = now + self._every
-            self._write(pts, frames)
+            self._try_to_write(pts, frames)
             self._last = None
 
+    def _try_to_write(self, pts: float, frames: int) -> None:
+        """A disk that is full, or a folder that is gone, costs rows, not the stream."""
+        try:
+            self._write(pts, frames)
+        except OSError as error:
+            self._lost += 1
+            self._why = error.strerror or str(error)
+
     def _begin(self) -> None:
+        """A file with its header, made aside and put in place, which the one before leaves."""
         assert self._path is not None
-        if self._path.exists():
-            self._path.replace(self._path.with_name(f"{self._path.name}.1"))
-        self._file = self._path.open("w", newline="")
-        self._writer = csv.writer(self._file)
-        self._writer.writerow(COLUMNS)
-        self._rows = 0
+        descriptor, aside = tempfile.mkstemp(".part", f".{self._path.name[:100]}.", self._path.parent)
+        file = os.fdopen(descriptor, "w", newline="")
+        try:
+            csv.writer(file).writerow(COLUMNS)
+            file.flush()
+            if self._path.exists():
+                self._path.replace(self._older())
+            Path(aside).replace(self._path)
+        except BaseException:
+            file.close()
+            Path(aside).unlink(missing_ok=True)
+            raise
+        self._file, self._rows = file, 0
+        self._writer = csv.writer(file)
+
+    def _older(self) -> Path:
+        assert self._path is not None
+        return self._path.with_name(f"{self._path.name}.1")
 
     def _write(self, pts: float, frames: int) -> None:
-        if self._rows == ACCOUNT_ROWS:
-            self._file.close()
+        if self._rows >= ACCOUNT_ROWS:
+            before = self._file
             self._begin()
+            before.close()
         memory = self._session.memory()
         used = {True: 0, False: 0}
         for tier in memory["tiers"]:
@@ -82,3 +119,16 @@ class Account:
         self._writer.writerow([row[name] for name in COLUMNS])
         self._file.flush()
         self._rows += 1
+
+
+def _check_ours(path: Path) -> None:
+    """Nothing but an account is moved or replaced. ValueError for any other file."""
+    if not regular(path, "account").exists():
+        return
+    with path.open("rb") as file:
+        start = file.read(len(_HEADER))
+    if start and start != _HEADER:
+        raise ValueError(f"account={str(path)!r}: is there already, and is no account of a stream")
+
+
+_HEADER = ",".join(COLUMNS).encode()

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from mosaic_edge.question import seconds
 from mosaic_edge.serve.account import Account
 from mosaic_edge.serve.questions import answering
 from mosaic_edge.session import Session
@@ -46,8 +47,10 @@ def stream_live(
     the end. Signals are handled where Python can do that: in the main thread.
     A source that breaks off raises nothing here: `error` of the result says what was wrong.
     """
-    if not every > 0:
+    if not seconds(every, "every") > 0:
         raise ValueError(f"every={every:g}: expected more than zero seconds")
+    if None not in (socket, account) and Path(str(socket)).resolve() == Path(str(account)).resolve():
+        raise ValueError(f"socket={str(socket)!r} and account= are one path")
     frames, error = 0, None
     with (
         closing(source),

@@ -10,7 +10,7 @@
 #include "support/ops_world.h"
 
 using namespace mosaic;
-using namespace mosaic::test;
+using namespace mosaic::testing;
 
 namespace {
 

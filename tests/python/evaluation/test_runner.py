@@ -41,7 +41,7 @@ class WorldVlm(NumpyVlm):
 
     looked = decoded = 0
 
-    def tokenize(self, text: str) -> list[int]:
+    def tokenize(self, text: str, plain: tuple[int, int] | None = None) -> list[int]:
         return [VOCABULARY.index(word) % self.spec.vocab_size for word in text.split()]
 
     def encode(self, frame: Any, pts: float, elapsed: float, number: int) -> Any:

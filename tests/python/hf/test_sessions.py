@@ -131,10 +131,9 @@ def test_the_prompt_comes_from_the_chat_template_and_else_is_the_published_one(
     assert published.template == "<|vision_end|>{question}<|im_end|>\n<|im_start|>assistant\n"
     own = load(write_checkpoint("qwen2_5_vl", tmp_path / "own", CHATML)).spec
     assert own.prefix == "<|im_start|>user\n<|vision_start|>"
-    assert own.template == "<|vision_end|>{question}<|im_end|>\n<|im_start|>assistant\n{{think}}"
+    assert own.template == "<|vision_end|>{question}<|im_end|>\n<|im_start|>assistant\n{think}"
     assert (
-        own.follow_up
-        == "<|im_end|>\n<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n{{think}}"
+        own.follow_up == "<|im_end|>\n<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n{think}"
     )
     stamped = load(write_checkpoint("qwen3_vl", tmp_path / "stamped", CHATML)).spec
     assert stamped.prefix == "<|im_start|>user\n"

@@ -12,6 +12,7 @@ import onnx
 import pytest
 
 from fixtures_models import HIDDEN, Handmade
+from mosaic_edge.models.cache_folder import MARKER, remove
 from mosaic_edge.models.onnx import cut_cache
 from mosaic_edge.models.onnx.cut import CutGraph
 from mosaic_edge.models.onnx.cut_cache import CachedCut, open_pieces
@@ -23,7 +24,7 @@ from mosaic_edge.models.vlm import ModelError
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("MOSAIC_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
-    return tmp_path / "model" / ".mosaic_edge"
+    return tmp_path / "user" / "mosaic_edge" / "cuts"
 
 
 def write(folder: Path, external: bool = False, **made: object) -> Path:
@@ -105,7 +106,8 @@ def test_a_damaged_entry_is_made_again(tmp_path: Path, place: Path, damage: str)
     found = open_pieces(decoder, {}, least_bytes=0)
     assert isinstance(found, CachedCut) and entries(place) == [entry]
     np.testing.assert_array_equal(logits(found, decoder), want)
-    assert sorted(p.name for p in entry.iterdir()) == ["cut.json", *(f"segment_{i}.onnx" for i in range(3))]
+    segments = [f"segment_{i}.onnx" for i in range(3)]
+    assert sorted(p.name for p in entry.iterdir()) == ["cut.json", MARKER, *segments]
 
 
 def test_another_graph_other_hints_or_other_weights_are_another_cut(tmp_path: Path, place: Path) -> None:
@@ -149,19 +151,59 @@ def test_what_a_crash_left_half_written_is_no_entry(tmp_path: Path, place: Path)
     assert entries(place) == [entry, part], "another process may be writing a part; nobody writes an old one"
 
 
-def test_the_place_is_beside_the_model_else_the_users_else_none(
+def test_the_place_is_the_users_cache_or_as_said_or_none_and_never_the_models(
     tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoder = write(tmp_path / "model")
-    place.write_text("a file: nothing can be written under it")
+    victim = tmp_path / "victim"
+    (victim / "mine").mkdir(parents=True)
+    (decoder.parent / ".mosaic_edge").symlink_to(victim)
     found = open_pieces(decoder, {}, least_bytes=0)
-    assert isinstance(found, CachedCut)
-    assert found.segments[0].path.parents[1] == tmp_path / "user" / "mosaic_edge"
+    assert isinstance(found, CachedCut) and found.segments[0].path.parents[1] == place
+    assert sorted(p.name for p in decoder.parent.iterdir()) == [".mosaic_edge", "decoder.onnx"]
+    assert [p.name for p in victim.iterdir()] == ["mine"]
     monkeypatch.setenv("MOSAIC_CACHE_DIR", str(tmp_path / "mine"))
     found = open_pieces(decoder, {}, least_bytes=0)
-    assert isinstance(found, CachedCut) and found.segments[0].path.parents[1] == tmp_path / "mine"
-    monkeypatch.setenv("MOSAIC_CACHE_DIR", str(place))
+    assert isinstance(found, CachedCut) and found.segments[0].path.parents[1] == tmp_path / "mine" / "cuts"
+    (tmp_path / "file").write_text("a file: nothing can be written under it")
+    monkeypatch.setenv("MOSAIC_CACHE_DIR", str(tmp_path / "file"))
     assert isinstance(open_pieces(decoder, {}, least_bytes=0), CutGraph)
+
+
+def test_nothing_is_deleted_that_the_cache_did_not_write(tmp_path: Path, place: Path) -> None:
+    decoder = write(tmp_path / "model")
+    open_pieces(decoder, {}, least_bytes=0)
+    (old,) = entries(place)
+    precious = tmp_path / "precious"
+    shutil.copytree(old, precious)  # marker and all, but not in the cache: only a link to it is
+    (place / "linked").symlink_to(precious)
+    unmarked = shutil.copytree(old, place / "unmarked")
+    (unmarked / MARKER).unlink()
+    linked_marker = shutil.copytree(old, place / "linked-marker")
+    (linked_marker / MARKER).unlink()
+    (linked_marker / MARKER).symlink_to(precious / MARKER)
+    kept = [precious, unmarked, linked_marker]
+    before = [sorted(p.name for p in folder.iterdir()) for folder in kept]
+    (old / "folder").mkdir()  # someone put something into ours
+    write(decoder.parent, layers=3)
+    open_pieces(decoder, {}, least_bytes=0)  # every one of them is of this decoder, as it was
+    assert [sorted(p.name for p in folder.iterdir()) for folder in kept] == before
+    assert (old / "folder").is_dir() and (old / "cut.json").is_file()
+    (old / "folder").rmdir()
+    remove(old)
+    assert not old.exists()
+
+
+def test_an_entry_that_lies_about_its_decoder_is_made_again(tmp_path: Path, place: Path) -> None:
+    decoder = write(tmp_path / "model")
+    want = open_pieces(decoder, {}, least_bytes=0)
+    said = entries(place)[0] / "cut.json"
+    document = json.loads(said.read_text())
+    for lie in ({"layers": 10**9}, {"scale": float("nan")}, {"head_dim": None}, {"q_heads": 8}):
+        said.write_text(json.dumps(document | {"facts": document["facts"] | lie}))
+        assert open_pieces(decoder, {}, least_bytes=0) == want
+    said.write_text("[" * 200_000)
+    assert open_pieces(decoder, {}, least_bytes=0) == want
 
 
 def test_a_disk_that_fills_up_leaves_nothing_and_the_model_loads(
@@ -178,7 +220,7 @@ def test_a_disk_that_fills_up_leaves_nothing_and_the_model_loads(
 
     monkeypatch.setattr(Path, "write_bytes", failing)
     assert isinstance(open_pieces(decoder, {}, least_bytes=0), CutGraph)
-    assert len(written) == 4 and not entries(place) and not entries(tmp_path / "user" / "mosaic_edge")
+    assert len(written) == 2 and not entries(place)
 
 
 def test_a_decoder_is_known_by_its_bytes_and_not_by_its_name(

@@ -190,12 +190,12 @@ def test_a_real_model_runs_from_the_command_line(
     assert said["memory"]["taken_bytes"] <= 512 << 10
 
 
-def test_a_large_decoder_is_cut_once(copy: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_decoder_is_cut_once(copy: Copy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = copy("qwen2.5-vl", "genai", "int4")
-    monkeypatch.delenv("MOSAIC_CACHE_DIR", raising=False)
+    monkeypatch.setenv("MOSAIC_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(cut_cache, "LEAST_BYTES", 0)
     first = OnnxVlm.load(folder)
-    assert len(list((folder / ".mosaic_edge").iterdir())) == 1
+    assert len(list((tmp_path / "cache" / "cuts").iterdir())) == 1
     monkeypatch.setattr(cut_cache, "cut", None)
     second = OnnxVlm.load(folder)
     embeds = first.embed_text([5, 6, 7])

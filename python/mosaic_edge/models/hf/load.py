@@ -18,9 +18,10 @@ import torch
 import transformers
 from tokenizers import Tokenizer
 
+from mosaic_edge.models.directory import check_directory, is_there, named_file, read_json
 from mosaic_edge.models.hf.families import Family, family_of
 from mosaic_edge.models.hf.prompt import chat_template_in
-from mosaic_edge.models.json_file import read_json
+from mosaic_edge.models.tokenizer import check_tokenizer
 from mosaic_edge.models.vlm import ModelError
 
 _TYPES = {
@@ -28,6 +29,7 @@ _TYPES = {
     "bf16": torch.bfloat16, "bfloat16": torch.bfloat16,
 }  # fmt: skip
 _FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.safetensors"]
+_HEADER_BYTES = 100_000_000  # what the safetensors package reads at most
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth")
 
 
@@ -56,7 +58,13 @@ def load_parts(
         raise ValueError(f"dtype={dtype!r}: expected fp32, fp16 or bf16")
     if quantization not in (None, "int4", "int8"):
         raise ValueError(f"quantization={quantization!r}: expected None, 'int4' or 'int8'")
-    check_weights(folder, allow_pickle)
+    check_directory(folder, (*_FILES, *(_PICKLES if allow_pickle else ())))
+    if is_there(folder / "adapter_config.json"):
+        raise ModelError(
+            f"{folder / 'adapter_config.json'}: adapters are not loaded; merge it into the model"
+        )
+    check_sizes(folder, config, check_weights(folder, allow_pickle))
+    template = chat_template_in(folder)
     images = _image_processor(folder)
     tokenizer = _tokenizer(folder)
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -70,6 +78,8 @@ def load_parts(
             dtype=_type_for(dtype, config, place),
             local_files_only=True,
             trust_remote_code=False,
+            config=_config(folder),
+            attn_implementation="sdpa",
             use_safetensors=not pickled,
             output_loading_info=True,
         )
@@ -92,7 +102,15 @@ def load_parts(
         if "quantization_config" in config:
             raise ValueError(f"quantization={quantization!r}: {folder} is quantised already")
         quantise(model, family, quantization)
-    return Parts(folder, model, images, tokenizer, chat_template_in(folder), family)
+    return Parts(folder, model, images, tokenizer, template, family)
+
+
+def _config(folder: Path) -> Any:
+    """config.json as transformers has it, attention of its own apart: that may name code to fetch from a hub,
+    and transformers would, whatever else it is told."""
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config._attn_implementation = "sdpa"  # of its sections too
+    return config
 
 
 def find_folder(path: str | Path, allow_pickle: bool = False) -> Path:
@@ -115,18 +133,24 @@ def find_folder(path: str | Path, allow_pickle: bool = False) -> Path:
         ) from None
 
 
-def check_weights(folder: Path, allow_pickle: bool) -> None:
+@dataclass(frozen=True)
+class Stored:
+    """What the weight files hold, as their headers say; of pickles no number of tensors is known."""
+
+    tensors: int
+    bytes: int
+
+
+def check_weights(folder: Path, allow_pickle: bool) -> Stored:
     """Every shard there and as long as its header says; pickles refused unless allowed."""
-    index = folder / "model.safetensors.index.json"
-    shards = sorted(set(read_json(index).get("weight_map", {}).values())) if index.is_file() else []
-    missing = [name for name in shards if not (folder / name).is_file()]
+    index = "model.safetensors.index.json"
+    shards = sorted(set(read_json(folder / index).get("weight_map", {}).values()))
+    missing = [name for name in shards if not is_there(folder / name)]
     if missing:
         raise ModelError(f"{folder}: shard {missing[0]} is missing ({len(missing)} of {len(shards)} are)")
-    files = [folder / name for name in shards] or sorted(folder.glob("*.safetensors"))
+    files = [named_file(folder, name, index) for name in shards] or sorted(folder.glob("*.safetensors"))
     if files:
-        for file in files:
-            _check_safetensors(file)
-        return
+        return Stored(sum(map(_check_safetensors, files)), sum(file.stat().st_size for file in files))
     pickles = sorted(file for pattern in _PICKLES for file in folder.glob(pattern))
     if not pickles:
         raise ModelError(f"{folder}: no *.safetensors")
@@ -135,24 +159,61 @@ def check_weights(folder: Path, allow_pickle: bool) -> None:
             f"{pickles[0]}: pickled weights can run code when they are loaded; convert them to "
             "safetensors, or pass allow_pickle=True if you trust who made them"
         )
+    return Stored(1 << 30, sum(file.stat().st_size for file in pickles))
 
 
-def _check_safetensors(file: Path) -> None:
+_MOST_NUMBERS = 16
+"""Of a byte of the weight files, whatever they are packed as."""
+
+
+def check_sizes(folder: Path, config: dict[str, Any], stored: Stored) -> None:
+    """What config.json makes transformers build, against the weights there are. ModelError names the key."""
+    at = folder / "config.json"
+    sections = {"": config, **{f"{name}.": config.get(name) for name in ("text_config", "vision_config")}}
+    for section, said in sections.items():
+        if not isinstance(said, dict):
+            continue
+        for key in ("num_hidden_layers", "depth"):
+            if said.get(key, 0) > stored.tensors:
+                raise ModelError(
+                    f"{at}: {section}{key}={said[key]}: the weight files hold {stored.tensors} tensors"
+                )
+        width, patch = said.get("hidden_size", 1), _least(said.get("patch_size", 1))
+        numbers = {
+            "vocab_size": said.get("vocab_size", 1) * width,
+            "intermediate_size": _least(said.get("intermediate_size", 1)) * width,
+            "image_size": (_least(said.get("image_size", 1)) // patch) ** 2 * width,
+        }
+        for key, count in numbers.items():
+            if count > _MOST_NUMBERS * stored.bytes:
+                raise ModelError(
+                    f"{at}: {section}{key}={said.get(key)} (of width {width}) makes a tensor of {count} "
+                    f"numbers: the weight files hold {stored.bytes} bytes"
+                )
+
+
+def _least(size: Any) -> int:
+    return int(min(size)) if isinstance(size, list) else int(size)
+
+
+def _check_safetensors(file: Path) -> int:
+    """How many tensors are in it. ModelError if it is not whole."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(8)
         length = int.from_bytes(start, "little")
-        if len(start) < 8 or not 2 <= length <= size - 8:
+        if len(start) < 8 or not 2 <= length <= min(size - 8, _HEADER_BYTES):
             raise ModelError(f"{file}: not a safetensors file, or cut off in its header ({size} bytes)")
         try:
             header = json.loads(stream.read(length))
             end = max(
                 (int(t["data_offsets"][1]) for name, t in header.items() if name != "__metadata__"), default=0
             )
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
             raise ModelError(f"{file}: its safetensors header cannot be read") from None
     if size != 8 + length + end:
         raise ModelError(f"{file}: truncated or damaged: {size} bytes, its header says {8 + length + end}")
+    return len(header)
 
 
 def _image_processor(folder: Path) -> Any:
@@ -173,6 +234,8 @@ def _tokenizer(folder: Path) -> Any:
     names = ("tokenizer.json", "vocab.json", "tokenizer.model")
     if not any((folder / name).is_file() for name in names):  # transformers would make up an empty one
         raise ModelError(f"{folder}: no tokenizer: expected {', '.join(names[:-1])} or {names[-1]}")
+    if is_there(folder / "tokenizer.json"):
+        check_tokenizer(folder / "tokenizer.json")
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False

@@ -8,20 +8,21 @@ between sessions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from mosaic_edge.models.directory import read_json
 from mosaic_edge.models.frames import check_frame, normalise, resize_area
 from mosaic_edge.models.hf.attention import NAME, attending, register
 from mosaic_edge.models.hf.families import Family, Llava, Picture
 from mosaic_edge.models.hf.load import Parts, load_parts
 from mosaic_edge.models.hf.prompt import NEWLINE, Prompt, prompt_from
 from mosaic_edge.models.hf.rope import rope_of, zero_positions
-from mosaic_edge.models.json_file import read_json
 from mosaic_edge.models.rope import absolute_moment
 from mosaic_edge.models.tokenizer import TextTokenizer
 from mosaic_edge.models.vlm import (
@@ -72,12 +73,15 @@ class HfVlm:
         Raises ModelError naming file and cause.
         """
         parts = load_parts(path, dtype, device, quantization, allow_pickle)
-        return cls.of(parts, tokens_per_frame)
+        made = cls.of(parts, tokens_per_frame, parts.folder)
+        with fitting(str(parts.folder)):
+            made.try_once()
+        return made
 
     @classmethod
-    def of(cls, parts: Parts, tokens_per_frame: int | None = None) -> HfVlm:
+    def of(cls, parts: Parts, tokens_per_frame: int | None = None, origin: Path | None = None) -> HfVlm:
         """Over a model that is loaded already. Its decoder's attention is set to the registered one from here
-        on."""
+        on. origin: the directory that its chat template came from; None: the caller's own."""
         name = str(parts.folder)
         mosaic = read_json(parts.folder / "mosaic.json")
         family = parts.family(name, parts.model, parts.images, tokens_per_frame)
@@ -94,14 +98,23 @@ class HfVlm:
         rope = family.rope(rope_of(name, language, family.axes))
         attention = language.layers[0].self_attn
         tokenizer = TextTokenizer.of(parts.tokenizer.backend_tokenizer)
-        with torch.inference_mode():
+        if tokens_per_frame is not None and tokens_per_frame < 1:
+            raise ValueError(f"tokens_per_frame={tokens_per_frame}: expected 1 or more")
+        with torch.inference_mode(), fitting(name):
             rows, columns = family.largest()
         leads = (family.lead(_MOST, number) for number in (0, int(_MOST)))
         text = max(len(tokenizer.encode(lead)) for lead in leads) + len(tokenizer.encode(family.trail()))
-        prompt = prompt_from(parts.tokenizer, parts.chat_template, family.video_mark, family.prompt)
-        if mosaic:  # a model made for streams says itself how it is asked
+        if not mosaic:
+            prompt = prompt_from(
+                parts.tokenizer, parts.chat_template, family.video_mark, family.prompt, origin
+            )
+        else:  # a model made for streams says itself how it is asked
             prompt = Prompt(mosaic.get("prefix", ""), mosaic.get("template", "{question}"))
         prefix, question, follow_up = prompt.whole()
+        for part, written in (("prefix", prefix), ("template", question), ("follow-up", follow_up)):
+            tokenizer.check(
+                f"{name}: {part} of its prompt", written.replace("{question}", "").replace(NEWLINE, "")
+            )
         first = parts.tokenizer.bos_token
         if first and first in parts.tokenizer.convert_ids_to_tokens(parts.tokenizer("").input_ids):
             prefix = prefix if prefix.startswith(first) else first + prefix  # as the processor begins a text
@@ -138,6 +151,14 @@ class HfVlm:
             prefix=prefix,
         )
         return cls(family, head, tokenizer, spec, fixed="image_size" in mosaic and isinstance(family, Llava))
+
+    def try_once(self) -> None:
+        """One frame, one token. ModelError if they are not finite; whatever torch raises if parts differ."""
+        frame = self.encode(np.full((64, 64, 3), 127, np.uint8), 0.0, 0.0, 0)
+        logits = self.forward(self.embed_text([0]), lambda layer, q, k, v: q)
+        assert logits is not None
+        if not (np.isfinite(frame.tokens).all() and np.isfinite(logits).all()):
+            raise ModelError(f"{self._spec.name}: NaN or infinity in what its weights make of a grey frame")
 
     @property
     def spec(self) -> VlmSpec:
@@ -183,13 +204,21 @@ class HfVlm:
             out[i, : self._spec.embedding_dim] = _floats(newline)
         return out
 
-    def tokenize(self, text: str) -> list[int]:
+    def tokenize(self, text: str, plain: tuple[int, int] | None = None) -> list[int]:
         """Text -> token ids, none added; the newline of a video is the id behind the last."""
         if self._newline is None:
-            return self._tokenizer.encode(text)
-        first, *others = (self._tokenizer.encode(piece) for piece in text.split(NEWLINE))
+            return self._tokenizer.encode(text, plain)
+        start, end = plain or (len(text), len(text))
+        marks = [i for i, c in enumerate(text) if c == NEWLINE and not start <= i < end]
         newline = int(self._language.get_input_embeddings().weight.shape[0])
-        return first + [i for piece in others for i in (newline, *piece)]
+        ids: list[int] = []
+        for a, b in zip([0, *(i + 1 for i in marks)], [*marks, len(text)], strict=True):
+            inside = plain is not None and a <= start and end <= b
+            ids += [
+                *([newline] if a else []),
+                *self._tokenizer.encode(text[a:b], (start - a, end - a) if inside else None),
+            ]
+        return ids
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """Token ids -> text, special tokens left out."""
@@ -227,6 +256,18 @@ class HfVlm:
         pixels = normalise(resize_area(frame, *spec.image_size), spec.image_mean, spec.image_std)
         assert isinstance(self._family, Llava)
         return self._family.encode_pixels(torch.from_numpy(pixels))
+
+
+@contextmanager
+def fitting(name: str) -> Iterator[None]:
+    """What torch and transformers raise inside, as a ModelError: config, processor and weights differ."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:
+        cause = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ModelError(f"{name}: its parts do not fit together ({cause})") from None
 
 
 def _floats(x: torch.Tensor) -> FloatArray:

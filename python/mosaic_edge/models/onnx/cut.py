@@ -84,6 +84,9 @@ def cut(model: onnx.ModelProto, hints: Mapping[str, object] | None = None, folde
     graph = model.graph
     if graph.sparse_initializer:
         raise GraphCutError("the decoder has sparse initializers, which cannot be cut")
+    for function in model.functions:
+        for node in function.node:
+            _Levels.check(node)
     index = GraphIndex(graph)
     embeds, logits = _embeds_input(index), _logits_output(index)
     sites = find_sites(index, CausalProof(model, index, folder))
@@ -235,7 +238,7 @@ class _Levels:
         needed = _needed(self.targets, producer)
         self.nodes = [node for node in nodes if any(name in needed for name in node.output)]
         for node in self.nodes:
-            self._check(node)
+            self.check(node)
             for name in node.input:
                 if name not in self.of:
                     raise GraphCutError(
@@ -255,7 +258,8 @@ class _Levels:
                     )
 
     @staticmethod
-    def _check(node: onnx.NodeProto) -> None:
+    def check(node: onnx.NodeProto) -> None:
+        """Refuse a node that runs a graph of its own (Loop, If): what that depends on is not followed."""
         if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute):
             raise GraphCutError(f"{label(node)} holds a graph of its own and cannot be cut")
 

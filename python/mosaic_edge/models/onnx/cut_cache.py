@@ -5,30 +5,26 @@
 
 The hash is of the decoder's bytes and folder, the hints and CUTTER_VERSION, whatever the file is called.
 Weights in external data stay where they are: cut.json has the size and time of those files, and a change
-makes a new cut. The place is `.mosaic_edge` beside the decoder, else the user's cache directory;
-MOSAIC_CACHE_DIR names another. An entry appears whole (written aside, then renamed) or not at all, and one
-that is damaged is made again. Nothing here fails a load: without a place to write the segments are cut in
-memory, one at a time.
+makes a new cut. The place is `cuts` in the user's cache directory (cache_folder.py), never the model's: that
+may be anyone's. An entry appears whole (written aside, then renamed) or not at all, and a damaged one is made
+again. Nothing here fails a load: without a place to write the segments are cut in memory, one at a time.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import sys
-import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mosaic_edge.models.cache_folder import MARKER, cache_folder, is_abandoned, make_aside, ours, remove
 from mosaic_edge.models.onnx.cut import CUTTER_VERSION, CutGraph, cut
 from mosaic_edge.models.onnx.facts import DecoderFacts
-from mosaic_edge.models.onnx.files import bytes_on_disk, external_files, read_graph
+from mosaic_edge.models.onnx.files import bytes_on_disk
+from mosaic_edge.models.onnx.graph_file import external_files, read_graph
 from mosaic_edge.models.vlm import RopeSpec
 
 LEAST_BYTES = 64 << 20
@@ -71,36 +67,15 @@ def open_pieces(
     """
     if bytes_on_disk(decoder) < (LEAST_BYTES if least_bytes is None else least_bytes):
         return cut(read_graph(decoder), hints, str(decoder.parent))
-    name = _key(decoder, hints)
-    places = list(_places(decoder))
-    for place in places:
-        if (found := _read(place / name, decoder)) is not None:
-            return found
+    entry = cache_folder() / "cuts" / _key(decoder, hints)
+    if (found := _read(entry, decoder)) is not None:
+        return found
     graph = cut(read_graph(decoder), hints, str(decoder.parent))
-    for place in places:
-        with suppress(OSError):
-            _write(place / name, decoder, graph)
-            if place.parent == decoder.parent:
-                _remove_stale(place, decoder, name)
-            if (written := _read(place / name, decoder)) is not None:
-                return written
+    with suppress(OSError):
+        _write(entry, decoder, graph)
+        _remove_stale(entry, decoder)
+        return _read(entry, decoder) or graph
     return graph
-
-
-def _places(decoder: Path) -> Iterator[Path]:
-    if said := os.environ.get("MOSAIC_CACHE_DIR"):
-        yield Path(said)
-        return
-    yield decoder.parent / ".mosaic_edge"
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA")
-        user = Path(base) if base else Path.home() / "AppData" / "Local"
-    elif sys.platform == "darwin":
-        user = Path.home() / "Library" / "Caches"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME")
-        user = Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache"
-    yield user / "mosaic_edge"
 
 
 def _key(decoder: Path, hints: Mapping[str, object]) -> str:
@@ -118,6 +93,10 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _digest_of(text: bytes) -> str:
+    return hashlib.blake2b(text, digest_size=16).hexdigest()
+
+
 def _add_file(digest: hashlib.blake2b, path: Path) -> None:
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
@@ -133,7 +112,10 @@ def _identity(decoder: Path, names: Sequence[str]) -> list[list[object]]:
 def _read(entry: Path, decoder: Path) -> CachedCut | None:
     """An entry, or None if it is absent, damaged, or of other external data."""
     try:
-        said: dict[str, Any] = json.loads((entry / "cut.json").read_text(encoding="utf-8"))
+        text = (entry / "cut.json").read_bytes()
+        if (entry / MARKER).read_text(encoding="utf-8") != _digest_of(text):
+            return None
+        said: dict[str, Any] = json.loads(text)
         segments = []
         for i, piece in enumerate(said["segments"]):
             path = entry / f"segment_{i}.onnx"
@@ -155,8 +137,7 @@ def _read(entry: Path, decoder: Path) -> CachedCut | None:
 
 def _write(entry: Path, decoder: Path, graph: CutGraph) -> None:
     """Write an entry aside and rename it into place. OSError if that cannot be."""
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f"{entry.name}.", suffix=".part", dir=entry.parent))
+    aside = make_aside(entry.parent, entry.name)
     try:
         pieces = []
         names: set[str] = set()
@@ -175,36 +156,38 @@ def _write(entry: Path, decoder: Path, graph: CutGraph) -> None:
                 }
             )
         said = {
-            "decoder": decoder.name,
+            "decoder": str(decoder.resolve()),
             "facts": asdict(graph.facts),
             "heads_first": graph.heads_first,
             "heads_apart": graph.heads_apart,
             "segments": pieces,
             "external_data": _identity(decoder, sorted(names)),
         }
-        (aside / "cut.json").write_text(json.dumps(said), encoding="utf-8")
+        text = json.dumps(said).encode()
+        (aside / "cut.json").write_bytes(text)
+        (aside / MARKER).write_text(_digest_of(text), encoding="utf-8")
         if _read(entry, decoder) is not None:  # another load was quicker, and may be reading it
             return
-        shutil.rmtree(entry, ignore_errors=True)  # damaged
+        remove(entry)  # damaged
         aside.rename(entry)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        remove(aside)
 
 
-def _remove_stale(place: Path, decoder: Path, name: str) -> None:
+def _remove_stale(entry: Path, decoder: Path) -> None:
     """Cuts of earlier contents of this decoder or by an earlier cutter, and what a crash left an hour ago."""
-    for other in place.iterdir():
-        if other.suffix == ".part":
-            stale = time.time() - other.stat().st_mtime > 3600
-        else:
-            stale = other.name != name and _decoder_of(other) == decoder.name
-        if stale:
-            shutil.rmtree(other, ignore_errors=True)
+    where = str(decoder.resolve())
+    for other in ours(entry.parent):
+        if is_abandoned(other) or (other.name != entry.name and _decoder_of(other) == where):
+            remove(other)
 
 
 def _decoder_of(entry: Path) -> str | None:
+    """The decoder file that an entry was cut from; None for what is not written yet."""
+    if entry.suffix == ".part":
+        return None
     try:
         said = json.loads((entry / "cut.json").read_text(encoding="utf-8"))
         return str(said["decoder"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

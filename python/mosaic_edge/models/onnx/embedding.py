@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnxruntime as ort
 
+from mosaic_edge.models.onnx.trial import TrialSession
 from mosaic_edge.models.onnx.vision import TYPES
 from mosaic_edge.models.vlm import FloatArray, ModelError
 
@@ -14,7 +15,7 @@ from mosaic_edge.models.vlm import FloatArray, ModelError
 class TextEmbedding:
     """input_ids [B, S] (and features, given empty) -> embeddings [S, hidden]."""
 
-    def __init__(self, session: ort.InferenceSession, where: str) -> None:
+    def __init__(self, session: ort.InferenceSession | TrialSession, where: str) -> None:
         inputs = session.get_inputs()
         ids = [i for i in inputs if i.type in ("tensor(int64)", "tensor(int32)") and len(i.shape) == 2]
         others = [i for i in inputs if i not in ids]

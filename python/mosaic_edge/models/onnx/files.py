@@ -9,10 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx
-from onnx.external_data_helper import ExternalDataInfo, uses_external_data
-
-from mosaic_edge.models.json_file import read_json
+from mosaic_edge.models.directory import is_there, named_file, plain_file, read_json
 from mosaic_edge.models.vlm import ModelError
 
 STEMS = {
@@ -71,8 +68,9 @@ class ModelFiles:
             for part in ("vision encoder", "token embedding")
         )
         tokenizer = folder / "tokenizer.json"
-        if not tokenizer.is_file():
+        if not is_there(tokenizer):
             raise ModelError(f"{folder}: no tokenizer; looked for tokenizer.json")
+        plain_file(folder, tokenizer)
         return cls(folder, decoder, vision, embeddings, tokenizer)
 
 
@@ -87,11 +85,7 @@ def _named(folder: Path) -> dict[str, Path]:
                 f"{folder}: genai_config.json runs its {key} as a pipeline of graphs, which cannot be cut"
             )
         if section.get("filename"):
-            files[part] = folder / section["filename"]
-            if not files[part].is_file():
-                raise ModelError(
-                    f"{folder}: genai_config.json names {section['filename']} ({part}), which is missing"
-                )
+            files[part] = named_file(folder, section["filename"], "genai_config.json")
     return files
 
 
@@ -104,8 +98,8 @@ def _choose(folder: Path, part: str, variant: str | None, device: str, strict: b
     places = (folder / "onnx", folder)
     for name in names:
         for place in places:
-            if (place / name).is_file():
-                return place / name
+            if is_there(place / name):
+                return plain_file(folder, place / name)
     stem, others = STEMS[part][0], ", ".join(STEMS[part][1:])
     suffixes = [f"{v and '_'}{v}" for v in order]
     shown = f"{stem}{{{','.join(suffixes)}}}.onnx" if len(order) > 1 else names[0]
@@ -119,36 +113,6 @@ def _choose(folder: Path, part: str, variant: str | None, device: str, strict: b
 def bytes_on_disk(graph: Path) -> int:
     """Of a graph and the external data beside it (`x.onnx`, `x.onnx_data`, `x.onnx.data` ...)."""
     return sum(p.stat().st_size for p in graph.parent.glob(f"{graph.name}*") if p.is_file())
-
-
-def external_files(model: onnx.ModelProto) -> dict[str, int]:
-    """The files of external data that a graph refers to, each with the byte where its last tensor ends."""
-    ends: dict[str, int] = {}
-    for tensor in model.graph.initializer:
-        if uses_external_data(tensor):
-            info = ExternalDataInfo(tensor)
-            end = int(info.offset or 0) + int(info.length or 0)
-            ends[info.location] = max(ends.get(info.location, 0), end)
-    return ends
-
-
-def read_graph(path: Path) -> onnx.ModelProto:
-    """An ONNX file without its external data, which is checked to be there in full. ModelError otherwise."""
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf's own class, or the file system's
-        raise ModelError(f"{path}: not a readable ONNX file, truncated or corrupt ({error})") from None
-    if not model.graph.node:
-        raise ModelError(f"{path}: an ONNX file without a graph, truncated or empty")
-    for location, end in external_files(model).items():
-        data = path.parent / location
-        if not data.is_file():
-            raise ModelError(f"{path}: its external data {location} is missing")
-        if data.stat().st_size < end:
-            raise ModelError(
-                f"{data}: external data of {data.stat().st_size} bytes, {path.name} needs {end}: truncated"
-            )
-    return model
 
 
 def decoder_hints(config: Mapping[str, Any], genai: Mapping[str, Any]) -> dict[str, object]:

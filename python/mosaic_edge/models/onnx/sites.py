@@ -105,9 +105,15 @@ class GraphIndex:
         if uses_external_data(tensor):
             copy = onnx.TensorProto()
             copy.CopyFrom(tensor)
-            load_external_data_for_tensor(copy, folder)
+            try:
+                load_external_data_for_tensor(copy, folder)
+            except Exception as error:  # ONNX's own class, for a link that leads out
+                raise GraphCutError(f"external data of '{name}': {' '.join(str(error).split())}") from None
             tensor = copy
-        return numpy_helper.to_array(tensor)
+        try:
+            return numpy_helper.to_array(tensor)
+        except (ValueError, TypeError) as error:
+            raise GraphCutError(f"tensor '{name}' cannot be read ({error})") from None
 
     def shape(self, name: str) -> list[int] | None:
         """Declared shape with 0 for what is not a number; None if nothing is declared."""

@@ -15,6 +15,7 @@ import numpy as np
 import onnxruntime as ort
 
 from mosaic_edge.models.frames import FrameRules, PatchRules
+from mosaic_edge.models.onnx.trial import TrialSession
 from mosaic_edge.models.vlm import FloatArray, FrameArray, ModelError
 
 FRAME_TOKENS = 256
@@ -36,7 +37,7 @@ class VisionGraph:
 
     def __init__(
         self,
-        session: ort.InferenceSession,
+        session: ort.InferenceSession | TrialSession,
         where: str,
         hidden: int,
         mosaic: Mapping[str, Any],
@@ -67,6 +68,8 @@ class VisionGraph:
             tokens, embedding = self.encode(np.zeros((*self.size, 3), np.uint8))
             self.tokens = len(tokens)
             self.grid = _grid(mosaic, self.tokens)
+        if not np.isfinite(embedding).all():
+            raise ModelError(f"{where}: NaN or infinity in what its weights make of a black frame")
         self.embedding_dim = len(embedding)
 
     def _try(self, side: int, where: str) -> FloatArray:
@@ -127,7 +130,7 @@ class VisionGraph:
         return tokens, np.ascontiguousarray(embedding.reshape(-1), np.float32)
 
 
-def _signature(session: ort.InferenceSession, where: str) -> tuple[Any, Any, Any]:
+def _signature(session: ort.InferenceSession | TrialSession, where: str) -> tuple[Any, Any, Any]:
     """The inputs that take pixels, the pixel mask (or None) and the grid of patches (or None)."""
     inputs = session.get_inputs()
     floats = [i for i in inputs if "float" in i.type and len(i.shape) in (2, 4, 5)]

@@ -15,13 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from mosaic_edge.models.json_file import read_json
+from mosaic_edge.models.directory import read_json
 from mosaic_edge.models.onnx.cut_cache import open_pieces
 from mosaic_edge.models.onnx.decoder import CutDecoder, open_session, session_options
 from mosaic_edge.models.onnx.embedding import TextEmbedding
 from mosaic_edge.models.onnx.facts import DecoderFacts
-from mosaic_edge.models.onnx.files import ModelFiles, bytes_on_disk, decoder_hints, read_graph
+from mosaic_edge.models.onnx.files import ModelFiles, bytes_on_disk, decoder_hints
+from mosaic_edge.models.onnx.graph_file import read_graph
 from mosaic_edge.models.onnx.sites import GraphCutError
+from mosaic_edge.models.onnx.trial import TrialSession
 from mosaic_edge.models.onnx.vision import VisionGraph
 from mosaic_edge.models.rope import absolute_moment
 from mosaic_edge.models.tokenizer import TextTokenizer
@@ -83,18 +85,26 @@ class OnnxVlm:
         for other in (files.vision, files.embeddings):
             read_graph(other)
         options = session_options(threads)
-        sessions = [open_session(str(p), str(p), options, device) for p in (files.embeddings, files.vision)]
+        sessions = [
+            TrialSession(open_session(str(p), str(p), options, device), str(p))
+            for p in (files.embeddings, files.vision)
+        ]
         embeddings = TextEmbedding(sessions[0], str(files.embeddings))
         mosaic = read_json(files.folder / "mosaic.json")
         images = read_json(files.folder / "preprocessor_config.json") or read_json(
             files.folder / "processor_config.json"
         ).get("image_processor", {})
         try:
-            hidden = embeddings.look_up([0]).shape[1]
+            row = embeddings.look_up([0])
+            if not np.isfinite(row).all():
+                raise ModelError(f"{files.embeddings}: NaN or infinity among its weights")
+            hidden = row.shape[1]
             vision = VisionGraph(
                 sessions[1], str(files.vision), hidden, mosaic, images, config, tokens_per_frame
             )
             logits = decoder.run(np.zeros((1, hidden), np.float32), lambda layer, q, k, v: q)
+            assert logits is not None
+            embeddings.look_up([len(logits) - 1])  # the table has a row for every id that can be drawn
         except ModelError as error:
             named = str(error) if str(error).startswith(str(files.folder)) else f"{files.folder}: {error}"
             raise ModelError(named) from None
@@ -104,11 +114,15 @@ class OnnxVlm:
             raise ModelError(
                 f"{files.folder}: its graphs do not fit together: {' '.join(str(error).split())[:400]}"
             ) from None
-        assert logits is not None
+        for session in sessions:
+            session.passed()
         settings = _Settings(mosaic, config, genai)
         spec = _spec_of(files, settings, decoder.facts, vision, hidden, len(logits))
         rate = settings.tokens_per_second(spec.rope)
-        return cls(spec, vision, embeddings, decoder, TextTokenizer(files.tokenizer), files, rate)
+        tokenizer = TextTokenizer(files.tokenizer)
+        tokenizer.check(f"{files.folder / 'mosaic.json'}: prefix", spec.prefix)
+        tokenizer.check(f"{files.folder / 'mosaic.json'}: template", spec.template.replace("{question}", ""))
+        return cls(spec, vision, embeddings, decoder, tokenizer, files, rate)
 
     @property
     def spec(self) -> VlmSpec:
@@ -130,9 +144,9 @@ class OnnxVlm:
             raise ValueError(f"token id {wrong[0]} is outside the vocabulary of {self._spec.vocab_size}")
         return self._embeddings.look_up(ids)
 
-    def tokenize(self, text: str) -> list[int]:
+    def tokenize(self, text: str, plain: tuple[int, int] | None = None) -> list[int]:
         """Text -> token ids, none added. ValueError names unknown words."""
-        return self._tokenizer.encode(text)
+        return self._tokenizer.encode(text, plain)
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """Token ids -> text, special tokens left out."""

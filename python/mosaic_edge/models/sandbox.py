@@ -1,0 +1,66 @@
+"""Work on what a model directory brought that may not end or not fit - its chat template, its tokenizer - in
+a child process with limits of time and memory, so that they and Ctrl-C end it. trials.py has what is called.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+from mosaic_edge.models.vlm import ModelError
+
+CPU_SECONDS = 20
+WALL_SECONDS = 180.0
+"""Longer, because a busy machine is no fault of the model's."""
+MEMORY_BYTES = 4 << 30
+_OUT_OF_TIME = (9, 24)  # SIGKILL and SIGXCPU: what a limit of CPU time ends in
+_CHILD = """
+import json, sys
+path, seconds, memory, call, given = json.load(sys.stdin)
+sys.path[:] = path
+try:
+    import resource
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+except (ImportError, ValueError, OSError):
+    pass
+try:
+    from mosaic_edge.models import trials
+    made = {"made": getattr(trials, call)(*given)}
+except MemoryError:
+    made = {"error": "no memory left"}
+except Exception as error:
+    made = {"error": " ".join(str(error).split())[:300] or type(error).__name__}
+json.dump(made, sys.stdout)
+"""
+
+
+def limited(where: str, call: str, *given: object) -> Any:
+    """What `call` of trials.py gives for `given` (plain data) in a process of its own. ModelError, named
+    `where`, for an error there, or when it takes more than CPU_SECONDS or MEMORY_BYTES."""
+    request = json.dumps([sys.path, CPU_SECONDS, MEMORY_BYTES, call, given])
+    limits = f"{CPU_SECONDS} s and {MEMORY_BYTES >> 20} MiB are allowed"
+    try:
+        ran = subprocess.run(
+            [sys.executable, "-I", "-c", _CHILD],
+            input=request.encode(),
+            capture_output=True,
+            timeout=WALL_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise ModelError(f"{where}: takes too long ({limits})") from None
+    if -ran.returncode in _OUT_OF_TIME:
+        raise ModelError(f"{where}: takes too long ({limits})")
+    try:
+        said = json.loads(ran.stdout)
+    except ValueError:
+        raise ModelError(
+            f"{where}: ended the process that tried it, code {ran.returncode} ({limits})"
+        ) from None
+    if "error" in said:
+        raise ModelError(f"{where}: {said['error']} ({limits})")
+    return said["made"]

@@ -1,0 +1,45 @@
+"""What sandbox.py runs in a child process; plain data in and out, heavy imports inside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_MOST_TOKENS = 64
+"""Of a character; bytes of one are four."""
+_MOST_TEXT = 1 << 16
+
+
+def tokenizer(path: str) -> None:
+    """Load a tokenizer.json and encode texts that show what grows without bound."""
+    from tokenizers import Tokenizer
+
+    made = Tokenizer.from_file(path)
+    made.no_truncation()
+    made.no_padding()
+    printable = "".join(map(chr, range(32, 127)))
+    for text in (printable, "what colour was the ball ? " * 8, "a" * 512, "\u00e9\u4e16\U0001f600\n\t" * 32):
+        count = len(made.encode(text, add_special_tokens=False).ids)
+        if count > _MOST_TOKENS * len(text):
+            raise ValueError(f"makes {count} tokens of a text of {len(text)} characters")
+
+
+def chat_template(template: str, conversations: list[Any], tokens: dict[str, Any]) -> dict[str, Any]:
+    """Each conversation as transformers renders it, with a prompt for the answer behind it, as `texts`; or
+    why that cannot be, as `error`."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    texts: list[str] = []
+    try:
+        for conversation in conversations:
+            made, _ = render_jinja_template(
+                conversations=[conversation], chat_template=template, add_generation_prompt=True, **tokens
+            )
+            texts.append(made[0])
+    except MemoryError:
+        raise
+    except Exception as error:  # a template may refuse anything, by any exception
+        return {"error": " ".join(str(error).split())[:200] or type(error).__name__, "texts": []}
+    longest = max(map(len, texts))
+    if longest > _MOST_TEXT:
+        raise ValueError(f"writes {longest} characters, expected at most {_MOST_TEXT}")
+    return {"error": None, "texts": texts}

@@ -1,0 +1,54 @@
+"""Files that a run writes for its user: opened before anything starts, written aside, and in place only when
+they are whole. What lies at the path is replaced only if it is a regular file.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+
+class OutputFile:
+    """A text that will stand at `path`. ValueError for a path that is no place for a file, OSError where
+    none can be made."""
+
+    def __init__(self, path: str | Path, knob: str) -> None:
+        self.path = regular(path, knob)
+        descriptor, name = tempfile.mkstemp(f".{self.path.name[:100]}.part", "", self.path.parent)
+        os.close(descriptor)
+        self._aside = Path(name)
+
+    def write(self, text: str) -> None:
+        """Put `text` in place. OSError if it does not fit; what was there before is there still."""
+        try:
+            with self._aside.open("w", encoding="utf-8", newline="") as file:
+                file.write(text)
+            self._aside.replace(self.path)
+        except OSError:
+            self.discard()
+            raise
+
+    def discard(self) -> None:
+        """Leave everything as it was. Nothing to do after `write`."""
+        with suppress(OSError):
+            self._aside.unlink(missing_ok=True)
+
+
+def regular(path: str | Path, knob: str) -> Path:
+    """`path`, links followed, if a regular file is there or nothing. ValueError names the knob."""
+    text = os.fspath(path)
+    if not text or "\0" in text:
+        raise ValueError(f"{knob}={text!r}: expected the path of a file")
+    try:
+        real = Path(os.path.realpath(path))
+        mode = real.stat().st_mode
+    except FileNotFoundError:
+        return real
+    except OSError as error:
+        raise ValueError(f"{knob}={text!r}: {error.strerror or error}") from None
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"{knob}={text!r}: there is something else than a regular file")
+    return real

@@ -1,0 +1,168 @@
+"""What is printed is data, whatever it looks like, and what cannot be printed is said on stderr."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mosaic_edge
+from mosaic_edge import cli
+from mosaic_edge.cli.demo import show_demo
+from mosaic_edge.cli.output import DataConsole, visible
+from mosaic_edge.cli.run import show_run
+from videos import MakeVideo
+
+TINY = Path(mosaic_edge.__file__).parent / "models" / "tiny"
+MARKED = [
+    "[/b]",
+    "[red]",
+    "[bold]x[/bold]",
+    "a\x1b[2Jb",
+    "a\x07\x9bb",
+    "[link=http://x]y",
+    ":smile:",
+    "a\u202eb",
+    "\udcff",
+]
+
+
+def printed(show: Any, *arguments: Any) -> str:
+    console = DataConsole(width=160)
+    console.file = io.StringIO()
+    show(*arguments, console)
+    text = console.file.getvalue()
+    text.encode()
+    assert isinstance(text, str)
+    return text
+
+
+@pytest.mark.parametrize("text", MARKED)
+def test_questions_answers_and_names_are_printed_as_they_are(text: str) -> None:
+    memory = {"taken_bytes": 1, "cap_bytes": 2}
+    answer = {
+        "question": text,
+        "answer": text,
+        "first_token_ms": 1.0,
+        "evidence": [],
+        "truth": text,
+        "right": True,
+        "seen": (0.0, 1.0),
+        "ago": 2.0,
+    }
+    run = {
+        "answers": [answer],
+        "memory": memory,
+        "frames": 1,
+        "reached_seconds": 1.0,
+        "frames_per_second": 1.0,
+    }
+    shown = printed(show_run, run)
+    assert shown.count(visible(text)) == 2
+    assert not any(c in shown for c in "\x1b\x07\x9b\u202e")
+    demo = {
+        "video": text,
+        "video_kept": True,
+        "seconds": 9.0,
+        "difficulty": "plain",
+        "summary": text,
+        "runs": [{"policy": text, "right": 1, "asked": 1, "answers": [answer]}],
+    }
+    assert printed(show_demo, demo).count(visible(text)) == 6
+
+
+def test_what_can_be_seen_stays_and_what_acts_is_shown_as_its_escape() -> None:
+    assert visible("café 世界 \U0001f600\n\tx") == "café 世界 \U0001f600\n\tx"
+    assert visible("\x1b[2J\r\x00\u2028\udc80") == "\\x1b[2J\\r\\x00\\u2028\\udc80"
+
+
+@pytest.fixture
+def marked_model(tmp_path: Path) -> Path:
+    """mosaic-tiny whose word for black is [/b], of that name."""
+    folder = shutil.copytree(TINY, tmp_path / "model", ignore=shutil.ignore_patterns("float"))
+    words = (folder / "tokenizer.json").read_text()
+    (folder / "tokenizer.json").write_text(words.replace('"black"', '"[/b]"').replace('"red"', '"[red]"'))
+    mosaic = json.loads((folder / "mosaic.json").read_text())
+    (folder / "mosaic.json").write_text(json.dumps(mosaic | {"name": "[/b]"}))
+    return folder
+
+
+def test_markup_in_a_models_name_or_words_ends_no_command(
+    marked_model: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["plan", "--model", str(marked_model), "--memory", "1MiB"]) == 0
+    assert "[/b], policy edge" in capfd.readouterr().out
+    assert cli.main(["plan", "--model", str(marked_model / "[/x]")]) == 2
+    assert "[/x]" in capfd.readouterr().err
+
+
+def start(arguments: list[str], **options: Any) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "mosaic_edge.cli", *arguments]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, **options)
+
+
+def one_line(process: subprocess.Popen[bytes]) -> str:
+    _, err = process.communicate(timeout=300)
+    text = err.decode()
+    assert text.startswith("mosaic-edge: ") and text.count("\n") == 1, text
+    return text
+
+
+@pytest.mark.parametrize("arguments", [["plan", "--json"], ["plan"], ["--help"]], ids=" ".join)
+def test_results_that_cannot_be_written_are_one_line_and_a_failure(arguments: list[str]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        process = start(arguments, stdout=full)
+        assert "No space left" in one_line(process) and process.returncode == 1
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = start(arguments, stdout=writer)
+    os.close(writer)
+    assert "stdout: Broken pipe" in one_line(process) and process.returncode == 1
+    process = start(arguments, preexec_fn=lambda: os.close(1))
+    assert "stdout is closed" in one_line(process) and process.returncode == 1
+
+
+def test_a_closed_stderr_changes_no_code() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mosaic_edge.cli", "plan", "--memory", "1B", "--json"],
+        stdout=subprocess.PIPE,
+        preexec_fn=lambda: os.close(2),
+    )
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 3 and json.loads(out)["exit_code"] == 3
+
+
+@pytest.mark.parametrize("command", ["demo", "stress", "eval", "run"])
+def test_an_interrupted_command_says_so_in_its_document(
+    command: str, tmp_path: Path, make_video: MakeVideo
+) -> None:
+    arguments = {
+        "demo": ["demo", "--seconds", "100000", "--out", str(tmp_path / "demo")],
+        "stress": ["stress", "--frames", "1000000", "--out", str(tmp_path / "stress")],
+        "eval": ["eval", "--lengths", "2048", "--out", str(tmp_path / "eval")],
+        "run": [
+            "run",
+            "--source",
+            str(make_video("a.mp4", [i / 10 for i in range(3000)])),
+            "--fps",
+            "1000",
+            "--ask",
+            "what ?",
+        ],
+    }[command]
+    process = start([*arguments, "--json"], stdout=subprocess.PIPE)
+    time.sleep(4.0)
+    assert process.poll() is None, process.communicate()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert json.loads(out) == {"error": "interrupted", "exit_code": 130}
+    assert (process.returncode, err) == (130, b"mosaic-edge: interrupted\n")

@@ -1,0 +1,176 @@
+"""Files written for a user are opened first, appear whole, and cost nothing else at their path."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mosaic_edge import stream_live
+from mosaic_edge.engine import Engine
+from mosaic_edge.output_file import OutputFile, regular
+from mosaic_edge.serve import account as account_module
+from mosaic_edge.serve.account import COLUMNS
+from mosaic_edge.sources import Frame
+from numpy_vlm import NumpyVlm, picture
+
+QUESTION = "what colour was the ball ?"
+
+
+class Frames:
+    def __init__(self, count: int, at: Any = lambda i: None) -> None:
+        self.count, self.at = count, at
+
+    def __iter__(self) -> Any:
+        for i in range(self.count):
+            self.at(i)
+            yield Frame(picture(i), float(i), i)
+
+    def close(self) -> None:
+        pass
+
+
+def session(**settings: Any) -> Any:
+    return Engine(NumpyVlm()).session(memory="1MiB", policy="window", kernel_threads=1, **settings)
+
+
+def place(folder: Path, kind: str) -> str:
+    path = folder / "out"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "link to a device":
+        path.symlink_to("/dev/full")
+    else:
+        return {
+            "device": "/dev/full",
+            "no folder": str(folder / "no" / "x"),
+            "proc": "/proc/x",
+            "nothing": "",
+            "nul": "a\0b",
+        }[kind]
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "kind", ["folder", "fifo", "device", "link to a device", "no folder", "proc", "nothing", "nul"]
+)
+@pytest.mark.parametrize("knob", ["trace", "account"])
+def test_a_path_that_can_hold_no_file_is_refused_before_anything_starts(
+    tmp_path: Path, kind: str, knob: str
+) -> None:
+    path = place(tmp_path, kind)
+    with pytest.raises((ValueError, OSError)) as error:
+        if knob == "trace":
+            session(trace=path)
+        else:
+            with session() as opened:
+                stream_live(opened, Frames(3, lambda i: pytest.fail("it started")), account=path)
+    assert knob in str(error.value) or isinstance(error.value, OSError)
+    with session(trace=str(tmp_path / "good.json")):  # the trace of the process is free again
+        pass
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_trace_replaces_a_file_when_it_is_whole_and_a_full_disk_costs_the_trace_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "trace.json"
+    path.write_text("before")
+    with session(trace=str(path)) as opened:
+        opened.append(picture(0), 0.0)
+        assert path.read_text() == "before"
+    assert json.loads(path.read_text())["traceEvents"]
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    path.write_text("before")
+    opened = session(trace=str(path))
+    opened.append(picture(0), 0.0)
+    answer = opened.ask(QUESTION)
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.warns(UserWarning, match="trace=.*not written .No space left"):
+        opened.close()
+    assert answer.tokens and path.read_text() == "before"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["trace.json"]
+
+
+def test_a_session_that_is_forgotten_leaves_no_file(tmp_path: Path) -> None:
+    opened = session(trace=str(tmp_path / "trace.json"))
+    del opened
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_link_is_followed_and_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    file = OutputFile(tmp_path / "link", "trace")
+    file.write("text")
+    file.discard()
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "real").read_text() == "text"
+    assert regular(tmp_path / "link", "trace") == tmp_path / "real"
+
+
+def test_nothing_but_an_account_is_moved_aside_by_an_account(tmp_path: Path) -> None:
+    path, older = tmp_path / "account.csv", tmp_path / "account.csv.1"
+    path.write_text("my thesis")
+    with (
+        session() as opened,
+        pytest.raises(ValueError, match=r"account=.*is there already, and is no account"),
+    ):
+        stream_live(opened, Frames(1), account=path)
+    assert path.read_text() == "my thesis"
+    path.unlink()
+    older.write_text("my other thesis")
+    with session() as opened, pytest.raises(ValueError, match=r"account\.csv\.1.*is no account"):
+        stream_live(opened, Frames(1), account=path)
+    assert older.read_text() == "my other thesis" and not path.exists()
+    older.unlink()
+    for _ in range(3):
+        with session() as opened:
+            stream_live(opened, Frames(2), account=path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["account.csv", "account.csv.1"]
+    assert [len(list(csv.DictReader(p.open()))) for p in (path, older)] == [2, 2]
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_disk_that_fills_up_costs_rows_and_not_the_stream(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "account.csv"
+    real, full = account_module.Account._write, []
+
+    def write(self: Any, pts: float, frames: int) -> None:
+        if full:
+            raise OSError(28, "No space left on device")
+        real(self, pts, frames)
+
+    monkeypatch.setattr(account_module.Account, "_write", write)
+    with session() as opened, pytest.warns(UserWarning, match="5 rows were not written .No space left"):
+        source = Frames(9, lambda i: full.append(1) if i == 3 else full.clear() if i == 8 else None)
+        ended = stream_live(opened, source, account=path, every=1e-9)
+    assert (ended.frames, ended.error) == (9, None)
+    assert [int(row["frames"]) for row in csv.DictReader(path.open())] == [1, 2, 3, 9]
+
+
+def test_an_account_starts_anew_before_it_fills_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(account_module, "ACCOUNT_ROWS", 3)
+    path = tmp_path / "account.csv"
+    with session() as opened:
+        stream_live(opened, Frames(8), account=path, every=1e-9)
+    for name, frames in (("account.csv", ["7", "8"]), ("account.csv.1", ["4", "5", "6"])):
+        rows = list(csv.DictReader((tmp_path / name).open()))
+        assert [row["frames"] for row in rows] == frames and tuple(rows[0]) == COLUMNS
+
+
+@pytest.mark.parametrize("every", [float("nan"), float("inf"), 0, -1, "x", None])
+def test_the_time_between_rows_is_a_number_of_seconds(every: Any) -> None:
+    with session() as opened, pytest.raises(ValueError, match="every="):
+        stream_live(opened, Frames(1), every=every)

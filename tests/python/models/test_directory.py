@@ -1,0 +1,204 @@
+"""The door of a model directory: only plain files inside it, JSON as the tables say, errors name the key."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mosaic_edge.models import sandbox, schema
+from mosaic_edge.models.directory import check_directory, named_file, plain_file, read_json
+from mosaic_edge.models.schema import TABLES, Kind
+from mosaic_edge.models.tokenizer import check_tokenizer
+from mosaic_edge.models.vlm import ModelError
+
+ODD: list[Any] = [
+    -1, 0, 1, 7, 1.5, 1e9, 10**9, 10**30, 10**400, math.nan, math.inf, -math.inf, True, "", "x",
+    [], [1], [1, 2], ["x"], [0.5, 0.5, 0.5], {}, {"a": 1}, {"height": 7}, [[1]],
+]  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "model"
+    made.mkdir()
+    return made
+
+
+def keys(table: Any, before: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Kind]]:
+    """Every key of a table with its kind, sections followed."""
+    found: list[tuple[tuple[str, ...], Kind]] = []
+    for key, kind in table.items():
+        path = (*before, key)
+        found += [(path, kind)] if isinstance(kind, Kind) else keys(kind, path)
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(TABLES))
+def test_every_key_takes_what_it_says_and_names_itself_when_it_does_not(folder: Path, name: str) -> None:
+    refused = 0
+    for path, kind in keys(TABLES[name]):
+        for value in ODD:
+            document: Any = value
+            for key in reversed(path):
+                document = {key: document}
+            (folder / name).write_text(json.dumps(document))
+            if kind.fits(value):
+                read_json(folder / name)
+                continue
+            with pytest.raises(ModelError) as error:
+                read_json(folder / name)
+            text = str(error.value)
+            assert text.startswith(f"{folder / name}: {'.'.join(path)}=") and "expected " in text
+            assert len(text) < len(str(folder)) + 400 and "\n" not in text
+            refused += 1
+    assert refused > 10
+
+
+def test_sections_are_objects_and_null_is_as_good_as_absent(folder: Path) -> None:
+    file = folder / "config.json"
+    for value in ODD:
+        if isinstance(value, dict):
+            continue
+        file.write_text(json.dumps({"text_config": {"rope_parameters": value}}))
+        with pytest.raises(ModelError, match=r"text_config\.rope_parameters=.*: expected an object"):
+            read_json(file)
+    file.write_text(
+        '{"text_config": null, "hidden_size": null, "other": null, "rope_scaling": {"type": null}}'
+    )
+    assert read_json(file) == {"other": None, "rope_scaling": {}}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"[1]",
+        b"null",
+        b"{",
+        b"[" * 200_000,
+        b'{"a":' * 50_000,
+        bytes(range(256)),
+        b'{"a": 1' + b"0" * 5000,
+    ],
+)
+def test_what_is_no_json_object_is_named(folder: Path, text: bytes) -> None:
+    (folder / "config.json").write_bytes(text)
+    with pytest.raises(ModelError, match=r"config\.json: (not readable as JSON|expected a JSON object)"):
+        read_json(folder / "config.json")
+
+
+def test_files_that_are_absent_are_empty_and_large_ones_are_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert read_json(folder / "config.json") == {}
+    (folder / "config.json").write_text('{"a": "' + "x" * 99 + '"}')
+    monkeypatch.setattr("mosaic_edge.models.directory._JSON_BYTES", 99)
+    with pytest.raises(ModelError, match="bytes of JSON, expected at most 99"):
+        read_json(folder / "config.json")
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder", "device", "loop", "dangling", "outside"])
+def test_only_plain_files_inside_the_directory_are_opened(folder: Path, tmp_path: Path, kind: str) -> None:
+    file = folder / "config.json"
+    (tmp_path / "secret.json").write_text("{}")
+    if kind == "fifo":
+        os.mkfifo(file)  # opening it would wait for ever
+    elif kind == "folder":
+        file.mkdir()
+    else:
+        target = {"device": "/dev/zero", "loop": str(file), "dangling": str(folder / "no")}
+        file.symlink_to(target.get(kind, str(tmp_path / "secret.json")))
+    for look in (read_json, lambda path: check_directory(path.parent, ("*.json",)), check_tokenizer):
+        with pytest.raises(ModelError, match=r"config\.json: (not a plain file|leads to|cannot be opened)"):
+            look(file)
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret.json", "/etc/passwd", "a/../../secret.json", "a\0b", "C:\\x", "no.json", ""]
+)
+def test_a_file_that_json_names_lies_in_the_directory(folder: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "secret.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"genai_config\.json"):
+        named_file(folder, name, "genai_config.json")
+    (folder / "a").mkdir()
+    (folder / "a" / "b.onnx").touch()
+    assert named_file(folder, "a/b.onnx", "genai_config.json") == folder / "a" / "b.onnx"
+    (folder / "out").symlink_to(tmp_path)
+    with pytest.raises(ModelError, match="out of the model's directory"):
+        named_file(folder, "out/secret.json", "genai_config.json")
+
+
+def test_a_snapshot_of_the_hub_may_link_to_its_blobs_and_a_copy_of_it_may_not(tmp_path: Path) -> None:
+    model = tmp_path / "models--who--what"
+    snapshot = model / "snapshots" / "0123abcd"
+    snapshot.mkdir(parents=True)
+    (model / "blobs").mkdir()
+    (model / "blobs" / "f00").write_text('{"fps": 2.0}')
+    (snapshot / "mosaic.json").symlink_to("../../blobs/f00")
+    assert read_json(snapshot / "mosaic.json") == {"fps": 2.0}
+    (snapshot / "onnx").mkdir()
+    (snapshot / "onnx" / "decoder.onnx").symlink_to("../../../blobs/f00")
+    plain_file(snapshot / "onnx", snapshot / "onnx" / "decoder.onnx")
+    (model / "refs").write_text("{}")
+    (snapshot / "config.json").symlink_to("../../refs")
+    with pytest.raises(ModelError, match="leads to"):
+        plain_file(snapshot, snapshot / "config.json")
+    other = tmp_path / "plain" / "snapshots" / "0123abcd"
+    other.mkdir(parents=True)
+    (other / "mosaic.json").symlink_to(model / "blobs" / "f00")
+    with pytest.raises(ModelError, match="leads to"):
+        read_json(other / "mosaic.json")
+
+
+def test_the_directory_itself_may_be_a_link(folder: Path, tmp_path: Path) -> None:
+    (folder / "mosaic.json").write_text('{"fps": 2.0}')
+    (tmp_path / "link").symlink_to(folder)
+    assert read_json(tmp_path / "link" / "mosaic.json") == {"fps": 2.0}
+
+
+def write_tokenizer(folder: Path, **changes: Any) -> Path:
+    document: dict[str, Any] = {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
+        "pre_tokenizer": {"type": "Whitespace"}, "post_processor": None, "decoder": None,
+        "model": {"type": "WordLevel", "vocab": {"<unk>": 0, "ball": 1}, "unk_token": "<unk>"},
+    }  # fmt: skip
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps(document | changes))
+    return path
+
+
+def replaced(times: int) -> dict[str, Any]:
+    step = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 1000}
+    return {"type": "Sequence", "normalizers": [step] * times}
+
+
+def test_a_tokenizer_that_makes_too_much_of_a_text_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_tokenizer(write_tokenizer(folder))
+    monkeypatch.setattr(sandbox, "MEMORY_BYTES", 1 << 30)
+    path = write_tokenizer(folder, normalizer=replaced(4))  # 10^12 characters for every a: it would abort
+    with pytest.raises(ModelError, match=r"tokenizer\.json: not a readable tokenizer"):
+        check_tokenizer(path)
+    split = {"type": "Split", "pattern": {"Regex": "."}, "behavior": "Isolated", "invert": False}
+    path = write_tokenizer(folder, normalizer=replaced(1), pre_tokenizer=split)
+    with pytest.raises(ModelError, match=r"makes \d+ tokens of a text of \d+ characters"):
+        check_tokenizer(path)
+
+
+def test_what_does_not_end_in_the_child_is_ended_by_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "CPU_SECONDS", 2)
+    template = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    with pytest.raises(ModelError, match=r"its template: takes too long \(2 s and"):
+        sandbox.limited("its template", "chat_template", template, [[]], {})
+
+
+def test_the_wording_of_a_kind_says_both_of_two() -> None:
+    assert (
+        schema.whole(1, 3) | schema.text(5)
+    ).need == "a whole number from 1 to 3, or text of at most 5 characters"
