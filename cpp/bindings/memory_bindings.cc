@@ -108,10 +108,10 @@ void read_setting(const char* name, const py::object& given, Positions* value) {
 
 MemoryConfig config_from(const py::dict& model, const py::dict& d) {
   MemoryConfig c;
-  refuse_unknown(
-      model,
-      {"layers", "q_heads", "kv_heads", "head_dim", "scale", "rope", "embedding_dim", "frame_tokens", "video_window", "context"},
-      "model");
+  refuse_unknown(model,
+                 {"layers", "q_heads", "kv_heads", "head_dim", "scale", "rope", "embedding_dim", "frame_tokens",
+                  "video_window", "context"},
+                 "model");
   ModelShape& m = c.model;
   m.layers = get(model, "layers", 0);
   m.q_heads = get(model, "q_heads", 0);
@@ -159,6 +159,7 @@ py::dict plan_dict(const Plan& plan) {
     tiers.append(row);
     out["tiers"] = tiers;
   }
+  out["lanes"] = plan.window.lanes;
   out["clusters"] = plan.store.index.capacity;
   out["scenes"] = plan.store.scenes;
   out["window_frames"] = plan.config.window_frames;

@@ -45,5 +45,7 @@ struct TokenMeta {
   uint16_t w;
 };
 static_assert(sizeof(TokenMeta) == 12);
+// time of what is no frame's: the prefix, a dialogue, a question. Before every pts there is, which may be negative.
+inline constexpr int32_t kNoTime = INT32_MIN;
 
 }  // namespace mosaic

@@ -54,8 +54,7 @@ int Edge::give_up(const TokenLog& log, const Listening& heard, int lane, int nee
     auto rows = static_cast<uint16_t>(log.rows(lane, page) & ~log.heard(lane, page));
     for (; rows != 0; rows &= static_cast<uint16_t>(rows - 1)) {
       const TokenSlot slot = page * kPageTokens + std::countr_zero(rows);
-      out[n++] = {slot, kNone, kNone,
-                  rank(half_to_float(scores[slot]), static_cast<float>(likeness[slot]) / 255.0f)};
+      out[n++] = {slot, kNone, kNone, rank(half_to_float(scores[slot]), static_cast<float>(likeness[slot]) / 255.0f)};
     }
   }
   for (int f = 0; f < heard.frames() && heard.frame(f).in_log; ++f) {

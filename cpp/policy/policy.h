@@ -27,13 +27,13 @@ struct PolicyNeeds {
   static constexpr int kWithDisk = -2;
 
   struct Grouping {
-    bool records = false;       // every KV head keeps single tokens in a log (retention() says which), nothing below then
-    bool by_token = false;      // tokens are labelled one by one; false: a frame is one cluster, admitted whole
-    bool per_head = false;      // a lane is one KV head of a layer; false: a lane is a layer, all its heads together
-    bool scenes = false;        // frames are clustered by their embedding, clusters live inside a scene
-    int frames = 1;             // frames admitted together (by token, no scenes)
-    bool unbounded = false;     // a cluster may grow without end: it is never split, merged or packed as one
-    bool eager_splits = false;  // a cluster on disk is fetched to be cut; false: the cut waits until it is read
+    bool records = false;    // every KV head keeps single tokens in a log (retention() says which), nothing below then
+    bool by_token = false;   // tokens are labelled one by one; false: a frame is one cluster, admitted whole
+    bool per_head = false;   // a lane is one KV head of a layer; false: a lane is a layer, all its heads together
+    bool scenes = false;     // frames are clustered by their embedding, clusters live inside a scene
+    int frames = 1;          // frames admitted together (by token, no scenes)
+    bool unbounded = false;  // a cluster may grow without end: it is never split, merged or packed as one
+    bool eager_splits = false;        // a cluster on disk is fetched to be cut; false: the cut waits until it is read
     bool attention_received = false;  // admit() wants what attention each token received while it was in the window
     float value_weight = 0;           // of values beside keys in the metric of clusters
   } group{};

@@ -3,9 +3,9 @@
 #pragma once
 
 #include "backend/ops.h"
-#include "runtime/records.h"
 #include "runtime/labels.h"
 #include "runtime/plan.h"
+#include "runtime/records.h"
 #include "store/cluster_store.h"
 
 namespace mosaic {

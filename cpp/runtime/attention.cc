@@ -126,7 +126,7 @@ void KvMemory::stage_text(int lane, const float* k, const float* v) {
   for (int i = 0; i < block_tokens_; ++i) {
     const int at = first + i;
     const PageView view = window_.page(strip, lane, at / kPageTokens);
-    view.meta[at % kPageTokens] = {prefix ? next_position_ + i : 0, -1, kText, kText};
+    view.meta[at % kPageTokens] = {prefix ? next_position_ + i : 0, kNoTime, kText, kText};
     backend_.ops->encode_row(plan_.window.codec, plan_.store.page, k + static_cast<size_t>(i) * row,
                              v + static_cast<size_t>(i) * row, at % kPageTokens, view.data);
   }
@@ -165,7 +165,7 @@ void KvMemory::collect_evidence(const AttendArgs& args, const BlockSelection& s,
     for (uint16_t left = entry.rows; left != 0; left &= static_cast<uint16_t>(left - 1)) {
       const int i = std::countr_zero(left);
       const int32_t time = in_log ? records_->log().times(lane)[s.page(e) * kPageTokens + i] : s.meta(e)[i].time_ms;
-      if (time >= 0) evidence_.add(time, time, parts_.selecting.page_mass[entry.first + i - entry.begin()]);
+      if (time != kNoTime) evidence_.add(time, time, parts_.selecting.page_mass[entry.first + i - entry.begin()]);
     }
   }
   if (records_) return;

@@ -215,7 +215,8 @@ MemoryStats KvMemory::stats() const {
     stats.tiers = 1;
     stats.tier[0] = {Medium::device, plan_.log.codec, used, used, records_->capacity_bytes()};
   }
-  for (int lane = 0; lane < store_.shape().lanes; ++lane) stats.clusters += static_cast<int>(store_.index(lane).live().size());
+  for (int lane = 0; lane < store_.shape().lanes; ++lane)
+    stats.clusters += static_cast<int>(store_.index(lane).live().size());
   stats.scenes = store_.scenes() != nullptr ? store_.scenes()->size() : 0;
   return stats;
 }

@@ -47,8 +47,9 @@ void shape_lanes(const Request& r, Plan* plan) {
 void shape_log(const Request& r, const Choice& choice, Plan* plan) {
   const MemoryConfig& c = plan->config;
   if (!codec_is_record(*c.packed))
-    throw InvalidInput(std::string("packed=") + codec_name(*c.packed) + " has no records of single tokens, which policy " +
-                       r.policy->name() + " keeps. Choose k5v3, k4v4, k4v3, k3v3, fp16 or fp32.");
+    throw InvalidInput(std::string("packed=") + codec_name(*c.packed) +
+                       " has no records of single tokens, which policy " + r.policy->name() +
+                       " keeps. Choose k5v3, k4v4, k4v3, k3v3, fp16 or fp32.");
   plan->log = {r.lanes, Size(choice.slots).to_int("pages of a lane's log"), plan->store.page, *c.packed,
                c.model.rope.is_multi()};
   const int listen = std::max(r.policy->retention()->listen_frames(), c.window_frames + 1);
@@ -162,10 +163,9 @@ int64_t shape_selections(const Request& r, int64_t lane_slots, Plan* plan) {
   plan->max_block = std::max({frame_tokens, c.branch_tokens, c.prefix_tokens});
   const Size beyond = c.model.rope.grid_follows_time ? frame_tokens : 0;
   plan->rope_positions =
-      plan->original
-          ? plan->context + RopeTable::kFine
-          : (Size(plan->select_tokens) + plan->select_rows + plan->max_block + RopeTable::kFine + beyond)
-                .to_int("positions");
+      plan->original ? plan->context + RopeTable::kFine
+                     : (Size(plan->select_tokens) + plan->select_rows + plan->max_block + RopeTable::kFine + beyond)
+                           .to_int("positions");
   return read_pages.value();
 }
 
@@ -261,9 +261,10 @@ Plan lay_out(const Request& r, const Choice& choice) {
     lane_slots = all_slots / s.lanes + 1;
   }
   s.index.dim = r.needs.has_means() ? s.page.row() : 0;
-  s.index.capacity = r.needs.group.records    ? 0
-                     : r.needs.group.by_token ? plan.config.clusters
-                                      : static_cast<int>(lane_slots / pages_for(plan.config.model.frame_tokens) + 2);
+  s.index.capacity = r.needs.group.records ? 0
+                     : r.needs.group.by_token
+                         ? plan.config.clusters
+                         : static_cast<int>(lane_slots / pages_for(plan.config.model.frame_tokens) + 2);
   shape_window(r, &plan);
   const int64_t read_pages = shape_selections(r, lane_slots, &plan);
   s.fetch_slots = fetch_slots(choice, plan, read_pages, on_disk);

@@ -9,8 +9,8 @@ namespace mosaic {
 
 namespace {
 
-constexpr int kMostLanes = 32'767;      // a page's record has 16 bits for its lane
-constexpr int kMostWindow = 1 << 29;    // tokens of a lane that stay exact
+constexpr int kMostLanes = 32'767;    // a page's record has 16 bits for its lane
+constexpr int kMostWindow = 1 << 29;  // tokens of a lane that stay exact
 constexpr int kMostContext = 1 << 24;
 
 void need(bool holds, const std::string& what) {

@@ -19,7 +19,7 @@ namespace mosaic {
 struct Plan {
   MemoryConfig config;  // with every 0 that means "choose" resolved
   StoreShape store;
-  LogShape log;      // of a policy by records; the store has no lanes then
+  LogShape log;  // of a policy by records; the store has no lanes then
   ListeningShape listening;
   WindowShape window;
   int layer_lanes = 1;     // lanes of one layer: 1, or one per KV head
@@ -29,8 +29,8 @@ struct Plan {
   int select_tokens = 0;
   int select_rows = 0;
   bool summaries = false;  // means stand for what is not read; false: they are for scoring
-  bool original = false;  // positions, as rule and model have it
-  int context = 0;        // positions there are then
+  bool original = false;   // positions, as rule and model have it
+  int context = 0;         // positions there are then
   int rope_positions = 0;
   struct Part {
     std::string name;

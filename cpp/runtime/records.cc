@@ -65,9 +65,8 @@ void Records::listen(const AttendArgs& args, const BlockSelection& selection, in
     } else {
       const TokenSlot* const slots = heard_.slots(lane, f);
       for (int i = 0; i < heard_.frame(f).tokens; ++i)
-        now[i] = slots[i] == kNone
-                     ? half_t{0}
-                     : float_to_half(mass[page_first_[slots[i] / kPageTokens] + slots[i] % kPageTokens]);
+        now[i] = slots[i] == kNone ? half_t{0}
+                                   : float_to_half(mass[page_first_[slots[i] / kPageTokens] + slots[i] % kPageTokens]);
     }
   }
 }
@@ -84,8 +83,8 @@ void Records::file(const WindowFrame& frame) {
 int Records::read_frame(const Window& window, Strip strip, int frame, int lane, const Rows& scratch) {
   const int tokens = strip == Strip::kFirstFrame ? window.first_frame().tokens : window.frame(frame).tokens;
   const auto row = static_cast<size_t>(log_.shape().page.row());
-  ops_.decode_run(window.shape().codec, log_.shape().page, window.page(strip, lane, 0, frame).data,
-                  window.page_pitch(), tokens, scratch.k, scratch.v, row);
+  ops_.decode_run(window.shape().codec, log_.shape().page, window.page(strip, lane, 0, frame).data, window.page_pitch(),
+                  tokens, scratch.k, scratch.v, row);
   for (int i = 0; i < tokens; ++i)
     scratch.meta[i] = window.page(strip, lane, i / kPageTokens, frame).meta[i % kPageTokens];
   ops_.wait();

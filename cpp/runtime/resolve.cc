@@ -9,8 +9,8 @@ namespace mosaic {
 
 namespace {
 
-constexpr int kUnknownContext = 1 << 20;
-constexpr double kIndexShare = 0.35;  // of the bytes to share out, where neither session nor policy names another
+constexpr int kUnknownContext = 1 << 15;  // where original positions are asked for and the model does not say
+constexpr double kIndexShare = 0.35;      // of the bytes to share out, where neither session nor policy names another
 
 uint64_t lane_token_bytes(const ModelShape& m, CodecId codec) {
   return static_cast<uint64_t>(m.layers) * page_bytes(codec, {m.kv_heads, m.head_dim}) / kPageTokens;
@@ -87,8 +87,7 @@ Request resolve(const MemoryConfig& config, Policy& policy, const Backend& backe
   r.keeps_members = !needs.group.by_token || most_members(needs, c) > 0;
   const int frames = needs.group.unbounded ? needs.group.frames : 1;
   const int pages = pages_for((Size(c.model.frame_tokens) * frames).to_int("tokens of the frames of a block"));
-  r.least_slots = needs.group.records    ? pages
-                  : r.keeps_members ? std::max<int64_t>(r.lanes * int64_t{pages}, 4) : 1;
+  r.least_slots = needs.group.records ? pages : r.keeps_members ? std::max<int64_t>(r.lanes * int64_t{pages}, 4) : 1;
   return r;
 }
 

@@ -26,7 +26,8 @@ struct Reader {
 class Selector {
  public:
   Selector(const Plan& plan, Policy& policy, Backend& backend, Window& window, ClusterStore& store,
-           std::optional<Records>& records, Staging& staging, SelectionScratch& scratch, std::vector<BlockSelection>& selections)
+           std::optional<Records>& records, Staging& staging, SelectionScratch& scratch,
+           std::vector<BlockSelection>& selections)
       : plan_(plan),
         reads_query_(policy.needs().reads_query()),
         selects_(policy.needs().selects()),

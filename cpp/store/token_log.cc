@@ -76,8 +76,9 @@ void TokenLog::add(int lane, const Run& run, TokenSlot* slots) {
 }
 
 TokenSlot TokenLog::next_slot(int lane) {
-  int page = open_page_[lane];
-  if (rows(lane, page) == kFull) page = open_page_[lane] = page_for_new(lane);
+  int page = open_page_[lane];  // a settled one with holes is left to settled tokens
+  const bool open = rows(lane, page) == 0 || (heard(lane, page) != 0 && rows(lane, page) != kFull);
+  if (!open) page = open_page_[lane] = page_for_new(lane);
   return page * kPageTokens + std::countr_one(rows(lane, page));
 }
 

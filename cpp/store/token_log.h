@@ -50,7 +50,7 @@ class TokenLog {
     return place_ != nullptr ? place_ + 2 * at_token(lane, 0) : nullptr;
   }
   // What the policy said a settled token is worth, and how like it is to one that is worth more (0 to 1).
-  const half_t* scores(int lane) const { return score_ + at_token(lane, 0); }      // [capacity]
+  const half_t* scores(int lane) const { return score_ + at_token(lane, 0); }        // [capacity]
   const uint8_t* likeness(int lane) const { return likeness_ + at_token(lane, 0); }  // [capacity], of 255
   uint8_t* likeness(int lane) { return likeness_ + at_token(lane, 0); }
 

@@ -182,7 +182,9 @@ class PlayedEdge:
     def __init__(self, settings: dict[str, Any] | None = None, clusters: int = 40, **memory: Any) -> None:
         self.settings = settings or {}
         self.clusters = clusters
-        self.played = PlayedMemory("edge", {"unit": "summaries", **self.settings}, clusters=clusters, **memory)
+        self.played = PlayedMemory(
+            "edge", {"unit": "summaries", **self.settings}, clusters=clusters, **memory
+        )
         self.reach = [float(self.settings.get("reach", REACH))] * self.played.layers
         self.forks = 0
         """Frames in which something was too near to call."""

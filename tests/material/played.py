@@ -59,7 +59,8 @@ class Played:
     def __init__(
         self, policy: Any, settings: dict[str, Any] | None = None, seed: int = 1, **memory: Any
     ) -> None:
-        self.memory = _core.KvMemory(MODEL, {**EXACT, **memory}, policy, settings or {}, "cpu", 1)
+        model = {**MODEL, "context": memory.pop("context", 0)}
+        self.memory = _core.KvMemory(model, {**EXACT, **memory}, policy, settings or {}, "cpu", 1)
         self.random = np.random.default_rng(seed)
         self.frames: list[tuple[Array, Array, Array]] = []
         """(k, v, embedding) of each."""

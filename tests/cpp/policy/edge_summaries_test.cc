@@ -242,7 +242,8 @@ TEST_CASE("one cluster alone has nothing to merge with") {
   CHECK(clustering.merge_closest(*world.store, 0, eviction, 2) == 0);
 }
 
-TEST_CASE("edge of summaries attends to no more summaries than allowed, and reads members within the budget, best first") {
+TEST_CASE(
+    "edge of summaries attends to no more summaries than allowed, and reads members within the budget, best first") {
   PlayedStream stream(small_config(1 << 20), "edge", {{"unit", "summaries"}, {"members", "always"}, {"share", 0.4}});
   stream.noise = 0.3f;
   for (int i = 0; i < 60; ++i) stream.frame(16);

@@ -114,8 +114,8 @@ TEST_CASE("edge gives up the tokens that received least, weighed by their values
         std::vector<int> gone;
         for (const auto& [position, received] : lane.received) {
           const int frame = oracle.frames[position];
-          if (frame == 0 || frame > oracle.frame - 2) continue;       // the first frame and the window
-          if (frame == oracle.frame - 2) continue;                    // has only now come in: it made room for itself
+          if (frame == 0 || frame > oracle.frame - 2) continue;  // the first frame and the window
+          if (frame == oracle.frame - 2) continue;               // has only now come in: it made room for itself
           const double worth = received * oracle.norm(lane, position);
           if (now.contains(position)) {
             least = std::min(least, worth);

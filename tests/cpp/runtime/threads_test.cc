@@ -74,7 +74,8 @@ TEST_CASE(
         }
       }
       config.cap_bytes += 64 << 10;
-      FaultyIo io(29, SpillFile::stride_of(page_bytes(config.packed.value_or(CodecId::kInt4), {config.model.kv_heads, config.model.head_dim})));
+      FaultyIo io(29, SpillFile::stride_of(page_bytes(config.packed.value_or(CodecId::kInt4),
+                                                      {config.model.kv_heads, config.model.head_dim})));
       PlayedStream stream(config, policy, {}, 3, &io, workers);
       play_by_three(stream, frames);
       CHECK(stream.memory->stats().frames == frames);

@@ -37,8 +37,10 @@ struct LogWorld {
     std::vector<float> k, v;
     std::vector<TokenMeta> meta;
     for (int i = 0; i < n; ++i) {
-      for (int c = 0; c < 8; ++c) k.push_back(static_cast<float>(position + c)), v.push_back(static_cast<float>(-c - position));
-      meta.push_back({position, position * 10, static_cast<uint16_t>(position % 7), static_cast<uint16_t>(position % 5)});
+      for (int c = 0; c < 8; ++c)
+        k.push_back(static_cast<float>(position + c)), v.push_back(static_cast<float>(-c - position));
+      meta.push_back(
+          {position, position * 10, static_cast<uint16_t>(position % 7), static_cast<uint16_t>(position % 5)});
       ++position;
     }
     if (!log->knows_mean(lane)) log->learn_mean(lane, k.data(), v.data(), n);
@@ -52,8 +54,8 @@ struct LogWorld {
     std::vector<float> k(8), v(8);
     for (TokenSlot s = 0; s < log->capacity(); ++s) {
       if (!log->holds(lane, s)) continue;
-      backend.ops->decode(shape.codec, shape.page, log->data(lane, s / kPageTokens), s % kPageTokens, s % kPageTokens + 1,
-                          k.data(), v.data(), 8, log->key_mean(lane));
+      backend.ops->decode(shape.codec, shape.page, log->data(lane, s / kPageTokens), s % kPageTokens,
+                          s % kPageTokens + 1, k.data(), v.data(), 8, log->key_mean(lane));
       const int p = log->positions(lane)[s];
       CHECK(k[0] == static_cast<float>(p));
       CHECK(v[7] == static_cast<float>(-7 - p));

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import pytest
 
+from mosaic_edge import Engine
 from mosaic_edge.config import SessionConfig, SessionSettings, core_model, format_bytes, parse_bytes
 from numpy_vlm import NumpyVlm
 
@@ -43,11 +44,20 @@ def test_bytes_are_shown_with_one_decimal(size: int, text: str) -> None:
     assert format_bytes(size) == text
 
 
-def test_full_packs_nothing_unless_told_and_the_others_pack_to_int4() -> None:
-    spec = NumpyVlm().spec
-    assert SessionConfig(policy="full").core_memory(spec, 0)["packed"] == "fp16"
-    assert SessionConfig(policy="full", packed="int8").core_memory(spec, 0)["packed"] == "int8"
-    assert SessionConfig().core_memory(spec, 0)["packed"] == "int4"
+def test_full_packs_nothing_unless_told_edge_packs_records_and_the_others_pack_to_int4() -> None:
+    engine = Engine(NumpyVlm())
+
+    def coldest(**settings: Any) -> str:
+        return str(engine.plan(memory="4MiB", **settings)["tiers"][-1]["codec"])
+
+    assert coldest(policy="full") == "fp16"
+    assert coldest(policy="full", packed="int8") == "int8"
+    assert coldest() == "k5v3"
+    assert coldest(packed="k4v4") == "k4v4"
+    assert coldest(policy_settings={"unit": "summaries"}) == "int4"
+    assert all(
+        coldest(policy=name) == "int4" for name in ("mosaic", "rekv", "mukv", "infinipot-v", "uniform")
+    )
 
 
 def test_no_disk_is_no_disk_and_a_quota_is_bytes() -> None:

@@ -87,7 +87,8 @@ def test_a_long_stream_stays_under_a_small_cap_and_every_token_is_accounted_for(
                 assert session.memory()["taken_bytes"] <= parse_bytes(SMALL)
         tokens = session.memory()["tokens"]
         spec = session._spec
-        lanes = spec.layers * (spec.kv_heads if policy == "infinipot-v" else 1)  # a pot per KV head
+        by_head = policy in ("infinipot-v", "edge")
+        lanes = spec.layers * (spec.kv_heads if by_head else 1)
         assert tokens["seen"] == 700 * spec.tokens_per_frame * lanes
         assert sum(count for name, count in tokens.items() if name != "seen") == tokens["seen"]
         session.ask(QUESTION, sampling=SHORT)
@@ -373,7 +374,10 @@ def test_sessions_of_one_engine_do_not_see_each_other() -> None:
 
 
 def test_a_disk_tier_takes_what_does_not_fit(tmp_path: Path) -> None:
-    with open_session(memory="900KiB", disk="8MiB", spill_dir=str(tmp_path)) as session:
+    summaries = {"unit": "summaries"}
+    with open_session(
+        memory="900KiB", disk="8MiB", spill_dir=str(tmp_path), policy_settings=summaries
+    ) as session:
         fill(session, 500)
         tokens = session.memory()["tokens"]
         assert tokens["spilled"] > 0

@@ -21,7 +21,9 @@ def test_one_frame_is_kept_apart_and_makes_no_cluster() -> None:
 
 
 def test_with_a_cluster_for_every_token_each_is_that_token_bit_by_bit_and_all_are_read() -> None:
-    played = PlayedMemory("edge", {"unit": "summaries", "reach": 0, "frames": 0}, exact="fp16", clusters=400, frame_tokens=13)
+    played = PlayedMemory(
+        "edge", {"unit": "summaries", "reach": 0, "frames": 0}, exact="fp16", clusters=400, frame_tokens=13
+    )
     for _ in range(20):
         played.frame(13)
     tokens = [t for frame in played.stored for t in frame]
@@ -141,7 +143,9 @@ def test_a_question_attends_to_the_best_summaries_in_time_order(
     exact: str, score: str, tokens: int, frames: int
 ) -> None:
     settings = {"score": score, "frames": frames}
-    played = PlayedMemory("edge", {"unit": "summaries", **settings}, exact=exact, frame_tokens=tokens, clusters=60)
+    played = PlayedMemory(
+        "edge", {"unit": "summaries", **settings}, exact=exact, frame_tokens=tokens, clusters=60
+    )
     most = frames * tokens or 10**9
     stream = around(0.3, 20)(played, tokens)
     for n in range(40):
@@ -166,7 +170,9 @@ def test_questions_to_odd_streams_are_answered_by_the_oracle(name: str) -> None:
 @pytest.mark.parametrize("members", [False, True])
 def test_since_leaves_out_every_mean_that_is_older_in_part(since: float, members: bool) -> None:
     settings = {"frames": 3, **({"members": ALWAYS, "share": 0.3} if members else {})}
-    played = PlayedMemory("edge", {"unit": "summaries", **settings}, frame_tokens=13, clusters=60, retrieve_tokens=40)
+    played = PlayedMemory(
+        "edge", {"unit": "summaries", **settings}, frame_tokens=13, clusters=60, retrieve_tokens=40
+    )
     stream = around(0.3, 40)(played, 13)
     for _ in range(40):
         played.frame(13, 4, next(stream))
@@ -200,7 +206,9 @@ def test_members_of_the_best_are_read_within_the_budget_and_the_rest_as_means(
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("where", ["k", "v"])
 def test_nan_and_infinity_are_refused_and_change_nothing(bad: float, where: str) -> None:
-    played, twin = (PlayedMemory("edge", {"unit": "summaries"}, frame_tokens=7, clusters=20) for _ in range(2))
+    played, twin = (
+        PlayedMemory("edge", {"unit": "summaries"}, frame_tokens=7, clusters=20) for _ in range(2)
+    )
     for _ in range(15):
         played.frame(7)
         twin.frame(7)

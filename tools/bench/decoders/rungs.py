@@ -46,7 +46,12 @@ def session_settings(
 ) -> dict[str, Any]:
     """Settings of Engine.session. frames: of the stream. tokens: to keep, a layer (read_like)."""
     policy = cell.variant.policy
-    settings = {**base, **cell.variant.session, "policy": policy, "policy_settings": dict(cell.variant.policy_settings)}
+    settings = {
+        **base,
+        **cell.variant.session,
+        "policy": policy,
+        "policy_settings": dict(cell.variant.policy_settings),
+    }
     if cell.disk:
         settings["disk"] = cell.disk
     if cell.rung == "exact":

@@ -143,7 +143,9 @@ class HfVlm:
             vocab_size=int(head.weight.shape[0]),
             eos_token_ids=_end_tokens(parts, mosaic),
             video_window=int(mosaic.get("video_window", 0)),
-            context=int(mosaic.get("context", 0) if mosaic else getattr(config, "max_position_embeddings", 0)),
+            context=int(
+                mosaic.get("context", 0) if mosaic else getattr(config, "max_position_embeddings", 0)
+            ),
             policy_settings=mosaic.get("policy_settings", {}),
             fps=float(mosaic.get("fps", 1.0)),
             template=question,

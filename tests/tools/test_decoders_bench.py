@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from fixtures_decoders import Small
 from small_decoders import CHATML
 
