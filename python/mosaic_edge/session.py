@@ -79,7 +79,14 @@ class Session:
         Raises ValueError for a bad frame or falling pts, MemoryCapError when the policy refuses; then nothing
         is changed.
         """
-        image = np.asarray(frame)
+        try:
+            image = np.asarray(frame)
+        except (
+            Exception
+        ) as error:  # of its own class: whatever the object raises when it is asked for its array
+            raise ValueError(
+                f"frame: cannot be read as an array ({' '.join(str(error).split())[:200]})"
+            ) from error
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise ValueError(f"frame: expected uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
         with self._my_turn(), self._lock:

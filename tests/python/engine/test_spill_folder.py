@@ -68,7 +68,7 @@ def test_a_device_without_a_disk_is_told_and_one_without_spilling_is_not(
     monkeypatch.setenv("MOSAIC_CACHE_DIR", f"{mounts}/ram/cache")
     engine = Engine(NumpyVlm())
     for call in (engine.plan, engine.session):
-        with pytest.raises(ValueError, match="are in RAM, where spilling saves none. Set spill_dir="):
+        with pytest.raises(ValueError, match=r"are in RAM, where spilling saves none\. Set spill_dir="):
             call(memory="1MiB", disk="4MiB", policy="rekv")
     assert not (mounts / "ram" / "cache").exists()
     with warnings.catch_warnings():
