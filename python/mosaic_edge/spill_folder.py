@@ -27,9 +27,15 @@ def spill_folder(asked: str | None) -> str:
                 f"spill_dir={asked!r} is in RAM ({kind}): what is spilled there saves none", stacklevel=1
             )
         return asked
-    usual, cache = tempfile.gettempdir(), cache_folder()
+    usual = tempfile.gettempdir()
     if (kind := memory_kind(usual)) is None:
         return usual
+    try:
+        cache = cache_folder()
+    except OSError as error:
+        raise ValueError(
+            f"disk=: {usual} is in RAM ({kind}). Set spill_dir= to a folder on a disk ({error})"
+        ) from None
     if (other := memory_kind(cache)) is not None:
         raise ValueError(
             f"disk=: {usual} ({kind}) and {cache} ({other}) are in RAM, where spilling saves none. "
