@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from mosaic_edge import DEFAULT_POLICY
 from mosaic_edge.models.vlm import VlmSpec
+from mosaic_edge.spill_folder import spill_folder
 
 if TYPE_CHECKING:
     from mosaic_edge._core import Policy
@@ -104,7 +104,8 @@ class SessionConfig:
     disk: int | str | None = None
     """Quota of the spill file, e.g. "2GiB"; None: no disk tier."""
     spill_dir: str | None = None
-    """Where the (unnamed) spill file is made; default: the system's temporary directory."""
+    """Where the (unnamed) spill file is made; default: the system's temporary directory, or the user's cache
+    directory where that is in RAM; see spill_folder.py."""
     window_frames: int = 0
     """Newest frames that are kept exact, whole and always read; 0: what the model's own video window needs,
     at least 3; for a model without one 8, with `edge` by tokens 1 to 4, by the cap."""
@@ -175,9 +176,10 @@ class SessionConfig:
         if not -1 <= self.skip_alike <= 1:
             raise ValueError(f"skip_alike={self.skip_alike}: expected a cosine, or 0 for none")
         for name, given in self.policy_settings.items():
-            if not isinstance(name, str) or not isinstance(given, int | float | str):
+            number = isinstance(given, int | float) and abs(given) < 1e300
+            if not isinstance(name, str) or not (number or isinstance(given, str)):
                 raise ValueError(
-                    f"policy_settings: {name!r}={given!r}: expected a name and a number or a word"
+                    f"policy_settings: {name!r}={str(given)[:80]}: expected a name, and a number or a word"
                 )
 
     def core_arguments(self, spec: VlmSpec, prefix_tokens: int) -> tuple[Any, ...]:
@@ -201,7 +203,7 @@ class SessionConfig:
             "index_share": self.index_share,
             "device_bytes": self._optional_bytes("device_memory"),
             "disk_bytes": self._optional_bytes("disk"),
-            "spill_dir": self.spill_dir or tempfile.gettempdir(),
+            "spill_dir": "" if self.disk is None else spill_folder(self.spill_dir),
             "window_frames": self.window_frames,
             "prefix_tokens": prefix_tokens,
             "branch_tokens": self.branch_tokens,

@@ -17,7 +17,7 @@ class OutputFile:
 
     def __init__(self, path: str | Path, knob: str) -> None:
         self.path = regular(path, knob)
-        descriptor, name = tempfile.mkstemp(f".{self.path.name[:100]}.part", "", self.path.parent)
+        descriptor, name = tempfile.mkstemp(".part", f".{self.path.name[:100]}.", self.path.parent)
         os.close(descriptor)
         self._aside = Path(name)
 

@@ -79,11 +79,18 @@ class Session:
         Raises ValueError for a bad frame or falling pts, MemoryCapError when the policy refuses; then nothing
         is changed.
         """
-        image = np.asarray(frame)
+        try:
+            image = np.asarray(frame)
+        except (
+            Exception
+        ) as error:  # of its own class: whatever the object raises when it is asked for its array
+            raise ValueError(
+                f"frame: cannot be read as an array ({' '.join(str(error).split())[:200]})"
+            ) from error
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise ValueError(f"frame: expected uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
         with self._my_turn(), self._lock:
-            memory = self._open()
+            self._settle()
             if pts is None:
                 pts = 0.0 if self._last_pts is None else self._last_pts + median(self._gaps)
             pts = seconds(pts, "pts")
@@ -92,18 +99,26 @@ class Session:
             with self._trace.span("encode_frame"):
                 elapsed = 0.0 if self._first_pts is None else pts - self._first_pts
                 block = self._model.encode(image, pts, elapsed, self._frames)
-            memory.begin_frame(  # refuses what it cannot take, of a duplicate too
+            if not self._take(block, pts):
+                self._duplicates += 1
+                self._note_time(pts)
+                return
+            self._kept_picture = _picture_of(block)
+            self._note_time(pts)
+            self._frames += 1
+
+    def _take(self, block: EncodedFrame, pts: float) -> bool:
+        """Run a frame through the decoder; False, and nothing taken, for a duplicate that would be taken."""
+        with self._block_or_nothing() as memory:
+            memory.begin_frame(
                 pts, block.embedding, len(block.tokens), block.columns, block.lead, block.trail, block.moment
             )
             if self._is_duplicate(block):
                 memory.abort()
-                self._duplicates += 1
-                self._note_time(pts)
-                return
-            self._run(block.tokens, want_logits=False)
-            self._kept_picture = _picture_of(block)
-            self._note_time(pts)
-            self._frames += 1
+                return False
+            self._forward(block.tokens, want_logits=False)
+            memory.commit()
+            return True
 
     def _note_time(self, pts: float) -> None:
         """A frame was seen: what counts as neighbouring moments follows the stream."""
@@ -230,6 +245,13 @@ class Session:
             self._turn_of = None
             self._turn.release()
 
+    def _settle(self) -> None:
+        """What an interrupt left open, between two steps of a frame or an answer, is forgotten."""
+        memory = self._open()
+        memory.abort()
+        if memory.asking:
+            memory.close_question(False)
+
     def _open(self) -> Any:
         if self._memory is None:
             raise ValueError("the session is closed")
@@ -244,21 +266,29 @@ class Session:
         lengths = np.linalg.norm(now, axis=1) * np.linalg.norm(before, axis=1)
         return bool(np.mean((now * before).sum(axis=1) / np.maximum(lengths, 1e-30)) >= limit)
 
-    def _run(self, embeds: FloatArray, want_logits: bool) -> NDArray[np.float32] | None:
-        """One forward pass of a block that was begun; the block is forgotten if anything fails."""
+    @contextmanager
+    def _block_or_nothing(self) -> Iterator[Any]:
+        """The memory; a block that the body begins is forgotten if anything fails before its end."""
+        memory = self._open()
         try:
-            with self._trace.span("forward"):
-                assert self._attend is not None  # the memory is open: a block was begun
-                logits = self._model.forward(embeds, self._attend, want_logits)
+            yield memory
         except BaseException:
-            self._memory.abort()
+            memory.abort()
             raise
-        self._memory.commit()
-        return logits
+
+    def _forward(self, embeds: FloatArray, want_logits: bool) -> NDArray[np.float32] | None:
+        """One forward pass of a block that was begun."""
+        assert self._attend is not None  # the memory is open: a block was begun
+        with self._trace.span("forward"):
+            return self._model.forward(embeds, self._attend, want_logits)
 
     def _block(self, embeds: FloatArray, want_logits: bool) -> NDArray[np.float32] | None:
-        self._open().begin_text(len(embeds))
-        return self._run(embeds, want_logits)
+        """A block of text."""
+        with self._block_or_nothing() as memory:
+            memory.begin_text(len(embeds))
+            logits = self._forward(embeds, want_logits)
+            memory.commit()
+            return logits
 
     def _answer(
         self,
@@ -278,7 +308,8 @@ class Session:
             keep = False  # a turn that failed is not part of the dialogue; one that was stopped early is
             try:
                 with self._lock:
-                    self._open().open_question(since)
+                    self._settle()
+                    self._memory.open_question(since)
                     first_logits = logits = self._block(self._model.embed_text(ids), want_logits=True)
                     first_token = time.perf_counter() - began
                     moments, lost = self._memory.evidence(), self._memory.evidence_lost

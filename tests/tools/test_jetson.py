@@ -24,6 +24,7 @@ import pytest
 from mosaic_edge import cli
 from mosaic_edge.config import parse_bytes
 from mosaic_edge.profiles import read_profile
+from mosaic_edge.serve.account import COLUMNS
 
 ROOT = Path(__file__).resolve().parents[2]
 JETSON = ROOT / "jetson"
@@ -84,11 +85,13 @@ def test_live_answers_over_its_socket_writes_its_account_and_ends_well_on_sigter
     tmp_path: Path, make_video: Any
 ) -> None:
     account = tmp_path / "account.csv"
-    account.write_text("what a run before wrote\n")
+    before = ",".join(COLUMNS) + "\nwhat a run before wrote\n"
+    account.write_text(before)
     socket_path = (
         Path(tempfile.gettempdir()) / f"mosaic-{os.getpid()}.sock"
     )  # a socket's path holds 107 bytes
-    socket_path.write_text("left by a process that was killed")
+    with socket.socket(socket.AF_UNIX) as left:  # by a process that was killed
+        left.bind(str(socket_path))
     with Camera(("127.0.0.1", 0), Camera.Stream) as camera:
         camera.video = make_video("clip.ts", times=[i / 10 for i in range(50)]).read_bytes()
         threading.Thread(target=camera.serve_forever, daemon=True).start()
@@ -118,7 +121,7 @@ def test_live_answers_over_its_socket_writes_its_account_and_ends_well_on_sigter
     assert answer["evidence"]
     assert set(refused) == {"error"}
     assert not socket_path.exists()
-    assert (tmp_path / "account.csv.1").read_text() == "what a run before wrote\n"
+    assert (tmp_path / "account.csv.1").read_text() == before
     rows = list(csv.DictReader(account.open()))
     assert int(rows[-1]["frames"]) == json.loads(out)["frames"] >= 9
     for row in rows:

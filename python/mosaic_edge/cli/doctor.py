@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import tempfile
+import warnings
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -68,7 +69,7 @@ def examine(spill_dir: str | None = None) -> dict[str, Any]:
         "model": _model(),
         "profiles": _profiles(),
         "memory": _memory(),
-        "spill": _spill(spill_dir or tempfile.gettempdir()),
+        "spill": _spill(spill_dir),
     }
 
 
@@ -171,7 +172,16 @@ def _memory() -> dict[str, Any]:
     return {"ok": True, "total_bytes": memory.total, "available_bytes": memory.available}
 
 
-def _spill(folder: str) -> dict[str, Any]:
+def _spill(asked: str | None) -> dict[str, Any]:
+    from mosaic_edge.spill_folder import memory_kind, spill_folder
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it is said below
+            folder = spill_folder(asked)
+    except ValueError as error:
+        return {"ok": False, "folder": tempfile.gettempdir(), "detail": str(error), "free_bytes": 0}
+    kind = memory_kind(folder)
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"\0" * 4096)
@@ -180,7 +190,8 @@ def _spill(folder: str) -> dict[str, Any]:
     except OSError as error:
         why = f"not writable: {error.strerror or error}. Set spill_dir="
         return {"ok": False, "folder": folder, "detail": why, "free_bytes": 0}
-    return {"ok": True, "folder": folder, "detail": "writable", "free_bytes": free}
+    said = "writable" if kind is None else f"in RAM ({kind}): spilling there saves none. Set spill_dir="
+    return {"ok": kind is None, "folder": folder, "detail": said, "free_bytes": free}
 
 
 def _instruction_sets() -> list[str]:

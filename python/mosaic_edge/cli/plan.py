@@ -11,6 +11,7 @@ from mosaic_edge.cli import command
 from mosaic_edge.cli.options import Json, ModelOptions, SessionOptions
 from mosaic_edge.cli.output import console, print_json
 from mosaic_edge.config import format_bytes
+from mosaic_edge.spill_folder import memory_kind, spill_folder
 
 
 @command
@@ -30,6 +31,10 @@ def make_plan(model: ModelOptions, session: SessionOptions) -> dict[str, Any]:
     plan["parts"] = [{"name": name, "bytes": size} for name, size in plan["parts"]]
     plan["model"] = engine.spec.name
     plan["policy"] = session.policy
+    disk = session.keywords().get("disk")
+    if disk is not None:
+        folder = spill_folder(session.keywords().get("spill_dir"))
+        plan["spill"] = {"folder": folder, "in_ram": memory_kind(folder)}
     page_tokens = 16
     layers = engine.spec.layers
     for tier in plan["tiers"]:
@@ -59,6 +64,9 @@ def show_plan(plan: dict[str, Any], console: Console) -> None:
         sizes = format_bytes(tier["page_bytes"]), format_bytes(tier["bytes"])
         tiers.add_row(tier["place"], tier["codec"], f"{tier['pages']:,}", *sizes, f"{tier['frames']:,}")
     console.print(tiers)
+    if spill := plan.get("spill"):
+        where = f", which is in RAM ({spill['in_ram']})" if spill["in_ram"] else ""
+        console.print(f"spill file in {spill['folder']}{where}", soft_wrap=True)
     console.print(
         f"window {plan['window_frames']} frames, {plan['clusters']:,} clusters a layer, "
         f"{plan['scenes']} scenes; "

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from mosaic_edge.models.vlm import Vlm
 
 TINY = "mosaic-tiny"
+_MOST_THREADS = 1024
+_KINDS = {str: "text", int: "a whole number", bool: "True or False"}
 
 
 def load_model(
@@ -30,6 +32,21 @@ def load_model(
 
     ModelError names what was looked for; ValueError a keyword of the other layout.
     """
+    if not isinstance(model, str | Path):
+        raise ValueError(f"model={str(model)[:80]!r}: expected a name, a directory or a hub id")
+    for name, value, kind in (
+        ("device", device, str),
+        ("threads", threads, int),
+        ("variant", variant, str),
+        ("dtype", dtype, str),
+        ("quantization", quantization, str),
+        ("tokens_per_frame", tokens_per_frame, int),
+        ("allow_pickle", allow_pickle, bool),
+    ):
+        if value is not None and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
+            raise ValueError(f"{name}={str(value)[:80]!r}: expected {_KINDS[kind]}")
+    if threads is not None and not 0 <= threads <= _MOST_THREADS:
+        raise ValueError(f"threads={threads}: expected 0 (all cores) to {_MOST_THREADS}")
     path = Path(__file__).parent / "tiny" if model == TINY else Path(model)
     if not _is_transformers(path, str(model)):
         theirs = {"dtype": dtype, "quantization": quantization, "allow_pickle": allow_pickle or None}
@@ -66,7 +83,9 @@ def load_model(
 def _is_transformers(path: Path, model: str) -> bool:
     """A directory with config.json and no ONNX graph; or what is no directory and has the form of a hub
     id."""
-    if not path.is_dir():
+    from mosaic_edge.models.directory import is_folder
+
+    if not is_folder(path):
         return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", model) is not None
     graphs = (path / "onnx").is_dir() or (path / "genai_config.json").is_file() or any(path.glob("*.onnx"))
     return (path / "config.json").is_file() and not graphs

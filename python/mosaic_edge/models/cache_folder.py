@@ -21,15 +21,20 @@ def cache_folder() -> Path:
     """MOSAIC_CACHE_DIR, else `mosaic_edge` in the cache directory of the user (XDG_CACHE_HOME)."""
     if said := os.environ.get("MOSAIC_CACHE_DIR"):
         return Path(said)
+    try:
+        return _of_user() / "mosaic_edge"
+    except RuntimeError as error:  # a service's user without a home
+        raise OSError(f"{error}; MOSAIC_CACHE_DIR= names a cache directory") from None
+
+
+def _of_user() -> Path:
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA")
-        user = Path(base) if base else Path.home() / "AppData" / "Local"
-    elif sys.platform == "darwin":
-        user = Path.home() / "Library" / "Caches"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME")
-        user = Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache"
-    return user / "mosaic_edge"
+        return Path(base) if base else Path.home() / "AppData" / "Local"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches"
+    base = os.environ.get("XDG_CACHE_HOME")
+    return Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache"
 
 
 def make_aside(place: Path, name: str) -> Path:

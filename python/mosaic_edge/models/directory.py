@@ -55,6 +55,14 @@ def is_trusted(folder: Path) -> bool:
     return folder.is_relative_to(Path(__file__).parent)
 
 
+def is_folder(path: Path) -> bool:
+    """Whether a directory is there; what can be no path is none."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # a name that is too long, or holds a zero
+        return False
+
+
 def is_there(path: Path) -> bool:
     """Whether the entry exists, be it a link that leads nowhere."""
     try:

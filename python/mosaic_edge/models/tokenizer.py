@@ -76,7 +76,12 @@ class TextTokenizer:
         return self._plain
 
     def _ids(self, tokenizer: Tokenizer, text: str) -> list[int]:
-        encoding = tokenizer.encode(text, add_special_tokens=False)
+        try:
+            encoding = tokenizer.encode(text, add_special_tokens=False)
+        except Exception as error:  # the package raises plain Exception for every cause
+            raise ValueError(
+                f"the tokenizer cannot read this text ({' '.join(str(error).split())})"
+            ) from None
         ids: list[int] = list(encoding.ids)
         if self._unknown is not None and self._unknown in ids:
             spans = [span for i, span in zip(ids, encoding.offsets, strict=True) if i == self._unknown]

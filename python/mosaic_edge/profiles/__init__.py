@@ -11,7 +11,6 @@ of the pen never becomes a silent default.
 
 from __future__ import annotations
 
-import math
 import sys
 from dataclasses import dataclass, fields
 from inspect import signature
@@ -20,6 +19,7 @@ from typing import Any
 
 from mosaic_edge.config import BACKENDS, SessionConfig, format_bytes, parse_bytes
 from mosaic_edge.models import load_model
+from mosaic_edge.output_file import regular
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -46,6 +46,8 @@ _TYPES = {
 }
 """What the tables may hold, and the plain types each takes: [session] fields of SessionConfig, [model]
 keywords of Engine.load."""
+
+_MOST_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,12 @@ def read_profile(name: str) -> Profile:
             f"profile={name!r}: expected a path to a .toml, or one of {', '.join(known) or 'none'}"
         )
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        file = regular(path, "profile")
+        if (size := file.stat().st_size) > _MOST_BYTES:
+            raise ValueError(f"{size} bytes, expected at most {_MOST_BYTES}")
+        document = tomllib.loads(file.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(f"{path}: not a TOML file: nested too deep") from None
     except OSError as error:
         raise ValueError(f"profile={name!r}: {error.strerror or error}") from error
     except ValueError as error:  # no TOML, or no UTF-8
@@ -104,8 +111,8 @@ def _check(path: Path, document: dict[str, Any]) -> Profile:
         raise ValueError(f"title={title!r}: expected the name of the board")
     board = parse_bytes(document.get("board_memory", "missing"), "board_memory")
     fps = document.get("fps")
-    if fps is not None and (not _is(fps, {"float"}) or not 0 < fps < math.inf):
-        raise ValueError(f"fps={fps!r}: expected frames a second, a positive number")
+    if fps is not None and (not _is(fps, {"float"}) or not 0 < fps <= 1000):
+        raise ValueError(f"fps={fps!r}: expected frames a second, a positive number up to 1000")
     session, model = (_table(document, name) for name in _TYPES)
     if "memory" not in session:
         raise ValueError("session.memory is missing: expected the cap, such as '1GiB'")
@@ -138,7 +145,7 @@ def _check_value(key: str, value: Any, types: set[str]) -> None:
         raise ValueError(f"{key}={value!r}: expected one of {', '.join(BACKENDS)}")
     elif not _is(value, types):
         raise ValueError(f"{key}={value!r}: expected {' or '.join(sorted(types))}")
-    elif isinstance(value, int | float) and not 0 <= value < math.inf:
+    elif isinstance(value, int | float) and not 0 <= value < 1e300:
         raise ValueError(f"{key}={value!r}: expected a number from 0 on")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +130,23 @@ def test_doctor_lists_the_profiles(capfd: Any) -> None:
     code, found = run(capfd, "doctor")
     assert code == 0
     assert set(found["profiles"]["titles"]) == set(NAMES)
+
+
+@pytest.mark.parametrize("kind", ["deep", "deep enough", "fifo", "device", "huge", "number"])
+def test_a_profile_that_is_no_file_or_no_sense_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "mine.toml"
+    texts = {
+        "deep": "a=" + "[" * 20_000,
+        "deep enough": "a=" + "[" * 5_000 + "]" * 5_000,
+        "huge": "#" * (1 << 20) + GOOD,
+        "number": "fps=" + "9" * 400 + "\n" + GOOD,
+    }
+    if kind in texts:
+        path.write_text(texts[kind])
+    elif kind == "fifo":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(ValueError) as error:
+        read_profile(str(path))
+    assert len(str(error.value)) < 1000

@@ -293,3 +293,41 @@ def test_errors_are_short_whatever_was_given(session: Session) -> None:
             ask()
         assert len(str(error.value)) < 200
     json.dumps(str(error.value))
+
+
+@pytest.mark.parametrize("step", ["_is_duplicate", "_forward"])
+def test_an_interrupt_between_two_steps_of_a_frame_leaves_nothing_open(
+    session: Session, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = session.memory()
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session, step, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            session.append(picture(70), 7.0)
+    goes_on(session, before)
+
+
+def test_what_an_interrupt_left_open_is_forgotten_by_the_next_call(session: Session) -> None:
+    before = session.memory()
+    block = session._model.encode(picture(70), 7.0, 7.0, 5)
+    session._memory.begin_frame(7.0, block.embedding, len(block.tokens), block.columns, 0, 0, -1)
+    goes_on(session, before)
+    before = session.memory()
+    session._memory.open_question(None)
+    session._memory.begin_text(3)
+    goes_on(session, before)
+
+
+def test_a_frame_that_is_no_array_is_refused_whatever_it_raises(session: Session) -> None:
+    class Torn:
+        def __array__(self, *_: object, **__: object) -> np.ndarray:
+            raise RuntimeError("torn")
+
+    before = session.memory()
+    with pytest.raises(ValueError, match=r"frame: cannot be read as an array .torn"):
+        session.append(Torn(), 7.0)  # type: ignore[arg-type]
+    goes_on(session, before)

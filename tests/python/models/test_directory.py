@@ -13,7 +13,7 @@ import pytest
 from mosaic_edge.models import sandbox, schema
 from mosaic_edge.models.directory import check_directory, named_file, plain_file, read_json
 from mosaic_edge.models.schema import TABLES, Kind
-from mosaic_edge.models.tokenizer import check_tokenizer
+from mosaic_edge.models.tokenizer import TextTokenizer, check_tokenizer
 from mosaic_edge.models.vlm import ModelError
 
 ODD: list[Any] = [
@@ -202,3 +202,13 @@ def test_the_wording_of_a_kind_says_both_of_two() -> None:
     assert (
         schema.whole(1, 3) | schema.text(5)
     ).need == "a whole number from 1 to 3, or text of at most 5 characters"
+
+
+def test_a_tokenizer_without_a_word_for_unknown_ones_loads_and_names_what_it_cannot_read(
+    folder: Path,
+) -> None:
+    model = {"type": "WordLevel", "vocab": {"ball": 0}, "unk_token": "<unk>"}
+    tokenizer = TextTokenizer(write_tokenizer(folder, model=model))
+    assert tokenizer.encode("ball ball") == [0, 0]
+    with pytest.raises(ValueError, match="the tokenizer cannot read this text"):
+        tokenizer.encode("zorg")

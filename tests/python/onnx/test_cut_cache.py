@@ -170,6 +170,19 @@ def test_the_place_is_the_users_cache_or_as_said_or_none_and_never_the_models(
     assert isinstance(open_pieces(decoder, {}, least_bytes=0), CutGraph)
 
 
+def test_a_user_without_a_home_has_cuts_in_memory(
+    tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = write(tmp_path / "model")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    assert isinstance(open_pieces(decoder, {}, least_bytes=0), CutGraph)
+
+
 def test_nothing_is_deleted_that_the_cache_did_not_write(tmp_path: Path, place: Path) -> None:
     decoder = write(tmp_path / "model")
     open_pieces(decoder, {}, least_bytes=0)

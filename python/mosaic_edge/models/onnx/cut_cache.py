@@ -67,7 +67,11 @@ def open_pieces(
     """
     if bytes_on_disk(decoder) < (LEAST_BYTES if least_bytes is None else least_bytes):
         return cut(read_graph(decoder), hints, str(decoder.parent))
-    entry = cache_folder() / "cuts" / _key(decoder, hints)
+    try:
+        place = cache_folder() / "cuts"
+    except OSError:
+        return cut(read_graph(decoder), hints, str(decoder.parent))
+    entry = place / _key(decoder, hints)
     if (found := _read(entry, decoder)) is not None:
         return found
     graph = cut(read_graph(decoder), hints, str(decoder.parent))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mosaic_edge.models.directory import is_there, named_file, plain_file, read_json
+from mosaic_edge.models.directory import is_folder, is_there, named_file, plain_file, read_json
 from mosaic_edge.models.vlm import ModelError
 
 STEMS = {
@@ -57,8 +57,8 @@ class ModelFiles:
         """
         if device not in VARIANTS:
             raise ValueError(f"device={device!r}: there are {', '.join(VARIANTS)}")
-        if not folder.is_dir():
-            raise ModelError(f"{folder}: no such model directory")
+        if not is_folder(folder):
+            raise ModelError(f"{str(folder)[:500]}: no such model directory")
         named = _named(folder)
         decoder = (named.get("decoder") if variant is None else None) or _choose(
             folder, "decoder", variant, device, strict=True
