@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from small_decoders import write_small
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from fixtures_decoders import Small
 from small_decoders import CHATML
 

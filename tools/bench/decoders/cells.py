@@ -74,7 +74,7 @@ class StreamRun:
         return forward
 
     def _ask(self, session: Session, question: Question) -> Reply:
-        return session.ask(asked(self.decoder, question), sampling=ONE_TOKEN)
+        return session.ask(asked(self.decoder, question), sampling=ONE_TOKEN, special_tokens=True)
 
     def _counted(self, engine: Engine, stats: Row) -> Row:
         frames, asked_for = len(self.stream.sentences), max(len(self.stream.questions), 1)

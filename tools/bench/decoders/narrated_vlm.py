@@ -67,8 +67,10 @@ class NarratedVlm:
         """[T, hidden]."""
         return self._decoder.embed(ids)
 
-    def tokenize(self, text: str) -> list[int]:
-        """Token ids, none added."""
+    def tokenize(self, text: str, plain: tuple[int, int] | None = None) -> list[int]:
+        """Token ids, none added. What the bench asks ends the user's turn itself: it is asked with special_tokens."""
+        if plain is not None:
+            raise ValueError("ask with special_tokens=True")
         return self._decoder.ids(text)
 
     def detokenize(self, ids: Sequence[int]) -> str:
