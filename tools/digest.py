@@ -34,7 +34,7 @@ MODEL: dict[str, Any] = {
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "plain": ({}, {}),
     "disk": ({}, {"disk_bytes": 1 << 20}),
-    "original": ({}, {"positions": "original", "max_position": 1 << 14}),
+    "original": ({"context": 1 << 14}, {"positions": "original"}),
     "m-rope": ({"rope": MULTI, "video_window": 0}, {"retrieve_tokens": 200}),
     "m-rope-follows": ({"rope": FOLLOWS, "video_window": 0}, {"exact": "fp32", "packed": "int8"}),
     "few-clusters": ({}, {"clusters": 40, "disk_bytes": 200_000, "refresh_every": 2}),

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from mosaic_edge import _core
 from mosaic_edge.config import SessionConfig
 from mosaic_edge.evidence import time_ranges
+from mosaic_edge.held_policy import weakly_held
 from mosaic_edge.models.vlm import EncodedFrame, FloatArray, FrameArray, Vlm
 from mosaic_edge.question import check_arguments, question_tokens, seconds
 from mosaic_edge.reply import Reply, ReplyStream
@@ -55,7 +56,10 @@ class Session:
         prefix = model.tokenize(self._spec.prefix) if self._spec.prefix else []
         self._trace = Trace(config.trace)
         try:
-            self._memory: Any = _core.KvMemory(*config.core_arguments(self._spec, len(prefix)), config.faults)
+            model_shape, memory, policy, *others = config.core_arguments(self._spec, len(prefix))
+            self._memory: Any = _core.KvMemory(
+                model_shape, memory, weakly_held(policy), *others, config.faults
+            )
         except BaseException:
             self._trace.close()
             raise

@@ -212,3 +212,26 @@ def test_a_tokenizer_without_a_word_for_unknown_ones_loads_and_names_what_it_can
     assert tokenizer.encode("ball ball") == [0, 0]
     with pytest.raises(ValueError, match="the tokenizer cannot read this text"):
         tokenizer.encode("zorg")
+
+
+PUBLISHED = Path(__file__).resolve().parents[3].parent / "shared" / "configs"
+
+
+@pytest.mark.skipif(
+    not PUBLISHED.is_dir(), reason="the published configs lie beside the repository, not in it"
+)
+def test_published_configs_are_as_the_tables_say_and_their_templates_are_rendered(tmp_path: Path) -> None:
+    checked = rendered = 0
+    content = [{"type": "video"}, {"type": "image"}, {"type": "text", "text": "why?"}]
+    for source in sorted(PUBLISHED.glob("*/*")):
+        if source.name in TABLES:
+            copy = tmp_path / source.name
+            copy.write_bytes(source.read_bytes())
+            read_json(copy)
+            checked += 1
+        elif source.suffix == ".jinja":
+            conversation = [{"role": "user", "content": content}]
+            made = sandbox.limited(source.name, "chat_template", source.read_text(), [conversation], {})
+            assert made["error"] is None and "why?" in made["texts"][0], source
+            rendered += 1
+    assert checked > 20 and rendered > 2
