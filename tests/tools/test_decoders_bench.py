@@ -118,7 +118,7 @@ def test_sessions_that_share_a_pass_answer_as_alone_and_one_that_fails_leaves(sm
 
     def run(settings: dict[str, Any], forward: Any = None) -> Any:
         try:
-            return StreamRun(decoder, stream, {"threads": 1, **settings}).go(forward)[1]
+            return StreamRun(decoder, stream, {"kernel_threads": 1, **settings}).go(forward)[1]
         except Exception as error:
             return str(error)
 

@@ -128,7 +128,12 @@ def test_every_file_of_the_project_that_is_named_in_code_exists(page: Path) -> N
     lines = [line for line in read(page).splitlines() if line.startswith("    ")]
     code = " ".join([*spans, *lines])
     named = set(re.findall(r"(?<![\w/.-])(?:tools|jetson|cpp|python/mosaic_edge|\.ci)/[\w./-]*\w", code))
-    drafts = {"python/mosaic_edge/cli/schemes.py", "python/mosaic_edge/sources/folders.py"}  # CONTRIBUTING's
+    drafts = {  # CONTRIBUTING's
+        "python/mosaic_edge/cli/schemes.py",
+        "python/mosaic_edge/sources/folders.py",
+        "cpp/codec/bf16.h",
+        "cpp/policy/every_other.cc",
+    }
     assert sorted(name for name in named - drafts if not (ROOT / name).exists()) == []
 
 

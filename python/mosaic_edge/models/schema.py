@@ -193,7 +193,13 @@ TABLES: Mapping[str, Table] = {
     "preprocessor_config.json": _IMAGES,
     "processor_config.json": {"image_processor": _IMAGES},
     "genai_config.json": {
-        "model": {"decoder": _GRAPH, "vision": _GRAPH, "embedding": _GRAPH, "eos_token_id": IDS}
+        "model": {
+            "decoder": _GRAPH,
+            "vision": _GRAPH,
+            "embedding": _GRAPH,
+            "eos_token_id": IDS,
+            "context_length": whole(1, 1 << 40),
+        }
     },
     "mosaic.json": {
         "name": WORD,
@@ -201,6 +207,8 @@ TABLES: Mapping[str, Table] = {
         "prefix": PROMPT,
         "fps": RATE,
         "video_window": whole(0, 1 << 16),
+        "context": whole(0, 1 << 24),
+        "policy_settings": map_of(map_of(WORD | number(-1e9, 1e9))),
         "tokens_per_frame": whole(1, 1 << 20),
         "grid": list_of(whole(1, 1 << 20), 2, 2),
         "image_size": PAIR,

@@ -38,6 +38,10 @@ class DeviceAttend(Protocol):
         ...
 
 
+MOST_CONTEXT = 1 << 24
+"""Positions that a memory counts; a model that says more has as many."""
+
+
 class ModelError(ValueError):
     """A model directory or file that cannot be used: one line that says what, where and what was expected."""
 

@@ -210,9 +210,12 @@ def test_full_gets_the_least_cap_that_holds_the_stream() -> None:
 def test_policies_that_retrieve_get_a_second_row_with_the_disk(engine: Engine, tmp_path: Path) -> None:
     reads = {
         name: retrieves(engine, parse_variant(name), {})
-        for name in ("edge", "edge[members=never]", "mosaic", "full", "window", "uniform")
-    }
-    assert [name for name, reads_part in reads.items() if reads_part] == ["edge", "mosaic"]
+        for name in (
+            "edge", "edge[unit=summaries]", "edge[unit=summaries;members=never]", "mosaic", "full", "window",
+            "uniform",
+        )
+    }  # fmt: skip
+    assert [name for name, reads_part in reads.items() if reads_part] == ["edge[unit=summaries]", "mosaic"]
     rows = evaluate(small(caps="300%", disk="1MiB"), tmp_path)
     assert [(r["policy"], r["disk_bytes"]) for r in rows] == [
         ("full", 0), ("mosaic", 0), ("mosaic + disk", 1 << 20), ("window", 0),

@@ -212,8 +212,9 @@ def test_a_video_longer_than_the_disk_quota_goes_on_within_it(
     folders: dict[str, Path], policy: str, cap: int, quota: int
 ) -> None:
     settings: dict[str, Any] = dict(
-        memory=cap << 10, disk=quota, policy=policy, kernel_threads=1, branch_tokens=96
-    )
+        memory=cap << 10, disk=quota, policy=policy, kernel_threads=1, branch_tokens=96,
+        policy_settings={"unit": "summaries"} if policy == "edge" else {},
+    )  # fmt: skip
     with load(folders["internvl"]).session(**settings) as session:
         for i in range(160):
             session.append(picture(i), float(i))

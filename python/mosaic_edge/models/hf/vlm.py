@@ -26,6 +26,7 @@ from mosaic_edge.models.hf.rope import rope_of, zero_positions
 from mosaic_edge.models.rope import absolute_moment
 from mosaic_edge.models.tokenizer import TextTokenizer
 from mosaic_edge.models.vlm import (
+    MOST_CONTEXT,
     Attend,
     EncodedFrame,
     FloatArray,
@@ -143,9 +144,7 @@ class HfVlm:
             vocab_size=int(head.weight.shape[0]),
             eos_token_ids=_end_tokens(parts, mosaic),
             video_window=int(mosaic.get("video_window", 0)),
-            context=int(
-                mosaic.get("context", 0) if mosaic else getattr(config, "max_position_embeddings", 0)
-            ),
+            context=_context(mosaic, config),
             policy_settings=mosaic.get("policy_settings", {}),
             fps=float(mosaic.get("fps", 1.0)),
             template=question,
@@ -281,6 +280,12 @@ def _triple(value: Any) -> tuple[float, float, float]:
     values = list(value) if isinstance(value, list | tuple) else [value] * 3
     r, g, b = (float(v) for v in (values + values)[:3])
     return r, g, b
+
+
+def _context(mosaic: dict[str, Any], config: Any) -> int:
+    """Positions the decoder was trained for; 0: not said, or the model was made for streams."""
+    said = mosaic.get("context") if mosaic else getattr(config, "max_position_embeddings", None)
+    return min(int(said or 0), MOST_CONTEXT)
 
 
 def _end_tokens(parts: Parts, mosaic: dict[str, Any]) -> tuple[int, ...]:

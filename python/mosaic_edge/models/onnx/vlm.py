@@ -27,7 +27,16 @@ from mosaic_edge.models.onnx.trial import TrialSession
 from mosaic_edge.models.onnx.vision import VisionGraph
 from mosaic_edge.models.rope import absolute_moment
 from mosaic_edge.models.tokenizer import TextTokenizer
-from mosaic_edge.models.vlm import Attend, EncodedFrame, FloatArray, FrameArray, ModelError, RopeSpec, VlmSpec
+from mosaic_edge.models.vlm import (
+    MOST_CONTEXT,
+    Attend,
+    EncodedFrame,
+    FloatArray,
+    FrameArray,
+    ModelError,
+    RopeSpec,
+    VlmSpec,
+)
 
 _SMALL_MODEL = 64 << 20
 
@@ -181,8 +190,8 @@ class _Settings:
             return int(self.mosaic.get("context", 0))
         for part in (self.config.get("text_config", {}), self.config, self.genai.get("model", {})):
             for key in ("max_position_embeddings", "context_length"):
-                if isinstance(part.get(key), int):
-                    return int(part[key])
+                if key in part:
+                    return min(int(part[key]), MOST_CONTEXT)
         return 0
 
     def end_tokens(self, folder: Path) -> tuple[int, ...]:
