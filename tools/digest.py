@@ -41,7 +41,10 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "no-summaries": ({}, {"summaries": False, "prefetch": False, "disk_bytes": 1 << 20}),
 }
 SETTINGS: dict[str, list[dict[str, Any]]] = {
-    "edge": [{"members": "always"}, {"members": "never", "frames": 0.0}],
+    "edge": [
+        {"score": "received", "listen": 5.0}, {"likeness": 0.0}, {"unit": "summaries"},
+        {"unit": "summaries", "members": "always"}, {"unit": "summaries", "members": "never", "frames": 0.0},
+    ],
     "mosaic": [
         {"published": 1.0}, {"levels": "visual"}, {"levels": "none"}, {"item": "frame"}, {"split": "eager"},
         {"tau": "quantile"}, {"read_scenes": 2.0},
@@ -99,7 +102,7 @@ def plans() -> str:
             memory = {"cap_bytes": cap, "spill_dir": tempfile.gettempdir(), **more}
             try:
                 total.add(_core.plan(shape, memory, policy))
-            except _core.MemoryCapError as error:
+            except (_core.MemoryCapError, _core.InvalidInput) as error:
                 total.add(str(error))
     return total.text()
 
@@ -112,7 +115,7 @@ def session(policy: str, settings: dict[str, Any], model: dict[str, Any], memory
     total, random = Hash(), np.random.default_rng(5)
     try:
         core = _core.KvMemory(shape, config, policy, settings, "cpu", 1, 13 if "disk_bytes" in config else 0)
-    except _core.MemoryCapError as error:
+    except (_core.MemoryCapError, _core.InvalidInput) as error:
         return str(error)
     layers, heads, dim = shape["layers"], shape["kv_heads"], shape["head_dim"]
     kinds = random.standard_normal((2, layers, 9, heads, dim))
@@ -136,7 +139,7 @@ def session(policy: str, settings: dict[str, Any], model: dict[str, Any], memory
         lead, trail = (2, 1) if number % 3 == 0 else (0, 0)
         try:
             core.begin_frame(float(number), embedding.astype(np.float32), tokens, 4, lead, trail)
-        except _core.MemoryCapError as error:
+        except (_core.MemoryCapError, _core.InvalidInput) as error:
             total.add(str(error))
             break
         block(tokens)
@@ -167,7 +170,7 @@ def stressed(policy: str, frames: int) -> str:
             second = number / engine.spec.fps
             try:
                 live.append(world.render(second), second)
-            except _core.MemoryCapError as error:
+            except (_core.MemoryCapError, _core.InvalidInput) as error:
                 total.add(str(error))
                 break
             if number % 50 != 49:

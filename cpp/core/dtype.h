@@ -43,4 +43,7 @@ MOSAIC_HD inline half_t float_to_half(float f) {
   return static_cast<half_t>(sign | ((magnitude - 0x38000000u + 0xfffu + odd) >> 13));
 }
 
+// A number that is not negative, as the nearest half that is finite; NaN is 0. What is sorted by it has an order.
+MOSAIC_HD inline half_t finite_half(float f) { return float_to_half(f > 0 ? (f < 65504.0f ? f : 65504.0f) : 0.0f); }
+
 }  // namespace mosaic

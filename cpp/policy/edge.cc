@@ -1,13 +1,13 @@
 // edge: ours. Every KV head keeps the tokens that trained decoders will want again, whole and packed, and everything kept
 // is read - by questions, and by frames too, for what a token did not see when it was made no later reading brings back.
-//   worth    the attention a token receives from the next frames, times the norm of its value: what the model itself makes
+//   worth    the attention a token receives from its own frame and the next ones, times the norm of its value: what the model itself makes
 //            of it says best what it will ask for, and carries over between families of models
 //   likeness a token nearly the same as one that is worth more (centred keys and centred values) is missed less:
 //            its worth is taken by 1 - c^4
 //   give up  the least, one by one and for good; what is left is never averaged
-// Measured against other scores in docs/results/decoders.md. unit="summaries" is the earlier edge (edge_summaries.cc).
+// What it does on trained decoders stands in docs/results/decoders.md. unit="summaries" is the earlier edge (edge_summaries.cc).
 #include <algorithm>
-#include <cmath>
+#include <bit>
 
 #include "policy/edge_summaries.h"
 #include "policy/policy.h"
@@ -42,7 +42,10 @@ class Edge final : public Policy, public Retention {
   int give_up(const TokenLog& log, const Listening& heard, int lane, int need, GivenUp* out) override;
 
  private:
-  float rank(float worth, float like) const { return worth * std::max(1 - like * like * like * like, 1e-4f); }
+  // Settled or heard, in one scale: what a half holds.
+  static float rank(float worth, float like) {
+    return std::min(worth, 65504.0f) * std::max(1 - like * like * like * like, 1e-4f);
+  }
   EdgeSettings s_;
 };
 
@@ -61,13 +64,15 @@ int Edge::give_up(const TokenLog& log, const Listening& heard, int lane, int nee
     const TokenSlot* const slots = heard.slots(lane, f);
     const half_t* const received = heard.received(lane, f);
     for (int i = 0; i < heard.frame(f).tokens; ++i)
-      if (slots[i] != kNone) out[n++] = {slots[i], f, i, worth(half_to_float(received[i]), log.noted(lane, slots[i]))};
+      if (slots[i] != kNone)
+        out[n++] = {slots[i], f, i, rank(worth(half_to_float(received[i]), log.value_norm(lane, slots[i])), 0)};
   }
   need = std::min(need, n);
   // Among equals the oldest goes, so that two runs with one history stay the same.
   const int32_t* const positions = log.positions(lane);
   std::nth_element(out, out + need, out + n, [&](const GivenUp& a, const GivenUp& b) {
-    return a.rank < b.rank || (a.rank == b.rank && positions[a.slot] < positions[b.slot]);
+    if (a.rank != b.rank) return a.rank < b.rank;
+    return positions[a.slot] != positions[b.slot] ? positions[a.slot] < positions[b.slot] : a.slot < b.slot;
   });
   return need;
 }

@@ -102,7 +102,10 @@ void KvMemory::attend_lane(int lane, const float* q, const float* k, const float
   reads_now_ += s.attended() + s.rows();
   if (block_ == BlockKind::kQuestion && passes_ == 0) collect_evidence(args, s, lane);
   if (block_ == BlockKind::kFrame && plan_.window.attention_received) collect_attention_received(args, s, lane);
-  if (block_ == BlockKind::kFrame && records_) records_->listen(args, s, lane, window_, parts_.selecting.page_mass);
+  if (block_ == BlockKind::kFrame && records_) {
+    const int seen = model().video_window > 0 ? std::min(window_.frames(), model().video_window - 1) : window_.frames();
+    records_->listen(args, s, lane, window_, seen, parts_.selecting.page_mass);
+  }
   block_ == BlockKind::kFrame ? stage_frame(lane, k, v) : stage_text(lane, k, v);
 }
 

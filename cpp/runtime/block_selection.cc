@@ -62,6 +62,7 @@ void BlockSelection::clear() {
   finished_entries_ = finished_tokens_ = 0;
   sent_entries_ = sent_tokens_ = sent_rows_ = 0;
   behind_ = {};
+  first_heard_ = kNone;
   ready = false;
 }
 
@@ -131,7 +132,6 @@ void BlockSelection::finish(bool original, int room, const RopeSpec& rope, Selec
     const int n = sort_by_position(scratch.order);
     highest = original ? shorten_gaps(scratch.order, n, room) : close_up(rope, scratch.order, n);
   }
-  for (int i = 0; i < n_tokens_; ++i) table_.positions[i] = std::max(table_.positions[i], 0);  // between those attended
   behind_.picture = highest + 1;
   for (int i = 0; i < n_rows_; ++i) {
     int32_t* p = table_.row_positions + 3 * i;
@@ -140,9 +140,11 @@ void BlockSelection::finish(bool original, int room, const RopeSpec& rope, Selec
   }
   if (rope.is_multi()) {
     for (int i = 0; i < 2 * n_tokens_; ++i)
-      highest = std::max<int32_t>(highest, rope.place_at(table_.positions[i / 2], table_.places[i]));
+      if (table_.positions[i / 2] >= 0)
+        highest = std::max<int32_t>(highest, rope.place_at(table_.positions[i / 2], table_.places[i]));
   }
   behind_.position = highest + 1;
+  for (int i = 0; i < n_tokens_; ++i) table_.positions[i] = std::max(table_.positions[i], 0);  // between those attended
 }
 
 int BlockSelection::sort_by_position(uint64_t* order) {

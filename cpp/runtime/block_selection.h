@@ -1,10 +1,11 @@
 // BlockSelection: what one layer attends to besides the block itself, as the kernels read it - a block table of pages, the
 // position of every token in it, and the summaries of what is not read. Built once per question and layer (and for every
-// frame), reused for every token of the answer. Positions are contiguous in time order, or the original ones. It is built
-// in host memory; where kernels have memory of their own, upload() sends what changed. Not thread-safe.
+// frame), reused for every token of the answer; of a policy by records for every block anew. Positions are contiguous in time
+// order, or the original ones, gaps cut where those do not fit. It is built in host memory; where kernels have memory of their own, upload() sends what changed. Not thread-safe.
 #pragma once
 
 #include <algorithm>
+#include <bit>
 
 #include "runtime/plan.h"
 #include "runtime/positions.h"
@@ -58,6 +59,9 @@ class BlockSelection {
   int entries() const { return n_entries_; }
   int tokens() const { return n_tokens_; }  // that have a position, a few between those attended among them
   int attended() const { return n_attended_; }
+  // Entries from this one on are of tokens that are still heard, or of the window; kNone: nothing of a log was added.
+  int first_heard() const { return first_heard_; }
+  void mark_heard() { first_heard_ = n_entries_; }
   int rows() const { return n_rows_; }
   const PageEntry& entry(int i) const { return table_.pages[i]; }
   const TokenMeta* meta(int entry) const {
@@ -86,6 +90,7 @@ class BlockSelection {
   }
   // A page that could not be read: its tokens are not attended.
   void forget(int entry) {
+    n_attended_ -= std::popcount(table_.pages[entry].rows);
     table_.pages[entry].rows = 0;
     sent_entries_ = std::min(sent_entries_, entry);
   }
@@ -114,6 +119,7 @@ class BlockSelection {
   int finished_entries_ = 0, finished_tokens_ = 0;
   int reserved_entries_ = 0, reserved_tokens_ = 0;
   bool original_ = false;
+  int first_heard_ = kNone;
   Behind behind_;
 };
 

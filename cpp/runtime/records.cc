@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <limits>
 
 #include "core/error.h"
 #include "core/trace.h"
@@ -34,39 +35,44 @@ void Records::read(int lane, int32_t since_ms, BlockSelection* selection) {
       if (times[i] < since_ms) rows &= static_cast<uint16_t>(~(1u << i));
     page_first_[page] = selection->tokens() - std::countr_zero(rows);
     const size_t first = static_cast<size_t>(page) * kPageTokens;
-    if (rows != 0)
-      selection->add_rows(page, log_.data(lane, page), log_.shape().codec, rows, log_.positions(lane) + first,
-                          log_.places(lane) != nullptr ? log_.places(lane) + 2 * first : nullptr);
+    if (!selection->add_rows(page, log_.data(lane, page), log_.shape().codec, rows, log_.positions(lane) + first,
+                             log_.places(lane) != nullptr ? log_.places(lane) + 2 * first : nullptr))
+      throw InvariantError("Records: a lane holds more pages than a selection (a defect of the plan).");
   };
   for (int page = 0; page < log_.shape().pages; ++page)
     if (log_.rows(lane, page) != 0 && log_.heard(lane, page) == 0) add(page, log_.rows(lane, page));
-  first_heard_entry_ = selection->entries();
+  selection->mark_heard();
   for (int page = 0; page < log_.shape().pages; ++page)
     if (log_.heard(lane, page) != 0) add(page, log_.rows(lane, page));
 }
 
 void Records::listen(const AttendArgs& args, const BlockSelection& selection, int lane, const Window& window,
-                     float* mass) {
+                     int frames, float* mass) {
+  const bool log_is_read = selection.first_heard() != kNone;
   MassArgs wanted;
   wanted.attend = &args;
   wanted.page_mass = mass;
   wanted.first_query = 0;
-  wanted.first_page = first_heard_entry_;
+  wanted.first_page = log_is_read ? selection.first_heard() : 0;
   wanted.block_mass = mass + selection.tokens();
   ops_.attention_mass(wanted);
+  const int first_read = window.frames() - frames;
   int in_window = selection.tokens();  // their tokens are the last ones, frame by frame
-  for (int f = 0; f < window.frames(); ++f) in_window -= window.frame(f).tokens;
+  for (int f = first_read; f < window.frames(); ++f) in_window -= window.frame(f).tokens;
   for (int f = 0; f <= heard_.frames(); ++f) {
     half_t* const now = heard_.now(lane, f);
-    if (f == heard_.frames()) {
-      for (int i = 0; i < args.tokens; ++i) now[i] = float_to_half(wanted.block_mass[i]);
-    } else if (f >= frames_in_log()) {
-      for (int i = 0; i < heard_.frame(f).tokens; ++i) now[i] = float_to_half(mass[in_window++]);
-    } else {
-      const TokenSlot* const slots = heard_.slots(lane, f);
-      for (int i = 0; i < heard_.frame(f).tokens; ++i)
-        now[i] = slots[i] == kNone ? half_t{0}
-                                   : float_to_half(mass[page_first_[slots[i] / kPageTokens] + slots[i] % kPageTokens]);
+    const int tokens = f == heard_.frames() ? args.tokens : heard_.frame(f).tokens;
+    const TokenSlot* const slots = heard_.slots(lane, f);
+    for (int i = 0; i < tokens; ++i) {
+      float paid = 0;
+      if (f == heard_.frames()) {
+        paid = wanted.block_mass[i];
+      } else if (f - frames_in_log() >= first_read) {
+        paid = mass[in_window++];
+      } else if (f < frames_in_log() && log_is_read && slots[i] != kNone) {
+        paid = mass[page_first_[slots[i] / kPageTokens] + slots[i] % kPageTokens];
+      }
+      now[i] = finite_half(paid);
     }
   }
 }
@@ -113,7 +119,7 @@ void Records::admit(const Window& window, const Rows& scratch) {
     TokenSlot* const slots = heard_.slots(lane, f);
     log_.add(lane, run, slots);
     ops_.row_norm({run.v, run.n, static_cast<int>(row), row, worth_});
-    for (int i = 0; i < run.n; ++i) log_.note(lane, slots[i], worth_[i]);
+    for (int i = 0; i < run.n; ++i) log_.note_value_norm(lane, slots[i], worth_[i]);
   }
   heard_.entered_log(f);
   --window_frames_;
@@ -147,7 +153,7 @@ void Records::settle_oldest() {
     int n = 0;
     for (int i = 0; i < heard_.frame(0).tokens; ++i) {
       if (slots[i] == kNone) continue;
-      worth_[n] = retention_.worth(half_to_float(received[i]), log_.noted(lane, slots[i]));
+      worth_[n] = retention_.worth(half_to_float(received[i]), log_.value_norm(lane, slots[i]));
       settled_[n] = slots[i];
       log_.settle(lane, slots[i], worth_[n++]);
     }

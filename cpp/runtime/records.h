@@ -28,9 +28,11 @@ class Records {
 
   // Pages of the log into what the lane reads, those with tokens that are still heard last. since_ms: older ones are not.
   void read(int lane, int32_t since_ms, BlockSelection* selection);
-  // The attention this frame's queries pay to the frames that are heard and to the frame itself. The window's frames, from
-  // the oldest on, are the last entries of the selection. mass: scratch [tokens of the selection + of the block].
-  void listen(const AttendArgs& args, const BlockSelection& selection, int lane, const Window& window, float* mass);
+  // The attention this frame's queries pay to the frames that are heard, as far as they are read, and to the frame itself.
+  // The newest `frames` of the window are the last entries of the selection; of the log there is what read() put there, or
+  // nothing (models whose video tokens see the window alone). mass: scratch [tokens of the selection + of the block].
+  void listen(const AttendArgs& args, const BlockSelection& selection, int lane, const Window& window, int frames,
+              float* mass);
   // The frame that was encoded is committed and in the window.
   void file(const WindowFrame& frame);
   // The oldest frame of the window goes into the log.
@@ -54,17 +56,16 @@ class Records {
   Listening heard_;
   TokenAccount account_;
   int window_frames_ = 0;  // of the frames that are heard, how many are in the window
-  int first_heard_entry_ = 0;
-  int32_t* page_first_;  // [pages] where a page's tokens are in the selection that was read last
-  GivenUp* given_up_;    // [capacity]
-  PageEntry* entries_;   // [pages] of a comparison
-  int32_t* at_;          // [frame_tokens] of it
-  TokenSlot* settled_;   // [frame_tokens]
-  float* worth_;         // [frame_tokens]
-  float* like_;          // [frame_tokens]
-  float* scores_;        // [capacity]
-  float* likes_;         // [capacity]
-  float* k_;             // [frame_tokens, row]
+  int32_t* page_first_;    // [pages] where a page's tokens are in the selection that was read last
+  GivenUp* given_up_;      // [capacity]
+  PageEntry* entries_;     // [pages] of a comparison
+  int32_t* at_;            // [frame_tokens] of it
+  TokenSlot* settled_;     // [frame_tokens]
+  float* worth_;           // [frame_tokens]
+  float* like_;            // [frame_tokens]
+  float* scores_;          // [capacity]
+  float* likes_;           // [capacity]
+  float* k_;               // [frame_tokens, row]
   float* v_;
 };
 

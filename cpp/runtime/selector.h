@@ -1,6 +1,7 @@
 // Selector: what a block reads of window and store, one BlockSelection for each lane. For video tokens of a windowed model
-// that is the last frames, for everything else prefix, first frame, selected clusters, summaries and the window. Disk pages
-// of the next layer are asked for while this one computes. Not thread-safe.
+// that is the last frames, for everything else prefix, first frame, selected clusters, summaries and the window; of a policy
+// by records prefix, first frame, all of the lane's log and the window, in one selection for all lanes in turn. Disk pages of
+// the next layer are asked for while this one computes. Not thread-safe.
 #pragma once
 
 #include <vector>

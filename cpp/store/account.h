@@ -9,7 +9,7 @@ namespace mosaic {
 struct TokenAccount {
   int64_t seen = 0;
   int64_t exact = 0;       // window, exact pages, and clusters of one token (their mean is the token)
-  int64_t quantised = 0;   // int8 / int4 pages in DRAM
+  int64_t quantised = 0;   // packed in DRAM: pages, or records of a log (of whatever codec)
   int64_t spilled = 0;     // pages on disk
   int64_t summarised = 0;  // only in a cluster's mean
   int64_t dropped = 0;

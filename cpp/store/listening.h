@@ -57,7 +57,7 @@ class Listening {
       std::fill_n(slots(lane, size_ - 1), frame.tokens, TokenSlot{kNone});
       for (int f = 0; f < size_; ++f)
         for (int i = 0; i < this->frame(f).tokens; ++i)
-          received(lane, f)[i] = float_to_half(half_to_float(received(lane, f)[i]) + half_to_float(now(lane, f)[i]));
+          received(lane, f)[i] = finite_half(half_to_float(received(lane, f)[i]) + half_to_float(now(lane, f)[i]));
     }
   }
   bool full() const { return size_ == capacity() - 1; }  // one more and the oldest must be forgotten

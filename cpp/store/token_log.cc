@@ -128,7 +128,7 @@ void TokenLog::move(int lane, TokenSlot from, TokenSlot to) {
 
 void TokenLog::settle(int lane, TokenSlot slot, float score) {
   heard_[at_page(lane, slot / kPageTokens)] &= static_cast<uint16_t>(~bit(slot));
-  score_[at_token(lane, slot)] = float_to_half(std::clamp(score, 0.0f, 65504.0f));
+  score_[at_token(lane, slot)] = finite_half(score);
 }
 
 void TokenLog::give_up(int lane, TokenSlot slot) {

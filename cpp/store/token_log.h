@@ -4,8 +4,8 @@
 //
 // Where records lie. Tokens of the newest frames are still heard (see Listening): their attention is summed, so they are
 // kept together in as few pages as can be. A new token goes to the open page; where that is full, to an empty one; where
-// there is none, the settled page with the fewest tokens is emptied into the holes of the others. A record is moved bit
-// for bit and at most now and then, and all slots can be taken.
+// there is none, the settled page with the fewest tokens is emptied into the holes of the others, record by record, bit for
+// bit: about one move for each token that comes into a full log. So all slots can be taken.
 // Mechanism, no choices: who is given up is the policy's to say. Fixed capacity; not thread-safe.
 #pragma once
 
@@ -64,9 +64,9 @@ class TokenLog {
   // Takes all tokens of a run (at most free() of them), heard for now; slots[i] is where token i went. What was queued
   // before must have run (Ops::wait): the lists that kernels read are written anew.
   void add(int lane, const Run& run, TokenSlot* slots);
-  // A number that a token keeps while it is heard (it lies where its score will).
-  void note(int lane, TokenSlot slot, float number) { score_[at_token(lane, slot)] = float_to_half(number); }
-  float noted(int lane, TokenSlot slot) const { return half_to_float(score_[at_token(lane, slot)]); }
+  // The norm of its value, which a token keeps while it is heard: it lies where its score will.
+  void note_value_norm(int lane, TokenSlot slot, float norm) { score_[at_token(lane, slot)] = finite_half(norm); }
+  float value_norm(int lane, TokenSlot slot) const { return half_to_float(score_[at_token(lane, slot)]); }
   // The token is heard no more, and this is what it is worth.
   void settle(int lane, TokenSlot slot, float score);
   void give_up(int lane, TokenSlot slot);

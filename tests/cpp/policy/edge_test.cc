@@ -181,3 +181,43 @@ TEST_CASE("a codec without records is refused for edge by name") {
   config.packed = CodecId::kInt4;
   CHECK_THROWS_WITH_AS(PlayedStream(config, "edge"), doctest::Contains("packed=int4"), InvalidInput);
 }
+
+TEST_CASE("questions in between change nothing of what edge keeps, whatever of the stream a frame sees") {
+  for (const int sees : {0, 2, 4})
+    for (const int window : {0, 3, 6}) {
+      MemoryConfig config = small_config(220 << 10);
+      config.model.video_window = sees;
+      config.window_frames = std::max(window, sees - 1);
+      config.branch_tokens = 16;
+      PlayedStream quiet(config, "edge", {}, 7), asked(config, "edge", {}, 7);
+      for (int i = 0; i < 70; ++i) {
+        quiet.frame(9 + i % 8);
+        asked.frame(9 + i % 8);
+        CHECK(quiet.out == asked.out);
+        const std::mt19937 before = asked.random;
+        if (i % 3 == 0) asked.ask(3, 1, false);
+        asked.random = before;
+      }
+      INFO("frames see " << sees << ", window " << window);
+      CHECK(quiet.memory->stats().tokens.dropped > 0);
+      for (int lane = 0; lane < quiet.memory->plan().window.lanes; ++lane)
+        CHECK(kept(*quiet.memory, lane) == kept(*asked.memory, lane));
+      quiet.memory->check_invariants();
+    }
+}
+
+TEST_CASE("values as large as a half holds are ranked, kept and read") {
+  MemoryConfig config = small_config(220 << 10);
+  config.branch_tokens = 16;
+  PlayedStream stream(config, "edge", {}, 3);
+  for (auto& v : stream.prototype_v)
+    for (float& x : v) x *= 15000;
+  for (int i = 0; i < 60; ++i) {
+    stream.frame(16);
+    CHECK(stream.finite());
+  }
+  stream.ask(3, 1, false);
+  CHECK(stream.finite());
+  CHECK(stream.memory->stats().tokens.dropped > 0);
+  stream.memory->check_invariants();
+}
