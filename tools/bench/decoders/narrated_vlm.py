@@ -68,7 +68,7 @@ class NarratedVlm:
         return self._decoder.embed(ids)
 
     def tokenize(self, text: str, plain: tuple[int, int] | None = None) -> list[int]:
-        """Token ids, none added. What the bench asks ends the user's turn itself: it is asked with special_tokens."""
+        """Token ids, none added. What is asked here ends the turn itself: with special_tokens alone."""
         if plain is not None:
             raise ValueError("ask with special_tokens=True")
         return self._decoder.ids(text)
