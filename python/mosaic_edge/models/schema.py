@@ -208,7 +208,9 @@ TABLES: Mapping[str, Table] = {
         "fps": RATE,
         "video_window": whole(0, 1 << 16),
         "context": whole(0, 1 << 24),
-        "policy_settings": map_of(map_of(WORD | number(-1e9, 1e9))),
+        "policy_settings": {
+            "edge": {"unit": Kind('"tokens" or "summaries"', lambda value: value in ("tokens", "summaries"))}
+        },
         "tokens_per_frame": whole(1, 1 << 20),
         "grid": list_of(whole(1, 1 << 20), 2, 2),
         "image_size": PAIR,
@@ -222,3 +224,9 @@ TABLES: Mapping[str, Table] = {
     "model.safetensors.index.json": {"weight_map": map_of(WORD)},
 }
 """By the file's name."""
+
+
+def card_settings(mosaic: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Of a checked mosaic.json, the policy settings that suit its model, by the policy's name."""
+    unit = mosaic.get("policy_settings", {}).get("edge", {}).get("unit")
+    return {"edge": {"unit": unit}} if unit is not None else {}

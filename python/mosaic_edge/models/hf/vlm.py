@@ -24,6 +24,7 @@ from mosaic_edge.models.hf.load import Parts, load_parts
 from mosaic_edge.models.hf.prompt import NEWLINE, Prompt, prompt_from
 from mosaic_edge.models.hf.rope import rope_of, zero_positions
 from mosaic_edge.models.rope import absolute_moment
+from mosaic_edge.models.schema import card_settings
 from mosaic_edge.models.tokenizer import TextTokenizer
 from mosaic_edge.models.vlm import (
     MOST_CONTEXT,
@@ -145,7 +146,7 @@ class HfVlm:
             eos_token_ids=_end_tokens(parts, mosaic),
             video_window=int(mosaic.get("video_window", 0)),
             context=_context(mosaic, config),
-            policy_settings=mosaic.get("policy_settings", {}),
+            policy_settings=card_settings(mosaic),
             fps=float(mosaic.get("fps", 1.0)),
             template=question,
             follow_up=follow_up,

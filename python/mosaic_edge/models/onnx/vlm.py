@@ -26,6 +26,7 @@ from mosaic_edge.models.onnx.sites import GraphCutError
 from mosaic_edge.models.onnx.trial import TrialSession
 from mosaic_edge.models.onnx.vision import VisionGraph
 from mosaic_edge.models.rope import absolute_moment
+from mosaic_edge.models.schema import card_settings
 from mosaic_edge.models.tokenizer import TextTokenizer
 from mosaic_edge.models.vlm import (
     MOST_CONTEXT,
@@ -236,7 +237,7 @@ def _spec_of(
         eos_token_ids=settings.end_tokens(files.folder),
         video_window=int(mosaic.get("video_window", 0)),
         context=settings.context(),
-        policy_settings=mosaic.get("policy_settings", {}),
+        policy_settings=card_settings(mosaic),
         fps=float(mosaic.get("fps", 1.0)),
         template=mosaic.get("template", "{question}"),
         prefix=mosaic.get("prefix", ""),
