@@ -23,6 +23,12 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "cpp" / "backend" / "cuda"
 SHIPPED = (80, 86, 87, 89, 90, 110)
 WATCHED = ("attend", "attend_tensor", "assign")  # files whose kernels must not spill
+# Bytes that are known to spill, of kernels that also read records: to be mended, and not to grow.
+KNOWN_SPILLS = {
+    **{("tensor_kernel<8,1>", arch): 88 for arch in (80, 86, 87, 89)},
+    **{("tensor_kernel<1,4>", arch): 52 for arch in (80, 86, 87, 89)},
+    ("attend_kernel<8,256,1>", 80): 8,
+}
 NO_FMA = ("pages",)  # as cuda.cmake compiles them
 
 ENTRY = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\d+)'")
@@ -44,8 +50,14 @@ class Kernel:
     spill_loads: int
 
     @property
+    def spilled(self) -> int:
+        """Bytes stored and loaded because registers ran out."""
+        return self.spill_stores + self.spill_loads
+
+    @property
     def spills(self) -> bool:
-        return self.spill_stores + self.spill_loads > 0
+        """More than is known of it."""
+        return self.spilled > KNOWN_SPILLS.get((self.kernel, self.arch), 0)
 
 
 def parse(file: str, text: str) -> list[Kernel]:
@@ -131,9 +143,7 @@ def main() -> int:
     else:
         print(f"{'file':<12} {'kernel':<28} {'sm':>4} {'registers':>9} {'stack':>6} {'spilled':>8}")
         for row in rows:
-            numbers = (
-                f"{row.arch:>4} {row.registers:>9} {row.stack:>6} {row.spill_stores + row.spill_loads:>8}"
-            )
+            numbers = f"{row.arch:>4} {row.registers:>9} {row.stack:>6} {row.spilled:>8}"
             print(f"{row.file:<12} {row.kernel:<28} {numbers}")
     for row in faults:
         print(f"kernel_resources: {row.kernel} spills on sm_{row.arch}", file=sys.stderr)
