@@ -1,4 +1,5 @@
 // The invariants, recounted from scratch. Slow; tests call it after every operation, `stress` now and then.
+#include <array>
 #include <cmath>
 
 #include "core/error.h"
@@ -55,7 +56,7 @@ void ClusterStore::check_invariants() const {
     }
   }
   for (int t = 0; t < tiers_.size(); ++t) {
-    const int writing = tiers_.is_disk(t) ? spilling_count_ : 0;
+    const int writing = tiers_.is_disk(t) ? spilling() : 0;
     require(pages_in_tier[static_cast<size_t>(t)] + writing == tiers_.used_slots(t),
             "used slots equal pages in the tier");
   }

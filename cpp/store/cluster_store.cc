@@ -36,8 +36,7 @@ ClusterStore::ClusterStore(Region& region, const StoreShape& s, Ops& ops, SpillI
   run_meta_ = region.take<TokenMeta>("scratch", rows);
   side_ = region.take<uint8_t>("scratch", rows);
   if (!has_disk(s)) return;
-  if (region.has_private())
-    spill_staging_ = region.take<std::byte>("spill staging", Size(kMaxSpilling) * coldest_page_bytes(s));
+  spills_.emplace(region, s.page, tiers_, ops, counters_);
   auto* const queue = region.take<std::byte>("copy queue", CopyEngine::bytes_for(kCopyQueue));
   if (!region.is_counting()) copies_.emplace(*tiers_.spill(), kCopyQueue, queue);
 }
@@ -54,7 +53,7 @@ int ClusterStore::free_slots() const {
 }
 
 bool ClusterStore::can_spill() const {
-  return tiers_.spill() != nullptr && pause_left_ == 0 && tiers_.free_slots(tiers_.size() - 1) > 0;
+  return tiers_.spill() != nullptr && !spills_->is_paused() && tiers_.free_slots(tiers_.size() - 1) > 0;
 }
 
 int ClusterStore::pages_in(int lane, ClusterId c, int tier) const {

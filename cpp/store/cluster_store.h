@@ -4,10 +4,10 @@
 // missing the call says which, changes nothing, and the policy chooses what yields.
 //   cluster_store.cc  tokens in, pages and the account      reshape.cc  split, merge, compact
 //   movement.cc       demotion, spill and fetch             check.cc    the invariants
+//   What is being written to the disk, and when a failing one is left alone, is SpillRing.
 // Mechanism, no choices. Not thread-safe: KvMemory's caller holds the lock; only CopyEngine has a thread of its own.
 #pragma once
 
-#include <array>
 #include <optional>
 #include <string>
 #include <vector>
@@ -23,6 +23,7 @@
 #include "store/page_table.h"
 #include "store/run.h"
 #include "store/scene_table.h"
+#include "store/spill_ring.h"
 
 namespace mosaic {
 
@@ -110,7 +111,7 @@ class ClusterStore {
   // Take in background writes: those that were queued before the last poll, or, with wait, the oldest ones until a slot
   // came free or none is under way. Blocks when the disk is slower than that.
   void poll_spills(bool wait);
-  int spilling() const { return spilling_count_; }  // writes under way
+  int spilling() const { return spills_ ? spills_->size() : 0; }  // writes under way
   // Ask for a page to be readable; DRAM pages already are. False: no room in the fetch cache now.
   bool request(PageId page);
   // A page for reading, waiting for its copy; without data if it was lost (counted, and the page removed).
@@ -123,7 +124,6 @@ class ClusterStore {
   void check_invariants() const;
 
  private:
-  friend struct StoreTestAccess;
   size_t row() const { return static_cast<size_t>(shape_.page.row()); }
   CodecId codec(int tier) const { return shape_.tiers[static_cast<size_t>(tier)].codec; }
   // The counter of an account that tokens of a tier stand in.
@@ -151,7 +151,6 @@ class ClusterStore {
   ClusterId cut(int lane, ClusterId c, int n, int32_t frame);
   bool spill(PageId page);
   bool finish_spill();
-  void spill_failed(Status status);
   void lose(PageId page);
 
   StoreShape shape_;
@@ -166,26 +165,10 @@ class ClusterStore {
   float* run_v_;
   TokenMeta* run_meta_;
   uint8_t* side_;
-  std::byte* spill_staging_ = nullptr;  // a page for every write under way, where their data is out of the host's reach
   TokenAccount account_;
   StoreCounters counters_;
-  struct Spilling {
-    PageId page = kNone;
-    SlotId slot = kNone;
-    Completion written;
-  };
-  static constexpr int kMaxSpilling = 64;
-  std::array<Spilling, kMaxSpilling> spilling_;  // a ring, in the order the writes were queued
-  int spilling_first_ = 0;
-  int spilling_count_ = 0;
-  int spilling_old_ = 0;  // of them, how many were there at the last poll
   static constexpr int kCopyQueue = 128;
-  static constexpr int kSpillPatience = 8;  // failed writes in a row after which the disk is left alone for a while,
-  static constexpr int kFirstPause = 4;     // in frames: so many, then twice as many, until a write goes well
-  static constexpr int kLongestPause = 1024;
-  int failed_in_a_row_ = 0;
-  int next_pause_ = kFirstPause;
-  int pause_left_ = 0;
+  std::optional<SpillRing> spills_;  // where there is a disk
   // Last, so that its thread stops before what it writes to goes.
   std::optional<CopyEngine> copies_;
 };

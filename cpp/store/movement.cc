@@ -39,88 +39,52 @@ bool ClusterStore::demote(int lane, ClusterId c, int tier) {
   return moved;
 }
 
-// The DRAM slot stays the page's current copy until the write is known to be good.
 bool ClusterStore::spill(PageId id) {
   if (!can_spill()) return false;
-  if (spilling_count_ == kMaxSpilling) poll_spills(true);
-  if (spilling_count_ == kMaxSpilling) return false;
-  Page& page = pages_[id];
+  if (spills_->is_full()) poll_spills(true);
+  if (spills_->is_full()) return false;
   const SlotId slot = tiers_.acquire(tiers_.size() - 1);
   if (slot == kNone) {  // one is free, or can_spill() were false: it was refused
-    spill_failed(Status::no_space);
+    spills_->failed(Status::no_space);
     return false;
   }
-  const int at = (spilling_first_ + spilling_count_) % kMaxSpilling;
-  Spilling& last = spilling_[static_cast<size_t>(at)];
-  last.page = id;
-  last.slot = slot;
-  page.spilling = 1;
-  ++spilling_count_;
-  const PageView view = tiers_.page(page.tier, page.slot);
-  std::byte* whole = reinterpret_cast<std::byte*>(view.meta);
-  if (!tiers_.is_whole(page.tier)) {
-    whole = spill_staging_ + static_cast<size_t>(at) * tiers_.slot_bytes(tiers_.size() - 1);
-    std::memcpy(whole, view.meta, kPageMetaBytes);
-    ops_.copy(whole + kPageMetaBytes, view.data, data_bytes(codec(page.tier), shape_.page));
-  }
-  ops_.wait();  // the page may have been written a moment ago
-  copies_->write(slot, whole, &last.written, page.lane);
+  pages_[id].spilling = 1;
+  spills_->push(id, pages_[id], slot, *copies_);
   return true;
 }
 
-// A full disk, or one that fails time after time, is left alone for some frames, counted by poll_spills(). The first
-// failure after a pause starts the next, longer one; failures of writes queued before a pause do not lengthen it.
-void ClusterStore::spill_failed(Status status) {
-  ++counters_.failed_spills;
-  if (++failed_in_a_row_ < kSpillPatience && status != Status::no_space) return;
-  failed_in_a_row_ = kSpillPatience;
-  if (pause_left_ > 0) return;
-  ++counters_.spill_pauses;
-  pause_left_ = next_pause_;
-  next_pause_ = std::min(2 * next_pause_, kLongestPause);
-}
-
-// The oldest write, waited for if need be. True if it went well, so that its DRAM slot is free.
+// The oldest write is taken in. True if it went well, so that its DRAM slot is free.
 bool ClusterStore::finish_spill() {
-  Spilling& s = spilling_[static_cast<size_t>(spilling_first_)];
-  Page& page = pages_[s.page];
-  const bool ok = copies_->wait(s.written) == Status::ok;
+  const SpillRing::Taken write = spills_->pop(*copies_);
+  Page& page = pages_[write.page];
   const int disk = tiers_.size() - 1;
   page.spilling = 0;
-  if (ok) {
-    tiers_.release(page.tier, page.slot);
-    counter_of(page.tier) -= page.count;
-    counter_of(disk) += page.count;
-    page.tier = static_cast<int8_t>(disk);
-    page.slot = s.slot;
-    ++index(page.lane)[page.cluster].disk_pages;
-    ++counters_.demoted_pages;
-    failed_in_a_row_ = 0;
-    next_pause_ = kFirstPause;
-  } else {  // the page is still whole in DRAM
-    tiers_.release(disk, s.slot);
-    spill_failed(s.written.status());
+  if (write.status != Status::ok) {  // the page is still whole in DRAM
+    tiers_.release(disk, write.slot);
+    spills_->failed(write.status);
+    return false;
   }
-  s.page = kNone;
-  spilling_first_ = (spilling_first_ + 1) % kMaxSpilling;
-  --spilling_count_;
-  if (spilling_old_ > 0) --spilling_old_;
-  return ok;
+  tiers_.release(page.tier, page.slot);
+  counter_of(page.tier) -= page.count;
+  counter_of(disk) += page.count;
+  page.tier = static_cast<int8_t>(disk);
+  page.slot = write.slot;
+  ++index(page.lane)[page.cluster].disk_pages;
+  ++counters_.demoted_pages;
+  spills_->succeeded();
+  return true;
 }
 
-// Which writes are taken in depends on the calls alone, never on how fast the disk was: two runs stay the same.
 void ClusterStore::poll_spills(bool wait) {
+  if (!spills_) return;
   if (wait) {
-    while (spilling_count_ > 0 && !finish_spill()) {
+    while (spills_->size() > 0 && !finish_spill()) {
     }
     return;
   }
-  if (pause_left_ > 0) {
-    --pause_left_;
-    ++counters_.paused_frames;
-  }
-  while (spilling_old_ > 0) finish_spill();
-  spilling_old_ = spilling_count_;
+  spills_->pass_frame();
+  while (spills_->has_marked()) finish_spill();
+  spills_->mark();
 }
 
 void ClusterStore::collapse(int lane, ClusterId c) {
@@ -194,7 +158,7 @@ void ClusterStore::lose(PageId id) {
 
 void ClusterStore::drain() {
   if (!copies_) return;
-  while (spilling_count_ > 0) finish_spill();
+  while (spills_->size() > 0) finish_spill();
   copies_->drain();
 }
 

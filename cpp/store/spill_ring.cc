@@ -1,0 +1,63 @@
+#include "store/spill_ring.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace mosaic {
+
+SpillRing::SpillRing(Region& region, PageShape shape, TierChain& tiers, Ops& ops, StoreCounters& counters)
+    : shape_(shape), tiers_(tiers), ops_(ops), counters_(counters) {
+  if (region.has_private())
+    staging_ = region.take<std::byte>("spill staging", Size(kCapacity) * tiers.slot_bytes(tiers.size() - 1));
+}
+
+void SpillRing::push(PageId id, const Page& page, SlotId slot, CopyEngine& copies) {
+  const int at = (first_ + size_++) % kCapacity;
+  Write& write = writes_[static_cast<size_t>(at)];
+  write.page = id;
+  write.slot = slot;
+  const PageView view = tiers_.page(page.tier, page.slot);
+  std::byte* whole = reinterpret_cast<std::byte*>(view.meta);
+  if (!tiers_.is_whole(page.tier)) {
+    whole = staging_ + static_cast<size_t>(at) * tiers_.slot_bytes(tiers_.size() - 1);
+    std::memcpy(whole, view.meta, kPageMetaBytes);
+    ops_.copy(whole + kPageMetaBytes, view.data, data_bytes(tiers_.spec(page.tier).codec, shape_));
+  }
+  ops_.wait();  // the page may have been written just now
+  copies.write(slot, whole, &write.written, page.lane);
+}
+
+SpillRing::Taken SpillRing::pop(CopyEngine& copies) {
+  Write& write = writes_[static_cast<size_t>(first_)];
+  const Taken taken{write.page, write.slot, copies.wait(write.written)};
+  write.page = kNone;
+  first_ = (first_ + 1) % kCapacity;
+  --size_;
+  if (marked_ > 0) --marked_;
+  return taken;
+}
+
+void SpillRing::pass_frame() {
+  if (pause_left_ == 0) return;
+  --pause_left_;
+  ++counters_.paused_frames;
+}
+
+void SpillRing::succeeded() {
+  failed_in_a_row_ = 0;
+  next_pause_ = kFirstPause;
+}
+
+// A full disk, or one that fails time after time, is left alone. The first failure after a pause starts the next, longer
+// one; failures of writes queued before a pause do not lengthen it.
+void SpillRing::failed(Status status) {
+  ++counters_.failed_spills;
+  if (++failed_in_a_row_ < kPatience && status != Status::no_space) return;
+  failed_in_a_row_ = kPatience;
+  if (pause_left_ > 0) return;
+  ++counters_.spill_pauses;
+  pause_left_ = next_pause_;
+  next_pause_ = std::min(2 * next_pause_, kLongestPause);
+}
+
+}  // namespace mosaic

@@ -1,0 +1,71 @@
+// SpillRing: pages on their way to the disk, in the order their writes were queued, and when a disk that fails is left
+// alone. The DRAM slot stays a page's current copy until its write is known to be good; what that means for the page and
+// the account is the store's. Which writes are taken in depends on the calls alone, never on how fast the disk was, and a
+// pause is counted in frames: two runs with one history stay the same. Not thread-safe; the writes run on CopyEngine's
+// thread and announce themselves through their Completion, so the ring outlives the engine.
+#pragma once
+
+#include <array>
+
+#include "backend/ops.h"
+#include "memory/copy_engine.h"
+#include "memory/region.h"
+#include "memory/tier.h"
+#include "store/account.h"
+#include "store/page_table.h"
+
+namespace mosaic {
+
+class SpillRing {
+ public:
+  struct Write {
+    PageId page = kNone;
+    SlotId slot = kNone;  // of the disk tier
+    Completion written;
+  };
+  // The last tier of the chain is the disk.
+  SpillRing(Region& region, PageShape shape, TierChain& tiers, Ops& ops, StoreCounters& counters);
+
+  int size() const { return size_; }  // writes under way
+  bool is_full() const { return size_ == kCapacity; }
+  bool is_paused() const { return pause_left_ > 0; }
+  // A frame passes: a pause comes nearer to its end.
+  void pass_frame();
+  // Writes that were under way at the last mark() and are not taken yet.
+  bool has_marked() const { return marked_ > 0; }
+  void mark() { marked_ = size_; }
+
+  // Queue the write of a page that lies in DRAM. Not full.
+  void push(PageId id, const Page& page, SlotId slot, CopyEngine& copies);
+  // The oldest write, waited for if need be; it leaves the ring. Not empty.
+  struct Taken {
+    PageId page;
+    SlotId slot;
+    Status status;
+  };
+  Taken pop(CopyEngine& copies);
+  // What a write, or a slot that was asked for, came to.
+  void succeeded();
+  void failed(Status status);
+
+ private:
+  static constexpr int kCapacity = 64;
+  static constexpr int kPatience = 8;    // failures in a row after which the disk is left alone for a while,
+  static constexpr int kFirstPause = 4;  // in frames: so many, then twice as many, until a write goes well
+  static constexpr int kLongestPause = 1024;
+
+  PageShape shape_;
+  TierChain& tiers_;
+  Ops& ops_;
+  StoreCounters& counters_;
+  std::byte* staging_ = nullptr;  // a page for every write under way, where their data is out of the host's reach
+  std::array<Write, kCapacity> writes_;
+  int first_ = 0;
+  int size_ = 0;
+  int marked_ = 0;
+  int failed_in_a_row_ = 0;
+  int next_pause_ = kFirstPause;
+  int pause_left_ = 0;
+};
+
+}  // namespace mosaic
