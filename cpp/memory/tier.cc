@@ -65,6 +65,21 @@ TierChain::TierChain(std::span<const TierSpec> specs, PageShape shape, Region& r
   }
 }
 
+int TierChain::acquire_hottest(SlotId* slot) {
+  for (int tier = 0; tier < size_ && !is_disk(tier); ++tier) {
+    *slot = acquire(tier);
+    if (*slot != kNone) return tier;
+  }
+  return kNone;
+}
+
+int TierChain::free_dram_slots() const {
+  int n = 0;
+  for (int tier = 0; tier < size_; ++tier)
+    if (!is_disk(tier)) n += free_slots(tier);
+  return n;
+}
+
 void TierChain::check_invariants() const {
   for (int tier = 0; tier < size_; ++tier) {
     if (!is_disk(tier)) arenas_[tier].check_invariants();

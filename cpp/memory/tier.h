@@ -1,4 +1,4 @@
-// TierChain: the places a page can be, hot to cold, each with its own codec and its own fixed number of slots. DRAM
+// TierChain: the media a page can lie on, hot to cold, each with its own codec and its own fixed number of slots. DRAM
 // tiers are arenas cut from the Region; a disk tier, if there is one, is last and is a SpillFile the chain owns. It
 // moves nothing: it only knows where slots are and how many are left.
 // Where kernels have memory of their own, the data of pages of Medium::device lies there and their meta in shared
@@ -49,6 +49,8 @@ class TierChain {
 
   // kNone when the tier is full.
   SlotId acquire(int tier) { return is_disk(tier) ? spill_->try_acquire() : arenas_[tier].try_acquire(); }
+  // The hottest tier of DRAM with a free slot, which is taken; kNone when all are full.
+  int acquire_hottest(SlotId* slot);
   void release(int tier, SlotId slot) { is_disk(tier) ? spill_->release(slot) : arenas_[tier].release(slot); }
   // DRAM tiers only.
   PageView page(int tier, SlotId slot) const {
@@ -61,6 +63,7 @@ class TierChain {
 
   size_t slot_bytes(int tier) const { return slot_bytes_[tier]; }  // one page in this tier's codec, meta included
   int free_slots(int tier) const { return is_disk(tier) ? spill_->free_slots() : arenas_[tier].free_slots(); }
+  int free_dram_slots() const;  // of all tiers in DRAM
   int used_slots(int tier) const { return specs_[tier].slots - free_slots(tier); }
   int peak_used(int tier) const { return is_disk(tier) ? spill_->peak_used() : arenas_[tier].peak_used(); }
   size_t used_bytes(int tier) const { return static_cast<size_t>(used_slots(tier)) * slot_bytes_[tier]; }

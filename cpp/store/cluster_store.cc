@@ -7,8 +7,6 @@ namespace mosaic {
 
 namespace {
 
-constexpr int kSpareRows = 3;  // behind max_run members: a token, and the two means of a split
-
 int total_slots(const StoreShape& s) {
   Size n;
   for (const TierSpec& tier : s.tiers) n = n + tier.slots;
@@ -19,6 +17,13 @@ bool has_disk(const StoreShape& s) { return s.tiers.back().medium == Medium::dis
 
 size_t coldest_page_bytes(const StoreShape& s) { return page_bytes(s.tiers.back().codec, s.page); }
 
+std::vector<ClusterIndex> index_of_lanes(Region& region, const StoreShape& s) {
+  std::vector<ClusterIndex> index;
+  index.reserve(static_cast<size_t>(s.lanes));
+  for (int lane = 0; lane < s.lanes; ++lane) index.emplace_back(region, s.index);
+  return index;
+}
+
 }  // namespace
 
 ClusterStore::ClusterStore(Region& region, const StoreShape& s, Ops& ops, SpillIo* io)
@@ -26,15 +31,11 @@ ClusterStore::ClusterStore(Region& region, const StoreShape& s, Ops& ops, SpillI
       ops_(ops),
       tiers_(s.tiers, s.page, region, s.spill_dir, io),
       pages_(region, total_slots(s)),
-      fetch_(region, s.fetch_slots, coldest_page_bytes(s)) {
-  index_.reserve(static_cast<size_t>(s.lanes));
-  for (int lane = 0; lane < s.lanes; ++lane) index_.emplace_back(region, s.index);
-  if (s.scenes > 0) scenes_.emplace(region, s.scenes, s.embedding_dim);
-  const Size rows = Size(s.max_run) + kSpareRows;
-  run_k_ = region.take<float>("scratch", rows * row());
-  run_v_ = region.take<float>("scratch", rows * row());
-  run_meta_ = region.take<TokenMeta>("scratch", rows);
-  side_ = region.take<uint8_t>("scratch", rows);
+      fetch_(region, s.fetch_slots, coldest_page_bytes(s)),
+      index_(index_of_lanes(region, s)),
+      scenes_(s.scenes > 0 ? std::optional<SceneTable>(std::in_place, region, s.scenes, s.embedding_dim)
+                           : std::nullopt),
+      run_(region, s.max_run, row(), s.value_weight) {
   if (!has_disk(s)) return;
   spills_.emplace(region, s.page, tiers_, ops, counters_);
   auto* const queue = region.take<std::byte>("copy queue", CopyEngine::bytes_for(kCopyQueue));
@@ -43,13 +44,6 @@ ClusterStore::ClusterStore(Region& region, const StoreShape& s, Ops& ops, SpillI
 
 ClusterStore::~ClusterStore() {
   if (copies_) copies_->drain();
-}
-
-int ClusterStore::free_slots() const {
-  int n = 0;
-  for (int t = 0; t < tiers_.size(); ++t)
-    if (!tiers_.is_disk(t)) n += tiers_.free_slots(t);
-  return n;
 }
 
 bool ClusterStore::can_spill() const {
@@ -118,39 +112,6 @@ void ClusterStore::learn(int lane, ClusterId c, const Run& token, int32_t frame)
   index.touch(c, *token.meta, frame);
 }
 
-int ClusterStore::acquire_hottest(SlotId* slot) {
-  for (int t = 0; t < tiers_.size(); ++t) {
-    if (tiers_.is_disk(t)) break;
-    *slot = tiers_.acquire(t);
-    if (*slot != kNone) return t;
-  }
-  return kNone;
-}
-
-void ClusterStore::link(int lane, ClusterId c, PageId page) {
-  Cluster& cluster = index(lane)[c];
-  pages_[page].cluster = c;
-  pages_[page].next = kNone;
-  if (cluster.tail == kNone) {
-    cluster.head = page;
-  } else {
-    pages_[cluster.tail].next = page;
-  }
-  cluster.tail = page;
-  cluster.paged += pages_[page].count;
-  if (tiers_.is_disk(pages_[page].tier)) ++cluster.disk_pages;
-}
-
-void ClusterStore::unlink(int lane, ClusterId c, PageId page) {
-  Cluster& cluster = index(lane)[c];
-  PageId before = kNone;
-  for (PageId p = cluster.head; p != page; p = pages_[p].next) before = p;
-  (before == kNone ? cluster.head : pages_[before].next) = pages_[page].next;
-  if (cluster.tail == page) cluster.tail = before;
-  cluster.paged -= pages_[page].count;
-  if (tiers_.is_disk(pages_[page].tier)) --cluster.disk_pages;
-}
-
 void ClusterStore::release_page(PageId page) {
   // A background write still reads the DRAM slot: let it finish before the slot can be reused.
   while (pages_[page].spilling != 0) poll_spills(true);
@@ -182,7 +143,7 @@ void ClusterStore::write_pages(int lane, ClusterId c, const Run& run) {
   for (int at = 0; at < run.n; at += kPageTokens) {
     const int n = std::min(kPageTokens, run.n - at);
     SlotId slot = kNone;
-    const int tier = acquire_hottest(&slot);
+    const int tier = tiers_.acquire_hottest(&slot);
     const PageId page = pages_.add(lane, c, tier, slot);
     Page& record = pages_[page];
     record.count = static_cast<uint8_t>(n);
@@ -196,7 +157,7 @@ void ClusterStore::write_pages(int lane, ClusterId c, const Run& run) {
     std::memcpy(to.meta, run.meta + at, static_cast<size_t>(n) * sizeof(TokenMeta));
     ops_.encode(codec(tier), shape_.page, run.k + static_cast<size_t>(at) * row(),
                 run.v + static_cast<size_t>(at) * row(), row(), n, to.data);
-    link(lane, c, page);
+    pages_.link(&index(lane)[c], page);
     counter_of(tier) += n;
   }
 }
@@ -206,15 +167,16 @@ Short ClusterStore::materialise(int lane, ClusterId c) {
   if (free_slots() < 1) return Short::kSlots;
   const ClusterIndex& index = this->index(lane);
   const auto at = static_cast<size_t>(c) * row();
-  const size_t spare = static_cast<size_t>(shape_.max_run) * row();
+  float* const k = run_.k(run_.spare());
+  float* const v = run_.v(run_.spare());
   ops_.wait();  // the row may still be on its way into a page
   for (size_t i = 0; i < row(); ++i) {
-    run_k_[spare + i] = half_to_float(index.mean_k()[at + i]);
-    run_v_[spare + i] = half_to_float(index.mean_v()[at + i]);
+    k[i] = half_to_float(index.mean_k()[at + i]);
+    v[i] = half_to_float(index.mean_v()[at + i]);
   }
   const Cluster& cluster = index[c];
   const TokenMeta meta{static_cast<int32_t>(cluster.mean_position), cluster.first_time, cluster.h, cluster.w};
-  write_pages(lane, c, Run{run_k_ + spare, run_v_ + spare, &meta, 1});
+  write_pages(lane, c, Run{k, v, &meta, 1});
   --account_.exact;
   return Short::kNothing;
 }
@@ -235,10 +197,9 @@ Short ClusterStore::add_row(int lane, ClusterId c, const Run& token) {
     ops_.encode_row(codec(page.tier), shape_.page, token.k, token.v, n, view.data);
   } else {
     // Keys share a scale per channel: the page is written anew, in an exact slot while one is free.
-    ops_.decode(codec(page.tier), shape_.page, view.data, 0, n, run_k_, run_v_, row());
+    ops_.decode(codec(page.tier), shape_.page, view.data, 0, n, run_.k(0), run_.v(0), row());
     ops_.wait();
-    std::memcpy(run_k_ + static_cast<size_t>(n) * row(), token.k, row() * sizeof(float));
-    std::memcpy(run_v_ + static_cast<size_t>(n) * row(), token.v, row() * sizeof(float));
+    run_.put(n, token);
     const SlotId hot = codec_is_exact(codec(0)) ? tiers_.acquire(0) : kNone;
     if (hot != kNone) {
       const PageView to = tiers_.page(0, hot);
@@ -250,7 +211,7 @@ Short ClusterStore::add_row(int lane, ClusterId c, const Run& token) {
       page.slot = hot;
       view = to;
     }
-    ops_.encode(codec(page.tier), shape_.page, run_k_, run_v_, row(), n + 1, view.data);
+    ops_.encode(codec(page.tier), shape_.page, run_.k(0), run_.v(0), row(), n + 1, view.data);
   }
   view.meta[n] = *token.meta;
   page.first_time = std::min(page.first_time, token.meta->time_ms);

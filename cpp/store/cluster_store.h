@@ -22,6 +22,7 @@
 #include "store/fetch_cache.h"
 #include "store/page_table.h"
 #include "store/run.h"
+#include "store/run_scratch.h"
 #include "store/scene_table.h"
 #include "store/spill_ring.h"
 
@@ -58,7 +59,7 @@ class ClusterStore {
   const PageTable& pages() const { return pages_; }
   const TierChain& tiers() const { return tiers_; }
   // Slots a new page could take at once, in any DRAM tier.
-  int free_slots() const;
+  int free_slots() const { return tiers_.free_dram_slots(); }
   // True while a spill tier exists, has a free slot and is not left alone after failures.
   bool can_spill() const;
   const TokenAccount& account() const { return account_; }
@@ -138,16 +139,10 @@ class ClusterStore {
   Short add_row(int lane, ClusterId c, const Run& token);
   // New pages for rows of a run at the tail of c's chain; the caller has checked free_slots().
   void write_pages(int lane, ClusterId c, const Run& run);
-  int acquire_hottest(SlotId* slot);
-  void link(int lane, ClusterId c, PageId page);
-  void unlink(int lane, ClusterId c, PageId page);
   void release_page(PageId page);
   void release_pages(int lane, ClusterId c);
-  bool all_in_dram(int lane, ClusterId c) const;
-  // Decode all members of c into the run scratch from row `at` on; returns how many.
-  int read_members(int lane, ClusterId c, int at);
+  int read_members(int lane, ClusterId c);
   void compact(int lane, ClusterId c);
-  int two_means(int n);
   ClusterId cut(int lane, ClusterId c, int n, int32_t frame);
   bool spill(PageId page);
   bool finish_spill();
@@ -157,14 +152,10 @@ class ClusterStore {
   Ops& ops_;
   TierChain tiers_;
   PageTable pages_;
+  FetchCache fetch_;
   std::vector<ClusterIndex> index_;
   std::optional<SceneTable> scenes_;
-  FetchCache fetch_;
-  // Rows in flight while clusters are reshaped, max_run members, a token, and two means.
-  float* run_k_;
-  float* run_v_;
-  TokenMeta* run_meta_;
-  uint8_t* side_;
+  RunScratch run_;
   TokenAccount account_;
   StoreCounters counters_;
   static constexpr int kCopyQueue = 128;

@@ -25,8 +25,8 @@ bool ClusterStore::demote(int lane, ClusterId c, int tier) {
     if (codec(to) == codec(tier)) {
       ops_.copy(there.data, from.data, data_bytes(codec(to), shape_.page));
     } else {
-      ops_.decode(codec(tier), shape_.page, from.data, 0, page.count, run_k_, run_v_, row());
-      ops_.encode(codec(to), shape_.page, run_k_, run_v_, row(), page.count, there.data);
+      ops_.decode(codec(tier), shape_.page, from.data, 0, page.count, run_.k(0), run_.v(0), row());
+      ops_.encode(codec(to), shape_.page, run_.k(0), run_.v(0), row(), page.count, there.data);
     }
     tiers_.release(tier, page.slot);
     counter_of(tier) -= page.count;
@@ -149,7 +149,8 @@ PageView ClusterStore::resident(PageId id, CodecId* codec) {
 // What was in the page is gone: its tokens stay in the cluster's mean, if it has one.
 void ClusterStore::lose(PageId id) {
   const Page page = pages_[id];
-  unlink(page.lane, page.cluster, id);
+  pages_.unlink(&index(page.lane)[page.cluster], id);
+  --index(page.lane)[page.cluster].disk_pages;
   release_page(id);
   account_unpaged(page.lane, page.cluster, page.count);
   if (!index(page.lane).has_means()) index(page.lane).counts()[page.cluster] -= page.count;

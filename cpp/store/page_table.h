@@ -5,6 +5,7 @@
 
 #include "core/ids.h"
 #include "memory/region.h"
+#include "store/cluster_index.h"
 
 namespace mosaic {
 
@@ -52,6 +53,21 @@ class PageTable {
     pages_[id].next = free_;
     free_ = id;
     --live_;
+  }
+  // A page that lies in DRAM becomes the last of a cluster's chain.
+  void link(Cluster* cluster, PageId id) {
+    (cluster->tail == kNone ? cluster->head : pages_[cluster->tail].next) = id;
+    pages_[id].next = kNone;
+    cluster->tail = id;
+    cluster->paged += pages_[id].count;
+  }
+  // A page leaves the chain; where it lies is left to say.
+  void unlink(Cluster* cluster, PageId id) {
+    PageId before = kNone;
+    for (PageId p = cluster->head; p != id; p = pages_[p].next) before = p;
+    (before == kNone ? cluster->head : pages_[before].next) = pages_[id].next;
+    if (cluster->tail == id) cluster->tail = before;
+    cluster->paged -= pages_[id].count;
   }
 
  private:

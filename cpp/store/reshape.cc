@@ -3,108 +3,43 @@
 #include <cmath>
 #include <cstring>
 
-#include "core/cosine.h"
 #include "store/cluster_store.h"
 
 namespace mosaic {
 
-bool ClusterStore::all_in_dram(int lane, ClusterId c) const { return index(lane)[c].disk_pages == 0; }
-
-int ClusterStore::read_members(int lane, ClusterId c, int at) {
-  const int first = at;
+// All members of c into the scratch; how many could be read.
+int ClusterStore::read_members(int lane, ClusterId c) {
+  int n = 0;
   for (PageId id = index(lane)[c].head; id != kNone;) {
     const PageId next = pages_[id].next;
     const int count = pages_[id].count;
     CodecId codec{};
     if (const PageView view = resident(id, &codec); view.data != nullptr) {
-      ops_.decode(codec, shape_.page, view.data, 0, count, run_k_ + static_cast<size_t>(at) * row(),
-                  run_v_ + static_cast<size_t>(at) * row(), row());
-      std::memcpy(run_meta_ + at, view.meta, static_cast<size_t>(count) * sizeof(TokenMeta));
-      at += count;
+      ops_.decode(codec, shape_.page, view.data, 0, count, run_.k(n), run_.v(n), row());
+      std::memcpy(run_.meta(n), view.meta, static_cast<size_t>(count) * sizeof(TokenMeta));
+      n += count;
     }
     id = next;
   }
   ops_.wait();
-  return at - first;
+  return n;
 }
 
-// side_[i] in {0, 1} for the n rows of the run scratch; returns how many are on side 1. The last row - the token that
-// did not fit - opens one side, what is farthest from it the other. The two means stand in the spare rows behind.
-int ClusterStore::two_means(int n) {
-  const size_t d = row();
-  const double w = shape_.value_weight;
-  const auto similarity = [&](int a, int b) {
-    const auto x = static_cast<size_t>(a) * d, y = static_cast<size_t>(b) * d;
-    const double keys = cosine(run_k_ + x, run_k_ + y, d);
-    return w > 0 ? (keys + w * cosine(run_v_ + x, run_v_ + y, d)) / (1 + w) : keys;
-  };
-  const auto copy_row = [&](int to, int from) {
-    std::copy_n(run_k_ + static_cast<size_t>(from) * d, d, run_k_ + static_cast<size_t>(to) * d);
-    std::copy_n(run_v_ + static_cast<size_t>(from) * d, d, run_v_ + static_cast<size_t>(to) * d);
-  };
-  int far = 0;
-  for (int i = 1; i + 1 < n; ++i)
-    if (similarity(n - 1, i) < similarity(n - 1, far)) far = i;
-  const int mean[2] = {shape_.max_run + 1, shape_.max_run + 2};
-  copy_row(mean[0], far);
-  copy_row(mean[1], n - 1);
-  int ones = -1;
-  for (int round = 0; round < 4; ++round) {
-    int count = 0;
-    bool changed = false;
-    for (int i = 0; i < n; ++i) {
-      const uint8_t side = similarity(i, mean[1]) > similarity(i, mean[0]) ? 1 : 0;
-      changed |= side != side_[i];
-      side_[i] = side;
-      count += side;
-    }
-    if (count == 0 || count == n || (ones == count && !changed)) return count;
-    ones = count;
-    for (int s = 0; s < 2; ++s) {
-      const auto at = static_cast<size_t>(mean[s]) * d;
-      std::fill_n(run_k_ + at, d, 0.0f);
-      std::fill_n(run_v_ + at, d, 0.0f);
-      for (int i = 0; i < n; ++i) {
-        if (side_[i] != s) continue;
-        for (size_t e = 0; e < d; ++e) {  // a direction: the sum serves as the mean
-          run_k_[at + e] += run_k_[static_cast<size_t>(i) * d + e];
-          run_v_[at + e] += run_v_[static_cast<size_t>(i) * d + e];
-        }
-      }
-    }
-  }
-  return ones;
-}
-
-// The n rows of the run scratch, sides chosen, replace the members of c: side 0 stays, side 1 becomes a new cluster.
+// The n rows of the scratch, sides chosen, replace the members of c: side 0 stays, side 1 becomes a new cluster.
 ClusterId ClusterStore::cut(int lane, ClusterId c, int n, int32_t frame) {
   ClusterIndex& index = this->index(lane);
-  const size_t d = row();
-  // Each side becomes one run, side 0 first; the order within a side is kept, which is time order.
-  int zeros = 0;
-  for (int i = 0; i < n; ++i) {
-    if (side_[i] != 0) continue;
-    const auto first = static_cast<size_t>(zeros), here = static_cast<size_t>(i);
-    std::rotate(side_ + first, side_ + here, side_ + here + 1);
-    std::rotate(run_meta_ + first, run_meta_ + here, run_meta_ + here + 1);
-    std::rotate(run_k_ + first * d, run_k_ + here * d, run_k_ + (here + 1) * d);
-    std::rotate(run_v_ + first * d, run_v_ + here * d, run_v_ + (here + 1) * d);
-    ++zeros;
-  }
-  const auto run_at = [&](int at, int count) {
-    return Run{run_k_ + static_cast<size_t>(at) * d, run_v_ + static_cast<size_t>(at) * d, run_meta_ + at, count};
-  };
+  const int zeros = run_.part_sides(n);
   // What was only in the summary cannot be told apart: it stays with side 0, and the old mean stands for it.
   const int residual = index.count(c) - index[c].paged;
   const int born = index[c].born;
   release_pages(lane, c);
   const ClusterId b = index.open(index[c].scene, frame);
-  write_pages(lane, c, run_at(0, zeros));
-  write_pages(lane, b, run_at(zeros, n - zeros));
+  write_pages(lane, c, run_.run(0, zeros));
+  write_pages(lane, b, run_.run(zeros, n - zeros));
   index.counts()[c] = residual;
   if (residual == 0) index.variances()[c] = 0;
-  for (int i = 0; i < zeros; ++i) learn(lane, c, run_at(i, 1), frame);
-  for (int i = zeros; i < n; ++i) learn(lane, b, run_at(i, 1), frame);
+  for (int i = 0; i < zeros; ++i) learn(lane, c, run_.run(i, 1), frame);
+  for (int i = zeros; i < n; ++i) learn(lane, b, run_.run(i, 1), frame);
   index[c].born = index[b].born = born;
   ++counters_.splits;
   return b;
@@ -125,21 +60,17 @@ Short ClusterStore::split(int lane, ClusterId c, const Run& token, int32_t frame
   };
   if (index[c].paged == 0) return open_alone();  // only a summary: nothing to cut
   if (free_slots() < slots_to_split(lane, c)) return Short::kSlots;
-  const size_t d = row();
   const bool fetched = index[c].disk_pages > 0;
-  const int members = read_members(lane, c, 0);
+  const int members = read_members(lane, c);
   if (fetched) {
     unpin_all();
     if (members != index[c].paged) return defer(lane, c, token, frame, made);
     if (members == 0) return open_alone();  // the disk lost them
     ++counters_.eager_splits;
   }
-  std::copy_n(token.k, d, run_k_ + static_cast<size_t>(members) * d);
-  std::copy_n(token.v, d, run_v_ + static_cast<size_t>(members) * d);
-  run_meta_[members] = *token.meta;
-  side_[members] = 1;
-  const int ones = two_means(members + 1);
-  if (ones == 0 || ones == members + 1 || (ones == 1 && side_[members] == 1)) return open_alone();
+  run_.put(members, token);
+  const int ones = run_.two_means(members + 1);
+  if (ones == 0 || ones == members + 1 || (ones == 1 && run_.is_on_side_1(members))) return open_alone();
   *made = cut(lane, c, members + 1, frame);
   ++account_.seen;
   return Short::kNothing;
@@ -177,9 +108,9 @@ bool ClusterStore::settle(int lane, ClusterId c, int32_t frame) {
   if (free_slots() < pages_for(index[c].paged + index[buffer].paged) + 3 || index.full()) return false;
   if (holds_token_in_mean(lane, buffer)) materialise(lane, buffer);
   merge(lane, c, buffer);
-  const int n = read_members(lane, c, 0);
+  const int n = read_members(lane, c);
   if (n != index[c].paged || n < 2) return true;  // not all could be read now: they stay joined
-  const int ones = two_means(n);
+  const int ones = run_.two_means(n);
   if (ones > 0 && ones < n) cut(lane, c, n, frame);
   return true;
 }
@@ -192,9 +123,9 @@ void ClusterStore::compact(int lane, ClusterId c) {
     ++pages;
   }
   if (cluster.paged > shape_.max_run || pages <= pages_for(cluster.paged)) return;
-  const int n = read_members(lane, c, 0);
+  const int n = read_members(lane, c);
   release_pages(lane, c);
-  write_pages(lane, c, Run{run_k_, run_v_, run_meta_, n});
+  write_pages(lane, c, run_.run(0, n));
 }
 
 void ClusterStore::merge(int lane, ClusterId into, ClusterId from) {
@@ -238,7 +169,6 @@ void ClusterStore::thin(int lane, ClusterId c, const uint8_t* keep) {
     while (id != kNone && !open_for_thinning(id)) id = pages_[id].next;
     return id;
   };
-  const size_t d = row();
   PageId to = next_open(cluster.head);  // where what was kept is written, never behind the page being read
   int held = 0;                         // rows kept and not yet written, at the front of the scratch
   bool changed = false;                 // since the first token that went
@@ -247,20 +177,18 @@ void ClusterStore::thin(int lane, ClusterId c, const uint8_t* keep) {
     Page& page = pages_[to];
     const PageView view = tiers_.page(page.tier, page.slot);
     std::memset(view.meta, 0, kPageMetaBytes);
-    std::memcpy(view.meta, run_meta_, static_cast<size_t>(n) * sizeof(TokenMeta));
-    ops_.encode(codec(page.tier), shape_.page, run_k_, run_v_, d, n, view.data);
+    std::memcpy(view.meta, run_.meta(0), static_cast<size_t>(n) * sizeof(TokenMeta));
+    ops_.encode(codec(page.tier), shape_.page, run_.k(0), run_.v(0), row(), n, view.data);
     ops_.wait();  // what is left moves up
     counter_of(page.tier) += n - page.count;
     cluster.paged += n - page.count;
     page.count = static_cast<uint8_t>(n);
     const auto [low, high] = std::minmax_element(
-        run_meta_, run_meta_ + n, [](const TokenMeta& a, const TokenMeta& b) { return a.time_ms < b.time_ms; });
+        run_.meta(0), run_.meta(n), [](const TokenMeta& a, const TokenMeta& b) { return a.time_ms < b.time_ms; });
     page.first_time = low->time_ms;
     page.last_time = high->time_ms;
     held -= n;
-    std::copy_n(run_k_ + static_cast<size_t>(n) * d, static_cast<size_t>(held) * d, run_k_);
-    std::copy_n(run_v_ + static_cast<size_t>(n) * d, static_cast<size_t>(held) * d, run_v_);
-    std::copy_n(run_meta_ + n, held, run_meta_);
+    run_.move_up(0, n, held);
     to = next_open(page.next);
   };
   for (PageId id = cluster.head; id != kNone; id = pages_[id].next) {
@@ -278,17 +206,12 @@ void ClusterStore::thin(int lane, ClusterId c, const uint8_t* keep) {
     const PageView view = tiers_.page(page.tier, page.slot);
     // The whole page behind what is held, then what stays moves up: one call is much cheaper than one for each token.
     if (kept > 0) {
-      ops_.decode(codec(page.tier), shape_.page, view.data, 0, page.count, run_k_ + static_cast<size_t>(held) * d,
-                  run_v_ + static_cast<size_t>(held) * d, d);
+      ops_.decode(codec(page.tier), shape_.page, view.data, 0, page.count, run_.k(held), run_.v(held), row());
+      std::memcpy(run_.meta(held), view.meta, static_cast<size_t>(page.count) * sizeof(TokenMeta));
       ops_.wait();
     }
     for (int i = 0, read = held; i < page.count; ++i, ++read) {
-      if (wanted[i] == 0) continue;
-      if (held != read) {
-        std::copy_n(run_k_ + static_cast<size_t>(read) * d, d, run_k_ + static_cast<size_t>(held) * d);
-        std::copy_n(run_v_ + static_cast<size_t>(read) * d, d, run_v_ + static_cast<size_t>(held) * d);
-      }
-      run_meta_[held++] = view.meta[i];
+      if (wanted[i] != 0) run_.move_up(held++, read, 1);
     }
     // `to` is this page at the latest, and this page has been read.
     if (held >= kPageTokens) write(kPageTokens);

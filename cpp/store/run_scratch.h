@@ -1,0 +1,43 @@
+// RunScratch: decoded rows of one cluster's members while the cluster changes shape, in room that is taken once: as many
+// members as one may have, a token more, and the two means by which they are cut. Not thread-safe.
+#pragma once
+
+#include "memory/region.h"
+#include "store/run.h"
+
+namespace mosaic {
+
+class RunScratch {
+ public:
+  // max_run: most members. dim: numbers of a key. value_weight: of the metric of clusters (AssignArgs).
+  RunScratch(Region& region, int max_run, size_t dim, float value_weight);
+
+  float* k(int i) { return k_ + static_cast<size_t>(i) * dim_; }
+  float* v(int i) { return v_ + static_cast<size_t>(i) * dim_; }
+  TokenMeta* meta(int i) { return meta_ + i; }
+  Run run(int first, int n) { return {k(first), v(first), meta(first), n}; }
+  int spare() const { return max_run_; }  // a row that no member takes
+  void put(int i, const Run& token);
+  // n rows from `from` on go to `to`, which is not behind it.
+  void move_up(int to, int from, int n);
+
+  // Cut the first n rows in two by 2-means; how many are on side 1. All on one side: they are not to be cut. The last row,
+  // the token that did not fit, opens side 1, what is farthest from it the other.
+  int two_means(int n);
+  bool is_on_side_1(int i) const { return side_[i] != 0; }
+  // The n rows change places: side 0 first, the order within a side kept. How many are on side 0.
+  int part_sides(int n);
+
+ private:
+  double similarity(int a, int b) const;
+
+  int max_run_;
+  size_t dim_;
+  float value_weight_;
+  float* k_;
+  float* v_;
+  TokenMeta* meta_;
+  uint8_t* side_;
+};
+
+}  // namespace mosaic
