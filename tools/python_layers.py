@@ -1,4 +1,4 @@
-"""The layers of python/mosaic_edge, for check_floors.py: who may import whom.
+"""The layers of python/mosaic_edge, for check_layers.py: who may import whom.
 
     models, world, sources  <-  engine  <-  evaluation, serve  <-  cli
 
@@ -29,29 +29,29 @@ ROOT_NAMES = {"_core", "DEFAULT_POLICY", "__version__"}  # of mosaic_edge itself
 FOREIGN_C = {"ctypes", "cffi", "pybind11"}  # other ways from Python into C++
 
 
-def check_imports(place: Path, text: str, root: Path) -> Iterator[str]:
+def check_imports(path: Path, text: str, root: Path) -> Iterator[str]:
     """Faults of one file of the package, as "path:line: message"."""
     try:
         tree = ast.parse(text)
     except SyntaxError as error:
-        yield f"{place}:{error.lineno}: does not parse: {error.msg}"
+        yield f"{path}:{error.lineno}: does not parse: {error.msg}"
         return
-    for line, name in sorted(_imports(place, tree, root)):
-        at = f"{place}:{line}: imports {name}"
+    for line, name in sorted(_imports(path, tree, root)):
+        at = f"{path}:{line}: imports {name}"
         first, *inside = name.split(".")
         if first in FOREIGN_C or first == "_core":
             yield f"{at}; C++ is reached only through mosaic_edge._core"
         elif first == PACKAGE:
-            for fault in _faults(place.parts[2:], inside, root):
+            for fault in _faults(path.parts[2:], inside, root):
                 yield f"{at}; {fault}"
-    if _layer(place.parts[2:]) is None:
-        yield f"{place}:1: '{place.parts[2]}' is not a layer; there are {', '.join(BELOW)}"
+    if _layer(path.parts[2:]) is None:
+        yield f"{path}:1: '{path.parts[2]}' is not a layer; there are {', '.join(BELOW)}"
 
 
-def _imports(place: Path, tree: ast.Module, root: Path) -> Iterator[tuple[int, str]]:
+def _imports(path: Path, tree: ast.Module, root: Path) -> Iterator[tuple[int, str]]:
     """(line, module) of every import; of `from a import b` a.b where that is a module, or no module can be
     meant."""
-    package = list(place.parts[1:-1])
+    package = list(path.parts[1:-1])
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)

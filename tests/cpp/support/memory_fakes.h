@@ -1,4 +1,4 @@
-// Stand-ins for the memory floor's tests: a device that counts and a disk that fails on demand.
+// Stand-ins for the memory layer's tests: a device that counts and a disk that fails on demand.
 #pragma once
 
 #include <fcntl.h>

@@ -1,4 +1,4 @@
-"""The floor check finds what it must, in trees that are wrong on purpose, and nothing in this one."""
+"""The layer check finds what it must, in trees that are wrong on purpose, and nothing in this one."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ BAD = [
     ("cpp/memory/arena.h", "#include <store/page.h>\n", "memory may include only"),
     ("cpp/store/page.h", '#include "policy/policy.h"\n', "store may include only"),
     ("cpp/runtime/kv_memory.h", '#include "bindings/types.h"\n', "runtime may include only"),
-    ("cpp/core/ids.h", '#include "dtype.h"\n', 'as "room/file.h"'),
-    ("cpp/core/ids.h", '#include "../core/dtype.h"\n', 'as "room/file.h"'),
+    ("cpp/core/ids.h", '#include "dtype.h"\n', 'as "layer/file.h"'),
+    ("cpp/core/ids.h", '#include "../core/dtype.h"\n', 'as "layer/file.h"'),
     ("cpp/backend/cpu/attend.cc", "#include <cuda_fp16.h>\n", "CUDA headers only under cpp/backend/cuda"),
     ("cpp/store/page.h", '#include "cublas_v2.h"\n', "CUDA headers only under cpp/backend/cuda"),
     ("cpp/bindings/module.cc", "#include <torch/extension.h>\n", "no Torch under cpp/"),
     ("cpp/backend/cuda/attend.cu", "#include <ATen/ATen.h>\n", "no Torch under cpp/"),
-    ("cpp/extra/thing.h", "", "'extra' is not a floor"),
+    ("cpp/extra/thing.h", "", "'extra' is not a layer"),
     ("cpp/store/page_utils.h", "", "'page_utils' is a grab-bag name"),
     ("python/mosaic_edge/world/common/a.py", "", "'common' is a grab-bag name"),
     ("tests/python/helpers.py", "", "'helpers' is a grab-bag name"),
@@ -152,7 +152,7 @@ def write(root: Path, files: dict[str, str]) -> None:
 
 def check(root: Path) -> tuple[int, list[str]]:
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "check_floors.py"), str(root)], capture_output=True, text=True
+        [sys.executable, str(ROOT / "tools" / "check_layers.py"), str(root)], capture_output=True, text=True
     )
     return done.returncode, (done.stdout + done.stderr).splitlines()
 
@@ -185,5 +185,5 @@ def test_a_folder_that_is_no_checkout_is_refused(tmp_path):
     assert "expected the repository's root" in lines[0]
 
 
-def test_this_tree_keeps_its_floors():
+def test_this_tree_keeps_its_layers():
     assert check(ROOT) == (0, [])

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Check the floors of the house: `python tools/check_floors.py [ROOT]`. A line per fault, then exit code 1.
+"""Check the layers: `python tools/check_layers.py [ROOT]`. A line per fault, then exit code 1.
 
-A file includes only its own room and lower ones (core <- codec <- backend <- memory <- store <- policy <-
+A file includes only its own layer and lower ones (core <- codec <- backend <- memory <- store <- policy <-
 runtime <- bindings), and so in Python (python_layers.py); CUDA headers stay under cpp/backend/cuda; no Torch
 under cpp/; Python reaches C++ only through mosaic_edge._core; at most 500 lines a file, three levels of C++
 and four of Python; no grab-bag names; every codec of codecs.def has its header and every policy of
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from python_layers import check_imports
 
-FLOORS = ("core", "codec", "backend", "memory", "store", "policy", "runtime", "bindings")
+LAYERS = ("core", "codec", "backend", "memory", "store", "policy", "runtime", "bindings")
 MAX_LINES = 500
 # Path parts of a source file below cpp/ or python/mosaic_edge/; files of a model are data.
 MAX_DEPTH = {"cpp": 3, "python": 4}
@@ -35,18 +35,18 @@ FOREIGN_C = {"ctypes", "cffi", "pybind11"}  # other ways from Python into C++
 def check(root: Path) -> list[str]:
     """Every fault under `root`, as "path:line: message", sorted by path."""
     faults: list[str] = []
-    for path in sorted(_files(root)):
-        place = path.relative_to(root)
-        faults += _check_place(place)
+    for file in sorted(_files(root)):
+        path = file.relative_to(root)
+        faults += _check_path(path)
         if path.suffix not in SOURCES:
             continue
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
         if len(lines) > MAX_LINES:
-            faults.append(f"{place}:{MAX_LINES + 1}: {len(lines)} lines; a file stops at {MAX_LINES}")
-        if place.parts[0] == "cpp":
-            faults += _check_includes(place, lines, root)
-        elif place.parts[:2] == ("python", "mosaic_edge") and path.suffix == ".py":
-            faults += check_imports(place, "\n".join(lines), root)
+            faults.append(f"{path}:{MAX_LINES + 1}: {len(lines)} lines; a file stops at {MAX_LINES}")
+        if path.parts[0] == "cpp":
+            faults += _check_includes(path, lines, root)
+        elif path.parts[:2] == ("python", "mosaic_edge") and path.suffix == ".py":
+            faults += check_imports(path, "\n".join(lines), root)
     faults += _check_list(root, "cpp/codec/codecs.def", (".h",))
     faults += _check_list(root, "cpp/policy/policies.def", (".h", ".cc"))
     return faults
@@ -59,37 +59,37 @@ def _files(root: Path) -> Iterator[Path]:
                 yield path
 
 
-def _check_place(place: Path) -> Iterator[str]:
-    for part in (*place.parts[:-1], place.name.split(".")[0]):
+def _check_path(path: Path) -> Iterator[str]:
+    for part in (*path.parts[:-1], path.name.split(".")[0]):
         if GRAB_BAGS & set(part.lower().split("_")):
-            yield f"{place}:1: '{part}' is a grab-bag name; name it after what it does"
+            yield f"{path}:1: '{part}' is a grab-bag name; name it after what it does"
     for tree in (("cpp",), ("python", "mosaic_edge")):
-        below = place.parts[len(tree) :]
-        is_data = "models" in below[:-1] and place.suffix != ".py"
-        if place.parts[: len(tree)] == tree and len(below) > MAX_DEPTH[tree[0]] and not is_data:
-            yield f"{place}:1: {len(below)} levels below {'/'.join(tree)}/; at most {MAX_DEPTH[tree[0]]}"
-    if place.parts[0] == "cpp" and len(place.parts) > 2 and place.parts[1] not in FLOORS:
-        yield f"{place}:1: '{place.parts[1]}' is not a floor; there are {', '.join(FLOORS)}"
+        below = path.parts[len(tree) :]
+        is_data = "models" in below[:-1] and path.suffix != ".py"
+        if path.parts[: len(tree)] == tree and len(below) > MAX_DEPTH[tree[0]] and not is_data:
+            yield f"{path}:1: {len(below)} levels below {'/'.join(tree)}/; at most {MAX_DEPTH[tree[0]]}"
+    if path.parts[0] == "cpp" and len(path.parts) > 2 and path.parts[1] not in LAYERS:
+        yield f"{path}:1: '{path.parts[1]}' is not a layer; there are {', '.join(LAYERS)}"
 
 
-def _check_includes(place: Path, lines: list[str], root: Path) -> Iterator[str]:
-    room = place.parts[1] if place.parts[1] in FLOORS and len(place.parts) > 2 else None
+def _check_includes(path: Path, lines: list[str], root: Path) -> Iterator[str]:
+    layer = path.parts[1] if path.parts[1] in LAYERS and len(path.parts) > 2 else None
     for number, line in enumerate(lines, 1):
         found = INCLUDE.match(line)
         if not found:
             continue
         quote, header = found.groups()
-        at = f"{place}:{number}: includes {header}"
-        if CUDA_HEADER.match(header) and place.parts[:3] != ("cpp", "backend", "cuda"):
+        at = f"{path}:{number}: includes {header}"
+        if CUDA_HEADER.match(header) and path.parts[:3] != ("cpp", "backend", "cuda"):
             yield f"{at}; CUDA headers only under cpp/backend/cuda"
         if TORCH_HEADER.match(header):
             yield f"{at}; no Torch under cpp/"
         target = header.split("/")[0] if "/" in header else None  # <memory> is the standard library's
-        if target in FLOORS:
-            if room and FLOORS.index(target) > FLOORS.index(room):
-                yield f"{at}; {room} may include only {', '.join(FLOORS[: FLOORS.index(room) + 1])}"
+        if target in LAYERS:
+            if layer and LAYERS.index(target) > LAYERS.index(layer):
+                yield f"{at}; {layer} may include only {', '.join(LAYERS[: LAYERS.index(layer) + 1])}"
         elif quote == '"' and not CUDA_HEADER.match(header) and not (root / "cpp" / header).is_file():
-            yield f'{at}; write project includes from cpp/, as "room/file.h"'
+            yield f'{at}; write project includes from cpp/, as "layer/file.h"'
 
 
 def _check_list(root: Path, listing: str, endings: tuple[str, ...]) -> Iterator[str]:
@@ -109,7 +109,7 @@ def main() -> int:
     """Print the faults of ROOT (default: this repository)."""
     root = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).resolve().parent.parent
     if not (root / "cpp").is_dir():
-        print(f"check_floors: got {root}, expected the repository's root (no cpp/ in it)", file=sys.stderr)
+        print(f"check_layers: got {root}, expected the repository's root (no cpp/ in it)", file=sys.stderr)
         return 1
     faults = check(root)
     for fault in faults:
