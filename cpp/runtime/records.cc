@@ -78,7 +78,7 @@ void Records::listen(const AttendArgs& args, const BlockSelection& selection, in
 }
 
 void Records::file(const WindowFrame& frame) {
-  heard_.file({frame.number, frame.tokens});
+  heard_.file(frame.tokens);
   ++window_frames_;
   if (heard_.full()) {
     settle_oldest();

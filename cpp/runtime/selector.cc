@@ -11,7 +11,7 @@ namespace mosaic {
 
 BlockSelection& Selector::ready(int lane, const Reader& reader, const float* q) {
   BlockSelection& s = selection(lane);
-  if (records_ && backend_.device->has_private()) backend_.ops->wait();  // the lane before this one reads the table
+  if (records_) backend_.ops->wait();  // until the lane before this one has read the table
   if (records_ || !s.ready) {
     const bool frames_alone = reader.kind == BlockKind::kFrame && model().video_window > 0;
     if (reader.kind == BlockKind::kPrefix || frames_alone) {

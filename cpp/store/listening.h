@@ -23,7 +23,6 @@ struct ListeningShape {
 class Listening {
  public:
   struct Frame {
-    int32_t number = 0;
     int32_t tokens = 0;
     bool in_log = false;  // false: its tokens are in the window still
   };
@@ -49,14 +48,14 @@ class Listening {
   const TokenSlot* slots(int lane, int f) const { return slot_ + at(lane, f); }
 
   // The frame that was encoded becomes the newest. Needs !full().
-  void file(const Frame& frame) {
-    ring_[place(size_)] = frame;
+  void file(int tokens) {
+    ring_[place(size_)] = {tokens};
     ++size_;
     for (int lane = 0; lane < shape_.lanes; ++lane) {
-      std::fill_n(received(lane, size_ - 1), frame.tokens, half_t{0});
-      std::fill_n(slots(lane, size_ - 1), frame.tokens, TokenSlot{kNone});
+      std::fill_n(received(lane, size_ - 1), tokens, half_t{0});
+      std::fill_n(slots(lane, size_ - 1), tokens, TokenSlot{kNone});
       for (int f = 0; f < size_; ++f)
-        for (int i = 0; i < this->frame(f).tokens; ++i)
+        for (int i = 0; i < frame(f).tokens; ++i)
           received(lane, f)[i] = finite_half(half_to_float(received(lane, f)[i]) + half_to_float(now(lane, f)[i]));
     }
   }

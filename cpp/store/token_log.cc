@@ -123,7 +123,6 @@ void TokenLog::move(int lane, TokenSlot from, TokenSlot to) {
   likeness_[b] = likeness_[a];
   rows_[at_page(lane, from_page)] &= static_cast<uint16_t>(~bit(from));
   rows_[at_page(lane, to_page)] |= bit(to);
-  ++moved_;
 }
 
 void TokenLog::settle(int lane, TokenSlot slot, float score) {

@@ -71,7 +71,6 @@ class TokenLog {
   void settle(int lane, TokenSlot slot, float score);
   void give_up(int lane, TokenSlot slot);
 
-  int64_t moved() const { return moved_; }
   void check_invariants() const;
 
  private:
@@ -107,7 +106,6 @@ class TokenLog {
   std::byte** row_pages_;  // [kBatch] of one encode_rows
   int32_t* row_at_;
   static constexpr int kBatch = 256;
-  int64_t moved_ = 0;
 };
 
 }  // namespace mosaic
