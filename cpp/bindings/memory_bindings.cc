@@ -142,7 +142,7 @@ py::dict plan_dict(const Plan& plan) {
   py::list tiers;
   for (const TierSpec& tier : plan.store.tiers) {
     py::dict row;
-    row["place"] = medium_name(tier.medium);
+    row["medium"] = medium_name(tier.medium);
     row["codec"] = codec_name(tier.codec);
     row["pages"] = tier.slots;
     row["page_bytes"] = page_bytes(tier.codec, plan.store.page);
@@ -151,7 +151,7 @@ py::dict plan_dict(const Plan& plan) {
   out["tiers"] = tiers;
   if (plan.log.lanes > 0) {
     py::dict row;
-    row["place"] = medium_name(Medium::device);
+    row["medium"] = medium_name(Medium::device);
     row["codec"] = codec_name(plan.log.codec);
     row["pages"] = plan.log.lanes * plan.log.pages;
     row["page_bytes"] = data_bytes(plan.log.codec, plan.log.page);
@@ -210,7 +210,7 @@ py::dict stats_dict(const KvMemory& memory) {
   copies["busy_seconds"] = s.copies.busy_seconds;
   out["copies"] = copies;
   out["cap_bytes"] = s.cap_bytes;
-  out["peak_bytes"] = s.taken_bytes;
+  out["taken_bytes"] = s.taken_bytes;
   out["frames"] = s.frames;
   out["questions"] = s.questions;
   out["clusters"] = s.clusters;
@@ -218,7 +218,7 @@ py::dict stats_dict(const KvMemory& memory) {
   py::list tiers;
   for (int t = 0; t < s.tiers; ++t) {
     py::dict row;
-    row["place"] = medium_name(s.tier[t].medium);
+    row["medium"] = medium_name(s.tier[t].medium);
     row["codec"] = codec_name(s.tier[t].codec);
     row["used_bytes"] = s.tier[t].used_bytes;
     row["peak_bytes"] = s.tier[t].peak_bytes;
@@ -361,7 +361,7 @@ and all four on the GPU the work is only queued in order with it.)")
           "[(from seconds, to seconds, attention mass)] of the last question's first token.")
       .def_property_readonly(
           "evidence_lost", [](const KvMemory& self) { return self.evidence().lost(); },
-          "Moments of the last question that found no place in the table of evidence().")
+          "Moments of the last question that found no room in the table of evidence().")
       .def_property_readonly("asking", &KvMemory::asking, "True between open_question() and close_question().")
       .def("stats", &stats_dict)
       .def("plan", [](const KvMemory& self) { return plan_dict(self.plan()); })

@@ -138,7 +138,7 @@ leaving the window is dropped and counted.)");
       .def_readonly("amount", &Need::amount)
       .def_readonly("frame", &Need::frame);
 
-  py::class_<PyEviction>(m, "Eviction", "Something that yields: made by drop, summarise, merge, demote and thin.")
+  py::class_<PyEviction>(m, "Eviction", "Something that yields: made by drop, collapse, merge, demote and thin.")
       .def_static(
           "drop", [](int lane, ClusterId c) { return eviction(Eviction::Kind::kDrop, lane, c); }, py::arg("lane"),
           py::arg("cluster"), "The cluster goes, summary and all.")

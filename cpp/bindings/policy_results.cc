@@ -36,7 +36,7 @@ py::array_t<int64_t> column(const std::string& who, const char* name, const py::
     refuse(who, of + text_of(given) + ", expected integers or booleans, one a token");
   if (raw.ndim() > 1 || raw.size() != n)
     refuse(who, of + std::to_string(raw.size()) + (raw.ndim() > 1 ? " values that are not one row" : " values") +
-                    " for " + std::to_string(n) + (n == 1 ? " place" : " tokens"));
+                    " for " + std::to_string(n) + (n == 1 ? " token" : " tokens"));
   if (mask != nullptr) *mask = kind == 'b';
   return py::array_t<int64_t, py::array::c_style | py::array::forcecast>::ensure(raw.reshape({n}));
 }
@@ -157,7 +157,7 @@ int read_evictions(const std::string& who, const ClusterStore& store, const py::
     take(r.cluster);
     if (r.kind == Eviction::Kind::kMerge) take(r.other);
     if (r.kind == Eviction::Kind::kCollapse && !index.has_means())
-      refuse(who, "summarise, which needs means=True: drop the cluster");
+      refuse(who, "collapse, which needs means=True: drop the cluster");
     if (r.kind == Eviction::Kind::kDemote) {
       const int to = r.tier >= 0 && r.tier < store.tiers().size() ? store.tiers().colder(r.tier) : kNone;
       if (to == kNone) refuse(who, "demote from tier " + std::to_string(r.tier) + ", below which there is none");

@@ -89,7 +89,7 @@ py::list tiers(const StoreView& view) {
   py::list out;
   for (int t = 0; t < chain.size(); ++t) {
     py::dict row;
-    row["place"] = medium_name(chain.spec(t).medium);
+    row["medium"] = medium_name(chain.spec(t).medium);
     row["codec"] = codec_name(chain.spec(t).codec);
     row["slots"] = chain.spec(t).slots;
     row["free"] = chain.free_slots(t);
@@ -159,7 +159,7 @@ void bind_store(py::module_& m) {
           "free_slots", [](const StoreView& s) { return s.store().free_slots(); },
           "Pages that could be written at once, in any DRAM tier.")
       .def_property_readonly("can_spill", [](const StoreView& s) { return s.store().can_spill(); })
-      .def("tiers", &tiers, "Hot to cold: place, codec, page slots, and how many are free.")
+      .def("tiers", &tiers, "Hot to cold: medium, codec, page slots, and how many are free.")
       .def("scenes", &scenes, "Columns of the scenes: id, frames, variance, mean embedding.")
       .def("clusters", &clusters, py::arg("lane"), "Columns of the live clusters of a lane, by rising id.")
       .def(

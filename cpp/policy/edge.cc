@@ -62,7 +62,7 @@ int Edge::give_up(const TokenLog& log, const Listening& heard, int lane, int nee
   }
   for (int f = 0; f < heard.frames() && heard.frame(f).in_log; ++f) {
     const TokenSlot* const slots = heard.slots(lane, f);
-    const half_t* const received = heard.received(lane, f);
+    const half_t* const received = heard.attention_received(lane, f);
     for (int i = 0; i < heard.frame(f).tokens; ++i)
       if (slots[i] != kNone)
         out[n++] = {slots[i], f, i, rank(worth(half_to_float(received[i]), log.value_norm(lane, slots[i])), 0)};
@@ -90,7 +90,7 @@ std::unique_ptr<Policy> make_edge(const PolicySettings& settings) {
   int unit_chosen = 0, score = static_cast<int>(s.score);
   SettingReader("edge", settings)
       .choice("unit", &unit_chosen, {"tokens", "summaries"})
-      .choice("score", &score, {"received", "value_norm", "both"})
+      .choice("score", &score, {"attention_received", "value_norm", "both"})
       .number("listen", &s.listen, 1, 256)
       .flag("likeness", &s.likeness)
       .finish();

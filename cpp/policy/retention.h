@@ -21,7 +21,7 @@ class Retention {
   // Frames after its own that a token is listened to.
   virtual int listen_frames() const = 0;
   // What a token is worth, from the attention it received and the norm of its value.
-  virtual float worth(float received, float value_norm) const = 0;
+  virtual float worth(float attention_received, float value_norm) const = 0;
   // Whether likeness to better tokens is wanted (TokenLog::likeness).
   virtual bool compares() const = 0;
   // At least `need` tokens of a full lane, those that are missed least. out [TokenLog::capacity()]; returns how many.

@@ -55,9 +55,9 @@ void KvMemory::begin_frame(const FrameInfo& frame) {
   if (absolute && frame.t_position < next_position_ - 1 - window_.prefix_tokens && frames_ > 0)
     throw InvalidInput("KvMemory: t_position=" + std::to_string(frame.t_position) + " comes before the last frame's, " +
                        std::to_string(next_position_ - 1 - window_.prefix_tokens) + "; positions must not fall.");
-  if (frame.t_position > kLastMoment)
+  if (frame.t_position > kLastPosition)
     throw InvalidInput("KvMemory: t_position=" + std::to_string(frame.t_position) + " is beyond " +
-                       std::to_string(kLastMoment) + ".");
+                       std::to_string(kLastPosition) + ".");
   const int32_t position = absolute ? window_.prefix_tokens + frame.t_position : next_position_;
   admission_.refuse_without_room(frames_);
   begin(BlockKind::kFrame, frame.tokens);

@@ -149,7 +149,7 @@ class KvMemory {
   int64_t reads_now_ = 0;  // tokens that the block read so far, over all lanes
   int64_t frame_reads_ = 0;
   int64_t question_reads_ = 0;
-  static constexpr int32_t kLastMoment = 1 << 30;  // beyond it positions would wrap
+  static constexpr int32_t kLastPosition = 1 << 30;  // beyond it positions would wrap
 };
 
 template <class Call>

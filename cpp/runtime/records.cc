@@ -149,7 +149,7 @@ void Records::settle_oldest() {
   if (!heard_.frame(0).in_log) throw InvariantError("Records: a frame of the window cannot be settled.");
   for (int lane = 0; lane < log_.shape().lanes; ++lane) {
     const TokenSlot* const slots = heard_.slots(lane, 0);
-    const half_t* const received = heard_.received(lane, 0);
+    const half_t* const received = heard_.attention_received(lane, 0);
     int n = 0;
     for (int i = 0; i < heard_.frame(0).tokens; ++i) {
       if (slots[i] == kNone) continue;

@@ -31,7 +31,7 @@ class Listening {
       : shape_(shape), ring_(region.take<Frame>("attention received", static_cast<size_t>(capacity()))) {
     const size_t tokens =
         static_cast<size_t>(shape.lanes) * static_cast<size_t>(capacity()) * static_cast<size_t>(shape.frame_tokens);
-    received_ = region.take<half_t>("attention received", tokens);
+    attention_received_ = region.take<half_t>("attention received", tokens);
     now_ = region.take<half_t>("attention received", tokens);
     slot_ = region.take<TokenSlot>("attention received", tokens);
   }
@@ -40,8 +40,8 @@ class Listening {
   int frames() const { return size_; }  // oldest first; the frame being encoded is not among them until file()
   const Frame& frame(int f) const { return ring_[place(f)]; }
   // Of a frame's tokens, [tokens]; frames() is the frame being encoded.
-  half_t* received(int lane, int f) { return received_ + at(lane, f); }
-  const half_t* received(int lane, int f) const { return received_ + at(lane, f); }
+  half_t* attention_received(int lane, int f) { return attention_received_ + at(lane, f); }
+  const half_t* attention_received(int lane, int f) const { return attention_received_ + at(lane, f); }
   half_t* now(int lane, int f) { return now_ + at(lane, f); }
   // Where the token is in the lane's log; kNone: it is in the window, or was given up.
   TokenSlot* slots(int lane, int f) { return slot_ + at(lane, f); }
@@ -52,11 +52,12 @@ class Listening {
     ring_[place(size_)] = {tokens};
     ++size_;
     for (int lane = 0; lane < shape_.lanes; ++lane) {
-      std::fill_n(received(lane, size_ - 1), tokens, half_t{0});
+      std::fill_n(attention_received(lane, size_ - 1), tokens, half_t{0});
       std::fill_n(slots(lane, size_ - 1), tokens, TokenSlot{kNone});
       for (int f = 0; f < size_; ++f)
         for (int i = 0; i < frame(f).tokens; ++i)
-          received(lane, f)[i] = finite_half(half_to_float(received(lane, f)[i]) + half_to_float(now(lane, f)[i]));
+          attention_received(lane, f)[i] =
+              finite_half(half_to_float(attention_received(lane, f)[i]) + half_to_float(now(lane, f)[i]));
     }
   }
   bool full() const { return size_ == capacity() - 1; }  // one more and the oldest must be forgotten
@@ -76,7 +77,7 @@ class Listening {
 
   ListeningShape shape_;
   Frame* ring_;
-  half_t* received_;
+  half_t* attention_received_;
   half_t* now_;
   TokenSlot* slot_;
   int head_ = 0;

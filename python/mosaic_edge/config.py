@@ -145,7 +145,7 @@ class SessionConfig:
     kernel_threads: int = 0
     """Threads of the CPU kernels, each with scratch inside the cap; 0: one for a small model, else all."""
     faults: int = 0
-    """For tests: every nth page read from, written to or given a place on disk fails; 0: none."""
+    """For tests: every nth page read from, written to or given a slot on disk fails; 0: none."""
     trace: str | None = None
     """Write a trace of the session's work to this file when it is closed, see trace.py; None: no trace."""
 

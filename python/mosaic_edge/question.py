@@ -44,7 +44,7 @@ def question_tokens(
 
 
 def seconds(value: Any, name: str) -> float:
-    """A moment as a plain float: a number, or an array of one without dimensions, which its owner may change.
+    """A time as a plain float: a number, or an array of one without dimensions, which its owner may change.
     ValueError names the argument."""
     if getattr(value, "shape", None) == () and hasattr(value, "item"):
         value = value.item()

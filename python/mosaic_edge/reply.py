@@ -31,7 +31,7 @@ class Reply:
     to is a moment itself, a longer one the summary of a time. Summaries that were hardly looked at are left
     out."""
     moments_lost: int = 0
-    """Moments that the core's table of them (a 64th of the cap) had no place for."""
+    """Moments that the core's table of them (a 64th of the cap) had no room for."""
 
 
 class ReplyStream:

@@ -102,25 +102,31 @@ class Session:
                 raise ValueError(f"pts={pts}: before the last frame's, {self._last_pts}; pts must not fall")
             with self._trace.span("encode_frame"):
                 elapsed = 0.0 if self._first_pts is None else pts - self._first_pts
-                block = self._model.encode(image, pts, elapsed, self._frames)
-            if not self._take(block, pts):
+                encoded = self._model.encode(image, pts, elapsed, self._frames)
+            if not self._take(encoded, pts):
                 self._duplicates += 1
                 self._note_time(pts)
                 return
-            self._kept_picture = _picture_of(block)
+            self._kept_picture = _picture_of(encoded)
             self._note_time(pts)
             self._frames += 1
 
-    def _take(self, block: EncodedFrame, pts: float) -> bool:
+    def _take(self, encoded: EncodedFrame, pts: float) -> bool:
         """Run a frame through the decoder; False, and nothing taken, for a duplicate that would be taken."""
         with self._block_or_nothing() as memory:
             memory.begin_frame(
-                pts, block.embedding, len(block.tokens), block.columns, block.lead, block.trail, block.moment
+                pts,
+                encoded.embedding,
+                len(encoded.tokens),
+                encoded.columns,
+                encoded.lead,
+                encoded.trail,
+                encoded.t_position,
             )
-            if self._is_duplicate(block):
+            if self._is_duplicate(encoded):
                 memory.abort()
                 return False
-            self._forward(block.tokens, want_logits=False)
+            self._forward(encoded.tokens, want_logits=False)
             memory.commit()
             return True
 
@@ -211,7 +217,6 @@ class Session:
         """Bytes by tier and part, where every token is; what was split, merged, summarised, dropped, lost."""
         with self._lock:
             stats: dict[str, Any] = self._open().stats()
-            stats["taken_bytes"] = stats.pop("peak_bytes")  # all is taken at the start: peak and end are one
             stats["duplicate_frames"] = self._duplicates
             return stats
 
@@ -261,10 +266,10 @@ class Session:
             raise ValueError("the session is closed")
         return self._memory
 
-    def _is_duplicate(self, block: EncodedFrame) -> bool:
+    def _is_duplicate(self, encoded: EncodedFrame) -> bool:
         """Whether the picture says no more than the last one that was kept: mean cosine of its tokens, place
         by place."""
-        limit, before, now = self.config.skip_alike, self._kept_picture, _picture_of(block)
+        limit, before, now = self.config.skip_alike, self._kept_picture, _picture_of(encoded)
         if not limit or before is None or before.shape != now.shape:
             return False
         lengths = np.linalg.norm(now, axis=1) * np.linalg.norm(before, axis=1)
@@ -367,6 +372,6 @@ class Session:
             self._talking |= keep
 
 
-def _picture_of(block: EncodedFrame) -> FloatArray:
+def _picture_of(encoded: EncodedFrame) -> FloatArray:
     """The tokens of the picture, without the text around it."""
-    return block.tokens[block.lead : len(block.tokens) - block.trail]
+    return encoded.tokens[encoded.lead : len(encoded.tokens) - encoded.trail]

@@ -43,7 +43,7 @@ class Trace:
 
     @contextmanager
     def span(self, name: Literal["encode_frame", "forward"]) -> Iterator[None]:
-        """Time the block as one span."""
+        """Time the body as one span."""
         began = 0 if self._file is None else time.monotonic_ns()
         try:
             yield

@@ -18,7 +18,7 @@ from cache_model import Recorded
 
 from mosaic_edge import Engine, SamplingParams
 from mosaic_edge.models.hf.attention import NAME
-from mosaic_edge.models.rope import absolute_moment
+from mosaic_edge.models.rope import absolute_position
 from mosaic_edge.models.vlm import FloatArray
 
 FPS = 1.0
@@ -69,7 +69,7 @@ class LibraryStream:
         frame = self.recorded.frames[number]
         rows = len(frame.tokens) // frame.columns
         rate = self.recorded.model._family.tokens_per_second
-        t = absolute_moment(number / FPS, rate)
+        t = absolute_position(number / FPS, rate)
         y, x = np.divmod(np.arange(len(frame.tokens)), frame.columns)
         places = torch.from_numpy(np.stack([np.full_like(x, t), y, x]) + self.start)[:, None]
         self.next = max(self.next, self.start + max(t, rows - 1, frame.columns - 1) + 1)

@@ -170,7 +170,7 @@ class Stream:
             "frame_seconds": statistics.median(whole[2:]),  # the first two warm up
             "memory_seconds": statistics.median(filling),
             "first_token_seconds": statistics.median(asked[1:]),
-            "memory_bytes": stats["peak_bytes"],
+            "memory_bytes": stats["taken_bytes"],
             "device_bytes": self.free_before - self.least_free if self.device.is_cuda else None,
             "tokens": stats["tokens"],
         }

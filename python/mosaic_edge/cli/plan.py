@@ -58,11 +58,11 @@ def show_plan(plan: dict[str, Any], console: Console) -> None:
     parts.add_row("all", format_bytes(plan["total_bytes"]), f"{plan['total_bytes'] / cap:.1%}")
     console.print(parts)
     tiers = Table(title="tiers of the pages", title_justify="left")
-    for name in ("tier", "codec", "pages", "page", "bytes", "frames if full"):
-        tiers.add_column(name, justify="left" if name in ("tier", "codec") else "right")
+    for name in ("medium", "codec", "pages", "page", "bytes", "frames if full"):
+        tiers.add_column(name, justify="left" if name in ("medium", "codec") else "right")
     for tier in plan["tiers"]:
         sizes = format_bytes(tier["page_bytes"]), format_bytes(tier["bytes"])
-        tiers.add_row(tier["place"], tier["codec"], f"{tier['pages']:,}", *sizes, f"{tier['frames']:,}")
+        tiers.add_row(tier["medium"], tier["codec"], f"{tier['pages']:,}", *sizes, f"{tier['frames']:,}")
     console.print(tiers)
     if spill := plan.get("spill"):
         where = f", which is in RAM ({spill['in_ram']})" if spill["in_ram"] else ""

@@ -70,13 +70,13 @@ def run_file(
         question_tokens(engine.model, question)
     open_source(source, engine.spec.fps if fps is None else fps).close()  # refused before any memory is taken
     error: str | None = None
-    reached: float | None = None
+    last_pts: float | None = None
     with engine.session(**session) as opened:
         with StreamView(opened, source.name, not quiet) as view:
 
             def tick(pts: float, frames: int) -> None:
-                nonlocal reached
-                reached = pts
+                nonlocal last_pts
+                last_pts = pts
                 view.tick(pts, frames)
 
             try:
@@ -89,7 +89,7 @@ def run_file(
     return {
         "source": str(source),
         "frames": view.frames,
-        "reached_seconds": reached,
+        "reached_seconds": last_pts,
         "frames_per_second": view.frames / max(view.seconds, 1e-9),
         "answers": answers,
         "memory": memory,

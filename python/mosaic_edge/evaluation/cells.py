@@ -21,7 +21,7 @@ from mosaic_edge.world import Question
 Row = dict[str, Any]
 
 SAMPLES = 64
-"""Moments at which memory is looked at."""
+"""Times at which memory is looked at."""
 QUANTILES = 1001
 """A cell keeps so many quantiles of its frame times, not one number a frame."""
 TURNS = 8
@@ -74,9 +74,9 @@ def retrieves(engine: Engine, variant: Variant, base: dict[str, Any]) -> bool:
 
 
 def run_cell(
-    engine: Engine, place: Path, cell: Cell, base: dict[str, Any]
+    engine: Engine, folder: Path, cell: Cell, base: dict[str, Any]
 ) -> tuple[Row, NDArray[np.float32] | None]:
-    """Stream `place` through a session; returns what build_row takes, and the first-token logits [Q, vocab].
+    """Stream `folder` through a session; returns what build_row takes, and the first-token logits [Q, vocab].
 
     A frame's time is what its encoding and decoding took when the stream was recorded plus what appending it
     takes here: begin_frame, attend of every layer, commit. Without a trace (a model that is not windowed, or
@@ -84,7 +84,7 @@ def run_cell(
     result holds `error`, and no answers.
     """
     began = time.perf_counter()
-    stream = load_stream(place)
+    stream = load_stream(folder)
     frames = len(stream.tokens)
     more = session_settings(cell.variant, base)
     full = full_cache_bytes(engine, frames)
@@ -189,8 +189,8 @@ def _curve(samples: list[tuple[int, Row]]) -> Row:
     if not samples:
         return {}
     last = samples[-1][1]
-    tiers = {f"{t['place']} {t['codec']}": i for i, t in enumerate(last["tiers"])}
-    dram = sum(t["capacity_bytes"] for t in last["tiers"] if t["place"] != "disk")
+    tiers = {f"{t['medium']} {t['codec']}": i for i, t in enumerate(last["tiers"])}
+    dram = sum(t["capacity_bytes"] for t in last["tiers"] if t["medium"] != "disk")
     return {
         "seconds": [second for second, _ in samples],
         "fixed_bytes": last["taken_bytes"] - dram,

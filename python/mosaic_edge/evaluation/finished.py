@@ -40,7 +40,7 @@ class FinishedCells:
         if whole != text:
             self._file.write_text(whole)
         for entry in map(json.loads, whole.splitlines()):
-            if "error" in entry["cell"] or self._place(entry["key"]).exists():
+            if "error" in entry["cell"] or self._logits_file(entry["key"]).exists():
                 self.finished[entry["key"]] = entry["cell"]
 
     def key(self, cell: Cell, seed: int) -> str:
@@ -52,16 +52,16 @@ class FinishedCells:
     def add(self, key: str, row: Row, logits: NDArray[np.float32] | None) -> None:
         """Keep a cell that is done."""
         if logits is not None:
-            np.save(self._place(key), logits)
+            np.save(self._logits_file(key), logits)
         self.finished[key] = row
         with self._file.open("a") as log:
             log.write(json.dumps({"key": key, "cell": row}) + "\n")
 
     def logits(self, key: str) -> NDArray[np.float32] | None:
         """[questions, vocab], or None for a cell that could not run."""
-        return None if "error" in self.finished[key] else np.load(self._place(key))
+        return None if "error" in self.finished[key] else np.load(self._logits_file(key))
 
-    def _place(self, key: str) -> Path:
+    def _logits_file(self, key: str) -> Path:
         return self._arrays / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.npy"
 
 

@@ -79,20 +79,20 @@ def record_stream(
 
     questions: how many to plan. settings: fields of SessionConfig; what changes q, k, v is kept with them.
     """
-    place = folder / f"{difficulty}-{frames}-{seed}"
-    place.mkdir(parents=True, exist_ok=True)
+    made = folder / f"{difficulty}-{frames}-{seed}"
+    made.mkdir(parents=True, exist_ok=True)
     spec = engine.spec
     heads = {"q": spec.q_heads, "k": spec.kv_heads, "v": spec.kv_heads}
-    block = (frames, spec.layers, spec.tokens_per_frame)
+    per_token = (frames, spec.layers, spec.tokens_per_frame)
     shapes = {
         "tokens": (frames, spec.tokens_per_frame, spec.hidden),
         "embeddings": (frames, spec.embedding_dim),
         "encode_ms": (frames,),
         "decode_ms": (frames,),
-        **({name: (*block, heads[name], spec.head_dim) for name in TRACE} if spec.video_window else {}),
+        **({name: (*per_token, heads[name], spec.head_dim) for name in TRACE} if spec.video_window else {}),
     }
     arrays = {
-        name: open_memmap(place / f"{name}.npy", mode="w+", dtype=np.float32, shape=shape)
+        name: open_memmap(made / f"{name}.npy", mode="w+", dtype=np.float32, shape=shape)
         for name, shape in shapes.items()
     }
     world = World(seed, frames, difficulty)
@@ -113,8 +113,8 @@ def record_stream(
     facts: dict[str, Any] = {"difficulty": difficulty, "seed": seed, "frames": frames, "questions": plan}
     if spec.video_window:
         facts["trace"] = {name: getattr(config, name) for name in TRACE_KNOBS}
-    (place / "stream.json").write_text(json.dumps(facts))
-    return place
+    (made / "stream.json").write_text(json.dumps(facts))
+    return made
 
 
 def _least_session(engine: Engine, knobs: dict[str, Any]) -> Session:

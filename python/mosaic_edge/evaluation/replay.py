@@ -17,7 +17,7 @@ from mosaic_edge.world import Question, World
 from mosaic_edge.world.world import Difficulty
 
 # Where questions are asked (share of the stream) and how many: most at the end, where the past is longest.
-MOMENTS = ((0.25, 1), (0.5, 1), (0.75, 1), (1.0, 3))
+ASKED_AT = ((0.25, 1), (0.5, 1), (0.75, 1), (1.0, 3))
 
 ARRAYS = ("tokens", "embeddings", "encode_ms", "decode_ms")
 TRACE = ("q", "k", "v")
@@ -48,12 +48,12 @@ class EncodedStream:
 
 
 def question_plan(world: World, frames: int, count: int) -> dict[int, list[Question]]:
-    """About `count` questions over the stream, asked at MOMENTS; fewer where the world has fewer."""
+    """About `count` questions over the stream, asked at ASKED_AT; fewer where the world has fewer."""
     random = np.random.default_rng([world.seed, 5])
-    whole = sum(weight for _, weight in MOMENTS)
+    whole = sum(weight for _, weight in ASKED_AT)
     plan: dict[int, list[Question]] = {}
     left = count
-    for share, weight in MOMENTS:
+    for share, weight in ASKED_AT:
         frame = max(0, round(frames * share) - 1)
         wanted = left if share == 1.0 else min(left, round(count * weight / whole))
         plan.setdefault(frame, []).extend(world.questions(frame, random, wanted))
@@ -61,16 +61,16 @@ def question_plan(world: World, frames: int, count: int) -> dict[int, list[Quest
     return {frame: asked for frame, asked in plan.items() if asked}
 
 
-def load_stream(place: Path) -> EncodedStream:
+def load_stream(folder: Path) -> EncodedStream:
     """Map what record_stream wrote into memory: it is there once for every worker."""
-    facts = json.loads((place / "stream.json").read_text())
+    facts = json.loads((folder / "stream.json").read_text())
     questions = {
         int(frame): [Question(**{**q, "evidence": tuple(q["evidence"])}) for q in asked]
         for frame, asked in facts["questions"].items()
     }
 
     def mapped(name: str) -> NDArray[np.float32]:
-        return np.load(place / f"{name}.npy", mmap_mode="r")
+        return np.load(folder / f"{name}.npy", mmap_mode="r")
 
     knobs = facts.get("trace", {})
     trace = {name: mapped(name) for name in TRACE} if knobs else {}

@@ -1,7 +1,7 @@
 """Accuracy under a cap: every policy answers the same questions about the same streams with the same bytes.
 
 A stream is encoded once (recording.py); then each (policy, cap, disk, stream) is one cell: a session of its
-own, all frames in, questions at four moments (cells.py). Cells that differ in the seed only make one row
+own, all frames in, questions at four times (cells.py). Cells that differ in the seed only make one row
 (scoring.py). Finished cells stay in the output folder under a key of settings, model and core: a run can be
 taken up again.
 """
@@ -68,20 +68,20 @@ def evaluate(
         _workers(settings, engine, jobs) as run,
     ):
         for wave in (todo[i : i + jobs] for i in range(0, len(todo), jobs)):
-            places: dict[Any, Path] = {}
-            for stream, place in run({s: (_record_task, settings, *s, Path(folder)) for s, _ in wave}):
-                places[stream] = place
+            recorded: dict[Any, Path] = {}
+            for stream, made in run({s: (_record_task, settings, *s, Path(folder)) for s, _ in wave}):
+                recorded[stream] = made
                 step(f"stream {stream[0]} {stream[1]} frames")
             tasks = {
-                key: (_cell_task, places[stream], cell, settings.session)
+                key: (_cell_task, recorded[stream], cell, settings.session)
                 for stream, mine in wave
                 for key, cell in mine.items()
             }
             for key, (row, logits) in run(tasks):
                 book.add(key, row, logits)
                 step(f"{row['frames']} frames {row['policy']} {row['cap']}")
-            for place in places.values():
-                shutil.rmtree(place)
+            for made in recorded.values():
+                shutil.rmtree(made)
     return [_row(book, settings, cell) for cell in cells]
 
 
@@ -140,9 +140,9 @@ def _record_task(settings: EvalSettings, difficulty: Any, frames: int, seed: int
     return record_stream(_engine, difficulty, seed, frames, settings.questions, folder, settings.session)
 
 
-def _cell_task(place: Path, cell: Cell, base: dict[str, Any]) -> tuple[Row, NDArray[np.float32] | None]:
+def _cell_task(recorded: Path, cell: Cell, base: dict[str, Any]) -> tuple[Row, NDArray[np.float32] | None]:
     assert _engine is not None
-    return run_cell(_engine, place, cell, base)
+    return run_cell(_engine, recorded, cell, base)
 
 
 @contextmanager

@@ -59,7 +59,7 @@ class StressSettings:
     disk: str | None = None
     """Quota of the spill file; None: four times the cap; "none": no disk."""
     faults: int = 0
-    """Every nth page read from, written to and given a place on disk fails; 0: none.
+    """Every nth page read from, written to and given a slot on disk fails; 0: none.
 
     On the CPU those are all the copies there are: pages in DRAM are read where they lie.
     """

@@ -28,7 +28,7 @@ COLUMNS = (
     "exact", "quantised", "spilled", "summarised", "dropped", "seen",
     "lost_pages", "failed_spills", "spill_pauses", "paused_frames", "unread_pages",
 )  # fmt: skip
-"""Of the memory curve: bytes, tokens by place, and what went wrong so far."""
+"""Of the memory curve: bytes, tokens by where they are, and what went wrong so far."""
 
 Progress = Callable[[int, str], None]
 """progress(frames, how it goes)"""
@@ -148,8 +148,8 @@ class _Stress:
     def _sample(self, frame: int) -> dict[str, Any]:
         memory = self._session.memory()
         tiers, tokens, events = memory["tiers"], memory["tokens"], memory["events"]
-        dram = [tier for tier in tiers if tier["place"] != "disk"]
-        disk = [tier for tier in tiers if tier["place"] == "disk"]
+        dram = [tier for tier in tiers if tier["medium"] != "disk"]
+        disk = [tier for tier in tiers if tier["medium"] == "disk"]
         row: dict[str, Any] = {
             "frame": frame,
             "rss_bytes": self._process.memory_info().rss,
@@ -235,16 +235,16 @@ def breach_of(memory: dict[str, Any]) -> str | None:
         )
     for tier in memory["tiers"]:
         if max(tier["used_bytes"], tier["peak_bytes"]) > tier["capacity_bytes"]:
-            knob = "--disk" if tier["place"] == "disk" else "--memory"
+            knob = "--disk" if tier["medium"] == "disk" else "--memory"
             return (
-                f"tier {tier['place']} {tier['codec']} held {format_bytes(tier['peak_bytes'])}; "
+                f"tier {tier['medium']} {tier['codec']} held {format_bytes(tier['peak_bytes'])}; "
                 f"it has {format_bytes(tier['capacity_bytes'])} ({knob})"
             )
     tokens = memory["tokens"]
-    placed = sum(count for place, count in tokens.items() if place != "seen")
-    if placed != tokens["seen"]:
+    held = sum(count for where, count in tokens.items() if where != "seen")
+    if held != tokens["seen"]:
         return (
-            f"the account has a place for {placed:,} tokens; {tokens['seen']:,} were seen. "
+            f"the account holds {held:,} tokens; {tokens['seen']:,} were seen. "
             "This is a defect of the core, no knob helps"
         )
     return None

@@ -37,18 +37,18 @@ def _of_user() -> Path:
     return Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache"
 
 
-def make_aside(place: Path, name: str) -> Path:
-    """A new folder of ours in `place`, to be filled and renamed to `name`. OSError where that cannot be."""
-    place.mkdir(mode=0o700, parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f"{name}.", suffix=".part", dir=place))
+def make_aside(parent: Path, name: str) -> Path:
+    """A new folder of ours in `parent`, to be filled and renamed to `name`. OSError where that cannot be."""
+    parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f"{name}.", suffix=".part", dir=parent))
     (aside / MARKER).touch()
     return aside
 
 
-def ours(place: Path) -> Iterator[Path]:
-    """The folders in `place` that we made: no links, and the marker in them."""
+def ours(parent: Path) -> Iterator[Path]:
+    """The folders in `parent` that we made: no links, and the marker in them."""
     with suppress(OSError):
-        for entry in sorted(place.iterdir()):
+        for entry in sorted(parent.iterdir()):
             if _is(entry, stat.S_ISDIR) and _is(entry / MARKER, stat.S_ISREG):
                 yield entry
 

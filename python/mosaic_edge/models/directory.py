@@ -37,7 +37,7 @@ def plain_file(folder: Path, path: Path) -> Path:
         mode = target.stat().st_mode
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a loop of links, before Python 3.13
         raise ModelError(f"{path}: cannot be opened ({error})") from None
-    if not any(target.is_relative_to(place) for place in (root, *_blobs_of(root))):
+    if not any(target.is_relative_to(allowed) for allowed in (root, *_blobs_of(root))):
         raise ModelError(f"{path}: leads to {target}, out of the model's directory")
     if not stat.S_ISREG(mode):
         raise ModelError(f"{path}: not a plain file")
@@ -94,5 +94,5 @@ def read_json(path: Path) -> dict[str, Any]:
 def _blobs_of(root: Path) -> tuple[Path, ...]:
     """Where a snapshot of the hub's cache (models--ORG--NAME/snapshots/REVISION), or a folder in it, has its
     contents."""
-    places = (place.parent.parent for place in (root, *root.parents) if place.parent.name == "snapshots")
-    return tuple(model / "blobs" for model in places if model.name.startswith("models--"))
+    above = (folder.parent.parent for folder in (root, *root.parents) if folder.parent.name == "snapshots")
+    return tuple(model / "blobs" for model in above if model.name.startswith("models--"))

@@ -154,7 +154,7 @@ class PatchRules:
         """RGB uint8 [H, W, 3] -> flat patches [N, 3 * T * P * P] and their grid [[1, rows, columns]] in
         patches.
 
-        Patches of one token lie together; a frame fills all T moments of a patch.
+        Patches of one token lie together; a frame fills all T time steps of a patch.
         """
         rows, columns = self.grid(*check_frame(frame).shape[:2])
         merge, patch = self.merge, self.patch

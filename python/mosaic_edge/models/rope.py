@@ -67,7 +67,7 @@ def _error(theta: float, c: NDArray[np.float64], s: NDArray[np.float64], loose: 
     return float((off / (loose + positions * 2.5e-7)).max())
 
 
-def absolute_moment(seconds: float, tokens_per_second: float) -> int:
+def absolute_position(seconds: float, tokens_per_second: float) -> int:
     """Temporal position of a frame `seconds` after the video's first, as Qwen2.5-VL has it: rounded down.
 
     Times are differences of floats: what lies within a millionth below a whole position belongs to it. The

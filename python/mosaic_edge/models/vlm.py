@@ -64,7 +64,7 @@ class RopeSpec:
     sections: tuple[int, int, int] = (0, 0, 0)
     sections_interleaved: bool = False
     grid_follows_time: bool = False
-    """Rows and columns are counted from the frame's own moment (Qwen3-VL), not from where the video began."""
+    """Rows and columns are counted from the frame's position (Qwen3-VL), not from where the video began."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class EncodedFrame:
     """How many of the first tokens are text."""
     trail: int = 0
     """And of the last."""
-    moment: int = -1
+    t_position: int = -1
     """M-RoPE with absolute time: the temporal position, counted from the first frame; -1: the next one."""
 
 

@@ -104,7 +104,7 @@ class Account:
         memory = self._session.memory()
         used = {True: 0, False: 0}
         for tier in memory["tiers"]:
-            used[tier["place"] == "disk"] += tier["used_bytes"]
+            used[tier["medium"] == "disk"] += tier["used_bytes"]
         row: dict[str, Any] = {
             "unix_seconds": f"{time.time():.3f}",
             "stream_seconds": f"{pts:.3f}",

@@ -67,25 +67,25 @@ def _clear(path: Path) -> None:
 def _alone_in(folder: Path) -> Iterator[None]:
     """Two that start at once look and claim in turn."""
     try:
-        place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise ValueError(f"socket: {str(folder)!r}: {error.strerror or error}") from None
     try:
         until = time.monotonic() + _LOCK_SECONDS
-        while not _locked(place):
+        while not _locked(handle):
             if time.monotonic() > until:
                 raise ValueError(f"socket: {str(folder)!r} is locked by another process")
             time.sleep(0.01)
         yield
     finally:
-        os.close(place)
+        os.close(handle)
 
 
-def _locked(place: int) -> bool:
+def _locked(handle: int) -> bool:
     import fcntl  # not on Windows, which has no such sockets in Python either
 
     try:
-        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

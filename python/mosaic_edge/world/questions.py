@@ -157,11 +157,11 @@ def _about_now(now: Now | None, at: float) -> list[Question]:
     if now is None:
         return []
     room, objects = now
-    moment, out = (max(0.0, at - 1), at), []
-    out.append(Question("which room is seen now ?", room, "now", moment, 0.0))
+    evidence, out = (max(0.0, at - 1), at), []
+    out.append(Question("which room is seen now ?", room, "now", evidence, 0.0))
     if not objects:
-        out.append(Question("what is seen now ?", NOTHING, "now", moment, 0.0))
+        out.append(Question("what is seen now ?", NOTHING, "now", evidence, 0.0))
     if len(objects) == 1:
-        out.append(Question("what is seen now ?", objects[0][0], "now", moment, 0.0))
-        out.append(Question("what colour is seen now ?", objects[0][1], "now", moment, 0.0))
+        out.append(Question("what is seen now ?", objects[0][0], "now", evidence, 0.0))
+        out.append(Question("what colour is seen now ?", objects[0][1], "now", evidence, 0.0))
     return out

@@ -143,8 +143,8 @@ class Script:
             y0, y1 = rng.uniform(0.27, 0.73, 2)
             t1 = t0 + _log_uniform(rng, 2.0, 16.0)
             radius = float(rng.uniform(0.14, 0.19))
-            place = (float(x0), float(y0)), (float(x1), float(y1))
-            sightings.append(Sighting(t0, t1, room, shape, colour, *place, radius))
+            ends = (float(x0), float(y0)), (float(x1), float(y1))
+            sightings.append(Sighting(t0, t1, room, shape, colour, *ends, radius))
             if (shape, colour) in self._unseen[room]:
                 self._unseen[room].remove((shape, colour))
             cursor = max(cursor, t1)

@@ -109,7 +109,7 @@ def test_an_impossible_cap_ends_with_3_and_names_the_knob(run: Any, command: lis
 def test_a_plan_adds_up(run: Any) -> None:
     plan = run("plan", "--memory", "2MiB", "--disk", "16MiB", "--json").json()
     assert sum(part["bytes"] for part in plan["parts"]) == plan["total_bytes"] <= plan["cap_bytes"] == 2 << 20
-    assert [tier["place"] for tier in plan["tiers"]] == ["device", "device", "disk"]
+    assert [tier["medium"] for tier in plan["tiers"]] == ["device", "device", "disk"]
     shown = run("plan", "--memory", "2MiB")
     assert shown.code == 0
     assert "window and question" in shown.out

@@ -223,7 +223,7 @@ def test_policies_that_retrieve_get_a_second_row_with_the_disk(engine: Engine, t
     spilled = rows[2]
     assert spilled["bytes_moved"] >= spilled["disk"]["bytes_written"] > 0
     assert spilled["gib_per_hour_written"] == spilled["disk"]["bytes_written"] / 2**30 / (2 * 90 / 3600)
-    assert [tier["place"] for tier in spilled["tiers"]][-1] == "disk"
+    assert [tier["medium"] for tier in spilled["tiers"]][-1] == "disk"
     assert all(row["bytes_moved"] == 0 for row in rows if not row["disk_bytes"])
 
 
@@ -345,7 +345,7 @@ def answer(right: bool, kind: str, delay: float, frames: int = 4) -> dict[str, A
 
 def test_a_row_joins_its_cells() -> None:
     tokens = {"seen": 3, "summarised": 1, "dropped": 0}
-    tier = {"place": "host", "codec": "int4", "used_bytes": 4, "peak_bytes": 5}
+    tier = {"medium": "host", "codec": "int4", "used_bytes": 4, "peak_bytes": 5}
     memory = {"tokens": tokens, "events": {"splits": 2}, "disk": {"bytes_written": 2**30, "bytes_read": 5}}
     memory |= {"tiers": [tier], "taken_bytes": 9}
     base = {

@@ -168,7 +168,7 @@ def test_frames_of_any_size_stay_within_the_limit(
     made = model.encode(picture(0, *size), 3.0, 2.0, 4)
     assert 1 <= len(made.tokens) <= limit
     assert len(made.tokens) % made.columns == 0
-    assert made.moment == 4
+    assert made.t_position == 4
 
 
 def test_a_stream_may_change_the_size_of_its_frames(folders: dict[str, Path]) -> None:
@@ -221,7 +221,7 @@ def test_a_video_longer_than_the_disk_quota_goes_on_within_it(
         assert np.isfinite(session.ask("what?", sampling=SHORT).logits).all()
         session.check_invariants()
         memory = session.memory()
-    (disk,) = (tier for tier in memory["tiers"] if tier["place"] == "disk")
+    (disk,) = (tier for tier in memory["tiers"] if tier["medium"] == "disk")
     assert 0 < disk["used_bytes"] <= disk["peak_bytes"] <= disk["capacity_bytes"] <= quota
     assert memory["taken_bytes"] <= memory["cap_bytes"] == cap << 10
     tokens = memory["tokens"]

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 from mosaic_edge import InvalidInput, _core
-from mosaic_edge.models.rope import absolute_moment
+from mosaic_edge.models.rope import absolute_position
 
 DIM = 6
 ROPE: dict[str, Any] = {"rotary_dim": DIM, "theta": 100.0, "sections": [1, 1, 1]}
 
 
 @pytest.mark.parametrize(
-    ("seconds", "rate", "moment"),
+    ("seconds", "rate", "position"),
     [
         # The example of the published code: 3 grids of one second at 25 tokens a second.
         (0.0, 25, 0), (1.0, 25, 25), (2.0, 25, 50),
@@ -33,9 +33,9 @@ ROPE: dict[str, Any] = {"rotary_dim": DIM, "theta": 100.0, "sections": [1, 1, 1]
     ],
 )  # fmt: skip
 def test_a_frame_stands_at_its_second_times_the_rate_rounded_down(
-    seconds: float, rate: float, moment: int
+    seconds: float, rate: float, position: int
 ) -> None:
-    assert absolute_moment(seconds, rate) == moment
+    assert absolute_position(seconds, rate) == position
 
 
 def rotated(x: np.ndarray, position: np.ndarray, rope: dict[str, Any]) -> np.ndarray:
@@ -117,7 +117,7 @@ def test_the_published_example_of_qwen2_5_vl() -> None:
     """Three grids of 2 x 2, two seconds each, 25 positions a second: t 0, 50, 100, text from 101 on."""
     stream = Stream(ROPE, 0, "original")
     for second in (0.0, 2.0, 4.0):
-        stream.frame(4, 2, t_position=absolute_moment(second, 25))
+        stream.frame(4, 2, t_position=absolute_position(second, 25))
     golden = grid(0, 2, 2, 0) + grid(50, 2, 2, 0) + grid(100, 2, 2, 0)
     stream.stands_at(golden + text(101, 102, 103, 104, 105), 5)
 

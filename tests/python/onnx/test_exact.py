@@ -56,9 +56,9 @@ class UncutDecoder:
 
     def frame(self, embeds: np.ndarray, columns: int) -> None:
         at = np.arange(len(embeds))
-        moment = np.full(len(embeds), 0 if self._follows else int(self.frames * self._rate))
+        t = np.full(len(embeds), 0 if self._follows else int(self.frames * self._rate))
         first = self.largest + 1 if self._follows else self.prefix
-        positions = first + np.stack([moment, at // columns, at % columns])
+        positions = first + np.stack([t, at // columns, at % columns])
         self.frames += 1
         self._run(embeds, positions if self._multi else np.repeat(self.seen + at[None], 3, axis=0))
 
@@ -124,7 +124,7 @@ def open_exact(engine: Engine, positions: str) -> Session:
 
 
 @pytest.mark.parametrize(
-    ("kind", "layout", "said", "moment", "follows"),
+    ("kind", "layout", "said", "t_position", "follows"),
     [
         ("qwen2.5-vl", "transformers.js", {}, 10, False),  # config.json: 4 a second
         ("qwen2.5-vl", "transformers.js", {"tokens_per_second": 2}, 5, False),  # mosaic.json goes first
@@ -134,14 +134,14 @@ def open_exact(engine: Engine, positions: str) -> Session:
     ],
 )
 def test_a_frame_stands_where_its_family_has_it(
-    exporter: Exporter, tmp_path: Path, kind: str, layout: str, said: dict[str, float], moment: int,
+    exporter: Exporter, tmp_path: Path, kind: str, layout: str, said: dict[str, float], t_position: int,
     follows: bool,
 ) -> None:  # fmt: skip
     precision = ("int4", "accuracy_level=1") if layout == "genai" else ("fp32",)
     folder = shutil.copytree(exporter(kind, layout, *precision), tmp_path / "model")
     (folder / "mosaic.json").write_text(json.dumps(said))
     model = OnnxVlm.load(folder)
-    assert model.encode(pictures(1)[0], 12.5, 2.5, 3).moment == moment
+    assert model.encode(pictures(1)[0], 12.5, 2.5, 3).t_position == t_position
     assert model.spec.rope.grid_follows_time == model.spec.rope.sections_interleaved == follows
 
 
@@ -150,7 +150,7 @@ def test_the_rate_of_a_genai_directory_is_read(exporter: Exporter, tmp_path: Pat
     config = json.loads((folder / "genai_config.json").read_text())
     config["model"]["vision"]["tokens_per_second"] = 2.0
     (folder / "genai_config.json").write_text(json.dumps(config))
-    assert OnnxVlm.load(folder).encode(pictures(1)[0], 2.5, 2.5, 3).moment == 5
+    assert OnnxVlm.load(folder).encode(pictures(1)[0], 2.5, 2.5, 3).t_position == 5
 
 
 CASES = [

@@ -82,7 +82,7 @@ class StreamRun:
         return {
             "bytes": stats["taken_bytes"],
             "cap_bytes": stats["cap_bytes"],
-            "disk_bytes": sum(t["peak_bytes"] for t in stats["tiers"] if t["place"] == "disk"),
+            "disk_bytes": sum(t["peak_bytes"] for t in stats["tiers"] if t["medium"] == "disk"),
             "full_bytes": full_bytes(self.decoder, self.stream),
             "stream_tokens": tokens,
             "tokens_kept": tokens_kept(stats, tokens),

@@ -32,7 +32,7 @@ def accuracy_against_cap(rows: list[Row]) -> Figure:
     for key, axes in panels:
         here = [row for row in rows if (row["frames"], row["difficulty"]) == key]
         sizes = dict(sorted({row["cap_bytes"]: row["cap"] for row in here if not row["reference"]}.items()))
-        place = {size: i for i, size in enumerate(sizes)}
+        column = {size: i for i, size in enumerate(sizes)}
         lines = list(_lines([row for row in here if "error" not in row], "cap_bytes"))
         for index, (policy, points) in enumerate(lines):
             if points[0]["reference"]:
@@ -44,7 +44,7 @@ def accuracy_against_cap(rows: list[Row]) -> Figure:
                 [100 * abs(row[end] - row["accuracy"]) for row in points] for end in ("ci_low", "ci_high")
             ]
             axes.errorbar(
-                [place[row["cap_bytes"]] + beside for row in points],
+                [column[row["cap_bytes"]] + beside for row in points],
                 [100 * row["accuracy"] for row in points],
                 yerr=errors, elinewidth=0.7, **look[policy].points, label=look[policy].name,
             )  # fmt: skip

@@ -89,9 +89,9 @@ class Family:
     def _pixels(self, frame: FrameArray, **settings: Any) -> dict[str, torch.Tensor]:
         """What the image processor makes of a frame, where and as the model wants it."""
         made = self.images(images=[frame], return_tensors="pt", input_data_format="channels_last", **settings)
-        place = next(self.model.parameters())
+        weight = next(self.model.parameters())
         return {
-            key: value.to(place.device, self._vision_type() if value.is_floating_point() else None)
+            key: value.to(weight.device, self._vision_type() if value.is_floating_point() else None)
             for key, value in made.items()
             if isinstance(value, torch.Tensor)
         }
@@ -113,8 +113,8 @@ class Llava(Family):
 
     def encode_pixels(self, pixels: torch.Tensor) -> Picture:
         """Pixels [1, 3, H, W], normalised."""
-        place = next(self.model.parameters())
-        return _square(_pooled(self.model.get_image_features(pixels.to(place.device, self.model.dtype))))
+        weight = next(self.model.parameters())
+        return _square(_pooled(self.model.get_image_features(pixels.to(weight.device, self.model.dtype))))
 
 
 class LlavaOneVision(Family):
@@ -272,7 +272,7 @@ class Qwen25Vl(Qwen2Vl):
 
 
 class Qwen3Vl(Qwen2Vl):
-    """Time stamps in words, every frame between tags; rows and columns are counted from the frame's moment;
+    """Time stamps in words, every frame between tags; rows and columns are counted from the frame's position;
     features of three layers of the tower are added in the first layers of the decoder (DeepStack).
     """
 

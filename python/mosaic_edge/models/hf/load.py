@@ -67,7 +67,7 @@ def load_parts(
     template = chat_template_in(folder)
     images = _image_processor(folder)
     tokenizer = _tokenizer(folder)
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    target = device or ("cuda" if torch.cuda.is_available() else "cpu")
     quiet = not sys.stderr.isatty() and transformers.utils.logging.is_progress_bar_enabled()
     pickled = allow_pickle and not list(folder.glob("*.safetensors"))
     if quiet:  # no bar in a pipe
@@ -75,7 +75,7 @@ def load_parts(
     try:
         model, found = transformers.AutoModelForImageTextToText.from_pretrained(
             folder,
-            dtype=_type_for(dtype, config, place),
+            dtype=_type_for(dtype, config, target),
             local_files_only=True,
             trust_remote_code=False,
             config=_config(folder),
@@ -97,7 +97,7 @@ def load_parts(
         )
     model.eval().requires_grad_(False)
     if "quantization_config" not in config:  # a pre-quantised checkpoint lies where transformers put it
-        model.to(place)
+        model.to(target)
     if quantization is not None:
         if "quantization_config" in config:
             raise ValueError(f"quantization={quantization!r}: {folder} is quantised already")
@@ -249,7 +249,7 @@ def _tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def _type_for(dtype: str | None, config: dict[str, Any], place: str) -> Any:
+def _type_for(dtype: str | None, config: dict[str, Any], device: str) -> Any:
     """The asked type; else the checkpoint's, but not half precision on a CPU, which is slow at it."""
     if dtype is not None:
         return _TYPES[dtype]
@@ -257,7 +257,7 @@ def _type_for(dtype: str | None, config: dict[str, Any], place: str) -> Any:
     stored = next(
         (str(c[key]) for c in (config, text) for key in ("dtype", "torch_dtype") if c.get(key)), "float32"
     ).removeprefix("torch.")
-    return torch.float32 if place == "cpu" and stored == "float16" else _TYPES.get(stored, torch.float32)
+    return torch.float32 if device == "cpu" and stored == "float16" else _TYPES.get(stored, torch.float32)
 
 
 def quantise(model: Any, family: type[Family], how: str) -> None:
@@ -272,7 +272,7 @@ def quantise(model: Any, family: type[Family], how: str) -> None:
     except ImportError:
         raise ModelError(f"quantization={how!r} needs torchao: pip install 'mosaic_edge[hf]'") from None
     language = getattr(model.model, "text_model", None) or model.model.language_model
-    place = next(language.parameters())
+    weight = next(language.parameters())
     group = 32
 
     def chosen(module: torch.nn.Module, _: str) -> bool:
@@ -281,7 +281,7 @@ def quantise(model: Any, family: type[Family], how: str) -> None:
     config: Any
     if how == "int8":
         config = ao.Int8WeightOnlyConfig()
-    elif place.is_cuda and place.dtype == torch.bfloat16:
+    elif weight.is_cuda and weight.dtype == torch.bfloat16:
         config = ao.Int4WeightOnlyConfig(group_size=group, int4_packing_format="tile_packed_to_4d")
     else:
         config = ao.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=ao.PerGroup(group))

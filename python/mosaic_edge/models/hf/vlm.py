@@ -23,7 +23,7 @@ from mosaic_edge.models.hf.families import Family, Llava, Picture
 from mosaic_edge.models.hf.load import Parts, load_parts
 from mosaic_edge.models.hf.prompt import NEWLINE, Prompt, prompt_from
 from mosaic_edge.models.hf.rope import rope_of, zero_positions
-from mosaic_edge.models.rope import absolute_moment
+from mosaic_edge.models.rope import absolute_position
 from mosaic_edge.models.schema import card_settings
 from mosaic_edge.models.tokenizer import TextTokenizer
 from mosaic_edge.models.vlm import (
@@ -188,7 +188,7 @@ class HfVlm:
             picture.columns,
             len(lead),
             len(trail),
-            absolute_moment(elapsed, rate) if rate else -1,
+            absolute_position(elapsed, rate) if rate else -1,
         )
 
     def embed_text(self, ids: Sequence[int]) -> FloatArray:
@@ -229,14 +229,14 @@ class HfVlm:
     def forward(self, embeds: FloatArray, attend: Attend, want_logits: bool = True) -> FloatArray | None:
         """Run the decoder over [T, hidden]: the last token's logits [vocab_size], or None."""
         language = self._language
-        place = language.rotary_emb.inv_freq.device
+        device = language.rotary_emb.inv_freq.device
         width = self._spec.embedding_dim
         with torch.inference_mode(), attending(attend):
-            rows = torch.from_numpy(embeds).to(place, language.dtype)[None]
+            rows = torch.from_numpy(embeds).to(device, language.dtype)[None]
             first, *deep = rows.split(width, dim=-1)
             extra: dict[str, Any] = {}
             if deep:
-                everywhere = torch.ones(rows.shape[:2], dtype=torch.bool, device=place)
+                everywhere = torch.ones(rows.shape[:2], dtype=torch.bool, device=device)
                 extra = {
                     "visual_pos_masks": everywhere,
                     "deepstack_visual_embeds": [part[0] for part in deep],

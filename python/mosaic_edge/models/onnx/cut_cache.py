@@ -1,13 +1,13 @@
 """Keep cut graphs on disk, so that the next load neither parses nor copies a large decoder's weights.
 
-    <place>/<hash>/cut.json      facts, the segments' tensors, sizes and digests
+    <cuts>/<hash>/cut.json      facts, the segments' tensors, sizes and digests
                    segment_N.onnx
 
 The hash is of the decoder's bytes and folder, the hints and CUTTER_VERSION, whatever the file is called.
 Weights in external data stay where they are: cut.json has the size and time of those files, and a change
-makes a new cut. The place is `cuts` in the user's cache directory (cache_folder.py), never the model's: that
+makes a new cut. <cuts> is `cuts` in the user's cache directory (cache_folder.py), never the model's: that
 may be anyone's. An entry appears whole (written aside, then renamed) or not at all, and a damaged one is made
-again. Nothing here fails a load: without a place to write the segments are cut in memory, one at a time.
+again. Nothing here fails a load: where it cannot write the segments are cut in memory, one at a time.
 """
 
 from __future__ import annotations
@@ -68,10 +68,10 @@ def open_pieces(
     if bytes_on_disk(decoder) < (LEAST_BYTES if least_bytes is None else least_bytes):
         return cut(read_graph(decoder), hints, str(decoder.parent))
     try:
-        place = cache_folder() / "cuts"
+        cuts = cache_folder() / "cuts"
     except OSError:
         return cut(read_graph(decoder), hints, str(decoder.parent))
-    entry = place / _key(decoder, hints)
+    entry = cuts / _key(decoder, hints)
     if (found := _read(entry, decoder)) is not None:
         return found
     graph = cut(read_graph(decoder), hints, str(decoder.parent))

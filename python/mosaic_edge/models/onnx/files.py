@@ -95,15 +95,15 @@ def _choose(folder: Path, part: str, variant: str | None, device: str, strict: b
         wanted = variant.strip("_")
         order = (wanted,) if strict else (wanted, *(v for v in order if v != wanted))
     names = [f"{stem}{v and '_'}{v}.onnx" for stem in STEMS[part] for v in order]
-    places = (folder / "onnx", folder)
+    folders = (folder / "onnx", folder)
     for name in names:
-        for place in places:
-            if is_there(place / name):
-                return plain_file(folder, place / name)
+        for inner in folders:
+            if is_there(inner / name):
+                return plain_file(folder, inner / name)
     stem, others = STEMS[part][0], ", ".join(STEMS[part][1:])
     suffixes = [f"{v and '_'}{v}" for v in order]
     shown = f"{stem}{{{','.join(suffixes)}}}.onnx" if len(order) > 1 else names[0]
-    found = sorted({path.name for place in places for path in place.glob("*.onnx")})
+    found = sorted({path.name for inner in folders for path in inner.glob("*.onnx")})
     raise ModelError(
         f"{folder}: no {part}; looked for {shown} (or {others}) in it and in onnx/; "
         f"there are {', '.join(found) or 'no .onnx files'}"

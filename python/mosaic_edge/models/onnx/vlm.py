@@ -25,7 +25,7 @@ from mosaic_edge.models.onnx.graph_file import read_graph
 from mosaic_edge.models.onnx.sites import GraphCutError
 from mosaic_edge.models.onnx.trial import TrialSession
 from mosaic_edge.models.onnx.vision import VisionGraph
-from mosaic_edge.models.rope import absolute_moment
+from mosaic_edge.models.rope import absolute_position
 from mosaic_edge.models.schema import card_settings
 from mosaic_edge.models.tokenizer import TextTokenizer
 from mosaic_edge.models.vlm import (
@@ -144,8 +144,10 @@ class OnnxVlm:
         aspect, and its temporal position."""
         tokens, embedding = self._vision.encode(frame)
         rate = self._tokens_per_second
-        moment = absolute_moment(elapsed, rate) if rate else -1
-        return EncodedFrame(tokens, embedding, self._vision.frame_grid(*frame.shape[:2])[1], moment=moment)
+        t_position = absolute_position(elapsed, rate) if rate else -1
+        return EncodedFrame(
+            tokens, embedding, self._vision.frame_grid(*frame.shape[:2])[1], t_position=t_position
+        )
 
     def embed_text(self, ids: Sequence[int]) -> FloatArray:
         """Token ids -> [T, hidden]. ValueError for an id outside the vocabulary."""
@@ -215,7 +217,7 @@ def _spec_of(
     vocab_size: int,
 ) -> VlmSpec:
     # A graph is given positions and says no rule for them. Published families whose sections take turns count
-    # rows and columns from the frame's own moment, those in chunks from where the video began.
+    # rows and columns from the frame's own position, those in chunks from where the video began.
     rope = replace(facts.rope, grid_follows_time=facts.rope.sections_interleaved)
     mosaic = settings.mosaic
     return VlmSpec(
