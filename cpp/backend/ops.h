@@ -271,33 +271,47 @@ class Ops {
   // Tokens [begin, end) of a page into k, v ([end - begin, heads, head_dim] with `stride` elements between tokens).
   virtual void decode(CodecId codec, PageShape shape, const std::byte* data, int begin, int end, float* k, float* v,
                       size_t stride, const float* key_mean = nullptr) = 0;
-  // The same over a run of pages `pitch` bytes apart, 16 tokens a page, the last one what is left: `count` tokens in all.
-  // A backend that pays for every call does it in one.
-  virtual void encode_run(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count,
-                          std::byte* pages, size_t pitch, const float* key_mean = nullptr);
-  virtual void decode_run(CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int count, float* k,
-                          float* v, size_t stride, const float* key_mean = nullptr);
+  // Tokens [first, first + count) of a run of pages `pitch` bytes apart, 16 tokens a page, of a codec that has records;
+  // the others of the first and the last page are not touched. A backend that pays for every call does it in one.
+  virtual void encode_run(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int first,
+                          int count, std::byte* pages, size_t pitch, const float* key_mean = nullptr);
+  virtual void decode_run(CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int first, int count,
+                          float* k, float* v, size_t stride, const float* key_mean = nullptr);
   // Chosen tokens of several pages into dense rows: item i is token at[i] of pages[i].
   virtual void gather(const PageEntry* pages, const int32_t* at, int items, PageShape shape, float* k, float* v,
                       size_t stride, const float* key_mean = nullptr) = 0;
 };
 
-inline void Ops::encode_run(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count,
-                            std::byte* pages, size_t pitch, const float* key_mean) {
-  for (int at = 0; at < count; at += kPageTokens, pages += pitch) {
-    const size_t from = static_cast<size_t>(at) * stride;
-    const int left = count - at < kPageTokens ? count - at : kPageTokens;
-    encode(codec, shape, k + from, v + from, stride, left, pages, key_mean);
+// Calls piece(page, begin, end, tokens before) for every page that tokens [first, first + count) of a run touch.
+template <class Piece>
+MOSAIC_HD void for_pages_of_run(int first, int count, const Piece& piece) {
+  for (int at = first; at < first + count;) {
+    const int page = at / kPageTokens, begin = at % kPageTokens;
+    const int left = first + count - page * kPageTokens, end = left < kPageTokens ? left : kPageTokens;
+    piece(page, begin, end, at - first);
+    at += end - begin;
   }
 }
 
-inline void Ops::decode_run(CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int count, float* k,
-                            float* v, size_t stride, const float* key_mean) {
-  for (int at = 0; at < count; at += kPageTokens, pages += pitch) {
-    const size_t to = static_cast<size_t>(at) * stride;
-    const int left = count - at < kPageTokens ? count - at : kPageTokens;
-    decode(codec, shape, pages, 0, left, k + to, v + to, stride, key_mean);
-  }
+inline void Ops::encode_run(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int first,
+                            int count, std::byte* pages, size_t pitch, const float* key_mean) {
+  for_pages_of_run(first, count, [&](int page, int begin, int end, int before) {
+    const size_t from = static_cast<size_t>(before) * stride;
+    std::byte* const data = pages + static_cast<size_t>(page) * pitch;
+    if (end - begin == kPageTokens) return encode(codec, shape, k + from, v + from, stride, kPageTokens, data, key_mean);
+    for (int i = begin; i < end; ++i) {
+      const size_t row = from + static_cast<size_t>(i - begin) * stride;
+      encode_row(codec, shape, k + row, v + row, i, data, key_mean);
+    }
+  });
+}
+
+inline void Ops::decode_run(CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int first, int count,
+                            float* k, float* v, size_t stride, const float* key_mean) {
+  for_pages_of_run(first, count, [&](int page, int begin, int end, int before) {
+    const size_t to = static_cast<size_t>(before) * stride;
+    decode(codec, shape, pages + static_cast<size_t>(page) * pitch, begin, end, k + to, v + to, stride, key_mean);
+  });
 }
 
 }  // namespace mosaic

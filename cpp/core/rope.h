@@ -1,6 +1,7 @@
 // Rotary positions. Keys are stored before rotation and rotated when they are attended, at the position they have among
 // what is attended, so the table must give cos and sin of any position quickly from few bytes: position p is split into
-// 64*a + b and e^{i p f} = e^{i 64 a f} e^{i b f} is one complex product of two short tables.
+// F*a + b and e^{i p f} = e^{i F a f} e^{i b f} is one complex product of two short tables. F is the power of two that makes
+// both as short as they can be together: about twice the square root of the highest position.
 #pragma once
 
 #include <cmath>
@@ -49,19 +50,27 @@ struct RopeSpec {
 // Borrowed tables in memory the caller planned. Build once; rows are then pure reads from any thread.
 class RopeTable {
  public:
-  static constexpr int kFine = 64;
+  // log2 of F.
+  static int fine_bits_for(int max_position) {
+    int bits = 6;
+    while (rows_for(bits + 1, max_position) < rows_for(bits, max_position)) ++bits;
+    return bits;
+  }
   // max_position: the largest position (any axis) + 1 that will be asked for.
   static size_t bytes_for(const RopeSpec& spec, int max_position) {
-    const size_t rows = kFine + static_cast<size_t>((max_position + kFine - 1) / kFine);
+    const auto rows = static_cast<size_t>(rows_for(fine_bits_for(max_position), max_position));
     return rows * static_cast<size_t>(spec.frequencies()) * 2 * sizeof(float);
   }
   RopeTable() = default;
   RopeTable(const RopeSpec& spec, int max_position, void* memory)
-      : spec_(spec), fine_(static_cast<float*>(memory)), max_position_(max_position) {
-    const int n = spec.frequencies();
-    coarse_ = fine_ + static_cast<size_t>(kFine) * 2 * n;
-    for (int b = 0; b < kFine; ++b) fill(fine_ + static_cast<size_t>(b) * 2 * n, b);
-    for (int a = 0; a * kFine < max_position; ++a) fill(coarse_ + static_cast<size_t>(a) * 2 * n, a * kFine);
+      : spec_(spec),
+        fine_(static_cast<float*>(memory)),
+        max_position_(max_position),
+        fine_bits_(fine_bits_for(max_position)) {
+    const int n = spec.frequencies(), fine = 1 << fine_bits_, rows = rows_for(fine_bits_, max_position);
+    coarse_ = fine_ + static_cast<size_t>(fine) * 2 * n;
+    for (int b = 0; b < fine; ++b) fill(fine_ + static_cast<size_t>(b) * 2 * n, b);
+    for (int a = 0; a < rows - fine; ++a) fill(coarse_ + static_cast<size_t>(a) * 2 * n, int64_t{a} * fine);
   }
   // The same tables, of which `copy` is one.
   RopeTable at(void* copy) const {
@@ -72,12 +81,13 @@ class RopeTable {
   }
   MOSAIC_HD const RopeSpec& spec() const { return spec_; }
   int max_position() const { return max_position_; }
+  MOSAIC_HD int fine_bits() const { return fine_bits_; }
   // One table row: [cos x frequencies][sin x frequencies]. For kernels that do the complex product themselves.
   MOSAIC_HD const float* fine(int position) const {
-    return fine_ + static_cast<size_t>(position % kFine) * 2 * spec_.frequencies();
+    return fine_ + static_cast<size_t>(position & ((1 << fine_bits_) - 1)) * 2 * spec_.frequencies();
   }
   MOSAIC_HD const float* coarse(int position) const {
-    return coarse_ + static_cast<size_t>(position / kFine) * 2 * spec_.frequencies();
+    return coarse_ + static_cast<size_t>(position >> fine_bits_) * 2 * spec_.frequencies();
   }
   // cos, sin: [frequencies]. The plain loop; positions must lie in [0, max_position).
   void row(int t, int h, int w, float* cos, float* sin) const {
@@ -93,18 +103,23 @@ class RopeTable {
   }
 
  private:
-  void fill(float* row, int position) const {
+  static int rows_for(int fine_bits, int max_position) {
+    const int64_t fine = int64_t{1} << fine_bits;
+    return static_cast<int>(fine + (max_position + fine - 1) / fine);
+  }
+  void fill(float* row, int64_t position) const {
     const int n = spec_.frequencies();
     for (int i = 0; i < n; ++i) {
       const double f = std::pow(static_cast<double>(spec_.theta), -2.0 * i / spec_.rotary_dim);
-      row[i] = static_cast<float>(std::cos(position * f));
-      row[n + i] = static_cast<float>(std::sin(position * f));
+      row[i] = static_cast<float>(std::cos(static_cast<double>(position) * f));
+      row[n + i] = static_cast<float>(std::sin(static_cast<double>(position) * f));
     }
   }
   RopeSpec spec_;
   float* fine_ = nullptr;
   float* coarse_ = nullptr;
   int max_position_ = 0;
+  int fine_bits_ = 0;
 };
 
 // Rotate one row of head_dim numbers in place by cos, sin as row() gives them.

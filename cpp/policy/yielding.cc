@@ -7,16 +7,21 @@ namespace mosaic {
 
 int spill_oldest(const ClusterStore& store, const Need& need, Eviction* out, int capacity) {
   if (need.kind != Need::Kind::kSlots || !store.can_spill()) return 0;
-  const int tier = store.tiers().size() - 2;
-  int n = 0;
-  for (int lane = 0; lane < store.shape().lanes && n < capacity; ++lane) {
-    const ClusterIndex& index = store.index(lane);
-    ClusterId oldest = kNone;
-    for (const ClusterId c : index.live())
-      if (store.pages_in(lane, c, tier) > 0 && (oldest == kNone || index[c].born < index[oldest].born)) oldest = c;
-    if (oldest != kNone) out[n++] = {Eviction::Kind::kDemote, lane, oldest, kNone, tier};
+  // Next to the disk nothing may be left where that tier is small: what is hotter follows then.
+  for (int tier = store.tiers().size() - 2; tier >= 0; --tier) {
+    const int to = store.tiers().colder(tier);
+    if (!store.tiers().is_disk(to) && store.tiers().free_slots(to) == 0) continue;
+    int n = 0;
+    for (int lane = 0; lane < store.shape().lanes && n < capacity; ++lane) {
+      const ClusterIndex& index = store.index(lane);
+      ClusterId oldest = kNone;
+      for (const ClusterId c : index.live())
+        if (store.pages_in(lane, c, tier) > 0 && (oldest == kNone || index[c].born < index[oldest].born)) oldest = c;
+      if (oldest != kNone) out[n++] = {Eviction::Kind::kDemote, lane, oldest, kNone, tier};
+    }
+    if (n > 0) return n;
   }
-  return n;
+  return 0;
 }
 
 int drop_oldest_frame(const ClusterStore& store, Eviction* out, int capacity) {

@@ -1,7 +1,6 @@
 #include "runtime/admission.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "core/error.h"
 #include "core/trace.h"
@@ -67,7 +66,7 @@ SceneId Admission::scene_of(const float* embedding) {
 void Admission::admit_oldest() {
   const trace::Span span("admit");
   if (!window_.has_first_frame()) {
-    window_.keep_first_frame(ops_);
+    window_.keep_first_frame();
     if (records_) records_->skip();
     window_.pop();
     return;
@@ -108,15 +107,9 @@ int Admission::read_block(int lane) {
     const int tokens = window_.frame(f).tokens;
     if (plan_.window.attention_received)
       std::copy_n(window_.attention_received(lane, f), tokens, scratch_.attention_received + rows);
-    ops_.decode_run(plan_.window.codec, plan_.store.page, window_.page(Strip::kFrame, lane, 0, f).data,
-                    window_.page_pitch(), tokens, scratch_.k + static_cast<size_t>(rows) * row,
-                    scratch_.v + static_cast<size_t>(rows) * row, row);
-    for (int at = 0, page = 0; at < tokens; at += kPageTokens, ++page) {
-      const PageView view = window_.page(Strip::kFrame, lane, page, f);
-      const int n = std::min(kPageTokens, tokens - at);
-      std::memcpy(scratch_.meta + rows, view.meta, static_cast<size_t>(n) * sizeof(TokenMeta));
-      rows += n;
-    }
+    const size_t to = static_cast<size_t>(rows) * row;
+    window_.read(ops_, Strip::kFrame, lane, tokens, scratch_.k + to, scratch_.v + to, scratch_.meta + rows, f);
+    rows += tokens;
   }
   ops_.wait();
   return rows;

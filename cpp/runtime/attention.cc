@@ -112,13 +112,11 @@ void KvMemory::attend_lane(int lane, const float* q, const float* k, const float
 // k and v into their place in the window. A block that is aborted leaves bytes there that nothing refers to.
 void KvMemory::stage_frame(int lane, const float* k, const float* v) {
   const auto row = static_cast<size_t>(model().kv_heads) * static_cast<size_t>(model().head_dim);
-  for (int i = 0; i < block_tokens_; ++i) {
+  for (int i = 0; lane == 0 && i < block_tokens_; ++i) {
     const TokenPlace place = place_in_frame(model().rope, layout_, i);
-    const PageView view = window_.page(Strip::kFrame, lane, i / kPageTokens, window_.frames());
-    view.meta[i % kPageTokens] = {frame_position_ + place.step, frame_.time_ms, place.h, place.w};
+    window_.meta(Strip::kFrame, i, window_.frames()) = {frame_position_ + place.step, frame_.time_ms, place.h, place.w};
   }
-  backend_.ops->encode_run(plan_.window.codec, plan_.store.page, k, v, row, block_tokens_,
-                           window_.page(Strip::kFrame, lane, 0, window_.frames()).data, window_.page_pitch());
+  window_.write(*backend_.ops, Strip::kFrame, lane, 0, block_tokens_, k, v, row, window_.frames());
 }
 
 void KvMemory::stage_text(int lane, const float* k, const float* v) {
@@ -126,13 +124,9 @@ void KvMemory::stage_text(int lane, const float* k, const float* v) {
   const bool prefix = block_ == BlockKind::kPrefix;
   const Strip strip = prefix ? Strip::kPrefix : Strip::kBranch;
   const int first = prefix ? window_.prefix_tokens : window_.branch_tokens;
-  for (int i = 0; i < block_tokens_; ++i) {
-    const int at = first + i;
-    const PageView view = window_.page(strip, lane, at / kPageTokens);
-    view.meta[at % kPageTokens] = {prefix ? next_position_ + i : 0, kNoTime, kText, kText};
-    backend_.ops->encode_row(plan_.window.codec, plan_.store.page, k + static_cast<size_t>(i) * row,
-                             v + static_cast<size_t>(i) * row, at % kPageTokens, view.data);
-  }
+  for (int i = 0; lane == 0 && i < block_tokens_; ++i)
+    window_.meta(strip, first + i) = {prefix ? next_position_ + i : 0, kNoTime, kText, kText};
+  window_.write(*backend_.ops, strip, lane, first, block_tokens_, k, v, row);
 }
 
 // What this frame's queries pay to the frames of the window and to the frame itself (MuKV, arXiv 2605.22269).
@@ -147,13 +141,23 @@ void KvMemory::collect_attention_received(const AttendArgs& args, const BlockSel
   for (int e = 0; e < s.entries(); ++e) {
     const PageEntry& entry = s.entry(e);
     if (s.page(e) != kNone) continue;
-    // Pages of the window are known by their place, and never move while the frame is read.
-    for (int f = 0; f < window_.frames(); ++f)
-      for (int page = 0; page < pages_for(window_.frame(f).tokens); ++page)
-        if (window_.page(Strip::kFrame, lane, page, f).data == entry.data)
-          for (int i = entry.begin(); i < entry.end(); ++i)
-            window_.attention_now(lane, f)[page * kPageTokens + i] += mass.page_mass[entry.first + i - entry.begin()];
+    // Tokens of the window are known by their place, and never move while the frame is read.
+    for (int f = 0; f < window_.frames(); ++f) {
+      const int tokens = window_.frame(f).tokens;
+      for (int i = 0; i < tokens;) {
+        const Window::Piece piece = window_.piece(Strip::kFrame, lane, i, tokens, f);
+        if (piece.page.data == entry.data && rows_of(piece.begin, piece.end) == entry.rows)
+          for (int t = 0; t < piece.tokens(); ++t)
+            window_.attention_now(lane, f)[i + t] += mass.page_mass[entry.first + t];
+        i += piece.tokens();
+      }
+    }
   }
+}
+
+// Of the tokens of an entry's page: in a log they have no such records.
+const TokenMeta* KvMemory::meta_of(const BlockSelection& s, int entry) const {
+  return s.page(entry) == kNone ? window_.page_meta(s.entry(entry).data) : s.meta(entry);
 }
 
 void KvMemory::collect_evidence(const AttendArgs& args, const BlockSelection& s, int lane) {
@@ -167,7 +171,7 @@ void KvMemory::collect_evidence(const AttendArgs& args, const BlockSelection& s,
     const bool in_log = records_ && s.page(e) != kNone;
     for (uint16_t left = entry.rows; left != 0; left &= static_cast<uint16_t>(left - 1)) {
       const int i = std::countr_zero(left);
-      const int32_t time = in_log ? records_->log().times(lane)[s.page(e) * kPageTokens + i] : s.meta(e)[i].time_ms;
+      const int32_t time = in_log ? records_->log().times(lane)[s.page(e) * kPageTokens + i] : meta_of(s, e)[i].time_ms;
       if (time != kNoTime) evidence_.add(time, time, parts_.selecting.page_mass[entry.first + i - entry.begin()]);
     }
   }

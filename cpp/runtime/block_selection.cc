@@ -207,13 +207,14 @@ int32_t BlockSelection::close_up(const RopeSpec& rope, const uint64_t* order, in
   return highest;
 }
 
-bool BlockSelection::append_page(PageView view, CodecId codec, int end, int first_position) {
-  if (n_entries_ == max_entries_ || max_tokens_ - n_tokens_ < end) return false;
-  table_.pages[n_entries_] = {view.data, n_tokens_, rows_of(0, end), codec};
-  if (metas_ != nullptr) metas_[n_entries_] = view.meta;
+bool BlockSelection::append_page(std::byte* data, CodecId codec, int begin, int end, int first_position) {
+  const int tokens = end - begin;
+  if (n_entries_ == max_entries_ || max_tokens_ - n_tokens_ < tokens) return false;
+  table_.pages[n_entries_] = {data, n_tokens_, rows_of(begin, end), codec};
+  if (metas_ != nullptr) metas_[n_entries_] = nullptr;
   ids_[n_entries_++] = kNone;
-  n_attended_ += end;
-  for (int i = 0; i < end; ++i, ++n_tokens_) {
+  n_attended_ += tokens;
+  for (int i = 0; i < tokens; ++i, ++n_tokens_) {
     table_.positions[n_tokens_] = first_position + i;
     if (table_.places != nullptr) {
       table_.places[2 * n_tokens_] = table_.places[2 * n_tokens_ + 1] = kText;

@@ -51,7 +51,7 @@ class BlockSelection {
   // What the positions are now; what follows stands behind them accordingly.
   Positions positions() const { return original_ ? Positions::kOriginal : Positions::kContiguous; }
   // After finish(): a page whose tokens stand behind everything else, at consecutive positions (dialogue, question).
-  bool append_page(PageView view, CodecId codec, int end, int first_position);
+  bool append_page(std::byte* data, CodecId codec, int begin, int end, int first_position);
   // The table where kernels reach it, with the positions of the block's `tokens`. What was sent before and has not changed
   // since is not sent again; until the copies have run (Ops::wait) nothing here may change.
   const Table& upload(Ops& ops, int tokens);
@@ -64,6 +64,7 @@ class BlockSelection {
   void mark_heard() { first_heard_ = n_entries_; }
   int rows() const { return n_rows_; }
   const PageEntry& entry(int i) const { return table_.pages[i]; }
+  // Of the tokens of a page of the store.
   const TokenMeta* meta(int entry) const {
     return metas_ != nullptr ? metas_[entry]
                              : reinterpret_cast<const TokenMeta*>(table_.pages[entry].data) - kPageTokens;

@@ -18,31 +18,28 @@ void Dialogue::close_question(bool keep) {
   }
 }
 
-void Dialogue::make_room(int tokens, float* k, float* v) {
+void Dialogue::make_room(int tokens) {
   if (window_.branch_tokens + tokens <= capacity()) return;
   int gone = 0, turns = 0;
   while (turns < turn_count_ && window_.branch_tokens - gone + tokens > capacity()) gone += turns_[turns++];
   std::copy(turns_ + turns, turns_ + turn_count_, turns_);
   turn_count_ -= turns;
   dropped_ += gone;
-  shift(gone, k, v);
+  shift(gone);
 }
 
 // What is left moves to the front, token by token: pages begin elsewhere now.
-void Dialogue::shift(int gone, float* k, float* v) {
+void Dialogue::shift(int gone) {
   const WindowShape& s = window_.shape();
-  const auto row = static_cast<size_t>(s.page.row());
   const int left = window_.branch_tokens - gone;
   for (int lane = 0; lane < s.lanes; ++lane) {
     for (int i = 0; i < left; ++i) {
-      const PageView from = window_.page(Strip::kBranch, lane, (gone + i) / kPageTokens);
-      const PageView to = window_.page(Strip::kBranch, lane, i / kPageTokens);
-      const int at = (gone + i) % kPageTokens;
-      ops_.decode(s.codec, s.page, from.data, at, at + 1, k, v, row);
-      ops_.encode_row(s.codec, s.page, k, v, i % kPageTokens, to.data);
-      to.meta[i % kPageTokens] = from.meta[at];
+      const Window::Piece from = window_.piece(Strip::kBranch, lane, gone + i, gone + i + 1);
+      const Window::Piece to = window_.piece(Strip::kBranch, lane, i, i + 1);
+      ops_.move_row(s.codec, s.page, from.page.data, from.begin, to.page.data, to.begin);
     }
   }
+  for (int i = 0; i < left; ++i) window_.meta(Strip::kBranch, i) = window_.meta(Strip::kBranch, gone + i);
   window_.branch_tokens = left;
   start_ -= gone;
 }

@@ -17,13 +17,13 @@ class Dialogue {
   int capacity() const { return window_.shape().branch_tokens; }
   // keep: question and answer become the newest turn; else they are gone.
   void close_question(bool keep);
-  // The oldest turns leave until `tokens` more fit. k, v: room for the rows of one token.
-  void make_room(int tokens, float* k, float* v);
+  // The oldest turns leave until `tokens` more fit.
+  void make_room(int tokens);
   int64_t dropped() const { return dropped_; }  // tokens of turns that left
 
  private:
   static constexpr int kTurns = 64;
-  void shift(int gone, float* k, float* v);
+  void shift(int gone);
 
   Window& window_;
   Ops& ops_;

@@ -16,7 +16,7 @@ class Evidence {
     int32_t last_ms;
     double mass;  // 0: the entry is free
   };
-  // The table takes a 64th of the cap, so that long streams under large caps are told apart.
+  // The table takes a 128th of the cap, so that long streams under large caps are told apart.
   Evidence(Region& region, uint64_t cap_bytes)
       : capacity_(capacity_for(cap_bytes)), moments_(region.take<Moment>("evidence", capacity_)) {}
 
@@ -54,7 +54,7 @@ class Evidence {
  private:
   static int capacity_for(uint64_t cap_bytes) {  // a power of two
     int n = 512;
-    while (n < 16384 && static_cast<uint64_t>(n) * 2 * sizeof(Moment) <= cap_bytes / 64) n *= 2;
+    while (n < 16384 && static_cast<uint64_t>(n) * 2 * sizeof(Moment) <= cap_bytes / 128) n *= 2;
     return n;
   }
   int capacity_;

@@ -87,7 +87,7 @@ void KvMemory::begin_text(int tokens) {
   if (!asking_) {
     selector_.clear();
   } else {
-    dialogue_.make_room(tokens, parts_.admitting.k, parts_.admitting.v);
+    dialogue_.make_room(tokens);
   }
   const int every = plan_.config.refresh_every;
   if (asking_ && passes_ > 0 && every > 0 && (since_refresh_ += tokens) >= every) {

@@ -115,6 +115,7 @@ class KvMemory {
   void block_positions(BlockSelection* selection) const;
   void stage_frame(int lane, const float* k, const float* v);
   void stage_text(int lane, const float* k, const float* v);
+  const TokenMeta* meta_of(const BlockSelection& s, int entry) const;
   void collect_evidence(const AttendArgs& args, const BlockSelection& s, int lane);
   void collect_attention_received(const AttendArgs& args, const BlockSelection& s, int lane);
 

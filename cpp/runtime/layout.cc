@@ -12,6 +12,7 @@ namespace {
 
 constexpr uint64_t kFetchShare = 16;  // of the cap for read copies of disk pages, where one layer's fit
 constexpr int64_t kMostDiskSlots = 1 << 28;
+constexpr int kBehindContext = 64;  // positions
 
 // Whole frames of at most `tokens` in all; where frames are smaller than the largest more of them fit, within reason.
 int pages_of_frames(int tokens, int frame_tokens) { return tokens / frame_tokens * pages_for(frame_tokens) + 16; }
@@ -142,10 +143,11 @@ void shape_window(const Request& r, Plan* plan) {
 int64_t shape_selections(const Request& r, int64_t lane_slots, Plan* plan) {
   const PolicyNeeds& needs = r.needs;
   const MemoryConfig& c = plan->config;
-  const int frame_tokens = c.model.frame_tokens, frame_pages = pages_for(frame_tokens);
+  const int frame_tokens = c.model.frame_tokens;
   const Size frames = Size(plan->window.frames) + 1;
   const Size fixed_tokens = Size(c.prefix_tokens) + frames * frame_tokens + c.branch_tokens;
-  const Size fixed_pages = Size(pages_for(c.prefix_tokens)) + frames * frame_pages + pages_for(c.branch_tokens);
+  const Size fixed_pages = Size(Window::most_pieces(c.prefix_tokens)) +
+                           frames * Window::most_pieces(frame_tokens) + Window::most_pieces(c.branch_tokens);
   Size read_tokens = Size(lane_slots) * kPageTokens, read_pages = lane_slots;
   if (needs.selects()) {
     read_tokens = keeps_members(r, *plan) ? c.retrieve_tokens : 0;
@@ -163,8 +165,8 @@ int64_t shape_selections(const Request& r, int64_t lane_slots, Plan* plan) {
   plan->max_block = std::max({frame_tokens, c.branch_tokens, c.prefix_tokens});
   const Size beyond = c.model.rope.grid_follows_time ? frame_tokens : 0;
   plan->rope_positions =
-      plan->original ? plan->context + RopeTable::kFine
-                     : (Size(plan->select_tokens) + plan->select_rows + plan->max_block + RopeTable::kFine + beyond)
+      plan->original ? plan->context + kBehindContext
+                     : (Size(plan->select_tokens) + plan->select_rows + plan->max_block + kBehindContext + beyond)
                            .to_int("positions");
   return read_pages.value();
 }

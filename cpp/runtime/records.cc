@@ -88,11 +88,7 @@ void Records::file(const WindowFrame& frame) {
 
 int Records::read_frame(const Window& window, Strip strip, int frame, int lane, const Rows& scratch) {
   const int tokens = strip == Strip::kFirstFrame ? window.first_frame().tokens : window.frame(frame).tokens;
-  const auto row = static_cast<size_t>(log_.shape().page.row());
-  ops_.decode_run(window.shape().codec, log_.shape().page, window.page(strip, lane, 0, frame).data, window.page_pitch(),
-                  tokens, scratch.k, scratch.v, row);
-  for (int i = 0; i < tokens; ++i)
-    scratch.meta[i] = window.page(strip, lane, i / kPageTokens, frame).meta[i % kPageTokens];
+  window.read(ops_, strip, lane, tokens, scratch.k, scratch.v, scratch.meta, frame);
   ops_.wait();
   return tokens;
 }

@@ -16,10 +16,10 @@ uint64_t lane_token_bytes(const ModelShape& m, CodecId codec) {
   return static_cast<uint64_t>(m.layers) * page_bytes(codec, {m.kv_heads, m.head_dim}) / kPageTokens;
 }
 
-// Exact frames are dear beside records: four, or as many as a tenth of the cap holds.
+// Exact frames are dear beside records, and more than one buys little: four, or as many as a fortieth of the cap holds.
 int window_beside_records(const MemoryConfig& c) {
   const uint64_t frame = lane_token_bytes(c.model, c.exact) * static_cast<uint64_t>(c.model.frame_tokens);
-  return static_cast<int>(std::clamp<uint64_t>(c.cap_bytes / 10 / frame, 1, 4));
+  return static_cast<int>(std::clamp<uint64_t>(c.cap_bytes / 40 / frame, 1, 4));
 }
 
 int window_frames(const MemoryConfig& c, bool records) {

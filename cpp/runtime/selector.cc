@@ -28,9 +28,11 @@ BlockSelection& Selector::ready(int lane, const Reader& reader, const float* q) 
 }
 
 void Selector::add_strip(BlockSelection* s, int lane, Strip strip, int tokens, int frame) {
-  for (int at = 0, page = 0; at < tokens; at += kPageTokens, ++page)
-    s->add_page(kNone, window_.page(strip, lane, page, frame), plan_.window.codec, 0,
-                std::min(kPageTokens, tokens - at));
+  for (int i = 0; i < tokens;) {
+    const Window::Piece piece = window_.piece(strip, lane, i, tokens, frame);
+    s->add_page(kNone, piece.page, plan_.window.codec, piece.begin, piece.end);
+    i += piece.tokens();
+  }
 }
 
 void Selector::select_window(int lane, const Reader& reader) {
@@ -131,7 +133,7 @@ void Selector::select_stored(int lane, const Reader& reader, const float* q) {
   s->clear();
   const bool question = reader.kind == BlockKind::kQuestion;
   const int branch = question ? plan_.config.branch_tokens : 0;
-  s->reserve(pages_for(branch), branch);
+  s->reserve(Window::most_pieces(branch), branch);
   // What never yields comes first, so that there is always room for it.
   add_strip(s, lane, Strip::kPrefix, window_.prefix_tokens);
   if (window_.has_first_frame() && window_.first_frame().time_ms >= reader.since_ms)
@@ -154,7 +156,7 @@ void Selector::select_records(int lane, const Reader& reader) {
   BlockSelection* s = &selection(lane);
   s->clear();
   const int branch = reader.kind == BlockKind::kQuestion ? plan_.config.branch_tokens : 0;
-  s->reserve(pages_for(branch), branch);
+  s->reserve(Window::most_pieces(branch), branch);
   add_strip(s, lane, Strip::kPrefix, window_.prefix_tokens);
   if (window_.has_first_frame() && window_.first_frame().time_ms >= reader.since_ms)
     add_strip(s, lane, Strip::kFirstFrame, window_.first_frame().tokens);
@@ -207,10 +209,10 @@ void Selector::request_ahead(int lane, const Reader& reader, const float* q) {
 void Selector::append_branch(BlockSelection* s, int lane, int32_t next_position) {
   s->rewind();
   const int first = first_of_text(s->positions(), s->behind(), next_position, 0);
-  for (int at = 0, page = 0; at < window_.branch_tokens; at += kPageTokens, ++page) {
-    const PageView view = window_.page(Strip::kBranch, lane, page);
-    const int n = std::min(kPageTokens, window_.branch_tokens - at);
-    s->append_page(view, plan_.window.codec, n, first + at);
+  for (int i = 0; i < window_.branch_tokens;) {
+    const Window::Piece piece = window_.piece(Strip::kBranch, lane, i, window_.branch_tokens);
+    s->append_page(piece.page.data, plan_.window.codec, piece.begin, piece.end, first + i);
+    i += piece.tokens();
   }
 }
 

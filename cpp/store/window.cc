@@ -1,17 +1,17 @@
 #include "store/window.h"
 
 #include <algorithm>
-#include <cstring>
 
 namespace mosaic {
 
 namespace {
 
-// Pages of one lane in the slab: prefix, first frame, ring of frames, branch.
-Size lane_pages(const WindowShape& s) {
-  return Size(pages_for(s.prefix_tokens)) + Size(pages_for(s.frame_tokens)) * (Size(s.frames) + 2) +
-         pages_for(s.branch_tokens);
+// Places of frames: the first one's, and a ring.
+Size lane_tokens(const WindowShape& s) {
+  return Size(s.prefix_tokens) + Size(s.frame_tokens) * (Size(s.frames) + 2) + s.branch_tokens;
 }
+
+Size lane_pages(const WindowShape& s) { return lane_tokens(s).rounded_up(kPageTokens).value() / kPageTokens; }
 
 Size attention_entries(const WindowShape& s) {
   return s.attention_received ? Size(s.lanes) * (Size(s.frames) + 1) * s.frame_tokens : 0;
@@ -20,38 +20,51 @@ Size attention_entries(const WindowShape& s) {
 }  // namespace
 
 Window::Window(Region& region, const WindowShape& s)
-    : shape_(s),
-      slot_bytes_(region.has_private() ? data_bytes(s.codec, s.page) : page_bytes(s.codec, s.page)),
-      prefix_pages_(pages_for(s.prefix_tokens)),
-      frame_pages_(pages_for(s.frame_tokens)),
-      branch_pages_(pages_for(s.branch_tokens)),
-      lane_pages_(lane_pages(s).bytes()) {
-  const Size ring = Size(s.frames) + 1, pages = lane_pages(s) * s.lanes;
-  slab_ = region.take_for_kernels("window", pages * slot_bytes_);
-  if (region.has_private()) meta_ = region.take<TokenMeta>("window", pages * kPageTokens);
+    : shape_(s), page_bytes_(data_bytes(s.codec, s.page)), lane_pages_(lane_pages(s).bytes()) {
+  const Size ring = Size(s.frames) + 1, pages = lane_pages(s);
+  slab_ = region.take_for_kernels("window", pages * s.lanes * page_bytes_);
+  meta_ = region.take<TokenMeta>("window", pages * kPageTokens);
   embeddings_ = region.take<float>("window", ring * s.embedding_dim);
   ring_ = region.take<WindowFrame>("window", ring);
   attention_received_ = region.take<float>("window", attention_entries(s));
   attention_now_ = region.take<float>("window", attention_entries(s));
 }
 
-PageView Window::page(Strip strip, int lane, int page, int frame) const {
-  size_t at = static_cast<size_t>(lane) * lane_pages_ + static_cast<size_t>(page);
+size_t Window::first_token(Strip strip, int frame) const {
+  const auto prefix = static_cast<size_t>(shape_.prefix_tokens), each = static_cast<size_t>(shape_.frame_tokens);
   switch (strip) {
     case Strip::kPrefix:
-      break;
+      return 0;
     case Strip::kFirstFrame:
-      at += static_cast<size_t>(prefix_pages_);
-      break;
-    case Strip::kFrame:
-      at += static_cast<size_t>(prefix_pages_ + frame_pages_ * (1 + slot(frame)));
-      break;
+      return prefix;
+    case Strip::kFrame: {  // the stream's first frame is written where it will stay
+      const int64_t number = pushed_ - size_ + frame;
+      return prefix + (number == 0 ? 0 : 1 + static_cast<size_t>((number - 1) % ring_size())) * each;
+    }
     case Strip::kBranch:
-      at += static_cast<size_t>(prefix_pages_ + frame_pages_ * (1 + ring_size()));
       break;
   }
-  std::byte* const memory = slab_ + at * slot_bytes_;
-  return meta_ != nullptr ? PageView{meta_ + at * kPageTokens, memory} : whole_page(memory);
+  return prefix + static_cast<size_t>(ring_size() + 1) * each;
+}
+
+Window::Piece Window::piece(Strip strip, int lane, int i, int tokens, int frame) const {
+  const size_t at = first_token(strip, frame) + static_cast<size_t>(i);
+  const int begin = static_cast<int>(at % kPageTokens);
+  return {{meta_ + (at - static_cast<size_t>(begin)), page(lane, at)}, begin, std::min(kPageTokens, begin + tokens - i)};
+}
+
+void Window::write(Ops& ops, Strip strip, int lane, int first, int tokens, const float* k, const float* v,
+                   size_t stride, int frame) {
+  const size_t at = first_token(strip, frame) + static_cast<size_t>(first);
+  ops.encode_run(shape_.codec, shape_.page, k, v, stride, static_cast<int>(at % kPageTokens), tokens, page(lane, at),
+                 page_bytes_);
+}
+
+void Window::read(Ops& ops, Strip strip, int lane, int tokens, float* k, float* v, TokenMeta* meta, int frame) const {
+  const size_t at = first_token(strip, frame);
+  ops.decode_run(shape_.codec, shape_.page, page(lane, at), page_bytes_, static_cast<int>(at % kPageTokens), tokens, k, v,
+                 static_cast<size_t>(shape_.page.row()));
+  std::copy_n(meta_ + at, tokens, meta);
 }
 
 void Window::clear_attention_now() { std::fill_n(attention_now_, attention_entries(shape_).value(), 0.0f); }
@@ -60,17 +73,6 @@ void Window::file_attention_now() {
   for (int lane = 0; lane < (shape_.attention_received ? shape_.lanes : 0); ++lane)
     for (int f = 0; f < size_; ++f)
       for (int i = 0; i < frame(f).tokens; ++i) attention_received(lane, f)[i] += attention_now(lane, f)[i];
-}
-
-void Window::keep_first_frame(Ops& ops) {
-  first_ = frame(0);
-  for (int lane = 0; lane < shape_.lanes; ++lane) {
-    for (int p = 0; p < frame_pages_; ++p) {
-      const PageView from = page(Strip::kFrame, lane, p, 0), to = page(Strip::kFirstFrame, lane, p);
-      std::memcpy(to.meta, from.meta, kPageMetaBytes);
-      ops.copy(to.data, from.data, data_bytes(shape_.codec, shape_.page));
-    }
-  }
 }
 
 }  // namespace mosaic

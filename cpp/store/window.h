@@ -1,6 +1,8 @@
 // Window: what never yields and is never quantised - the prefix (system prompt, sinks), the first frame, the most recent
 // frames, the frame being encoded, and the text of the question being answered (with the dialogue before it). All lie in
-// one slab of exact pages with fixed places, so nothing here is searched, allocated or moved. Not thread-safe.
+// one slab of exact pages with fixed places, so nothing here is searched, allocated or moved. The tokens of a lane lie one
+// behind the other, strip after strip, with no page begun for a frame alone: frames are no multiple of a page. Not
+// thread-safe.
 #pragma once
 
 #include "backend/ops.h"
@@ -28,25 +30,41 @@ struct WindowFrame {
   int32_t first_position = 0;
 };
 
-// A run of tokens of one lane with its own chain of pages.
+// A run of tokens of one lane.
 enum class Strip : uint8_t { kPrefix, kFirstFrame, kFrame, kBranch };
 
 class Window {
  public:
+  // Tokens of a strip that lie in one page: its rows [begin, end).
+  struct Piece {
+    PageView page;
+    int begin, end;
+    int tokens() const { return end - begin; }
+  };
+
   Window(Region& region, const WindowShape& shape);
 
   const WindowShape& shape() const { return shape_; }
-  int pages_per_frame() const { return frame_pages_; }
-  // Bytes from the data of a page of a strip to that of the next one.
-  size_t page_pitch() const { return slot_bytes_; }
-  // Page `page` of a strip. `frame` counts from the oldest kept frame and matters for kFrame only;
-  // frames() is the frame being encoded.
-  PageView page(Strip strip, int lane, int page, int frame = 0) const;
+  // The page of token i of a strip, with it and those behind it up to token `tokens`. `frame` counts from the oldest kept
+  // frame and matters for kFrame only; frames() is the frame being encoded.
+  Piece piece(Strip strip, int lane, int i, int tokens, int frame = 0) const;
+  // Pages that a strip of so many tokens touches at most.
+  static constexpr int most_pieces(int tokens) { return tokens == 0 ? 0 : (tokens - 2 + 2 * kPageTokens) / kPageTokens; }
+  // A token's meta is the same in every lane.
+  TokenMeta& meta(Strip strip, int i, int frame = 0) const { return meta_[first_token(strip, frame) + i]; }
+  // Of the tokens of a page that piece() gave.
+  const TokenMeta* page_meta(const std::byte* data) const {
+    return meta_ + static_cast<size_t>(data - slab_) / page_bytes_ % lane_pages_ * kPageTokens;
+  }
+  // Tokens of a strip from and to rows [tokens, page.row()].
+  void write(Ops& ops, Strip strip, int lane, int first, int tokens, const float* k, const float* v, size_t stride,
+             int frame = 0);
+  void read(Ops& ops, Strip strip, int lane, int tokens, float* k, float* v, TokenMeta* meta, int frame = 0) const;
 
   int frames() const { return size_; }                    // committed frames in the ring
   bool is_full() const { return size_ > shape_.frames; }  // one more than it keeps: the oldest must leave
   const WindowFrame& frame(int i) const { return ring_[slot(i)]; }
-  // Attention the tokens of a frame received so far, [frame_tokens]. `frame` as for page().
+  // Attention the tokens of a frame received so far, [frame_tokens]. `frame` as for piece().
   float* attention_received(int lane, int frame) const {
     return attention_received_ +
            (static_cast<size_t>(lane) * static_cast<size_t>(ring_size()) + static_cast<size_t>(slot(frame))) *
@@ -63,14 +81,15 @@ class Window {
   void push(const WindowFrame& frame) {
     ring_[slot(size_)] = frame;
     ++size_;
+    ++pushed_;
   }
   void pop() {
     head_ = (head_ + 1) % ring_size();
     --size_;
   }
 
-  // The first frame of the stream, kept for ever once it has left the ring.
-  void keep_first_frame(Ops& ops);
+  // The first frame of the stream, which is the oldest of the ring now, is kept for ever: it has a place of its own.
+  void keep_first_frame() { first_ = frame(0); }
   bool has_first_frame() const { return first_.tokens > 0; }
   const WindowFrame& first_frame() const { return first_; }
 
@@ -80,13 +99,16 @@ class Window {
  private:
   int ring_size() const { return shape_.frames + 1; }  // kept + being encoded
   int slot(int i) const { return (head_ + i) % ring_size(); }
+  size_t first_token(Strip strip, int frame) const;  // of a lane
+  std::byte* page(int lane, size_t token) const {
+    return slab_ + (static_cast<size_t>(lane) * lane_pages_ + token / kPageTokens) * page_bytes_;
+  }
 
   WindowShape shape_;
-  size_t slot_bytes_;
-  TokenMeta* meta_ = nullptr;  // [pages, kPageTokens], where the data lies apart
-  int prefix_pages_, frame_pages_, branch_pages_;
+  size_t page_bytes_;  // of its data
   size_t lane_pages_;
-  std::byte* slab_;
+  std::byte* slab_;          // [lanes, lane_pages, page_bytes_]
+  TokenMeta* meta_;          // [lane_pages, kPageTokens]
   float* embeddings_;
   float* attention_received_ = nullptr;
   float* attention_now_ = nullptr;  // as attention_received_
@@ -94,6 +116,7 @@ class Window {
   WindowFrame first_;
   int head_ = 0;
   int size_ = 0;
+  int64_t pushed_ = 0;
 };
 
 }  // namespace mosaic

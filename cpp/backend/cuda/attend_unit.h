@@ -23,8 +23,8 @@ struct Place {
 };
 MOSAIC_DEVICE Place place_of(const RopeTable& rope, int position) {
   const auto at = static_cast<unsigned>(position);
-  const int row = 2 * rope.spec().frequencies();
-  return {static_cast<int>(at / RopeTable::kFine) * row, static_cast<int>(at % RopeTable::kFine) * row};
+  const int row = 2 * rope.spec().frequencies(), bits = rope.fine_bits();
+  return {static_cast<int>(at >> bits) * row, static_cast<int>(at & ((1u << bits) - 1)) * row};
 }
 
 // What is known of a tile's keys before they are loaded.

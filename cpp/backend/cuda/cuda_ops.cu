@@ -163,15 +163,16 @@ void CudaOps::encode(CodecId codec, PageShape shape, const float* k, const float
                      std::byte* page, const float* key_mean) {
   check_head("encode", shape);
   reach("encode", count > 0 ? k : nullptr, count > 0 ? v : nullptr, page, key_mean);
-  MOSAIC_SIMT::encode(target_.queue, codec, shape, k, v, stride, count, page, 0, key_mean);
+  MOSAIC_SIMT::encode(target_.queue, codec, shape, k, v, stride, count, page, key_mean);
 }
 
-void CudaOps::encode_run(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count,
-                         std::byte* pages, size_t pitch, const float* key_mean) {
+void CudaOps::encode_run(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int first,
+                         int count, std::byte* pages, size_t pitch, const float* key_mean) {
   if (count <= 0) return;
+  check_record("encode_run", codec);
   check_head("encode_run", shape);
   reach("encode_run", k, v, pages, key_mean);
-  MOSAIC_SIMT::encode(target_.queue, codec, shape, k, v, stride, count, pages, pitch, key_mean);
+  MOSAIC_SIMT::encode_run(target_.queue, codec, shape, k, v, stride, first, first + count, pages, pitch, key_mean);
 }
 
 void CudaOps::encode_row(CodecId codec, PageShape shape, const float* k, const float* v, int at, std::byte* page,
@@ -205,12 +206,12 @@ void CudaOps::decode(CodecId codec, PageShape shape, const std::byte* page, int 
   MOSAIC_SIMT::decode(target_.queue, codec, shape, page, 0, begin, end, k, v, stride, key_mean);
 }
 
-void CudaOps::decode_run(CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int count, float* k,
-                         float* v, size_t stride, const float* key_mean) {
+void CudaOps::decode_run(CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int first, int count,
+                         float* k, float* v, size_t stride, const float* key_mean) {
   if (count <= 0) return;
   check_head("decode_run", shape);
   reach("decode_run", pages, k, v, key_mean);
-  MOSAIC_SIMT::decode(target_.queue, codec, shape, pages, pitch, 0, count, k, v, stride, key_mean);
+  MOSAIC_SIMT::decode(target_.queue, codec, shape, pages, pitch, first, first + count, k, v, stride, key_mean);
 }
 
 void CudaOps::gather(const PageEntry* pages, const int32_t* at, int items, PageShape shape, float* k, float* v,

@@ -54,10 +54,10 @@ class CudaOps final : public Ops {
   void move_row(CodecId codec, PageShape shape, const std::byte* from, int from_at, std::byte* to, int to_at) override;
   void decode(CodecId codec, PageShape shape, const std::byte* page, int begin, int end, float* k, float* v,
               size_t stride, const float* key_mean) override;
-  void encode_run(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count,
+  void encode_run(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int first, int count,
                   std::byte* pages, size_t pitch, const float* key_mean) override;
-  void decode_run(CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int count, float* k, float* v,
-                  size_t stride, const float* key_mean) override;
+  void decode_run(CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int first, int count, float* k,
+                  float* v, size_t stride, const float* key_mean) override;
   void gather(const PageEntry* pages, const int32_t* at, int items, PageShape shape, float* k, float* v, size_t stride,
               const float* key_mean) override;
 

@@ -7,9 +7,11 @@
 
 namespace mosaic::MOSAIC_SIMT {
 
-// A page, or a run of pages `pitch` bytes apart; so decode, with begin = 0 for a run.
 void encode(const simt::Queue& on, CodecId codec, PageShape shape, const float* k, const float* v, size_t stride,
-            int count, std::byte* pages, size_t pitch, const float* key_mean);
+            int count, std::byte* page, const float* key_mean);
+// Tokens [begin, end) of a run of pages `pitch` bytes apart; so decode.
+void encode_run(const simt::Queue& on, CodecId codec, PageShape shape, const float* k, const float* v, size_t stride,
+                int begin, int end, std::byte* pages, size_t pitch, const float* key_mean);
 void encode_row(const simt::Queue& on, CodecId codec, PageShape shape, const float* k, const float* v, int at,
                 std::byte* page, const float* key_mean);
 void encode_rows(const simt::Queue& on, CodecId codec, PageShape shape, const float* k, const float* v, size_t stride,

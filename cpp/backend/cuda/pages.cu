@@ -40,20 +40,19 @@ MOSAIC_DEVICE void set_tokens(std::byte* kb, std::byte* vb, int d, int first, in
   }
 }
 
-// Grid: x a head, y a page of the run.
+// Grid: a block a head.
 MOSAIC_KERNEL(kThreads, 1)
-encode_kernel(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int tokens,
-              std::byte* pages, size_t pitch, const float* key_mean) {
-  const int d = shape.head_dim, head = simt::block_x(), first = simt::block_y() * kPageTokens;
-  const int count = tokens - first < kPageTokens ? tokens - first : kPageTokens;
-  std::byte* const kb = pages + static_cast<size_t>(simt::block_y()) * pitch + head_offset(codec, d, head);
+encode_kernel(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count, std::byte* page,
+              const float* key_mean) {
+  const int d = shape.head_dim, head = simt::block_x();
+  std::byte* const kb = page + head_offset(codec, d, head);
   const size_t k_bytes = k_block(codec, d), words = head_bytes(codec, d) / sizeof(simt::Bytes16);
   for (size_t i = static_cast<size_t>(simt::thread()); i < words; i += kThreads) {
     reinterpret_cast<simt::Bytes16*>(kb)[i] = {};
   }
   simt::barrier();
   if (count == 0) return;
-  k += static_cast<size_t>(first) * stride + head * d, v += static_cast<size_t>(first) * stride + head * d;
+  k += head * d, v += head * d;
   with_codec(codec, [&](auto c) {
     using C = decltype(c);
     if constexpr (C::kRecord) {
@@ -67,6 +66,34 @@ encode_kernel(CodecId codec, PageShape shape, const float* k, const float* v, si
         }
       }
     }
+  });
+}
+
+// Of tokens [begin, end) of a run those in page y, of head x.
+struct RunPiece {
+  int first, count;  // in the page
+  int before;        // of the run
+};
+MOSAIC_DEVICE RunPiece piece_of_run(int begin, int end) {
+  const int at = simt::block_y() * kPageTokens, first = at < begin ? begin - at : 0;
+  const int last = end - at < kPageTokens ? end - at : kPageTokens;
+  return {first, last - first, at + first - begin};
+}
+
+// Grid: x a head, y a page of the run.
+MOSAIC_KERNEL(kThreads, 1)
+encode_run_kernel(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int begin, int end,
+                  std::byte* pages, size_t pitch, const float* key_mean) {
+  const int d = shape.head_dim, head = simt::block_x();
+  const RunPiece piece = piece_of_run(begin, end);
+  if (piece.count <= 0) return;
+  const size_t from = static_cast<size_t>(piece.before) * stride + static_cast<size_t>(head) * d;
+  std::byte* const kb = pages + static_cast<size_t>(simt::block_y()) * pitch + head_offset(codec, d, head);
+  with_codec(codec, [&](auto c) {
+    using C = decltype(c);
+    if constexpr (C::kRecord)
+      set_tokens<C>(kb, kb + k_block_of<C>(d), d, piece.first, piece.count, k + from, v + from, stride,
+                    mean_of(key_mean, head, d), simt::shared<uint8_t>());
   });
 }
 
@@ -140,15 +167,16 @@ MOSAIC_DEVICE void decode_head(CodecId codec, int d, const std::byte* kb, int be
   });
 }
 
-// Tokens [begin, end) of a page, or with begin = 0 of a run. Grid as encode_kernel's.
+// Tokens [begin, end) of a run. Grid as encode_run_kernel's.
 MOSAIC_KERNEL(kThreads, 1)
 decode_kernel(CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int begin, int end, float* k,
               float* v, size_t stride, const float* key_mean) {
-  const int d = shape.head_dim, head = simt::block_x(), first = simt::block_y() * kPageTokens;
-  const int last = end - first < kPageTokens ? end - first : kPageTokens;
-  const size_t to = static_cast<size_t>(first) * stride + static_cast<size_t>(head) * d;
+  const int d = shape.head_dim, head = simt::block_x();
+  const RunPiece piece = piece_of_run(begin, end);
+  if (piece.count <= 0) return;
+  const size_t to = static_cast<size_t>(piece.before) * stride + static_cast<size_t>(head) * d;
   const std::byte* const page = pages + static_cast<size_t>(simt::block_y()) * pitch;
-  decode_head(codec, d, page + head_offset(codec, d, head), begin, last - begin, k + to, v + to, stride,
+  decode_head(codec, d, page + head_offset(codec, d, head), piece.first, piece.count, k + to, v + to, stride,
               mean_of(key_mean, head, d));
 }
 
@@ -175,9 +203,15 @@ constexpr size_t kCodes = kThreads / simt::kWarp * kMostHead;  // bytes of the w
 }  // namespace
 
 void encode(const simt::Queue& on, CodecId codec, PageShape shape, const float* k, const float* v, size_t stride,
-            int count, std::byte* pages, size_t pitch, const float* key_mean) {
-  simt::launch(on, "encode", encode_kernel, heads_of(shape, count), kThreads, kCodes, codec, shape, k, v, stride, count,
-               pages, pitch, key_mean);
+            int count, std::byte* page, const float* key_mean) {
+  simt::launch(on, "encode", encode_kernel, heads_of(shape), kThreads, kCodes, codec, shape, k, v, stride, count, page,
+               key_mean);
+}
+
+void encode_run(const simt::Queue& on, CodecId codec, PageShape shape, const float* k, const float* v, size_t stride,
+                int begin, int end, std::byte* pages, size_t pitch, const float* key_mean) {
+  simt::launch(on, "encode_run", encode_run_kernel, heads_of(shape, end), kThreads, kCodes, codec, shape, k, v, stride,
+               begin, end, pages, pitch, key_mean);
 }
 
 void encode_row(const simt::Queue& on, CodecId codec, PageShape shape, const float* k, const float* v, int at,

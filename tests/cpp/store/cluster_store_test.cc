@@ -1,11 +1,10 @@
-// Clusters: the update rule, splits now and later, merges, sizes; scenes; and what the window and the fetch cache promise.
+// Clusters: the update rule, splits now and later, merges, sizes; scenes; and what the fetch cache promises.
 #include <doctest/doctest.h>
 
 #include <algorithm>
 #include <set>
 
 #include "core/error.h"
-#include "store/window.h"
 #include "support/store_world.h"
 
 namespace {
@@ -370,53 +369,6 @@ TEST_CASE("scenes: frames join the nearest, a full table merges its nearest pair
   CHECK(world.store->index(0)[in_b].scene == a);
   CHECK(world.store->index(1)[in_c].scene == c);
   CHECK(scenes.open(north) == b);
-}
-
-TEST_CASE("every strip of the window has bytes of its own, and the ring keeps frames in order") {
-  const auto backend = make_backend("cpu", 1);
-  WindowShape s;
-  s.lanes = 3;
-  s.page = {1, 8};
-  s.frames = 3;
-  s.frame_tokens = 17;
-  s.prefix_tokens = 1;
-  s.branch_tokens = 33;
-  s.embedding_dim = 2;
-  Region region(*backend.device, counted([&](Region& counting) { Window(counting, s); }));
-  Window window(region, s);
-  CHECK(region.left() == 0);
-  std::set<TokenMeta*> seen;
-  for (int lane = 0; lane < 3; ++lane) {
-    seen.insert(window.page(Strip::kPrefix, lane, 0).meta);
-    for (int p = 0; p < 2; ++p) seen.insert(window.page(Strip::kFirstFrame, lane, p).meta);
-    for (int f = 0; f < 4; ++f)
-      for (int p = 0; p < 2; ++p) seen.insert(window.page(Strip::kFrame, lane, p, f).meta);
-    for (int p = 0; p < 3; ++p) seen.insert(window.page(Strip::kBranch, lane, p).meta);
-  }
-  const size_t bytes = page_bytes(s.codec, s.page), last = data_bytes(s.codec, s.page) - 1;
-  const auto apart = [](TokenMeta* a, TokenMeta* b) {
-    return reinterpret_cast<std::byte*>(b) - reinterpret_cast<std::byte*>(a);
-  };
-  REQUIRE(seen.size() == 3 * (1 + 2 + 8 + 3));
-  CHECK(static_cast<size_t>(apart(*seen.begin(), *seen.rbegin())) == (seen.size() - 1) * bytes);
-  for (auto at = seen.begin(); std::next(at) != seen.end(); ++at)
-    CHECK(apart(*at, *std::next(at)) == static_cast<ptrdiff_t>(bytes));
-  for (int n = 0; n < 20; ++n) {
-    std::memset(window.page(Strip::kFrame, 1, 1, window.frames()).meta, n, bytes);
-    window.embedding(window.frames())[0] = static_cast<float>(n);
-    window.push({n, 17, n, 0});
-    if (!window.is_full()) continue;
-    CHECK(window.frames() == 4);
-    if (!window.has_first_frame()) window.keep_first_frame(*backend.ops);
-    window.pop();
-    for (int i = 0; i < 3; ++i) {
-      CHECK(window.frame(i).number == n - 2 + i);
-      CHECK(window.embedding(i)[0] == static_cast<float>(n - 2 + i));
-      CHECK(window.page(Strip::kFrame, 1, 1, i).data[0] == static_cast<std::byte>(n - 2 + i));
-    }
-    CHECK(window.first_frame().number == 0);
-    CHECK(window.page(Strip::kFirstFrame, 1, 1).data[last] == std::byte{0});
-  }
 }
 
 }  // namespace

@@ -262,21 +262,21 @@ class MirrorOps final : public Ops {
     ops().decode(codec, shape, from, begin, end, to_k, to_v, stride, mean(m, key_mean, shape));
     m.back();
   }
-  void encode_run(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count,
+  void encode_run(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int first, int count,
                   std::byte* pages, size_t pitch, const float* key_mean) override {
     Mirror m(device());
     const size_t size = extent(count, stride, shape.row());
-    std::byte* const to = m.inout(pages, run_bytes(codec, shape, count, pitch));
-    ops().encode_run(codec, shape, m.in(k, size), m.in(v, size), stride, count, to, pitch, mean(m, key_mean, shape));
+    std::byte* const to = m.inout(pages, run_bytes(codec, shape, first + count, pitch));
+    ops().encode_run(codec, shape, m.in(k, size), m.in(v, size), stride, first, count, to, pitch, mean(m, key_mean, shape));
     m.back();
   }
-  void decode_run(CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int count, float* k, float* v,
-                  size_t stride, const float* key_mean) override {
+  void decode_run(CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int first, int count, float* k,
+                  float* v, size_t stride, const float* key_mean) override {
     Mirror m(device());
     const size_t size = extent(count, stride, shape.row());
     float *const to_k = m.inout(k, size), *const to_v = m.inout(v, size);
-    const std::byte* const from = m.in(pages, run_bytes(codec, shape, count, pitch));
-    ops().decode_run(codec, shape, from, pitch, count, to_k, to_v, stride, mean(m, key_mean, shape));
+    const std::byte* const from = m.in(pages, run_bytes(codec, shape, first + count, pitch));
+    ops().decode_run(codec, shape, from, pitch, first, count, to_k, to_v, stride, mean(m, key_mean, shape));
     m.back();
   }
   void gather(const PageEntry* pages, const int32_t* at, int items, PageShape shape, float* k, float* v, size_t stride,
