@@ -122,7 +122,7 @@ struct ScoreArgs {
 
 // Attention that the queries [first_query, T) of `attend` paid to each page token, summary row and token of the block,
 // summed over those queries and, but for by_head, over heads: column sums, never a T x T matrix. A result that is null is
-// not wanted; pages that are not wanted cost nothing.
+// not wanted; pages that are not wanted cost nothing. Values are not read: a page of one head may end behind its keys.
 struct MassArgs {
   const AttendArgs* attend = nullptr;  // with lse filled, over everything attended
   float* page_mass =
@@ -262,13 +262,15 @@ class Ops {
   // Set token `at` of a page whose codec has records, without touching the others.
   virtual void encode_row(CodecId codec, PageShape shape, const float* k, const float* v, int at, std::byte* data,
                           const float* key_mean = nullptr) = 0;
-  // The same for rows of several pages: item i of k, v becomes token at[i] of pages[i].
+  // The same for rows of several pages: item i of k, v becomes token at[i] of pages[i]. v null: of pages of one head the
+  // keys alone, which may be all there is of them.
   virtual void encode_rows(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int items,
                            std::byte* const* pages, const int32_t* at, const float* key_mean = nullptr) = 0;
   // Token from_at of a page to token to_at of another (or the same) of one codec that has records, bit for bit.
   virtual void move_row(CodecId codec, PageShape shape, const std::byte* from, int from_at, std::byte* to,
                         int to_at) = 0;
-  // Tokens [begin, end) of a page into k, v ([end - begin, heads, head_dim] with `stride` elements between tokens).
+  // Tokens [begin, end) of a page into k, v ([end - begin, heads, head_dim] with `stride` elements between tokens). v null:
+  // as in encode_rows.
   virtual void decode(CodecId codec, PageShape shape, const std::byte* data, int begin, int end, float* k, float* v,
                       size_t stride, const float* key_mean = nullptr) = 0;
   // Tokens [first, first + count) of a run of pages `pitch` bytes apart, 16 tokens a page, of a codec that has records;

@@ -157,6 +157,14 @@ py::dict plan_dict(const Plan& plan) {
     row["page_bytes"] = data_bytes(plan.log.codec, plan.log.page);
     tiers = py::list();
     tiers.append(row);
+    if (plan.archive.pages > 0) {
+      py::dict disk;
+      disk["place"] = "disk";
+      disk["codec"] = codec_name(plan.archive.codec);
+      disk["pages"] = int64_t{plan.archive.lanes} * plan.archive.pages;
+      disk["page_bytes"] = data_bytes(plan.archive.codec, plan.archive.page);
+      tiers.append(disk);
+    }
     out["tiers"] = tiers;
   }
   out["lanes"] = plan.window.lanes;

@@ -1,6 +1,6 @@
 // Planes: a record a token, in few bits. (key - mean) or value, signs and Walsh-Hadamard (hadamard.h), one half as scale,
 // and for every number the nearest of 2^bits levels that suit a normal distribution (Lloyd-Max). The code rises with the
-// number and lies in planes: 5 bits = 2 + 2 + 1, 4 = 2 + 2, 3 = 2 + 1, highest first. So the first plane alone is a
+// number and lies in planes: 5 bits = 2 + 2 + 1, 4 = 2 + 2, 3 = 2 + 1, 2 = 2, highest first. So the first plane alone is a
 // coarse key: its four levels are what the codes under them are on average.
 //   block  plane [16][bytes of a token] ..., scales [16] as half
 //   two bits  byte j holds channels j + i x quarter at bit 2i, quarter = ceil(D / 4)      a vector of bytes is four of codes
@@ -21,6 +21,12 @@ namespace mosaic {
 template <int Bits>
 struct PlaneLevels;  // unit: what a deviation of 1 is; levels: the positive ones, a byte each, the least first
 
+template <>
+struct PlaneLevels<2> {
+  static constexpr float kUnit = 53.0f;
+  static constexpr uint64_t kLow = 0x50'18, kHigh = 0;  // 24 80
+  static constexpr int kCoarse = 24, kCoarseFar = 80;
+};
 template <>
 struct PlaneLevels<3> {
   static constexpr float kUnit = 53.0f;

@@ -52,17 +52,18 @@ inline void encode_record(std::byte* block, int d, int token, const float* x, co
   }
 }
 
-// Token `at` of a head's blocks, of a codec whose tokens are records. mean [head_dim], or null, is that of the keys.
+// Token `at` of a head's blocks, of a codec whose tokens are records. mean [head_dim], or null, is that of the keys. v null:
+// the keys alone.
 template <class C>
 inline void set_row(std::byte* k_block, std::byte* v_block, int d, int at, const float* k, const float* v,
                     const float* mean) {
   static_assert(C::kRecord);
   if constexpr (C::kHadamard) {
     encode_record<typename C::K>(k_block, d, at, k, mean);
-    encode_record<typename C::V>(v_block, d, at, v, nullptr);
+    if (v != nullptr) encode_record<typename C::V>(v_block, d, at, v, nullptr);
   } else {
     C::set_k(k_block, d, at, k);
-    C::encode_v(v_block, d, at, v);
+    if (v != nullptr) C::encode_v(v_block, d, at, v);
   }
 }
 

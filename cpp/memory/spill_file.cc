@@ -102,6 +102,16 @@ SlotId SpillFile::try_acquire() {
   return acquire_run(1, &slot) == 1 ? slot : kNone;
 }
 
+bool SpillFile::try_acquire(SlotId slot) {
+  if (is_used(slot)) return false;
+  if (!io_->may_acquire()) {
+    count_failure(ENOSPC);
+    return false;
+  }
+  mark_used(slot);
+  return true;
+}
+
 SlotId SpillFile::find_run(int n) const {
   const int word_count = static_cast<int>(words(slots_));
   int length = 0;  // free slots that end where the walk is

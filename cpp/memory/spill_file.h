@@ -68,6 +68,8 @@ class SpillFile {
 
   // The lowest free slot, or kNone: none is free, or the io refuses more (counted as no_space).
   SlotId try_acquire();
+  // This slot; false as above, or it is in use.
+  bool try_acquire(SlotId slot);
   // Up to n slots in ascending order: the lowest n adjacent ones, or else the lowest n. Returns how many it found.
   int acquire_run(int n, SlotId* out);
   // Throws InvariantError when the slot is not in use; nothing is changed then.

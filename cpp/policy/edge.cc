@@ -4,7 +4,8 @@
 //            of it says best what it will ask for, and carries over between families of models
 //   likeness a token nearly the same as one that is worth more (centred keys and centred values) is missed less:
 //            its worth is taken by 1 - c^4
-//   give up  the least, one by one and for good; what is left is never averaged
+//   give up  the least, one by one; what is left is never averaged
+//   recall   with a disk, a question reads the share of what was given up that it attends most, beside all that is kept
 // What it does on trained decoders stands in docs/results/decoders.md. unit="summaries" is the earlier edge (edge_summaries.cc).
 #include <algorithm>
 #include <bit>
@@ -23,6 +24,7 @@ struct EdgeSettings {
   int listen = 16;  // frames
   Score score = Score::kBoth;
   bool likeness = true;
+  double recall = 0.05;  // of what was given up and is on disk
 };
 
 class Edge final : public Policy, public Retention {
@@ -36,6 +38,7 @@ class Edge final : public Policy, public Retention {
 
   int listen_frames() const override { return s_.listen; }
   bool compares() const override { return s_.likeness; }
+  double recall_share() const override { return s_.recall; }
   float worth(float received, float value_norm) const override {
     return s_.score == Score::kReceived ? received : s_.score == Score::kNorm ? value_norm : received * value_norm;
   }
@@ -93,6 +96,7 @@ std::unique_ptr<Policy> make_edge(const PolicySettings& settings) {
       .choice("score", &score, {"attention_received", "value_norm", "both"})
       .number("listen", &s.listen, 1, 256)
       .flag("likeness", &s.likeness)
+      .number("recall", &s.recall, 0, 1)
       .finish();
   s.score = static_cast<Score>(score);
   return std::make_unique<Edge>(s);

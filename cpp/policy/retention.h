@@ -24,6 +24,8 @@ class Retention {
   virtual float worth(float attention_received, float value_norm) const = 0;
   // Whether likeness to better tokens is wanted (TokenLog::likeness).
   virtual bool compares() const = 0;
+  // Of a lane's tokens on disk, the share that a question reads.
+  virtual double recall_share() const = 0;
   // At least `need` tokens of a full lane, those that are missed least. out [TokenLog::capacity()]; returns how many.
   virtual int give_up(const TokenLog& log, const Listening& heard, int lane, int need, GivenUp* out) = 0;
 };

@@ -99,6 +99,10 @@ void KvMemory::attend_lane(int lane, const float* q, const float* k, const float
   const uint64_t attend_began = trace::begin();
   backend_.ops->attend(args);
   trace::end("attend", attend_began, lane);
+  if (block_ == BlockKind::kQuestion && records_ && records_->recalls(lane)) {
+    records_->recall(lane, args, s, parts_.selecting, since);
+    return attend_lane(lane, q, k, v, out);  // once more, over both
+  }
   reads_now_ += s.attended() + s.rows();
   if (block_ == BlockKind::kQuestion && passes_ == 0) collect_evidence(args, s, lane);
   if (block_ == BlockKind::kFrame && plan_.window.attention_received) collect_attention_received(args, s, lane);
@@ -168,10 +172,10 @@ void KvMemory::collect_evidence(const AttendArgs& args, const BlockSelection& s,
   backend_.ops->attention_mass(mass);
   for (int e = 0; e < s.entries(); ++e) {
     const PageEntry& entry = s.entry(e);
-    const bool in_log = records_ && s.page(e) != kNone;
+    const int32_t* const times = records_ && s.page(e) != kNone ? records_->times(lane, s.page(e)) : nullptr;
     for (uint16_t left = entry.rows; left != 0; left &= static_cast<uint16_t>(left - 1)) {
       const int i = std::countr_zero(left);
-      const int32_t time = in_log ? records_->log().times(lane)[s.page(e) * kPageTokens + i] : meta_of(s, e)[i].time_ms;
+      const int32_t time = times != nullptr ? times[i] : meta_of(s, e)[i].time_ms;
       if (time != kNoTime) evidence_.add(time, time, parts_.selecting.page_mass[entry.first + i - entry.begin()]);
     }
   }

@@ -129,7 +129,7 @@ void BlockSelection::finish(bool original, int room, const RopeSpec& rope, Selec
   for (int i = 0; i < n_tokens_ + n_rows_; ++i) highest = std::max(highest, position(i));
   original_ = original && highest < room;
   if (!original_) {
-    const int n = sort_by_position(scratch.order);
+    const int n = ordered_ = sort_by_position(scratch.order);
     highest = original ? shorten_gaps(scratch.order, n, room) : close_up(rope, scratch.order, n);
   }
   behind_.picture = highest + 1;
@@ -145,6 +145,16 @@ void BlockSelection::finish(bool original, int room, const RopeSpec& rope, Selec
   }
   behind_.position = highest + 1;
   for (int i = 0; i < n_tokens_; ++i) table_.positions[i] = std::max(table_.positions[i], 0);  // between those attended
+}
+
+int32_t BlockSelection::place_of(int32_t came_at, const SelectionScratch& scratch) const {
+  if (original_ || ordered_ == 0) return came_at;
+  const uint64_t key = static_cast<uint64_t>(static_cast<uint32_t>(came_at)) << 32 | 0xffffffffu;
+  const uint64_t* const next = std::upper_bound(scratch.order, scratch.order + ordered_, key);
+  if (next == scratch.order) return 0;
+  const auto at = [&](const uint64_t* k) { return position(static_cast<int>(*k & 0xffffffffu)); };
+  const int32_t here = at(next - 1), gap = came_at - static_cast<int32_t>(*(next - 1) >> 32);
+  return next == scratch.order + ordered_ ? here : std::min(here + gap, at(next));
 }
 
 int BlockSelection::sort_by_position(uint64_t* order) {

@@ -25,6 +25,10 @@ struct SelectionScratch {
   SelectionScratch(Region& region, const Plan& plan);
 };
 
+// Ids of pages of an archive among those of a log, and back.
+inline constexpr int32_t archived_page(int place) { return -2 - place; }
+inline constexpr bool is_archived(int32_t id) { return id < kNone; }
+
 class BlockSelection {
  public:
   // What kernels read of it.
@@ -48,6 +52,8 @@ class BlockSelection {
   bool add_row(ClusterId c, const Cluster& cluster, int tokens);
   // Gives everything added its position: the original one where that is the rule and all stand below `room`, else closer.
   void finish(bool original, int room, const RopeSpec& rope, SelectionScratch& scratch);
+  // After finish(): where a token that came at a position would stand among what is attended. scratch: finish()'s.
+  int32_t place_of(int32_t came_at, const SelectionScratch& scratch) const;
   // What the positions are now; what follows stands behind them accordingly.
   Positions positions() const { return original_ ? Positions::kOriginal : Positions::kContiguous; }
   // After finish(): a page whose tokens stand behind everything else, at consecutive positions (dialogue, question).
@@ -104,6 +110,7 @@ class BlockSelection {
   int32_t& position(int i) {  // temporal, of tokens and then summaries
     return i < n_tokens_ ? table_.positions[i] : table_.row_positions[3 * (i - n_tokens_)];
   }
+  int32_t position(int i) const { return i < n_tokens_ ? table_.positions[i] : table_.row_positions[3 * (i - n_tokens_)]; }
   // Sort keys of what is attended, position first; returns how many.
   int sort_by_position(uint64_t* order);
   // Positions without gaps, in time order; returns the highest.
@@ -118,6 +125,7 @@ class BlockSelection {
   int sent_entries_ = 0, sent_tokens_ = 0, sent_rows_ = 0;
   int n_entries_ = 0, n_tokens_ = 0, n_rows_ = 0, n_attended_ = 0;
   int finished_entries_ = 0, finished_tokens_ = 0;
+  int ordered_ = 0;  // sort keys that finish() left in its scratch
   int reserved_entries_ = 0, reserved_tokens_ = 0;
   bool original_ = false;
   int first_heard_ = kNone;

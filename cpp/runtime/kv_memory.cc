@@ -214,6 +214,16 @@ MemoryStats KvMemory::stats() const {
     const uint64_t used = records_->used_bytes();
     stats.tiers = 1;
     stats.tier[0] = {Medium::device, plan_.log.codec, used, used, records_->capacity_bytes()};
+    if (const Archive* const archive = records_->archive()) {
+      stats.tiers = 2;
+      stats.tier[1] = {Medium::disk, plan_.log.codec, archive->used_bytes(), archive->peak_bytes(),
+                       archive->capacity_bytes()};
+      stats.disk = archive->disk();
+      stats.copies = archive->copy_stats();
+      stats.counters.lost_pages = archive->counters().lost_pages;
+      stats.counters.failed_spills = archive->counters().failed_writes;
+      stats.counters.fetched_pages = archive->counters().fetched_pages;
+    }
   }
   for (int lane = 0; lane < store_.shape().lanes; ++lane)
     stats.clusters += static_cast<int>(store_.index(lane).live().size());

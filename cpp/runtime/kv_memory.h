@@ -96,7 +96,10 @@ class KvMemory {
   MemoryStats stats() const;
   void check_invariants() const;
   // Wait for background writes.
-  void drain() { store_.drain(); }
+  void drain() {
+    store_.drain();
+    if (records_) records_->drain();
+  }
 
  private:
   int lanes() const { return plan_.window.lanes; }

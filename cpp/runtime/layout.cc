@@ -12,6 +12,7 @@ namespace {
 
 constexpr uint64_t kFetchShare = 16;  // of the cap for read copies of disk pages, where one layer's fit
 constexpr int64_t kMostDiskSlots = 1 << 28;
+constexpr int kLeastRead = 8;  // pages of an archive, by a lane
 constexpr int kBehindContext = 64;  // positions
 
 // Whole frames of at most `tokens` in all; where frames are smaller than the largest more of them fit, within reason.
@@ -57,6 +58,16 @@ void shape_log(const Request& r, const Choice& choice, Plan* plan) {
   plan->listening = {r.lanes, listen, c.model.frame_tokens};
   plan->store.lanes = 0;
   plan->store.tiers = {{Medium::device, *c.packed, 1}};
+  if (choice.archive_pages == 0) return;
+  ArchiveShape& a = plan->archive;
+  a.lanes = r.lanes;
+  a.pages = Size(choice.archive_pages).to_int("pages of the archive");
+  a.page = plan->store.page;
+  a.codec = *c.packed;
+  a.places = plan->log.places;
+  a.folder = c.spill_dir;
+  a.most_read = std::min(a.pages, std::max(kLeastRead, c.retrieve_tokens / 8));
+  a.copies_stay = Size(a.lanes) * a.most_read * data_bytes(a.codec, a.page) <= Size(c.cap_bytes / kFetchShare);
 }
 
 // Of the packed pages, how many a card's own memory takes beside the exact ones.
@@ -148,7 +159,8 @@ int64_t shape_selections(const Request& r, int64_t lane_slots, Plan* plan) {
   const Size fixed_tokens = Size(c.prefix_tokens) + frames * frame_tokens + c.branch_tokens;
   const Size fixed_pages = Size(Window::most_pieces(c.prefix_tokens)) +
                            frames * Window::most_pieces(frame_tokens) + Window::most_pieces(c.branch_tokens);
-  Size read_tokens = Size(lane_slots) * kPageTokens, read_pages = lane_slots;
+  Size read_tokens = (Size(lane_slots) + plan->archive.most_read) * kPageTokens;
+  Size read_pages = Size(lane_slots) + plan->archive.most_read;
   if (needs.selects()) {
     read_tokens = keeps_members(r, *plan) ? c.retrieve_tokens : 0;
     // Pages of a small cluster are not full: two per 16 tokens, and what finds no row is read as its summary.
@@ -204,6 +216,7 @@ constexpr PartOfPlan kParts[] = {
     {"evidence", "evidence", kWindowKnob},
     {"policy", "policy", kPolicyKnob},
     {"token log", "token log", "memory="},
+    {"archive", "disk index and copies", "disk= or retrieve_tokens="},
     {"attention received", "attention received", kPolicyKnob},
     {"record scratch", "record scratch", kPolicyKnob},
     {"pages ", "pages", kPagesKnob},

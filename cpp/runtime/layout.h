@@ -22,6 +22,7 @@ struct Request {
   int lanes = 0;
   bool keeps_members = false;  // tokens stand in pages, with the disk as configured
   int64_t least_slots = 0;     // page slots below which nothing works
+  int64_t archive_quota = 0;   // by record: pages of a lane that the disk holds
 };
 
 struct Choice {
@@ -29,6 +30,7 @@ struct Choice {
   int clusters = 0;   // of a lane, by token
   int scenes = 0;
   bool disk = true;  // false: as if there were none
+  int64_t archive_pages = 0;  // of a lane, by record
   // By token: DRAM that the records of a disk may take, and its read copies as much again.
   uint64_t disk_share_bytes = std::numeric_limits<uint64_t>::max();
 };

@@ -38,7 +38,7 @@ Parts::Parts(Region& region, const Plan& plan, Policy& policy, Ops& ops, SpillIo
       admitting(region, plan),
       staging(region, plan),
       evidence(region, plan.config.cap_bytes) {
-  if (Retention* const retention = policy.retention()) records.emplace(region, plan, ops, *retention);
+  if (Retention* const retention = policy.retention()) records.emplace(region, plan, ops, *retention, io);
   const int count = records ? 1 : plan.store.lanes;
   selections.reserve(static_cast<size_t>(count));
   for (int i = 0; i < count; ++i) selections.emplace_back(region, plan, selecting);

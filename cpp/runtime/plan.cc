@@ -10,6 +10,7 @@ namespace mosaic {
 namespace {
 
 constexpr double kLeastLeft = 0.6;       // of the clusters, for a disk that is there for members alone
+constexpr double kArchiveShare = 0.2;    // of the bytes to share out, for finding what is on disk
 constexpr double kMostRows = 0.75;       // of the bytes to share out for the index of a memory with a disk
 constexpr int kMostClusters = 1 << 16;   // of a lane, where the plan chooses
 constexpr int64_t kMostSlots = 1 << 30;  // of all lanes,
@@ -20,6 +21,7 @@ bool fits(const Plan& plan) { return plan.total_bytes <= plan.config.cap_bytes; 
 // The least that works. Throws MemoryCapError where not even that fits.
 Choice least(const Request& r) {
   Choice at{.slots = r.least_slots, .clusters = r.config.clusters, .scenes = r.config.scenes};
+  at.archive_pages = std::min<int64_t>(r.archive_quota, kPageTokens);
   if (r.disk_is_bounded) {
     Choice alone = at;
     alone.disk = false;
@@ -86,6 +88,18 @@ Choice with_clusters(const Request& r, Choice at, bool share_is_named) {
   return with_clusters_that_fit(r, at);
 }
 
+// What a share of the bytes to share out buys of an archive: its pages are on disk, but what finds them is not.
+Choice with_archive(const Request& r, Choice at) {
+  constexpr int64_t kProbe = 64 * kPageTokens;
+  const uint64_t before = lay_out(r, at).total_bytes;
+  Choice more = at;
+  more.archive_pages += kProbe;
+  const double each = static_cast<double>(lay_out(r, more).total_bytes - before) / static_cast<double>(kProbe);
+  const auto bought = static_cast<int64_t>(static_cast<double>(r.config.cap_bytes - before) * kArchiveShare / each);
+  at.archive_pages = std::min(r.archive_quota, at.archive_pages + bought / kPageTokens * kPageTokens);
+  return at;
+}
+
 // As many pages as what is left over holds.
 Choice with_slots(const Request& r, Choice at) {
   const int64_t most = r.needs.group.records ? kMostLane : std::min(kMostSlots, kMostLane * r.lanes);
@@ -111,6 +125,7 @@ Plan fitted(const MemoryConfig& config, Policy& policy, const Backend& backend) 
   const Request request = resolve(config, policy, backend);
   Choice at = least(request);
   if (request.choose_clusters) at = with_clusters(request, at, config.index_share != 0);
+  if (request.archive_quota > 0) at = with_archive(request, at);
   if (request.keeps_members) at = with_slots(request, at);
   Plan plan = lay_out(request, at);
   if (!fits(plan))

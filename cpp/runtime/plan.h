@@ -12,6 +12,7 @@
 #include "policy/policy.h"
 #include "runtime/memory_config.h"
 #include "store/listening.h"
+#include "store/archive.h"
 #include "store/window.h"
 
 namespace mosaic {
@@ -21,6 +22,7 @@ struct Plan {
   StoreShape store;
   LogShape log;  // of a policy by records; the store has no lanes then
   ListeningShape listening;
+  ArchiveShape archive;  // and its disk
   WindowShape window;
   int layer_lanes = 1;     // lanes of one layer: 1, or one per KV head
   int block_frames = 1;    // frames that leave the window together

@@ -9,8 +9,12 @@
 
 namespace mosaic {
 
-Records::Records(Region& region, const Plan& plan, Ops& ops, Retention& retention)
+Records::Records(Region& region, const Plan& plan, Ops& ops, Retention& retention, SpillIo* io)
     : ops_(ops), retention_(retention), log_(region, plan.log, ops), heard_(region, plan.listening) {
+  if (plan.archive.pages > 0) {
+    archive_.emplace(region, plan.archive, ops, io);
+    recall_.emplace(region, plan.archive, ops, retention.recall_share(), plan.config.retrieve_tokens);
+  }
   const char* const name = "record scratch";
   const auto pages = static_cast<size_t>(plan.log.pages), tokens = pages * kPageTokens;
   const auto frame = static_cast<size_t>(plan.listening.frame_tokens), row = static_cast<size_t>(plan.log.page.row());
@@ -107,18 +111,31 @@ void Records::admit(const Window& window, const Rows& scratch) {
     if (!log_.knows_mean(lane)) learn_means(window, scratch, lane);
     Run run{scratch.k, scratch.v, scratch.meta, read_frame(window, Strip::kFrame, 0, lane, scratch)};
     const int tokens = run.n;
+    if (archive_) {
+      if (lane == 0) account_lost(archive_->begin(run.meta, tokens, log_.key_mean(0)));
+      archive_->add(lane, run, log_.key_mean(lane));
+    }
     run.n = make_room(lane, tokens);  // a frame larger than the lane: its last tokens find no room
     account_.seen += tokens;
     account_.quantised += run.n;
-    account_.dropped += tokens - run.n;
+    for (int i = run.n; i < tokens; ++i) account_given_up(lane, archive_ ? archive_->tokens() + i : int64_t{kNone});
     if (run.n == 0) continue;
     TokenSlot* const slots = heard_.slots(lane, f);
     log_.add(lane, run, slots);
     ops_.row_norm({run.v, run.n, static_cast<int>(row), row, worth_});
     for (int i = 0; i < run.n; ++i) log_.note_value_norm(lane, slots[i], worth_[i]);
   }
+  if (archive_) archive_->end();
   heard_.entered_log(f);
   --window_frames_;
+}
+
+void Records::account_given_up(int lane, int64_t token) {
+  ++(token != kNone && archive_->give_up(lane, token) ? account_.spilled : account_.dropped);
+}
+
+void Records::read_recalled(int lane, BlockSelection* selection) {
+  if (archive_) account_lost(recall_->read(&*archive_, lane, selection));
 }
 
 void Records::skip() {
@@ -132,11 +149,15 @@ int Records::make_room(int lane, int tokens) {
   if (need > 0) {
     const int n = retention_.give_up(log_, heard_, lane, need, given_up_);
     for (int i = 0; i < n; ++i) {
+      const auto slot = static_cast<size_t>(given_up_[i].slot);
+      const uint16_t* const place = log_.places(lane) != nullptr ? log_.places(lane) + 2 * slot : nullptr;
+      account_given_up(lane, archive_ ? archive_->find(log_.positions(lane)[slot], place != nullptr ? place[0] : 0,
+                                                       place != nullptr ? place[1] : 0)
+                                      : int64_t{kNone});
       log_.give_up(lane, given_up_[i].slot);
       if (given_up_[i].frame != kNone) heard_.slots(lane, given_up_[i].frame)[given_up_[i].token] = kNone;
     }
     account_.quantised -= n;
-    account_.dropped += n;
   }
   return std::min(tokens, log_.free(lane));
 }
@@ -217,6 +238,11 @@ void Records::check_invariants() const {
   log_.check_invariants();
   int64_t kept = 0;
   for (int lane = 0; lane < log_.shape().lanes; ++lane) kept += log_.size(lane);
+  if (archive_) {
+    archive_->check_invariants();
+    if (archive_->spilled() != account_.spilled)
+      throw InvariantError("Records: the tokens on disk are not as many as the account says.");
+  }
   if (kept != account_.quantised) throw InvariantError("Records: the kept tokens are not where the account says.");
   for (int lane = 0; lane < log_.shape().lanes; ++lane)
     for (int f = 0; f < frames_in_log(); ++f)

@@ -1,11 +1,15 @@
 // Records: the memory of a policy by records - a TokenLog of what is kept, the attention that the newest frames receive,
 // and the flow between them: a frame leaves the window into the log of every lane, where a lane is full the policy says what
-// is given up, and a frame that was heard long enough is settled. Everything kept is read, by frames and questions alike.
+// is given up, and a frame that was heard long enough is settled. Everything kept is read, by frames and questions alike;
+// with a disk all that ever came is in an Archive too, and a question reads the best of what was given up (Recall).
 // KvMemory calls; nothing here allocates after it is built. Not thread-safe.
 #pragma once
 
+#include <optional>
+
 #include "policy/retention.h"
 #include "runtime/block_selection.h"
+#include "runtime/recall.h"
 #include "store/account.h"
 #include "store/window.h"
 
@@ -19,15 +23,34 @@ class Records {
     float* v;
     TokenMeta* meta;  // [frame_tokens]
   };
-  Records(Region& region, const Plan& plan, Ops& ops, Retention& retention);
+  Records(Region& region, const Plan& plan, Ops& ops, Retention& retention, SpillIo* io);
 
   const TokenLog& log() const { return log_; }
   const TokenAccount& account() const { return account_; }
+  const Archive* archive() const { return archive_ ? &*archive_ : nullptr; }
   uint64_t used_bytes() const;  // of the log's pages, by the tokens that are kept
   uint64_t capacity_bytes() const;
 
   // Pages of the log into what the lane reads, those with tokens that are still heard last. since_ms: older ones are not.
   void read(int lane, int32_t since_ms, BlockSelection* selection);
+  // Of a question: whether the lane's pages of the archive are still to be chosen; choosing, from what the question has
+  // just attended; and those pages into what the lane reads.
+  bool recalls(int lane) const { return archive_ && !recall_->has_chosen(lane) && archive_->spilled(lane) > 0; }
+  void recall(int lane, const AttendArgs& args, const BlockSelection& selection, const SelectionScratch& scratch,
+              int32_t since_ms) {
+    recall_->choose(&*archive_, lane, args, selection, scratch, since_ms);
+  }
+  void read_recalled(int lane, BlockSelection* selection);
+  void drain() {
+    if (archive_) archive_->drain();
+  }
+  void forget_recalled() {
+    if (archive_) recall_->forget(&*archive_);
+  }
+  // When the tokens of a page came, by its id in a selection.
+  const int32_t* times(int lane, int32_t id) const {
+    return is_archived(id) ? archive_->times(archived_page(id)) : log_.times(lane) + id * kPageTokens;
+  }
   // The attention this frame's queries pay to the frames that are heard, as far as they are read, and to the frame itself.
   // The newest `frames` of the window are the last entries of the selection; of the log there is what read() put there, or
   // nothing (models whose video tokens see the window alone). mass: scratch [tokens of the selection + of the block].
@@ -46,6 +69,11 @@ class Records {
   void learn_means(const Window& window, const Rows& scratch, int lane);
   int read_frame(const Window& window, Strip strip, int frame, int lane, const Rows& scratch);
   int make_room(int lane, int tokens);
+  void account_given_up(int lane, int64_t token);
+  void account_lost(int64_t tokens) {
+    account_.spilled -= tokens;
+    account_.dropped += tokens;
+  }
   void settle_oldest();
   void compare(int lane, int tokens);
   int frames_in_log() const { return heard_.frames() - window_frames_; }
@@ -54,6 +82,8 @@ class Records {
   Retention& retention_;
   TokenLog log_;
   Listening heard_;
+  std::optional<Archive> archive_;
+  std::optional<Recall> recall_;
   TokenAccount account_;
   int window_frames_ = 0;  // of the frames that are heard, how many are in the window
   int32_t* page_first_;    // [pages] where a page's tokens are in the selection that was read last

@@ -10,6 +10,7 @@ namespace mosaic {
 namespace {
 
 constexpr int kUnknownContext = 1 << 15;  // where original positions are asked for and the model does not say
+constexpr uint64_t kMostArchive = 1 << 22;  // pages of a lane, in sixteens
 constexpr double kIndexShare = 0.35;      // of the bytes to share out, where neither session nor policy names another
 
 uint64_t lane_token_bytes(const ModelShape& m, CodecId codec) {
@@ -35,6 +36,7 @@ int window_frames(const MemoryConfig& c, bool records) {
 int retrieve_tokens(const MemoryConfig& c, const PolicyNeeds& needs, int64_t cap_tokens) {
   if (c.retrieve_tokens > 0) return c.retrieve_tokens;
   const int64_t frame = c.model.frame_tokens, most = kMostCounted;
+  if (needs.group.records) return static_cast<int>(std::clamp<int64_t>(cap_tokens / 6, 64, 4096));  // of an archive
   if (needs.read.frames == 0)
     return static_cast<int>(std::min(std::clamp<int64_t>(cap_tokens / 12, 64, 64 * frame), most));
   const auto of_cap = std::max<int64_t>(cap_tokens / (needs.group.by_token ? 8 : 4), 64);
@@ -87,6 +89,14 @@ Request resolve(const MemoryConfig& config, Policy& policy, const Backend& backe
   r.keeps_members = !needs.group.by_token || most_members(needs, c) > 0;
   const int frames = needs.group.unbounded ? needs.group.frames : 1;
   const int pages = pages_for((Size(c.model.frame_tokens) * frames).to_int("tokens of the frames of a block"));
+  if (needs.group.records && c.disk_bytes > 0) {
+    const size_t page = data_bytes(*c.packed, {1, c.model.head_dim});
+    const uint64_t stride = SpillFile::stride_of(page) * static_cast<uint64_t>(r.lanes) * kPageTokens;
+    r.archive_quota = static_cast<int64_t>(std::min<uint64_t>(c.disk_bytes / stride, kMostArchive)) * kPageTokens;
+    if (r.archive_quota == 0)
+      throw MemoryCapError("disk tier: 16 pages of every lane need " + format_bytes(stride) + ", disk_bytes is " +
+                           format_bytes(c.disk_bytes) + ". Raise disk=.");
+  }
   r.least_slots = needs.group.records ? pages : r.keeps_members ? std::max<int64_t>(r.lanes * int64_t{pages}, 4) : 1;
   return r;
 }

@@ -161,6 +161,7 @@ void Selector::select_records(int lane, const Reader& reader) {
   if (window_.has_first_frame() && window_.first_frame().time_ms >= reader.since_ms)
     add_strip(s, lane, Strip::kFirstFrame, window_.first_frame().tokens);
   records_->read(lane, reader.since_ms, s);
+  if (reader.kind == BlockKind::kQuestion) records_->read_recalled(lane, s);
   for (int i = 0; i < window_.frames(); ++i)  // last: Records::listen counts on it
     if (window_.frame(i).time_ms >= reader.since_ms) add_strip(s, lane, Strip::kFrame, window_.frame(i).tokens, i);
   finish(s);

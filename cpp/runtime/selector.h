@@ -46,6 +46,7 @@ class Selector {
   BlockSelection& ready(int lane, const Reader& reader, const float* q);
   void clear() {
     for (BlockSelection& s : selections_) s.clear();
+    if (records_) records_->forget_recalled();
   }
   int64_t unread_pages() const { return unread_pages_; }  // chosen, but no room to read them, or lost
 

@@ -61,7 +61,8 @@ void PlainOps::encode_row(CodecId codec, PageShape shape, const float* k, const 
     } else {
       for (int head = 0; head < shape.heads; ++head) {
         std::byte* const kb = k_block(codec, shape, head, data);
-        set_row<C>(kb, kb + k_block_of<C>(d), d, at, k + head * d, v + head * d, mean_of(key_mean, head, d));
+        set_row<C>(kb, kb + k_block_of<C>(d), d, at, k + head * d, v != nullptr ? v + head * d : nullptr,
+                   mean_of(key_mean, head, d));
       }
     }
   });
@@ -69,7 +70,8 @@ void PlainOps::encode_row(CodecId codec, PageShape shape, const float* k, const 
 
 void PlainOps::encode_rows(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int items,
                            std::byte* const* pages, const int32_t* at, const float* key_mean) {
-  for (int i = 0; i < items; ++i) encode_row(codec, shape, k + i * stride, v + i * stride, at[i], pages[i], key_mean);
+  for (int i = 0; i < items; ++i)
+    encode_row(codec, shape, k + i * stride, v != nullptr ? v + i * stride : nullptr, at[i], pages[i], key_mean);
 }
 
 void PlainOps::move_row(CodecId codec, PageShape shape, const std::byte* from, int from_at, std::byte* to, int to_at) {
@@ -94,7 +96,7 @@ void PlainOps::decode(CodecId codec, PageShape shape, const std::byte* data, int
       const std::byte* const kb = k_block(codec, shape, head, data);
       for (int t = begin; t < end; ++t) {
         get_k_row<C>(kb, d, t, mean_of(key_mean, head, d), k + (t - begin) * stride + head * d);
-        get_v_row<C>(kb + k_block_of<C>(d), d, t, v + (t - begin) * stride + head * d);
+        if (v != nullptr) get_v_row<C>(kb + k_block_of<C>(d), d, t, v + (t - begin) * stride + head * d);
       }
     }
   });

@@ -251,6 +251,7 @@ inline void decode_page(CodecId codec, PageShape shape, const std::byte* data, i
       const std::byte* const block = data + static_cast<size_t>(head) * head_bytes_of<C>(d);
       const float* const mean = key_mean != nullptr ? key_mean + head * d : nullptr;
       decode_keys<C>(block, tile, mean, begin, end, k + head * d, stride);
+      if (v == nullptr) continue;
       const ValueBlock<C> values(block + k_block_of<C>(d), d);
       for (int t = begin; t < end; ++t) {
         float* const to = v + (t - begin) * stride + head * d;

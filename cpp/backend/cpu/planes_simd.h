@@ -81,7 +81,7 @@ MOSAIC_INLINE void levels_of(Raw high, Raw low, const Bit& bit, const Put& put) 
       put(i, level);
     }
   };
-  if constexpr (Block::kBits == 3) {
+  if constexpr (Block::kBits <= 3) {
     give(0, high & 3), give(1, (high >> 2) & 3), give(2, (high >> 4) & 3), give(3, high >> 6);
   } else {  // two parts' upper four bits a byte
     const Raw first = ((high & 0x33) << 2) | (low & 0x33), second = (high & 0xcc) | ((low >> 2) & 0x33);

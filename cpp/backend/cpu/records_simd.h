@@ -130,6 +130,7 @@ inline void encode_record_items(PageShape shape, const float* k, const float* v,
         rows.at[i] = at[first + i];
       }
       encode_records<typename C::K>(rows, d, scratch);
+      if (v == nullptr) continue;
       rows.x = v + first * stride + head * d, rows.mean = nullptr;
       for (int i = 0; i < rows.count; ++i) rows.block[i] += k_block_of<C>(d);
       encode_records<typename C::V>(rows, d, scratch);

@@ -17,6 +17,7 @@ MOSAIC_DEVICE void set_tokens(std::byte* kb, std::byte* vb, int d, int first, in
     const int warp = simt::thread() / simt::kWarp;
     uint8_t* const mine = codes + warp * kMostHead;
     for (int row = warp; row < 2 * count; row += kThreads / simt::kWarp) {  // keys and values in turn
+      if (row % 2 != 0 && v == nullptr) continue;
       const size_t from = static_cast<size_t>(row / 2) * stride;
       if (row % 2 == 0) {
         encode_record<typename C::K>(kb, d, first + row / 2, k + from, mean, mine);
@@ -30,12 +31,13 @@ MOSAIC_DEVICE void set_tokens(std::byte* kb, std::byte* vb, int d, int first, in
       const int token = i / d, channel = i % d;
       const size_t from = static_cast<size_t>(token) * stride + channel;
       C::set_k(kb + static_cast<size_t>(channel) * C::k_bytes(1), 1, first + token, k + from);
-      C::encode_v(vb + (static_cast<size_t>(first + token) * d + channel) * number, 1, 0, v + from);
+      if (v != nullptr)
+        C::encode_v(vb + (static_cast<size_t>(first + token) * d + channel) * number, 1, 0, v + from);
     }
   } else if constexpr (C::kRecord) {
     for (int token = simt::thread(); token < count; token += kThreads) {
       C::set_k(kb, d, first + token, k + static_cast<size_t>(token) * stride);
-      C::encode_v(vb, d, first + token, v + static_cast<size_t>(token) * stride);
+      if (v != nullptr) C::encode_v(vb, d, first + token, v + static_cast<size_t>(token) * stride);
     }
   }
 }
@@ -104,8 +106,8 @@ MOSAIC_DEVICE void set_token(CodecId codec, PageShape shape, int head, std::byte
   with_codec(codec, [&](auto c) {
     using C = decltype(c);
     if constexpr (C::kRecord)
-      set_tokens<C>(kb, kb + k_block_of<C>(d), d, at, 1, k + head * d, v + head * d, 0, mean_of(key_mean, head, d),
-                    simt::shared<uint8_t>());
+      set_tokens<C>(kb, kb + k_block_of<C>(d), d, at, 1, k + head * d, v != nullptr ? v + head * d : nullptr, 0,
+                    mean_of(key_mean, head, d), simt::shared<uint8_t>());
   });
 }
 
@@ -121,7 +123,7 @@ encode_rows_kernel(CodecId codec, PageShape shape, const float* k, const float* 
                    std::byte* const* pages, const int32_t* at, const float* key_mean) {
   const int item = simt::block_x();
   const size_t from = static_cast<size_t>(item) * stride;
-  set_token(codec, shape, simt::block_y(), pages[item], at[item], k + from, v + from, key_mean);
+  set_token(codec, shape, simt::block_y(), pages[item], at[item], k + from, v != nullptr ? v + from : nullptr, key_mean);
 }
 
 MOSAIC_KERNEL(kThreads, 1)
@@ -149,6 +151,7 @@ MOSAIC_DEVICE void decode_head(CodecId codec, int d, const std::byte* kb, int be
     if constexpr (C::kHadamard) {
       for (int i = simt::thread() / simt::kWarp; i < 2 * count; i += kThreads / simt::kWarp) {
         const size_t to = static_cast<size_t>(i / 2) * stride;
+        if (i % 2 != 0 && v == nullptr) continue;
         WarpRow row;
         if (i % 2 == 0) {
           decode_record<typename C::K>(kb, d, begin + i / 2, true, mean, &row);
@@ -161,7 +164,7 @@ MOSAIC_DEVICE void decode_head(CodecId codec, int d, const std::byte* kb, int be
       for (int i = simt::thread(); i < count * d; i += kThreads) {
         const int token = i / d, ch = i % d;
         k[static_cast<size_t>(token) * stride + ch] = C::k(kb, d, ch, begin + token);
-        v[static_cast<size_t>(token) * stride + ch] = C::v(vb, d, begin + token, ch);
+        if (v != nullptr) v[static_cast<size_t>(token) * stride + ch] = C::v(vb, d, begin + token, ch);
       }
     }
   });
@@ -176,7 +179,8 @@ decode_kernel(CodecId codec, PageShape shape, const std::byte* pages, size_t pit
   if (piece.count <= 0) return;
   const size_t to = static_cast<size_t>(piece.before) * stride + static_cast<size_t>(head) * d;
   const std::byte* const page = pages + static_cast<size_t>(simt::block_y()) * pitch;
-  decode_head(codec, d, page + head_offset(codec, d, head), piece.first, piece.count, k + to, v + to, stride,
+  decode_head(codec, d, page + head_offset(codec, d, head), piece.first, piece.count, k + to,
+              v != nullptr ? v + to : nullptr, stride,
               mean_of(key_mean, head, d));
 }
 

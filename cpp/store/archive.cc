@@ -1,0 +1,205 @@
+#include "store/archive.h"
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <tuple>
+
+#include "core/error.h"
+#include "core/trace.h"
+
+namespace mosaic {
+
+namespace {
+
+constexpr int kCopyQueue = 64;
+
+}  // namespace
+
+Archive::Archive(Region& region, const ArchiveShape& s, Ops& ops, SpillIo* io)
+    : shape_(s),
+      ops_(ops),
+      page_bytes_(data_bytes(s.codec, s.page)),
+      keys_(region, {s.lanes, s.pages, s.page}, ops) {
+  const char* const name = "archive";
+  const Size lanes = s.lanes, pages = s.pages, read = s.most_read;
+  tails_ = region.take<std::byte>(name, lanes * page_bytes_);
+  writing_ = region.take<std::byte>(name, Size(kWrites) * page_bytes_);
+  copies_ = region.take<std::byte>(name, (s.copies_stay ? lanes : Size(1)) * read * page_bytes_);
+  gone_ = region.take<uint16_t>(name, lanes * pages);
+  copied_ = region.take<uint8_t>(name, lanes);
+  pieces_ = region.take<Piece>(name, lanes * read);
+  counts_ = region.take<int32_t>(name, lanes);
+  spilled_ = region.take<int64_t>(name, lanes);
+  position_ = region.take<int32_t>(name, pages * kPageTokens);
+  time_ms_ = region.take<int32_t>(name, pages * kPageTokens);
+  place_ = s.places ? region.take<uint16_t>(name, pages * kPageTokens * 2) : nullptr;
+  row_pages_ = region.take<std::byte*>(name, kPageTokens);
+  row_at_ = region.take<int32_t>(name, kPageTokens);
+  read_ = region.take<Completion>(name, read);
+  writes_ = region.take<Write>(name, kWrites);
+  const int slots = (lanes * pages).to_int("pages of the archive");
+  auto* const checksums = region.take<std::byte>(name, SpillFile::bytes_for(slots));
+  auto* const queue = region.take<std::byte>(name, CopyEngine::bytes_for(kCopyQueue));
+  if (region.is_counting()) return;
+  std::uninitialized_value_construct_n(writes_, kWrites);
+  file_.emplace(s.folder, page_bytes_, slots, checksums, io);
+  engine_.emplace(*file_, kCopyQueue, queue);
+}
+
+int64_t Archive::spilled() const {
+  int64_t all = 0;
+  for (int lane = 0; lane < shape_.lanes; ++lane) all += spilled_[lane];
+  return all;
+}
+
+int64_t Archive::begin(const TokenMeta* meta, int n, const float* key_means) {
+  int64_t lost = std::exchange(lost_between_, 0);
+  // Which writes are seen to depends on the calls alone, never on how fast the disk was: two runs stay the same.
+  for (int i = 0; i < kWrites; ++i) lost += finish(&writes_[(next_write_ + i) % kWrites]);
+  while ((tokens_ + n - 1) / kPageTokens - oldest_ >= shape_.pages) lost += drop_oldest();
+  keys_.make_room(tokens_, n, key_means);
+  for (int i = 0; i < n; ++i) {
+    const auto to = static_cast<size_t>((tokens_ + i) % (int64_t{shape_.pages} * kPageTokens));
+    position_[to] = meta[i].position;
+    time_ms_[to] = meta[i].time_ms;
+    if (place_ != nullptr) place_[2 * to] = meta[i].h, place_[2 * to + 1] = meta[i].w;
+  }
+  coming_ = n;
+  return lost;
+}
+
+void Archive::add(int lane, const Run& run, const float* key_mean) {
+  const auto row = static_cast<size_t>(shape_.page.row());
+  std::byte* const tail = tails_ + static_cast<size_t>(lane) * page_bytes_;
+  for (int i = 0; i < run.n;) {
+    const int64_t token = tokens_ + i;
+    const int first = static_cast<int>(token % kPageTokens), n = std::min(kPageTokens - first, run.n - i);
+    for (int j = 0; j < n; ++j) row_pages_[j] = tail, row_at_[j] = first + j;
+    const size_t from = static_cast<size_t>(i) * row;
+    ops_.encode_rows(shape_.codec, shape_.page, run.k + from, run.v + from, row, n, row_pages_, row_at_, key_mean);
+    ops_.wait();
+    if (first + n == kPageTokens) write(lane, token / kPageTokens);
+    i += n;
+  }
+  keys_.add(lane, tokens_, run.k, run.n, key_mean);
+}
+
+void Archive::end() {
+  tokens_ += coming_;
+  coming_ = 0;
+}
+
+void Archive::write(int lane, int64_t page) {
+  Write& to = writes_[next_write_];
+  lost_between_ += finish(&to);
+  const SlotId slot = slot_of(lane, place_of(page));
+  to.page = page;
+  to.lane = lane;
+  std::byte* const memory = writing_ + static_cast<size_t>(next_write_) * page_bytes_;
+  next_write_ = (next_write_ + 1) % kWrites;
+  if (!file_->try_acquire(slot)) {
+    ++counters_.failed_writes;
+    to.page = kNone;
+    lost_between_ += lose(lane, place_of(page));
+    return;
+  }
+  std::memcpy(memory, tails_ + static_cast<size_t>(lane) * page_bytes_, page_bytes_);
+  engine_->write(slot, memory, &to.written, lane);
+}
+
+// Waits for a write; returns the tokens that are lost where it failed.
+int64_t Archive::finish(Write* write) {
+  if (write->page == kNone) return 0;
+  const bool ok = engine_->wait(write->written) == Status::ok;
+  const int64_t page = std::exchange(write->page, int64_t{kNone});
+  if (ok || page < oldest_) return 0;
+  ++counters_.failed_writes;
+  return lose(write->lane, place_of(page));
+}
+
+// The page holds nothing that can be read any more.
+int64_t Archive::lose(int lane, int place) {
+  if (const SlotId slot = slot_of(lane, place); file_->is_used(slot)) file_->release(slot);
+  const int tokens = std::popcount(std::exchange(gone_[at(lane, place)], uint16_t{0}));
+  spilled_[lane] -= tokens;
+  return tokens;
+}
+
+int64_t Archive::drop_oldest() {
+  for (int i = 0; i < kWrites; ++i)
+    if (writes_[i].page == oldest_) lost_between_ += finish(&writes_[i]);
+  int64_t lost = 0;
+  for (int lane = 0; lane < shape_.lanes; ++lane) lost += lose(lane, place_of(oldest_));
+  ++oldest_;
+  return lost;
+}
+
+int64_t Archive::find(int32_t position, uint16_t h, uint16_t w) const {
+  const int64_t ring = int64_t{shape_.pages} * kPageTokens;
+  int64_t low = first(), high = tokens_ + coming_;
+  const auto wanted = std::tuple(position, place_ != nullptr ? h : 0, place_ != nullptr ? w : 0);
+  const auto came = [&](int64_t token) {
+    const auto i = static_cast<size_t>(token % ring);
+    return std::tuple(position_[i], place_ != nullptr ? place_[2 * i] : 0, place_ != nullptr ? place_[2 * i + 1] : 0);
+  };
+  while (low < high) {
+    const int64_t middle = low + (high - low) / 2;
+    if (came(middle) < wanted) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low < tokens_ + coming_ && came(low) == wanted ? low : int64_t{kNone};
+}
+
+bool Archive::give_up(int lane, int64_t token) {
+  if (token < first()) return false;
+  const int64_t page = token / kPageTokens;
+  const bool written = page < (tokens_ + coming_) / kPageTokens;
+  if (written && !file_->is_used(slot_of(lane, place_of(page)))) return false;  // was lost
+  gone_[at(lane, place_of(page))] |= static_cast<uint16_t>(1u << (token % kPageTokens));
+  ++spilled_[lane];
+  return true;
+}
+
+void Archive::set_count(int lane, int n) {
+  counts_[lane] = n;
+  copied_[lane] = 0;
+}
+
+void Archive::forget_choices() {
+  for (int lane = 0; lane < shape_.lanes; ++lane) set_count(lane, 0);
+}
+
+int64_t Archive::fetch(int lane) {
+  if (counts_[lane] == 0 || (shape_.copies_stay && copied_[lane] != 0)) return 0;
+  const trace::Span span("copy_wait", lane);
+  Piece* const wanted = pieces(lane);
+  for (int i = 0; i < counts_[lane]; ++i)
+    if (wanted[i].rows != 0)
+      engine_->read(slot_of(lane, wanted[i].page), const_cast<std::byte*>(copy(lane, i)), &read_[i], lane);
+  int64_t lost = 0;
+  for (int i = 0; i < counts_[lane]; ++i) {
+    if (wanted[i].rows == 0) continue;
+    ++counters_.fetched_pages;
+    if (engine_->wait(read_[i]) == Status::ok) continue;
+    ++counters_.lost_pages;
+    wanted[i].rows = 0;
+    lost += lose(lane, wanted[i].page);
+  }
+  copied_[lane] = 1;
+  return lost;
+}
+
+void Archive::check_invariants() const {
+  for (int lane = 0; lane < shape_.lanes; ++lane) {
+    int64_t tokens = 0;
+    for (int page = 0; page < shape_.pages; ++page) tokens += std::popcount(gone(lane, page));
+    if (tokens != spilled_[lane]) throw InvariantError("Archive: a lane's count differs from the bits of its pages.");
+  }
+  file_->check_invariants();
+}
+
+}  // namespace mosaic

@@ -1,0 +1,137 @@
+// Archive: all that a policy by records ever admitted, on disk, in the order in which it came. A page of 16 tokens of one
+// lane is a slot of the spill file, packed as in the log, so that a token is read there as it was kept; tokens are numbered
+// from 0, the same in every lane. In DRAM there are a coarse key a group (CoarseKeys), a bit a token that was given up
+// (what is in the log still is not read twice), when and where the tokens came, and the copies of pages that are read.
+// A full file gives up its oldest page, in every lane. A page whose write failed, or that does not come back as it was
+// written, is lost and counted. Mechanism, no choices. Not thread-safe; copies run on CopyEngine's thread.
+#pragma once
+
+#include <bit>
+#include <optional>
+#include <string>
+
+#include "memory/copy_engine.h"
+#include "memory/region.h"
+#include "store/coarse_keys.h"
+#include "store/run.h"
+
+namespace mosaic {
+
+struct ArchiveShape {
+  int lanes = 0;
+  int pages = 0;  // of a lane, a multiple of 16; 0: there is no archive
+  PageShape page;
+  CodecId codec = CodecId::kFp16;
+  bool places = false;       // tokens have rows and columns (M-RoPE)
+  int most_read = 0;         // pages of a lane that are read at once
+  bool copies_stay = false;  // room for the copies of all lanes, not of one
+  std::string folder;
+};
+
+class Archive {
+ public:
+  // Tokens of a page that are read: those of `rows`.
+  struct Piece {
+    int32_t page = kNone;  // its place, 0 .. pages - 1
+    uint16_t rows = 0;
+  };
+  struct Counters {
+    int64_t lost_pages = 0;     // came back wrong, or could not be read
+    int64_t failed_writes = 0;  // or found no slot
+    int64_t fetched_pages = 0;
+  };
+
+  Archive(Region& region, const ArchiveShape& shape, Ops& ops, SpillIo* io);
+
+  const ArchiveShape& shape() const { return shape_; }
+  const CoarseKeys& keys() const { return keys_; }
+  int64_t tokens() const { return tokens_; }        // that came so far
+  int64_t first() const { return oldest_ * kPageTokens; }  // the oldest one that has a place
+  // Tokens of the lane that were given up and can be read, or will be when their page is written.
+  int64_t spilled(int lane) const { return spilled_[lane]; }
+  int64_t spilled() const;
+
+  // A frame comes: room is made, what was written before is seen to. Returns tokens that were lost over it: of the oldest
+  // pages, and of those whose write failed. Then add() for every lane, then end().
+  int64_t begin(const TokenMeta* meta, int n, const float* key_means);
+  void add(int lane, const Run& run, const float* key_mean);
+  void end();
+  // A token of the lane, one of the lane's own that came, is not kept in DRAM any more. False: it has no place here either.
+  bool give_up(int lane, int64_t token);
+  // The number of a token by what was said of it when it came.
+  int64_t find(int32_t position, uint16_t h, uint16_t w) const;
+
+  uint16_t gone(int lane, int page) const { return gone_[at(lane, page)]; }
+  const int32_t* positions(int page) const { return position_ + page * kPageTokens; }
+  const int32_t* times(int page) const { return time_ms_ + page * kPageTokens; }
+  const uint16_t* places(int page) const { return place_ != nullptr ? place_ + 2 * page * kPageTokens : nullptr; }
+
+  // What a lane reads until it is told otherwise, at most most_read pages.
+  Piece* pieces(int lane) { return pieces_ + static_cast<size_t>(lane) * static_cast<size_t>(shape_.most_read); }
+  int count(int lane) const { return counts_[lane]; }
+  void set_count(int lane, int n);
+  void forget_choices();
+  // Brings those pages into DRAM; pieces that cannot be had lose their rows. Returns tokens lost by that. What kernels read
+  // of another lane's copies must have run.
+  int64_t fetch(int lane);
+  const std::byte* copy(int lane, int piece) const {
+    return copies_ + (static_cast<size_t>(shape_.copies_stay ? lane * shape_.most_read : 0) + static_cast<size_t>(piece)) *
+                         page_bytes_;
+  }
+
+  const Counters& counters() const { return counters_; }
+  SpillCounters disk() const { return file_->counters(); }
+  CopyStats copy_stats() const { return engine_->stats(); }
+  uint64_t used_bytes() const { return static_cast<uint64_t>(file_->used_slots()) * page_bytes_; }
+  uint64_t peak_bytes() const { return static_cast<uint64_t>(file_->peak_used()) * page_bytes_; }
+  uint64_t capacity_bytes() const { return static_cast<uint64_t>(file_->slots()) * page_bytes_; }
+  void drain() { engine_->drain(); }
+  void check_invariants() const;
+
+ private:
+  static constexpr int kWrites = 16;  // under way at most
+  struct Write {
+    int64_t page = kNone;
+    int32_t lane = kNone;
+    Completion written;
+  };
+  size_t at(int lane, int page) const {
+    return static_cast<size_t>(lane) * static_cast<size_t>(shape_.pages) + static_cast<size_t>(page);
+  }
+  int place_of(int64_t page) const { return static_cast<int>(page % shape_.pages); }
+  SlotId slot_of(int lane, int place) const { return place * shape_.lanes + lane; }
+  void write(int lane, int64_t page);
+  int64_t finish(Write* write);
+  int64_t drop_oldest();
+  int64_t lose(int lane, int place);
+
+  ArchiveShape shape_;
+  Ops& ops_;
+  size_t page_bytes_;
+  CoarseKeys keys_;
+  std::optional<SpillFile> file_;
+  std::optional<CopyEngine> engine_;
+  std::byte* tails_;       // [lanes, page_bytes_] the page that is not whole
+  std::byte* writing_;     // [kWrites, page_bytes_]
+  std::byte* copies_;      // [lanes or 1, most_read, page_bytes_]
+  uint16_t* gone_;         // [lanes, pages]
+  uint8_t* copied_;        // [lanes] its copies are those of its pieces
+  Piece* pieces_;          // [lanes, most_read]
+  int32_t* counts_;        // [lanes]
+  int64_t* spilled_;       // [lanes]
+  int32_t* position_;      // [pages, 16]
+  int32_t* time_ms_;       // [pages, 16]
+  uint16_t* place_;        // [pages, 16, 2], or null
+  std::byte** row_pages_;  // [16] of one encode_rows
+  int32_t* row_at_;
+  Completion* read_;  // [most_read]
+  Write* writes_;     // [kWrites]
+  int next_write_ = 0;
+  int64_t tokens_ = 0;
+  int64_t coming_ = 0;  // of the frame between begin() and end()
+  int64_t oldest_ = 0;  // page that has a place
+  int64_t lost_between_ = 0;
+  Counters counters_;
+};
+
+}  // namespace mosaic

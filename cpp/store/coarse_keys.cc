@@ -1,0 +1,84 @@
+#include "store/coarse_keys.h"
+
+#include <algorithm>
+
+#include "core/size.h"
+
+namespace mosaic {
+
+CoarseKeys::CoarseKeys(Region& region, const CoarseShape& s, Ops& ops)
+    : shape_(s), ops_(ops), page_bytes_(k_block_bytes(kCodec, s.page.head_dim)) {
+  const char* const name = "archive";
+  data_ = region.take_for_kernels(name, Size(s.lanes) * pages() * page_bytes_);
+  sums_ = region.take<float>(name, Size(s.lanes) * s.page.row());
+  means_ = region.take<float>(name, Size(kBatch) * s.page.row());
+  to_ = region.take<std::byte*>(name, kBatch);
+  at_ = region.take<int32_t>(name, kBatch);
+}
+
+void CoarseKeys::make_room(int64_t first, int n, const float* key_means) {
+  while (group_ < kPageTokens && first + n > int64_t{shape_.groups} * group_) {
+    for (int lane = 0; lane < shape_.lanes; ++lane) halve(lane, first, key_means + static_cast<size_t>(lane) * row());
+    group_ *= 2;
+  }
+}
+
+// Two neighbours become one. No place is written before it was read: a group's own lies before those of its halves.
+void CoarseKeys::halve(int lane, int64_t tokens, const float* key_mean) {
+  const auto whole = static_cast<int>(tokens / group_);
+  const auto read = [&](int group, float* to) {
+    ops_.decode(kCodec, shape_.page, page(lane, group / kPageTokens), group % kPageTokens, group % kPageTokens + 1, to,
+                nullptr, row(), key_mean);
+  };
+  for (int first = 0; first + 1 < whole;) {
+    const int n = std::min(kBatch / 2, (whole - first) / 2);
+    for (int i = 0; i < n; ++i) {
+      read(first + 2 * i, means_ + static_cast<size_t>(i) * row());
+      read(first + 2 * i + 1, means_ + static_cast<size_t>(kBatch / 2 + i) * row());
+    }
+    ops_.wait();
+    for (int i = 0; i < n; ++i) {
+      float* const a = means_ + static_cast<size_t>(i) * row();
+      const float* const b = means_ + static_cast<size_t>(kBatch / 2 + i) * row();
+      for (size_t c = 0; c < row(); ++c) a[c] = 0.5f * (a[c] + b[c]);
+      const int group = first / 2 + i;
+      to_[i] = page(lane, group / kPageTokens);
+      at_[i] = group % kPageTokens;
+    }
+    flush(n, key_mean);
+    first += 2 * n;
+  }
+  if (whole % 2 == 0) return;
+  // The last one has no neighbour yet: it is the first half of the group that is not whole.
+  read(whole - 1, means_);
+  ops_.wait();
+  for (size_t c = 0; c < row(); ++c) sum_of(lane)[c] += means_[c] * static_cast<float>(group_);
+}
+
+void CoarseKeys::flush(int n, const float* key_mean) {
+  if (n == 0) return;
+  ops_.encode_rows(kCodec, shape_.page, means_, nullptr, row(), n, to_, at_, key_mean);
+  ops_.wait();
+}
+
+void CoarseKeys::add(int lane, int64_t first, const float* k, int n, const float* key_mean) {
+  float* const sum = sum_of(lane);
+  int made = 0;
+  for (int i = 0; i < n; ++i) {
+    for (size_t c = 0; c < row(); ++c) sum[c] += k[static_cast<size_t>(i) * row() + c];
+    if ((first + i + 1) % group_ != 0) continue;
+    const auto group = static_cast<int>((first + i) / group_ % shape_.groups);
+    float* const mean = means_ + static_cast<size_t>(made) * row();
+    for (size_t c = 0; c < row(); ++c) mean[c] = sum[c] / static_cast<float>(group_);
+    std::fill_n(sum, row(), 0.0f);
+    to_[made] = page(lane, group / kPageTokens);
+    at_[made] = group % kPageTokens;
+    if (++made == kBatch) {
+      flush(made, key_mean);
+      made = 0;
+    }
+  }
+  flush(made, key_mean);
+}
+
+}  // namespace mosaic
