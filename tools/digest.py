@@ -42,7 +42,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 SETTINGS: dict[str, list[dict[str, Any]]] = {
     "edge": [
-        {"score": "attention_received", "listen": 5.0}, {"likeness": 0.0}, {"unit": "summaries"},
+        {"score": "received", "listen": 5.0}, {"likeness": 0.0}, {"unit": "summaries"},
         {"unit": "summaries", "members": "always"}, {"unit": "summaries", "members": "never", "frames": 0.0},
     ],
     "mosaic": [

@@ -41,6 +41,9 @@ EDGE = {
     "score": Said("both", "what a token is worth: attention received, value norm, or their product"),
     "listen": Said("16", "frames whose attention to a token is counted"),
     "likeness": Said("1", "a token that is like a better one is worth less"),
+    "recall": Said(
+        "0.05", "with a disk: the share of what was given up that a question reads in a layer and head"
+    ),
 }
 EDGE_SUMMARIES = {
     "score": SCORE,

@@ -300,7 +300,8 @@ inline void Ops::encode_run(CodecId codec, PageShape shape, const float* k, cons
   for_pages_of_run(first, count, [&](int page, int begin, int end, int before) {
     const size_t from = static_cast<size_t>(before) * stride;
     std::byte* const data = pages + static_cast<size_t>(page) * pitch;
-    if (end - begin == kPageTokens) return encode(codec, shape, k + from, v + from, stride, kPageTokens, data, key_mean);
+    if (end - begin == kPageTokens)
+      return encode(codec, shape, k + from, v + from, stride, kPageTokens, data, key_mean);
     for (int i = begin; i < end; ++i) {
       const size_t row = from + static_cast<size_t>(i - begin) * stride;
       encode_row(codec, shape, k + row, v + row, i, data, key_mean);

@@ -93,7 +93,7 @@ std::unique_ptr<Policy> make_edge(const PolicySettings& settings) {
   int unit_chosen = 0, score = static_cast<int>(s.score);
   SettingReader("edge", settings)
       .choice("unit", &unit_chosen, {"tokens", "summaries"})
-      .choice("score", &score, {"attention_received", "value_norm", "both"})
+      .choice("score", &score, {"received", "value_norm", "both"})
       .number("listen", &s.listen, 1, 256)
       .flag("likeness", &s.likeness)
       .number("recall", &s.recall, 0, 1)

@@ -19,13 +19,16 @@ class Uniform final : public Policy {
     const ClusterIndex& first = store.index(0);
     for (;;) {
       int n = 0;
-      for (const ClusterId c : first.live()) {
+      ClusterId any = kNone;
+      for (ClusterId c = 0; c < first.capacity(); ++c) {  // by rising id, as a policy in Python sees them
+        if (!first.is_live(c)) continue;
+        if (any == kNone) any = c;
         if (first[c].born % stride_ == 0 || n + lanes > capacity) continue;
         for (int lane = 0; lane < lanes; ++lane) n += frame_in(store, lane, first[c].born, out + n);
       }
       if (n > 0 || first.live().empty()) return n;
       if (stride_ > need.frame) {  // one frame is left: it yields to the new one
-        for (int lane = 0; lane < lanes; ++lane) n += frame_in(store, lane, first[first.live()[0]].born, out + n);
+        for (int lane = 0; lane < lanes; ++lane) n += frame_in(store, lane, first[any].born, out + n);
         return n;
       }
       stride_ *= 2;

@@ -110,7 +110,9 @@ class BlockSelection {
   int32_t& position(int i) {  // temporal, of tokens and then summaries
     return i < n_tokens_ ? table_.positions[i] : table_.row_positions[3 * (i - n_tokens_)];
   }
-  int32_t position(int i) const { return i < n_tokens_ ? table_.positions[i] : table_.row_positions[3 * (i - n_tokens_)]; }
+  int32_t position(int i) const {
+    return i < n_tokens_ ? table_.positions[i] : table_.row_positions[3 * (i - n_tokens_)];
+  }
   // Sort keys of what is attended, position first; returns how many.
   int sort_by_position(uint64_t* order);
   // Positions without gaps, in time order; returns the highest.

@@ -12,7 +12,7 @@ namespace {
 
 constexpr uint64_t kFetchShare = 16;  // of the cap for read copies of disk pages, where one layer's fit
 constexpr int64_t kMostDiskSlots = 1 << 28;
-constexpr int kLeastRead = 8;  // pages of an archive, by a lane
+constexpr int kLeastRead = 8;       // pages of an archive, by a lane
 constexpr int kBehindContext = 64;  // positions
 
 // Whole frames of at most `tokens` in all; where frames are smaller than the largest more of them fit, within reason.
@@ -51,9 +51,10 @@ void shape_log(const Request& r, const Choice& choice, Plan* plan) {
   if (!codec_is_record(*c.packed))
     throw InvalidInput(std::string("packed=") + codec_name(*c.packed) +
                        " has no records of single tokens, which policy " + r.policy->name() +
-                       " keeps. Choose k5v3, k4v4, k4v3, k3v3, fp16 or fp32.");
-  plan->log = {r.lanes, Size(choice.slots).to_int("pages of a lane's log"), plan->store.page, *c.packed,
-               c.model.rope.is_multi()};
+                       " keeps. Choose k5v3, k4v4, k4v3, k3v3, k2v2, fp16 or fp32.");
+  plan->log = {r.lanes,          Size(choice.slots).to_int("pages of a lane's log"),
+               plan->store.page, *c.packed,
+               c.exact,          c.model.rope.is_multi()};
   const int listen = std::max(r.policy->retention()->listen_frames(), c.window_frames + 1);
   plan->listening = {r.lanes, listen, c.model.frame_tokens};
   plan->store.lanes = 0;
@@ -157,8 +158,8 @@ int64_t shape_selections(const Request& r, int64_t lane_slots, Plan* plan) {
   const int frame_tokens = c.model.frame_tokens;
   const Size frames = Size(plan->window.frames) + 1;
   const Size fixed_tokens = Size(c.prefix_tokens) + frames * frame_tokens + c.branch_tokens;
-  const Size fixed_pages = Size(Window::most_pieces(c.prefix_tokens)) +
-                           frames * Window::most_pieces(frame_tokens) + Window::most_pieces(c.branch_tokens);
+  const Size fixed_pages = Size(Window::most_pieces(c.prefix_tokens)) + frames * Window::most_pieces(frame_tokens) +
+                           Window::most_pieces(c.branch_tokens);
   Size read_tokens = (Size(lane_slots) + plan->archive.most_read) * kPageTokens;
   Size read_pages = Size(lane_slots) + plan->archive.most_read;
   if (needs.selects()) {

@@ -29,7 +29,7 @@ struct Choice {
   int64_t slots = 0;  // packed page slots in DRAM
   int clusters = 0;   // of a lane, by token
   int scenes = 0;
-  bool disk = true;  // false: as if there were none
+  bool disk = true;           // false: as if there were none
   int64_t archive_pages = 0;  // of a lane, by record
   // By token: DRAM that the records of a disk may take, and its read copies as much again.
   uint64_t disk_share_bytes = std::numeric_limits<uint64_t>::max();

@@ -11,8 +11,8 @@
 #include "backend/backend.h"
 #include "policy/policy.h"
 #include "runtime/memory_config.h"
-#include "store/listening.h"
 #include "store/archive.h"
+#include "store/listening.h"
 #include "store/window.h"
 
 namespace mosaic {

@@ -31,13 +31,13 @@ class Recall {
   Ops& ops_;
   double share_;
   int most_tokens_;
-  uint8_t* chosen_;      // [lanes]
-  PageEntry* entries_;   // [pages / 16] of coarse keys
-  int32_t* positions_;   // [pages] of groups
-  uint16_t* places_;     // [pages, 2], or null
-  float* mass_;          // [pages]
-  float* tokens_;        // [pages] of a group, that can be read
-  int32_t* order_;       // [pages]
+  uint8_t* chosen_;     // [lanes]
+  PageEntry* entries_;  // [pages / 16] of coarse keys
+  int32_t* positions_;  // [pages] of groups
+  uint16_t* places_;    // [pages, 2], or null
+  float* mass_;         // [pages]
+  float* tokens_;       // [pages] of a group, that can be read
+  int32_t* order_;      // [pages]
 };
 
 }  // namespace mosaic

@@ -16,6 +16,8 @@ Records::Records(Region& region, const Plan& plan, Ops& ops, Retention& retentio
     recall_.emplace(region, plan.archive, ops, retention.recall_share(), plan.config.retrieve_tokens);
   }
   const char* const name = "record scratch";
+  unpacked_k_ = region.take<float>(name, Size(kPageTokens) * plan.log.page.row());
+  unpacked_v_ = region.take<float>(name, Size(kPageTokens) * plan.log.page.row());
   const auto pages = static_cast<size_t>(plan.log.pages), tokens = pages * kPageTokens;
   const auto frame = static_cast<size_t>(plan.listening.frame_tokens), row = static_cast<size_t>(plan.log.page.row());
   page_first_ = region.take<int32_t>(name, pages);
@@ -39,7 +41,7 @@ void Records::read(int lane, int32_t since_ms, BlockSelection* selection) {
       if (times[i] < since_ms) rows &= static_cast<uint16_t>(~(1u << i));
     page_first_[page] = selection->tokens() - std::countr_zero(rows);
     const size_t first = static_cast<size_t>(page) * kPageTokens;
-    if (!selection->add_rows(page, log_.data(lane, page), log_.shape().codec, rows, log_.positions(lane) + first,
+    if (!selection->add_rows(page, log_.data(lane, page), log_.codec(), rows, log_.positions(lane) + first,
                              log_.places(lane) != nullptr ? log_.places(lane) + 2 * first : nullptr))
       throw InvariantError("Records: a lane holds more pages than a selection (a defect of the plan).");
   };
@@ -97,21 +99,50 @@ int Records::read_frame(const Window& window, Strip strip, int frame, int lane, 
   return tokens;
 }
 
-void Records::learn_means(const Window& window, const Rows& scratch, int lane) {
-  if (window.has_first_frame())
-    log_.learn_mean(lane, scratch.k, scratch.v, read_frame(window, Strip::kFirstFrame, 0, lane, scratch));
-  for (int f = 0; f < window.frames(); ++f)
+// The mean of a lane before its first token comes: of the first frame, and of the window where there is no room to learn
+// from more.
+void Records::learn_first(const Window& window, const Rows& scratch, int lane) {
+  log_.learn_mean(lane, scratch.k, scratch.v, read_frame(window, Strip::kFirstFrame, 0, lane, scratch));
+  for (int f = 0; f < window.frames() && !log_.is_learning(); ++f)
     log_.learn_mean(lane, scratch.k, scratch.v, read_frame(window, Strip::kFrame, f, lane, scratch));
+}
+
+// The means are fixed, and what came so far is packed, and archived.
+void Records::end_learning() {
+  const trace::Span span("pack");
+  const int step = log_.step();
+  for (int page = 0; page + step <= log_.shape().pages && log_.rows(0, page) != 0; page += step) {
+    const int n = std::popcount(log_.rows(0, page)), first = page * kPageTokens;
+    TokenMeta meta[kPageTokens];
+    for (int i = 0; i < n; ++i) {
+      const uint16_t* const place = log_.places(0) != nullptr ? log_.places(0) + 2 * (first + i) : nullptr;
+      meta[i] = {log_.positions(0)[first + i], log_.times(0)[first + i], place != nullptr ? place[0] : kText,
+                 place != nullptr ? place[1] : kText};
+    }
+    if (archive_) account_lost(archive_->begin(meta, n, log_.key_mean(0)));
+    for (int lane = 0; lane < log_.shape().lanes; ++lane) {
+      log_.unpack(lane, page, unpacked_k_, unpacked_v_);
+      if (archive_) archive_->add(lane, {unpacked_k_, unpacked_v_, meta, n}, log_.key_mean(lane));
+      log_.pack(lane, page, unpacked_k_, unpacked_v_);
+    }
+    if (archive_) archive_->end();
+  }
+  log_.end_learning();
 }
 
 void Records::admit(const Window& window, const Rows& scratch) {
   const int f = frames_in_log();
   const auto row = static_cast<size_t>(log_.shape().page.row());
+  if (log_.is_learning() &&
+      (log_.free(0) < window.frame(0).tokens || (++learned_frames_ > kLearnFrames && log_.size(0) >= kLearnTokens)))
+    end_learning();
   for (int lane = 0; lane < log_.shape().lanes; ++lane) {
-    if (!log_.knows_mean(lane)) learn_means(window, scratch, lane);
+    if (!log_.knows_mean(lane)) learn_first(window, scratch, lane);
     Run run{scratch.k, scratch.v, scratch.meta, read_frame(window, Strip::kFrame, 0, lane, scratch)};
     const int tokens = run.n;
-    if (archive_) {
+    if (log_.is_learning()) {
+      log_.learn_mean(lane, run.k, run.v, tokens);
+    } else if (archive_) {
       if (lane == 0) account_lost(archive_->begin(run.meta, tokens, log_.key_mean(0)));
       archive_->add(lane, run, log_.key_mean(lane));
     }
@@ -125,7 +156,7 @@ void Records::admit(const Window& window, const Rows& scratch) {
     ops_.row_norm({run.v, run.n, static_cast<int>(row), row, worth_});
     for (int i = 0; i < run.n; ++i) log_.note_value_norm(lane, slots[i], worth_[i]);
   }
-  if (archive_) archive_->end();
+  if (archive_ && !log_.is_learning()) archive_->end();
   heard_.entered_log(f);
   --window_frames_;
 }
@@ -182,7 +213,7 @@ void Records::settle_oldest() {
 void Records::compare(int lane, int tokens) {
   const int row = log_.shape().page.row();
   for (int i = 0; i < tokens; ++i) {
-    entries_[i] = {log_.data(lane, settled_[i] / kPageTokens), 0, 0xffff, log_.shape().codec};
+    entries_[i] = {log_.data(lane, settled_[i] / kPageTokens), 0, 0xffff, log_.codec()};
     at_[i] = settled_[i] % kPageTokens;
   }
   ops_.gather(entries_, at_, tokens, log_.shape().page, k_, v_, static_cast<size_t>(row), log_.key_mean(lane));
@@ -194,7 +225,7 @@ void Records::compare(int lane, int tokens) {
     const auto rows = static_cast<uint16_t>(log_.rows(lane, page) & ~log_.heard(lane, page));
     if (rows == 0) continue;
     const int first = page * kPageTokens;
-    entries_[n++] = {log_.data(lane, page), first + std::countr_zero(rows), rows, log_.shape().codec};
+    entries_[n++] = {log_.data(lane, page), first + std::countr_zero(rows), rows, log_.codec()};
     for (int i = first; i < first + kPageTokens; ++i) {
       scores_[i] = half_to_float(scores[i]);
       likes_[i] = static_cast<float>(kept[i]) / 255.0f;

@@ -66,7 +66,8 @@ class Records {
   void check_invariants() const;
 
  private:
-  void learn_means(const Window& window, const Rows& scratch, int lane);
+  void learn_first(const Window& window, const Rows& scratch, int lane);
+  void end_learning();
   int read_frame(const Window& window, Strip strip, int frame, int lane, const Rows& scratch);
   int make_room(int lane, int tokens);
   void account_given_up(int lane, int64_t token);
@@ -85,6 +86,10 @@ class Records {
   std::optional<Archive> archive_;
   std::optional<Recall> recall_;
   TokenAccount account_;
+  float* unpacked_k_;  // [16, row] a page, when learning ends
+  float* unpacked_v_;
+  int learned_frames_ = 0;
+  static constexpr int kLearnFrames = 8, kLearnTokens = 256;  // that the mean is of at least, where there is room
   int window_frames_ = 0;  // of the frames that are heard, how many are in the window
   int32_t* page_first_;    // [pages] where a page's tokens are in the selection that was read last
   GivenUp* given_up_;      // [capacity]

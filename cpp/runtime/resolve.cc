@@ -9,9 +9,9 @@ namespace mosaic {
 
 namespace {
 
-constexpr int kUnknownContext = 1 << 15;  // where original positions are asked for and the model does not say
+constexpr int kUnknownContext = 1 << 15;    // where original positions are asked for and the model does not say
 constexpr uint64_t kMostArchive = 1 << 22;  // pages of a lane, in sixteens
-constexpr double kIndexShare = 0.35;      // of the bytes to share out, where neither session nor policy names another
+constexpr double kIndexShare = 0.35;        // of the bytes to share out, where neither session nor policy names another
 
 uint64_t lane_token_bytes(const ModelShape& m, CodecId codec) {
   return static_cast<uint64_t>(m.layers) * page_bytes(codec, {m.kv_heads, m.head_dim}) / kPageTokens;

@@ -45,7 +45,7 @@ class Archive {
 
   const ArchiveShape& shape() const { return shape_; }
   const CoarseKeys& keys() const { return keys_; }
-  int64_t tokens() const { return tokens_; }        // that came so far
+  int64_t tokens() const { return tokens_; }               // that came so far
   int64_t first() const { return oldest_ * kPageTokens; }  // the oldest one that has a place
   // Tokens of the lane that were given up and can be read, or will be when their page is written.
   int64_t spilled(int lane) const { return spilled_[lane]; }
@@ -75,8 +75,9 @@ class Archive {
   // of another lane's copies must have run.
   int64_t fetch(int lane);
   const std::byte* copy(int lane, int piece) const {
-    return copies_ + (static_cast<size_t>(shape_.copies_stay ? lane * shape_.most_read : 0) + static_cast<size_t>(piece)) *
-                         page_bytes_;
+    return copies_ +
+           (static_cast<size_t>(shape_.copies_stay ? lane * shape_.most_read : 0) + static_cast<size_t>(piece)) *
+               page_bytes_;
   }
 
   const Counters& counters() const { return counters_; }

@@ -16,7 +16,10 @@ uint16_t bit(TokenSlot slot) { return static_cast<uint16_t>(1u << (slot % kPageT
 }  // namespace
 
 TokenLog::TokenLog(Region& region, const LogShape& s, Ops& ops)
-    : shape_(s), ops_(ops), page_bytes_(data_bytes(s.codec, s.page)) {
+    : shape_(s),
+      ops_(ops),
+      page_bytes_(data_bytes(s.codec, s.page)),
+      exact_step_(static_cast<int>((data_bytes(s.exact, s.page) + page_bytes_ - 1) / page_bytes_)) {
   const auto lanes = static_cast<size_t>(s.lanes);
   const size_t pages = lanes * static_cast<size_t>(s.pages), tokens = pages * kPageTokens;
   const char* const name = "token log";
@@ -70,9 +73,27 @@ void TokenLog::add(int lane, const Run& run, TokenSlot* slots) {
       row_at_[i] = slot % kPageTokens;
     }
     const size_t from = static_cast<size_t>(first) * row();
-    ops_.encode_rows(shape_.codec, shape_.page, run.k + from, run.v + from, row(), n, row_pages_, row_at_,
-                     key_mean(lane));
+    ops_.encode_rows(codec(), shape_.page, run.k + from, run.v + from, row(), n, row_pages_, row_at_, key_mean(lane));
   }
+}
+
+void TokenLog::unpack(int lane, int page, float* k, float* v) {
+  ops_.decode(shape_.exact, shape_.page, data(lane, page), 0, kPageTokens, k, v, row());
+  ops_.wait();
+}
+
+void TokenLog::pack(int lane, int page, const float* k, const float* v) {
+  int n = 0;
+  const uint16_t all = rows(lane, page);
+  for (int i = 0; i < kPageTokens; ++i) {  // each row where it was; what is none is not written
+    if ((all >> i & 1) == 0) continue;
+    row_pages_[n] = data(lane, page);
+    row_at_[n++] = i;
+  }
+  if (n < kPageTokens && (all & (all + 1)) != 0)
+    throw InvariantError("TokenLog: a page that is packed has holes; nothing is given up while the log learns.");
+  ops_.encode_rows(shape_.codec, shape_.page, k, v, row(), n, row_pages_, row_at_, key_mean(lane));
+  ops_.wait();
 }
 
 TokenSlot TokenLog::next_slot(int lane) {
@@ -84,7 +105,7 @@ TokenSlot TokenLog::next_slot(int lane) {
 
 int TokenLog::page_for_new(int lane) {
   int heard = kNone, settled = kNone;
-  for (int page = 0; page < shape_.pages; ++page) {
+  for (int page = 0; page + step() <= shape_.pages; page += step()) {
     if (rows(lane, page) == 0) return page;
     if (rows(lane, page) == kFull) continue;
     int& best = this->heard(lane, page) != 0 ? heard : settled;
@@ -97,7 +118,7 @@ int TokenLog::page_for_new(int lane) {
 // The settled page with the fewest tokens, emptied into the holes of the other settled ones; kNone: they have too few.
 int TokenLog::empty_settled_page(int lane) {
   int best = kNone, holes = 0;
-  for (int page = 0; page < shape_.pages; ++page) {
+  for (int page = 0; page + step() <= shape_.pages; page += step()) {
     if (heard(lane, page) != 0) continue;
     holes += kPageTokens - tokens_of(lane, page);
     if (best == kNone || tokens_of(lane, page) < tokens_of(lane, best)) best = page;
@@ -105,7 +126,7 @@ int TokenLog::empty_settled_page(int lane) {
   if (best == kNone || holes < kPageTokens) return kNone;  // the tokens of one page, and the holes it has itself
   int to = 0;
   for (uint16_t left = rows(lane, best); left != 0; left = rows(lane, best)) {
-    while (to == best || heard(lane, to) != 0 || rows(lane, to) == kFull) ++to;
+    while (to == best || heard(lane, to) != 0 || rows(lane, to) == kFull) to += step();
     move(lane, best * kPageTokens + std::countr_zero(left), to * kPageTokens + std::countr_one(rows(lane, to)));
   }
   return best;
@@ -113,8 +134,7 @@ int TokenLog::empty_settled_page(int lane) {
 
 void TokenLog::move(int lane, TokenSlot from, TokenSlot to) {
   const int from_page = from / kPageTokens, to_page = to / kPageTokens;
-  ops_.move_row(shape_.codec, shape_.page, data(lane, from_page), from % kPageTokens, data(lane, to_page),
-                to % kPageTokens);
+  ops_.move_row(codec(), shape_.page, data(lane, from_page), from % kPageTokens, data(lane, to_page), to % kPageTokens);
   const size_t a = at_token(lane, from), b = at_token(lane, to);
   position_[b] = position_[a];
   time_ms_[b] = time_ms_[a];

@@ -6,6 +6,11 @@
 // kept together in as few pages as can be. A new token goes to the open page; where that is full, to an empty one; where
 // there is none, the settled page with the fewest tokens is emptied into the holes of the others, record by record, bit for
 // bit: about one move for each token that comes into a full log. So all slots can be taken.
+//
+// Packed keys are kept less the lane's mean key, and a mean of a few frames is a poor one: on a trained decoder one of 25
+// tokens instead of 200 costs as much as three bits (docs/results/decoders.md). So the log begins by learning: its tokens
+// lie in exact pages, each over as many packed ones as it needs, while there is room for that; then the mean is fixed and
+// every page is packed where it lies.
 // Mechanism, no choices: who is given up is the policy's to say. Fixed capacity; not thread-safe.
 #pragma once
 
@@ -25,6 +30,7 @@ struct LogShape {
   int pages = 0;  // of each lane
   PageShape page;
   CodecId codec = CodecId::kFp16;  // a record codec
+  CodecId exact = CodecId::kFp16;  // while the log learns
   bool places = false;             // tokens have rows and columns (M-RoPE)
 };
 
@@ -35,7 +41,8 @@ class TokenLog {
   const LogShape& shape() const { return shape_; }
   int capacity() const { return shape_.pages * kPageTokens; }  // tokens of a lane
   int size(int lane) const { return size_[lane]; }
-  int free(int lane) const { return capacity() - size_[lane]; }
+  int free(int lane) const { return shape_.pages / step() * kPageTokens - size_[lane]; }
+  CodecId codec() const { return learning_ ? shape_.exact : shape_.codec; }  // of every page
 
   // Tokens of a page, a bit each; and those of them that are still heard.
   uint16_t rows(int lane, int page) const { return rows_[at_page(lane, page)]; }
@@ -54,8 +61,13 @@ class TokenLog {
   const uint8_t* likeness(int lane) const { return likeness_ + at_token(lane, 0); }  // [capacity], of 255
   uint8_t* likeness(int lane) { return likeness_ + at_token(lane, 0); }
 
-  // Packed keys are kept less the lane's mean key, which is learned from the first tokens and then fixed: nothing that is
-  // stored may depend on what comes later.
+  // The mean is fixed when learning ends: nothing that is packed may depend on what comes later. Then every page of every
+  // lane is unpacked into k, v [16, row], read by whoever wants to, and packed.
+  bool is_learning() const { return learning_; }
+  void unpack(int lane, int page, float* k, float* v);
+  void pack(int lane, int page, const float* k, const float* v);
+  void end_learning() { learning_ = false; }
+  int step() const { return learning_ ? exact_step_ : 1; }  // from page to page
   bool knows_mean(int lane) const { return mean_tokens_[lane] > 0; }
   void learn_mean(int lane, const float* k, const float* v, int tokens);
   const float* key_mean(int lane) const { return mean_k_ + static_cast<size_t>(lane) * row(); }
@@ -90,6 +102,8 @@ class TokenLog {
   LogShape shape_;
   Ops& ops_;
   size_t page_bytes_;
+  int exact_step_;  // packed pages that an exact one lies over
+  bool learning_ = true;
   std::byte* data_;     // [lanes, pages, page_bytes_]
   uint16_t* rows_;      // [lanes, pages]
   uint16_t* heard_;     // [lanes, pages]

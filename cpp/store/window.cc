@@ -50,7 +50,8 @@ size_t Window::first_token(Strip strip, int frame) const {
 Window::Piece Window::piece(Strip strip, int lane, int i, int tokens, int frame) const {
   const size_t at = first_token(strip, frame) + static_cast<size_t>(i);
   const int begin = static_cast<int>(at % kPageTokens);
-  return {{meta_ + (at - static_cast<size_t>(begin)), page(lane, at)}, begin, std::min(kPageTokens, begin + tokens - i)};
+  return {
+      {meta_ + (at - static_cast<size_t>(begin)), page(lane, at)}, begin, std::min(kPageTokens, begin + tokens - i)};
 }
 
 void Window::write(Ops& ops, Strip strip, int lane, int first, int tokens, const float* k, const float* v,
@@ -62,8 +63,8 @@ void Window::write(Ops& ops, Strip strip, int lane, int first, int tokens, const
 
 void Window::read(Ops& ops, Strip strip, int lane, int tokens, float* k, float* v, TokenMeta* meta, int frame) const {
   const size_t at = first_token(strip, frame);
-  ops.decode_run(shape_.codec, shape_.page, page(lane, at), page_bytes_, static_cast<int>(at % kPageTokens), tokens, k, v,
-                 static_cast<size_t>(shape_.page.row()));
+  ops.decode_run(shape_.codec, shape_.page, page(lane, at), page_bytes_, static_cast<int>(at % kPageTokens), tokens, k,
+                 v, static_cast<size_t>(shape_.page.row()));
   std::copy_n(meta_ + at, tokens, meta);
 }
 

@@ -49,7 +49,9 @@ class Window {
   // frame and matters for kFrame only; frames() is the frame being encoded.
   Piece piece(Strip strip, int lane, int i, int tokens, int frame = 0) const;
   // Pages that a strip of so many tokens touches at most.
-  static constexpr int most_pieces(int tokens) { return tokens == 0 ? 0 : (tokens - 2 + 2 * kPageTokens) / kPageTokens; }
+  static constexpr int most_pieces(int tokens) {
+    return tokens == 0 ? 0 : (tokens - 2 + 2 * kPageTokens) / kPageTokens;
+  }
   // A token's meta is the same in every lane.
   TokenMeta& meta(Strip strip, int i, int frame = 0) const { return meta_[first_token(strip, frame) + i]; }
   // Of the tokens of a page that piece() gave.
@@ -107,8 +109,8 @@ class Window {
   WindowShape shape_;
   size_t page_bytes_;  // of its data
   size_t lane_pages_;
-  std::byte* slab_;          // [lanes, lane_pages, page_bytes_]
-  TokenMeta* meta_;          // [lane_pages, kPageTokens]
+  std::byte* slab_;  // [lanes, lane_pages, page_bytes_]
+  TokenMeta* meta_;  // [lane_pages, kPageTokens]
   float* embeddings_;
   float* attention_received_ = nullptr;
   float* attention_now_ = nullptr;  // as attention_received_

@@ -99,8 +99,8 @@ class SessionConfig:
     exact: str = "fp16"
     """Codec of window, question and open pages: "fp16" or "fp32"."""
     packed: str | None = None
-    """Codec of what yields first: "k5v3", "k4v4", "k4v3", "k3v3" (single tokens: what `edge` keeps), "int4",
-    "int8" or the exact one. Default: k5v3 for `edge`, exact for `full`, else int4."""
+    """Codec of what yields first: "k5v3", "k4v4", "k4v3", "k3v3", "k2v2" (single tokens: what `edge` keeps),
+    "int4", "int8" or the exact one. Default: k5v3 for `edge`, exact for `full`, else int4."""
     disk: int | str | None = None
     """Quota of the spill file, e.g. "2GiB"; None: no disk tier."""
     spill_dir: str | None = None

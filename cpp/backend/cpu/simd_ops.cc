@@ -75,7 +75,7 @@ class SimdOps final : public PlainOps {  // what is not faster here stays plain
   }
   void encode_row(CodecId codec, PageShape shape, const float* k, const float* v, int at, std::byte* data,
                   const float* key_mean = nullptr) override {
-    if (shape.head_dim > kMaxHead || codec != CodecId::kFp16)
+    if (shape.head_dim > kMaxHead || codec != CodecId::kFp16 || v == nullptr)
       return PlainOps::encode_row(codec, shape, k, v, at, data, key_mean);
     const int d = shape.head_dim;
     for (int head = 0; head < shape.heads; ++head, data += head_bytes_of<Fp16>(d)) {

@@ -31,8 +31,7 @@ MOSAIC_DEVICE void set_tokens(std::byte* kb, std::byte* vb, int d, int first, in
       const int token = i / d, channel = i % d;
       const size_t from = static_cast<size_t>(token) * stride + channel;
       C::set_k(kb + static_cast<size_t>(channel) * C::k_bytes(1), 1, first + token, k + from);
-      if (v != nullptr)
-        C::encode_v(vb + (static_cast<size_t>(first + token) * d + channel) * number, 1, 0, v + from);
+      if (v != nullptr) C::encode_v(vb + (static_cast<size_t>(first + token) * d + channel) * number, 1, 0, v + from);
     }
   } else if constexpr (C::kRecord) {
     for (int token = simt::thread(); token < count; token += kThreads) {
@@ -123,7 +122,8 @@ encode_rows_kernel(CodecId codec, PageShape shape, const float* k, const float* 
                    std::byte* const* pages, const int32_t* at, const float* key_mean) {
   const int item = simt::block_x();
   const size_t from = static_cast<size_t>(item) * stride;
-  set_token(codec, shape, simt::block_y(), pages[item], at[item], k + from, v != nullptr ? v + from : nullptr, key_mean);
+  set_token(codec, shape, simt::block_y(), pages[item], at[item], k + from, v != nullptr ? v + from : nullptr,
+            key_mean);
 }
 
 MOSAIC_KERNEL(kThreads, 1)
@@ -180,8 +180,7 @@ decode_kernel(CodecId codec, PageShape shape, const std::byte* pages, size_t pit
   const size_t to = static_cast<size_t>(piece.before) * stride + static_cast<size_t>(head) * d;
   const std::byte* const page = pages + static_cast<size_t>(simt::block_y()) * pitch;
   decode_head(codec, d, page + head_offset(codec, d, head), piece.first, piece.count, k + to,
-              v != nullptr ? v + to : nullptr, stride,
-              mean_of(key_mean, head, d));
+              v != nullptr ? v + to : nullptr, stride, mean_of(key_mean, head, d));
 }
 
 MOSAIC_KERNEL(kThreads, 1)

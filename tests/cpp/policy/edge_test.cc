@@ -6,6 +6,8 @@
 #include <map>
 #include <set>
 
+#include "memory/faulty_io.h"
+#include "support/memory_fakes.h"
 #include "support/played_stream.h"
 
 namespace {
@@ -220,4 +222,70 @@ TEST_CASE("values as large as a half holds are ranked, kept and read") {
   CHECK(stream.finite());
   CHECK(stream.memory->stats().tokens.dropped > 0);
   stream.memory->check_invariants();
+}
+
+TEST_CASE("edge with a disk that holds everything, of which a question reads all, answers as full attention does") {
+  mosaic::testing::TemporaryDirectory directory;
+  for (const bool multi : {false, true})
+    for (const bool original : {false, true})
+      for (const uint64_t cap : {340 << 10, 700 << 10}) {  // copies of one lane, and of all
+        MemoryConfig config = small_config(cap);
+        config.exact = CodecId::kFp32;
+        config.packed = CodecId::kFp32;
+        config.positions = original ? Positions::kOriginal : Positions::kContiguous;
+        config.model.context = original ? 2048 : 0;
+        if (multi) config.model.rope.sections[0] = 2, config.model.rope.sections[1] = config.model.rope.sections[2] = 3;
+        config.window_frames = 1;
+        config.prefix_tokens = 5;
+        config.branch_tokens = 16;
+        config.retrieve_tokens = 2000;
+        config.disk_bytes = 16 << 20;
+        config.spill_dir = directory.path;
+        PlayedStream stream(config, "edge", {{"recall", 1}}, 3);
+        CAPTURE(multi);
+        CAPTURE(original);
+        CAPTURE(cap);
+        stream.prefix_block(5, true);
+        for (int i = 0; i < 33; ++i) {
+          stream.frame(16);
+          stream.memory->check_invariants();
+        }
+        const MemoryStats s = stream.memory->stats();
+        CHECK(s.tokens.spilled > 100);
+        CHECK(s.tokens.dropped == 0);
+        REQUIRE(s.tiers == 2);
+        CHECK(s.tier[1].used_bytes > 0);
+        // What was given up out of the page that is not whole yet is not read: frames of 16 fill whole pages.
+        CHECK(stream.ask(3, 2, true, true) < 3e-5);
+        CHECK(stream.ask(2, 1, false, true) < 3e-5);
+        CHECK(stream.ask(2, 0, false, true, 8000) < 3e-5);
+        CHECK(stream.memory->stats().question_reads > s.frame_reads);
+        stream.frame(16);
+        CHECK(stream.ask(4, 2, false, true) < 3e-5);
+        stream.memory->check_invariants();
+      }
+}
+
+TEST_CASE("edge with a disk that fails answers on, and every token is accounted for") {
+  mosaic::testing::TemporaryDirectory directory;
+  MemoryConfig config = small_config(200 << 10);
+  config.window_frames = 1;
+  config.branch_tokens = 16;
+  config.disk_bytes = 2 << 20;
+  config.spill_dir = directory.path;
+  FaultyIo io(7, SpillFile::stride_of(data_bytes(CodecId::kK5V3, {1, 16})));
+  PlayedStream stream(config, "edge", {{"recall", 0.5}}, 3, &io);
+  for (int i = 0; i < 120; ++i) {
+    stream.frame(1 + i * 7 % 16);
+    stream.memory->check_invariants();
+    if (i % 10 != 9) continue;
+    stream.ask(3, 2, i % 20 == 9);
+    CHECK(stream.finite());
+    stream.memory->check_invariants();
+  }
+  const MemoryStats s = stream.memory->stats();
+  CHECK(s.counters.failed_spills > 0);
+  CHECK(s.counters.lost_pages > 0);
+  CHECK(s.counters.fetched_pages > 0);
+  CHECK(s.tokens.total() == s.tokens.seen);
 }

@@ -31,6 +31,7 @@ struct LogWorld {
     scratch.resize(backend.ops->scratch_bytes(limits) + 64);
     backend.ops->set_scratch(scratch.data() + (64 - reinterpret_cast<uintptr_t>(scratch.data()) % 64) % 64, limits);
     log = std::make_unique<TokenLog>(*region, shape, *backend.ops);
+    log->end_learning();
   }
   // A token whose numbers say its position, exactly representable in half precision.
   std::vector<TokenSlot> add(int lane, int n) {
@@ -160,6 +161,76 @@ TEST_CASE("a frame that is refused leaves no mark on the attention received") {
   heard.forget_oldest();
   CHECK(heard.frame(0).tokens == 2);
   CHECK(half_to_float(heard.attention_received(0, 0)[1]) == 1.25f);
+}
+
+TEST_CASE("a log that learns keeps tokens exact, and packs every one of them where it lies") {
+  for (const CodecId codec : {CodecId::kK5V3, CodecId::kK3V3, CodecId::kFp16, CodecId::kFp32}) {
+    for (const int tokens : {1, 15, 16, 17, 40}) {
+      CAPTURE(codec_name(codec));
+      CAPTURE(tokens);
+      LogWorld world(40, codec);
+      TokenLog log(*world.region, world.shape, *world.backend.ops);
+      const int step = log.step();
+      CHECK(log.is_learning());
+      CHECK(log.codec() == CodecId::kFp16);
+      CHECK(log.free(0) == 40 / step * kPageTokens);
+      if (codec == CodecId::kFp16 || codec == CodecId::kFp32) CHECK(step == 1);
+      std::vector<float> k, v, mean(8, 0.0f);
+      std::vector<TokenMeta> meta;
+      std::normal_distribution<float> normal;
+      for (int i = 0; i < tokens; ++i) {
+        meta.push_back({i, 10 * i, 0, 0});
+        for (int c = 0; c < 8; ++c) {
+          k.push_back(half_to_float(float_to_half(5.0f + normal(world.random))));
+          v.push_back(half_to_float(float_to_half(normal(world.random))));
+          mean[static_cast<size_t>(c)] += k.back() / static_cast<float>(tokens);
+        }
+      }
+      std::vector<TokenSlot> slots(static_cast<size_t>(tokens));
+      for (const int lane : {0, 1}) {
+        log.learn_mean(lane, k.data(), v.data(), tokens);
+        log.add(lane, {k.data(), v.data(), meta.data(), tokens}, slots.data());
+      }
+      std::vector<float> got_k(16 * 8), got_v(16 * 8), one_k(8), one_v(8);
+      const auto token = [&](TokenSlot slot) {
+        const int page = slot / kPageTokens, row = slot % kPageTokens;
+        world.backend.ops->decode(log.codec(), world.shape.page, log.data(1, page), row, row + 1, one_k.data(),
+                                  one_v.data(), 8, log.key_mean(1));
+      };
+      for (int i = 0; i < tokens; ++i) {
+        token(slots[static_cast<size_t>(i)]);
+        CHECK(std::equal(one_k.begin(), one_k.end(), k.begin() + i * 8));
+        CHECK(std::equal(one_v.begin(), one_v.end(), v.begin() + i * 8));
+      }
+      for (int page = 0; page + step <= 40; page += step)
+        for (const int lane : {0, 1}) {
+          if (log.rows(lane, page) == 0) continue;
+          log.unpack(lane, page, got_k.data(), got_v.data());
+          log.pack(lane, page, got_k.data(), got_v.data());
+        }
+      log.end_learning();
+      CHECK(log.codec() == codec);
+      CHECK(log.free(1) == 40 * kPageTokens - tokens);
+      double error = 0, power = 0;
+      for (int i = 0; i < tokens; ++i) {
+        const TokenSlot slot = slots[static_cast<size_t>(i)];
+        CHECK(log.holds(1, slot));
+        CHECK(log.positions(1)[slot] == i);
+        token(slot);
+        for (size_t c = 0; c < 8; ++c) {
+          const double x = k[static_cast<size_t>(i) * 8 + c], off = x - mean[c];
+          error += (x - one_k[c]) * (x - one_k[c]), power += off * off;
+        }
+      }
+      if (tokens > 1) CHECK(error <= power * (codec == CodecId::kK5V3 ? 0.01 : codec == CodecId::kK3V3 ? 0.1 : 1e-12));
+      log.check_invariants();
+      // From here on it is full pages of packed tokens.
+      std::vector<TokenSlot> more(16);
+      for (int n = 0; log.free(1) >= 16; ++n)
+        log.add(1, {k.data(), v.data(), meta.data(), std::min(16, tokens)}, more.data());
+      log.check_invariants();
+    }
+  }
 }
 
 }  // namespace mosaic::testing

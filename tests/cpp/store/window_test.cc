@@ -3,8 +3,8 @@
 #include <map>
 #include <vector>
 
-#include "backend/backend.h"
 #include <doctest/doctest.h>
+#include "backend/backend.h"
 #include "support/counted.h"
 
 using namespace mosaic;

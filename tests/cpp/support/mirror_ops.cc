@@ -267,7 +267,8 @@ class MirrorOps final : public Ops {
     Mirror m(device());
     const size_t size = extent(count, stride, shape.row());
     std::byte* const to = m.inout(pages, run_bytes(codec, shape, first + count, pitch));
-    ops().encode_run(codec, shape, m.in(k, size), m.in(v, size), stride, first, count, to, pitch, mean(m, key_mean, shape));
+    ops().encode_run(codec, shape, m.in(k, size), m.in(v, size), stride, first, count, to, pitch,
+                     mean(m, key_mean, shape));
     m.back();
   }
   void decode_run(CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int first, int count, float* k,

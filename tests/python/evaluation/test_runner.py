@@ -215,7 +215,9 @@ def test_policies_that_retrieve_get_a_second_row_with_the_disk(engine: Engine, t
             "uniform",
         )
     }  # fmt: skip
-    assert [name for name, reads_part in reads.items() if reads_part] == ["edge[unit=summaries]", "mosaic"]
+    assert [name for name, reads_part in reads.items() if reads_part] == [
+        "edge", "edge[unit=summaries]", "mosaic",
+    ]  # fmt: skip
     rows = evaluate(small(caps="300%", disk="1MiB"), tmp_path)
     assert [(r["policy"], r["disk_bytes"]) for r in rows] == [
         ("full", 0), ("mosaic", 0), ("mosaic + disk", 1 << 20), ("window", 0),

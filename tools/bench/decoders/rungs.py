@@ -96,7 +96,7 @@ def holds(engine: Engine, settings: dict[str, Any], frames: int, low: int) -> in
 
 def pages(engine: Engine, settings: dict[str, Any]) -> int:
     """Pages in DRAM of a plan."""
-    return sum(tier["pages"] for tier in engine.plan(**settings)["tiers"] if tier["place"] != "disk")
+    return sum(tier["pages"] for tier in engine.plan(**settings)["tiers"] if tier["medium"] != "disk")
 
 
 def least(enough: Callable[[int], bool], low: int, step: int) -> int:

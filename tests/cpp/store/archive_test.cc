@@ -1,0 +1,195 @@
+// Archive: what was given up comes back as it was written, as long as there is room; what a disk loses is counted. Coarse
+// keys: means of neighbours, of more of them as the stream grows.
+#include "store/archive.h"
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <random>
+#include <set>
+#include <vector>
+
+#include "backend/backend.h"
+#include "memory/faulty_io.h"
+#include "support/counted.h"
+#include "support/memory_fakes.h"
+
+namespace mosaic::testing {
+
+namespace {
+
+constexpr int kLanes = 3, kDim = 16;
+
+struct ArchiveWorld {
+  TemporaryDirectory directory;
+  Backend backend = make_backend("cpu", 1);
+  ArchiveShape shape;
+  std::unique_ptr<Region> region;
+  std::vector<std::byte> scratch;
+  std::unique_ptr<Archive> archive;
+  std::mt19937 random{7};
+  std::vector<TokenMeta> metas;
+  std::vector<float> keys[kLanes], values[kLanes];
+  std::vector<float> key_means = std::vector<float>(kLanes * kDim, 0.25f);
+  std::set<int64_t> gone[kLanes];
+  int64_t lost = 0;
+
+  explicit ArchiveWorld(int pages, CodecId codec = CodecId::kFp32, bool places = false, SpillIo* io = nullptr) {
+    shape = {.lanes = kLanes, .pages = pages, .page = {1, kDim}, .codec = codec, .places = places, .most_read = 6};
+    shape.folder = directory.path;
+    region = std::make_unique<Region>(*backend.device,
+                                      counted([&](Region& r) { Archive(r, shape, *backend.ops, nullptr); }));
+    const Ops::Limits limits{64, 1, shape.page, 16, 0};
+    scratch.resize(backend.ops->scratch_bytes(limits) + 64);
+    backend.ops->set_scratch(scratch.data() + (64 - reinterpret_cast<uintptr_t>(scratch.data()) % 64) % 64, limits);
+    archive = std::make_unique<Archive>(*region, shape, *backend.ops, io);
+    CHECK(region->left() == 0);
+  }
+  void frame(int n) {
+    const size_t from = metas.size();
+    const auto at = static_cast<int32_t>(from);
+    for (int i = 0; i < n; ++i)
+      metas.push_back(shape.places ? TokenMeta{at, at * 10, static_cast<uint16_t>(i / 4), static_cast<uint16_t>(i % 4)}
+                                   : TokenMeta{at + i, at * 10 + i, 0, 0});
+    std::normal_distribution<float> normal;
+    for (int lane = 0; lane < kLanes; ++lane)
+      for (int i = 0; i < n * kDim; ++i) keys[lane].push_back(normal(random)), values[lane].push_back(normal(random));
+    lost += archive->begin(&metas[from], n, key_means.data());
+    for (int lane = 0; lane < kLanes; ++lane)
+      archive->add(lane, {&keys[lane][from * kDim], &values[lane][from * kDim], &metas[from], n},
+                   &key_means[static_cast<size_t>(lane) * kDim]);
+    archive->end();
+  }
+  void give_up(int lane, int64_t token) {
+    const TokenMeta& m = metas[static_cast<size_t>(token)];
+    const int64_t found = archive->find(m.position, m.h, m.w);
+    CHECK(found == (token < archive->first() ? int64_t{kNone} : token));
+    if (found != kNone && archive->give_up(lane, found)) gone[lane].insert(token);
+  }
+  // The page's tokens that were given up, as they come back; wrong: how many are not what was written.
+  std::set<int64_t> read(int lane, int64_t page, int* wrong) {
+    archive->forget_choices();
+    const auto place = static_cast<int32_t>(page % shape.pages);
+    archive->pieces(lane)[0] = {place, archive->gone(lane, place)};
+    archive->set_count(lane, 1);
+    lost += archive->fetch(lane);
+    std::set<int64_t> found;
+    std::vector<float> k(kDim), v(kDim);
+    for (int i = 0; i < kPageTokens; ++i) {
+      if ((archive->pieces(lane)[0].rows >> i & 1) == 0) continue;
+      const int64_t token = page * kPageTokens + i;
+      found.insert(token);
+      backend.ops->decode(shape.codec, shape.page, archive->copy(lane, 0), i, i + 1, k.data(), v.data(), kDim,
+                          &key_means[static_cast<size_t>(lane) * kDim]);
+      const auto from = static_cast<ptrdiff_t>(token) * kDim;
+      if (!std::equal(k.begin(), k.end(), keys[lane].begin() + from)) ++*wrong;
+      if (!std::equal(v.begin(), v.end(), values[lane].begin() + from)) ++*wrong;
+      CHECK(archive->times(place)[i] == metas[static_cast<size_t>(token)].time_ms);
+      CHECK(archive->positions(place)[i] == metas[static_cast<size_t>(token)].position);
+    }
+    return found;
+  }
+};
+
+}  // namespace
+
+TEST_CASE("every token that was given up comes back from the archive as it was written, until its page must go") {
+  for (const bool places : {false, true}) {
+    ArchiveWorld world(32, CodecId::kFp32, places);
+    for (int f = 0; f < 90; ++f) {
+      const auto before = static_cast<int64_t>(world.metas.size());
+      world.frame(1 + f * 7 % 23);
+      for (int lane = 0; lane < kLanes; ++lane)
+        for (int64_t token = std::max<int64_t>(0, before - 40); token < before; ++token)
+          if (world.random() % 3 == 0 && !world.gone[lane].contains(token)) world.give_up(lane, token);
+      world.archive->check_invariants();
+    }
+    const int64_t first = world.archive->first(), whole = world.archive->tokens() / kPageTokens;
+    CHECK(first > 0);
+    CHECK(whole - first / kPageTokens >= 31);
+    int wrong = 0;
+    int64_t spilled = 0, dropped = 0;
+    for (int lane = 0; lane < kLanes; ++lane) {
+      std::set<int64_t> found, expected;
+      for (int64_t page = first / kPageTokens; page < whole; ++page) found.merge(world.read(lane, page, &wrong));
+      for (const int64_t token : world.gone[lane]) {
+        if (token < first) ++dropped;
+        if (token >= first) ++spilled;
+        if (token >= first && token < whole * kPageTokens) expected.insert(token);
+      }
+      CHECK(found == expected);
+      CHECK(found.size() > 100);
+    }
+    CHECK(wrong == 0);
+    CHECK(world.archive->spilled() == spilled);
+    CHECK(world.lost == dropped);
+    CHECK(world.archive->counters().lost_pages == 0);
+  }
+}
+
+TEST_CASE(
+    "an archive on a disk that fails now and then loses pages, counts their tokens, and never gives a wrong one") {
+  const PageShape page{1, kDim};
+  FaultyIo io(5, SpillFile::stride_of(data_bytes(CodecId::kFp32, page)));
+  ArchiveWorld world(32, CodecId::kFp32, false, &io);
+  int64_t given_up = 0, refused = 0;
+  for (int f = 0; f < 40; ++f) {
+    world.frame(13);
+    if (f < 2) continue;
+    for (int lane = 0; lane < kLanes; ++lane)
+      for (int64_t token = (f - 2) * 13; token < (f - 1) * 13; ++token) {
+        const size_t before = world.gone[lane].size();
+        world.give_up(lane, token);
+        ++(world.gone[lane].size() > before ? given_up : refused);
+      }
+  }
+  int wrong = 0;
+  int64_t found = 0;
+  for (int lane = 0; lane < kLanes; ++lane)
+    for (int64_t page_at = world.archive->first() / kPageTokens; page_at < world.archive->tokens() / kPageTokens;
+         ++page_at)
+      found += static_cast<int64_t>(world.read(lane, page_at, &wrong).size());
+  CHECK(wrong == 0);
+  CHECK(refused > 0);
+  CHECK(world.archive->counters().failed_writes > 0);
+  CHECK(world.archive->counters().lost_pages > 0);
+  CHECK(found > 0);
+  CHECK(world.archive->spilled() == given_up - world.lost);
+  world.archive->check_invariants();
+}
+
+TEST_CASE("coarse keys are the means of their groups, and groups grow as the stream does") {
+  ArchiveWorld world(16);
+  std::set<int> sizes;
+  for (int f = 0; f < 40; ++f) {
+    world.frame(7);
+    const CoarseKeys& keys = world.archive->keys();
+    const int each = keys.group_tokens();
+    sizes.insert(each);
+    CHECK(world.archive->tokens() - world.archive->first() <= int64_t{16} * each * (each < kPageTokens ? 1 : 2));
+    double cosine = 0;
+    int groups = 0;
+    for (int lane = 0; lane < kLanes; ++lane)
+      for (int64_t group = world.archive->first() / each; group < world.archive->tokens() / each; ++group) {
+        const auto at = static_cast<int>(group % keys.groups());
+        std::vector<float> got(kDim), mean(kDim, 0.0f);
+        world.backend.ops->decode(CoarseKeys::kCodec, world.shape.page, keys.page(lane, at / kPageTokens),
+                                  at % kPageTokens, at % kPageTokens + 1, got.data(), nullptr, kDim,
+                                  &world.key_means[static_cast<size_t>(lane) * kDim]);
+        double xy = 0, xx = 0, yy = 0;
+        for (size_t c = 0; c < kDim; ++c) {
+          for (int64_t t = group * each; t < (group + 1) * each; ++t)
+            mean[c] += world.keys[lane][static_cast<size_t>(t) * kDim + c] / static_cast<float>(each);
+          const double x = mean[c] - 0.25, y = got[c] - 0.25;
+          xy += x * y, xx += x * x, yy += y * y;
+        }
+        cosine += xy / std::sqrt(xx * yy);
+        ++groups;
+      }
+    if (groups > 0) CHECK(cosine / groups > (each == 1 ? 0.91 : 0.75));  // halves of halves are coded each time
+  }
+  CHECK(sizes == std::set<int>{1, 2, 4, 8, 16});
+}
+
+}  // namespace mosaic::testing
