@@ -65,7 +65,7 @@ SceneId Admission::scene_of(const float* embedding) {
 
 void Admission::admit_oldest() {
   const trace::Span span("admit");
-  if (!window_.has_first_frame()) {
+  if (window_.wants_first_frame()) {
     window_.keep_first_frame();
     if (records_) records_->skip();
     window_.pop();

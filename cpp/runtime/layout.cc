@@ -12,6 +12,7 @@ namespace {
 
 constexpr uint64_t kFetchShare = 16;  // of the cap for read copies of disk pages, where one layer's fit
 constexpr int64_t kMostDiskSlots = 1 << 28;
+constexpr int kSinks = 4;  // first tokens that every later one attends to; where the prefix has them, frames are alike
 constexpr int kLeastRead = 8;       // pages of an archive, by a lane
 constexpr int kBehindContext = 64;  // positions
 
@@ -144,6 +145,7 @@ void shape_window(const Request& r, Plan* plan) {
   w.page = plan->store.page;
   w.codec = c.exact;
   w.frames = c.window_frames + plan->block_frames - 1;  // a block leaves when it is whole
+  w.keeps_first = !r.needs.group.records || c.prefix_tokens < kSinks;
   w.attention_received = r.needs.group.attention_received;
   w.frame_tokens = c.model.frame_tokens;
   w.prefix_tokens = c.prefix_tokens;
@@ -156,7 +158,7 @@ int64_t shape_selections(const Request& r, int64_t lane_slots, Plan* plan) {
   const PolicyNeeds& needs = r.needs;
   const MemoryConfig& c = plan->config;
   const int frame_tokens = c.model.frame_tokens;
-  const Size frames = Size(plan->window.frames) + 1;
+  const Size frames = Size(plan->window.frames) + (plan->window.keeps_first ? 1 : 0);
   const Size fixed_tokens = Size(c.prefix_tokens) + frames * frame_tokens + c.branch_tokens;
   const Size fixed_pages = Size(Window::most_pieces(c.prefix_tokens)) + frames * Window::most_pieces(frame_tokens) +
                            Window::most_pieces(c.branch_tokens);

@@ -102,7 +102,8 @@ int Records::read_frame(const Window& window, Strip strip, int frame, int lane, 
 // The mean of a lane before its first token comes: of the first frame, and of the window where there is no room to learn
 // from more.
 void Records::learn_first(const Window& window, const Rows& scratch, int lane) {
-  log_.learn_mean(lane, scratch.k, scratch.v, read_frame(window, Strip::kFirstFrame, 0, lane, scratch));
+  if (window.has_first_frame())
+    log_.learn_mean(lane, scratch.k, scratch.v, read_frame(window, Strip::kFirstFrame, 0, lane, scratch));
   for (int f = 0; f < window.frames() && !log_.is_learning(); ++f)
     log_.learn_mean(lane, scratch.k, scratch.v, read_frame(window, Strip::kFrame, f, lane, scratch));
 }

@@ -6,9 +6,9 @@ namespace mosaic {
 
 namespace {
 
-// Places of frames: the first one's, and a ring.
+// Places of frames: the first one's, where it is kept, and a ring.
 Size lane_tokens(const WindowShape& s) {
-  return Size(s.prefix_tokens) + Size(s.frame_tokens) * (Size(s.frames) + 2) + s.branch_tokens;
+  return Size(s.prefix_tokens) + Size(s.frame_tokens) * (Size(s.frames) + (s.keeps_first ? 2 : 1)) + s.branch_tokens;
 }
 
 Size lane_pages(const WindowShape& s) { return lane_tokens(s).rounded_up(kPageTokens).value() / kPageTokens; }
@@ -38,13 +38,13 @@ size_t Window::first_token(Strip strip, int frame) const {
     case Strip::kFirstFrame:
       return prefix;
     case Strip::kFrame: {  // the stream's first frame is written where it will stay
-      const int64_t number = pushed_ - size_ + frame;
-      return prefix + (number == 0 ? 0 : 1 + static_cast<size_t>((number - 1) % ring_size())) * each;
+      const int64_t number = pushed_ - size_ + frame, others = number - first_places();
+      return prefix + (others < 0 ? 0 : static_cast<size_t>(first_places() + others % ring_size())) * each;
     }
     case Strip::kBranch:
       break;
   }
-  return prefix + static_cast<size_t>(ring_size() + 1) * each;
+  return prefix + static_cast<size_t>(ring_size() + first_places()) * each;
 }
 
 Window::Piece Window::piece(Strip strip, int lane, int i, int tokens, int frame) const {

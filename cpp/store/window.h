@@ -16,6 +16,7 @@ struct WindowShape {
   PageShape page;
   CodecId codec = CodecId::kFp16;   // the session's exact codec
   int frames = 0;                   // frames kept; one more and a block must leave
+  bool keeps_first = true;          // the first frame of the stream, for ever
   bool attention_received = false;  // book the attention that tokens receive
   int frame_tokens = 0;             // largest frame
   int prefix_tokens = 0;            // room for the prefix
@@ -90,9 +91,10 @@ class Window {
     --size_;
   }
 
-  // The first frame of the stream, which is the oldest of the ring now, is kept for ever: it has a place of its own.
+  // Where the window keeps it: the first frame of the stream, which is the oldest of the ring now, has a place of its own.
   void keep_first_frame() { first_ = frame(0); }
   bool has_first_frame() const { return first_.tokens > 0; }
+  bool wants_first_frame() const { return shape_.keeps_first && !has_first_frame(); }
   const WindowFrame& first_frame() const { return first_; }
 
   int prefix_tokens = 0;  // tokens filed in each strip
@@ -102,6 +104,7 @@ class Window {
   int ring_size() const { return shape_.frames + 1; }  // kept + being encoded
   int slot(int i) const { return (head_ + i) % ring_size(); }
   size_t first_token(Strip strip, int frame) const;  // of a lane
+  int first_places() const { return shape_.keeps_first ? 1 : 0; }
   std::byte* page(int lane, size_t token) const {
     return slab_ + (static_cast<size_t>(lane) * lane_pages_ + token / kPageTokens) * page_bytes_;
   }
