@@ -197,6 +197,7 @@ py::dict stats_dict(const KvMemory& memory) {
   events["lost_pages"] = s.counters.lost_pages;
   events["failed_spills"] = s.counters.failed_spills;
   events["spill_pauses"] = s.counters.spill_pauses;
+  events["read_pauses"] = s.counters.read_pauses;
   events["paused_frames"] = s.counters.paused_frames;
   events["fetched_pages"] = s.counters.fetched_pages;
   events["fetch_hits"] = s.counters.fetch_hits;

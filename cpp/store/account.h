@@ -27,7 +27,8 @@ struct StoreCounters {
   int64_t dropped_clusters = 0;
   int64_t lost_pages = 0;     // bad checksum or failed read: treated as a miss
   int64_t failed_spills = 0;  // write or its slot failed: the page stayed where it was
-  int64_t spill_pauses = 0;   // times the disk was left alone for a while because of that
+  int64_t spill_pauses = 0;   // times the disk was left alone for a while because of that,
+  int64_t read_pauses = 0;    // or because no read went well
   int64_t paused_frames = 0;  // frames that passed meanwhile
   int64_t fetched_pages = 0;
   int64_t fetch_hits = 0;  // pages found in the fetch cache

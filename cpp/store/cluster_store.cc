@@ -47,7 +47,8 @@ ClusterStore::~ClusterStore() {
 }
 
 bool ClusterStore::can_spill() const {
-  return tiers_.spill() != nullptr && !spills_->is_paused() && tiers_.free_slots(tiers_.size() - 1) > 0;
+  return tiers_.spill() != nullptr && !spills_->is_paused() && !reading_.rests() &&
+         tiers_.free_slots(tiers_.size() - 1) > 0;
 }
 
 int ClusterStore::pages_in(int lane, ClusterId c, int tier) const {

@@ -21,6 +21,7 @@
 #include "store/cluster_index.h"
 #include "store/fetch_cache.h"
 #include "store/page_table.h"
+#include "store/patience.h"
 #include "store/run.h"
 #include "store/run_scratch.h"
 #include "store/scene_table.h"
@@ -113,7 +114,7 @@ class ClusterStore {
   // came free or none is under way. Blocks when the disk is slower than that.
   void poll_spills(bool wait);
   int spilling() const { return spills_ ? spills_->size() : 0; }  // writes under way
-  // Ask for a page to be readable; DRAM pages already are. False: no room in the fetch cache now.
+  // Ask for a page to be readable; DRAM pages already are. False: no room in the fetch cache now, or the disk rests.
   bool request(PageId page);
   // A page for reading, waiting for its copy; without data if it was lost (counted, and the page removed).
   PageView resident(PageId page, CodecId* codec);
@@ -160,6 +161,7 @@ class ClusterStore {
   StoreCounters counters_;
   static constexpr int kCopyQueue = 128;
   std::optional<SpillRing> spills_;  // where there is a disk
+  Patience reading_;
   // Last, so that its thread stops before what it writes to goes.
   std::optional<CopyEngine> copies_;
 };

@@ -82,7 +82,8 @@ void ClusterStore::poll_spills(bool wait) {
     }
     return;
   }
-  spills_->pass_frame();
+  const bool no_writes = spills_->pass_frame(), no_reads = reading_.pass_frame();
+  if (no_writes || no_reads) ++counters_.paused_frames;
   while (spills_->has_marked()) finish_spill();
   spills_->mark();
 }
@@ -118,7 +119,7 @@ bool ClusterStore::request(PageId id) {
     ++counters_.fetch_hits;
     return true;
   }
-  const SlotId slot = fetch_.victim();
+  const SlotId slot = reading_.rests() ? kNone : fetch_.victim();
   if (slot == kNone) return false;
   FetchCache::Entry& entry = fetch_[slot];
   if (!entry.copied.done()) copies_->wait(entry.copied);
@@ -139,9 +140,11 @@ PageView ClusterStore::resident(PageId id, CodecId* codec) {
   if (page.staged == kNone && !request(id)) return {};
   const SlotId slot = page.staged;
   if (copies_->wait(fetch_[slot].copied) != Status::ok) {
+    if (reading_.failed()) ++counters_.read_pauses;
     lose(id);
     return {};
   }
+  reading_.went_well();
   fetch_.use(slot);
   return whole_page(fetch_.address(slot));
 }

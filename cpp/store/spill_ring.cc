@@ -37,27 +37,9 @@ SpillRing::Taken SpillRing::pop(CopyEngine& copies) {
   return taken;
 }
 
-void SpillRing::pass_frame() {
-  if (pause_left_ == 0) return;
-  --pause_left_;
-  ++counters_.paused_frames;
-}
-
-void SpillRing::succeeded() {
-  failed_in_a_row_ = 0;
-  next_pause_ = kFirstPause;
-}
-
-// A full disk, or one that fails time after time, is left alone. The first failure after a pause starts the next, longer
-// one; failures of writes queued before a pause do not lengthen it.
 void SpillRing::failed(Status status) {
   ++counters_.failed_spills;
-  if (++failed_in_a_row_ < kPatience && status != Status::no_space) return;
-  failed_in_a_row_ = kPatience;
-  if (pause_left_ > 0) return;
-  ++counters_.spill_pauses;
-  pause_left_ = next_pause_;
-  next_pause_ = std::min(2 * next_pause_, kLongestPause);
+  if (patience_.failed(status == Status::no_space)) ++counters_.spill_pauses;
 }
 
 }  // namespace mosaic

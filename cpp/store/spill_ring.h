@@ -13,6 +13,7 @@
 #include "memory/tier.h"
 #include "store/account.h"
 #include "store/page_table.h"
+#include "store/patience.h"
 
 namespace mosaic {
 
@@ -28,9 +29,9 @@ class SpillRing {
 
   int size() const { return size_; }  // writes under way
   bool is_full() const { return size_ == kCapacity; }
-  bool is_paused() const { return pause_left_ > 0; }
-  // A frame passes: a pause comes nearer to its end.
-  void pass_frame();
+  bool is_paused() const { return patience_.rests(); }
+  // A frame passes: a pause comes nearer to its end. True if there was one.
+  bool pass_frame() { return patience_.pass_frame(); }
   // Writes that were under way at the last mark() and are not taken yet.
   bool has_marked() const { return marked_ > 0; }
   void mark() { marked_ = size_; }
@@ -45,14 +46,11 @@ class SpillRing {
   };
   Taken pop(CopyEngine& copies);
   // What a write, or a slot that was asked for, came to.
-  void succeeded();
+  void succeeded() { patience_.went_well(); }
   void failed(Status status);
 
  private:
   static constexpr int kCapacity = 64;
-  static constexpr int kPatience = 8;    // failures in a row after which the disk is left alone for a while,
-  static constexpr int kFirstPause = 4;  // in frames: so many, then twice as many, until a write goes well
-  static constexpr int kLongestPause = 1024;
 
   PageShape shape_;
   TierChain& tiers_;
@@ -63,9 +61,7 @@ class SpillRing {
   int first_ = 0;
   int size_ = 0;
   int marked_ = 0;
-  int failed_in_a_row_ = 0;
-  int next_pause_ = kFirstPause;
-  int pause_left_ = 0;
+  Patience patience_;
 };
 
 }  // namespace mosaic

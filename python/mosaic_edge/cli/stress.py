@@ -84,7 +84,8 @@ def show_stress(result: dict[str, Any], out: Path, console: Console) -> None:
     table.add_row("pages lost", f"{events['lost_pages']:,}")
     table.add_row("spills failed", f"{events['failed_spills']:,}")
     table.add_row(
-        "pauses of the disk", f"{events['spill_pauses']:,} of {events['paused_frames']:,} frames in all"
+        "pauses of the disk (writes / reads)",
+        f"{events['spill_pauses']:,} / {events['read_pauses']:,} of {events['paused_frames']:,} frames",
     )
     table.add_row("pages not read", f"{events['unread_pages']:,}")
     errors = f"{disk['io_errors']:,} / {disk['no_space']:,} / {disk['bad_checksums']:,}"

@@ -214,6 +214,69 @@ TEST_CASE("failures of writes queued before a pause do not lengthen it") {
   CHECK(frames_until_asked(world, clusters[0], 5000) == 4);
 }
 
+// Whose reads fail once `broken` is set.
+struct UnreadableIo : SpillIo {
+  bool broken = false;
+  int reads = 0;
+  ssize_t preadv(int fd, const iovec* parts, int n, off_t at) override {
+    ++reads;
+    if (!broken) return SpillIo::preadv(fd, parts, n, at);
+    errno = EIO;
+    return -1;
+  }
+};
+
+TEST_CASE(
+    "a disk that cannot be read is left alone after eight pages, then loses one between longer and longer rests") {
+  UnreadableIo io;
+  StoreWorld world(kDiskTiers, 40, 40, 1, 40, &io);
+  std::vector<ClusterId> clusters;
+  for (int i = 0; i < 30; ++i) {
+    clusters.push_back(world.open_with(0, i, 12));
+    REQUIRE(world.store->demote(0, clusters.back(), 0));
+  }
+  world.store->drain();
+  REQUIRE(world.store->account().spilled == 30 * 12);
+  const auto read = [&](size_t i) {
+    CodecId codec{};
+    const PageId page = world.store->index(0)[clusters[i]].head;
+    const bool there = world.store->resident(page, &codec).data != nullptr;
+    world.store->unpin_all();
+    world.store->check_invariants();
+    return there;
+  };
+  CHECK(read(0));
+  io.broken = true;
+  for (size_t i = 1; i <= 8; ++i) {
+    CHECK(world.store->counters().read_pauses == 0);
+    CHECK_FALSE(read(i));
+  }
+  CHECK(world.store->counters().read_pauses == 1);
+  CHECK(world.store->counters().lost_pages == 8);
+  size_t next = 9;
+  for (int rest = 4; rest <= 64; rest *= 2, ++next) {
+    for (int frame = 0; frame < rest; ++frame) {
+      CHECK_FALSE(world.store->can_spill());  // what cannot be read is not written to either
+      CHECK_FALSE(read(next));
+      world.store->poll_spills(false);
+    }
+    CHECK(world.store->counters().lost_pages == static_cast<int64_t>(next) - 1);  // a rest loses nothing
+    CHECK(world.store->can_spill());
+    CHECK_FALSE(read(next));
+  }
+  CHECK(io.reads == 1 + 8 + 5);
+  CHECK(world.store->counters().read_pauses == 6);
+  CHECK(world.store->counters().paused_frames == 4 + 8 + 16 + 32 + 64);
+  CHECK(read(0));  // a copy that was made before is read from DRAM
+  io.broken = false;
+  for (int frame = 0; frame < 128; ++frame) world.store->poll_spills(false);
+  CHECK(read(next));
+  CHECK(read(next + 1));
+  io.broken = true;  // eight again
+  for (size_t i = next + 2; i < next + 9; ++i) CHECK_FALSE(read(i));
+  CHECK(world.store->can_spill());
+}
+
 TEST_CASE("a refused slot is a failed spill: the page stays, the disk rests, and is used again") {
   FaultyIo io(3, SpillFile::stride_of(page_bytes(CodecId::kFp16, {2, 8})));
   StoreWorld world(kDiskTiers, 16, 40, 1, 4, &io);

@@ -1,0 +1,38 @@
+// Patience: when a disk that fails is left alone. After eight failures in a row (or at once, where one is enough) it rests
+// for some frames; the first failure after a rest begins the next one, twice as long; what goes well ends that. Counted in
+// frames, so that two runs with one history stay the same. Not thread-safe.
+#pragma once
+
+#include <algorithm>
+
+namespace mosaic {
+
+class Patience {
+ public:
+  // True when a rest begins with this failure. One that was under way when it began does not lengthen it.
+  bool failed(bool is_enough = false) {
+    if (++in_a_row_ < kFailures && !is_enough) return false;
+    in_a_row_ = kFailures;
+    if (left_ > 0) return false;
+    left_ = next_;
+    next_ = std::min(2 * next_, kLongest);
+    return true;
+  }
+  void went_well() {
+    in_a_row_ = 0;
+    next_ = kFirst;
+  }
+  // A frame passed. True if the disk rested meanwhile.
+  bool pass_frame() { return left_ > 0 && left_-- > 0; }
+  bool rests() const { return left_ > 0; }
+
+ private:
+  static constexpr int kFailures = 8;
+  static constexpr int kFirst = 4;
+  static constexpr int kLongest = 1024;
+  int in_a_row_ = 0;
+  int next_ = kFirst;
+  int left_ = 0;
+};
+
+}  // namespace mosaic
