@@ -35,5 +35,7 @@ struct InvariantError : Error {
 
 // "48.0 KiB": one decimal, binary units.
 std::string format_bytes(uint64_t bytes);
+// The same, rounded up: of what is needed, so that what is printed is enough.
+std::string format_bytes_up(uint64_t bytes);
 
 }  // namespace mosaic

@@ -264,6 +264,7 @@ void count_parts(const Request& r, Plan* plan) {
 Plan lay_out(const Request& r, const Choice& choice) {
   Plan plan;
   plan.config = r.config;
+  plan.sized_for_bytes = r.config.cap_bytes;
   plan.config.clusters = choice.clusters;
   plan.config.scenes = choice.scenes;
   if (!choice.disk) plan.config.disk_bytes = 0;

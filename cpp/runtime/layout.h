@@ -9,7 +9,8 @@
 namespace mosaic {
 
 struct Request {
-  MemoryConfig config;  // every 0 that means "choose" resolved, but for what a Choice says
+  MemoryConfig config;  // every 0 that means "choose" resolved, but for what a Choice says; its cap is what sizes go by
+  uint64_t cap_bytes = 0;  // what all must fit
   PolicyNeeds needs;
   Policy* policy = nullptr;
   Ops* ops = nullptr;
@@ -35,8 +36,9 @@ struct Choice {
   uint64_t disk_share_bytes = std::numeric_limits<uint64_t>::max();
 };
 
-// Resolves what does not depend on a search. Throws InvalidInput where the model needs a larger window.
-Request resolve(const MemoryConfig& config, Policy& policy, const Backend& backend);
+// Resolves what does not depend on a search, with sizes as for `sized_for` bytes. Throws InvalidInput where the model needs
+// a larger window.
+Request resolve(const MemoryConfig& config, Policy& policy, const Backend& backend, uint64_t sized_for);
 // Members of a cluster that may stand in pages; 0: the policy keeps summaries alone.
 int most_members(const PolicyNeeds& needs, const MemoryConfig& config);
 // Every size for this choice, and the account of the parts.

@@ -37,7 +37,7 @@ Parts::Parts(Region& region, const Plan& plan, Policy& policy, Ops& ops, SpillIo
       selecting(region, plan),
       admitting(region, plan),
       staging(region, plan),
-      evidence(region, plan.config.cap_bytes) {
+      evidence(region, plan.sized_for_bytes) {
   if (Retention* const retention = policy.retention()) records.emplace(region, plan, ops, *retention, io);
   const int count = records ? 1 : plan.store.lanes;
   selections.reserve(static_cast<size_t>(count));

@@ -16,10 +16,10 @@ constexpr int kMostClusters = 1 << 16;   // of a lane, where the plan chooses
 constexpr int64_t kMostSlots = 1 << 30;  // of all lanes,
 constexpr int64_t kMostLane = 1 << 25;   // and of one: what reads everything must be able to count its tokens
 
-bool fits(const Plan& plan) { return plan.total_bytes <= plan.config.cap_bytes; }
+bool fits(const Request& r, const Plan& plan) { return plan.total_bytes <= r.cap_bytes; }
 
-// The least that works. Throws MemoryCapError where not even that fits.
-Choice least(const Request& r) {
+// The least that works with the sizes of r.
+Choice least_of(const Request& r) {
   Choice at{.slots = r.least_slots, .clusters = r.config.clusters, .scenes = r.config.scenes};
   at.archive_pages = std::min<int64_t>(r.archive_quota, kPageTokens);
   if (r.disk_is_bounded) {
@@ -28,13 +28,40 @@ Choice least(const Request& r) {
     const uint64_t taken = lay_out(r, alone).total_bytes, cap = r.config.cap_bytes;
     at.disk_share_bytes = cap > taken ? (cap - taken) / 4 : 0;
   }
-  const Plan plan = lay_out(r, at);
-  if (fits(plan)) return at;
+  return at;
+}
+
+[[noreturn]] void refuse(const Request& r, const Plan& plan) {
   const Plan::Part& most = *std::max_element(plan.parts.begin(), plan.parts.end(),
                                              [](const auto& a, const auto& b) { return a.bytes < b.bytes; });
-  throw MemoryCapError(std::string("policy ") + r.policy->name() + " needs at least " + format_bytes(plan.total_bytes) +
-                       " (" + most.name + " " + format_bytes(most.bytes) + "); memory= is " +
-                       format_bytes(r.config.cap_bytes) + ". Raise memory=, or lower " + most.knob + ".");
+  throw MemoryCapError(std::string("policy ") + r.policy->name() + " needs at least " +
+                       format_bytes_up(plan.total_bytes) + " (" + std::to_string(plan.total_bytes) + " bytes; " +
+                       most.name + " " + format_bytes(most.bytes) + "); memory= is " + format_bytes(r.cap_bytes) +
+                       ". Raise memory=, or lower " + most.knob + ".");
+}
+
+// The request with sizes as for the whole cap, or where that is too much, as for the largest cap whose sizes fit: window,
+// question, what is read and the rest grow with the cap by steps, and a step may be larger than what the cap has grown
+// by. So what a cap accepts every larger one does. Throws MemoryCapError where not even the smallest sizes fit.
+Request sized(const MemoryConfig& config, Policy& policy, const Backend& backend) {
+  const auto as_for = [&](uint64_t cap) { return resolve(config, policy, backend, cap); };
+  const auto least_fits = [](const Request& r) { return fits(r, lay_out(r, least_of(r))); };
+  Request request = as_for(config.cap_bytes);
+  if (least_fits(request)) return request;
+  request = as_for(0);
+  if (!least_fits(request)) refuse(request, lay_out(request, least_of(request)));
+  uint64_t low = 0, high = config.cap_bytes;
+  while (low + 1 < high) {
+    const uint64_t middle = low + (high - low) / 2;
+    Request larger = as_for(middle);
+    if (least_fits(larger)) {
+      request = std::move(larger);
+      low = middle;
+    } else {
+      high = middle;
+    }
+  }
+  return request;
 }
 
 // Clusters that a share of what the least leaves over buys.
@@ -43,7 +70,7 @@ int64_t bought(const Request& r, const Choice& at, double share) {
   Choice more = at;
   more.clusters += kProbe;
   const Plan plan = lay_out(r, at);
-  const uint64_t before = plan.total_bytes, spare = r.config.cap_bytes - before;
+  const uint64_t before = plan.total_bytes, spare = r.cap_bytes - before;
   // What one more cluster costs: its row of the index, of the selections and of the shared scratch.
   double each = static_cast<double>(lay_out(r, more).total_bytes - before) / kProbe;
   if (!r.needs.has_means()) {  // a cluster without a mean is a page at least: more rows than pages would stay empty
@@ -68,14 +95,14 @@ int64_t clusters_wanted(const Request& r, const Choice& at, bool share_is_named)
 Choice with_clusters_that_fit(const Request& r, Choice at) {
   constexpr int kSteps = 64;
   for (int step = 0; step < kSteps && at.clusters > r.needs.share.least_clusters; ++step) {
-    if (fits(lay_out(r, at))) return at;
+    if (fits(r, lay_out(r, at))) return at;
     --at.clusters;
   }
-  if (fits(lay_out(r, at))) return at;
+  if (fits(r, lay_out(r, at))) return at;
   int few = r.needs.share.least_clusters, many = at.clusters;
   while (few + 1 < many) {
     at.clusters = few + (many - few) / 2;
-    (fits(lay_out(r, at)) ? few : many) = at.clusters;
+    (fits(r, lay_out(r, at)) ? few : many) = at.clusters;
   }
   at.clusters = few;
   return at;
@@ -106,7 +133,11 @@ Choice with_slots(const Request& r, Choice at) {
   int64_t low = at.slots, high = at.slots;
   const auto fit = [&](int64_t slots) {
     at.slots = slots;
-    return fits(lay_out(r, at));
+    try {
+      return fits(r, lay_out(r, at));
+    } catch (const InvalidInput&) {  // more than can be counted
+      return false;
+    }
   };
   while (high < most && fit(high)) {
     low = high;
@@ -122,13 +153,14 @@ Choice with_slots(const Request& r, Choice at) {
 
 // The largest choice that fits: clusters first, where the plan chooses them, then pages for the rest of the cap.
 Plan fitted(const MemoryConfig& config, Policy& policy, const Backend& backend) {
-  const Request request = resolve(config, policy, backend);
-  Choice at = least(request);
+  const Request request = sized(config, policy, backend);
+  Choice at = least_of(request);
   if (request.choose_clusters) at = with_clusters(request, at, config.index_share != 0);
   if (request.archive_quota > 0) at = with_archive(request, at);
   if (request.keeps_members) at = with_slots(request, at);
   Plan plan = lay_out(request, at);
-  if (!fits(plan))
+  plan.config.cap_bytes = config.cap_bytes;
+  if (!fits(request, plan))
     throw InvariantError("plan: takes " + std::to_string(plan.total_bytes) + " bytes under memory=" +
                          std::to_string(plan.config.cap_bytes) + " (a defect); raise memory= to go on.");
   return plan;

@@ -1,7 +1,7 @@
 // The plan: how the cap is split, decided before anything is allocated. Every byte that a stream could make grow is in
 // it - window, question text, pages of every DRAM tier, index, scenes, page table, selections, fetch cache, scratch -
 // and the sum is what the session takes, once. What cannot work is refused here, naming the knob.
-//   resolve (resolve.cc) what "choose" means for this cap > lay out (layout.cc) all sizes of one choice, and what the parts
+//   resolve (resolve.cc) what "choose" means for a cap > lay out (layout.cc) all sizes of one choice, and what the parts
 //   of a session take for it > fit (plan.cc) the largest choice that the cap holds
 #pragma once
 
@@ -40,8 +40,9 @@ struct Plan {
     const char* knob;  // what makes it smaller
   };
   std::vector<Part> parts;
-  uint64_t total_bytes = 0;    // what will be taken: <= cap_bytes
-  uint64_t private_bytes = 0;  // of it, of memory that kernels alone reach
+  uint64_t sized_for_bytes = 0;  // the cap that sizes which go by the cap were chosen for: this one's, or a smaller
+  uint64_t total_bytes = 0;      // what will be taken: <= cap_bytes
+  uint64_t private_bytes = 0;    // of it, of memory that kernels alone reach
 
   Ops::Limits ops_limits() const;
   Ops::Limits host_limits() const;  // of Ops::for_host(), where that is another: one token at a time

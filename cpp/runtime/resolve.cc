@@ -50,9 +50,11 @@ int most_members(const PolicyNeeds& needs, const MemoryConfig& c) {
   return needs.share.members == PolicyNeeds::kAll ? c.max_cluster_tokens : needs.share.members;
 }
 
-Request resolve(const MemoryConfig& config, Policy& policy, const Backend& backend) {
+Request resolve(const MemoryConfig& config, Policy& policy, const Backend& backend, uint64_t sized_for) {
   Request r;
   r.config = config;
+  r.config.cap_bytes = sized_for;
+  r.cap_bytes = config.cap_bytes;
   r.needs = policy.needs();
   r.policy = &policy;
   r.ops = backend.ops.get();
@@ -72,7 +74,10 @@ Request resolve(const MemoryConfig& config, Policy& policy, const Backend& backe
   if (c.branch_tokens == 0)
     c.branch_tokens =
         static_cast<int>(std::clamp<uint64_t>(c.cap_bytes / 16 / lane_token_bytes(c.model, c.exact), 32, 512));
-  if (r.original && config.branch_tokens == 0) c.branch_tokens = std::min(c.branch_tokens, std::max(r.context / 8, 16));
+  if (r.original && config.branch_tokens == 0) {  // and no more than the context has room for
+    const int left = r.context - 1 - std::max(c.model.frame_tokens, c.prefix_tokens);
+    c.branch_tokens = std::min({c.branch_tokens, std::max(r.context / 8, 16), std::max(left, 16)});
+  }
   if (const int tail = c.branch_tokens + std::max({c.model.frame_tokens, c.branch_tokens, c.prefix_tokens});
       r.original && r.context <= tail)
     throw InvalidInput("MemoryConfig: a model of context=" + std::to_string(r.context) +

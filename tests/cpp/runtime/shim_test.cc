@@ -105,8 +105,7 @@ TEST_CASE("pages pass from the kernels' memory to the host's and to disk, and co
       for (bool fits = false; !fits;
            config.cap_bytes += 16 << 10) {  // little more than it needs: most pages go to disk
         try {
-          make_plan(config, *policy, backend);
-          fits = true;
+          fits = make_plan(config, *policy, backend).sized_for_bytes == config.cap_bytes;
         } catch (const MemoryCapError&) {
         }
       }

@@ -38,19 +38,19 @@ inline MemoryConfig small_config(uint64_t cap_bytes = 4 << 20) {
   return c;
 }
 
-// The least cap a plan accepts.
+// The least cap that a plan accepts without choosing the sizes of a smaller one.
 inline uint64_t least_cap(MemoryConfig c, const std::string& policy) {
   const auto p = make_policy(policy, {});
   const Backend backend = make_backend("cpu", 1);
   uint64_t low = 0, high = 64 << 20;
   while (low + 64 < high) {
     c.cap_bytes = low + (high - low) / 2;
+    bool fits = false;
     try {
-      make_plan(c, *p, backend);
-      high = c.cap_bytes;
+      fits = make_plan(c, *p, backend).sized_for_bytes == c.cap_bytes;
     } catch (const MemoryCapError&) {
-      low = c.cap_bytes;
     }
+    (fits ? high : low) = c.cap_bytes;
   }
   return high;
 }
