@@ -5,6 +5,8 @@
 
 #include <cstring>
 
+#include "bindings/gil.h"
+#include "bindings/given.h"
 #include "bindings/ops_kernels.h"
 #include "core/error.h"
 
@@ -19,23 +21,23 @@ using Page = std::tuple<std::string, std::string, int, int>;  // codec, bytes, b
 RopeSpec rope_spec(const py::dict& d, int head_dim) {
   RopeSpec spec{.head_dim = head_dim, .rotary_dim = head_dim};
   for (const auto& item : d) {
-    const std::string key = py::cast<std::string>(item.first);
+    const std::string key = value_of<std::string>(item.first, "rope: a key");
     if (key == "theta") {
-      spec.theta = py::cast<float>(item.second);
+      spec.theta = value_of<float>(item.second, "rope: " + key);
     } else if (key == "rotary_dim") {
-      spec.rotary_dim = py::cast<int>(item.second);
+      spec.rotary_dim = value_of<int>(item.second, "rope: " + key);
     } else if (key == "layout") {
-      const std::string layout = py::cast<std::string>(item.second);
+      const std::string layout = value_of<std::string>(item.second, "rope: " + key);
       need(layout == "half" || layout == "interleaved", "rope layout: expected \"half\" or \"interleaved\"");
       spec.layout = layout == "half" ? RopeLayout::kHalf : RopeLayout::kInterleaved;
     } else if (key == "sections") {
-      const auto sections = py::cast<std::vector<int>>(item.second);
+      const auto sections = value_of<std::vector<int>>(item.second, "rope: " + key);
       need(sections.size() == 3, "rope sections: expected (t, h, w)");
       std::copy(sections.begin(), sections.end(), spec.sections);
     } else if (key == "sections_interleaved") {
-      spec.sections_interleaved = py::cast<bool>(item.second);
+      spec.sections_interleaved = value_of<bool>(item.second, "rope: " + key);
     } else if (key == "grid_follows_time") {
-      spec.grid_follows_time = py::cast<bool>(item.second);
+      spec.grid_follows_time = value_of<bool>(item.second, "rope: " + key);
     } else {
       throw InvalidInput("rope: unknown key \"" + key + "\"");
     }
@@ -49,7 +51,7 @@ RopeSpec rope_spec(const py::dict& d, int head_dim) {
 
 // Everything AttendArgs points at.
 struct AttendCall {
-  Kernels& kernels;
+  std::shared_ptr<Kernels> kernels;
   AttendArgs args;
   Floats q, block_k, block_v, row_bias, key_mean, out, lse;
   Ints q_positions, positions, rows, row_positions;
@@ -61,8 +63,8 @@ struct AttendCall {
   RopeTable rope;
   int position_end = 1;  // one past the largest position seen
 
-  AttendCall(Kernels& k, const Floats& queries, const Ints& at, int kv_heads, float scale)
-      : kernels(k), q(queries), q_positions(at) {
+  AttendCall(std::shared_ptr<Kernels> k, const Floats& queries, const Ints& at, int kv_heads, float scale)
+      : kernels(std::move(k)), q(queries), q_positions(at) {
     need(q.ndim() == 3, "q: expected [tokens, q_heads, head_dim]");
     need(kv_heads > 0 && q.shape(1) > 0 && q.shape(2) > 0 && q.shape(1) % kv_heads == 0,
          "kv_heads must divide q_heads");
@@ -131,8 +133,8 @@ struct AttendCall {
     }
     rows = row_list(which, size_of(mean_k.array, 0), &args.rows, &args.n_rows);
     need(args.rows != nullptr || args.n_rows == 0, "rows is missing");
-    row_positions = py::cast<Ints>(at);
-    row_bias = py::cast<Floats>(bias);
+    row_positions = value_of<Ints>(at, "row_positions");
+    row_bias = value_of<Floats>(bias, "row_bias");
     check_positions(row_positions, args.n_rows, 3, "row_positions");
     need(row_bias.ndim() == 1 && row_bias.shape(0) == args.n_rows, "row_bias: expected one per row");
     args.mean_k = mean_k.data();
@@ -170,20 +172,22 @@ struct AttendCall {
   }
 
   void run() {
-    kernels.prepare({.tokens = args.tokens, .q_heads = args.q_heads, .shape = args.shape, .rows = args.n_rows});
-    py::gil_scoped_release release;
-    kernels.ops->attend(args);
+    const OneCaller::Turn turn(kernels->caller);
+    kernels->prepare({.tokens = args.tokens, .q_heads = args.q_heads, .shape = args.shape, .rows = args.n_rows});
+    const WithoutGil released;
+    kernels->ops->attend(args);
   }
 
   py::tuple mass(int first_query, bool block) {
+    const OneCaller::Turn turn(kernels->caller);
     need(first_query < args.tokens, "first_query: there are " + std::to_string(args.tokens) + " queries");
-    kernels.prepare({.tokens = args.tokens, .q_heads = args.q_heads, .shape = args.shape, .rows = args.n_rows});
+    kernels->prepare({.tokens = args.tokens, .q_heads = args.q_heads, .shape = args.shape, .rows = args.n_rows});
     Floats page_mass(positions.size()), row_mass(args.n_rows), block_mass(block ? args.tokens : 0);
     const MassArgs mass{&args, page_mass.mutable_data(), row_mass.mutable_data(), first_query,
                         block ? block_mass.mutable_data() : nullptr};
     {
-      const py::gil_scoped_release release;
-      kernels.ops->attention_mass(mass);
+      const WithoutGil released;
+      kernels->ops->attention_mass(mass);
     }
     if (!block) return py::make_tuple(page_mass, row_mass);
     return py::make_tuple(page_mass, row_mass, block_mass);
@@ -192,30 +196,34 @@ struct AttendCall {
 
 }  // namespace
 
-void bind_attend(py::module_& m, py::class_<Kernels>& kernels) {
+void bind_attend(py::module_& m, py::class_<Kernels, std::shared_ptr<Kernels>>& kernels) {
   py::class_<AttendCall>(m, "AttendCall", "attend with all it reads; run() may be called again and again.")
-      .def("run", &AttendCall::run)
-      .def("mass", &AttendCall::mass, py::arg("first_query") = -1, py::arg("block") = false,
-           "After run(): attention that the queries from first_query on (-1: the last alone) paid to (page tokens, "
-           "summaries), and with block to the block's own tokens.")
+      .def("run", [](AttendCall& self) { self.run(); })
+      .def(
+          "mass", [](AttendCall& self, int first_query, bool block) { return self.mass(first_query, block); },
+          py::arg("first_query") = -1, py::arg("block") = false,
+          "After run(): attention that the queries from first_query on (-1: the last alone) paid to (page tokens, "
+          "summaries), and with block to the block's own tokens.")
       .def_readonly("out", &AttendCall::out, "[tokens, q_heads, head_dim]")
       .def_readonly("lse", &AttendCall::lse, "[tokens, q_heads]");
   kernels.def(
       "attend",
-      [](Kernels& self, const Floats& q, const Ints& q_positions, int kv_heads, float scale,
+      [](const std::shared_ptr<Kernels>& self, const Floats& q, const Ints& q_positions, int kv_heads, float scale,
          const std::vector<Page>& pages, const py::object& positions, const py::object& mean_k,
          const py::object& mean_v, const py::object& rows, const py::object& row_positions, const py::object& row_bias,
          const py::object& block_k, const py::object& block_v, const py::object& rope, const py::object& key_mean) {
+        if (self == nullptr) throw py::reference_cast_error();
         auto call = std::make_unique<AttendCall>(self, q, q_positions, kv_heads, scale);
-        if (!pages.empty()) call->set_pages(pages, py::cast<Ints>(positions));
+        if (!pages.empty()) call->set_pages(pages, value_of<Ints>(positions, "positions"));
         if (!rows.is_none()) call->set_summaries(mean_k, mean_v, rows, row_positions, row_bias);
         need(block_k.is_none() == block_v.is_none(), "block_k and block_v: give both or none");
-        if (!block_k.is_none()) call->set_block(py::cast<Floats>(block_k), py::cast<Floats>(block_v));
-        if (!rope.is_none()) call->set_rope(py::cast<py::dict>(rope));
-        if (!key_mean.is_none()) call->set_key_mean(py::cast<Floats>(key_mean));
+        if (!block_k.is_none())
+          call->set_block(value_of<Floats>(block_k, "block_k"), value_of<Floats>(block_v, "block_v"));
+        if (!rope.is_none()) call->set_rope(value_of<py::dict>(rope, "rope"));
+        if (!key_mean.is_none()) call->set_key_mean(value_of<Floats>(key_mean, "key_mean"));
         return call;
       },
-      py::keep_alive<0, 1>(), py::arg("q"), py::arg("q_positions"), py::arg("kv_heads"), py::arg("scale"),
+      py::arg("q"), py::arg("q_positions"), py::arg("kv_heads"), py::arg("scale"),
       py::arg("pages") = std::vector<Page>(), py::arg("positions") = py::none(), py::arg("mean_k") = py::none(),
       py::arg("mean_v") = py::none(), py::arg("rows") = py::none(), py::arg("row_positions") = py::none(),
       py::arg("row_bias") = py::none(), py::arg("block_k") = py::none(), py::arg("block_v") = py::none(),

@@ -7,6 +7,14 @@
 namespace py = pybind11;
 
 void bind_errors(py::module_& m) {
+  // What no binding named.
+  py::register_exception_translator([](std::exception_ptr thrown) {
+    try {
+      if (thrown) std::rethrow_exception(thrown);
+    } catch (const py::cast_error&) {
+      PyErr_SetString(PyExc_TypeError, "an argument, or a part of one, is of a type or size that cannot be used here");
+    }
+  });
   py::register_exception<mosaic::InvariantError>(m, "InvariantError", PyExc_AssertionError);
   py::register_exception<mosaic::DeviceError>(m, "DeviceError", PyExc_RuntimeError);
   py::register_exception<mosaic::SpillError>(m, "SpillError", PyExc_OSError);

@@ -10,6 +10,8 @@
 #include <optional>
 #include <tuple>
 
+#include "bindings/gil.h"
+#include "bindings/given.h"
 #include "bindings/layer_array.h"
 #include "bindings/policy_bindings.h"
 #include "bindings/store_view.h"
@@ -35,7 +37,7 @@ std::string shape_text(const py::array& a) {
 
 template <class T>
 T get(const py::dict& d, const char* key, T otherwise) {
-  return d.contains(key) ? d[key].cast<T>() : otherwise;
+  return d.contains(key) ? bindings::value_of<T>(d[key], std::string("model: ") + key) : otherwise;
 }
 
 RopeSpec rope_from(const py::dict& d, int head_dim) {
@@ -70,7 +72,7 @@ RopeSpec rope_from(const py::dict& d, int head_dim) {
 // Every key must be known: a misspelt knob is an error, not a default.
 void refuse_unknown(const py::dict& d, const std::vector<std::string>& known, const char* who) {
   for (const auto& [key, value] : d) {
-    const auto name = key.cast<std::string>();
+    const auto name = bindings::value_of<std::string>(key, std::string(who) + ": a setting's name");
     if (std::find(known.begin(), known.end(), name) == known.end())
       throw InvalidInput(std::string(who) + ": unknown setting \"" + name + "\".");
   }
@@ -79,12 +81,7 @@ void refuse_unknown(const py::dict& d, const std::vector<std::string>& known, co
 // A setting from what Python gave for it.
 template <class T>
 void read_setting(const char* name, const py::object& given, T* value) {
-  try {
-    *value = given.cast<T>();
-  } catch (const py::cast_error&) {
-    throw InvalidInput(std::string("memory: ") + name + "=" + py::repr(given).cast<std::string>() +
-                       " is no value of this setting.");
-  }
+  *value = bindings::value_of<T>(given, std::string("memory: ") + name);
 }
 
 void read_setting(const char* name, const py::object& given, CodecId* value) {
@@ -255,7 +252,10 @@ std::shared_ptr<KvMemory> make_memory(const py::dict& model, const py::dict& mem
   }
   auto* const made =
       new KvMemory(config, bindings::policy_from(policy, settings), make_backend(backend, threads), io.get());
-  return {made, [io](KvMemory* gone) { delete gone; }};
+  return {made, [io](KvMemory* gone) {
+            // In a fork a GPU's driver is not there, not even to give memory back.
+            if (!gone->device().is_gpu() || gone->caller().is_in_its_process()) delete gone;
+          }};
 }
 
 }  // namespace
@@ -272,6 +272,7 @@ void bind_memory(py::module_& m) {
       py::arg("model"), py::arg("memory"), py::arg("policy"), py::arg("settings") = py::dict(),
       py::arg("backend") = "cpu", py::arg("threads") = 1, "How a cap would be split, without allocating it.");
 
+  // Methods take references: a pointer to a member would take an object that was never made (KvMemory.__new__) as null.
   py::class_<KvMemory, std::shared_ptr<KvMemory>>(m, "KvMemory",
                                                   "One capped KV memory for one stream. See cpp/runtime/kv_memory.h.")
       .def(py::init(&make_memory), py::arg("model"), py::arg("memory"), py::arg("policy"),
@@ -292,7 +293,7 @@ void bind_memory(py::module_& m) {
             frame.lead = lead;
             frame.trail = trail;
             frame.t_position = t_position;
-            const py::gil_scoped_release release;
+            const bindings::WithoutGil released;
             self.begin_frame(frame);
           },
           py::arg("pts"), py::arg("embedding"), py::arg("tokens"), py::arg("grid_w") = 1, py::arg("lead") = 0,
@@ -301,7 +302,8 @@ void bind_memory(py::module_& m) {
           "last\n"
           "`trail` are text. t_position: the frame's M-RoPE position, counted from the end of the prefix; -1: the next "
           "one.")
-      .def("begin_text", &KvMemory::begin_text, py::arg("tokens"))
+      .def(
+          "begin_text", [](KvMemory& self, int tokens) { self.begin_text(tokens); }, py::arg("tokens"))
       .def(
           "attend",
           [](KvMemory& self, int layer, const py::object& q, const py::object& k, const py::object& v,
@@ -311,9 +313,6 @@ void bind_memory(py::module_& m) {
             const bool gpu = self.device().is_gpu();
             std::optional<std::array<LayerArray, 4>> arrays;
             try {
-              if (tokens != self.block_tokens())
-                throw InvalidInput("attend: " + std::to_string(tokens) + " tokens, the block was begun with " +
-                                   std::to_string(self.block_tokens()) + ".");
               arrays.emplace(
                   std::array<LayerArray, 4>{LayerArray("q", q, tokens, m.q_heads, m.head_dim, gpu, false),
                                             LayerArray("k", k, tokens, m.kv_heads, m.head_dim, gpu, false),
@@ -333,9 +332,9 @@ void bind_memory(py::module_& m) {
               self.abort();
               throw InvalidInput(std::string("attend: out overlaps ") + name + ", which is read after out is written.");
             }
-            const py::gil_scoped_release release;
+            const bindings::WithoutGil released;
             self.attend(layer, at_q.data(), at_k.data(), at_v.data(), at_out.data(),
-                        stream ? std::optional<void*>(reinterpret_cast<void*>(*stream)) : std::nullopt);
+                        stream ? std::optional<void*>(reinterpret_cast<void*>(*stream)) : std::nullopt, tokens);
           },
           py::arg("layer"), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("out"), py::arg("tokens") = py::none(),
           py::arg("stream") = py::none(),
@@ -345,8 +344,9 @@ NumPy arrays, or arrays with __dlpack__ or __cuda_array_interface__ (torch, CuPy
 memory's own device; none is copied where the device reaches it; [1, T, ...] and heads and channels in one axis are the
 same. `out` is written when this returns; with a `stream`, the caller's CUDA stream as an integer (0: the default one),
 and all four on the GPU the work is only queued in order with it.)")
-      .def("commit", &KvMemory::commit, py::call_guard<py::gil_scoped_release>())
-      .def("abort", &KvMemory::abort)
+      .def(
+          "commit", [](KvMemory& self) { self.commit(); }, py::call_guard<bindings::WithoutGil>())
+      .def("abort", [](KvMemory& self) { self.abort(); })
       .def(
           "open_question",
           [](KvMemory& self, std::optional<double> since) {
@@ -355,11 +355,13 @@ and all four on the GPU the work is only queued in order with it.)")
                                      : std::numeric_limits<int32_t>::min());
           },
           py::arg("since") = py::none(), "since: seconds; only what was seen from then on is read.")
-      .def("close_question", &KvMemory::close_question, py::arg("keep") = false,
-           py::call_guard<py::gil_scoped_release>())
+      .def(
+          "close_question", [](KvMemory& self, bool keep) { self.close_question(keep); }, py::arg("keep") = false,
+          py::call_guard<bindings::WithoutGil>())
       .def(
           "evidence",
           [](const KvMemory& self) {
+            const OneCaller::Turn turn(self.caller());
             py::list out;
             const Evidence::Moment* moments = self.evidence().moments();
             for (int i = 0; i < self.evidence().capacity(); ++i)
@@ -369,15 +371,30 @@ and all four on the GPU the work is only queued in order with it.)")
           },
           "[(from seconds, to seconds, attention mass)] of the last question's first token.")
       .def_property_readonly(
-          "evidence_lost", [](const KvMemory& self) { return self.evidence().lost(); },
+          "evidence_lost",
+          [](const KvMemory& self) { return self.caller().look([&] { return self.evidence().lost(); }); },
           "Moments of the last question that found no room in the table of evidence().")
-      .def_property_readonly("asking", &KvMemory::asking, "True between open_question() and close_question().")
+      .def_property_readonly(
+          "asking",
+          [](const KvMemory& self) {
+            self.caller().need_its_process();
+            return self.asking();
+          },
+          "True between open_question() and close_question().")
       .def("stats", &stats_dict)
-      .def("plan", [](const KvMemory& self) { return plan_dict(self.plan()); })
-      .def_property_readonly("store",
-                             py::cpp_function([](const KvMemory& self) { return bindings::StoreView{&self.store()}; },
-                                              py::keep_alive<0, 1>()),
-                             "What is kept, read-only: a StoreView.")
-      .def("check_invariants", &KvMemory::check_invariants)
-      .def("drain", &KvMemory::drain, py::call_guard<py::gil_scoped_release>());
+      .def("plan",
+           [](const KvMemory& self) {
+             self.caller().need_its_process();
+             return plan_dict(self.plan());
+           })
+      .def_property_readonly(
+          "store",
+          [](const std::shared_ptr<KvMemory>& self) {
+            if (self == nullptr) throw py::reference_cast_error();
+            self->caller().need_its_process();
+            return bindings::StoreView{&self->store(), &self->caller(), self};
+          },
+          "What is kept, read-only: a StoreView.")
+      .def("check_invariants", [](const KvMemory& self) { self.check_invariants(); })
+      .def("drain", [](KvMemory& self) { self.drain(); }, py::call_guard<bindings::WithoutGil>());
 }

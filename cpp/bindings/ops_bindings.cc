@@ -9,6 +9,8 @@
 #include <cstring>
 
 #include "backend/cpu/cpu_ops.h"
+#include "bindings/gil.h"
+#include "bindings/given.h"
 #include "bindings/ops_kernels.h"
 #include "core/error.h"
 
@@ -31,7 +33,7 @@ void check_pair(const Floats& k, const Floats& v, int ndim, const char* expected
 // What record codecs take off the keys, or null. [heads, head_dim]
 Floats mean_of(const py::object& key_mean, PageShape shape) {
   if (key_mean.is_none()) return {};
-  const Floats mean = py::cast<Floats>(key_mean);
+  const Floats mean = value_of<Floats>(key_mean, "key_mean");
   need(mean.size() == shape.row(), "key_mean: expected [heads, head_dim]");
   return mean;
 }
@@ -39,6 +41,7 @@ const float* data_of(const Floats& mean) { return mean.size() > 0 ? mean.data() 
 
 py::bytes encode(Kernels& self, const std::string& codec, const Floats& k, const Floats& v, const py::object& meta,
                  const py::object& key_mean) {
+  const OneCaller::Turn turn(self.caller);
   check_pair(k, v, 3, "[tokens, heads, head_dim]");
   const int count = size_of(k, 0);
   need(count <= kPageTokens, "a page holds 16 tokens, got " + std::to_string(count));
@@ -47,7 +50,7 @@ py::bytes encode(Kernels& self, const std::string& codec, const Floats& k, const
   const CodecId id = codec_from_name(codec.c_str());
   std::vector<std::byte> page(page_bytes(id, shape));
   if (!meta.is_none()) {
-    const auto rows = py::cast<Ints>(meta);  // [tokens, 4] position, time_ms, h, w
+    const auto rows = value_of<Ints>(meta, "meta");  // [tokens, 4] position, time_ms, h, w
     need(rows.ndim() == 2 && rows.shape(0) == count && rows.shape(1) == 4, "meta: expected [tokens, 4]");
     for (int i = 0; i < count; ++i) {
       whole_page(page.data()).meta[i] = {rows.at(i, 0), rows.at(i, 1), static_cast<uint16_t>(rows.at(i, 2)),
@@ -62,6 +65,7 @@ py::bytes encode(Kernels& self, const std::string& codec, const Floats& k, const
 
 py::tuple decode(Kernels& self, const std::string& codec, const std::string& page, int heads, int head_dim, int begin,
                  int end, const py::object& key_mean) {
+  const OneCaller::Turn turn(self.caller);
   const CodecId id = codec_from_name(codec.c_str());
   const PageShape shape{heads, head_dim};
   need(heads > 0 && head_dim > 0 && page.size() == page_bytes(id, shape), "page: wrong number of bytes");
@@ -75,6 +79,7 @@ py::tuple decode(Kernels& self, const std::string& codec, const std::string& pag
 
 py::tuple assign(Kernels& self, const Floats& k, const py::object& v, const py::object& mean_k,
                  const py::object& mean_v, const py::object& rows, float value_weight) {
+  const OneCaller::Turn turn(self.caller);
   need(k.ndim() == 2, "k: expected [items, dim]");
   const Halves ck(mean_k, "mean_k");
   need(ck.array.ndim() == 2 && ck.array.shape(1) == k.shape(1), "mean_k: expected [rows, dim]");
@@ -88,7 +93,7 @@ py::tuple assign(Kernels& self, const Floats& k, const py::object& v, const py::
   Floats values;
   Halves cv;
   if (value_weight != 0) {
-    values = py::cast<Floats>(v);
+    values = value_of<Floats>(v, "v");
     cv = Halves(mean_v, "mean_v");
     check_pair(k, values, 2, "[items, dim]");
     need(cv.array.ndim() == 2 && cv.array.shape(0) == ck.array.shape(0) && cv.array.shape(1) == k.shape(1),
@@ -103,7 +108,7 @@ py::tuple assign(Kernels& self, const Floats& k, const py::object& v, const py::
   a.similarity = similarity.mutable_data();
   self.prepare({.tokens = a.items, .q_heads = 1, .shape = {1, a.dim}, .rows = a.n_rows});
   {
-    py::gil_scoped_release release;
+    const WithoutGil released;
     self.ops->assign(a);
   }
   return py::make_tuple(best, similarity);
@@ -111,6 +116,7 @@ py::tuple assign(Kernels& self, const Floats& k, const py::object& v, const py::
 
 py::tuple update(Kernels& self, const Floats& k, const Floats& v, const Ints& labels, const py::object& mean_k,
                  const py::object& mean_v, const Ints& count, const Floats& variance, float value_weight) {
+  const OneCaller::Turn turn(self.caller);
   check_pair(k, v, 2, "[items, dim]");
   Halves ck(mean_k, "mean_k", true), cv(mean_v, "mean_v", true);
   Ints counts(count.size(), count.data());
@@ -141,6 +147,7 @@ py::tuple update(Kernels& self, const Floats& k, const Floats& v, const Ints& la
 
 Floats score(Kernels& self, const std::string& mode, const Floats& q, const py::object& mean_k, const py::object& rows,
              const py::object& row_bias, float scale) {
+  const OneCaller::Turn turn(self.caller);
   need(mode == "dot" || mode == "mass", "mode: expected \"dot\" or \"mass\", got \"" + mode + "\"");
   need(q.ndim() == 3, "q: expected [tokens, q_heads, head_dim]");
   const Halves ck(mean_k, "mean_k");
@@ -159,7 +166,7 @@ Floats score(Kernels& self, const std::string& mode, const Floats& q, const py::
   const Ints listed = row_list(rows, size_of(ck.array, 0), &a.rows, &a.n_rows);
   Floats bias;
   if (!row_bias.is_none()) {
-    bias = py::cast<Floats>(row_bias);
+    bias = value_of<Floats>(row_bias, "row_bias");
     need(bias.size() == a.n_rows, "row_bias: expected one per row");
     a.row_bias = bias.data();
   }
@@ -167,13 +174,14 @@ Floats score(Kernels& self, const std::string& mode, const Floats& q, const py::
   a.score = out.mutable_data();
   self.prepare({.tokens = a.tokens, .q_heads = a.q_heads, .shape = a.shape, .rows = a.n_rows});
   {
-    py::gil_scoped_release release;
+    const WithoutGil released;
     self.ops->score(a);
   }
   return out;
 }
 
 py::array_t<int32_t> top_k(Kernels& self, const Floats& score, int k) {
+  const OneCaller::Turn turn(self.caller);
   need(score.ndim() == 1 && k >= 0, "expected scores [n] and k >= 0");
   const int n = size_of(score, 0), kept = std::min(k, n);
   py::array_t<int32_t> index(kept);
@@ -182,6 +190,7 @@ py::array_t<int32_t> top_k(Kernels& self, const Floats& score, int k) {
 }
 
 py::tuple merge(Kernels& self, const Floats& out, const Floats& lse, const Floats& other_out, const Floats& other_lse) {
+  const OneCaller::Turn turn(self.caller);
   need(out.ndim() == 2 && lse.ndim() == 1 && lse.shape(0) == out.shape(0), "expected out [rows, head_dim], lse [rows]");
   check_pair(out, other_out, 2, "[rows, head_dim]");
   check_pair(lse, other_lse, 1, "[rows]");
@@ -197,7 +206,7 @@ Ints row_list(const py::object& rows, int table, const int32_t** data, int* coun
   *data = nullptr;
   *count = table;
   if (rows.is_none()) return {};
-  Ints list = py::cast<Ints>(rows);
+  Ints list = value_of<Ints>(rows, "rows");
   need(list.ndim() == 1, "rows: expected [n]");
   for (py::ssize_t i = 0; i < list.size(); ++i) need(list.at(i) >= 0 && list.at(i) < table, "rows: no such row");
   *data = list.data();
@@ -207,13 +216,15 @@ Ints row_list(const py::object& rows, int table, const int32_t** data, int* coun
 
 }  // namespace mosaic::bindings
 
-void bind_attend(py::module_& m, py::class_<mosaic::bindings::Kernels>& kernels);
+void bind_attend(py::module_& m,
+                 py::class_<mosaic::bindings::Kernels, std::shared_ptr<mosaic::bindings::Kernels>>& kernels);
 
 void bind_ops(py::module_& core) {
   using namespace mosaic::bindings;
   py::module_ m = core.def_submodule("ops", "The CPU kernels on arrays, for tests and benches.");
   m.def("implementations", &cpu::implementations, "Names this machine can run, slowest first.");
-  auto kernels = py::class_<Kernels>(m, "Kernels", "One implementation of every kernel, with its scratch.");
+  auto kernels = py::class_<Kernels, std::shared_ptr<Kernels>>(m, "Kernels",
+                                                               "One implementation of every kernel, with its scratch.");
   kernels
       .def(py::init<const std::string&, int>(), py::arg("implementation") = "", py::arg("threads") = 0,
            "implementation: one of implementations(), or empty for the fastest; threads: 0 for one per core.")

@@ -9,6 +9,7 @@
 
 #include "backend/cpu/cpu_ops.h"
 #include "backend/ops.h"
+#include "core/one_caller.h"
 
 namespace mosaic::bindings {
 
@@ -45,6 +46,7 @@ struct Aligned {
 };
 
 struct Kernels {
+  OneCaller caller{"Kernels"};  // scratch and worker threads are one call's
   std::unique_ptr<Ops> ops;
   Aligned scratch;
   Kernels(const std::string& implementation, int threads)

@@ -6,6 +6,8 @@
 #include <pybind11/stl.h>
 
 #include "bindings/array_view.h"
+#include "bindings/gil.h"
+#include "bindings/given.h"
 #include "bindings/policy_objects.h"
 #include "bindings/store_view.h"
 #include "core/error.h"
@@ -31,7 +33,7 @@ class PythonPolicy final : public Policy {
     has_scene_ = py::hasattr(self, "scene");
   }
   ~PythonPolicy() override {
-    const py::gil_scoped_acquire gil;
+    const WithGil gil;
     if (view_) view_.cast<StoreView&>().held = nullptr;
     view_ = py::object();
     held_.clear();
@@ -42,20 +44,22 @@ class PythonPolicy final : public Policy {
 
   void bind(const StoreShape&, Region& region) override {
     if (region.is_counting()) return;
-    const py::gil_scoped_acquire gil;
+    const WithGil gil;
     if (base_->serves)
       throw InvalidInput("policy " + name_ + ": this object serves or served a session; make another one.");
     base_->serves = true;
   }
 
+  void serve(const OneCaller& caller) override { caller_ = &caller; }
+
   SceneId scene(const ClusterStore& store, const float* embedding) override {
-    const py::gil_scoped_acquire gil;
+    const WithGil gil;
     if (!has_scene_) {  // as in mosaic
       const auto [nearest, distance] = store.scenes()->nearest(embedding);
       return nearest != kNone && distance <= 0.05f ? nearest : kNone;
     }
-    const py::object given =
-        self_.attr("scene")(view_of_store(store), copy_of(embedding, {py::ssize_t{store.shape().embedding_dim}}));
+    const py::object given = call_python(self_.attr("scene"), view_of_store(store),
+                                         copy_of(embedding, {py::ssize_t{store.shape().embedding_dim}}));
     if (given.is_none()) return kNone;
     int id = kNone;
     try {
@@ -70,7 +74,7 @@ class PythonPolicy final : public Policy {
   }
 
   void admit(const ClusterStore& store, const AdmitBlock& block, Placement* out) override {
-    const py::gil_scoped_acquire gil;
+    const WithGil gil;
     BlockView view;
     view.lane = block.lane;
     view.frame = block.frame;
@@ -93,7 +97,8 @@ class PythonPolicy final : public Policy {
     view.time_ms = column(&TokenMeta::time_ms);
     view.h = column(&TokenMeta::h);
     view.w = column(&TokenMeta::w);
-    read_placements(who("admit"), store, needs_, self_.attr("admit")(view_of_store(store), std::move(view)), block.lane,
+    read_placements(who("admit"), store, needs_,
+                    call_python(self_.attr("admit"), view_of_store(store), std::move(view)), block.lane,
                     needs_.group.by_token ? n : 1, out);
   }
 
@@ -102,14 +107,14 @@ class PythonPolicy final : public Policy {
 
   void select(const ClusterStore& store, const SelectQuery& query, const SelectScratch&,
               SelectResult* result) override {
-    const py::gil_scoped_acquire gil;
+    const WithGil gil;
     const auto d = static_cast<py::ssize_t>(store.shape().page.head_dim);
     const py::object view = py::cast(
         QueryView{query, &store,
                   copy_of(query.q, {query.tokens, query.q_heads, d},
                           {static_cast<py::ssize_t>(query.q_stride * sizeof(float)),
                            d * static_cast<py::ssize_t>(sizeof(float)), static_cast<py::ssize_t>(sizeof(float))})});
-    const py::object given = self_.attr("select")(view_of_store(store), view);
+    const py::object given = call_python(self_.attr("select"), view_of_store(store), view);
     view.cast<QueryView&>().store = nullptr;
     read_choice(who("select"), store, query, given, result);
   }
@@ -117,15 +122,16 @@ class PythonPolicy final : public Policy {
   int evict(const ClusterStore& store, const Need& need, Eviction* out, int capacity) override {
     // Which pages stay exact is no question of what is kept.
     if (need.kind == Need::Kind::kHotSlots) return demote_coldest(store, need, out, capacity);
-    const py::gil_scoped_acquire gil;
-    return read_evictions(who("evict"), store, self_.attr("evict")(view_of_store(store), need), &held_, out, capacity);
+    const WithGil gil;
+    return read_evictions(who("evict"), store, call_python(self_.attr("evict"), view_of_store(store), need), &held_,
+                          out, capacity);
   }
 
  private:
   std::string who(const char* method) const { return "policy " + name_ + ": " + method; }
   // One object for all calls, which knows when the store is gone.
   const py::object& view_of_store(const ClusterStore& store) {
-    if (!view_) view_ = py::cast(StoreView{&store, true});
+    if (!view_) view_ = py::cast(StoreView{&store, caller_, nullptr, true});
     return view_;
   }
 
@@ -134,6 +140,7 @@ class PythonPolicy final : public Policy {
   std::string name_;
   PolicyNeeds needs_;
   bool has_scene_ = false;
+  const OneCaller* caller_ = nullptr;
   py::object view_;  // a StoreView
   std::vector<PyEviction> held_;
 };
@@ -141,10 +148,11 @@ class PythonPolicy final : public Policy {
 PolicySettings settings_from(const py::dict& d) {
   PolicySettings settings;
   for (const auto& [key, value] : d) {
+    const auto name = value_of<std::string>(key, "settings: a setting's name");
     if (py::isinstance<py::str>(value)) {
-      settings.emplace_back(key.cast<std::string>(), value.cast<std::string>());
+      settings.emplace_back(name, value_of<std::string>(value, "settings: " + name));
     } else {
-      settings.emplace_back(key.cast<std::string>(), value.cast<double>());
+      settings.emplace_back(name, value_of<double>(value, "settings: " + name));
     }
   }
   return settings;

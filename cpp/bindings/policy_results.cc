@@ -2,6 +2,7 @@
 // and what it gave.
 #include <algorithm>
 
+#include "bindings/given.h"
 #include "bindings/policy_objects.h"
 #include "core/error.h"
 
@@ -13,13 +14,6 @@ namespace {
 
 [[noreturn]] void refuse(const std::string& who, const std::string& what) {
   throw InvalidInput(who + " returned " + what + ".");
-}
-
-std::string text_of(const py::handle& given) {
-  std::string text = py::repr(given).cast<std::string>();
-  std::replace(text.begin(), text.end(), '\n', ' ');
-  if (text.size() > 80) text = text.substr(0, 77) + "...";
-  return text;
 }
 
 // One value a token, as int64. *mask: they were booleans.

@@ -2,6 +2,8 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include "bindings/gil.h"
+#include "bindings/given.h"
 #include "bindings/ops_kernels.h"
 
 namespace py = pybind11;
@@ -17,7 +19,7 @@ struct Rows {
   int items, dim;
   size_t stride;
   Rows(const py::object& x, const char* name) {
-    array = py::cast<py::array_t<float, py::array::forcecast>>(x);
+    array = value_of<py::array_t<float, py::array::forcecast>>(x, name);
     need(array.ndim() == 2, std::string(name) + ": expected [items, dim]");
     const auto one = static_cast<py::ssize_t>(sizeof(float));
     const bool in_place = array.shape(1) > 0 && array.strides(1) == one && array.strides(0) >= array.shape(1) * one &&
@@ -38,6 +40,7 @@ void check_places(const Ints& place, int items, int places) {
 }
 
 py::tuple add_recent_keys(Kernels& self, const py::object& k, const Ints& place, const Floats& sum, const Ints& count) {
+  const OneCaller::Turn turn(self.caller);
   const Rows rows(k, "k");
   need(sum.ndim() == 2 && sum.shape(1) == rows.dim && count.ndim() == 1 && count.shape(0) == sum.shape(0),
        "expected sum [places, dim] and count [places]");
@@ -47,7 +50,7 @@ py::tuple add_recent_keys(Kernels& self, const py::object& k, const Ints& place,
   const RecentKeysArgs args{rows.array.data(), place.data(),        rows.items,           rows.dim,
                             rows.stride,       sums.mutable_data(), counts.mutable_data()};
   {
-    const py::gil_scoped_release release;
+    const WithoutGil released;
     self.ops->add_recent_keys(args);
   }
   return py::make_tuple(sums, counts);
@@ -55,6 +58,7 @@ py::tuple add_recent_keys(Kernels& self, const py::object& k, const Ints& place,
 
 Floats temporal_redundancy(Kernels& self, const py::object& k, const Ints& place, const Floats& sum,
                            const Ints& count) {
+  const OneCaller::Turn turn(self.caller);
   const Rows rows(k, "k");
   need(sum.ndim() == 2 && sum.shape(1) == rows.dim && count.ndim() == 1 && count.shape(0) == sum.shape(0),
        "expected sum [places, dim] and count [places]");
@@ -62,25 +66,27 @@ Floats temporal_redundancy(Kernels& self, const py::object& k, const Ints& place
   Floats score(rows.items);
   const RedundancyArgs args{rows.array.data(), place.data(), rows.items,   rows.dim,
                             rows.stride,       sum.data(),   count.data(), score.mutable_data()};
-  const py::gil_scoped_release release;
+  const WithoutGil released;
   self.ops->temporal_redundancy(args);
   return score;
 }
 
 Floats row_norm(Kernels& self, const py::object& x) {
+  const OneCaller::Turn turn(self.caller);
   const Rows rows(x, "x");
   Floats norm(rows.items);
   const NormArgs args{rows.array.data(), rows.items, rows.dim, rows.stride, norm.mutable_data()};
-  const py::gil_scoped_release release;
+  const WithoutGil released;
   self.ops->row_norm(args);
   return norm;
 }
 
 Floats spectral_energy(Kernels& self, const py::object& x) {
+  const OneCaller::Turn turn(self.caller);
   const Rows rows(x, "x");
   Floats energy(rows.items);
   const SpectralArgs args{rows.array.data(), rows.items, rows.dim, rows.stride, energy.mutable_data()};
-  const py::gil_scoped_release release;
+  const WithoutGil released;
   self.ops->spectral_energy(args);
   return energy;
 }
@@ -91,7 +97,7 @@ Floats spectral_energy(Kernels& self, const py::object& x) {
 
 void bind_signals(py::module_& core) {
   using namespace mosaic::bindings;
-  auto kernels = core.attr("ops").attr("Kernels").cast<py::class_<Kernels>>();
+  auto kernels = core.attr("ops").attr("Kernels").cast<py::class_<Kernels, std::shared_ptr<Kernels>>>();
   kernels
       .def("add_recent_keys", &add_recent_keys, py::arg("k"), py::arg("place"), py::arg("sum"), py::arg("count"),
            "sum [places, dim] and count [places] with the unit keys k [items, dim] of these places added.")

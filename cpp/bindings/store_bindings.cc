@@ -24,19 +24,21 @@ std::vector<ClusterId> live_of(const ClusterIndex& index) {
   return live;
 }
 
-const ClusterIndex& lane_of(const StoreView& view, int lane) {
-  if (lane < 0 || lane >= view.store().shape().lanes)
-    throw InvalidInput("lane=" + std::to_string(lane) + ": this store has " +
-                       std::to_string(view.store().shape().lanes) + ".");
-  return view.store().index(lane);
+const ClusterIndex& lane_of(const ClusterStore& store, int lane) {
+  if (lane < 0 || lane >= store.shape().lanes)
+    throw InvalidInput("lane=" + std::to_string(lane) + ": this store has " + std::to_string(store.shape().lanes) +
+                       ".");
+  return store.index(lane);
 }
 
 py::array means(const py::object& self, int lane, bool keys) {
   const auto& view = self.cast<const StoreView&>();
-  const ClusterIndex& index = lane_of(view, lane);
-  if (!index.has_means()) throw InvalidInput("the clusters of this policy keep no means.");
-  return view_of(view.lent ? py::handle() : py::handle(self), keys ? index.mean_k() : index.mean_v(),
-                 {index.capacity(), index.dim()}, {}, py::dtype("float16"));
+  return view.read([&](const ClusterStore& store) {
+    const ClusterIndex& index = lane_of(store, lane);
+    if (!index.has_means()) throw InvalidInput("the clusters of this policy keep no means.");
+    return view_of(view.lent ? py::handle() : py::handle(self), keys ? index.mean_k() : index.mean_v(),
+                   {index.capacity(), index.dim()}, {}, py::dtype("float16"));
+  });
 }
 
 template <class Of>
@@ -47,8 +49,8 @@ py::array column(const std::vector<ClusterId>& live, Of&& of) {
   return out;
 }
 
-py::dict clusters(const StoreView& view, int lane) {
-  const ClusterIndex& index = lane_of(view, lane);
+py::dict clusters(const ClusterStore& store, int lane) {
+  const ClusterIndex& index = lane_of(store, lane);
   const std::vector<ClusterId> live = live_of(index);
   py::dict out;
   out["id"] = column(live, [](ClusterId c) { return c; });
@@ -66,11 +68,11 @@ py::dict clusters(const StoreView& view, int lane) {
   return out;
 }
 
-py::dict scenes(const StoreView& view) {
-  const SceneTable* table = view.store().scenes();
+py::dict scenes(const ClusterStore& store) {
+  const SceneTable* table = store.scenes();
   if (table == nullptr) throw InvalidInput("this policy has no scenes.");
   std::vector<SceneId> live;
-  for (SceneId s = 0; s < view.store().shape().scenes; ++s)
+  for (SceneId s = 0; s < store.shape().scenes; ++s)
     if (table->count(s) > 0) live.push_back(s);
   const auto n = static_cast<py::ssize_t>(live.size()), dim = static_cast<py::ssize_t>(table->dim());
   py::array_t<float> mean({n, dim});
@@ -84,8 +86,8 @@ py::dict scenes(const StoreView& view) {
   return out;
 }
 
-py::list tiers(const StoreView& view) {
-  const TierChain& chain = view.store().tiers();
+py::list tiers(const ClusterStore& store) {
+  const TierChain& chain = store.tiers();
   py::list out;
   for (int t = 0; t < chain.size(); ++t) {
     py::dict row;
@@ -98,9 +100,8 @@ py::list tiers(const StoreView& view) {
   return out;
 }
 
-py::dict members(const StoreView& view, int lane) {
-  const ClusterStore& store = view.store();
-  const ClusterIndex& index = lane_of(view, lane);
+py::dict members(const ClusterStore& store, int lane) {
+  const ClusterIndex& index = lane_of(store, lane);
   std::vector<int32_t> position, time, h, w, cluster, tier;
   std::vector<float> k, v;
   const auto row = static_cast<size_t>(store.shape().page.row());
@@ -150,20 +151,31 @@ py::dict members(const StoreView& view, int lane) {
   return out;
 }
 
+// of(store) as a method of the view, and of(store, lane).
+template <class Of>
+auto reading(const Of& of) {
+  return [of](const StoreView& view) { return view.read(of); };
+}
+template <class Of>
+auto reading_lane(const Of& of) {
+  return [of](const StoreView& view, int lane) {
+    return view.read([&](const ClusterStore& store) { return of(store, lane); });
+  };
+}
+
 }  // namespace
 
 void bind_store(py::module_& m) {
   py::class_<StoreView>(m, "StoreView", "What a memory keeps, read-only. Valid while the memory lives.")
-      .def_property_readonly("lanes", [](const StoreView& s) { return s.store().shape().lanes; })
-      .def_property_readonly(
-          "free_slots", [](const StoreView& s) { return s.store().free_slots(); },
-          "Pages that could be written at once, in any DRAM tier.")
-      .def_property_readonly("can_spill", [](const StoreView& s) { return s.store().can_spill(); })
-      .def("tiers", &tiers, "Hot to cold: medium, codec, page slots, and how many are free.")
-      .def("scenes", &scenes, "Columns of the scenes: id, frames, variance, mean embedding.")
-      .def("clusters", &clusters, py::arg("lane"), "Columns of the live clusters of a lane, by rising id.")
+      .def_property_readonly("lanes", reading([](const ClusterStore& s) { return s.shape().lanes; }))
+      .def_property_readonly("free_slots", reading([](const ClusterStore& s) { return s.free_slots(); }),
+                             "Pages that could be written at once, in any DRAM tier.")
+      .def_property_readonly("can_spill", reading([](const ClusterStore& s) { return s.can_spill(); }))
+      .def("tiers", reading(tiers), "Hot to cold: medium, codec, page slots, and how many are free.")
+      .def("scenes", reading(scenes), "Columns of the scenes: id, frames, variance, mean embedding.")
+      .def("clusters", reading_lane(clusters), py::arg("lane"), "Columns of the live clusters of a lane, by rising id.")
       .def(
-          "members", &members, py::arg("lane"),
+          "members", reading_lane(members), py::arg("lane"),
           "Tokens of a lane that lie in DRAM, with their place, cluster, tier, and keys and values decoded to float32.")
       .def(
           "mean_k", [](const py::object& self, int lane) { return means(self, lane, true); }, py::arg("lane"),

@@ -1,7 +1,7 @@
 // The trace for Python: start, stop, and the spans that only Python sees. See cpp/core/trace.h.
 #include <pybind11/pybind11.h>
 
-#include <cstring>
+#include <string>
 
 #include "core/error.h"
 #include "core/trace.h"
@@ -14,11 +14,11 @@ namespace {
 // A span keeps the pointer to its name, so names live here.
 constexpr const char* kNames[] = {"encode_frame", "forward"};
 
-void add_span(const char* name, uint64_t begin_ns, uint64_t end_ns) {
+void add_span(const std::string& name, uint64_t begin_ns, uint64_t end_ns) {
   for (const char* known : kNames) {
-    if (std::strcmp(known, name) == 0) return trace::add(known, begin_ns, end_ns);
+    if (name == known) return trace::add(known, begin_ns, end_ns);
   }
-  throw InvalidInput(std::string("trace: no span is called \"") + name + "\"; there are encode_frame, forward.");
+  throw InvalidInput("trace: no span is called \"" + name + "\"; there are encode_frame, forward.");
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <signal.h>
 
 #include <chrono>
+#include <memory>
 #include <string>
 #include <system_error>
 
@@ -36,11 +37,23 @@ CopyEngine::CopyEngine(SpillFile& file, int capacity, void* memory)
     failure = error.what();
   }
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
-  if (!failure.empty()) throw SpillError("the copy thread could not start: " + failure);
+  if (!failure.empty())
+    throw DeviceError("the thread that copies to the disk could not start (" + failure +
+                      "). Lower kernel_threads=, leave disk= out, or raise the limit of threads or memory that this " +
+                      "process has.");
   pthread_setname_np(thread_.native_handle(), "mosaic-copy");
 }
 
 CopyEngine::~CopyEngine() {
+  if (!is_in_its_process()) {
+    // In a fork there is no thread to join, and where the other process waited, destroying waits for ever. These never
+    // were.
+    std::construct_at(&work_);
+    std::construct_at(&room_);
+    std::construct_at(&finished_);
+    std::construct_at(&thread_);
+    return;
+  }
   {
     std::lock_guard lock(mutex_);
     stop_ = true;
@@ -94,6 +107,7 @@ Status CopyEngine::wait(const Completion& completion) {
 }
 
 void CopyEngine::drain() {
+  if (!is_in_its_process()) return;
   std::unique_lock lock(mutex_);
   finished_.wait(lock, [this, all = submitted_] { return completed_ >= all; });
 }

@@ -4,8 +4,11 @@
 // neighbours in the file move with one system call.
 // The caller owns one Completion per request. Until it is done, keep it, the slot and the buffer as they are.
 // Any thread may call anything. After construction nothing allocates and nothing throws, except on a defect
-// (InvariantError). The destructor finishes what is queued. The SpillFile outlives the engine.
+// (InvariantError). The destructor finishes what is queued. The SpillFile outlives the engine. In a fork, which has no
+// such thread, drain() and the destructor do nothing; nothing else may be called there.
 #pragma once
+
+#include <unistd.h>
 
 #include <atomic>
 #include <condition_variable>
@@ -62,7 +65,7 @@ class CopyEngine {
   // The ring, in host memory.
   static constexpr size_t bytes_for(int capacity) { return static_cast<size_t>(capacity) * sizeof(CopyRequest); }
 
-  // memory: bytes_for(capacity), 8-byte aligned. Throws InvalidInput, or SpillError when no thread can be started.
+  // memory: bytes_for(capacity), 8-byte aligned. Throws InvalidInput, or DeviceError when no thread can be started.
   CopyEngine(SpillFile& file, int capacity, void* memory);
   ~CopyEngine();
   CopyEngine(const CopyEngine&) = delete;
@@ -83,6 +86,7 @@ class CopyEngine {
  private:
   void run();
   int take_run(CopyRequest* out);
+  bool is_in_its_process() const { return getpid() == process_; }
 
   SpillFile& file_;
   const int capacity_;
@@ -97,6 +101,7 @@ class CopyEngine {
   uint64_t completed_ = 0;
   bool stop_ = false;
   CopyStats stats_;
+  const pid_t process_ = getpid();
   std::thread thread_;  // last: it uses all of the above
 };
 

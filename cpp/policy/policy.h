@@ -145,6 +145,7 @@ struct Eviction {
   const uint8_t* keep = nullptr;  // kThin: [members], in the order of the pages; 0: the token goes. The policy's memory
 };
 
+class OneCaller;
 class Retention;
 
 class Policy {
@@ -157,6 +158,9 @@ class Policy {
   // Takes the policy's own tables for a store of this shape from the region. Called on counting regions while the session
   // is planned, then once, last, on the session's own.
   virtual void bind(const StoreShape& shape, Region& region) { (void)shape, (void)region; }
+
+  // The session is built; `caller` says who may look into its store just now.
+  virtual void serve(const OneCaller& caller) { (void)caller; }
 
   // The scene of a frame, or kNone for a new one.
   virtual SceneId scene(const ClusterStore& store, const float* embedding) {

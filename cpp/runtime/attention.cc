@@ -23,10 +23,14 @@ void KvMemory::block_positions(BlockSelection* s) const {
 }
 
 void KvMemory::attend(int layer, const float* q, const float* k, const float* v, float* out,
-                      std::optional<void*> stream) {
+                      std::optional<void*> stream, int tokens) {
+  const OneCaller::Turn turn(caller_);
   if (block_ == BlockKind::kNone)
     throw InvalidInput("KvMemory: attend() without a block; begin_frame() or begin_text() first.");
   const LayerArrays given{q, k, v, out};
+  if (tokens != -1 && tokens != block_tokens_)
+    refuse_block("attend() of " + std::to_string(tokens) + " tokens, the block was begun with " +
+                 std::to_string(block_tokens_));
   if (layer != next_layer_)
     refuse_block("expected layer " + std::to_string(next_layer_) + ", got " + std::to_string(layer));
   bool finite = true;
@@ -41,7 +45,7 @@ void KvMemory::attend(int layer, const float* q, const float* k, const float* v,
     } catch (const DeviceError& e) {
       if (failed_.empty()) failed_ = e.what();
     }
-    abort();
+    forget_block();
     throw;
   }
   if (!finite) refuse_block("layer " + std::to_string(layer) + ": q, k or v holds NaN or infinity");

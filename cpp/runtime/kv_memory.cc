@@ -23,6 +23,8 @@ KvMemory::KvMemory(const MemoryConfig& config, std::unique_ptr<Policy> policy, B
   if (region_.used() != plan_.total_bytes)
     throw InvariantError("KvMemory: took " + std::to_string(region_.used()) + " bytes, planned " +
                          std::to_string(plan_.total_bytes) + ".");
+  policy_->serve(caller_);
+  note_stats();
 }
 
 void KvMemory::begin(BlockKind kind, int tokens) {
@@ -36,6 +38,7 @@ void KvMemory::begin(BlockKind kind, int tokens) {
 }
 
 void KvMemory::begin_frame(const FrameInfo& frame) {
+  const OneCaller::Turn turn(caller_);
   if (asking_) throw InvalidInput("KvMemory: a question is open; close_question() before the next frame.");
   if (frame.tokens < 1 || frame.tokens > model().frame_tokens)
     throw InvalidInput("KvMemory: a frame of " + std::to_string(frame.tokens) + " tokens; frame_tokens= is " +
@@ -71,6 +74,7 @@ void KvMemory::begin_frame(const FrameInfo& frame) {
 }
 
 void KvMemory::begin_text(int tokens) {
+  const OneCaller::Turn turn(caller_);
   if (!asking_) {
     if (frames_ > 0 || window_.prefix_tokens + tokens > plan_.config.prefix_tokens)
       throw InvalidInput(
@@ -97,11 +101,22 @@ void KvMemory::begin_text(int tokens) {
 }
 
 void KvMemory::refuse_block(const std::string& why) {
-  abort();
+  forget_block();
   throw InvalidInput("KvMemory: " + why + "; the block was refused and nothing of it was filed.");
 }
 
 void KvMemory::abort() {
+  const OneCaller::Turn turn(caller_);
+  forget_block();
+}
+
+void KvMemory::drain() {
+  const OneCaller::Turn turn(caller_);
+  store_.drain();
+  if (records_) records_->drain();
+}
+
+void KvMemory::forget_block() {
   block_ = BlockKind::kNone;
   store_.unpin_all();
   if (!asking_ || passes_ == 0)  // what the refused block chose is not the next one's choice
@@ -109,10 +124,11 @@ void KvMemory::abort() {
 }
 
 void KvMemory::commit() {
+  const OneCaller::Turn turn(caller_);
   if (block_ == BlockKind::kNone || next_layer_ != model().layers) {
     const int done = next_layer_;
     const bool open = block_ != BlockKind::kNone;
-    abort();
+    forget_block();
     throw InvalidInput(open ? "KvMemory: commit() after " + std::to_string(done) + " of " +
                                   std::to_string(model().layers) + " layers; the block was refused."
                             : "KvMemory: commit() without a block.");
@@ -121,10 +137,11 @@ void KvMemory::commit() {
     on_device([&] { backend_.ops->wait(); });
     if (staging_.bad()) refuse_block("q, k or v of a layer holds NaN or infinity");
   } catch (const DeviceError&) {
-    abort();
+    forget_block();
     throw;
   }
   on_device([&] { file_block(); });
+  note_stats();
 }
 
 void KvMemory::file_block() {
@@ -148,6 +165,7 @@ void KvMemory::file_block() {
 }
 
 void KvMemory::open_question(int32_t since_ms) {
+  const OneCaller::Turn turn(caller_);
   if (block_ != BlockKind::kNone)
     throw InvalidInput("KvMemory: a block is open; commit() or abort() it before a question.");
   if (asking_) throw InvalidInput("KvMemory: a question is open already; close_question() first.");
@@ -162,11 +180,13 @@ void KvMemory::open_question(int32_t since_ms) {
 }
 
 void KvMemory::close_question(bool keep) {
+  const OneCaller::Turn turn(caller_);
   if (!asking_) throw InvalidInput("KvMemory: no question is open.");
-  if (block_ != BlockKind::kNone) abort();
+  if (block_ != BlockKind::kNone) forget_block();
   asking_ = false;
   dialogue_.close_question(keep);
   if (failed_.empty()) on_device([&] { settle_read(); });
+  note_stats();
 }
 
 // Splits that were put off while their cluster was on disk: its pages have just been read.
@@ -188,6 +208,20 @@ void KvMemory::settle_read() {
 }
 
 MemoryStats KvMemory::stats() const {
+  return caller_.look_or([this] { return count_stats(); },
+                         [this] {
+                           const std::lock_guard lock(noted_mutex_);
+                           return noted_;
+                         });
+}
+
+void KvMemory::note_stats() {
+  const MemoryStats now = count_stats();
+  const std::lock_guard lock(noted_mutex_);
+  noted_ = now;
+}
+
+MemoryStats KvMemory::count_stats() const {
   MemoryStats stats;
   stats.tokens = records_ ? records_->account() : store_.account();
   int64_t window = window_.prefix_tokens + window_.first_frame().tokens;
@@ -232,10 +266,11 @@ MemoryStats KvMemory::stats() const {
 }
 
 void KvMemory::check_invariants() const {
+  const OneCaller::Turn turn(caller_);
   store_.check_invariants();
   if (records_) records_->check_invariants();
   if (region_.used() > plan_.config.cap_bytes) throw InvariantError("KvMemory: the bytes taken pass the cap.");
-  const MemoryStats s = stats();
+  const MemoryStats s = count_stats();
   if (s.tokens.total() != s.tokens.seen) throw InvariantError("KvMemory: a token is not accounted for.");
 }
 

@@ -12,15 +12,20 @@
 //   kv_memory.cc its life · attention.cc the seam · Selector what is read · Admission and Records what is kept ·
 //   positions.h where it stands
 // A device that fails ends the session, with an error that says so at every call; another may be opened.
-// Not thread-safe: one caller at a time.
+// One caller at a time (OneCaller): a second thread, a policy that calls the memory which is asking it, and a fork of the
+// process are refused with InvalidInput. stats() alone is for any thread: while somebody is inside it is what it was when
+// the last call ended.
 #pragma once
 
+#include <atomic>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <vector>
 
 #include "backend/backend.h"
 #include "core/error.h"
+#include "core/one_caller.h"
 #include "runtime/dialogue.h"
 #include "runtime/parts.h"
 #include "runtime/selector.h"
@@ -48,10 +53,10 @@ struct MemoryStats {
   uint64_t taken_bytes = 0;  // of the cap, for the whole life of the session
   int64_t frames = 0;
   int64_t questions = 0;
-  int64_t frame_reads = 0;       // tokens that the newest frame read besides itself, over all lanes
-  int64_t question_reads = 0;    // and the last question's first pass
-  int64_t unread_pages = 0;      // chosen, but no room to read them: attended by their summary
-  int64_t dropped_dialogue = 0;  // tokens of earlier turns that made room
+  int64_t frame_reads = 0;        // tokens that the newest frame read besides itself, over all lanes
+  int64_t question_reads = 0;     // and the last question's first pass
+  int64_t unread_pages = 0;       // chosen, but no room to read them: attended by their summary
+  int64_t dropped_dialogue = 0;   // tokens of earlier turns that made room
   struct Tier {
     Medium medium;
     CodecId codec;
@@ -72,9 +77,9 @@ class KvMemory {
   // q [T, q_heads, D], k, v [T, kv_heads, D] before rotation, out [T, q_heads, D]; contiguous, T as begun. They may lie in
   // host memory or in the device's own: what the device reaches is not copied. `out` is written when this returns; but where
   // a stream is given (of the device's kind, null its default) and all four lie on the device, that work is queued in
-  // order with it, and nothing is waited for.
+  // order with it, and nothing is waited for. tokens: what the arrays hold, -1: as begun.
   void attend(int layer, const float* q, const float* k, const float* v, float* out,
-              std::optional<void*> stream = std::nullopt);
+              std::optional<void*> stream = std::nullopt, int tokens = -1);
   void commit();
   // Forget the block that was begun.
   void abort();
@@ -87,6 +92,7 @@ class KvMemory {
   const Evidence& evidence() const { return evidence_; }
 
   int block_tokens() const { return block_tokens_; }
+  const OneCaller& caller() const { return caller_; }
   const Plan& plan() const { return plan_; }
   const Region& region() const { return region_; }
   const Device& device() const { return *backend_.device; }
@@ -96,17 +102,17 @@ class KvMemory {
   MemoryStats stats() const;
   void check_invariants() const;
   // Wait for background writes.
-  void drain() {
-    store_.drain();
-    if (records_) records_->drain();
-  }
+  void drain();
 
  private:
   int lanes() const { return plan_.window.lanes; }
   const ModelShape& model() const { return plan_.config.model; }
   void begin(BlockKind kind, int tokens);
   void file_block();
+  void forget_block();
   void settle_read();
+  MemoryStats count_stats() const;
+  void note_stats();
   [[noreturn]] void refuse_block(const std::string& why);
   // Runs what calls the device. After a DeviceError nobody knows what its memory holds: nothing is answered from it again.
   template <class Call>
@@ -122,6 +128,7 @@ class KvMemory {
   void collect_evidence(const AttendArgs& args, const BlockSelection& s, int lane);
   void collect_attention_received(const AttendArgs& args, const BlockSelection& s, int lane);
 
+  OneCaller caller_{"KvMemory"};
   Backend backend_;
   std::unique_ptr<Policy> policy_;
   Plan plan_;
@@ -138,7 +145,7 @@ class KvMemory {
 
   std::string failed_;  // what the device said when it failed
   BlockKind block_ = BlockKind::kNone;
-  int block_tokens_ = 0;
+  std::atomic<int> block_tokens_{0};
   int next_layer_ = 0;
   FrameInfo frame_{};
   FrameLayout layout_;          // of the frame that was begun
@@ -146,13 +153,15 @@ class KvMemory {
   int32_t frame_position_ = 0;  // and of the first one of the frame that was begun
   int64_t frames_ = 0;
   int64_t questions_ = 0;
-  bool asking_ = false;
+  std::atomic<bool> asking_{false};
   int32_t since_ms_ = 0;
   int passes_ = 0;
   int since_refresh_ = 0;
   int64_t reads_now_ = 0;  // tokens that the block read so far, over all lanes
   int64_t frame_reads_ = 0;
   int64_t question_reads_ = 0;
+  mutable std::mutex noted_mutex_;
+  MemoryStats noted_;                              // when the last call ended that changed them
   static constexpr int32_t kLastPosition = 1 << 30;  // beyond it positions would wrap
 };
 

@@ -20,6 +20,7 @@ class OutputFile:
         descriptor, name = tempfile.mkstemp(".part", f".{self.path.name[:100]}.", self.path.parent)
         os.close(descriptor)
         self._aside = Path(name)
+        self._process = os.getpid()
 
     def write(self, text: str) -> None:
         """Put `text` in place. OSError if it does not fit; what was there before is there still."""
@@ -32,7 +33,9 @@ class OutputFile:
             raise
 
     def discard(self) -> None:
-        """Leave everything as it was. Nothing to do after `write`."""
+        """Leave everything as it was. Nothing to do after `write`, nor in a fork: it is not its file."""
+        if self._process != os.getpid():
+            return
         with suppress(OSError):
             self._aside.unlink(missing_ok=True)
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import cache
 from pathlib import Path
 from statistics import median
 from types import TracebackType
@@ -24,6 +28,21 @@ from mosaic_edge.question import check_arguments, question_tokens, seconds
 from mosaic_edge.reply import Reply, ReplyStream
 from mosaic_edge.sampling import Sampler, SamplingParams
 from mosaic_edge.trace import Trace
+
+_open_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+_LAST_CALL_SECONDS = 10.0
+
+
+def _hold_all() -> None:
+    """The interpreter ends. A daemon thread that is in a model's code would be killed there, which ends the
+    process if that is C++: it may finish its step, and waits for ever before the next one."""
+    for session in list(_open_sessions):
+        session.hold(_LAST_CALL_SECONDS)
+
+
+@cache
+def _hold_all_at_exit() -> None:
+    atexit.register(_hold_all)
 
 
 class _MemoryAttend:
@@ -48,6 +67,7 @@ class Session:
         self._model = model
         self._spec = model.spec
         self.config = config
+        self._process = os.getpid()
         self._lock = threading.RLock()  # one call into the core at a time
         # One frame or answer at a time; whichever thread ends an answer releases it.
         self._turn = threading.Lock()
@@ -76,6 +96,8 @@ class Session:
         self._last_pts: float | None = None
         if prefix:
             self._block(model.embed_text(prefix), want_logits=False)
+        _open_sessions.add(self)
+        _hold_all_at_exit()
 
     def append(self, frame: FrameArray, pts: float | None = None) -> None:
         """Take in one RGB frame uint8 [H, W, 3] seen at `pts` seconds (default: a frame time after the last).
@@ -93,7 +115,7 @@ class Session:
             ) from error
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise ValueError(f"frame: expected uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
-        with self._my_turn(), self._lock:
+        with self._my_turn(), self._alone():
             self._settle()
             if pts is None:
                 pts = 0.0 if self._last_pts is None else self._last_pts + median(self._gaps)
@@ -204,7 +226,8 @@ class Session:
             question, since, sampling, dialogue=dialogue, stream=stream, special_tokens=special_tokens
         )
         since = None if since is None else seconds(since, "since")
-        ids = question_tokens(self._model, question, self._talking, special_tokens)
+        with self._alone():
+            ids = question_tokens(self._model, question, self._talking, special_tokens)
         result: list[Reply] = []
         pieces = self._answer(ids, since, dialogue, sampling or SamplingParams(), stream, result)
         if stream:
@@ -215,21 +238,31 @@ class Session:
 
     def memory(self) -> dict[str, Any]:
         """Bytes by tier and part, where every token is; what was split, merged, summarised, dropped, lost."""
-        with self._lock:
+        with self._alone():
             stats: dict[str, Any] = self._open().stats()
             stats["duplicate_frames"] = self._duplicates
             return stats
 
     def check_invariants(self) -> None:
         """Recount everything; raises InvariantError on a defect. Slow."""
-        with self._lock:
+        with self._alone():
             self._open().check_invariants()
 
     def close(self) -> None:
-        """Give the memory back. The session cannot be used afterwards; closing twice is fine."""
+        """Give the memory back. The session cannot be used afterwards; closing twice is fine, and so is
+        closing what a fork of the process has of it, which its own process does not notice."""
+        if not self._is_in_its_process():
+            self._memory = self._attend = None
+            return
         with self._lock:
             self._memory = self._attend = None  # its copy thread ends here, with its last span
             self._trace.close()
+
+    def hold(self, seconds: float) -> None:
+        """For the end of the interpreter: wait until no thread is in a step of this session, `seconds` at
+        most, and let none but the caller's begin another."""
+        if self._is_in_its_process():
+            self._lock.acquire(timeout=seconds)
 
     def __enter__(self) -> Session:
         return self
@@ -239,9 +272,27 @@ class Session:
     ) -> None:
         self.close()
 
+    def _is_in_its_process(self) -> bool:
+        return self._process == os.getpid()
+
+    def _need_its_process(self) -> None:
+        if not self._is_in_its_process():
+            raise ValueError(
+                f"the session belongs to process {self._process}, of which this one is a fork: open one in "
+                "each process, or start processes by spawn or forkserver"
+            )
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One call into the core, or the model, at a time."""
+        self._need_its_process()  # in a fork, whoever held the lock is not there
+        with self._lock:
+            yield
+
     @contextmanager
     def _my_turn(self) -> Iterator[None]:
         """Wait for frames and answers of other threads; a streamed answer is not waited for."""
+        self._need_its_process()
         if self._streaming:
             raise ValueError("an answer is being streamed: iterate it to its end or close() it first")
         if self._turn_of == threading.get_ident():
@@ -316,7 +367,7 @@ class Session:
             self._streaming = stream
             keep = False  # a turn that failed is not part of the dialogue; one that was stopped early is
             try:
-                with self._lock:
+                with self._alone():
                     self._settle()
                     self._memory.open_question(since)
                     first_logits = logits = self._block(self._model.embed_text(ids), want_logits=True)
@@ -331,13 +382,14 @@ class Session:
                         finish = "end"
                         break
                     answer.append(token)
-                    said = self._model.detokenize(answer)
+                    with self._alone():
+                        said = self._model.detokenize(answer)
                     # A character may take several tokens: until its last it reads as U+FFFD and is held back.
                     if said.startswith(sent) and not said.endswith("\ufffd"):
                         piece, sent = said[len(sent) :], said
                         yield piece
                     if len(answer) < limit or dialogue:
-                        with self._lock:
+                        with self._alone():
                             next_logits = self._block(self._model.embed_text([token]), want_logits=True)
                         assert next_logits is not None
                         logits = next_logits
@@ -360,6 +412,8 @@ class Session:
 
     def _end_question(self, keep: bool) -> None:
         """Nothing of a question stays open, not even when keeping it fails."""
+        if not self._is_in_its_process():
+            return
         with self._lock:
             if self._memory is None or not self._memory.asking:
                 return

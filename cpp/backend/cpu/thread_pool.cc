@@ -1,9 +1,14 @@
 #include "backend/cpu/thread_pool.h"
 
 #include <sched.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdio>
+#include <string>
+#include <system_error>
+
+#include "core/error.h"
 
 namespace mosaic::cpu {
 namespace {
@@ -35,19 +40,39 @@ int usable_cores() {
   return std::max(1, cores);
 }
 
-ThreadPool::ThreadPool(int threads) : threads_(threads > 0 ? threads : usable_cores()) {
+ThreadPool::ThreadPool(int threads) : threads_(threads > 0 ? threads : usable_cores()), process_(getpid()) {
+  if (threads_ > kMostThreads)
+    throw InvalidInput("kernel_threads=" + std::to_string(threads_) + ": at most " + std::to_string(kMostThreads) +
+                       ".");
   if (threads_ == 1) return;
   workers_ = std::make_unique<std::thread[]>(static_cast<size_t>(threads_ - 1));
   for (int i = 1; i < threads_; ++i) {
-    workers_[static_cast<size_t>(i - 1)] = std::thread([this, i] { worker_loop(i); });
+    try {
+      workers_[static_cast<size_t>(i - 1)] = std::thread([this, i] { worker_loop(i); });
+    } catch (const std::system_error& error) {
+      join();
+      throw DeviceError("kernel_threads=" + std::to_string(threads_) + ": only " + std::to_string(i) +
+                        " could start (" + error.what() + "). Lower kernel_threads=, or raise the limit of threads " +
+                        "or memory that this process has.");
+    }
   }
 }
 
 ThreadPool::~ThreadPool() {
+  if (getpid() == process_) {
+    join();
+  } else {
+    static_cast<void>(workers_.release());  // a fork has none of them to join, and may not destroy them unjoined
+  }
+}
+
+// Those that were started.
+void ThreadPool::join() {
   stop_.store(true);
   wake_.fetch_add(1);
   wake_.notify_all();
-  for (int i = 1; i < threads_; ++i) workers_[static_cast<size_t>(i - 1)].join();
+  for (int i = 1; i < threads_; ++i)
+    if (std::thread& worker = workers_[static_cast<size_t>(i - 1)]; worker.joinable()) worker.join();
 }
 
 void ThreadPool::start(int tasks, Call call, void* context) {

@@ -1,8 +1,11 @@
 // ThreadPool: fixed workers, made once; run() hands out numbered tasks and allocates nothing. Tasks are claimed as
 // workers come free, so results must be stored by task, never by worker, to be the same on every run; scratch goes by
 // worker. A worker that sleeps through a short job is not waited for. The caller works too and is worker 0; one thread
-// means no workers at all. One caller at a time.
+// means no workers at all. One caller at a time. A fork has no workers: there the
+// destructor waits for none, and run() may not be called.
 #pragma once
+
+#include <sys/types.h>
 
 #include <atomic>
 #include <cstdint>
@@ -17,8 +20,10 @@ int usable_cores();
 
 class ThreadPool {
  public:
+  static constexpr int kMostThreads = 1024;
   static constexpr int kMaxTasks = (1 << 20) - 1;
 
+  // threads: 0: usable_cores(). Throws InvalidInput, or DeviceError where one cannot start, and leaves none behind.
   explicit ThreadPool(int threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -43,6 +48,7 @@ class ThreadPool {
   void start(int tasks, Call call, void* context);
   bool work_one(int worker);
   void worker_loop(int worker);
+  void join();
 
   const int threads_;
   // One word holds the job's number, its tasks and the next task to claim, so a claim can never mix two jobs:
@@ -53,6 +59,7 @@ class ThreadPool {
   alignas(64) std::atomic<int> done_{0};
   alignas(64) std::atomic<uint32_t> wake_{0};
   std::atomic<bool> stop_{false};
+  const pid_t process_;
   std::unique_ptr<std::thread[]> workers_;
 };
 

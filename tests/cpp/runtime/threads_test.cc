@@ -8,6 +8,7 @@
 #include <thread>
 #include <vector>
 
+#include "core/error.h"
 #include "core/trace.h"
 #include "memory/faulty_io.h"
 #include "support/memory_fakes.h"
@@ -83,6 +84,51 @@ TEST_CASE(
     });
   for (std::thread& robot : robots) robot.join();
   CHECK(!trace::stop().empty());
+}
+
+TEST_CASE("threads that share a memory without a lock are refused one by one, read whole counts, and leave it whole") {
+  PlayedStream stream(small_config(), "edge", {}, 3, nullptr, 2);
+  for (int i = 0; i < 5; ++i) stream.frame(16);
+  KvMemory& memory = *stream.memory;
+  std::atomic<int> refused{0}, wrong{0};
+  const int rounds = emulated_rounds(300);
+  const auto call = [&](int turn) {
+    switch (turn % 6) {
+      case 0:
+        return memory.open_question();
+      case 1:
+        return memory.begin_text(1);
+      case 2:
+        return memory.abort();
+      case 3:
+        return memory.close_question(turn % 4 == 0);
+      case 4:
+        return memory.drain();
+      default:
+        return memory.check_invariants();
+    }
+  };
+  std::vector<std::thread> callers;
+  for (int caller = 0; caller < 4; ++caller)
+    callers.emplace_back([&, caller] {
+      for (int i = 0; i < rounds; ++i) {
+        try {
+          call(i + caller);
+        } catch (const InvalidInput&) {
+          ++refused;
+        }
+        const MemoryStats stats = memory.stats();
+        wrong += stats.tokens.total() == stats.tokens.seen && stats.frames == 5 ? 0 : 1;
+      }
+    });
+  for (std::thread& caller : callers) caller.join();
+  CHECK(refused > 0);
+  CHECK(wrong == 0);
+  memory.abort();
+  if (memory.asking()) memory.close_question(false);
+  memory.check_invariants();
+  stream.frame(16);
+  CHECK(stream.finite());
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-"""Sessions in processes of their own: the ways that start a fresh interpreter work, as README shows them."""
+"""Sessions in processes of their own: the ways that start a fresh interpreter work, as in docs/cli.md."""
 
 from __future__ import annotations
 
