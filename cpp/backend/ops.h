@@ -204,6 +204,12 @@ struct SpectralArgs {
   float* energy = nullptr;  // [N]
 };
 
+// Numbers that must not become part of a memory.
+struct NumberFaults {
+  int32_t not_finite = 0;  // 1: some are NaN or infinite
+  int32_t beyond = 0;      // how many finite ones are beyond +-kMostHalf
+};
+
 class Ops {
  public:
   virtual ~Ops() = default;
@@ -225,14 +231,15 @@ class Ops {
   virtual Ops& for_host() { return *this; }
 
   // Blocks until every call so far has run, so that the host may read what it wrote and reuse what it was given. What
-  // fills memory for later kernels - attend, encode*, move_row, decode*, gather, copy, check_finite - may be queued; every
+  // fills memory for later kernels - attend, encode*, move_row, decode*, gather, copy, check_numbers - may be queued; every
   // other op has run when it returns.
   virtual void wait() {}
 
   // Bytes from anywhere to anywhere the kernels reach, in the order of the calls.
   virtual void copy(void* to, const void* from, size_t bytes) = 0;
-  // Sets *bad when some x[i] is NaN or infinite; else leaves it.
-  virtual void check_finite(const float* x, size_t n, int32_t* bad) = 0;
+  // Adds to *faults what x [n] holds that half precision does not. cut: null, or where x goes with those numbers brought
+  // to the nearest that it does (NaN as it is).
+  virtual void check_numbers(const float* x, size_t n, NumberFaults* faults, float* cut) = 0;
 
   virtual void attend(const AttendArgs& args) = 0;
   virtual void attention_mass(const MassArgs& args) = 0;

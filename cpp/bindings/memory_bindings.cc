@@ -103,6 +103,14 @@ void read_setting(const char* name, const py::object& given, Positions* value) {
   *value = word == "auto" ? Positions::kAuto : word == "original" ? Positions::kOriginal : Positions::kContiguous;
 }
 
+void read_setting(const char* name, const py::object& given, Overflow* value) {
+  std::string word;
+  read_setting(name, given, &word);
+  if (word != "refuse" && word != "saturate")
+    throw InvalidInput("overflow=\"" + word + "\"; there are refuse, saturate.");
+  *value = word == "refuse" ? Overflow::kRefuse : Overflow::kSaturate;
+}
+
 MemoryConfig config_from(const py::dict& model, const py::dict& d) {
   MemoryConfig c;
   refuse_unknown(model,
@@ -204,6 +212,8 @@ py::dict stats_dict(const KvMemory& memory) {
   read["questions"] = static_cast<double>(s.question_reads) / lanes;
   out["read"] = read;
   events["unread_pages"] = s.unread_pages;
+  events["saturated_numbers"] = s.saturated_numbers;
+  events["refused_overflows"] = s.refused_overflows;
   events["dropped_dialogue_tokens"] = s.dropped_dialogue;
   out["events"] = events;
   disk["bytes_written"] = s.disk.bytes_written;

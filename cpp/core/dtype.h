@@ -14,6 +14,7 @@
 namespace mosaic {
 
 using half_t = uint16_t;  // bits of an IEEE binary16
+constexpr float kMostHalf = 65504.0f;
 
 MOSAIC_HD inline float half_to_float(half_t h) {
   const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16;
@@ -44,6 +45,6 @@ MOSAIC_HD inline half_t float_to_half(float f) {
 }
 
 // A number that is not negative, as the nearest half that is finite; NaN is 0. What is sorted by it has an order.
-MOSAIC_HD inline half_t finite_half(float f) { return float_to_half(f > 0 ? (f < 65504.0f ? f : 65504.0f) : 0.0f); }
+MOSAIC_HD inline half_t finite_half(float f) { return float_to_half(f > 0 ? (f < kMostHalf ? f : kMostHalf) : 0.0f); }
 
 }  // namespace mosaic

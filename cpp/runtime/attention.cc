@@ -33,11 +33,12 @@ void KvMemory::attend(int layer, const float* q, const float* k, const float* v,
                  std::to_string(block_tokens_));
   if (layer != next_layer_)
     refuse_block("expected layer " + std::to_string(next_layer_) + ", got " + std::to_string(layer));
-  bool finite = true;
+  std::string fault;
+  bool beyond = false;
   try {
     on_device([&] {
-      finite = staging_.readable_is_finite(given, *backend_.device, block_tokens_);
-      if (finite) attend_layer(given, stream);
+      fault = staging_.fault_of(given, *backend_.device, block_tokens_, &beyond);
+      if (fault.empty()) attend_layer(given, stream);
     });
   } catch (...) {  // a policy written elsewhere may throw from select(): the block is refused whole
     try {
@@ -48,7 +49,7 @@ void KvMemory::attend(int layer, const float* q, const float* k, const float* v,
     forget_block();
     throw;
   }
-  if (!finite) refuse_block("layer " + std::to_string(layer) + ": q, k or v holds NaN or infinity");
+  if (!fault.empty()) refuse_numbers("layer " + std::to_string(layer) + ", " + fault, beyond);
   store_.unpin_all();
   ++next_layer_;
 }
@@ -58,7 +59,7 @@ void KvMemory::attend_layer(const LayerArrays& given, std::optional<void*> strea
   const auto each = static_cast<size_t>(plan_.layer_lanes);
   const size_t q_lane = static_cast<size_t>(model().q_heads) * d / each;
   const size_t kv_lane = static_cast<size_t>(model().kv_heads) * d / each;
-  const LayerArrays at = staging_.enter(given, backend_, block_tokens_, stream);
+  const LayerArrays at = staging_.enter(given, backend_, next_layer_, block_tokens_, stream);
   for (size_t i = 0; i < each; ++i)
     attend_lane(next_layer_ * plan_.layer_lanes + static_cast<int>(i), at.q + i * q_lane, at.k + i * kv_lane,
                 at.v + i * kv_lane, at.out + i * q_lane);

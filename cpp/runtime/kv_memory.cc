@@ -105,6 +105,11 @@ void KvMemory::refuse_block(const std::string& why) {
   throw InvalidInput("KvMemory: " + why + "; the block was refused and nothing of it was filed.");
 }
 
+void KvMemory::refuse_numbers(const std::string& fault, bool beyond) {
+  refused_overflows_ += beyond ? 1 : 0;
+  refuse_block(fault);
+}
+
 void KvMemory::abort() {
   const OneCaller::Turn turn(caller_);
   forget_block();
@@ -135,7 +140,8 @@ void KvMemory::commit() {
   }
   try {
     on_device([&] { backend_.ops->wait(); });
-    if (staging_.bad()) refuse_block("q, k or v of a layer holds NaN or infinity");
+    bool beyond = false;
+    if (const std::string fault = staging_.found(&beyond); !fault.empty()) refuse_numbers(fault, beyond);
   } catch (const DeviceError&) {
     forget_block();
     throw;
@@ -145,6 +151,7 @@ void KvMemory::commit() {
 }
 
 void KvMemory::file_block() {
+  saturated_ += staging_.saturated();
   const BlockKind kind = std::exchange(block_, BlockKind::kNone);
   if (kind == BlockKind::kPrefix) {
     window_.prefix_tokens += block_tokens_;
@@ -239,6 +246,8 @@ MemoryStats KvMemory::count_stats() const {
   stats.question_reads = question_reads_;
   stats.unread_pages = selector_.unread_pages();
   stats.dropped_dialogue = dialogue_.dropped();
+  stats.saturated_numbers = saturated_;
+  stats.refused_overflows = refused_overflows_;
   const TierChain& tiers = store_.tiers();
   stats.tiers = tiers.size();
   for (int t = 0; t < tiers.size(); ++t)

@@ -57,6 +57,8 @@ struct MemoryStats {
   int64_t question_reads = 0;     // and the last question's first pass
   int64_t unread_pages = 0;       // chosen, but no room to read them: attended by their summary
   int64_t dropped_dialogue = 0;   // tokens of earlier turns that made room
+  int64_t saturated_numbers = 0;  // of q, k, v beyond half precision, in blocks that were filed
+  int64_t refused_overflows = 0;  // blocks that were refused for one
   struct Tier {
     Medium medium;
     CodecId codec;
@@ -114,6 +116,7 @@ class KvMemory {
   MemoryStats count_stats() const;
   void note_stats();
   [[noreturn]] void refuse_block(const std::string& why);
+  [[noreturn]] void refuse_numbers(const std::string& fault, bool beyond);
   // Runs what calls the device. After a DeviceError nobody knows what its memory holds: nothing is answered from it again.
   template <class Call>
   void on_device(const Call& call);
@@ -160,6 +163,8 @@ class KvMemory {
   int64_t reads_now_ = 0;  // tokens that the block read so far, over all lanes
   int64_t frame_reads_ = 0;
   int64_t question_reads_ = 0;
+  int64_t saturated_ = 0;
+  int64_t refused_overflows_ = 0;
   mutable std::mutex noted_mutex_;
   MemoryStats noted_;                              // when the last call ended that changed them
   static constexpr int32_t kLastPosition = 1 << 30;  // beyond it positions would wrap

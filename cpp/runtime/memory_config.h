@@ -31,6 +31,13 @@ enum class Positions : uint8_t {
   kContiguous,  // what is attended closes up, in time order
 };
 
+// What happens to a finite number of q, k or v that half precision does not hold: means, packed pages and a window in fp16
+// are half precision, and infinity there would be in every later answer.
+enum class Overflow : uint8_t {
+  kRefuse,    // the block is refused, naming layer and head
+  kSaturate,  // it becomes the nearest that half precision holds, and is counted
+};
+
 struct MemoryConfig {
   ModelShape model;
 #define MOSAIC_SETTING(type, name, initial, what) type name = initial;

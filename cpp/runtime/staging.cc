@@ -1,5 +1,7 @@
 #include "runtime/staging.h"
 
+#include <algorithm>
+#include <cstdio>
 #include <cstring>
 
 #include "core/finite.h"
@@ -7,6 +9,9 @@
 namespace mosaic {
 
 namespace {
+
+constexpr const char* kTooLarge =
+    ", beyond 65504, the most that half precision holds (overflow=\"saturate\" takes that instead)";
 
 // Whether some, or all, of the arrays lie where only kernels reach.
 bool for_kernels(const LayerArrays& given, const Device& device, bool all) {
@@ -20,30 +25,77 @@ bool for_kernels(const LayerArrays& given, const Device& device, bool all) {
 
 Staging::Staging(Region& region, const Plan& plan)
     : q_row_(static_cast<size_t>(plan.config.model.q_heads) * static_cast<size_t>(plan.config.model.head_dim)),
-      kv_row_(static_cast<size_t>(plan.config.model.kv_heads) * static_cast<size_t>(plan.config.model.head_dim)) {
-  if (!region.has_private()) return;
+      kv_row_(static_cast<size_t>(plan.config.model.kv_heads) * static_cast<size_t>(plan.config.model.head_dim)),
+      head_dim_(static_cast<size_t>(plan.config.model.head_dim)),
+      cuts_(plan.config.overflow == Overflow::kSaturate),
+      layers_(plan.config.model.layers) {
   const Size tokens = plan.max_block;
-  bad_ = region.take<int32_t>("staging", 1);
+  if (region.has_private()) {
+    faults_ = region.take<NumberFaults>("staging", layers_);
+    out_ = region.take<float>("staging", tokens * q_row_);
+  }
+  if (!region.has_private() && !cuts_) return;
   q_ = region.take<float>("staging", tokens * q_row_);
   k_ = region.take<float>("staging", tokens * kv_row_);
   v_ = region.take<float>("staging", tokens * kv_row_);
-  out_ = region.take<float>("staging", tokens * q_row_);
 }
 
-bool Staging::readable_is_finite(const LayerArrays& given, const Device& device, int tokens) const {
+std::string Staging::fault_of(const LayerArrays& given, const Device& device, int tokens, bool* beyond) const {
   const std::array<const float*, 3> from = {given.q, given.k, given.v};
   const auto n = sizes(tokens);
-  for (size_t i = 0; i < from.size(); ++i)
-    if (device.access(from[i]) != Device::Access::kKernels && !all_finite(from[i], n[i])) return false;
-  return true;
+  for (size_t i = 0; i < from.size(); ++i) {
+    if (device.access(from[i]) == Device::Access::kKernels) continue;
+    if (cuts_ ? all_finite(from[i], n[i]) : all_fit_half(from[i], n[i])) continue;
+    size_t at = 0;
+    while (cuts_ ? all_finite(from[i] + at, 1) : fits_half(from[i][at])) ++at;
+    *beyond = all_finite(from[i] + at, 1);
+    const size_t head = at / head_dim_ % ((i == 0 ? q_row_ : kv_row_) / head_dim_);
+    char number[32];
+    std::snprintf(number, sizeof number, "%g", static_cast<double>(from[i][at]));
+    return std::string(i == 0 ? "query head " : "KV head ") + std::to_string(head) + ": " + "qkv"[i] + " holds " +
+           (*beyond ? std::string(number) + kTooLarge : "NaN or infinity");
+  }
+  return "";
 }
 
-LayerArrays Staging::enter(const LayerArrays& given, Backend& backend, int tokens, std::optional<void*> stream) {
+std::string Staging::found(bool* beyond) const {
+  for (int layer = 0; layer < layers_ && faults_ != nullptr; ++layer) {
+    if (!is_fault(faults_[layer])) continue;
+    *beyond = faults_[layer].not_finite == 0;
+    return "layer " + std::to_string(layer) + ": q, k or v holds " +
+           (*beyond ? std::string("numbers") + kTooLarge : "NaN or infinity");
+  }
+  return "";
+}
+
+int64_t Staging::saturated() const {
+  int64_t n = cut_by_host_;
+  for (int layer = 0; layer < layers_ && cuts_ && faults_ != nullptr; ++layer) n += faults_[layer].beyond;
+  return n;
+}
+
+void Staging::clear() {
+  cut_by_host_ = 0;
+  if (faults_ != nullptr) std::fill_n(faults_, layers_, NumberFaults());
+}
+
+LayerArrays Staging::enter(const LayerArrays& given, Backend& backend, int layer, int tokens,
+                           std::optional<void*> stream) {
   if (for_kernels(given, *backend.device, false)) backend.device->follow(stream.value_or(nullptr));
   const auto n = sizes(tokens);
   const auto place = [&](const float* from, float* staged, size_t count) -> const float* {
     const Device::Access access = backend.device->access(from);
-    if (access == Device::Access::kKernels) backend.ops->check_finite(from, count, bad_);
+    if (access == Device::Access::kKernels) {
+      backend.ops->check_numbers(from, count, faults_ + layer, cuts_ ? staged : nullptr);
+      return cuts_ ? staged : from;
+    }
+    if (cuts_ && !all_fit_half(from, count)) {
+      for (size_t i = 0; i < count; ++i) {
+        cut_by_host_ += fits_half(from[i]) ? 0 : 1;
+        staged[i] = cut_to_half(from[i]);
+      }
+      return staged;
+    }
     if (access != Device::Access::kHost) return from;
     std::memcpy(staged, from, count * sizeof(float));
     return staged;

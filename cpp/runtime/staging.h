@@ -4,6 +4,7 @@
 
 #include <array>
 #include <optional>
+#include <string>
 
 #include "backend/backend.h"
 #include "runtime/plan.h"
@@ -22,33 +23,38 @@ class Staging {
  public:
   Staging(Region& region, const Plan& plan);
 
-  // True where all of it is finite as far as the host can see; what it cannot see, kernels look at (bad()).
-  // Nothing is changed yet.
-  bool readable_is_finite(const LayerArrays& given, const Device& device, int tokens) const;
-  // The same arrays where kernels reach them. stream: the engine's, where it made what only kernels reach; none: its
-  // device's default.
-  LayerArrays enter(const LayerArrays& given, Backend& backend, int tokens, std::optional<void*> stream);
+  // Why these arrays cannot be taken, as far as the host can see, or nothing; what it cannot see, kernels look at
+  // (found()). beyond: whether that is a number that half precision does not hold. Nothing is changed yet.
+  std::string fault_of(const LayerArrays& given, const Device& device, int tokens, bool* beyond) const;
+  // The same arrays where kernels reach them, saturated if so configured. stream: the engine's, where it made what only
+  // kernels reach; none: its device's default.
+  LayerArrays enter(const LayerArrays& given, Backend& backend, int layer, int tokens, std::optional<void*> stream);
   // n numbers of a query that was entered, where the host reads them.
   const float* readable(const float* q, size_t n, Backend& backend);
   // The kernels' out goes where the engine wants it. Waits, unless the engine reads it by kernels on its stream.
   void leave(const LayerArrays& given, Backend& backend, int tokens, std::optional<void*> stream);
-  // Kernels found a number that is not finite since the last clear(); call after Ops::wait().
-  bool bad() const { return bad_ != nullptr && *bad_ != 0; }
-  void clear() {
-    if (bad_ != nullptr) *bad_ = 0;
-  }
+  // The same of what kernels looked at since the last clear(); call after Ops::wait().
+  std::string found(bool* beyond) const;
+  // Numbers that were saturated since the last clear(); call after Ops::wait().
+  int64_t saturated() const;
+  void clear();
 
  private:
   std::array<size_t, 3> sizes(int tokens) const {  // of q (and out), k, v
     const auto n = static_cast<size_t>(tokens);
     return {n * q_row_, n * kv_row_, n * kv_row_};
   }
-  size_t q_row_, kv_row_;
-  float* q_ = nullptr;  // all null where kernels reach the host's memory
+  bool is_fault(const NumberFaults& faults) const { return faults.not_finite != 0 || (!cuts_ && faults.beyond > 0); }
+
+  size_t q_row_, kv_row_, head_dim_;
+  bool cuts_;  // what half precision does not hold; else it is a fault
+  int layers_;
+  int64_t cut_by_host_ = 0;
+  float* q_ = nullptr;  // these null where kernels reach the host's memory and nothing is cut
   float* k_ = nullptr;
   float* v_ = nullptr;
-  float* out_ = nullptr;
-  int32_t* bad_ = nullptr;
+  float* out_ = nullptr;            // these where kernels reach the host's memory
+  NumberFaults* faults_ = nullptr;  // [layers] as kernels found them
 };
 
 }  // namespace mosaic

@@ -78,6 +78,7 @@ class SessionSettings(TypedDict, total=False):
     skip_alike: float
     summaries: bool
     refresh_every: int
+    overflow: str
     prefetch: bool
     backend: str
     device_memory: int | str | None
@@ -135,6 +136,9 @@ class SessionConfig:
     """Attend the mean of clusters that are not read (policies that have such means)."""
     refresh_every: int = 0
     """Answer tokens after which a question selects anew; 0: once."""
+    overflow: str = "refuse"
+    """Numbers of a query, key or value that half precision does not hold (beyond 65,504): "refuse" the frame
+    or question, naming layer and head, or "saturate": take 65,504 instead, counted (`saturated_numbers`)."""
     prefetch: bool = True
     """Ask the disk for the next layer's pages with this layer's query."""
     backend: str = "cpu"
@@ -214,6 +218,7 @@ class SessionConfig:
             "positions": self.positions,
             "summaries": self.summaries,
             "refresh_every": self.refresh_every,
+            "overflow": self.overflow,
             "prefetch": self.prefetch,
         }
 

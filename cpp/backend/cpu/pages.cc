@@ -1,5 +1,5 @@
 // encode, encode_row, encode_rows, move_row, decode and gather: the page loops around the codecs' group functions; copy
-// and check_finite.
+// and check_numbers.
 #include <cstring>
 
 #include "backend/cpu/plain_ops.h"
@@ -25,8 +25,16 @@ const float* mean_of(const float* key_mean, int head, int d) {
 
 void PlainOps::copy(void* to, const void* from, size_t bytes) { std::memcpy(to, from, bytes); }
 
-void PlainOps::check_finite(const float* x, size_t n, int32_t* bad) {
-  if (!all_finite(x, n)) *bad = 1;
+void PlainOps::check_numbers(const float* x, size_t n, NumberFaults* faults, float* cut) {
+  const bool good = all_fit_half(x, n);
+  for (size_t i = 0; i < n && !good; ++i) {
+    if (!all_finite(x + i, 1)) {
+      faults->not_finite = 1;
+    } else if (!fits_half(x[i])) {
+      ++faults->beyond;
+    }
+  }
+  for (size_t i = 0; i < n && cut != nullptr; ++i) cut[i] = cut_to_half(x[i]);
 }
 
 void PlainOps::encode(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count,

@@ -12,7 +12,7 @@ class PlainOps : public Ops {
   size_t scratch_bytes(const Limits& limits) const override;
   void set_scratch(void* memory, const Limits& limits) override;
   void copy(void* to, const void* from, size_t bytes) override;
-  void check_finite(const float* x, size_t n, int32_t* bad) override;
+  void check_numbers(const float* x, size_t n, NumberFaults* faults, float* cut) override;
   void attend(const AttendArgs& args) override;
   void attention_mass(const MassArgs& args) override;
   void likeness(const LikenessArgs& args) override;

@@ -48,10 +48,10 @@ void CudaOps::copy(void* to, const void* from, size_t bytes) {
   if (bytes > 0) target_.copy(target_.queue, to, from, bytes);
 }
 
-void CudaOps::check_finite(const float* x, size_t n, int32_t* bad) {
+void CudaOps::check_numbers(const float* x, size_t n, NumberFaults* faults, float* cut) {
   if (n == 0) return;
-  reach("check_finite", x, bad);
-  MOSAIC_SIMT::check_finite(target_.queue, x, n, bad);
+  reach("check_numbers", x, faults, cut);
+  MOSAIC_SIMT::check_numbers(target_.queue, x, n, faults, cut);
 }
 
 void CudaOps::attend(const AttendArgs& a) {

@@ -32,7 +32,7 @@ class CudaOps final : public Ops {
   void wait() override { target_.finish(target_.queue); }
 
   void copy(void* to, const void* from, size_t bytes) override;
-  void check_finite(const float* x, size_t n, int32_t* bad) override;
+  void check_numbers(const float* x, size_t n, NumberFaults* faults, float* cut) override;
   void attend(const AttendArgs& args) override;
   void attention_mass(const MassArgs& args) override;
   void likeness(const LikenessArgs& args) override;

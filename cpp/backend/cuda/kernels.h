@@ -43,7 +43,7 @@ void update_centroids(const simt::Queue& on, const UpdateArgs& args);
 
 void add_recent_keys(const simt::Queue& on, const RecentKeysArgs& args);
 void temporal_redundancy(const simt::Queue& on, const RedundancyArgs& args);
-void check_finite(const simt::Queue& on, const float* x, size_t n, int32_t* bad);
+void check_numbers(const simt::Queue& on, const float* x, size_t n, NumberFaults* faults, float* cut);
 void row_norm(const simt::Queue& on, const NormArgs& args);
 void spectral_energy(const simt::Queue& on, const SpectralArgs& args);
 

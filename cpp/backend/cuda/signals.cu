@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "backend/cuda/kernels.h"
+#include "core/finite.h"
 
 namespace mosaic::MOSAIC_SIMT {
 namespace {
@@ -45,13 +46,18 @@ MOSAIC_KERNEL(kThreads, 4) redundancy_kernel(const RedundancyArgs a) {
   if (at < a.items && simt::thread() % simt::kWarp == 0) a.score[item] = length > 0 ? -dot / length : 0.0f;
 }
 
-MOSAIC_KERNEL(kThreads, 4) finite_kernel(const float* x, size_t n, int32_t* bad) {
+MOSAIC_KERNEL(kThreads, 4) numbers_kernel(const float* x, size_t n, NumberFaults* faults, float* cut) {
   const size_t all = static_cast<size_t>(simt::blocks_x()) * kThreads;
-  bool found = false;
   for (size_t i = static_cast<size_t>(simt::block_x()) * kThreads + static_cast<size_t>(simt::thread()); i < n;
-       i += all)
-    found |= !(x[i] - x[i] == 0);
-  if (found) *bad = 1;  // whoever writes, writes the same
+       i += all) {
+    const float number = x[i], there = cut_to_half(number);
+    if (!(number - number == 0)) {
+      faults->not_finite = 1;  // whoever writes, writes the same
+    } else if (there != number) {
+      simt::count_one(&faults->beyond);
+    }
+    if (cut != nullptr) cut[i] = there;
+  }
 }
 
 MOSAIC_KERNEL(kThreads, 4) norm_kernel(const NormArgs a) {
@@ -120,9 +126,9 @@ void temporal_redundancy(const simt::Queue& on, const RedundancyArgs& a) {
   simt::launch(on, "temporal_redundancy", redundancy_kernel, {blocks_for(a.items, kWarps)}, kThreads, 0, a);
 }
 
-void check_finite(const simt::Queue& on, const float* x, size_t n, int32_t* bad) {
+void check_numbers(const simt::Queue& on, const float* x, size_t n, NumberFaults* faults, float* cut) {
   const size_t blocks = std::min<size_t>((n + kThreads - 1) / kThreads, static_cast<size_t>(4 * on.processors));
-  simt::launch(on, "check_finite", finite_kernel, {static_cast<unsigned>(blocks)}, kThreads, 0, x, n, bad);
+  simt::launch(on, "check_numbers", numbers_kernel, {static_cast<unsigned>(blocks)}, kThreads, 0, x, n, faults, cut);
 }
 
 void row_norm(const simt::Queue& on, const NormArgs& a) {

@@ -1,6 +1,7 @@
 // encode, decode and gather of every instruction set; the device, the backends and the threads under the kernels.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstdlib>
@@ -68,7 +69,7 @@ TEST_CASE("every instruction set writes and reads the pages of the plain loops")
   }
 }
 
-TEST_CASE("copy moves bytes and check_finite finds the one number that is not finite, anywhere") {
+TEST_CASE("copy moves bytes; check_numbers finds the one number that is not finite, counts and cuts what passes half") {
   for (const std::string& name : implementations()) {
     CAPTURE(name);
     Kernels kernels(name, 1, {.tokens = 1, .q_heads = 1, .shape = {1, 16}, .rows = 1});
@@ -76,17 +77,30 @@ TEST_CASE("copy moves bytes and check_finite finds the one number that is not fi
       std::vector<float> x = Random(3).normals(n), y(n, -1.0f);
       kernels->copy(y.data(), x.data(), n * sizeof(float));
       CHECK(x == y);
-      int32_t bad = 0;
-      kernels->check_finite(x.data(), n, &bad);
-      CHECK(bad == 0);
+      NumberFaults faults;
+      std::vector<float> cut(n, -1.0f);
+      x[n / 2] = -65504.0f;
+      kernels->check_numbers(x.data(), n, &faults, nullptr);
+      CHECK(faults.not_finite + faults.beyond == 0);
       for (const float poison : {std::nanf(""), -INFINITY}) {
         for (const size_t at : {size_t{0}, n / 2, n - 1}) {
           y = x;
           y[at] = poison;
-          bad = 0;
-          kernels->check_finite(y.data(), n, &bad);
-          CHECK(bad != 0);
+          faults = {};
+          kernels->check_numbers(y.data(), n, &faults, nullptr);
+          CHECK(faults.not_finite == 1);
+          CHECK(faults.beyond == 0);
         }
+      }
+      for (const float large : {65504.01f, -70000.0f, 3e38f}) {
+        y = x;
+        y[0] = y[n - 1] = y[n / 3] = large;
+        const int expected = n == 1 ? 1 : 3;
+        faults = {0, 7};  // is added to
+        kernels->check_numbers(y.data(), n, &faults, cut.data());
+        CHECK(faults.not_finite == 0);
+        CHECK(faults.beyond == 7 + expected);
+        for (size_t i = 0; i < n; ++i) CHECK(cut[i] == std::clamp(y[i], -65504.0f, 65504.0f));
       }
     }
   }

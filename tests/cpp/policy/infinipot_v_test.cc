@@ -177,6 +177,7 @@ TEST_CASE("numbers that half precision cannot hold are kept or dropped, never a 
   MemoryConfig config = small_config();
   config.window_frames = 2;
   config.packed = config.exact;
+  config.overflow = Overflow::kSaturate;
   config.cap_bytes = least_cap(config, kPolicy) + (20 << 10);
   PlayedStream stream(config, kPolicy);
   for (int i = 0; i < 200; ++i) {

@@ -138,6 +138,86 @@ TEST_CASE("NaN and infinity are refused wherever they are, and leave no trace") 
   }
 }
 
+constexpr float kTooLarge[] = {65505, -70000, 3e38f};
+
+TEST_CASE("a number beyond half precision is refused with its block, naming layer and head, and leaves no trace") {
+  for (const std::string& policy : policy_names())
+    for (const float large : kTooLarge)
+      for (int where = 0; where < 3; ++where) {
+        INFO(policy << ", " << large << ", " << where);
+        PlayedStream stream(small_config(), policy), twin(small_config(), policy);
+        for (int i = 0; i < 14; ++i) stream.frame(7), twin.frame(7);
+        const std::mt19937 random = stream.random;
+        stream.begin_frame(7);
+        std::vector<float>* const target[] = {&stream.q, &stream.k, &stream.v};
+        target[where]->back() = large;
+        const std::string message = message_of([&] { stream.attend_layers(3); });
+        CHECK(says(message, where == 0 ? "layer 2, query head 3: q holds " : "layer 2, KV head 1: "));
+        CHECK(says(message, "beyond 65504"));
+        CHECK(says(message, "overflow=\"saturate\""));
+        stream.memory->check_invariants();
+        CHECK(stream.memory->stats().refused_overflows == 1);
+        CHECK(stream.memory->stats().saturated_numbers == 0);
+        stream.random = twin.random = random;
+        stream.frame(7), twin.frame(7);
+        CHECK(stream.out == twin.out);
+        stream.ask(4, 1, false), twin.ask(4, 1, false);
+        CHECK(stream.out == twin.out);
+      }
+}
+
+TEST_CASE("with overflow=saturate such numbers are taken as the nearest that half precision holds, and counted") {
+  for (const std::string& policy : policy_names())
+    for (const CodecId exact : {CodecId::kFp16, CodecId::kFp32})
+      for (const float large : kTooLarge) {
+        INFO(policy << ", " << codec_name(exact) << ", " << large);
+        MemoryConfig config = small_config(600 << 10);
+        config.overflow = Overflow::kSaturate, config.exact = exact;
+        PlayedStream stream(config, policy), twin(config, policy);
+        const auto play = [&](PlayedStream& s, float number, bool asking) {
+          if (asking) {
+            s.open_question();
+            s.imagine(3);
+            s.memory->begin_text(3);
+          } else {
+            s.begin_frame(7);
+          }
+          s.q[4 * 16 + 3] = s.k[16 + 5] = number;
+          s.v.back() = -number;
+          s.attend_layers(3);
+          s.memory->commit();
+          CHECK(s.finite());
+          if (asking) s.close_question(true);
+        };
+        int spoilt = 0;
+        for (int i = 0; i < 40; ++i) {
+          if (policy == "full" && i > 10) break;
+          if (i % 5 == 1) {
+            play(stream, large, false);
+            play(twin, std::clamp(large, -65504.0f, 65504.0f), false);
+            ++spoilt;
+          } else {
+            stream.frame(7), twin.frame(7);
+          }
+          CHECK(stream.out == twin.out);
+          if (i % 10 != 9) continue;
+          play(stream, large, true);
+          play(twin, std::clamp(large, -65504.0f, 65504.0f), true);
+          ++spoilt;
+          CHECK(stream.out == twin.out);
+          stream.ask(3, 1, false), twin.ask(3, 1, false);
+          CHECK(stream.finite());
+        }
+        CHECK(stream.memory->stats().saturated_numbers == 3 * spoilt);
+        CHECK(twin.memory->stats().saturated_numbers == 0);
+        stream.memory->check_invariants();
+        stream.begin_frame(7);  // NaN stays refused
+        stream.k[0] = std::numeric_limits<float>::infinity();
+        CHECK(says(message_of([&] { stream.attend_layers(3); }), "NaN or infinity"));
+        CHECK(stream.memory->stats().refused_overflows == 0);
+      }
+}
+
 TEST_CASE("a frame that is refused leaves no mark on the attention that earlier tokens received") {
   MemoryConfig config = small_config();
   config.cap_bytes = 450 << 10;

@@ -173,6 +173,43 @@ TEST_CASE("NaN in an array of the device is found by the kernels and the block r
   CHECK(stream.ask(3, 1, false, true) < kHalf);
 }
 
+TEST_CASE("a number beyond half precision in an array of the device is refused before it is filed, or saturated") {
+  for (const Overflow overflow : {Overflow::kRefuse, Overflow::kSaturate}) {
+    MemoryConfig config = everything();
+    config.overflow = overflow;
+    testing::ShimControl control, twin_control;
+    PlayedStream stream = on_shim(config, "mosaic", &control), twin = on_shim(config, "mosaic", &twin_control);
+    const OnDevice arrays(&stream, &control), twin_arrays(&twin, &twin_control);
+    for (int i = 0; i < 6; ++i) stream.frame(16), twin.frame(16);
+    const std::mt19937 random = stream.random;
+    const auto spoil = [](PlayedStream& s, float large) {
+      s.begin_frame(16);
+      s.v[s.v.size() - 5] = large;
+      s.q[3] = -large;
+      s.attend_layers(s.config.model.layers);
+    };
+    spoil(stream, 1e30f);
+    if (overflow == Overflow::kRefuse) {
+      CHECK_THROWS_WITH_AS(stream.memory->commit(), doctest::Contains("layer 0: q, k or v holds numbers, beyond 65504"),
+                           InvalidInput);
+      CHECK(stream.memory->stats().refused_overflows == 1);
+      stream.random = twin.random = random;
+    } else {
+      spoil(twin, 65504.0f);
+      stream.memory->commit();
+      twin.memory->commit();
+      CHECK(stream.out == twin.out);
+      CHECK(stream.memory->stats().saturated_numbers == 2);
+    }
+    stream.memory->check_invariants();
+    for (int i = 0; i < 6; ++i) {
+      stream.frame(16), twin.frame(16);
+      CHECK(stream.out == twin.out);
+    }
+    CHECK(stream.finite());
+  }
+}
+
 TEST_CASE("out is not written after attend has thrown, whatever was queued before") {
   struct Throws : Policy {  // the third lane's choice fails
     std::unique_ptr<Policy> real = make_policy("rekv", {});

@@ -97,10 +97,11 @@ class MirrorOps final : public Ops {
     ops().copy(there, m.in(static_cast<const std::byte*>(from), bytes), bytes);
     m.back();
   }
-  void check_finite(const float* x, size_t n, int32_t* bad) override {
+  void check_numbers(const float* x, size_t n, NumberFaults* faults, float* cut) override {
     Mirror m(device());
-    int32_t* const there = m.inout(bad, 1);
-    ops().check_finite(m.in(x, n), n, there);
+    NumberFaults* const there = m.inout(faults, 1);
+    float* const cut_there = cut != nullptr ? m.inout(cut, n) : nullptr;
+    ops().check_numbers(m.in(x, n), n, there, cut_there);
     m.back();
   }
   void attend(const AttendArgs& a) override {

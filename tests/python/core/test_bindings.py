@@ -242,7 +242,7 @@ SETTINGS = {
     **MEMORY, "exact": "fp16", "packed": "int4", "exact_share": 0.2, "index_share": 0.1, "device_bytes": 0,
     "disk_bytes": 0, "spill_dir": "", "prefix_tokens": 0, "branch_tokens": 0, "retrieve_tokens": 0,
     "clusters": 0, "scenes": 0, "max_cluster_tokens": 4, "positions": "auto", "summaries": True,
-    "refresh_every": 0, "prefetch": True,
+    "refresh_every": 0, "overflow": "refuse", "prefetch": True,
 }  # fmt: skip
 
 
