@@ -1,0 +1,83 @@
+"""A case of the socket that answers questions: clients that send mutated lines, in pieces, and hang up.
+
+Each connection gets at most one line of JSON for every line it sent, answers or errors; the stream goes on
+beside them, and afterwards a client that behaves is answered.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+
+from cases import must
+from model_files import mutated_bytes
+
+from mosaic_edge.engine import Engine
+from mosaic_edge.serve.questions import QUESTION_BYTES, answering
+from numpy_vlm import NumpyVlm, picture
+
+CLIENTS = 60
+LINES = [
+    b"what was the ball ?\n", b"what colour was the ball ?\n", b"ball\n", b"\n", b"<eos>\n", b"zorg\n",
+    b"a" * (QUESTION_BYTES - 1) + b"\n", b"a" * (QUESTION_BYTES + 1) + b"\n", b"\xff\xfe\n", b"\0\n",
+    b'{"question": "what"}\n', b"\xed\xa0\x80\n", b"ball " * 300 + b"\n", b"what\r\n",
+]  # fmt: skip
+
+
+def play(seed: int, folder: Path) -> Counter[str]:
+    rng = random.Random(seed)
+    done: Counter[str] = Counter()
+    path = folder / "s"
+    with Engine(NumpyVlm()).session(memory="1MiB", policy="window", kernel_threads=1) as session:
+        session.append(picture(0), 0.0)
+        with answering(session, path):
+            for number in range(CLIENTS):
+                done[client(rng, path)] += 1
+                done["mutations"] += 1
+                done["operations"] += 1
+                session.append(picture(number % 9))
+            must(b"answer" in talk(path, [LINES[0]], hang_up=False), "a client that behaves is not answered")
+        session.check_invariants()
+    must(not path.exists(), "the socket is left")
+    return done
+
+
+def client(rng: random.Random, path: Path) -> str:
+    data = b"".join(rng.choice(LINES) for _ in range(rng.randrange(1, 5)))
+    if rng.random() < 0.7:
+        data = mutated_bytes(rng, data)
+    pieces = []
+    while data:
+        length = rng.choice([1, 5, 60, 4000, len(data)])
+        pieces.append(data[:length])
+        data = data[length:]
+    hang_up = rng.random() < 0.2
+    said = talk(path, pieces, hang_up)
+    sent = b"".join(pieces)
+    answers = said.splitlines()
+    must(len(answers) <= sent.count(b"\n") + 1, (sent[:200], said[:200]))
+    if said.endswith(b"\n"):
+        for answer in answers:
+            must(bool({"answer", "error"} & set(json.loads(answer))), answer)
+    return "hung up" if hang_up else "listened to the end"
+
+
+def talk(path: Path, pieces: list[bytes], hang_up: bool) -> bytes:
+    said = b""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(60)
+        connection.connect(str(path))
+        with suppress(BrokenPipeError, ConnectionResetError):
+            for piece in pieces:
+                connection.sendall(piece)
+            if hang_up:
+                return b""
+            connection.shutdown(socket.SHUT_WR)
+        with suppress(ConnectionResetError):
+            while more := connection.recv(65536):
+                said += more
+    return said
