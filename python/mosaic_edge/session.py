@@ -31,6 +31,10 @@ from mosaic_edge.trace import Trace
 
 _open_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 _LAST_CALL_SECONDS = 10.0
+_FAR_SECONDS = 1e6
+"""A first frame's pts beyond it is a clock that did not begin with the stream (the time of day, or since a
+machine went up): the core, which holds 2,000,000 seconds, is given what passed since."""
+_MOST_SECONDS = 1e12
 
 
 def _hold_all() -> None:
@@ -90,6 +94,7 @@ class Session:
         self._gaps: deque[float] = deque([1.0 / self._spec.fps], maxlen=31)
         self._frames = 0
         self._first_pts: float | None = None
+        self._origin = 0.0  # what the core counts seconds from
         self._kept_picture: FloatArray | None = None  # of the last frame that was no duplicate
         self._duplicates = 0
         self._talking = False  # the dialogue holds a turn
@@ -122,6 +127,10 @@ class Session:
             pts = seconds(pts, "pts")
             if self._last_pts is not None and pts < self._last_pts:
                 raise ValueError(f"pts={pts}: before the last frame's, {self._last_pts}; pts must not fall")
+            if abs(pts) > _MOST_SECONDS:
+                raise ValueError(f"pts={pts}: expected seconds within +-{_MOST_SECONDS:g}")
+            if self._first_pts is None:
+                self._origin = pts if abs(pts) > _FAR_SECONDS else 0.0
             with self._trace.span("encode_frame"):
                 elapsed = 0.0 if self._first_pts is None else pts - self._first_pts
                 encoded = self._model.encode(image, pts, elapsed, self._frames)
@@ -137,7 +146,7 @@ class Session:
         """Run a frame through the decoder; False, and nothing taken, for a duplicate that would be taken."""
         with self._block_or_nothing() as memory:
             memory.begin_frame(
-                pts,
+                pts - self._origin,
                 encoded.embedding,
                 len(encoded.tokens),
                 encoded.columns,
@@ -369,10 +378,14 @@ class Session:
             try:
                 with self._alone():
                     self._settle()
-                    self._memory.open_question(since)
+                    self._memory.open_question(None if since is None else since - self._origin)
                     first_logits = logits = self._block(self._model.embed_text(ids), want_logits=True)
                     first_token = time.perf_counter() - began
-                    moments, lost = self._memory.evidence(), self._memory.evidence_lost
+                    moments = [
+                        (first + self._origin, last + self._origin, mass)
+                        for first, last, mass in self._memory.evidence()
+                    ]
+                    lost = self._memory.evidence_lost
                 assert logits is not None and first_logits is not None
                 limit = min(sampling.max_tokens, self._branch_tokens - len(ids))
                 finish: Literal["end", "length"] = "length"

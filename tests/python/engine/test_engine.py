@@ -124,6 +124,27 @@ def test_falling_or_impossible_times_are_refused_and_change_nothing(session: Ses
     assert session.memory()["frames"] == 24
 
 
+@pytest.mark.parametrize("start", [1_999_999.0, 1_790_000_000.0, -5e8])
+def test_a_clock_that_starts_far_from_zero_is_followed_and_named_as_it_is(start: float) -> None:
+    with open_session() as session, open_session() as plain:
+        for number in range(12):
+            session.append(picture(number), start + number)
+            plain.append(picture(number), float(number))
+        replies = [
+            each.ask(QUESTION, since=since, sampling=SHORT)
+            for each, since in ((session, start + 5), (plain, 5.0), (session, None), (plain, None))
+        ]
+        for far, near in (replies[:2], replies[2:]):
+            assert np.array_equal(far.logits, near.logits)
+            assert [(m.start - start, m.end - start) for m in far.evidence] == [
+                (m.start, m.end) for m in near.evidence
+            ]
+        with pytest.raises(ValueError, match="pts"):
+            session.append(picture(1), start + 3e6)
+    with open_session() as session, pytest.raises(ValueError, match="pts=1e\\+300"):
+        session.append(picture(1), 1e300)
+
+
 def test_frames_without_times_follow_at_the_rate_of_the_stream() -> None:
     with open_session() as session:
         for number in range(5):
