@@ -127,14 +127,17 @@ TEST_CASE("a trace that ends while other threads write holds only whole spans") 
   for (int round = 0; round < 2; ++round) {
     trace::start();
     std::atomic<bool> going{true};
+    std::atomic<int> at_work{0};
     std::vector<std::thread> writers;
     for (int t = 0; t < 3; ++t)
       writers.emplace_back([&, t] {
-        while (going) {
+        for (bool first = true; going; first = false) {
           const uint64_t at = trace::now();
           trace::add("attend", at, at + 1000 * static_cast<uint64_t>(t + 1), t);  // its length says its lane
+          at_work += first ? 1 : 0;
         }
       });
+    while (at_work < 3) std::this_thread::yield();  // a busy machine may start them late
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
     const auto all = spans_of(trace::stop());
     going = false;
