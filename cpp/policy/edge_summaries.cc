@@ -24,7 +24,7 @@ enum class Members : uint8_t {
   kNever,   // every byte is a summary's
 };
 
-struct EdgeSettings {
+struct SummarySettings {
   Members members = Members::kDisk;
   float share = 0.9f;      // of the bytes for summaries, where members are kept
   int frames = 6;          // summaries attended for a question, the best, in frames' worth of tokens; 0: all
@@ -35,7 +35,7 @@ struct EdgeSettings {
 
 class EdgeOfSummaries final : public Policy {
  public:
-  explicit EdgeOfSummaries(const EdgeSettings& settings) : s_(settings) {}
+  explicit EdgeOfSummaries(const SummarySettings& settings) : s_(settings) {}
   const char* name() const override { return "edge"; }
   PolicyNeeds needs() const override {
     PolicyNeeds needs;
@@ -97,14 +97,14 @@ class EdgeOfSummaries final : public Policy {
   }
 
  private:
-  EdgeSettings s_;
+  SummarySettings s_;
   Clustering clustering_;
 };
 
 }  // namespace
 
 std::unique_ptr<Policy> make_edge_of_summaries(const PolicySettings& settings) {
-  EdgeSettings s;
+  SummarySettings s;
   SettingReader reader("edge", settings);
   int members = 0;
   read_score(reader, &s.score)

@@ -18,7 +18,7 @@ uint16_t mean_place(uint16_t mean, uint16_t other, double share) {
   return static_cast<uint16_t>(std::lround(mean + (other - mean) * share));
 }
 
-Cosine cosine(const half_t* a, const half_t* b, int dim) {
+Cosine half_cosine(const half_t* a, const half_t* b, int dim) {
   Cosine c;
   for (int i = 0; i < dim; ++i) {
     const double x = half_to_float(a[i]), y = half_to_float(b[i]);
@@ -102,10 +102,10 @@ void ClusterIndex::touch(ClusterId c, const TokenMeta& meta, int32_t frame) {
 float ClusterIndex::distance(ClusterId a, ClusterId b, float value_weight) const {
   const auto d = static_cast<size_t>(shape_.dim);
   const float keys =
-      cosine(mean_k_ + static_cast<size_t>(a) * d, mean_k_ + static_cast<size_t>(b) * d, shape_.dim).value();
+      half_cosine(mean_k_ + static_cast<size_t>(a) * d, mean_k_ + static_cast<size_t>(b) * d, shape_.dim).value();
   if (value_weight == 0) return 2 - 2 * keys;
   const float values =
-      cosine(mean_v_ + static_cast<size_t>(a) * d, mean_v_ + static_cast<size_t>(b) * d, shape_.dim).value();
+      half_cosine(mean_v_ + static_cast<size_t>(a) * d, mean_v_ + static_cast<size_t>(b) * d, shape_.dim).value();
   return 2 - 2 * (keys + value_weight * values) / (1 + value_weight);
 }
 

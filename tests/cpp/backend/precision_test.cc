@@ -73,13 +73,13 @@ std::vector<Key> keys_of(const AttendWorld& world, int head) {
 }
 
 // The largest errors of what world.out and world.lse hold.
-struct Error {
+struct Deviation {
   double out = 0, lse = 0;
 };
-Error error_of(const AttendWorld& world) {
+Deviation error_of(const AttendWorld& world) {
   const AttendArgs& a = world.args;
   const int d = a.shape.head_dim, group = a.q_heads / a.shape.heads;
-  Error worst;
+  Deviation worst;
   const auto keep = [](double error, double& most) { most = error <= most ? most : error; };  // NaN wins
   for (int head = 0; head < a.q_heads; ++head) {
     const std::vector<Key> keys = keys_of(world, head / group);
@@ -139,7 +139,7 @@ TEST_CASE("attention is float64's within what each codec and part allows, for fe
                          .shape = {shape.heads, shape.head_dim},
                          .rows = shape.rows});
         kernels->attend(world.args);
-        const Error error = error_of(world);
+        const Deviation error = error_of(world);
         CAPTURE(name);
         CAPTURE(part);
         CAPTURE(shape.head_dim);
@@ -181,7 +181,7 @@ TEST_CASE("keys and values may be large or small: means as halves can be, exact 
         for (const std::string& name : implementations()) {
           Kernels kernels(name, 1, {.tokens = tokens, .q_heads = 2, .shape = {1, 64}, .rows = 37});
           kernels->attend(world.args);
-          const Error error = error_of(world);
+          const Deviation error = error_of(world);
           const bool rounds = !exact && on_tensor_cores(name, 64);
           CAPTURE(name);
           CAPTURE(size);

@@ -21,7 +21,7 @@ std::vector<CodecId> record_codecs() {
   return all;
 }
 
-Ops::Limits limits_of(PageShape shape, int tokens = 1, int group = 1) {
+Ops::Limits record_limits(PageShape shape, int tokens = 1, int group = 1) {
   return {.tokens = tokens, .q_heads = shape.heads * group, .shape = shape, .rows = 1};
 }
 
@@ -41,7 +41,7 @@ TEST_CASE("rows written into several pages are the rows of pages encoded at once
     const size_t stride = row + 3;
     const auto k = random.normals(40 * stride, 4), v = random.normals(40 * stride, 4), mean = random.normals(row, 9);
     for (const CodecId id : record_codecs()) {
-      Kernels plain("plain", 1, limits_of(shape));
+      Kernels plain("plain", 1, record_limits(shape));
       std::vector<std::vector<std::byte>> expected(3), pages(3);
       for (size_t p = 0; p < 3; ++p) {
         expected[p].resize(data_bytes(id, shape));
@@ -53,7 +53,7 @@ TEST_CASE("rows written into several pages are the rows of pages encoded at once
         CAPTURE(name);
         CAPTURE(codec_name(id));
         CAPTURE(shape.head_dim);
-        Kernels kernels(name, 2, limits_of(shape));
+        Kernels kernels(name, 2, record_limits(shape));
         for (auto& page : pages) page.assign(data_bytes(id, shape), std::byte{0});
         std::vector<std::byte*> to;
         std::vector<int32_t> at;
@@ -78,13 +78,13 @@ TEST_CASE("a moved row is the same bits, wherever it stood, and nothing else of 
     const auto row = static_cast<size_t>(shape.row());
     const auto k = random.normals(16 * row, 4), v = random.normals(16 * row, 4);
     for (const CodecId id : record_codecs()) {
-      Kernels plain("plain", 1, limits_of(shape));
+      Kernels plain("plain", 1, record_limits(shape));
       std::vector<std::byte> from(data_bytes(id, shape)), one(from.size());
       plain->encode(id, shape, k.data(), v.data(), row, 16, from.data());
       for (const std::string& name : implementations()) {
         CAPTURE(name);
         CAPTURE(codec_name(id));
-        Kernels kernels(name, 1, limits_of(shape));
+        Kernels kernels(name, 1, record_limits(shape));
         std::vector<std::byte> to(from.size(), std::byte{0}), expected(from.size(), std::byte{0});
         for (int i = 0; i < 16; ++i) {
           kernels->move_row(id, shape, from.data(), i, to.data(), (i * 5 + 3) % 16);
@@ -101,7 +101,7 @@ TEST_CASE("a moved row is the same bits, wherever it stood, and nothing else of 
     }
   }
   for (const std::string& name : implementations()) {
-    Kernels kernels(name, 1, limits_of({1, 16}));
+    Kernels kernels(name, 1, record_limits({1, 16}));
     std::vector<std::byte> page(data_bytes(CodecId::kFp32, {1, 16})), other(page);  // room for any codec
     std::vector<float> x(16);
     std::byte* to = page.data();
@@ -130,7 +130,7 @@ TEST_CASE("attention and mass of a page do not look at the rows its mask leaves 
     for (const std::string& name : implementations()) {
       CAPTURE(name);
       CAPTURE(codec);
-      Kernels kernels(name, 2, limits_of({2, 64}, 5, 3));
+      Kernels kernels(name, 2, record_limits({2, 64}, 5, 3));
       kernels->attend(world.args);
       const auto out = world.out, lse = world.lse;
       std::vector<float> mass(world.positions.size(), -5), other(world.positions.size(), -5);
@@ -244,7 +244,7 @@ TEST_CASE("likeness finds the most alike of those with a higher score, constants
       std::vector<float> k(items * stride), v(items * stride), k_mean(world.key_mean), v_mean(row, 0.7f);
       // Some items repeat stored tokens, some repeat each other, the rest are new.
       std::vector<float> one_k(row), one_v(row);
-      Kernels plain("plain", 1, limits_of(shape, items));
+      Kernels plain("plain", 1, record_limits(shape, items));
       for (size_t i = 0; i < items; ++i) {
         const auto fresh_k = random.normals(row), fresh_v = random.normals(row);
         for (size_t c = 0; c < row; ++c) k[i * stride + c] = k_mean[c] + fresh_k[c], v[i * stride + c] = fresh_v[c];
@@ -300,7 +300,7 @@ TEST_CASE("likeness finds the most alike of those with a higher score, constants
           CAPTURE(name);
           CAPTURE(shape.head_dim);
           CAPTURE(threads);
-          Kernels kernels(name, threads, limits_of(shape, items));
+          Kernels kernels(name, threads, record_limits(shape, items));
           std::vector<float> item(items, -3), token(tokens, 0.05f);
           a.k = all_k.data(), a.key_mean = all_mean.data();
           a.item_like = item.data(), a.token_like = token.data();
@@ -316,7 +316,7 @@ TEST_CASE("likeness finds the most alike of those with a higher score, constants
 TEST_CASE("likeness of nothing to nothing is zero, and items alone are compared with each other") {
   for (const std::string& name : implementations()) {
     CAPTURE(name);
-    Kernels kernels(name, 1, limits_of({1, 16}, 3));
+    Kernels kernels(name, 1, record_limits({1, 16}, 3));
     std::vector<float> k(48, 0.0f), v(48, 1.0f), score{1, 2, 3}, like(3, -1);
     for (int c = 0; c < 16; ++c) k[16 + static_cast<size_t>(c)] = k[32 + static_cast<size_t>(c)] = 1;
     LikenessArgs a;

@@ -13,7 +13,7 @@ namespace {
 constexpr int kSizes[] = {1, 5, 7, 13, 16, 17};
 constexpr float kUntouched = -77;
 
-void check_near(const std::vector<float>& got, const std::vector<float>& expected, float tolerance) {
+void check_finite_near(const std::vector<float>& got, const std::vector<float>& expected, float tolerance) {
   REQUIRE(got.size() == expected.size());
   float worst = 0;
   for (size_t i = 0; i < got.size(); ++i) {
@@ -68,10 +68,10 @@ TEST_CASE("recent keys, redundancy and norms of every instruction set equal the 
                                  score[which].data()});
           o.row_norm({k.x.data(), items, dim, k.stride, norm[which].data()});
         }
-        check_near(sum[1], sum[0], 1e-5f);
+        check_finite_near(sum[1], sum[0], 1e-5f);
         CHECK(count[1] == count[0]);
-        check_near(score[1], score[0], 1e-5f);
-        check_near(norm[1], norm[0], 1e-6f);
+        check_finite_near(score[1], score[0], 1e-5f);
+        check_finite_near(norm[1], norm[0], 1e-6f);
         CHECK(score[1].back() == kUntouched);
         CHECK(norm[1].back() == kUntouched);
         for (size_t i = 0; i + 1 < score[1].size(); i += 4) CHECK(score[1][i] == 0);
@@ -114,7 +114,7 @@ TEST_CASE("spectral energy of every instruction set equals the plain loops; a co
         std::vector<float> expected(static_cast<size_t>(tokens) + 1, kUntouched), got = expected;
         plain->spectral_energy({x.x.data(), tokens, dim, x.stride, expected.data()});
         ops->spectral_energy({x.x.data(), tokens, dim, x.stride, got.data()});
-        check_near(got, expected, 1e-5f);
+        check_finite_near(got, expected, 1e-5f);
         CHECK(got.back() == kUntouched);
         if (tokens < 2 || tokens > 64) continue;
         std::vector<float> wave(static_cast<size_t>(tokens * dim), 3.0f);
@@ -170,9 +170,9 @@ TEST_CASE("attention received from many queries equals the plain loops and sums 
               got_own(own.size(), kUntouched);
           kernels->attention_mass(
               {&world.args, got_pages.data(), got_rows.data(), first, block ? got_own.data() : nullptr});
-          check_near(got_pages, pages, 1e-4f);
-          check_near(got_rows, rows, 1e-4f);
-          check_near(got_own, own, 1e-4f);
+          check_finite_near(got_pages, pages, 1e-4f);
+          check_finite_near(got_rows, rows, 1e-4f);
+          check_finite_near(got_own, own, 1e-4f);
         }
       }
   }
