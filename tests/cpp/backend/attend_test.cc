@@ -154,7 +154,8 @@ TEST_CASE("the same call gives the same bits every time, whatever worker comes f
     Kernels kernels(name, 3, limits_of(shape));
     kernels->attend(world.args);
     const auto out = world.out, lse = world.lse;
-    for (int repeat = 0; repeat < 20; ++repeat) {
+    const bool alone = name == "plain" || name == "shim";  // no workers, so nobody comes first
+    for (int repeat = 0; repeat < (alone ? 2 : 20); ++repeat) {
       kernels->attend(world.args);
       CHECK(world.out == out);
       CHECK(world.lse == lse);
