@@ -69,6 +69,19 @@ RopeSpec rope_from(const py::dict& d, int head_dim) {
   return rope;
 }
 
+// The frequencies of a scaled RoPE, which the model keeps and its RopeSpec borrows.
+void read_frequencies(const py::dict& d, ModelShape* m) {
+  auto given = get(d, "frequencies", std::vector<double>{});
+  if (given.empty()) return;
+  if (given.size() != static_cast<size_t>(m->rope.frequencies()))
+    throw InvalidInput("rope: " + std::to_string(given.size()) +
+                       " frequencies, expected rotary_dim / 2 = " + std::to_string(m->rope.frequencies()) + ".");
+  for (double f : given)
+    if (!(f >= 0 && f <= 1e3)) throw InvalidInput("rope: frequencies must be numbers from 0 to 1000.");
+  m->frequencies = std::make_shared<const std::vector<double>>(std::move(given));
+  m->rope.scaled = m->frequencies->data();
+}
+
 // Every key must be known: a misspelt knob is an error, not a default.
 void refuse_unknown(const py::dict& d, const std::vector<std::string>& known, const char* who) {
   for (const auto& [key, value] : d) {
@@ -123,7 +136,9 @@ MemoryConfig config_from(const py::dict& model, const py::dict& d) {
   m.kv_heads = get(model, "kv_heads", 0);
   m.head_dim = get(model, "head_dim", 0);
   m.scale = get(model, "scale", 0.0f);
-  m.rope = rope_from(get(model, "rope", py::dict()), m.head_dim);
+  const auto rope = get(model, "rope", py::dict());
+  m.rope = rope_from(rope, m.head_dim);
+  read_frequencies(rope, &m);
   m.embedding_dim = get(model, "embedding_dim", 0);
   m.frame_tokens = get(model, "frame_tokens", 0);
   m.video_window = get(model, "video_window", 0);

@@ -23,6 +23,9 @@ struct RopeSpec {
   int head_dim = 0;
   int rotary_dim = 0;  // the first rotary_dim channels rotate, the rest pass (partial rotary)
   float theta = 10000.0f;
+  // [frequencies()], on the host: what a scaled RoPE (linear, llama3, longrope, yarn) rotates by instead of theta's powers.
+  // Borrowed; read when a table is built and at no other time.
+  const double* scaled = nullptr;
   RopeLayout layout = RopeLayout::kHalf;
   // M-RoPE: frequencies taken by (t, h, w); all zero means 1-D. Sum = rotary_dim / 2.
   int sections[3] = {0, 0, 0};
@@ -110,7 +113,9 @@ class RopeTable {
   void fill(float* row, int64_t position) const {
     const int n = spec_.frequencies();
     for (int i = 0; i < n; ++i) {
-      const double f = std::pow(static_cast<double>(spec_.theta), -2.0 * i / spec_.rotary_dim);
+      const double f = spec_.scaled != nullptr
+                           ? spec_.scaled[i]
+                           : std::pow(static_cast<double>(spec_.theta), -2.0 * i / spec_.rotary_dim);
       row[i] = static_cast<float>(std::cos(static_cast<double>(position) * f));
       row[n + i] = static_cast<float>(std::sin(static_cast<double>(position) * f));
     }

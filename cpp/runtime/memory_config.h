@@ -2,8 +2,10 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "codec/codec.h"
 #include "core/rope.h"
@@ -18,10 +20,11 @@ struct ModelShape {
   int head_dim = 0;
   float scale = 0;  // on the logit; 0: 1/sqrt(head_dim)
   RopeSpec rope;
-  int embedding_dim = 0;  // of a frame's embedding
-  int frame_tokens = 0;   // largest frame
-  int video_window = 0;   // frames a video token sees, its own counted; 0: everything the policy selects
-  int context = 0;        // positions the model was trained for (max_position_embeddings); 0: not known
+  std::shared_ptr<const std::vector<double>> frequencies;  // what rope.scaled points at, if it does
+  int embedding_dim = 0;                                   // of a frame's embedding
+  int frame_tokens = 0;                                    // largest frame
+  int video_window = 0;  // frames a video token sees, its own counted; 0: everything the policy selects
+  int context = 0;       // positions the model was trained for (max_position_embeddings); 0: not known
 };
 
 // The position a token of the store is rotated by when it is read.

@@ -20,6 +20,21 @@ std::string axes(const RopeSpec& spec) {
 
 }  // namespace
 
+TEST_CASE("a table of scaled frequencies rotates by those and not by theta's") {
+  const double scaled[5] = {1.0, 0.31, 0.07, 1e-3, 0.0};
+  const RopeSpec spec{.head_dim = 10, .rotary_dim = 10, .theta = 1e4f, .scaled = scaled};
+  std::vector<std::byte> memory(RopeTable::bytes_for(spec, 5001));
+  const RopeTable table(spec, 5001, memory.data());
+  float cos[5], sin[5];
+  for (int p : {0, 1, 63, 64, 777, 5000}) {
+    table.row(p, 0, 0, cos, sin);
+    for (int i = 0; i < 5; ++i) {
+      REQUIRE(std::abs(cos[i] - std::cos(p * scaled[i])) < 4e-7);
+      REQUIRE(std::abs(sin[i] - std::sin(p * scaled[i])) < 4e-7);
+    }
+  }
+}
+
 TEST_CASE("a row of the table is cos and sin of position times frequency, far out too") {
   for (float theta : {1e4f, 1e6f}) {
     const RopeSpec spec{.head_dim = 128, .rotary_dim = 128, .theta = theta};
