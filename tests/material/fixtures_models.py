@@ -110,6 +110,8 @@ class Handmade:
     interleaved: int = 0
     half: bool = False
     mask: bool = False
+    window: int = 0
+    """Tokens that the mask lets a token see; 0: all before it."""
     bias: bool = False
     extra_attributes: dict[str, object] = field(default_factory=dict)
     nodes: list[onnx.NodeProto] = field(default_factory=list)
@@ -221,8 +223,14 @@ class Handmade:
         self.constant("second", np.array([2], np.int64))
         self.node("Unsqueeze", ["position_ids", "second"], "rows_at")
         self.node("Greater", ["columns", "rows_at"], "future")
+        hidden = "future"
+        if self.window:
+            self.constant("window", np.array(self.window, np.int64))
+            self.node("Sub", ["rows_at", "columns"], "age")
+            self.node("GreaterOrEqual", ["age", "window"], "old")
+            hidden = self.node("Or", ["future", "old"], "hidden")
         self.constant("first_axis", np.array([1], np.int64))
-        self.node("Unsqueeze", ["future", "first_axis"], "future_4d")
+        self.node("Unsqueeze", [hidden, "first_axis"], "future_4d")
         self.constant("far", np.array(-1e9 if not self.half else -6e4))
         self.constant("near", np.array(0.0))
         self.node("Where", ["future_4d", "far", "near"], "mask")

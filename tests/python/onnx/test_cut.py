@@ -153,6 +153,12 @@ def test_a_mask_that_hides_more_than_the_future_is_refused(form: str, said: str)
         cut(model)
 
 
+@pytest.mark.parametrize("window", [9, 512, 4096, 32768])
+def test_a_mask_that_is_a_long_window_is_refused(window: int) -> None:
+    with pytest.raises(GraphCutError, match="not the causal mask: it is a window"):
+        cut(Handmade("rows", "onnx", mask=True, window=window).build())
+
+
 def test_what_these_forms_do_beyond_attention_is_refused_by_name() -> None:
     model = Handmade("mha", "none", kv_heads=4).build()
     attention(model).attribute[1].i = 0
