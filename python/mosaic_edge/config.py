@@ -128,7 +128,7 @@ class SessionConfig:
     positions: str = "auto"
     """Positions of what is attended: "original" as long as they fit the model's context (then gaps where
     nothing is kept close up), "contiguous" in time order, "auto": original where the model names its
-    context."""
+    context or reads absolute time (Qwen2.5-VL)."""
     skip_alike: float = 0.0
     """A frame whose picture is this alike to the last one taken in (mean cosine of its tokens, -1 to 1) is
     left out before the decoder sees it, and counted as `duplicate_frames`; 0: none is."""
@@ -215,7 +215,10 @@ class SessionConfig:
             "clusters": self.clusters,
             "scenes": self.scenes,
             "max_cluster_tokens": self.max_cluster_tokens,
-            "positions": self.positions,
+            # Absolute time means something at its own place alone.
+            "positions": "original"
+            if self.positions == "auto" and spec.tokens_per_second
+            else self.positions,
             "summaries": self.summaries,
             "refresh_every": self.refresh_every,
             "overflow": self.overflow,
@@ -255,6 +258,7 @@ def core_model(spec: VlmSpec) -> dict[str, Any]:
             "sections": list(rope.sections) if any(rope.sections) else [],
             "sections_interleaved": rope.sections_interleaved,
             "grid_follows_time": rope.grid_follows_time,
+            "frequencies": list(rope.frequencies),
         },
         "embedding_dim": spec.embedding_dim,
         "frame_tokens": spec.tokens_per_frame,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mosaic_edge import _core
 from mosaic_edge.config import SessionConfig, SessionSettings
@@ -37,27 +37,31 @@ class Engine:
         cls,
         model: str | Path = TINY,
         *,
+        layout: str | None = None,
         device: str | None = None,
         threads: int | None = None,
         variant: str | None = None,
         dtype: str | None = None,
         quantization: str | None = None,
-        tokens_per_frame: int | None = None,
+        tokens_per_frame: int | Literal["native"] | None = None,
         allow_pickle: bool = False,
     ) -> Engine:
         """Load "mosaic-tiny" (shipped with the package), a directory of ONNX graphs or in the transformers
         layout, or a hub id. Every keyword is about the model; what is about its memory, session() takes.
 
-        device: where the model runs, "cpu" or "cuda"; None: CPU for ONNX, for transformers a GPU if there is
-        one. threads: of the model's own arithmetic. tokens_per_frame: the most a picture becomes, for models
-        that take any aspect (default 256 for ONNX, 196 for transformers).
-        ONNX only: variant, the decoder's suffix ("q4", "fp16", ...) instead of the best one there is for
-        `device`. Transformers only: dtype ("fp32", "fp16", "bf16"), quantization ("int4", "int8"),
-        allow_pickle (weights that can run code). Raises ModelError (a ValueError) naming what is missing.
+        layout: "transformers" (safetensors) or "onnx" where a directory holds both; None: safetensors first,
+        `spec.layout` says what was taken. device: where the model runs, "cpu" or "cuda"; None: CPU for ONNX,
+        for transformers a GPU if there is one. threads: of the model's own arithmetic. tokens_per_frame: the
+        most a picture becomes, for models that take any aspect (default 256 for ONNX, 196 for transformers;
+        "native": what its processor allows). ONNX only: variant, the decoder's suffix ("q4", "fp16", ...)
+        instead of the best one there is for `device`. Transformers only: dtype ("fp32", "fp16", "bf16"),
+        quantization ("int4", "int8"), allow_pickle (weights that can run code). Raises ModelError (a
+        ValueError) naming what is missing.
         """
         return cls(
             load_model(
                 model,
+                layout=layout,
                 device=device,
                 threads=threads,
                 variant=variant,
@@ -76,10 +80,14 @@ class Engine:
     def plan(
         self, config: SessionConfig | None = None, **settings: Unpack[SessionSettings]
     ) -> dict[str, Any]:
-        """How `session(config, **settings)` would split its cap, taking nothing. Raises MemoryCapError."""
+        """How `session(config, **settings)` would split its cap, taking nothing; what a picture takes,
+        what it would at its own size, and the positions there are. Raises MemoryCapError."""
         config = _config(config, settings)
         prefix = self.model.tokenize(self.spec.prefix) if self.spec.prefix else []
         plan: dict[str, Any] = _core.plan(*config.core_arguments(self.spec, len(prefix)))
+        plan["tokens_per_frame"] = self.spec.tokens_per_frame
+        plan["native_tokens_per_frame"] = self.spec.native_tokens_per_frame or self.spec.tokens_per_frame
+        plan["context"] = self.spec.context
         return plan
 
     def session(self, config: SessionConfig | None = None, **settings: Unpack[SessionSettings]) -> Session:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mosaic_edge.config import SessionSettings
 from mosaic_edge.engine import Engine
 from mosaic_edge.models.hf.families import family_of
+from mosaic_edge.models.hf.family import Limit
 from mosaic_edge.models.hf.load import Parts
 from mosaic_edge.models.hf.vlm import HfVlm
 from mosaic_edge.models.vlm import FrameArray, ModelError
@@ -31,7 +32,7 @@ def generate(
     question: str,
     fps: float = 1.0,
     max_new_tokens: int = 128,
-    tokens_per_frame: int | None = None,
+    tokens_per_frame: Limit = None,
     sampling: SamplingParams | None = None,
     **settings: Unpack[SessionSettings],
 ) -> Reply:
@@ -46,16 +47,18 @@ def generate(
     if not fps > 0:
         raise ValueError(f"fps={fps}: expected more than 0")
     settings.setdefault("memory", "256MiB")
-    with Engine(wrap(model, processor, tokens_per_frame)).session(**settings) as session:
+    engine = Engine(wrap(model, processor, tokens_per_frame))
+    sampling = sampling or SamplingParams.from_model(engine.spec, max_tokens=max_new_tokens)
+    with engine.session(**settings) as session:
         if isinstance(video, str | Path):
             session.append_video(video, fps=fps)
         else:
             for number, frame in enumerate(video):
                 session.append(frame, number / fps)
-        return session.ask(question, sampling=sampling or SamplingParams(max_tokens=max_new_tokens))
+        return session.ask(question, sampling=sampling)
 
 
-def wrap(model: Any, processor: Any, tokens_per_frame: int | None = None) -> HfVlm:
+def wrap(model: Any, processor: Any, tokens_per_frame: Limit = None) -> HfVlm:
     """`model` and `processor` of transformers as a Vlm, for Engine(...). ModelError names what does not
     fit."""
     name = type(model).__name__
@@ -65,6 +68,8 @@ def wrap(model: Any, processor: Any, tokens_per_frame: int | None = None) -> HfV
         raise ModelError(
             f"{name}: the processor {type(processor).__name__} needs an image_processor and a fast tokenizer"
         )
+    videos = (getattr(processor, "video_processor", None) or images).to_dict()
+    videos = {key: value for key, value in videos.items() if value is not None}
     folder = Path(str(getattr(model.config, "_name_or_path", "") or name))
     template = getattr(processor, "chat_template", None)
-    return HfVlm.of(Parts(folder, model, images, tokenizer, template, family), tokens_per_frame)
+    return HfVlm.of(Parts(folder, model, images, videos, tokenizer, template, family), tokens_per_frame)

@@ -70,4 +70,6 @@ def reply_document(question: str, reply: Reply) -> dict[str, Any]:
         "evidence": [asdict(moment) for moment in reply.evidence],
         "first_token_ms": 1e3 * reply.first_token_seconds,
         "seconds": reply.seconds,
+        "tokens": reply.tokens,
+        "finish": reply.finish,
     }

@@ -1,13 +1,17 @@
-"""From the logits of the last token to the next token."""
+"""From the logits of the last token to the next token: greedy, or drawn as a model's generation_config.json
+says."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mosaic_edge.models.vlm import VlmSpec
 
 _COLDEST, _HOTTEST = 1e-6, 1e6
 """Of temperatures: logits divided by less than this are no longer finite, by more all alike."""
@@ -17,7 +21,7 @@ _COLDEST, _HOTTEST = 1e-6, 1e6
 class SamplingParams:
     """How an answer is drawn."""
 
-    max_tokens: int = 16
+    max_tokens: int = 256
     """Most tokens of the answer, as far as the room of branch_tokens goes."""
     temperature: float = 0.0
     """0: the likeliest token each time."""
@@ -25,6 +29,9 @@ class SamplingParams:
     """Draw among so many of the likeliest; 0: among all."""
     top_p: float = 1.0
     """Draw among the likeliest that make up this share; 1: among all."""
+    repetition_penalty: float = 1.0
+    """Logits of tokens that prompt or answer have already are divided by this (multiplied, below zero); 1:
+    left alone."""
     seed: int = 0
     """Of the draws: the same seed, the same answer."""
 
@@ -40,10 +47,17 @@ class SamplingParams:
         for name, fits, expected in (
             ("temperature", self._fits_temperature, f"0 (greedy), or {_COLDEST:g} to {_HOTTEST:g}"),
             ("top_p", lambda p: 0 < p <= 1, "more than 0, at most 1"),
+            ("repetition_penalty", lambda p: 0 < p <= _HOTTEST, f"more than 0, at most {_HOTTEST:g}"),
         ):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, Real) or not fits(value):
                 raise ValueError(f"{name}={value!r}: expected {expected}")
+
+    @classmethod
+    def from_model(cls, spec: VlmSpec, **changes: Any) -> SamplingParams:
+        """As the model's makers have it drawn (generation_config.json), `changes` over that. `ask` takes this
+        where it is given nothing; SamplingParams() is greedy."""
+        return cls(**{**spec.sampling, **changes})
 
     @staticmethod
     def _fits_temperature(value: Any) -> bool:
@@ -53,12 +67,30 @@ class SamplingParams:
 class Sampler:
     """Draws tokens of one answer; keeps the generator between them."""
 
-    def __init__(self, params: SamplingParams) -> None:
+    def __init__(self, params: SamplingParams, prompt: Sequence[int] = ()) -> None:
+        """prompt: the token ids before the answer, which repetition_penalty counts as said."""
         self._params = params
         self._random = np.random.default_rng(params.seed)
+        self._said = set(prompt)
 
     def next(self, logits: NDArray[np.float32]) -> int:
         """The next token id for logits [vocab]."""
+        p = self._params
+        if p.repetition_penalty != 1 and self._said:
+            logits = self._penalised(logits)
+        token = self._draw(logits)
+        self._said.add(token)
+        return token
+
+    def _penalised(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        ids = np.fromiter(self._said, np.intp)
+        ids = ids[ids < len(logits)]
+        out = logits.copy()
+        penalty = np.float32(self._params.repetition_penalty)
+        out[ids] = np.where(out[ids] < 0, out[ids] * penalty, out[ids] / penalty)
+        return out
+
+    def _draw(self, logits: NDArray[np.float32]) -> int:
         p = self._params
         if p.temperature == 0:
             return int(np.argmax(logits))

@@ -6,6 +6,7 @@ import atexit
 import os
 import threading
 import time
+import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from mosaic_edge import _core
 from mosaic_edge.config import SessionConfig
 from mosaic_edge.evidence import time_ranges
+from mosaic_edge.held_frame import HeldFrame
 from mosaic_edge.held_policy import weakly_held
 from mosaic_edge.models.vlm import EncodedFrame, FloatArray, FrameArray, Vlm
 from mosaic_edge.question import check_arguments, question_tokens, seconds
@@ -77,7 +79,7 @@ class Session:
         self._turn = threading.Lock()
         self._turn_of: int | None = None
         self._streaming = False
-        prefix = model.tokenize(self._spec.prefix) if self._spec.prefix else []
+        prefix = self._prefix = model.tokenize(self._spec.prefix) if self._spec.prefix else []
         self._trace = Trace(config.trace)
         try:
             model_shape, memory, policy, *others = config.core_arguments(self._spec, len(prefix))
@@ -92,7 +94,10 @@ class Session:
         self._out: FloatArray = np.empty((most, self._spec.q_heads, self._spec.head_dim), np.float32)
         self._attend: _MemoryAttend | None = _MemoryAttend(self._memory, self._out, self.config.backend)
         self._gaps: deque[float] = deque([1.0 / self._spec.fps], maxlen=31)
-        self._frames = 0
+        self._frames = self._pictures = 0  # taken in
+        self._seen = len(prefix)  # tokens
+        self._past_context = False
+        self._held = HeldFrame(self._spec.temporal_patch_size)
         self._first_pts: float | None = None
         self._origin = 0.0  # what the core counts seconds from
         self._kept_picture: FloatArray | None = None  # of the last frame that was no duplicate
@@ -108,7 +113,8 @@ class Session:
         """Take in one RGB frame uint8 [H, W, 3] seen at `pts` seconds (default: a frame time after the last).
 
         Raises ValueError for a bad frame or falling pts, MemoryCapError when the policy refuses; then nothing
-        is changed.
+        is changed. Where two frames make a picture (Qwen-VL), the first is held until the second comes or a
+        question does, and both are refused together.
         """
         try:
             image = np.asarray(frame)
@@ -131,16 +137,41 @@ class Session:
                 raise ValueError(f"pts={pts}: expected seconds within +-{_MOST_SECONDS:g}")
             if self._first_pts is None:
                 self._origin = pts if abs(pts) > _FAR_SECONDS else 0.0
-            with self._trace.span("encode_frame"):
-                elapsed = 0.0 if self._first_pts is None else pts - self._first_pts
-                encoded = self._model.encode(image, pts, elapsed, self._frames)
-            if not self._take(encoded, pts):
-                self._duplicates += 1
-                self._note_time(pts)
-                return
+            if self._spec.temporal_patch_size == 1:
+                self._picture([image], [pts], 1)
+            else:
+                self._pair(image, pts)
+
+    def _pair(self, image: FrameArray, pts: float) -> None:
+        """Hold a frame until as many are there as make a picture; one of another size begins a new one."""
+        self._model.check(*image.shape[:2])  # type: ignore[attr-defined]  # models of such pictures have it
+        if not self._held.fits(image):
+            self._end_pair()
+        if not self._held.add(image, pts):
+            self._note_time([pts])
+            return
+        self._picture(*self._held.take(), self._spec.temporal_patch_size)
+
+    def _end_pair(self) -> None:
+        """What is held becomes a picture, its last frame once more for those that are missing."""
+        if count := len(self._held):
+            self._picture(*self._held.take(), count)
+
+    def _picture(self, images: list[FrameArray], times: list[float], count: int) -> None:
+        """Take in the frames of one picture, of which `count` were seen and the others repeat the last."""
+        image = images[0] if len(images) == 1 else np.stack(images)
+        first = times[0]
+        with self._trace.span("encode_frame"):
+            elapsed = 0.0 if self._first_pts is None else first - self._first_pts
+            encoded = self._model.encode(image, (first + times[-1]) / 2, elapsed, self._pictures)
+        if not self._take(encoded, first):
+            self._duplicates += count
+        else:
             self._kept_picture = _picture_of(encoded)
-            self._note_time(pts)
-            self._frames += 1
+            self._pictures += 1
+            self._seen += len(encoded.tokens)
+            self._frames += count
+        self._note_time(times)
 
     def _take(self, encoded: EncodedFrame, pts: float) -> bool:
         """Run a frame through the decoder; False, and nothing taken, for a duplicate that would be taken."""
@@ -161,13 +192,15 @@ class Session:
             memory.commit()
             return True
 
-    def _note_time(self, pts: float) -> None:
-        """A frame was seen: what counts as neighbouring moments follows the stream."""
-        if self._first_pts is None:
-            self._first_pts = pts
-        if self._last_pts is not None and pts > self._last_pts:
-            self._gaps.append(pts - self._last_pts)
-        self._last_pts = pts
+    def _note_time(self, times: list[float]) -> None:
+        """Frames were seen: what counts as neighbouring moments follows the stream."""
+        for pts in times:
+            if self._first_pts is None:
+                self._first_pts = pts
+            if self._last_pts is None or pts > self._last_pts:
+                if self._last_pts is not None:
+                    self._gaps.append(pts - self._last_pts)
+                self._last_pts = pts
 
     def append_video(
         self,
@@ -228,8 +261,10 @@ class Session:
         """Answer a question about anything seen so far, or seen from `since` seconds on.
 
         dialogue=True keeps question and answer readable for later questions; else nothing of it is left.
-        stream=True gives a ReplyStream. special_tokens=True: what reads like a control token of the model
-        ("<|im_end|>") is one; else it is text. Raises ValueError for text the model does not know.
+        stream=True gives a ReplyStream. sampling: how it is drawn; by default as the model's makers have it
+        (SamplingParams.from_model), SamplingParams() is greedy. special_tokens=True: what reads like a
+        control token of the model ("<|im_end|>") is one; else it is text. Raises ValueError for text the
+        model does not know.
         """
         check_arguments(
             question, since, sampling, dialogue=dialogue, stream=stream, special_tokens=special_tokens
@@ -238,7 +273,13 @@ class Session:
         with self._alone():
             ids = question_tokens(self._model, question, self._talking, special_tokens)
         result: list[Reply] = []
-        pieces = self._answer(ids, since, dialogue, sampling or SamplingParams(), stream, result)
+        if len(ids) >= self._branch_tokens:
+            raise _core.MemoryCapError(
+                f"question: {len(ids)} tokens with its template leave no room for an answer in "
+                f"branch_tokens={self._branch_tokens}; raise it, or ask in fewer words"
+            )
+        sampling = SamplingParams.from_model(self._spec) if sampling is None else sampling
+        pieces = self._answer(ids, since, dialogue, sampling, stream, result)
         if stream:
             return ReplyStream(pieces, lambda: result[0] if result else None)
         for _ in pieces:
@@ -249,7 +290,9 @@ class Session:
         """Bytes by tier and part, where every token is; what was split, merged, summarised, dropped, lost."""
         with self._alone():
             stats: dict[str, Any] = self._open().stats()
+            stats["frames"] = self._frames
             stats["duplicate_frames"] = self._duplicates
+            stats["held_frames"] = len(self._held)  # of a picture that is not whole yet
             return stats
 
     def check_invariants(self) -> None:
@@ -369,7 +412,7 @@ class Session:
         result: list[Reply],
     ) -> Iterator[str]:
         began = time.perf_counter()
-        sampler = Sampler(sampling)
+        sampler = Sampler(sampling, self._prefix + ids)
         answer: list[int] = []
         said = sent = ""
         with self._my_turn():
@@ -378,6 +421,7 @@ class Session:
             try:
                 with self._alone():
                     self._settle()
+<<<<<<< HEAD
                     self._memory.open_question(None if since is None else since - self._origin)
                     first_logits = logits = self._block(self._model.embed_text(ids), want_logits=True)
                     first_token = time.perf_counter() - began
@@ -386,6 +430,14 @@ class Session:
                         for first, last, mass in self._memory.evidence()
                     ]
                     lost = self._memory.evidence_lost
+=======
+                    self._end_pair()
+                    self._memory.open_question(since)
+                    first_logits = logits = self._block(self._model.embed_text(ids), want_logits=True)
+                    first_token = time.perf_counter() - began
+                    moments, lost = self._memory.evidence(), self._memory.evidence_lost
+                    self._check_context(len(ids))
+>>>>>>> 035385e (Ask and show a checkpoint what its own transformers script would)
                 assert logits is not None and first_logits is not None
                 limit = min(sampling.max_tokens, self._branch_tokens - len(ids))
                 finish: Literal["end", "length"] = "length"
@@ -415,13 +467,33 @@ class Session:
             finally:
                 self._streaming = False
                 self._end_question(keep)
-        evidence = time_ranges(moments, gap=1.5 * median(self._gaps))
+        gap = median(self._gaps)
+        span = gap * (
+            self._spec.temporal_patch_size - 1
+        )  # a picture's last frame comes so long after its first
+        moments = [(start, end + span, mass) for start, end, mass in moments]
+        evidence = time_ranges(moments, gap=1.5 * gap)
         seconds = time.perf_counter() - began
         result.append(
             Reply(
                 said, evidence, len(answer), finish, first_token, seconds, first_logits, tuple(moments), lost
             )
         )
+
+    def _check_context(self, asked: int) -> None:
+        """Warn, once, when a question reads more than the model has positions for."""
+        context = self._spec.context
+        if not context or self._past_context or self._seen + asked <= context:
+            return
+        read = int(self._memory.stats()["read"]["questions"]) + asked
+        if read > context:
+            self._past_context = True
+            warnings.warn(
+                f"{self._spec.name}: a question reads {read} tokens, but the model was trained on {context} "
+                "positions; answers get worse past them. Lower memory= or tokens_per_frame=, or use a policy "
+                "that reads a part (retrieve_tokens=)",
+                stacklevel=3,
+            )
 
     def _end_question(self, keep: bool) -> None:
         """Nothing of a question stays open, not even when keeping it fails."""

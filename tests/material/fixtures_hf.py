@@ -214,6 +214,17 @@ def _byte_letters() -> dict[int, str]:
     return {b: chr(b) for b in plain} | {b: chr(256 + i) for i, b in enumerate(others)}
 
 
+OUTER_TAGS = ("<|vision_start|>", "<|vision_end|>")
+
+
+def keeps_outer_tags() -> bool:
+    """Whether this transformers' processor of Qwen3-VL keeps the tags that a chat template writes around a
+    video."""
+    from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
+
+    return hasattr(Qwen3VLProcessor, "replace_video_token")
+
+
 @dataclass
 class Library:
     """The library's own full-cache run of a conversation, one block after the other.
@@ -271,11 +282,14 @@ class Library:
         return tokens, seen
 
     def _video(self, frames: list[np.ndarray]) -> tuple[dict[str, Any], int, int]:
-        """All frames as one video: pixels, and rows and columns of the decoder's grid."""
+        """All frames as one video, two to a patch: pixels, and rows and columns of the decoder's grid."""
+        frames = frames + frames[-1:] * (len(frames) % 2)
         made = [self.images(images=[f], return_tensors="pt") for f in frames]
         _, h, w = made[0]["image_grid_thw"][0].tolist()
-        pixels = torch.cat([m["pixel_values"] for m in made])
-        grid = torch.tensor([[len(frames), h, w]])
+        stills = [m["pixel_values"].reshape(h * w, 3, 2, -1) for m in made]  # [patch, colour, moment, pixel]
+        pairs = zip(stills[::2], stills[1::2], strict=True)
+        pixels = torch.cat([torch.stack([a[:, :, 0], b[:, :, 1]], 2).reshape(h * w, -1) for a, b in pairs])
+        grid = torch.tensor([[len(frames) // 2, h, w]])
         return {"pixel_values_videos": pixels, "video_grid_thw": grid}, h // 2, w // 2
 
     def _qwen(self, frames: list[np.ndarray], moments: list[int], question: str) -> Any:
@@ -284,7 +298,7 @@ class Library:
             "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>"
         )
         ask = text_ids(f"<|vision_end|>{question}<|im_end|>\n<|im_start|>assistant\n")
-        ids = prefix + [ID["<|video_pad|>"]] * (len(frames) * rows * columns) + ask
+        ids = prefix + [ID["<|video_pad|>"]] * (len(moments) * rows * columns) + ask
         start = len(prefix)
         positions = [(i, i, i) for i in range(start)]
         positions += [
@@ -295,10 +309,10 @@ class Library:
         return ids, inputs, torch.tensor(positions).T[:, None]
 
     def _qwen2_vl(self, frames: list[np.ndarray], times: list[float], question: str) -> Any:
-        return self._qwen(frames, list(range(len(frames))), question)
+        return self._qwen(frames, list(range(len(times[::2]))), question)
 
     def _qwen2_5_vl(self, frames: list[np.ndarray], times: list[float], question: str) -> Any:
-        return self._qwen(frames, [int((t - times[0]) * 2) for t in times], question)
+        return self._qwen(frames, [int((t - times[0]) * 2) for t in times[::2]], question)
 
     def _qwen3_vl(self, frames: list[np.ndarray], times: list[float], question: str) -> Any:
         inputs, rows, columns = self._video(frames)
@@ -311,14 +325,15 @@ class Library:
             ids.extend(new)
             positions.extend((at + i,) * 3 for i in range(len(new)))
 
-        write("<|im_start|>user\n")
-        for time in times:
+        around = OUTER_TAGS if keeps_outer_tags() else ("", "")
+        write("<|im_start|>user\n" + around[0])
+        for time in [(a + b) / 2 for a, b in zip(times[::2], times[1::2] + times[-1:], strict=False)]:
             write(f"<{time:.1f} seconds><|vision_start|>")
             at = positions[-1][0] + 1
             ids.extend([ID["<|video_pad|>"]] * (rows * columns))
             positions.extend((at, at + y, at + x) for y in range(rows) for x in range(columns))
             write("<|vision_end|>")
-        write(f"{question}<|im_end|>\n<|im_start|>assistant\n")
+        write(f"{around[1]}{question}<|im_end|>\n<|im_start|>assistant\n")
         return ids, inputs, torch.tensor(positions).T[:, None]
 
     def _llava_onevision(self, frames: list[np.ndarray], times: list[float], question: str) -> Any:
@@ -332,12 +347,7 @@ class Library:
         return ids, {"pixel_values_videos": pixels[None]}, torch.arange(len(ids))
 
     def _smolvlm(self, frames: list[np.ndarray], times: list[float], question: str) -> Any:
-        made = [
-            self.images(
-                images=[[f]], do_image_splitting=False, size={"longest_edge": 48}, return_tensors="pt"
-            )
-            for f in frames
-        ]
+        made = [self.images(images=[[f]], do_image_splitting=False, return_tensors="pt") for f in frames]
         inputs = {
             name: torch.cat([m[name] for m in made], dim=1)
             for name in ("pixel_values", "pixel_attention_mask")

@@ -7,7 +7,7 @@ machine is small. The tokenizer knows every byte and nothing more: what is timed
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ import transformers as tf
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
-from mosaic_edge.models.hf.families import Qwen25Vl
 from mosaic_edge.models.hf.load import Parts
+from mosaic_edge.models.hf.qwen_families import Qwen25Vl
 from mosaic_edge.models.hf.vlm import HfVlm
 from mosaic_edge.models.vlm import Attend, EncodedFrame, FloatArray, FrameArray, VlmSpec
 from mosaic_edge.world.world import World
@@ -99,7 +99,7 @@ class Recorded:
 
     @property
     def spec(self) -> VlmSpec:
-        return self.model.spec
+        return replace(self.model.spec, temporal_patch_size=1)  # what was recorded are whole pictures
 
     def encode(self, frame: FrameArray, pts: float, elapsed: float, number: int) -> EncodedFrame:
         return self.frames[number]
@@ -134,7 +134,9 @@ def build_model(size: Size, seed: int = 7) -> HfVlm:
     model.generation_config.eos_token_id = END
     side = 28 * int(size.tokens**0.5)
     images = tf.Qwen2VLImageProcessor(size={"shortest_edge": side * side // 4, "longest_edge": side * side})
-    parts = Parts(Path("Qwen2.5-VL-shaped"), model.eval(), images, _tokenizer(), None, Qwen25Vl)
+    parts = Parts(
+        Path("Qwen2.5-VL-shaped"), model.eval(), images, images.to_dict(), _tokenizer(), None, Qwen25Vl
+    )
     return HfVlm.of(parts, size.tokens)
 
 

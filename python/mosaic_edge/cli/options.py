@@ -35,17 +35,28 @@ _ProfileName = Annotated[
 _MODEL = "mosaic-tiny, a directory of ONNX graphs or as transformers saves it, or a hub id."
 
 
+def _tokens(said: str) -> int | str:
+    """A whole number, or the one word there is; Engine.load says what is wrong with another."""
+    return int(said) if said.isdecimal() else said
+
+
 @dataclass(frozen=True)
 class ModelOptions:
     """What Engine.load is given: `model`, and its keywords; [model] of a profile."""
 
     model: Annotated[str, typer.Option(help=_MODEL)] = "mosaic-tiny"
+    layout: Annotated[str | None, typer.Option(help="onnx or transformers, of a model that has both.")] = None
     device: Annotated[str | None, typer.Option(help="Where the model runs: cpu or cuda.")] = None
     threads: Annotated[int | None, typer.Option(help="Of the model's arithmetic; 0: all cores.")] = None
     variant: Annotated[str | None, typer.Option(help="ONNX decoder: q4, fp16, ... Default: the best.")] = None
     dtype: Annotated[str | None, typer.Option(help="transformers: fp32, fp16 or bf16.")] = None
     quantization: Annotated[str | None, typer.Option(help="transformers: int4 or int8 weights.")] = None
-    tokens_per_frame: Annotated[int | None, typer.Option(help="The most a picture becomes.")] = None
+    tokens_per_frame: Annotated[
+        Any,
+        typer.Option(
+            help="The most a picture becomes; native: as its processor.", parser=_tokens, metavar="N"
+        ),
+    ] = None
 
     @staticmethod
     def of_profile(profile: Profile) -> dict[str, Any]:

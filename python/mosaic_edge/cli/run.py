@@ -105,7 +105,8 @@ def show_run(result: dict[str, Any], console: Console) -> None:
         )
         console.print(line, soft_wrap=True)
         wait = f"first token after {a['first_token_ms']:.1f} ms"
-        console.print(f"  read from {show_evidence(a['evidence'])}; {wait}", soft_wrap=True)
+        cut = f"; cut off after {a['tokens']} tokens" if a["finish"] == "length" else ""
+        console.print(f"  read from {show_evidence(a['evidence'])}; {wait}{cut}", soft_wrap=True)
     memory = result["memory"]
     stream = f"{result['frames']} frames up to {clock(result['reached_seconds'] or 0)}"
     console.print(f"{stream}, {result['frames_per_second']:.0f} frames/s, {taken(memory)}", soft_wrap=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +88,8 @@ class PassThrough:
 
     @property
     def spec(self) -> VlmSpec:
-        """Of the model behind."""
-        return self._model.spec
+        """Of the model behind; here every frame is a picture of its own."""
+        return replace(self._model.spec, temporal_patch_size=1)
 
     def encode(self, frame: FrameArray, pts: float, elapsed: float, number: int) -> EncodedFrame:
         """As the model."""

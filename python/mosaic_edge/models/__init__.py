@@ -4,11 +4,11 @@ mosaic-tiny."""
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from mosaic_edge.models.layout import Layout
     from mosaic_edge.models.vlm import Vlm
 
 TINY = "mosaic-tiny"
@@ -19,12 +19,13 @@ _KINDS = {str: "text", int: "a whole number", bool: "True or False"}
 def load_model(
     model: str | Path,
     *,
+    layout: str | None = None,
     device: str | None = None,
     threads: int | None = None,
     variant: str | None = None,
     dtype: str | None = None,
     quantization: str | None = None,
-    tokens_per_frame: int | None = None,
+    tokens_per_frame: int | Literal["native"] | None = None,
     allow_pickle: bool = False,
 ) -> Vlm:
     """Load a model by name ("mosaic-tiny"), from a directory, or by hub id; what the keywords mean stands at
@@ -35,20 +36,21 @@ def load_model(
     if not isinstance(model, str | Path):
         raise ValueError(f"model={str(model)[:80]!r}: expected a name, a directory or a hub id")
     for name, value, kind in (
+        ("layout", layout, str),
         ("device", device, str),
         ("threads", threads, int),
         ("variant", variant, str),
         ("dtype", dtype, str),
         ("quantization", quantization, str),
-        ("tokens_per_frame", tokens_per_frame, int),
+        ("tokens_per_frame", None if tokens_per_frame == "native" else tokens_per_frame, int),
         ("allow_pickle", allow_pickle, bool),
     ):
         if value is not None and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
             raise ValueError(f"{name}={str(value)[:80]!r}: expected {_KINDS[kind]}")
     if threads is not None and not 0 <= threads <= _MOST_THREADS:
         raise ValueError(f"threads={threads}: expected 0 (all cores) to {_MOST_THREADS}")
-    path = Path(__file__).parent / "tiny" if model == TINY else Path(model)
-    if not _is_transformers(path, str(model)):
+    path, kind_of_files = _found(model, layout, variant, device or "cpu", allow_pickle)
+    if kind_of_files == "onnx":
         theirs = {"dtype": dtype, "quantization": quantization, "allow_pickle": allow_pickle or None}
         if given := [name for name, value in theirs.items() if value is not None]:
             raise ValueError(f"{', '.join(given)}: {model} is in the ONNX layout, which has no such option")
@@ -63,15 +65,18 @@ def load_model(
     except ImportError as error:
         from mosaic_edge.models.vlm import ModelError
 
+        graphs = any((path / "onnx").glob("*.onnx"))
+        other = "; layout='onnx' takes the graphs beside its weights" if graphs else ""
         raise ModelError(
-            f"{model}: its layout needs {error.name}, which is not installed: pip install 'mosaic_edge[hf]'"
+            f"{model}: its layout needs {error.name}, which is not installed: "
+            f"pip install 'mosaic_edge[hf]'{other}"
         ) from None
     from mosaic_edge.models.hf.vlm import HfVlm
 
     if threads is not None:
         torch.set_num_threads(threads or os.cpu_count() or 1)  # torch has one number for the whole process
     return HfVlm.load(
-        path if path.is_dir() else model,
+        path,
         dtype=dtype,
         device=device,
         quantization=quantization,
@@ -80,12 +85,19 @@ def load_model(
     )
 
 
-def _is_transformers(path: Path, model: str) -> bool:
-    """A directory with config.json and no ONNX graph; or what is no directory and has the form of a hub
-    id."""
+def _found(
+    model: str | Path, layout: str | None, variant: str | None, device: str, allow_pickle: bool
+) -> tuple[Path, Layout]:
+    """Where the files of a model lie, and which layout is taken of those that are there."""
     from mosaic_edge.models.directory import is_folder
+    from mosaic_edge.models.hub import fetch, is_hub_id
+    from mosaic_edge.models.layout import chosen, layout_of, names_in
 
-    if not is_folder(path):
-        return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", model) is not None
-    graphs = (path / "onnx").is_dir() or (path / "genai_config.json").is_file() or any(path.glob("*.onnx"))
-    return (path / "config.json").is_file() and not graphs
+    path = Path(__file__).parent / "tiny" if model == TINY else Path(model)
+    if is_folder(path):
+        return path, chosen(layout, layout_of(names_in(path)))
+    if not is_hub_id(str(model)):
+        return path, chosen(layout, "onnx")  # which says that there is no such directory
+    from mosaic_edge.models.onnx.files import names_of_parts
+
+    return fetch(str(model), layout, lambda names: names_of_parts(names, variant, device), allow_pickle)

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mosaic_edge.models.patch_bounds import PATCH_BOUNDS, PatchBounds
 from mosaic_edge.models.resample import resize_pillow
 from mosaic_edge.models.vlm import FloatArray, FrameArray, ModelError
 
 Triple = tuple[float, float, float]
 _MOST_ASPECT = 200
+_STILL = PatchBounds(56 * 56, 28 * 28 * 1280)
+"""Of a family that is not known: what Qwen2-VL allows a still image."""
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
 
@@ -50,14 +53,17 @@ class FrameRules:
         plain = images.get("do_normalize", True) is False and "image_mean" not in mosaic
         rescale = 1.0 if images.get("do_rescale") is False else float(images.get("rescale_factor") or 1 / 255)
         size = images.get("size")
-        cropped = images.get("do_center_crop", False) and isinstance(size, dict) and resample is not None
+        short = (
+            size if isinstance(size, int) else size.get("shortest_edge", 0) if isinstance(size, dict) else 0
+        )
+        cropped = images.get("do_center_crop", False) and resample is not None
         return cls(
             mean=(0.0, 0.0, 0.0) if plain else triple(said.get("image_mean", 0.5)),
             std=(1.0, 1.0, 1.0) if plain else triple(said.get("image_std", 0.5)),
             rescale=rescale,
             resample=resample,
             resize=images.get("do_resize", True) is not False,
-            shortest_edge=int(size.get("shortest_edge", 0)) if cropped and isinstance(size, dict) else 0,
+            shortest_edge=int(short) if cropped else 0,
         )
 
     def image(self, frame: FrameArray, height: int, width: int) -> FloatArray:
@@ -100,22 +106,27 @@ class PatchRules:
     max_pixels: int
 
     @classmethod
-    def read(cls, frame: FrameRules, images: Mapping[str, Any], most_tokens: int) -> PatchRules:
-        """From preprocessor_config.json; `most_tokens` bounds a frame below what single images may have."""
+    def read(
+        cls, frame: FrameRules, images: Mapping[str, Any], videos: Mapping[str, Any], family: str = ""
+    ) -> PatchRules:
+        """As the processor itself bounds a picture: sizes of a patch as images have them, bounds of a picture
+        as videos of this family do."""
         patch, merge = int(images.get("patch_size", 14)), int(images.get("merge_size", 2))
         side = patch * merge
-        size = images.get("size") or {}
-        least = int(images.get("min_pixels") or size.get("shortest_edge") or 56 * 56)
-        most = int(images.get("max_pixels") or size.get("longest_edge") or 28 * 28 * 1280)
+        temporal = int(images.get("temporal_patch_size", 2))
+        least, most = PATCH_BOUNDS.get(family, _STILL).of(videos, temporal)
         if most < side * side:
             raise ModelError(
                 f"preprocessor_config.json: max_pixels={most} is less than one token ({side} x {side})"
             )
-        most = min(most, most_tokens * side * side)
-        temporal = int(images.get("temporal_patch_size", 2))
         if "image_mean" not in images:
             frame = FrameRules(*_CLIP, resample=3)
         return cls(frame, patch, merge, temporal, min(least, most), most)
+
+    def within(self, most_tokens: int) -> PatchRules:
+        """The same, with at most so many tokens a picture."""
+        most = min(self.max_pixels, most_tokens * (self.patch * self.merge) ** 2)
+        return replace(self, min_pixels=min(self.min_pixels, most), max_pixels=most)
 
     @property
     def width(self) -> int:
@@ -151,17 +162,20 @@ class PatchRules:
         return min(rows, longest), min(columns, longest)
 
     def patches(self, frame: FrameArray) -> tuple[FloatArray, NDArray[np.int64]]:
-        """RGB uint8 [H, W, 3] -> flat patches [N, 3 * T * P * P] and their grid [[1, rows, columns]] in
-        patches.
+        """RGB uint8 [H, W, 3] or [T, H, W, 3] -> flat patches [N, 3 * T * P * P] and their grid [[1, rows,
+        columns]] in patches.
 
-        Patches of one token lie together; a frame fills all T time steps of a patch.
+        Patches of one token lie together; a frame alone fills all T moments of a patch.
         """
-        rows, columns = self.grid(*check_frame(frame).shape[:2])
+        check_frames(frame, self.temporal)
+        rows, columns = self.grid(*frame.shape[-3:-1])
         merge, patch = self.merge, self.patch
-        pixels = self.frame.image(frame, rows * merge * patch, columns * merge * patch)[0]
-        split = pixels.reshape(3, rows, merge, patch, columns, merge, patch).transpose(1, 4, 2, 5, 0, 3, 6)
-        shape = (*split.shape[:5], self.temporal, patch, patch)
-        flat = np.broadcast_to(split[:, :, :, :, :, None], shape).reshape(-1, self.width)
+        height, width = rows * merge * patch, columns * merge * patch
+        frames = frame if frame.ndim == 4 else frame[None]
+        pixels = np.concatenate([self.frame.image(one, height, width) for one in frames])
+        split = pixels.reshape(len(frames), 3, rows, merge, patch, columns, merge, patch)
+        split = split.transpose(2, 5, 3, 6, 1, 0, 4, 7)
+        flat = np.broadcast_to(split, (*split.shape[:5], self.temporal, patch, patch)).reshape(-1, self.width)
         return np.ascontiguousarray(flat), np.array([[1, rows * merge, columns * merge]], np.int64)
 
 
@@ -177,6 +191,15 @@ def check_frame(frame: FrameArray) -> FrameArray:
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
         raise ValueError(f"a frame must be uint8 [H, W, 3], got {frame.dtype} {list(frame.shape)}")
     return frame
+
+
+def check_frames(frames: FrameArray, together: int) -> FrameArray:
+    """Return `frames` if they are one frame as check_frame has it, or [together, H, W, 3]; ValueError
+    otherwise."""
+    if frames.ndim == 4 and len(frames) == together > 1:
+        check_frame(frames[0])
+        return frames
+    return check_frame(frames)
 
 
 def resize_area(frame: FrameArray, height: int, width: int) -> FloatArray:

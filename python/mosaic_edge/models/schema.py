@@ -100,6 +100,7 @@ def _number(value: Any, above: float, most: float) -> bool:
     return -(1 << 1000) < value < 1 << 1000 and math.isfinite(value) and above < value <= most
 
 
+TEMPLATE = text(1 << 20) | Kind("templates by name", lambda value: isinstance(value, list | dict))
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 OBJECT: Table = {}
 WORD, PROMPT = text(512), text(1 << 16)
@@ -187,19 +188,33 @@ _GRAPH: Table = {
     "tokens_per_second": RATE,
     "spatial_merge_size": SIDE,
 }
+_SAMPLING: Table = {
+    "do_sample": FLAG,
+    "temperature": number(-1e-9, 1e6),
+    "top_k": whole(0, 1 << 31),
+    "top_p": number(0, 1),
+    "repetition_penalty": number(0, 1e6),
+}
 TABLES: Mapping[str, Table] = {
     "config.json": _CONFIG,
-    "generation_config.json": {"eos_token_id": IDS},
+    "generation_config.json": {"eos_token_id": IDS, **_SAMPLING},
     "preprocessor_config.json": _IMAGES,
-    "processor_config.json": {"image_processor": _IMAGES},
+    "video_preprocessor_config.json": _IMAGES,
+    "processor_config.json": {
+        "image_processor": _IMAGES,
+        "video_processor": _IMAGES,
+        "processor": {"transforms": Kind("a list", lambda value: isinstance(value, list))},
+    },
     "genai_config.json": {
         "model": {
             "decoder": _GRAPH,
             "vision": _GRAPH,
             "embedding": _GRAPH,
+            "type": WORD,
             "eos_token_id": IDS,
             "context_length": whole(1, 1 << 40),
-        }
+        },
+        "search": _SAMPLING,
     },
     "mosaic.json": {
         "name": WORD,
@@ -219,8 +234,8 @@ TABLES: Mapping[str, Table] = {
         "eos_token_id": IDS,
         "tokens_per_second": RATE,
     },
-    "tokenizer_config.json": {"tokenizer_class": WORD, "chat_template": Kind("", lambda value: True)},
-    "chat_template.json": {"chat_template": text(1 << 20)},
+    "tokenizer_config.json": {"tokenizer_class": WORD, "chat_template": TEMPLATE},
+    "chat_template.json": {"chat_template": TEMPLATE},
     "model.safetensors.index.json": {"weight_map": map_of(WORD)},
 }
 """By the file's name."""

@@ -26,18 +26,13 @@ def tokenizer(path: str) -> None:
             raise ValueError(f"makes {count} tokens of a text of {len(text)} characters")
 
 
-def chat_template(template: str, conversations: list[Any], tokens: dict[str, Any]) -> dict[str, Any]:
+def chat_template(template: str, conversations: list[Any], tokens: dict[str, str]) -> dict[str, Any]:
     """Each conversation as transformers renders it, with a prompt for the answer behind it, as `texts`; or
     why that cannot be, as `error`."""
-    from transformers.utils.chat_template_utils import render_jinja_template
+    from mosaic_edge.models.chat_template import render
 
-    texts: list[str] = []
     try:
-        for conversation in conversations:
-            made, _ = render_jinja_template(
-                conversations=[conversation], chat_template=template, add_generation_prompt=True, **tokens
-            )
-            texts.append(made[0])
+        texts = [render(template, conversation, tokens) for conversation in conversations]
     except MemoryError:
         raise
     except Exception as error:  # a template may refuse anything, by any exception

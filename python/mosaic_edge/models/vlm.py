@@ -65,6 +65,9 @@ class RopeSpec:
     sections_interleaved: bool = False
     grid_follows_time: bool = False
     """Rows and columns are counted from the frame's position (Qwen3-VL), not from where the video began."""
+    frequencies: tuple[float, ...] = ()
+    """[rotary_dim/2] of a scaled RoPE (linear, llama3, longrope, yarn), instead of theta's powers; ():
+    theta's."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ class VlmSpec:
     scale: float
     """Multiplies q.k, usually 1/sqrt(head_dim)."""
     tokens_per_frame: int
-    """Most tokens of a frame, text around the picture included."""
+    """Most tokens of a picture, text around it included."""
     grid: tuple[int, int]
     """Rows and columns of a frame's picture (the largest, where they differ; see EncodedFrame)."""
     embedding_dim: int
@@ -94,12 +97,23 @@ class VlmSpec:
     image_std: tuple[float, float, float]
     vocab_size: int
     eos_token_ids: tuple[int, ...]
+    layout: str = ""
+    """"onnx" or "transformers": which files of its directory were taken."""
+    native_tokens_per_frame: int = 0
+    """What `tokens_per_frame` would be if nothing but the model's own processor bounded it; 0: it is that."""
+    temporal_patch_size: int = 1
+    """Frames that become one picture (Qwen-VL: 2)."""
+    tokens_per_second: float = 0.0
+    """Temporal positions a second, where pictures stand at their absolute time (Qwen2.5-VL); 0: at the next
+    one."""
     video_window: int = 0
     """Frames a video token may see, counting its own; 0 means everything."""
     context: int = 0
     """Positions the model was trained for (max_position_embeddings); 0: not known."""
     policy_settings: Mapping[str, Mapping[str, float | str]] = field(default_factory=dict)
     """Settings of policies, by the policy's name, that suit this model; a session's own come first."""
+    sampling: Mapping[str, float | int] = field(default_factory=dict)
+    """Fields of SamplingParams as the model's makers have its answers drawn; {}: greedily."""
     fps: float = 1.0
     """Frames a second the model was trained on."""
     template: str = "{question}"
@@ -153,6 +167,11 @@ class Vlm(Protocol):
     def encode(self, frame: FrameArray, pts: float, elapsed: float, number: int) -> EncodedFrame:
         """Encode an RGB frame uint8 [H, W, 3] seen at `pts` seconds, `elapsed` after the first, `number`
         frames before it. A model's text, sizes and positions may follow from that, or not.
+
+        With a temporal_patch_size over 1 it may be so many frames of one size, [temporal_patch_size, H, W,
+        3]: `pts` is then the middle of the first and the last, `elapsed` the first's, `number` counts
+        pictures. A frame alone stands for all. Such a model has `check(height, width)` too: ValueError for a
+        size that it could not encode.
         """
         ...
 

@@ -53,6 +53,8 @@ def test_questions_answers_and_names_are_printed_as_they_are(text: str) -> None:
         "question": text,
         "answer": text,
         "first_token_ms": 1.0,
+        "tokens": 3,
+        "finish": "end",
         "evidence": [],
         "truth": text,
         "right": True,

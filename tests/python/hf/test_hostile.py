@@ -17,7 +17,7 @@ import mosaic_edge
 from mosaic_edge import ModelError
 from mosaic_edge.engine import Engine
 from mosaic_edge.models import sandbox, tokenizer
-from mosaic_edge.models.hf.prompt import Prompt, prompt_from
+from mosaic_edge.models.prompt import Prompt, prompt_from
 
 FLOAT = Path(mosaic_edge.__file__).parent / "models" / "tiny" / "float"
 VIDEO_FIRST = (
@@ -174,39 +174,30 @@ def test_template_files_that_cannot_be_read_are_named(folder: Path, place: str) 
         assert place in refused(folder)
 
 
-class Processor:
-    """The part of a tokenizer that renders."""
-
-    def __init__(self, text: str | Exception) -> None:
-        self.text = text
-
-    def apply_chat_template(self, messages: Any, **_: Any) -> str:
-        if isinstance(self.text, Exception):
-            raise self.text
-        question = messages[0]["content"][1]["text"]
-        later = "".join(f" A {m['content'][0]['text']}" for m in messages[1:])
-        return self.text.replace("Q", question) + later
+MESSAGES = "{%- for m in messages[1:] %} A {{ m['content'][0]['text'] }}{% endfor %}"
+ASKED = "{{ messages[0]['content'][-1]['text'] }}"
+SHOWN = "{% for c in messages[0]['content'] if c['type'] == 'image' %}<image>, {% endfor %}"
 
 
 def test_braces_of_a_template_stand_in_the_prompt_as_they_are() -> None:
-    made = prompt_from(
-        Processor("SYS {json} {{x}} <image> Q {end}"), "x", "<image>", Prompt("", "{question}")
-    )
+    written = "SYS {{ '{json} {{x}}' }} " + SHOWN + ASKED + " {end}" + MESSAGES
+    made = prompt_from(written, {}, "<image>", Prompt("", "{question}"))
     assert made.prefix == "SYS {json} {{x}} "
-    assert made.template.replace("{question}", "why?") == " why? {end}"
+    assert made.between == ", "  # of two frames
+    assert made.template.replace("{question}", "why?") == ", why? {end}"
     assert "{question}" in made.follow_up and "{{" not in made.follow_up
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (ValueError("roles must alternate"), "cannot be rendered .roles must alternate"),
-        ("no video Q", "writes <image> 0 times"),
-        ("<image> Q <image>", "writes <image> 2 times"),
-        ("<image> no question", "the question 0 times"),
+        ("{{ raise_exception('roles must alternate') }}", "cannot be rendered .roles must alternate"),
+        (f"no video {ASKED}", "writes <image> 0 times"),
+        (f"<image> {ASKED} <image> <image>", "writes <image> 3 times"),
+        ("<image> <image> no question", "the question 0 times, expected 2 and 1"),
     ],
 )
-def test_a_template_that_cannot_be_used_is_named_in_a_warning(text: str | Exception, said: str) -> None:
+def test_a_template_that_cannot_be_used_is_named_in_a_warning(text: str, said: str) -> None:
     published = Prompt("before ", "{question}")
     with pytest.warns(UserWarning, match=f"chat template .*{said}.*published prompt"):
-        assert prompt_from(Processor(text), "x", "<image>", published) == published
+        assert prompt_from(text, {}, "<image>", published) == published

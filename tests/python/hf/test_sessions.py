@@ -13,12 +13,12 @@ import torch
 import transformers
 
 import mosaic_edge.hf
-from fixtures_hf import picture, tokenizer, write_checkpoint
+from fixtures_hf import OUTER_TAGS, keeps_outer_tags, picture, tokenizer, write_checkpoint
 from mosaic_edge import ModelError
 from mosaic_edge.engine import Engine, Session
 from mosaic_edge.models import TINY
 from mosaic_edge.models.hf.attention import NAME
-from mosaic_edge.models.hf.prompt import NEWLINE
+from mosaic_edge.models.prompt import NEWLINE
 from mosaic_edge.sampling import SamplingParams
 from mosaic_edge.world import World
 
@@ -136,8 +136,9 @@ def test_the_prompt_comes_from_the_chat_template_and_else_is_the_published_one(
         own.follow_up == "<|im_end|>\n<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n{think}"
     )
     stamped = load(write_checkpoint("qwen3_vl", tmp_path / "stamped", CHATML)).spec
-    assert stamped.prefix == "<|im_start|>user\n"
-    assert stamped.template.startswith("{question}")
+    start, end = OUTER_TAGS if keeps_outer_tags() else ("", "")
+    assert stamped.prefix == f"<|im_start|>user\n{start}"
+    assert stamped.template.startswith(f"{end}{{question}}")
     broken = load(write_checkpoint("qwen3_vl", tmp_path / "broken", "{{ raise_exception('no') }}")).spec
     assert broken.prefix == load(folders["qwen3_vl"]).spec.prefix
 
@@ -192,13 +193,14 @@ def test_duplicate_frames_are_left_out_when_asked_and_counted(folders: dict[str,
         assert (session.memory()["frames"], session.memory()["duplicate_frames"]) == (24, 0)
     with engine.session(**settings, skip_alike=0.999) as session:
         same_frames(session)
-        assert (session.memory()["frames"], session.memory()["duplicate_frames"]) == (6, 18)
+        assert (session.memory()["frames"], session.memory()["duplicate_frames"]) == (12, 12)
         kept = session.ask("what?", sampling=SHORT).logits
         with pytest.raises(ValueError, match="pts must not fall"):
             session.append(picture(9), 3.0)
     with engine.session(**settings) as session:
-        for i in range(0, 24, 4):
+        for i in range(0, 24, 4):  # of four alike two are a picture, which the other two are too
             session.append(picture(i // 4), float(i))
+            session.append(picture(i // 4), float(i + 1))
         alone = session.ask("what?", sampling=SHORT).logits
     assert np.array_equal(kept, alone)
     with pytest.raises(ValueError, match="skip_alike"):

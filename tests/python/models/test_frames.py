@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import transformers.models.clip.image_processing_pil_clip as clip
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -62,7 +63,7 @@ def processor(family: str, name: str, **said: Any) -> Any:
 def test_flat_patches_are_those_of_the_image_processor(size: tuple[int, int], said: dict[str, Any]) -> None:
     theirs = processor("qwen2_vl", "Qwen2VLImageProcessor", **said)
     images = theirs.to_dict()
-    rules = PatchRules.read(FrameRules.read({}, images), images, most_tokens=1 << 20)
+    rules = PatchRules.read(FrameRules.read({}, images), images, images)
     frame = picture(*size)
     patches, grid = rules.patches(frame)
     want = theirs(frame, return_tensors="np")
@@ -80,7 +81,7 @@ def test_flat_patches_are_those_of_the_image_processor(size: tuple[int, int], sa
 @given(st.tuples(*[st.integers(1, 3000)] * 2), st.integers(1, 300), st.integers(1, 100))
 def test_no_frame_has_more_tokens_than_allowed(size: tuple[int, int], most: int, least: int) -> None:
     images = {"min_pixels": least * 28 * 28, "max_pixels": 300 * 28 * 28}
-    rules = PatchRules.read(FrameRules.read({}, images), images, most)
+    rules = PatchRules.read(FrameRules.read({}, images), images, images).within(most)
     if max(size) > 200 * min(size):
         with pytest.raises(ValueError, match=rf"frame: {size[0]} x {size[1]} pixels, expected an aspect"):
             rules.grid(*size)
@@ -130,6 +131,15 @@ def test_odd_settings_are_refused_by_name() -> None:
     with pytest.raises(ModelError, match="resample=0; there are 1 lanczos"):
         FrameRules.read({}, {"resample": 0})
     with pytest.raises(ModelError, match=r"max_pixels=100 is less than one token \(28 x 28\)"):
-        PatchRules.read(FrameRules.read({}, {}), {"max_pixels": 100}, 9)
+        PatchRules.read(FrameRules.read({}, {}), {}, {"max_pixels": 100})
     with pytest.raises(ValueError, match=r"expected 8 x 9 pixels, got 5 x 7; .* do_resize false"):
         FrameRules.read({}, {"do_resize": False}).image(picture(5, 7), 8, 9)
+
+
+def test_clips_first_form_of_a_size_is_the_shorter_side_and_the_rest_is_cut_away() -> None:
+    said = {"do_center_crop": True, "resample": 3, "size": 24, "crop_size": 24, "image_mean": [0.5] * 3}
+    frame = np.random.default_rng(2).integers(0, 255, (48, 64, 3), dtype=np.uint8)
+    processor = clip.CLIPImageProcessorPil(**said, image_std=[0.5] * 3)
+    theirs = processor(images=frame, return_tensors="np", input_data_format="channels_last")["pixel_values"]
+    ours = FrameRules.read({}, said | {"image_std": [0.5] * 3}).image(frame, 24, 24)
+    assert np.abs(ours - theirs).max() < 0.02

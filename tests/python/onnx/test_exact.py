@@ -96,7 +96,7 @@ def load(folder: Path, kind: str) -> Engine:
     """The model with a prefix and without an end token, so that answers have one length."""
     engine = Engine.load(folder, tokens_per_frame=None if kind == "llava" else 12)
     model = engine.model
-    model._spec = replace(model.spec, prefix=PREFIX, eos_token_ids=(VOCAB,))  # type: ignore[attr-defined]
+    model._spec = replace(model.spec, prefix=PREFIX, eos_token_ids=(VOCAB,), temporal_patch_size=1)  # type: ignore[attr-defined]
     return engine
 
 

@@ -8,8 +8,8 @@ it, so that a broken download is named instead of half loaded. Code shipped with
 from __future__ import annotations
 
 import json
-import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,12 @@ import transformers
 from tokenizers import Tokenizer
 
 from mosaic_edge.models.directory import check_directory, is_there, named_file, read_json
-from mosaic_edge.models.hf.families import Family, family_of
-from mosaic_edge.models.hf.prompt import chat_template_in
+from mosaic_edge.models.hf.families import family_of
+from mosaic_edge.models.hf.family import Family
+from mosaic_edge.models.hf.refused import check_layers, check_quantised
+from mosaic_edge.models.hub import PICKLES
+from mosaic_edge.models.image_settings import video_settings
+from mosaic_edge.models.prompt import chat_template_in
 from mosaic_edge.models.tokenizer import check_tokenizer
 from mosaic_edge.models.vlm import ModelError
 
@@ -30,7 +34,6 @@ _TYPES = {
 }  # fmt: skip
 _FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.safetensors"]
 _HEADER_BYTES = 100_000_000  # what the safetensors package reads at most
-_PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth")
 
 
 @dataclass(frozen=True)
@@ -40,36 +43,39 @@ class Parts:
     folder: Path
     model: Any
     images: Any
+    videos: Mapping[str, Any]
+    """What its video processor is set to, as far as the checkpoint says."""
     tokenizer: Any
     chat_template: str | None
     family: type[Family]
 
 
 def load_parts(
-    path: str | Path, dtype: str | None, device: str | None, quantization: str | None, allow_pickle: bool
+    folder: Path, dtype: str | None, device: str | None, quantization: str | None, allow_pickle: bool
 ) -> Parts:
     """Read a checkpoint in the transformers layout. ModelError in one line for whatever is wrong with it."""
-    folder = find_folder(path, allow_pickle)
+    if is_there(folder / "adapter_config.json"):
+        raise ModelError(
+            f"{folder / 'adapter_config.json'}: adapters are not loaded; merge it (a LoRA) into its model"
+        )
     config = read_json(folder / "config.json")
     if not config:
         raise ModelError(f"{folder}: no config.json")
     family = family_of(str(config.get("model_type", "")), str(folder))
+    check_layers(str(folder), config.get("text_config") or config)
+    check_quantised(str(folder), config.get("quantization_config", {}))
     if dtype is not None and dtype not in _TYPES:
         raise ValueError(f"dtype={dtype!r}: expected fp32, fp16 or bf16")
     if quantization not in (None, "int4", "int8"):
         raise ValueError(f"quantization={quantization!r}: expected None, 'int4' or 'int8'")
-    check_directory(folder, (*_FILES, *(_PICKLES if allow_pickle else ())))
-    if is_there(folder / "adapter_config.json"):
-        raise ModelError(
-            f"{folder / 'adapter_config.json'}: adapters are not loaded; merge it into the model"
-        )
+    check_directory(folder, (*_FILES, *(PICKLES if allow_pickle else ())))
     check_sizes(folder, config, check_weights(folder, allow_pickle))
     template = chat_template_in(folder)
     images = _image_processor(folder)
     tokenizer = _tokenizer(folder)
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
     quiet = not sys.stderr.isatty() and transformers.utils.logging.is_progress_bar_enabled()
-    pickled = allow_pickle and not list(folder.glob("*.safetensors"))
+    pickled = allow_pickle and not _weights_in(folder)
     if quiet:  # no bar in a pipe
         transformers.utils.logging.disable_progress_bar()
     try:
@@ -102,7 +108,7 @@ def load_parts(
         if "quantization_config" in config:
             raise ValueError(f"quantization={quantization!r}: {folder} is quantised already")
         quantise(model, family, quantization)
-    return Parts(folder, model, images, tokenizer, template, family)
+    return Parts(folder, model, images, video_settings(folder), tokenizer, template, family)
 
 
 def _config(folder: Path) -> Any:
@@ -113,32 +119,17 @@ def _config(folder: Path) -> Any:
     return config
 
 
-def find_folder(path: str | Path, allow_pickle: bool = False) -> Path:
-    """The directory itself, or where the hub cache has (or can fetch) a model such as
-    "Qwen/Qwen2.5-VL-3B-Instruct"."""
-    folder = Path(path)
-    if folder.is_dir():
-        return folder
-    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(path)) is None:
-        raise ModelError(f"{path}: no such directory, and not a hub id such as Qwen/Qwen2.5-VL-3B-Instruct")
-    import huggingface_hub
-
-    try:
-        wanted = [*_FILES, *(_PICKLES if allow_pickle else ())]
-        return Path(huggingface_hub.snapshot_download(str(path), allow_patterns=wanted))
-    except Exception as error:  # offline, unknown, gated, no disk: each has a class of its own
-        raise ModelError(
-            f"{path}: no such directory, not in the hub cache, and not to be had from the hub "
-            f"({type(error).__name__}: {' '.join(str(error).split())[:160]})"
-        ) from None
-
-
 @dataclass(frozen=True)
 class Stored:
     """What the weight files hold, as their headers say; of pickles no number of tensors is known."""
 
     tensors: int
     bytes: int
+
+
+def _weights_in(folder: Path) -> list[Path]:
+    """Files of tensors; what a Mac lays beside each (._model.safetensors) is none."""
+    return sorted(file for file in folder.glob("*.safetensors") if not file.name.startswith("._"))
 
 
 def check_weights(folder: Path, allow_pickle: bool) -> Stored:
@@ -148,10 +139,10 @@ def check_weights(folder: Path, allow_pickle: bool) -> Stored:
     missing = [name for name in shards if not is_there(folder / name)]
     if missing:
         raise ModelError(f"{folder}: shard {missing[0]} is missing ({len(missing)} of {len(shards)} are)")
-    files = [named_file(folder, name, index) for name in shards] or sorted(folder.glob("*.safetensors"))
+    files = [named_file(folder, name, index) for name in shards] or _weights_in(folder)
     if files:
         return Stored(sum(map(_check_safetensors, files)), sum(file.stat().st_size for file in files))
-    pickles = sorted(file for pattern in _PICKLES for file in folder.glob(pattern))
+    pickles = sorted(file for pattern in PICKLES for file in folder.glob(pattern))
     if not pickles:
         raise ModelError(f"{folder}: no *.safetensors")
     if not allow_pickle:

@@ -17,15 +17,20 @@ import numpy as np
 import torch
 
 from mosaic_edge.models.directory import read_json
-from mosaic_edge.models.frames import check_frame, normalise, resize_area
+from mosaic_edge.models.frames import check_frames, normalise, resize_area
+from mosaic_edge.models.generation import sampling_said
 from mosaic_edge.models.hf.attention import NAME, attending, register
-from mosaic_edge.models.hf.families import Family, Llava, Picture
+from mosaic_edge.models.hf.family import Family, Limit, Picture
 from mosaic_edge.models.hf.load import Parts, load_parts
-from mosaic_edge.models.hf.prompt import NEWLINE, Prompt, prompt_from
-from mosaic_edge.models.hf.rope import rope_of, zero_positions
+from mosaic_edge.models.hf.refused import check_layers
+from mosaic_edge.models.hf.rope import longest_context, rope_of, zero_positions
+from mosaic_edge.models.hf.square_families import Llava
+from mosaic_edge.models.model_text import most_tokens
+from mosaic_edge.models.prompt import NEWLINE, Prompt, named_template, prompt_from
 from mosaic_edge.models.rope import absolute_position
 from mosaic_edge.models.schema import card_settings
 from mosaic_edge.models.tokenizer import TextTokenizer
+from mosaic_edge.models.video_text import VideoText
 from mosaic_edge.models.vlm import (
     MOST_CONTEXT,
     Attend,
@@ -36,20 +41,24 @@ from mosaic_edge.models.vlm import (
     VlmSpec,
 )
 
-_MOST = 9_999_999.0
-"""Seconds and frames that text around a picture is planned for."""
-
 
 class HfVlm:
     """The `Vlm` protocol over a transformers model. It holds weights, no keys or values."""
 
     def __init__(
-        self, family: Family, head: Any, tokenizer: TextTokenizer, spec: VlmSpec, fixed: bool
+        self,
+        family: Family,
+        head: Any,
+        tokenizer: TextTokenizer,
+        words: VideoText,
+        spec: VlmSpec,
+        fixed: bool,
     ) -> None:
         self._family = family
         self._language = family.language
         self._head = head
         self._tokenizer = tokenizer
+        self._words = words
         self._spec = spec
         self._newline: torch.Tensor | None = getattr(family.model, "image_newline", None)
         register()
@@ -59,59 +68,63 @@ class HfVlm:
     @classmethod
     def load(
         cls,
-        path: str | Path,
+        folder: Path,
         *,
         dtype: str | None = None,
         device: str | None = None,
         quantization: str | None = None,
-        tokens_per_frame: int | None = None,
+        tokens_per_frame: Limit = None,
         allow_pickle: bool = False,
     ) -> HfVlm:
-        """Open a checkpoint directory or hub id.
+        """Open a checkpoint directory.
 
         dtype: "fp32", "fp16", "bf16"; by default the checkpoint's (fp32 for fp16 on a CPU). device: "cpu",
         "cuda", ...; by default a GPU if there is one. quantization: "int4", "int8" (torchao).
-        tokens_per_frame: a picture's most tokens, where the family can resize (Qwen-VL; 196 by default).
-        Raises ModelError naming file and cause.
+        tokens_per_frame: a picture's most tokens, where the family can resize (Qwen-VL; 196 by default,
+        "native": as many as its processor allows). Raises ModelError naming file and cause.
         """
-        parts = load_parts(path, dtype, device, quantization, allow_pickle)
+        parts = load_parts(folder, dtype, device, quantization, allow_pickle)
         made = cls.of(parts, tokens_per_frame, parts.folder)
         with fitting(str(parts.folder)):
             made.try_once()
         return made
 
     @classmethod
-    def of(cls, parts: Parts, tokens_per_frame: int | None = None, origin: Path | None = None) -> HfVlm:
+    def of(cls, parts: Parts, tokens_per_frame: Limit = None, origin: Path | None = None) -> HfVlm:
         """Over a model that is loaded already. Its decoder's attention is set to the registered one from here
         on. origin: the directory that its chat template came from; None: the caller's own."""
         name = str(parts.folder)
         mosaic = read_json(parts.folder / "mosaic.json")
-        family = parts.family(name, parts.model, parts.images, tokens_per_frame)
+        head = (
+            getattr(parts.model, "get_output_embeddings", lambda: None)()
+            if hasattr(parts.model, "model")
+            else None
+        )
+        if head is None:
+            raise ModelError(
+                f"{name}: {type(parts.model).__name__} has no head: load it with AutoModelForImageTextToText"
+            )
+        family = parts.family(name, parts.model, parts.images, parts.videos, tokens_per_frame)
         language = family.language
         config = language.config
-        layers = getattr(config, "layer_types", None)
-        window = (
-            getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-        )
-        if "sliding_attention" in layers if layers else window is not None:
-            raise ModelError(
-                f"{name}: its decoder has sliding-window layers; the memory attends to all it keeps"
-            )
+        check_layers(name, config.to_dict())
         rope = family.rope(rope_of(name, language, family.axes))
         attention = language.layers[0].self_attn
         tokenizer = TextTokenizer.of(parts.tokenizer.backend_tokenizer)
-        if tokens_per_frame is not None and tokens_per_frame < 1:
+        if isinstance(tokens_per_frame, int) and tokens_per_frame < 1:
             raise ValueError(f"tokens_per_frame={tokens_per_frame}: expected 1 or more")
         with torch.inference_mode(), fitting(name):
             rows, columns = family.largest()
-        leads = (family.lead(_MOST, number) for number in (0, int(_MOST)))
-        text = max(len(tokenizer.encode(lead)) for lead in leads) + len(tokenizer.encode(family.trail()))
+            native = family.native_tokens()
+        words = family.text
         if not mosaic:
-            prompt = prompt_from(
-                parts.tokenizer, parts.chat_template, family.video_mark, family.prompt, origin
-            )
+            template = parts.chat_template or named_template(getattr(parts.tokenizer, "chat_template", None))
+            special = {key: str(token) for key, token in parts.tokenizer.special_tokens_map.items()}
+            prompt = prompt_from(template, special, words.mark, words.prompt, origin)
         else:  # a model made for streams says itself how it is asked
             prompt = Prompt(mosaic.get("prefix", ""), mosaic.get("template", "{question}"))
+        words = words.parted(prompt.between)
+        text = most_tokens(words, tokenizer)
         prefix, question, follow_up = prompt.whole()
         for part, written in (("prefix", prefix), ("template", question), ("follow-up", follow_up)):
             tokenizer.check(
@@ -122,11 +135,6 @@ class HfVlm:
             prefix = prefix if prefix.startswith(first) else first + prefix  # as the processor begins a text
         side = mosaic.get("image_size") or getattr(parts.model.config.vision_config, "image_size", None) or 0
         height, width = (side, side) if isinstance(side, int) else side
-        head = parts.model.get_output_embeddings()
-        if head is None:
-            raise ModelError(
-                f"{name}: {type(parts.model).__name__} has no head: load it with AutoModelForImageTextToText"
-            )
         spec = VlmSpec(
             name=parts.folder.name,
             layers=int(config.num_hidden_layers),
@@ -137,6 +145,10 @@ class HfVlm:
             rope=rope,
             scale=float(attention.scaling),
             tokens_per_frame=rows * columns + text,
+            layout="transformers",
+            native_tokens_per_frame=native + text,
+            temporal_patch_size=family.temporal_patch_size,
+            tokens_per_second=family.tokens_per_second,
             grid=(rows, columns),
             embedding_dim=int(config.hidden_size),
             image_size=(int(height), int(width)),
@@ -147,12 +159,15 @@ class HfVlm:
             video_window=int(mosaic.get("video_window", 0)),
             context=_context(mosaic, config),
             policy_settings=card_settings(mosaic),
+            sampling=_sampling(parts.model),
             fps=float(mosaic.get("fps", 1.0)),
             template=question,
             follow_up=follow_up,
             prefix=prefix,
         )
-        return cls(family, head, tokenizer, spec, fixed="image_size" in mosaic and isinstance(family, Llava))
+        return cls(
+            family, head, tokenizer, words, spec, fixed="image_size" in mosaic and isinstance(family, Llava)
+        )
 
     def try_once(self) -> None:
         """One frame, one token. ModelError if they are not finite; whatever torch raises if parts differ."""
@@ -168,11 +183,11 @@ class HfVlm:
         return self._spec
 
     def encode(self, frame: FrameArray, pts: float, elapsed: float, number: int) -> EncodedFrame:
-        """RGB uint8 [H, W, 3] at `pts` seconds, `elapsed` after the first, `number` frames before it."""
+        """RGB uint8 [H, W, 3], or so many of them as make a picture, at `pts` seconds; see the protocol."""
         family, spec = self._family, self._spec
-        check_frame(frame)
-        lead = self._tokenizer.encode(family.lead(max(pts, 0.0), number))
-        trail = self._tokenizer.encode(family.trail())
+        check_frames(frame, spec.temporal_patch_size)
+        lead = self._tokenizer.encode(self._words.lead(max(pts, 0.0), number))
+        trail = self._tokenizer.encode(self._words.trail)
         with torch.inference_mode():
             picture = self._picture(np.ascontiguousarray(frame))
         features = _floats(picture.features)
@@ -190,6 +205,10 @@ class HfVlm:
             len(trail),
             absolute_position(elapsed, rate) if rate else -1,
         )
+
+    def check(self, height: int, width: int) -> None:
+        """ValueError for a frame of a size that encode() would refuse."""
+        self._family.check(height, width)
 
     def embed_text(self, ids: Sequence[int]) -> FloatArray:
         """Token ids -> [T, hidden]. ValueError for an id outside the vocabulary."""
@@ -229,14 +248,14 @@ class HfVlm:
     def forward(self, embeds: FloatArray, attend: Attend, want_logits: bool = True) -> FloatArray | None:
         """Run the decoder over [T, hidden]: the last token's logits [vocab_size], or None."""
         language = self._language
-        device = language.rotary_emb.inv_freq.device
+        place = language.rotary_emb.inv_freq.device
         width = self._spec.embedding_dim
         with torch.inference_mode(), attending(attend):
-            rows = torch.from_numpy(embeds).to(device, language.dtype)[None]
+            rows = torch.from_numpy(embeds).to(place, language.dtype)[None]
             first, *deep = rows.split(width, dim=-1)
             extra: dict[str, Any] = {}
             if deep:
-                everywhere = torch.ones(rows.shape[:2], dtype=torch.bool, device=device)
+                everywhere = torch.ones(rows.shape[:2], dtype=torch.bool, device=place)
                 extra = {
                     "visual_pos_masks": everywhere,
                     "deepstack_visual_embeds": [part[0] for part in deep],
@@ -285,8 +304,15 @@ def _triple(value: Any) -> tuple[float, float, float]:
 
 def _context(mosaic: dict[str, Any], config: Any) -> int:
     """Positions the decoder was trained for; 0: not said, or the model was made for streams."""
-    said = mosaic.get("context") if mosaic else getattr(config, "max_position_embeddings", None)
-    return min(int(said or 0), MOST_CONTEXT)
+    said = mosaic.get("context", 0) if mosaic else longest_context(config)
+    return min(int(said), MOST_CONTEXT)
+
+
+def _sampling(model: Any) -> dict[str, float | int]:
+    """As the model's generation config has it."""
+    generation = getattr(model, "generation_config", None)
+    names = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty")
+    return sampling_said({name: getattr(generation, name, None) for name in names})
 
 
 def _end_tokens(parts: Parts, mosaic: dict[str, Any]) -> tuple[int, ...]:

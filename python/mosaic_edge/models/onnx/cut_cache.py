@@ -130,7 +130,7 @@ def _read(entry: Path, decoder: Path) -> CachedCut | None:
         if said["external_data"] != _identity(decoder, [name for name, *_ in said["external_data"]]):
             return None
         facts = said["facts"]
-        facts["rope"]["sections"] = tuple(facts["rope"]["sections"])
+        facts["rope"] |= {key: tuple(facts["rope"].get(key, ())) for key in ("sections", "frequencies")}
         facts["rope"] = RopeSpec(**facts["rope"])
         return CachedCut(
             tuple(segments), DecoderFacts(**facts), said["heads_first"], tuple(said["heads_apart"])

@@ -89,21 +89,39 @@ def _named(folder: Path) -> dict[str, Path]:
     return files
 
 
-def _choose(folder: Path, part: str, variant: str | None, device: str, strict: bool) -> Path:
+def _candidates(part: str, variant: str | None, device: str, strict: bool) -> list[str]:
+    """File names of a part, best first. strict: in the variant that was asked for, or not at all."""
     order = VARIANTS[device][part]
     if variant is not None:
         wanted = variant.strip("_")
         order = (wanted,) if strict else (wanted, *(v for v in order if v != wanted))
-    names = [f"{stem}{v and '_'}{v}.onnx" for stem in STEMS[part] for v in order]
-    folders = (folder / "onnx", folder)
+    return [f"{stem}{v and '_'}{v}.onnx" for stem in STEMS[part] for v in order]
+
+
+def names_of_parts(names: list[str], variant: str | None, device: str) -> list[str]:
+    """Of the files of a repository, the graphs that ModelFiles.find() would choose, their external data with
+    them. Where a genai_config.json names them, all of them."""
+    if "genai_config.json" in names:
+        return [name for name in names if name.count("/") <= 1 and ".onnx" in name]
+    graphs = []
+    for part in STEMS:
+        wanted = _candidates(part, variant, device, strict=part == "decoder")
+        places = (f"{place}{name}" for name in wanted for place in ("onnx/", ""))
+        graphs += [name for name in places if name in names][:1]
+    return [name for name in names if any(name == g or name.startswith((f"{g}_", f"{g}.")) for g in graphs)]
+
+
+def _choose(folder: Path, part: str, variant: str | None, device: str, strict: bool) -> Path:
+    names = _candidates(part, variant, device, strict)
+    places = (folder / "onnx", folder)
     for name in names:
-        for inner in folders:
-            if is_there(inner / name):
-                return plain_file(folder, inner / name)
+        for place in places:
+            if is_there(place / name):
+                return plain_file(folder, place / name)
     stem, others = STEMS[part][0], ", ".join(STEMS[part][1:])
-    suffixes = [f"{v and '_'}{v}" for v in order]
-    shown = f"{stem}{{{','.join(suffixes)}}}.onnx" if len(order) > 1 else names[0]
-    found = sorted({path.name for inner in folders for path in inner.glob("*.onnx")})
+    suffixes = [name.removeprefix(stem).removesuffix(".onnx") for name in names if name.startswith(stem)]
+    shown = f"{stem}{{{','.join(suffixes)}}}.onnx" if len(suffixes) > 1 else names[0]
+    found = sorted({path.name for place in places for path in place.glob("*.onnx")})
     raise ModelError(
         f"{folder}: no {part}; looked for {shown} (or {others}) in it and in onnx/; "
         f"there are {', '.join(found) or 'no .onnx files'}"

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime as ort
@@ -32,29 +33,42 @@ TYPES = {
 }
 
 
+@dataclass(frozen=True)
+class PixelSettings:
+    """What the JSON files of a model directory say of its pixels."""
+
+    mosaic: Mapping[str, Any]
+    images: Mapping[str, Any]
+    videos: Mapping[str, Any]
+    config: Mapping[str, Any]
+    family: str = ""
+    """model_type, where the files say one."""
+
+
 class VisionGraph:
-    """Runs the encoder on one frame. `tokens`, `grid` and `size` are those of the largest frame."""
+    """Runs the encoder on one picture. `tokens`, `grid` and `size` are those of the largest one."""
 
     def __init__(
         self,
         session: ort.InferenceSession | TrialSession,
         where: str,
         hidden: int,
-        mosaic: Mapping[str, Any],
-        images: Mapping[str, Any],
-        config: Mapping[str, Any],
-        most_tokens: int | None = None,
+        said: PixelSettings,
+        most_tokens: int | Literal["native"] | None = None,
     ) -> None:
-        """most_tokens: bound of tokens a frame, for graphs that take any aspect. ModelError names what is
+        """most_tokens: bound of tokens a picture, for graphs that take any aspect. ModelError names what is
         wrong.
         """
         self._session = session
         self._hidden = hidden
         self._pixels, self._mask, self._grid_input = _signature(session, where)
-        self.rules = FrameRules.read(mosaic, images)
+        self.rules = FrameRules.read(said.mosaic, said.images)
         self._patches: PatchRules | None = None
+        self.temporal_patch_size = 1
         if len(self._pixels.shape) == 2:
-            self._patches = _patch_rules(self.rules, images, most_tokens, self._pixels.shape, where)
+            patches = _patch_rules(self.rules, said, most_tokens, self._pixels.shape, where)
+            self._patches, self.native_tokens = patches
+            self.temporal_patch_size = self._patches.temporal
             short = math.isqrt(self._patches.most_tokens)
             self.grid = (short, self._patches.most_tokens // short)
             self.tokens = self._patches.most_tokens
@@ -62,12 +76,12 @@ class VisionGraph:
             self.size = (self.grid[0] * side, self.grid[1] * side)
             embedding = self._try(side, where)
         else:
-            if most_tokens is not None:
+            if isinstance(most_tokens, int):
                 raise ModelError(f"{where}: its frames have one size; tokens_per_frame= cannot change it")
-            self.size = _image_size(mosaic, images, config, self._pixels.shape[-2:])
+            self.size = _image_size(said.mosaic, said.images, said.config, self._pixels.shape[-2:])
             tokens, embedding = self.encode(np.zeros((*self.size, 3), np.uint8))
-            self.tokens = len(tokens)
-            self.grid = _grid(mosaic, self.tokens)
+            self.tokens = self.native_tokens = len(tokens)
+            self.grid = _grid(said.mosaic, self.tokens)
         if not np.isfinite(embedding).all():
             raise ModelError(f"{where}: NaN or infinity in what its weights make of a black frame")
         self.embedding_dim = len(embedding)
@@ -98,7 +112,8 @@ class VisionGraph:
         return self._patches.grid(height, width) if self._patches else self.grid
 
     def encode(self, frame: FrameArray) -> tuple[FloatArray, FloatArray]:
-        """RGB uint8 [H, W, 3] -> tokens [tokens, hidden], embedding of the whole frame [E]."""
+        """RGB uint8 [H, W, 3], or [temporal_patch_size, H, W, 3] -> tokens [tokens, hidden], embedding of the
+        whole picture [E]."""
         feed: dict[str, np.ndarray] = {}
         if self._patches:
             pixels, thw = self._patches.patches(frame)
@@ -154,19 +169,32 @@ def _signature(session: ort.InferenceSession | TrialSession, where: str) -> tupl
 
 
 def _patch_rules(
-    rules: FrameRules, images: Mapping[str, Any], most_tokens: int | None, shape: list[Any], where: str
-) -> PatchRules:
-    if most_tokens is not None and most_tokens < 1:
+    rules: FrameRules,
+    said: PixelSettings,
+    most_tokens: int | Literal["native"] | None,
+    shape: list[Any],
+    where: str,
+) -> tuple[PatchRules, int]:
+    """How frames become patches, and how many tokens a picture would have at most if nothing was asked
+    for."""
+    if isinstance(most_tokens, int) and most_tokens < 1:
         raise ValueError(f"tokens_per_frame must be 1 or more, got {most_tokens}")
-    asked = FRAME_TOKENS if most_tokens is None else most_tokens
+    native = PatchRules.read(rules, said.images, said.videos, said.family)
+    asked = (
+        FRAME_TOKENS
+        if most_tokens is None
+        else native.most_tokens
+        if most_tokens == "native"
+        else most_tokens
+    )
     short = math.isqrt(asked)
-    patches = PatchRules.read(rules, images, asked // short * short)
+    patches = native.within(asked // short * short)
     if isinstance(shape[1], int) and shape[1] != patches.width:
         raise ModelError(
             f"{where}: takes patches of {shape[1]} numbers; preprocessor_config.json gives 3 x "
             f"{patches.temporal} x {patches.patch} x {patches.patch} = {patches.width}"
         )
-    return patches
+    return patches, native.most_tokens
 
 
 def _image_size(

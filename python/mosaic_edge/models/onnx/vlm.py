@@ -11,11 +11,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from mosaic_edge.models.directory import read_json
+from mosaic_edge.models.generation import sampling_said
+from mosaic_edge.models.image_settings import image_settings, video_settings
+from mosaic_edge.models.model_text import ModelText, family_name, text_of
 from mosaic_edge.models.onnx.cut_cache import open_pieces
 from mosaic_edge.models.onnx.decoder import CutDecoder, open_session, session_options
 from mosaic_edge.models.onnx.embedding import TextEmbedding
@@ -24,10 +27,11 @@ from mosaic_edge.models.onnx.files import ModelFiles, bytes_on_disk, decoder_hin
 from mosaic_edge.models.onnx.graph_file import read_graph
 from mosaic_edge.models.onnx.sites import GraphCutError
 from mosaic_edge.models.onnx.trial import TrialSession
-from mosaic_edge.models.onnx.vision import VisionGraph
+from mosaic_edge.models.onnx.vision import PixelSettings, VisionGraph
 from mosaic_edge.models.rope import absolute_position
 from mosaic_edge.models.schema import card_settings
 from mosaic_edge.models.tokenizer import TextTokenizer
+from mosaic_edge.models.video_text import VideoText
 from mosaic_edge.models.vlm import (
     MOST_CONTEXT,
     Attend,
@@ -53,7 +57,7 @@ class OnnxVlm:
         decoder: CutDecoder,
         tokenizer: TextTokenizer,
         files: ModelFiles,
-        tokens_per_second: float = 0.0,
+        text: VideoText | None = None,
     ) -> None:
         self._spec = spec
         self._vision = vision
@@ -61,7 +65,7 @@ class OnnxVlm:
         self._decoder = decoder
         self._tokenizer = tokenizer
         self.files = files
-        self._tokens_per_second = tokens_per_second
+        self._text = text
 
     @classmethod
     def load(
@@ -70,7 +74,7 @@ class OnnxVlm:
         threads: int | None = None,
         variant: str | None = None,
         device: str = "cpu",
-        tokens_per_frame: int | None = None,
+        tokens_per_frame: int | Literal["native"] | None = None,
     ) -> OnnxVlm:
         """Open a model directory.
 
@@ -101,17 +105,16 @@ class OnnxVlm:
         ]
         embeddings = TextEmbedding(sessions[0], str(files.embeddings))
         mosaic = read_json(files.folder / "mosaic.json")
-        images = read_json(files.folder / "preprocessor_config.json") or read_json(
-            files.folder / "processor_config.json"
-        ).get("image_processor", {})
+        kind = family_name(config, genai)
         try:
             row = embeddings.look_up([0])
             if not np.isfinite(row).all():
                 raise ModelError(f"{files.embeddings}: NaN or infinity among its weights")
             hidden = row.shape[1]
-            vision = VisionGraph(
-                sessions[1], str(files.vision), hidden, mosaic, images, config, tokens_per_frame
+            pixels = PixelSettings(
+                mosaic, image_settings(files.folder), video_settings(files.folder), config, kind
             )
+            vision = VisionGraph(sessions[1], str(files.vision), hidden, pixels, tokens_per_frame)
             logits = decoder.run(np.zeros((1, hidden), np.float32), lambda layer, q, k, v: q)
             assert logits is not None
             embeddings.look_up([len(logits) - 1])  # the table has a row for every id that can be drawn
@@ -127,12 +130,10 @@ class OnnxVlm:
         for session in sessions:
             session.passed()
         settings = _Settings(mosaic, config, genai)
-        spec = _spec_of(files, settings, decoder.facts, vision, hidden, len(logits))
-        rate = settings.tokens_per_second(spec.rope)
         tokenizer = TextTokenizer(files.tokenizer)
-        tokenizer.check(f"{files.folder / 'mosaic.json'}: prefix", spec.prefix)
-        tokenizer.check(f"{files.folder / 'mosaic.json'}: template", spec.template.replace("{question}", ""))
-        return cls(spec, vision, embeddings, decoder, tokenizer, files, rate)
+        words = text_of(files.folder, mosaic, kind, tokenizer)
+        spec = _spec_of(files, settings, decoder.facts, vision, hidden, len(logits), words)
+        return cls(spec, vision, embeddings, decoder, tokenizer, files, words.video)
 
     @property
     def spec(self) -> VlmSpec:
@@ -140,14 +141,22 @@ class OnnxVlm:
         return self._spec
 
     def encode(self, frame: FrameArray, pts: float, elapsed: float, number: int) -> EncodedFrame:
-        """RGB uint8 [H, W, 3] -> tokens [at most tokens_per_frame, hidden] in a grid that follows the frame's
-        aspect, and its temporal position."""
-        tokens, embedding = self._vision.encode(frame)
-        rate = self._tokens_per_second
+        """RGB uint8 [H, W, 3], or so many of them as make a picture -> at most tokens_per_frame tokens, a
+        grid that follows the frame's aspect; see the protocol."""
+        features, embedding = self._vision.encode(frame)
+        columns = self._vision.frame_grid(*frame.shape[-3:-1])[1]
+        rate = self._spec.tokens_per_second
         t_position = absolute_position(elapsed, rate) if rate else -1
-        return EncodedFrame(
-            tokens, embedding, self._vision.frame_grid(*frame.shape[:2])[1], t_position=t_position
-        )
+        if self._text is None:
+            return EncodedFrame(features, embedding, columns, t_position=t_position)
+        lead = self._tokenizer.encode(self._text.lead(max(pts, 0.0), number))
+        trail = self._tokenizer.encode(self._text.trail)
+        tokens = np.concatenate([self.embed_text(lead), features, self.embed_text(trail)])
+        return EncodedFrame(tokens, embedding, columns, len(lead), len(trail), t_position)
+
+    def check(self, height: int, width: int) -> None:
+        """ValueError for a frame of a size that encode() would refuse."""
+        self._vision.frame_grid(height, width)
 
     def embed_text(self, ids: Sequence[int]) -> FloatArray:
         """Token ids -> [T, hidden]. ValueError for an id outside the vocabulary."""
@@ -197,6 +206,10 @@ class _Settings:
                     return min(int(part[key]), MOST_CONTEXT)
         return 0
 
+    def sampling(self, folder: Path) -> dict[str, float | int]:
+        """How the model's makers have its answers drawn."""
+        return sampling_said(read_json(folder / "generation_config.json") or self.genai.get("search", {}))
+
     def end_tokens(self, folder: Path) -> tuple[int, ...]:
         """Ids that end an answer. ModelError where no file has them."""
         generation = read_json(folder / "generation_config.json")
@@ -215,6 +228,7 @@ def _spec_of(
     vision: VisionGraph,
     hidden: int,
     vocab_size: int,
+    words: ModelText,
 ) -> VlmSpec:
     # A graph is given positions and says no rule for them. Published families whose sections take turns count
     # rows and columns from the frame's own position, those in chunks from where the video began.
@@ -229,7 +243,11 @@ def _spec_of(
         hidden=hidden,
         rope=rope,
         scale=facts.scale,
-        tokens_per_frame=vision.tokens,
+        layout="onnx",
+        tokens_per_frame=vision.tokens + words.tokens,
+        native_tokens_per_frame=vision.native_tokens + words.tokens,
+        temporal_patch_size=vision.temporal_patch_size,
+        tokens_per_second=settings.tokens_per_second(rope),
         grid=vision.grid,
         embedding_dim=vision.embedding_dim,
         image_size=vision.size,
@@ -241,6 +259,8 @@ def _spec_of(
         context=settings.context(),
         policy_settings=card_settings(mosaic),
         fps=float(mosaic.get("fps", 1.0)),
-        template=mosaic.get("template", "{question}"),
-        prefix=mosaic.get("prefix", ""),
+        sampling=settings.sampling(files.folder),
+        prefix=words.prefix,
+        template=words.template,
+        follow_up=words.follow_up,
     )

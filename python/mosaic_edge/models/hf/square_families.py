@@ -1,0 +1,97 @@
+"""Families whose frame is one square picture of a fixed number of tokens: LLaVA, LLaVA-OneVision, SmolVLM and
+Idefics 3, InternVL. None cuts tiles out of a frame, as for a video."""
+
+from __future__ import annotations
+
+from math import isqrt
+from typing import Any
+
+import torch
+
+from mosaic_edge.models.hf.family import Family, Picture, pooled, square
+from mosaic_edge.models.vlm import FrameArray
+
+
+class Llava(Family):
+    """LLaVA 1.5 (and mosaic-tiny): frames are pictures."""
+
+    types = ("llava",)
+
+    def encode(self, frame: FrameArray) -> Picture:
+        """The processor's one crop, through tower and projector."""
+        return self.encode_pixels(self._pixels(frame)["pixel_values"])
+
+    def encode_pixels(self, pixels: torch.Tensor) -> Picture:
+        """Pixels [1, 3, H, W], normalised."""
+        place = next(self.model.parameters())
+        return square(pooled(self.model.get_image_features(pixels.to(place.device, self.model.dtype))))
+
+
+class LlavaOneVision(Family):
+    """Frames are pooled 2 x 2; one newline embedding ends the video."""
+
+    types = ("llava_onevision",)
+
+    def encode(self, frame: FrameArray) -> Picture:
+        """The whole frame at the tower's size, as the video processor has it."""
+        side = int(self.config.vision_config.image_size)
+        pixels = self._pixels(frame, image_grid_pinpoints=[[side, side]], **self._video_size())[
+            "pixel_values"
+        ]
+        features = pooled(
+            self.model.get_video_features(
+                pixels[:, :1],
+                vision_feature_layer=self.config.vision_feature_layer,  # 4.57 asks for these two
+                vision_feature_select_strategy=self.config.vision_feature_select_strategy,
+            )
+        )
+        # A newline may stand behind the square (newer transformers): it ends the video, not the frame.
+        return square(features[: isqrt(len(features)) ** 2])
+
+
+class Idefics3(Family):
+    """Idefics 3, SmolVLM 1, granite-docling: frames are pictures between tags."""
+
+    types = ("idefics3",)
+
+    @property
+    def language(self) -> Any:
+        """Its name differs."""
+        return self.model.text_model
+
+    def encode(self, frame: FrameArray) -> Picture:
+        """One square of the tower's size."""
+        pixels = self._pixels(frame, do_image_splitting=False, **self._video_size())
+        features = self.model.get_image_features(
+            pixels["pixel_values"], pixels["pixel_attention_mask"].bool()
+        )
+        return square(pooled(features))
+
+    def _video_size(self) -> dict[str, Any]:
+        """A frame is brought to this size first and to the tower's square then: two steps, as published."""
+        older = self.videos.get("video_sampling", {}).get("video_size")
+        sizes = {
+            "size": self.videos.get("size") or older,
+            "max_image_size": self.videos.get("max_image_size"),
+        }
+        return {key: size for key, size in sizes.items() if size}
+
+
+class SmolVlm(Idefics3):
+    """SmolVLM 2: every frame has its time. The published intro counts the frames and the length of the video,
+    which a stream does not know: it is left without the numbers. The processor has this prompt in place of
+    the chat template wherever there is a video.
+    """
+
+    types = ("smolvlm",)
+
+
+class InternVl(Family):
+    """InternVL 2.5, 3 and 3.5 in the transformers layout: numbered frames."""
+
+    types = ("internvl",)
+
+    def encode(self, frame: FrameArray) -> Picture:
+        """The whole frame as one square."""
+        pixels = self._pixels(frame, crop_to_patches=False, **self._video_size())["pixel_values"]
+        return square(pooled(self.model.get_image_features(pixel_values=pixels)))
