@@ -71,7 +71,8 @@ def rotate(x: np.ndarray, positions: np.ndarray, rope: RopeSpec) -> np.ndarray:
             axis[a : 3 * rope.sections[a] : 3] = a
     elif sum(rope.sections):
         axis = np.repeat([0, 1, 2], rope.sections)
-    angle = positions[:, axis] * rope.theta ** (-2.0 * np.arange(half) / rope.rotary_dim)
+    powers = rope.theta ** (-2.0 * np.arange(half) / rope.rotary_dim) if rope.theta else 0.0
+    angle = positions[:, axis] * (np.array(rope.frequencies) if rope.frequencies else powers)
     cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
     first = slice(0, rope.rotary_dim, 2) if rope.layout == "interleaved" else slice(0, half)
     second = slice(1, rope.rotary_dim, 2) if rope.layout == "interleaved" else slice(half, rope.rotary_dim)

@@ -1,4 +1,5 @@
-"""Rotary facts read back from a graph: which theta made these cos and sin tables, all of them checked."""
+"""Rotary facts read back from a graph: which theta, or which frequencies, made these cos and sin tables, all
+of them checked."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ def recover_theta(cos: NDArray[np.floating], sin: NDArray[np.floating]) -> float
 
     Every entry of the first positions is verified: to 1e-5 in float32 (1e-3 in float16), plus what the
     rounding of p * frequency in float32 allows far out. Raises ValueError if no single theta explains the
-    tables, as with scaled rotary embeddings (linear, yarn, llama3), which one theta cannot express.
+    tables, as with scaled rotary embeddings (linear, yarn, llama3): see recover_frequencies().
     """
     if cos.ndim != 2 or cos.shape != sin.shape or cos.shape[0] < 2 or cos.shape[1] < 1:
         raise ValueError(
@@ -39,8 +40,45 @@ def recover_theta(cos: NDArray[np.floating], sin: NDArray[np.floating]) -> float
     raise ValueError(
         f"the rotary tables [{cos.shape[0]}, {half}] are not those of one theta "
         f"(best {candidates[int(np.argmin(errors))]:g}, off by {min(errors):.1f} times the tolerance): "
-        "scaled rotary is not supported"
+        "they are scaled, or damaged"
     )
+
+
+def recover_frequencies(
+    cos: NDArray[np.floating], sin: NDArray[np.floating]
+) -> tuple[tuple[float, ...], float]:
+    """The frequencies of tables that no single theta made (linear, yarn, llama3, longrope), and the factor
+    that both tables carry (yarn's attention factor, else 1). Checked as recover_theta() does; ValueError if
+    there are none.
+    """
+    rows, half = min(cos.shape[0], _CHECKED_ROWS), cos.shape[1]
+    c, s = cos[:rows].astype(np.float64), sin[:rows].astype(np.float64)
+    factor = float(np.hypot(c, s).mean())
+    loose = 2e-3 if cos.dtype == np.float16 else 2e-5
+    if abs(factor - 1) < loose:
+        factor = 1.0
+    c, s = c / factor, s / factor
+    found = np.array([_follow(c[:, i], s[:, i]) for i in range(half)])
+    angle = np.arange(rows)[:, None] * found
+    off = np.maximum(np.abs(np.cos(angle) - c), np.abs(np.sin(angle) - s))
+    if not (off <= loose + np.arange(rows)[:, None] * 2.5e-7).all():
+        raise ValueError(
+            f"the rotary tables [{cos.shape[0]}, {half}] do not turn evenly (off by {off.max():.2g}): "
+            "they are no rotary embedding, or a damaged one"
+        )
+    return tuple(float(f) for f in found), factor
+
+
+def _follow(c: NDArray[np.float64], s: NDArray[np.float64]) -> float:
+    """A frequency, its phase followed to a far row by doubling from row 1."""
+    frequency = float(np.arctan2(s[1], c[1]))
+    p = 2
+    while p < len(c):  # the estimate from row p/2 is precise enough to count the turns up to row p
+        phase = float(np.arctan2(s[p], c[p]))
+        turns = round((frequency * p - phase) / (2 * np.pi))
+        frequency = (phase + turns * 2 * np.pi) / p
+        p *= 2
+    return frequency
 
 
 def _measure(c: NDArray[np.float64], s: NDArray[np.float64]) -> float:
@@ -48,13 +86,7 @@ def _measure(c: NDArray[np.float64], s: NDArray[np.float64]) -> float:
     half = c.shape[1]
     first = np.arctan2(s[1], c[1])
     i = int(np.argmax(np.arange(half) * first))  # d(angle)/d(log theta) is proportional to i * frequency
-    frequency = float(first[i])
-    p = 2
-    while p < c.shape[0]:  # the estimate from row p/2 is precise enough to count the turns up to row p
-        phase = float(np.arctan2(s[p, i], c[p, i]))
-        turns = round((frequency * p - phase) / (2 * np.pi))
-        frequency = (phase + turns * 2 * np.pi) / p
-        p *= 2
+    frequency = _follow(c[:, i], s[:, i])
     return float(frequency ** (-half / i)) if frequency > 0 and i else 1.0
 
 

@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import transformers
+from onnx import numpy_helper
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from fixtures_models import HIDDEN, Handmade, build_with_genai
 from mosaic_edge.models.onnx.cut import CutGraph, cut
 from mosaic_edge.models.onnx.decoder import CutDecoder
 from mosaic_edge.models.onnx.sites import GraphCutError
-from mosaic_edge.models.rope import recover_theta
+from mosaic_edge.models.rope import recover_frequencies, recover_theta
 from mosaic_edge.models.vlm import RopeSpec
 from uncut_decoder import NumpyMemory, Uncut, ValueMemory, flat_positions
 
@@ -371,6 +374,68 @@ def test_theta_is_recovered_from_the_tables(theta: float, half: int, dtype: type
     found = recover_theta(np.cos(angle).astype(dtype), np.sin(angle).astype(dtype))
     if half > 1:
         assert found == pytest.approx(theta, rel=1e-5 if dtype == np.float32 else 1e-3)
+
+
+SCALED = {
+    "linear": {"rope_type": "linear", "factor": 4.0},
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128},
+    "llama3": {
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+    "longrope": {
+        "rope_type": "longrope", "factor": 4.0, "short_factor": [1 + 0.1 * i for i in range(8)],
+        "long_factor": [4.0] * 8, "original_max_position_embeddings": 512,
+    },
+}  # fmt: skip
+
+
+def scaled_frequencies(kind: str) -> tuple[np.ndarray, float]:
+    """As the library computes them for heads of 16 and theta 1e4: frequencies, attention factor."""
+    config = transformers.LlamaConfig(
+        hidden_size=64, num_attention_heads=4, max_position_embeddings=2048,
+        rope_parameters=SCALED[kind] | {"rope_theta": 1e4},
+    )  # fmt: skip
+    made, factor = ROPE_INIT_FUNCTIONS[kind](config, "cpu")
+    return made.double().numpy(), float(factor)
+
+
+@pytest.mark.parametrize("kind", SCALED)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_scaled_frequencies_are_recovered_from_the_tables(kind: str, dtype: type) -> None:
+    frequencies, factor = scaled_frequencies(kind)
+    angle = np.arange(3000)[:, None] * frequencies
+    found, carried = recover_frequencies(
+        (factor * np.cos(angle)).astype(dtype), (factor * np.sin(angle)).astype(dtype)
+    )
+    near = 1e-6 if dtype == np.float32 else 1e-3
+    assert found == pytest.approx(frequencies.tolist(), rel=1e-4 if dtype == np.float32 else 1e-2, abs=near)
+    assert carried == pytest.approx(factor, rel=near)
+
+
+@pytest.mark.parametrize("kind", SCALED)
+@pytest.mark.parametrize("rotary", ["inside", "onnx"])
+def test_a_decoder_with_scaled_rotary_tables_gives_the_uncut_logits(kind: str, rotary: str) -> None:
+    frequencies, factor = scaled_frequencies(kind)
+    model = Handmade(rotary=rotary).build()
+    for tensor in model.graph.initializer:
+        if tensor.name in ("cos_cache", "sin_cache"):
+            angle = np.arange(tensor.dims[0])[:, None] * frequencies
+            values = factor * (np.cos(angle) if tensor.name == "cos_cache" else np.sin(angle))
+            tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float32), tensor.name))
+    facts = assert_same(model).facts
+    assert len(facts.rope.frequencies) == 8
+    assert facts.scale == pytest.approx(0.25 * factor**2, rel=1e-5)
+
+
+def test_tables_that_are_no_rotation_are_refused() -> None:
+    model = Handmade().build()
+    cos = next(tensor for tensor in model.graph.initializer if tensor.name == "cos_cache")
+    damaged = numpy_helper.to_array(cos).copy()
+    damaged[7, 3] += 0.01
+    cos.CopyFrom(numpy_helper.from_array(damaged, "cos_cache"))
+    with pytest.raises(GraphCutError, match="not those of one theta"):
+        cut(model)
 
 
 @pytest.mark.parametrize("change", ["linear", "yarn", "noise"])

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 from onnx import TensorProto
 
@@ -17,7 +18,7 @@ from mosaic_edge.models.onnx.sites import (
     attributes,
     label,
 )
-from mosaic_edge.models.rope import recover_theta
+from mosaic_edge.models.rope import recover_frequencies, recover_theta
 from mosaic_edge.models.vlm import RopeSpec
 
 
@@ -46,7 +47,7 @@ def read_facts(
         raise GraphCutError(
             f"{label(sites[0].node)}: a key-value cache of {name} cannot be cut, only FLOAT or FLOAT16"
         )
-    ropes: dict[Rotary, RopeSpec] = {}
+    ropes: dict[Rotary, tuple[RopeSpec, float]] = {}
     facts = [(*_site_facts(index, site, hints, folder, ropes), len(sites), kv_type) for site in sites]
     for site, fact in zip(sites, facts, strict=True):
         if fact != facts[0]:
@@ -62,7 +63,7 @@ def _site_facts(
     site: AttentionSite,
     hints: Mapping[str, object],
     folder: str,
-    ropes: dict[Rotary, RopeSpec],
+    ropes: dict[Rotary, tuple[RopeSpec, float]],
 ) -> tuple[int, int, int, float, RopeSpec]:
     q_heads = site.q_heads or _hint(hints, "num_attention_heads")
     kv_heads = site.kv_heads or _hint(hints, "num_key_value_heads")
@@ -74,12 +75,13 @@ def _site_facts(
     if not head_dim:
         raise GraphCutError(f"{label(site.node)}: neither the graph nor config.json tells the head size")
     if site.rotary is None:
-        rope = RopeSpec(0, 0.0, "none")
+        rope, factor = RopeSpec(0, 0.0, "none"), 1.0
     else:
         if site.rotary not in ropes:
             ropes[site.rotary] = _rope(index, site, site.rotary, head_dim, hints, folder)
-        rope = ropes[site.rotary]
-    return q_heads, kv_heads, head_dim, site.scale or 1.0 / math.sqrt(head_dim), rope
+        rope, factor = ropes[site.rotary]
+    scale = site.scale or 1.0 / math.sqrt(head_dim)
+    return q_heads, kv_heads, head_dim, scale * factor**2, rope
 
 
 def _hint(hints: Mapping[str, object], name: str) -> int:
@@ -113,16 +115,20 @@ def _rope(
     head_dim: int,
     hints: Mapping[str, object],
     folder: str,
-) -> RopeSpec:
+) -> tuple[RopeSpec, float]:
+    """How a site rotates, and the factor that its tables carry beside."""
     cos, sin = index.constant(rotary.cos, folder), index.constant(rotary.sin, folder)
     said = hints.get("rope_theta")
     theta = float(said) if isinstance(said, int | float) else 0.0
     rotary_dim = rotary.rotary_dim
+    scaled: tuple[float, ...] = ()
+    factor = 1.0
     if cos is not None and sin is not None:
         try:
             found = recover_theta(cos, sin)
         except ValueError as error:
-            raise GraphCutError(f"{label(site.node)}: {error}") from None
+            scaled, factor = _scaled(site, cos, sin, head_dim, error)
+            found = theta
         if theta and cos.shape[1] > 1 and abs(found / theta - 1.0) > 1e-3:
             raise GraphCutError(
                 f"{label(site.node)}: its rotary tables have theta {found:g}, config.json says {theta:g}"
@@ -144,13 +150,31 @@ def _rope(
         raise GraphCutError(
             f"{label(site.node)}: M-RoPE sections {rotary.sections} do not sum to {rotary_dim // 2}"
         )
-    return RopeSpec(
+    spec = RopeSpec(
         rotary_dim,
         theta,
         "interleaved" if rotary.interleaved else "half",
         rotary.sections,
         rotary.sections_interleaved,
+        frequencies=scaled,
     )
+    return spec, factor
+
+
+def _scaled(
+    site: AttentionSite, cos: np.ndarray, sin: np.ndarray, head_dim: int, why: ValueError
+) -> tuple[tuple[float, ...], float]:
+    """Frequencies of tables that are not those of one theta, and their factor."""
+    try:
+        scaled, factor = recover_frequencies(cos, sin)
+    except (ValueError, IndexError):
+        raise GraphCutError(f"{label(site.node)}: {why}") from None
+    if factor != 1 and 2 * cos.shape[1] != head_dim:
+        raise GraphCutError(
+            f"{label(site.node)}: its rotary tables scale a part of each head by {factor:g}, "
+            "which is not supported"
+        )
+    return scaled, factor
 
 
 _FIXED_TYPES = {
