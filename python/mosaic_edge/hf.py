@@ -40,22 +40,25 @@ def generate(
 
     video: a file, or RGB frames uint8 [H, W, 3] at `fps` a second (an array [N, H, W, 3] too). sampling
     overrides max_new_tokens. settings: fields of SessionConfig (memory=, 256 MiB by default, policy=, ...).
-    From here on the attention of the model's decoder is the registered one: the memory's in runs for a
-    session, SDPA in every other, so that the model goes on to work as before, in other threads too. Raises
-    ModelError, MemoryCapError, SourceError.
+    While it runs, the attention of the model's decoder is the registered one: the memory's in runs for a
+    session, SDPA in every other, so that the model works as before in other threads too; then it is as it
+    was. Raises ModelError, MemoryCapError, SourceError.
     """
     if not fps > 0:
         raise ValueError(f"fps={fps}: expected more than 0")
     settings.setdefault("memory", "256MiB")
-    engine = Engine(wrap(model, processor, tokens_per_frame))
-    sampling = sampling or SamplingParams.from_model(engine.spec, max_tokens=max_new_tokens)
-    with engine.session(**settings) as session:
-        if isinstance(video, str | Path):
-            session.append_video(video, fps=fps)
-        else:
-            for number, frame in enumerate(video):
-                session.append(frame, number / fps)
-        return session.ask(question, sampling=sampling)
+    vlm = wrap(model, processor, tokens_per_frame)
+    try:
+        sampling = sampling or SamplingParams.from_model(vlm.spec, max_tokens=max_new_tokens)
+        with Engine(vlm).session(**settings) as session:
+            if isinstance(video, str | Path):
+                session.append_video(video, fps=fps)
+            else:
+                for number, frame in enumerate(video):
+                    session.append(frame, number / fps)
+            return session.ask(question, sampling=sampling)
+    finally:
+        vlm.release()
 
 
 def wrap(model: Any, processor: Any, tokens_per_frame: Limit = None) -> HfVlm:

@@ -95,10 +95,15 @@ def test_sessions_leave_nothing_on_the_model(folders: dict[str, Path]) -> None:
     assert reply.tokens == 5
     assert model.model.rope_deltas is None
     assert {key: value for key, value in vars(model.model).items() if not key.startswith("_")} == state
+    assert model.model.language_model.config._attn_implementation == "sdpa"
+    kept, other = (mosaic_edge.hf.wrap(model, processor, 6) for _ in range(2))
+    other.release()
     assert model.model.language_model.config._attn_implementation == NAME
     # Outside of a session the same attention is the library's: with a mask, with a cache, by generate().
     assert torch.allclose(model(input_ids=ids).logits, before, atol=1e-5)
     assert model.generate(input_ids=ids, max_new_tokens=3, do_sample=False).shape == (1, 43)
+    kept.release()
+    assert model.model.language_model.config._attn_implementation == "sdpa"
 
 
 def test_generate_answers_as_a_session_on_the_checkpoint(folders: dict[str, Path]) -> None:

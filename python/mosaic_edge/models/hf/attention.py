@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from threading import Lock
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -22,6 +24,9 @@ from mosaic_edge.models.vlm import Attend, DeviceAttend
 
 NAME = "mosaic_edge"
 
+_lock = Lock()
+_taken: WeakKeyDictionary[Any, tuple[int, str]] = WeakKeyDictionary()
+"""Decoders that were taken over: how often, and how they attended before."""
 _attend: ContextVar[Attend | DeviceAttend | None] = ContextVar("mosaic_edge_attend", default=None)
 
 
@@ -35,10 +40,24 @@ def attending(attend: Attend | DeviceAttend) -> Iterator[None]:
         _attend.reset(token)
 
 
-def register() -> None:
-    """Make the attention known to transformers; doing it again changes nothing."""
+def take_over(language: Any) -> None:
+    """Have a decoder attend by the registered function, until all who took it over have given it back."""
     AttentionInterface.register(NAME, _attention)
     AttentionMaskInterface.register(NAME, _mask)
+    with _lock:
+        count, before = _taken.get(language) or (0, str(language.config._attn_implementation))
+        _taken[language] = (count + 1, before)
+        language.set_attn_implementation(NAME)
+
+
+def give_back(language: Any) -> None:
+    """Let a decoder attend as it did, if nobody else has taken it over."""
+    with _lock:
+        count, before = _taken.pop(language)
+        if count > 1:
+            _taken[language] = (count - 1, before)
+        else:
+            language.set_attn_implementation(before)
 
 
 def _attention(

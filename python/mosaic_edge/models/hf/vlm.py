@@ -19,7 +19,7 @@ import torch
 from mosaic_edge.models.directory import read_json
 from mosaic_edge.models.frames import check_frames, normalise, resize_area
 from mosaic_edge.models.generation import sampling_said
-from mosaic_edge.models.hf.attention import NAME, attending, register
+from mosaic_edge.models.hf.attention import attending, give_back, take_over
 from mosaic_edge.models.hf.family import Family, Limit, Picture
 from mosaic_edge.models.hf.load import Parts, load_parts
 from mosaic_edge.models.hf.refused import check_layers
@@ -61,8 +61,7 @@ class HfVlm:
         self._words = words
         self._spec = spec
         self._newline: torch.Tensor | None = getattr(family.model, "image_newline", None)
-        register()
-        self._language.set_attn_implementation(NAME)
+        take_over(self._language)
         self._fixed = fixed  # frames as mosaic.json says, not as the image processor does
 
     @classmethod
@@ -168,6 +167,10 @@ class HfVlm:
         return cls(
             family, head, tokenizer, words, spec, fixed="image_size" in mosaic and isinstance(family, Llava)
         )
+
+    def release(self) -> None:
+        """Let the model attend as it did before; the engine over it is then of no use."""
+        give_back(self._language)
 
     def try_once(self) -> None:
         """One frame, one token. ModelError if they are not finite; whatever torch raises if parts differ."""
