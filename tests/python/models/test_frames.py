@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import transformers.models.clip.image_processing_pil_clip as clip
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -139,7 +139,7 @@ def test_odd_settings_are_refused_by_name() -> None:
 def test_clips_first_form_of_a_size_is_the_shorter_side_and_the_rest_is_cut_away() -> None:
     said = {"do_center_crop": True, "resample": 3, "size": 24, "crop_size": 24, "image_mean": [0.5] * 3}
     frame = np.random.default_rng(2).integers(0, 255, (48, 64, 3), dtype=np.uint8)
-    processor = clip.CLIPImageProcessorPil(**said, image_std=[0.5] * 3)
+    processor = transformers.CLIPImageProcessor(**said, image_std=[0.5] * 3)
     theirs = processor(images=frame, return_tensors="np", input_data_format="channels_last")["pixel_values"]
     ours = FrameRules.read({}, said | {"image_std": [0.5] * 3}).image(frame, 24, 24)
     assert np.abs(ours - theirs).max() < 0.02
