@@ -122,8 +122,12 @@ Choice with_archive(const Request& r, Choice at) {
   Choice more = at;
   more.archive_pages += kProbe;
   const double each = static_cast<double>(lay_out(r, more).total_bytes - before) / static_cast<double>(kProbe);
-  const auto bought = static_cast<int64_t>(static_cast<double>(r.config.cap_bytes - before) * kArchiveShare / each);
-  at.archive_pages = std::min(r.archive_quota, at.archive_pages + bought / kPageTokens * kPageTokens);
+  const auto bought = static_cast<int64_t>(static_cast<double>(r.cap_bytes - before) * kArchiveShare / each);
+  const int64_t least = at.archive_pages;
+  at.archive_pages = std::min(r.archive_quota, least + bought / kPageTokens * kPageTokens);
+  // Copies of what is read at once come in larger steps than pages.
+  while (at.archive_pages > least && !fits(r, lay_out(r, at)))
+    at.archive_pages = std::max(least, at.archive_pages / 2 / kPageTokens * kPageTokens);
   return at;
 }
 

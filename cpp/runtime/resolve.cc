@@ -10,7 +10,7 @@ namespace mosaic {
 namespace {
 
 constexpr int kUnknownContext = 1 << 15;    // where original positions are asked for and the model does not say
-constexpr uint64_t kMostArchive = 1 << 22;  // pages of a lane, in sixteens
+constexpr uint64_t kMostArchive = 1 << 24;  // pages of all lanes, in sixteens
 constexpr double kIndexShare = 0.35;        // of the bytes to share out, where neither session nor policy names another
 
 uint64_t lane_token_bytes(const ModelShape& m, CodecId codec) {
@@ -97,7 +97,9 @@ Request resolve(const MemoryConfig& config, Policy& policy, const Backend& backe
   if (needs.group.records && c.disk_bytes > 0) {
     const size_t page = data_bytes(*c.packed, {1, c.model.head_dim});
     const uint64_t stride = SpillFile::stride_of(page) * static_cast<uint64_t>(r.lanes) * kPageTokens;
-    r.archive_quota = static_cast<int64_t>(std::min<uint64_t>(c.disk_bytes / stride, kMostArchive)) * kPageTokens;
+    r.archive_quota =
+        static_cast<int64_t>(std::min<uint64_t>(c.disk_bytes / stride, kMostArchive / static_cast<uint64_t>(r.lanes))) *
+        kPageTokens;
     if (r.archive_quota == 0)
       throw MemoryCapError("disk tier: 16 pages of every lane need " + format_bytes(stride) + ", disk_bytes is " +
                            format_bytes(c.disk_bytes) + ". Raise disk=.");

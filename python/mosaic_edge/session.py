@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import threading
 import time
 import warnings
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from functools import cache
 from pathlib import Path
 from statistics import median
 from types import TracebackType
@@ -26,29 +23,16 @@ from mosaic_edge.evidence import time_ranges
 from mosaic_edge.held_frame import HeldFrame
 from mosaic_edge.held_policy import weakly_held
 from mosaic_edge.models.vlm import EncodedFrame, FloatArray, FrameArray, Vlm
+from mosaic_edge.open_sessions import hold_at_exit
 from mosaic_edge.question import check_arguments, question_tokens, seconds
 from mosaic_edge.reply import Reply, ReplyStream
 from mosaic_edge.sampling import Sampler, SamplingParams
 from mosaic_edge.trace import Trace
 
-_open_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
-_LAST_CALL_SECONDS = 10.0
 _FAR_SECONDS = 1e6
 """A first frame's pts beyond it is a clock that did not begin with the stream (the time of day, or since a
 machine went up): the core, which holds 2,000,000 seconds, is given what passed since."""
 _MOST_SECONDS = 1e12
-
-
-def _hold_all() -> None:
-    """The interpreter ends. A daemon thread that is in a model's code would be killed there, which ends the
-    process if that is C++: it may finish its step, and waits for ever before the next one."""
-    for session in list(_open_sessions):
-        session.hold(_LAST_CALL_SECONDS)
-
-
-@cache
-def _hold_all_at_exit() -> None:
-    atexit.register(_hold_all)
 
 
 class _MemoryAttend:
@@ -106,8 +90,7 @@ class Session:
         self._last_pts: float | None = None
         if prefix:
             self._block(model.embed_text(prefix), want_logits=False)
-        _open_sessions.add(self)
-        _hold_all_at_exit()
+        hold_at_exit(self)
 
     def append(self, frame: FrameArray, pts: float | None = None) -> None:
         """Take in one RGB frame uint8 [H, W, 3] seen at `pts` seconds (default: a frame time after the last).
@@ -421,7 +404,7 @@ class Session:
             try:
                 with self._alone():
                     self._settle()
-<<<<<<< HEAD
+                    self._end_pair()
                     self._memory.open_question(None if since is None else since - self._origin)
                     first_logits = logits = self._block(self._model.embed_text(ids), want_logits=True)
                     first_token = time.perf_counter() - began
@@ -430,14 +413,7 @@ class Session:
                         for first, last, mass in self._memory.evidence()
                     ]
                     lost = self._memory.evidence_lost
-=======
-                    self._end_pair()
-                    self._memory.open_question(since)
-                    first_logits = logits = self._block(self._model.embed_text(ids), want_logits=True)
-                    first_token = time.perf_counter() - began
-                    moments, lost = self._memory.evidence(), self._memory.evidence_lost
                     self._check_context(len(ids))
->>>>>>> 035385e (Ask and show a checkpoint what its own transformers script would)
                 assert logits is not None and first_logits is not None
                 limit = min(sampling.max_tokens, self._branch_tokens - len(ids))
                 finish: Literal["end", "length"] = "length"

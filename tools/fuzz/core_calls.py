@@ -168,8 +168,8 @@ class Game:
         must(sum(tokens.values()) == seen and min(tokens.values()) >= 0, ("account", stats["tokens"]))
         must(seen == self.tokens * self.lanes, ("seen", seen, self.tokens * self.lanes))
         must(stats["frames"] == self.frames, ("frames", stats["frames"], self.frames))
-        must(stats["peak_bytes"] <= self.settings["cap_bytes"], ("cap", stats["peak_bytes"]))
-        must(sum(size for _, size in stats["parts"]) == stats["peak_bytes"], ("parts", stats["parts"]))
+        must(stats["taken_bytes"] <= self.settings["cap_bytes"], ("cap", stats["taken_bytes"]))
+        must(sum(size for _, size in stats["parts"]) == stats["taken_bytes"], ("parts", stats["parts"]))
         for tier in stats["tiers"]:
             must(tier["used_bytes"] <= tier["capacity_bytes"], ("tier", tier))
         self.memory.check_invariants()
