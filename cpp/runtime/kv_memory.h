@@ -166,7 +166,7 @@ class KvMemory {
   int64_t saturated_ = 0;
   int64_t refused_overflows_ = 0;
   mutable std::mutex noted_mutex_;
-  MemoryStats noted_;                              // when the last call ended that changed them
+  MemoryStats noted_;                                // when the last call ended that changed them
   static constexpr int32_t kLastPosition = 1 << 30;  // beyond it positions would wrap
 };
 
