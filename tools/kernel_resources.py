@@ -27,7 +27,6 @@ WATCHED = ("attend", "attend_tensor", "assign")  # files whose kernels must not 
 KNOWN_SPILLS = {
     **{("tensor_kernel<8,1>", arch): 88 for arch in (80, 86, 87, 89)},
     **{("tensor_kernel<1,4>", arch): 52 for arch in (80, 86, 87, 89)},
-    ("attend_kernel<8,256,1>", 80): 8,
 }
 NO_FMA = ("pages",)  # as cuda.cmake compiles them
 

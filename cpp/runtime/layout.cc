@@ -53,9 +53,13 @@ void shape_log(const Request& r, const Choice& choice, Plan* plan) {
     throw InvalidInput(std::string("packed=") + codec_name(*c.packed) +
                        " has no records of single tokens, which policy " + r.policy->name() +
                        " keeps. Choose k5v3, k4v4, k4v3, k3v3, k2v2, fp16 or fp32.");
-  plan->log = {r.lanes,          Size(choice.slots).to_int("pages of a lane's log"),
-               plan->store.page, *c.packed,
-               c.exact,          c.model.rope.is_multi()};
+  plan->log = {r.lanes,
+               Size(choice.slots).to_int("pages of a lane's log"),
+               plan->store.page,
+               *c.packed,
+               c.exact,
+               c.model.rope.is_multi(),
+               choice.archive_pages > 0};
   const int listen = std::max(r.policy->retention()->listen_frames(), c.window_frames + 1);
   plan->listening = {r.lanes, listen, c.model.frame_tokens};
   plan->store.lanes = 0;

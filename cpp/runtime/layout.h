@@ -23,7 +23,8 @@ struct Request {
   int lanes = 0;
   bool keeps_members = false;  // tokens stand in pages, with the disk as configured
   int64_t least_slots = 0;     // page slots below which nothing works
-  int64_t archive_quota = 0;   // by record: pages of a lane that the disk holds
+  int64_t archive_quota = 0;   // by record: pages of a lane that the disk holds,
+  int64_t least_archive = 0;   // and the least that works: a frame's, and one that is not whole
 };
 
 struct Choice {

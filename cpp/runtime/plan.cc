@@ -21,7 +21,7 @@ bool fits(const Request& r, const Plan& plan) { return plan.total_bytes <= r.cap
 // The least that works with the sizes of r.
 Choice least_of(const Request& r) {
   Choice at{.slots = r.least_slots, .clusters = r.config.clusters, .scenes = r.config.scenes};
-  at.archive_pages = std::min<int64_t>(r.archive_quota, kPageTokens);
+  at.archive_pages = r.archive_quota > 0 ? r.least_archive : 0;
   if (r.disk_is_bounded) {
     Choice alone = at;
     alone.disk = false;

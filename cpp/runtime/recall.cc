@@ -26,13 +26,16 @@ void Recall::forget(Archive* archive) {
   std::fill_n(chosen_, archive->shape().lanes, uint8_t{0});
 }
 
-// Tokens of a group that were given up, as rows of their page, whose place is told.
-uint16_t Recall::rows_of_group(const Archive& archive, int lane, int64_t group, int* page) const {
+// Tokens of a group that were given up and are not too old, as rows of their page, whose place is told.
+uint16_t Recall::rows_of_group(const Archive& archive, int lane, int64_t group, int32_t since_ms, int* page) const {
   const int each = archive.keys().group_tokens();
   const int64_t token = group * each;
   *page = static_cast<int>(token / kPageTokens % archive.shape().pages);
   const auto first = static_cast<int>(token % kPageTokens);
-  return static_cast<uint16_t>(archive.gone(lane, *page) & rows_of(first, first + each));
+  auto rows = static_cast<uint16_t>(archive.gone(lane, *page) & rows_of(first, first + each));
+  for (int i = first; i < first + each && since_ms > kNoTime; ++i)
+    if (archive.times(*page)[i] < since_ms) rows &= static_cast<uint16_t>(~(1u << i));
+  return rows;
 }
 
 // What can be chosen: whole groups of whole pages. Returns the pages of coarse keys they are in.
@@ -45,9 +48,9 @@ int Recall::list_groups(const Archive& archive, int lane, const BlockSelection& 
   for (int64_t group = archive.first() / each; group < end; ++group) {
     const auto at = static_cast<int>(group % keys.groups());
     int page = 0;
-    const uint16_t rows = rows_of_group(archive, lane, group, &page);
+    const uint16_t rows = rows_of_group(archive, lane, group, since_ms, &page);
     const auto middle = static_cast<int>((group * each + each / 2) % kPageTokens);
-    tokens_[at] = archive.times(page)[middle] < since_ms ? 0.0f : static_cast<float>(std::popcount(rows));
+    tokens_[at] = static_cast<float>(std::popcount(rows));
     positions_[at] = selection.place_of(archive.positions(page)[middle], scratch);
     if (places_ != nullptr) std::copy_n(archive.places(page) + 2 * middle, 2, places_ + 2 * at);
     if (tokens_[at] > 0) entries_[at / kPageTokens].rows |= static_cast<uint16_t>(1u << (at % kPageTokens));
@@ -90,7 +93,7 @@ void Recall::choose(Archive* archive, int lane, const AttendArgs& args, const Bl
   // Best first; among equals the older, so that two runs stay the same.
   std::sort(order_, order_ + groups, [&](int a, int b) { return mass_[a] != mass_[b] ? mass_[a] > mass_[b] : a < b; });
   const auto share = static_cast<int64_t>(std::ceil(share_ * static_cast<double>(archive->spilled(lane))));
-  int64_t left = std::clamp<int64_t>(share, kPageTokens, most_tokens_);
+  int64_t left = std::min<int64_t>(std::max<int64_t>(share, kPageTokens), most_tokens_);
   Archive::Piece* const pieces = archive->pieces(lane);
   const int each = archive->keys().group_tokens();
   const int64_t base = archive->first() / each / archive->keys().groups() * archive->keys().groups();
@@ -99,7 +102,8 @@ void Recall::choose(Archive* archive, int lane, const AttendArgs& args, const Bl
     int64_t group = base + order_[i];
     if (group < archive->first() / each) group += archive->keys().groups();
     int page = 0;
-    const uint16_t rows = rows_of_group(*archive, lane, group, &page);
+    uint16_t rows = rows_of_group(*archive, lane, group, since_ms, &page);
+    while (std::popcount(rows) > left) rows &= static_cast<uint16_t>(rows - 1);
     auto* const piece = std::find_if(pieces, pieces + count, [&](const Archive::Piece& p) { return p.page == page; });
     if (piece == pieces + count) {
       if (count == archive->shape().most_read) continue;

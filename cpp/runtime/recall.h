@@ -15,6 +15,7 @@ class Recall {
   // share: of a lane's tokens on disk, that a question reads at most; never more than `most_tokens`.
   Recall(Region& region, const ArchiveShape& shape, Ops& ops, double share, int most_tokens);
 
+  double share() const { return share_; }
   bool has_chosen(int lane) const { return chosen_[lane] != 0; }
   void forget(Archive* archive);
   // args: the block's attention over what is kept, its lse filled. Positions are as `selection` has them.
@@ -26,7 +27,7 @@ class Recall {
  private:
   int list_groups(const Archive& archive, int lane, const BlockSelection& selection, const SelectionScratch& scratch,
                   int32_t since_ms);
-  uint16_t rows_of_group(const Archive& archive, int lane, int64_t group, int* page) const;
+  uint16_t rows_of_group(const Archive& archive, int lane, int64_t group, int32_t since_ms, int* page) const;
 
   Ops& ops_;
   double share_;

@@ -126,7 +126,7 @@ void Records::end_learning() {
       if (archive_) archive_->add(lane, {unpacked_k_, unpacked_v_, meta, n}, log_.key_mean(lane));
       log_.pack(lane, page, unpacked_k_, unpacked_v_);
     }
-    if (archive_) archive_->end();
+    if (archive_) account_lost(archive_->end());
   }
   log_.end_learning();
 }
@@ -141,6 +141,7 @@ void Records::admit(const Window& window, const Rows& scratch) {
     if (!log_.knows_mean(lane)) learn_first(window, scratch, lane);
     Run run{scratch.k, scratch.v, scratch.meta, read_frame(window, Strip::kFrame, 0, lane, scratch)};
     const int tokens = run.n;
+    run.number = static_cast<uint32_t>(admitted_);
     if (log_.is_learning()) {
       log_.learn_mean(lane, run.k, run.v, tokens);
     } else if (archive_) {
@@ -150,20 +151,21 @@ void Records::admit(const Window& window, const Rows& scratch) {
     run.n = make_room(lane, tokens);  // a frame larger than the lane: its last tokens find no room
     account_.seen += tokens;
     account_.quantised += run.n;
-    for (int i = run.n; i < tokens; ++i) account_given_up(lane, archive_ ? archive_->tokens() + i : int64_t{kNone});
+    for (int i = run.n; i < tokens; ++i) account_given_up(lane, run.number + static_cast<uint32_t>(i));
     if (run.n == 0) continue;
     TokenSlot* const slots = heard_.slots(lane, f);
     log_.add(lane, run, slots);
     ops_.row_norm({run.v, run.n, static_cast<int>(row), row, worth_});
     for (int i = 0; i < run.n; ++i) log_.note_value_norm(lane, slots[i], worth_[i]);
   }
-  if (archive_ && !log_.is_learning()) archive_->end();
+  if (archive_ && !log_.is_learning()) account_lost(archive_->end());
+  admitted_ += window.frame(0).tokens;
   heard_.entered_log(f);
   --window_frames_;
 }
 
-void Records::account_given_up(int lane, int64_t token) {
-  ++(token != kNone && archive_->give_up(lane, token) ? account_.spilled : account_.dropped);
+void Records::account_given_up(int lane, uint32_t number) {
+  ++(archive_ && archive_->give_up(lane, number) ? account_.spilled : account_.dropped);
 }
 
 void Records::read_recalled(int lane, BlockSelection* selection) {
@@ -181,11 +183,7 @@ int Records::make_room(int lane, int tokens) {
   if (need > 0) {
     const int n = retention_.give_up(log_, heard_, lane, need, given_up_);
     for (int i = 0; i < n; ++i) {
-      const auto slot = static_cast<size_t>(given_up_[i].slot);
-      const uint16_t* const place = log_.places(lane) != nullptr ? log_.places(lane) + 2 * slot : nullptr;
-      account_given_up(lane, archive_ ? archive_->find(log_.positions(lane)[slot], place != nullptr ? place[0] : 0,
-                                                       place != nullptr ? place[1] : 0)
-                                      : int64_t{kNone});
+      account_given_up(lane, archive_ ? log_.number(lane, given_up_[i].slot) : 0);
       log_.give_up(lane, given_up_[i].slot);
       if (given_up_[i].frame != kNone) heard_.slots(lane, given_up_[i].frame)[given_up_[i].token] = kNone;
     }

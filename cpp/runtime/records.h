@@ -35,10 +35,13 @@ class Records {
   void read(int lane, int32_t since_ms, BlockSelection* selection);
   // Of a question: whether the lane's pages of the archive are still to be chosen; choosing, from what the question has
   // just attended; and those pages into what the lane reads.
-  bool recalls(int lane) const { return archive_ && !recall_->has_chosen(lane) && archive_->spilled(lane) > 0; }
-  void recall(int lane, const AttendArgs& args, const BlockSelection& selection, const SelectionScratch& scratch,
-              int32_t since_ms) {
+  bool recalls(int lane) const {
+    return archive_ && recall_->share() > 0 && !recall_->has_chosen(lane) && archive_->spilled(lane) > 0;
+  }
+  bool recall(int lane, const AttendArgs& args, const BlockSelection& selection, const SelectionScratch& scratch,
+              int32_t since_ms) {  // false: there is nothing to read
     recall_->choose(&*archive_, lane, args, selection, scratch, since_ms);
+    return archive_->count(lane) > 0;
   }
   void read_recalled(int lane, BlockSelection* selection);
   void drain() {
@@ -70,7 +73,7 @@ class Records {
   void end_learning();
   int read_frame(const Window& window, Strip strip, int frame, int lane, const Rows& scratch);
   int make_room(int lane, int tokens);
-  void account_given_up(int lane, int64_t token);
+  void account_given_up(int lane, uint32_t number);
   void account_lost(int64_t tokens) {
     account_.spilled -= tokens;
     account_.dropped += tokens;
@@ -89,6 +92,7 @@ class Records {
   float* unpacked_k_;  // [16, row] a page, when learning ends
   float* unpacked_v_;
   int learned_frames_ = 0;
+  int64_t admitted_ = 0;                                      // tokens of a lane
   static constexpr int kLearnFrames = 8, kLearnTokens = 256;  // that the mean is of at least, where there is room
   int window_frames_ = 0;  // of the frames that are heard, how many are in the window
   int32_t* page_first_;    // [pages] where a page's tokens are in the selection that was read last

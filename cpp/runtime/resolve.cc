@@ -100,9 +100,11 @@ Request resolve(const MemoryConfig& config, Policy& policy, const Backend& backe
     r.archive_quota =
         static_cast<int64_t>(std::min<uint64_t>(c.disk_bytes / stride, kMostArchive / static_cast<uint64_t>(r.lanes))) *
         kPageTokens;
-    if (r.archive_quota == 0)
-      throw MemoryCapError("disk tier: 16 pages of every lane need " + format_bytes(stride) + ", disk_bytes is " +
-                           format_bytes(c.disk_bytes) + ". Raise disk=.");
+    r.least_archive = (Size(pages_for(c.model.frame_tokens)) + 2).rounded_up(kPageTokens).value();
+    if (r.archive_quota < r.least_archive)
+      throw MemoryCapError("disk tier: " + std::to_string(r.least_archive) + " pages of every lane need " +
+                           format_bytes(stride * static_cast<uint64_t>(r.least_archive / kPageTokens)) +
+                           ", disk_bytes is " + format_bytes(c.disk_bytes) + ". Raise disk=.");
   }
   r.least_slots = needs.group.records ? pages : r.keeps_members ? std::max<int64_t>(r.lanes * int64_t{pages}, 4) : 1;
   return r;

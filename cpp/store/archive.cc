@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
-#include <tuple>
+#include <utility>
 
 #include "core/error.h"
 #include "core/trace.h"
@@ -51,7 +51,7 @@ int64_t Archive::spilled() const {
 }
 
 int64_t Archive::begin(const TokenMeta* meta, int n, const float* key_means) {
-  int64_t lost = std::exchange(lost_between_, 0);
+  int64_t lost = 0;
   // Which writes are seen to depends on the calls alone, never on how fast the disk was: two runs stay the same.
   for (int i = 0; i < kWrites; ++i) lost += finish(&writes_[(next_write_ + i) % kWrites]);
   while ((tokens_ + n - 1) / kPageTokens - oldest_ >= shape_.pages) lost += drop_oldest();
@@ -82,9 +82,10 @@ void Archive::add(int lane, const Run& run, const float* key_mean) {
   keys_.add(lane, tokens_, run.k, run.n, key_mean);
 }
 
-void Archive::end() {
+int64_t Archive::end() {
   tokens_ += coming_;
   coming_ = 0;
+  return std::exchange(lost_between_, 0);
 }
 
 void Archive::write(int lane, int64_t page) {
@@ -124,39 +125,24 @@ int64_t Archive::lose(int lane, int place) {
 }
 
 int64_t Archive::drop_oldest() {
-  for (int i = 0; i < kWrites; ++i)
-    if (writes_[i].page == oldest_) lost_between_ += finish(&writes_[i]);
   int64_t lost = 0;
+  for (int i = 0; i < kWrites; ++i)
+    if (writes_[i].page == oldest_) lost += finish(&writes_[i]);
   for (int lane = 0; lane < shape_.lanes; ++lane) lost += lose(lane, place_of(oldest_));
   ++oldest_;
   return lost;
 }
 
-int64_t Archive::find(int32_t position, uint16_t h, uint16_t w) const {
-  const int64_t ring = int64_t{shape_.pages} * kPageTokens;
-  int64_t low = first(), high = tokens_ + coming_;
-  const auto wanted = std::tuple(position, place_ != nullptr ? h : 0, place_ != nullptr ? w : 0);
-  const auto came = [&](int64_t token) {
-    const auto i = static_cast<size_t>(token % ring);
-    return std::tuple(position_[i], place_ != nullptr ? place_[2 * i] : 0, place_ != nullptr ? place_[2 * i + 1] : 0);
-  };
-  while (low < high) {
-    const int64_t middle = low + (high - low) / 2;
-    if (came(middle) < wanted) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  return low < tokens_ + coming_ && came(low) == wanted ? low : int64_t{kNone};
-}
-
-bool Archive::give_up(int lane, int64_t token) {
+bool Archive::give_up(int lane, uint32_t number) {
+  const int64_t end = tokens_ + coming_, token = end - static_cast<uint32_t>(static_cast<uint32_t>(end) - number);
   if (token < first()) return false;
   const int64_t page = token / kPageTokens;
   const bool written = page < (tokens_ + coming_) / kPageTokens;
   if (written && !file_->is_used(slot_of(lane, place_of(page)))) return false;  // was lost
-  gone_[at(lane, place_of(page))] |= static_cast<uint16_t>(1u << (token % kPageTokens));
+  uint16_t& gone = gone_[at(lane, place_of(page))];
+  const auto bit = static_cast<uint16_t>(1u << (token % kPageTokens));
+  if ((gone & bit) != 0) return false;
+  gone |= bit;
   ++spilled_[lane];
   return true;
 }

@@ -55,11 +55,10 @@ class Archive {
   // pages, and of those whose write failed. Then add() for every lane, then end().
   int64_t begin(const TokenMeta* meta, int n, const float* key_means);
   void add(int lane, const Run& run, const float* key_mean);
-  void end();
-  // A token of the lane, one of the lane's own that came, is not kept in DRAM any more. False: it has no place here either.
-  bool give_up(int lane, int64_t token);
-  // The number of a token by what was said of it when it came.
-  int64_t find(int32_t position, uint16_t h, uint16_t w) const;
+  int64_t end();  // returns tokens that were lost since begin()
+  // A token of the lane, one that was added, is not kept in DRAM any more. False: it has no place here either, or was
+  // given up before. number: its low 32 bits are enough.
+  bool give_up(int lane, uint32_t number);
 
   uint16_t gone(int lane, int page) const { return gone_[at(lane, page)]; }
   const int32_t* positions(int page) const { return position_ + page * kPageTokens; }

@@ -10,6 +10,7 @@ struct Run {
   const float* v = nullptr;         // [n, row]
   const TokenMeta* meta = nullptr;  // [n]
   int n = 0;
+  uint32_t number = 0;  // of the first one, counted as an archive counts
 };
 
 }  // namespace mosaic

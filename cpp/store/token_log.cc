@@ -29,6 +29,7 @@ TokenLog::TokenLog(Region& region, const LogShape& s, Ops& ops)
   position_ = region.take<int32_t>(name, tokens);
   time_ms_ = region.take<int32_t>(name, tokens);
   place_ = s.places ? region.take<uint16_t>(name, 2 * tokens) : nullptr;
+  number_ = s.numbered ? region.take<uint32_t>(name, tokens) : nullptr;
   score_ = region.take<half_t>(name, tokens);
   likeness_ = region.take<uint8_t>(name, tokens);
   size_ = region.take<int32_t>(name, lanes);
@@ -66,6 +67,7 @@ void TokenLog::add(int lane, const Run& run, TokenSlot* slots) {
       position_[at] = meta.position;
       time_ms_[at] = meta.time_ms;
       if (place_ != nullptr) place_[2 * at] = meta.h, place_[2 * at + 1] = meta.w;
+      if (number_ != nullptr) number_[at] = run.number + static_cast<uint32_t>(first + i);
       score_[at] = 0;
       likeness_[at] = 0;
       ++size_[lane];
@@ -97,8 +99,9 @@ void TokenLog::pack(int lane, int page, const float* k, const float* v) {
 }
 
 TokenSlot TokenLog::next_slot(int lane) {
-  int page = open_page_[lane];  // a settled one with holes is left to settled tokens
-  const bool open = rows(lane, page) == 0 || (heard(lane, page) != 0 && rows(lane, page) != kFull);
+  // A settled page with holes is left to settled tokens; while the log learns none are, and pages fill in order of time.
+  int page = open_page_[lane];
+  const bool open = rows(lane, page) == 0 || ((learning_ || heard(lane, page) != 0) && rows(lane, page) != kFull);
   if (!open) page = open_page_[lane] = page_for_new(lane);
   return page * kPageTokens + std::countr_one(rows(lane, page));
 }
@@ -139,6 +142,7 @@ void TokenLog::move(int lane, TokenSlot from, TokenSlot to) {
   position_[b] = position_[a];
   time_ms_[b] = time_ms_[a];
   if (place_ != nullptr) std::memcpy(place_ + 2 * b, place_ + 2 * a, 2 * sizeof(uint16_t));
+  if (number_ != nullptr) number_[b] = number_[a];
   score_[b] = score_[a];
   likeness_[b] = likeness_[a];
   rows_[at_page(lane, from_page)] &= static_cast<uint16_t>(~bit(from));

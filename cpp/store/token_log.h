@@ -32,6 +32,7 @@ struct LogShape {
   CodecId codec = CodecId::kFp16;  // a record codec
   CodecId exact = CodecId::kFp16;  // while the log learns
   bool places = false;             // tokens have rows and columns (M-RoPE)
+  bool numbered = false;           // tokens know their number in an archive
 };
 
 class TokenLog {
@@ -56,6 +57,7 @@ class TokenLog {
   const uint16_t* places(int lane) const {                                            // [capacity, 2], or null
     return place_ != nullptr ? place_ + 2 * at_token(lane, 0) : nullptr;
   }
+  uint32_t number(int lane, TokenSlot slot) const { return number_[at_token(lane, slot)]; }  // where numbered
   // What the policy said a settled token is worth, and how like it is to one that is worth more (0 to 1).
   const half_t* scores(int lane) const { return score_ + at_token(lane, 0); }        // [capacity]
   const uint8_t* likeness(int lane) const { return likeness_ + at_token(lane, 0); }  // [capacity], of 255
@@ -110,6 +112,7 @@ class TokenLog {
   int32_t* position_;   // [lanes, capacity]
   int32_t* time_ms_;    // [lanes, capacity]
   uint16_t* place_;     // [lanes, capacity, 2], or null
+  uint32_t* number_;    // [lanes, capacity], or null
   half_t* score_;       // [lanes, capacity]
   uint8_t* likeness_;   // [lanes, capacity]
   int32_t* size_;       // [lanes]
