@@ -266,6 +266,34 @@ TEST_CASE("edge with a disk that holds everything, of which a question reads all
       }
 }
 
+TEST_CASE("what a question asks since is held of every token that comes from disk, and recall=0 reads none") {
+  mosaic::testing::TemporaryDirectory directory;
+  for (const double recall : {1.0, 0.0}) {
+    MemoryConfig config = small_config(340 << 10);
+    config.window_frames = 1, config.branch_tokens = 16, config.retrieve_tokens = 2000;
+    config.disk_bytes = 16 << 20;
+    config.spill_dir = directory.path;
+    PlayedStream stream(config, "edge", {{"recall", recall}}, 3);
+    for (int i = 0; i < 700; ++i) stream.frame(4);
+    CHECK(stream.memory->stats().tokens.spilled > 1000);
+    for (const int32_t since : {300 * 500, 301 * 500, 502 * 500, 503 * 500}) {
+      stream.open_question(since);
+      stream.pass(2);
+      const Evidence& evidence = stream.memory->evidence();
+      int moments = 0;
+      for (int i = 0; i < evidence.capacity(); ++i) {
+        if (!(evidence.moments()[i].mass > 0)) continue;
+        ++moments;
+        CHECK(evidence.moments()[i].first_ms >= since);
+      }
+      CHECK(moments > 10);
+      stream.close_question(false);
+    }
+    CHECK((stream.memory->stats().counters.fetched_pages > 0) == (recall > 0));
+    stream.memory->check_invariants();
+  }
+}
+
 TEST_CASE("edge with a disk that fails answers on, and every token is accounted for") {
   mosaic::testing::TemporaryDirectory directory;
   MemoryConfig config = small_config(200 << 10);

@@ -50,8 +50,9 @@ struct ArchiveWorld {
     const size_t from = metas.size();
     const auto at = static_cast<int32_t>(from);
     for (int i = 0; i < n; ++i)
-      metas.push_back(shape.places ? TokenMeta{at, at * 10, static_cast<uint16_t>(i / 4), static_cast<uint16_t>(i % 4)}
-                                   : TokenMeta{at + i, at * 10 + i, 0, 0});
+      metas.push_back(shape.places
+                          ? TokenMeta{at / 40, at * 10, static_cast<uint16_t>(i / 4), static_cast<uint16_t>(i % 4)}
+                          : TokenMeta{at + i, at * 10 + i, 0, 0});
     std::normal_distribution<float> normal;
     for (int lane = 0; lane < kLanes; ++lane)
       for (int i = 0; i < n * kDim; ++i) keys[lane].push_back(normal(random)), values[lane].push_back(normal(random));
