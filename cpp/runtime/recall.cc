@@ -26,15 +26,13 @@ void Recall::forget(Archive* archive) {
   std::fill_n(chosen_, archive->shape().lanes, uint8_t{0});
 }
 
-// Tokens of a group that were given up and are not too old, as rows of their page, whose place is told.
-uint16_t Recall::rows_of_group(const Archive& archive, int lane, int64_t group, int32_t since_ms, int* page) const {
-  const int each = archive.keys().group_tokens();
-  const int64_t token = group * each;
-  *page = static_cast<int>(token / kPageTokens % archive.shape().pages);
-  const auto first = static_cast<int>(token % kPageTokens);
-  auto rows = static_cast<uint16_t>(archive.gone(lane, *page) & rows_of(first, first + each));
+// Tokens of the group at a place of the index that were given up and are not too old, as rows of their page.
+uint16_t Recall::rows_of_group(const Archive& archive, int lane, int at, int32_t since_ms) const {
+  const int each = archive.keys().group_tokens(), page = archive.page_of_group(at);
+  const int first = at % kPageTokens * each % kPageTokens;
+  auto rows = static_cast<uint16_t>(archive.gone(lane, page) & rows_of(first, first + each));
   for (int i = first; i < first + each && since_ms > kNoTime; ++i)
-    if (archive.times(*page)[i] < since_ms) rows &= static_cast<uint16_t>(~(1u << i));
+    if (archive.times(page)[i] < since_ms) rows &= static_cast<uint16_t>(~(1u << i));
   return rows;
 }
 
@@ -47,10 +45,8 @@ int Recall::list_groups(const Archive& archive, int lane, const BlockSelection& 
   const int64_t end = archive.tokens() / kPageTokens * kPageTokens / each;
   for (int64_t group = archive.first() / each; group < end; ++group) {
     const auto at = static_cast<int>(group % keys.groups());
-    int page = 0;
-    const uint16_t rows = rows_of_group(archive, lane, group, since_ms, &page);
-    const auto middle = static_cast<int>((group * each + each / 2) % kPageTokens);
-    tokens_[at] = static_cast<float>(std::popcount(rows));
+    const int page = archive.page_of_group(at), middle = (at % kPageTokens * each + each / 2) % kPageTokens;
+    tokens_[at] = static_cast<float>(std::popcount(rows_of_group(archive, lane, at, since_ms)));
     positions_[at] = selection.place_of(archive.positions(page)[middle], scratch);
     if (places_ != nullptr) std::copy_n(archive.places(page) + 2 * middle, 2, places_ + 2 * at);
     if (tokens_[at] > 0) entries_[at / kPageTokens].rows |= static_cast<uint16_t>(1u << (at % kPageTokens));
@@ -90,19 +86,15 @@ void Recall::choose(Archive* archive, int lane, const AttendArgs& args, const Bl
       mass_[at] *= tokens_[at];
       order_[groups++] = at;
     }
-  // Best first; among equals the older, so that two runs stay the same.
+  // Best first; among equals by place, so that two runs stay the same.
   std::sort(order_, order_ + groups, [&](int a, int b) { return mass_[a] != mass_[b] ? mass_[a] > mass_[b] : a < b; });
   const auto share = static_cast<int64_t>(std::ceil(share_ * static_cast<double>(archive->spilled(lane))));
   int64_t left = std::min<int64_t>(std::max<int64_t>(share, kPageTokens), most_tokens_);
   Archive::Piece* const pieces = archive->pieces(lane);
-  const int each = archive->keys().group_tokens();
-  const int64_t base = archive->first() / each / archive->keys().groups() * archive->keys().groups();
   int count = 0;
   for (int i = 0; i < groups && left > 0; ++i) {
-    int64_t group = base + order_[i];
-    if (group < archive->first() / each) group += archive->keys().groups();
-    int page = 0;
-    uint16_t rows = rows_of_group(*archive, lane, group, since_ms, &page);
+    const int page = archive->page_of_group(order_[i]);
+    uint16_t rows = rows_of_group(*archive, lane, order_[i], since_ms);
     while (std::popcount(rows) > left) rows &= static_cast<uint16_t>(rows - 1);
     auto* const piece = std::find_if(pieces, pieces + count, [&](const Archive::Piece& p) { return p.page == page; });
     if (piece == pieces + count) {

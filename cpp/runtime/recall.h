@@ -1,8 +1,7 @@
 // Recall: what a question reads of the archive. In every lane the groups of tokens that its queries would attend most are
 // chosen by coarse keys, among tokens that are not kept in DRAM, measured against what the lane has just attended (its
 // log-sum-exp); their pages are fetched, and the block attends once more over both. Chosen once a question and lane.
-// Kept tokens come first and the disk last: on trained decoders 2 to 5 % of what was given up, chosen by the question, are
-// worth more than three times the tokens kept (docs/results/decoders.md). Not thread-safe.
+// What it brings on trained decoders, and what it costs there, stands in docs/results/decoders.md. Not thread-safe.
 #pragma once
 
 #include "runtime/block_selection.h"
@@ -27,7 +26,7 @@ class Recall {
  private:
   int list_groups(const Archive& archive, int lane, const BlockSelection& selection, const SelectionScratch& scratch,
                   int32_t since_ms);
-  uint16_t rows_of_group(const Archive& archive, int lane, int64_t group, int32_t since_ms, int* page) const;
+  uint16_t rows_of_group(const Archive& archive, int lane, int at, int32_t since_ms) const;
 
   Ops& ops_;
   double share_;

@@ -127,32 +127,8 @@ void Selector::add_cluster(BlockSelection* s, int lane, ClusterId c, int32_t sin
   if ((attends_means() || is_token) && rest > 0 && cluster.first_time >= since_ms) s->add_row(c, cluster, rest);
 }
 
-void Selector::select_stored(int lane, const Reader& reader, const float* q) {
-  const trace::Span span("select", lane);
-  BlockSelection* s = &selection(lane);
-  s->clear();
-  const bool question = reader.kind == BlockKind::kQuestion;
-  const int branch = question ? plan_.config.branch_tokens : 0;
-  s->reserve(Window::most_pieces(branch), branch);
-  // What never yields comes first, so that there is always room for it.
-  add_strip(s, lane, Strip::kPrefix, window_.prefix_tokens);
-  if (window_.has_first_frame() && window_.first_frame().time_ms >= reader.since_ms)
-    add_strip(s, lane, Strip::kFirstFrame, window_.first_frame().tokens);
-  for (int i = 0; i < window_.frames(); ++i)
-    if (window_.frame(i).time_ms >= reader.since_ms) add_strip(s, lane, Strip::kFrame, window_.frame(i).tokens, i);
-  if (!selects_) {
-    read_everything(s, lane, reader);
-  } else {
-    read_chosen(s, lane, reader, q);
-  }
-  finish(s);
-  const int next = lane + plan_.layer_lanes;
-  if (selects_ && question && plan_.config.prefetch && next < plan_.window.lanes) request_ahead(next, reader, q);
-}
-
-// All that the lane keeps: its log between the first frame and the window.
-void Selector::select_records(int lane, const Reader& reader) {
-  const trace::Span span("select", lane);
+// Empty but for what is read before anything else: prefix and first frame. Room is kept for the dialogue.
+BlockSelection* Selector::begin(int lane, const Reader& reader) {
   BlockSelection* s = &selection(lane);
   s->clear();
   const int branch = reader.kind == BlockKind::kQuestion ? plan_.config.branch_tokens : 0;
@@ -160,10 +136,36 @@ void Selector::select_records(int lane, const Reader& reader) {
   add_strip(s, lane, Strip::kPrefix, window_.prefix_tokens);
   if (window_.has_first_frame() && window_.first_frame().time_ms >= reader.since_ms)
     add_strip(s, lane, Strip::kFirstFrame, window_.first_frame().tokens);
+  return s;
+}
+
+void Selector::add_newest_frames(BlockSelection* s, int lane, const Reader& reader) {
+  for (int i = 0; i < window_.frames(); ++i)
+    if (window_.frame(i).time_ms >= reader.since_ms) add_strip(s, lane, Strip::kFrame, window_.frame(i).tokens, i);
+}
+
+void Selector::select_stored(int lane, const Reader& reader, const float* q) {
+  const trace::Span span("select", lane);
+  BlockSelection* s = begin(lane, reader);
+  add_newest_frames(s, lane, reader);  // what never yields comes first, so that there is always room for it
+  if (!selects_) {
+    read_everything(s, lane, reader);
+  } else {
+    read_chosen(s, lane, reader, q);
+  }
+  finish(s);
+  const int next = lane + plan_.layer_lanes;
+  const bool question = reader.kind == BlockKind::kQuestion;
+  if (selects_ && question && plan_.config.prefetch && next < plan_.window.lanes) request_ahead(next, reader, q);
+}
+
+// All that the lane keeps: its log between the first frame and the window.
+void Selector::select_records(int lane, const Reader& reader) {
+  const trace::Span span("select", lane);
+  BlockSelection* s = begin(lane, reader);
   records_->read(lane, reader.since_ms, s);
   if (reader.kind == BlockKind::kQuestion) records_->read_recalled(lane, s);
-  for (int i = 0; i < window_.frames(); ++i)  // last: Records::listen counts on it
-    if (window_.frame(i).time_ms >= reader.since_ms) add_strip(s, lane, Strip::kFrame, window_.frame(i).tokens, i);
+  add_newest_frames(s, lane, reader);  // last: Records::listen counts on it
   finish(s);
 }
 

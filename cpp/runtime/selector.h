@@ -55,6 +55,8 @@ class Selector {
   bool attends_means() const { return plan_.summaries && plan_.config.summaries; }
   void select_window(int lane, const Reader& reader);
   BlockSelection& selection(int lane) { return selections_[records_ ? 0 : static_cast<size_t>(lane)]; }
+  BlockSelection* begin(int lane, const Reader& reader);
+  void add_newest_frames(BlockSelection* s, int lane, const Reader& reader);
   void select_stored(int lane, const Reader& reader, const float* q);
   void select_records(int lane, const Reader& reader);
   void finish(BlockSelection* s);

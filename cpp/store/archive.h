@@ -60,6 +60,8 @@ class Archive {
   // given up before. number: its low 32 bits are enough.
   bool give_up(int lane, uint32_t number);
 
+  // The page of the group at a place of the index: groups use places anew only when they are as large as pages.
+  int page_of_group(int at) const { return static_cast<int>(int64_t{at} * keys_.group_tokens() / kPageTokens); }
   uint16_t gone(int lane, int page) const { return gone_[at(lane, page)]; }
   const int32_t* positions(int page) const { return position_ + page * kPageTokens; }
   const int32_t* times(int page) const { return time_ms_ + page * kPageTokens; }
