@@ -7,6 +7,7 @@ vision tower, with the sizes that its video processor has. A frame is a video of
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isqrt
@@ -34,7 +35,7 @@ class Picture:
     columns: int
 
 
-class Family:
+class Family(ABC):
     """One image in, a fixed number of tokens out, one-dimensional positions: what most families do."""
 
     types: ClassVar[tuple[str, ...]] = ()
@@ -98,10 +99,11 @@ class Family:
 
     def check(self, height: int, width: int) -> None:
         """ValueError for a frame of a size that encode() would refuse."""
+        del height, width  # most families take every size
 
+    @abstractmethod
     def encode(self, frame: FrameArray) -> Picture:
         """RGB uint8 [H, W, 3], or [temporal_patch_size, H, W, 3] -> features of the picture they are."""
-        raise NotImplementedError
 
     def _pixels(self, frame: FrameArray, **settings: Any) -> dict[str, torch.Tensor]:
         """What the image processor makes of a frame, where and as the model wants it."""
