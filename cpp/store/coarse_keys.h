@@ -1,8 +1,7 @@
 // CoarseKeys: what tokens on disk are chosen by. A key in two bits stands for a group of neighbours: the mean of their keys
 // before RoPE, less the lane's mean key. Groups begin at one token; when a lane has as many as there is room for, two
 // neighbours become one, up to a page of 16: early in a stream the index is fine, late it is coarse, and its bytes stay.
-// Choosing needs little: on trained decoders two bits choose as well as exact keys, and means of 4 to 8 nearly as well
-// (docs/results/decoders.md). Tokens are numbered from 0 in the order in which they came, the same in every lane; with
+// Tokens are numbered from 0 in the order in which they came, the same in every lane; with
 // groups of 16 the oldest group's place is used again. Not thread-safe.
 #pragma once
 

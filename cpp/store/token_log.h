@@ -7,8 +7,8 @@
 // there is none, the settled page with the fewest tokens is emptied into the holes of the others, record by record, bit for
 // bit: about one move for each token that comes into a full log. So all slots can be taken.
 //
-// Packed keys are kept less the lane's mean key, and a mean of a few frames is a poor one: on a trained decoder one of 25
-// tokens instead of 200 costs as much as three bits (docs/results/decoders.md). So the log begins by learning: its tokens
+// Packed keys are kept less the lane's mean key, and a mean of a few frames is a poor one: what is left of a key is then
+// large, and so is the error of its code. So the log begins by learning: its tokens
 // lie in exact pages, each over as many packed ones as it needs, while there is room for that; then the mean is fixed and
 // every page is packed where it lies.
 // Mechanism, no choices: who is given up is the policy's to say. Fixed capacity; not thread-safe.

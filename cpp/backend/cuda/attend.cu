@@ -99,7 +99,7 @@ size_t shared_floats(int d) {
 // Grid: x a split, y a KV head, z a tile of query rows.
 // The widest heads take more registers than two blocks of 256 threads leave them.
 template <int kRows, int kThreads, bool kValues>
-MOSAIC_KERNEL(kThreads, kValues&& kThreads > 128 ? 1 : 2)
+MOSAIC_KERNEL(kThreads, kThreads > 128 && kValues ? 1 : 2)
 attend_kernel(const AttendArgs a, const RopeTable rope, const Parts parts) {
   constexpr int kLogits = kRows * kTile > kThreads ? kRows * kTile / kThreads : 1;  // of a thread
   constexpr int kPairs = kThreads / 2, kHalf = kRows / 2;                           // channels x rows of a thread
