@@ -36,8 +36,13 @@ struct ArchiveWorld {
   int64_t lost = 0;
 
   explicit ArchiveWorld(int pages, CodecId codec = CodecId::kFp32, bool places = false, SpillIo* io = nullptr) {
-    shape = {.lanes = kLanes, .pages = pages, .page = {1, kDim}, .codec = codec, .places = places, .most_read = 6};
-    shape.folder = directory.path;
+    shape = {.lanes = kLanes,
+             .pages = pages,
+             .page = {1, kDim},
+             .codec = codec,
+             .places = places,
+             .most_read = 6,
+             .folder = directory.path};
     region = std::make_unique<Region>(*backend.device,
                                       counted([&](Region& r) { Archive(r, shape, *backend.ops, nullptr); }));
     const Ops::Limits limits{64, 1, shape.page, 16, 0};
