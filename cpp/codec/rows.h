@@ -5,16 +5,10 @@
 #include <cmath>
 #include <cstring>
 
+#include "codec/coded_number.h"
 #include "codec/codecs.h"
 
 namespace mosaic {
-
-inline constexpr float kMostCoded = 65504.0f;  // what record codecs take a larger number, or an infinite one, for
-
-// A number as record codecs take it: finite. NaN, which no caller should let through, is 0.
-MOSAIC_HD inline float coded_number(float x) {
-  return x > kMostCoded ? kMostCoded : x < -kMostCoded ? -kMostCoded : x == x ? x : 0.0f;
-}
 
 // Sums of 32 strands, number i into strand i % 32, joined by halves: an order that a loop, vectors and a warp can all keep,
 // so that they write the same bytes.

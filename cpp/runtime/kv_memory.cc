@@ -234,7 +234,7 @@ MemoryStats KvMemory::count_stats() const {
   int64_t window = window_.prefix_tokens + window_.first_frame().tokens;
   for (int i = 0; i < window_.frames(); ++i) window += window_.frame(i).tokens;
   stats.tokens.seen += window * lanes();
-  stats.tokens.exact += window * lanes();
+  (codec_is_exact(plan_.window.codec) ? stats.tokens.exact : stats.tokens.quantised) += window * lanes();
   stats.counters = store_.counters();
   stats.disk = store_.disk();
   stats.copies = store_.copies();

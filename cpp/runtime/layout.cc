@@ -52,7 +52,7 @@ void shape_log(const Request& r, const Choice& choice, Plan* plan) {
   if (!codec_is_record(*c.packed))
     throw InvalidInput(std::string("packed=") + codec_name(*c.packed) +
                        " has no records of single tokens, which policy " + r.policy->name() +
-                       " keeps. Choose k5v3, k4v4, k4v3, k3v3, k2v2, fp16 or fp32.");
+                       " keeps. Choose k5v3, k4v4, k4v3, k3v3, k2v2, k8v8, fp16 or fp32.");
   plan->log = {r.lanes,
                Size(choice.slots).to_int("pages of a lane's log"),
                plan->store.page,
@@ -147,7 +147,7 @@ void shape_window(const Request& r, Plan* plan) {
   WindowShape& w = plan->window;
   w.lanes = r.lanes;
   w.page = plan->store.page;
-  w.codec = c.exact;
+  w.codec = *c.window_codec;
   w.frames = c.window_frames + plan->block_frames - 1;  // a block leaves when it is whole
   w.keeps_first = !r.needs.group.records || c.prefix_tokens < kSinks;
   w.attention_received = r.needs.group.attention_received;

@@ -36,6 +36,9 @@ void check(const MemoryConfig& c) {
   const ModelShape& m = c.model;
   check(m);
   need(codec_is_exact(c.exact), std::string("exact=") + codec_name(c.exact) + " is not an exact codec (fp32, fp16).");
+  need(!c.window_codec || codec_is_exact(*c.window_codec) || *c.window_codec == CodecId::kK8V8,
+       std::string("window_codec=") + codec_name(c.window_codec.value_or(CodecId::kFp16)) +
+           " is none of fp32, fp16, k8v8.");
   need(c.refresh_every >= 0, "refresh_every must be 0 (once) or more tokens.");
   need(std::max({c.prefix_tokens, c.branch_tokens, c.retrieve_tokens, c.clusters, c.scenes, c.window_frames,
                  c.max_cluster_tokens}) <= kMostCounted,

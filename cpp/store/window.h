@@ -1,6 +1,6 @@
-// Window: what never yields and is never quantised - the prefix (system prompt, sinks), the first frame, the most recent
+// Window: what never yields - the prefix (system prompt, sinks), the first frame, the most recent
 // frames, the frame being encoded, and the text of the question being answered (with the dialogue before it). All lie in
-// one slab of exact pages with fixed places, so nothing here is searched, allocated or moved. The tokens of a lane lie one
+// one slab of pages with fixed places, so nothing here is searched, allocated or moved. The tokens of a lane lie one
 // behind the other, strip after strip, with no page begun for a frame alone: frames are no multiple of a page. Not
 // thread-safe.
 #pragma once
@@ -14,7 +14,7 @@ namespace mosaic {
 struct WindowShape {
   int lanes = 0;
   PageShape page;
-  CodecId codec = CodecId::kFp16;   // the session's exact codec
+  CodecId codec = CodecId::kFp16;   // of records that need no mean: an exact one, or k8v8
   int frames = 0;                   // frames kept; one more and a block must leave
   bool keeps_first = true;          // the first frame of the stream, for ever
   bool attention_received = false;  // book the attention that tokens receive

@@ -63,6 +63,7 @@ class SessionSettings(TypedDict, total=False):
     policy: str | Policy
     policy_settings: dict[str, float | bool | str]
     exact: str
+    window_codec: str | None
     packed: str | None
     disk: int | str | None
     spill_dir: str | None
@@ -98,9 +99,12 @@ class SessionConfig:
     policy_settings: dict[str, float | bool | str] = field(default_factory=dict)
     """Settings of the policy by name: numbers, and words where it has a choice."""
     exact: str = "fp16"
-    """Codec of window, question and open pages: "fp16" or "fp32"."""
+    """Codec of open pages, and of window and question: "fp16" or "fp32"."""
+    window_codec: str | None = None
+    """Codec of prefix, window and question: "fp16", "fp32" or "k8v8" (a byte a number). Default: the exact one; for
+    `edge` by tokens k8v8 where half precision would take over an eighth of the memory."""
     packed: str | None = None
-    """Codec of what yields first: "k5v3", "k4v4", "k4v3", "k3v3", "k2v2" (single tokens: what `edge` keeps),
+    """Codec of what yields first: "k5v3", "k4v4", "k4v3", "k3v3", "k2v2", "k8v8" (single tokens: what `edge` keeps),
     "int4", "int8" or the exact one. Default: k5v3 for `edge`, exact for `full`, else int4."""
     disk: int | str | None = None
     """Quota of the spill file, e.g. "2GiB"; None: no disk tier."""
@@ -202,6 +206,7 @@ class SessionConfig:
         return {
             "cap_bytes": parse_bytes(self.memory),
             "exact": self.exact,
+            "window_codec": self.window_codec,
             "packed": self.packed,
             "exact_share": self.exact_share,
             "index_share": self.index_share,

@@ -93,6 +93,7 @@ def random_settings(rng: random.Random, folder: Path) -> dict[str, Any]:
         "scenes": rng.choice([0, 0, 1, 2, 9]),
     }
     if rng.random() < 0.7:
+        settings["window_codec"] = rng.choice([None, "k8v8", "fp16", "int4"])
         settings["packed"] = rng.choice(["int4", "int8", "fp16", "fp32", "k5v3", "k4v4", "k3v3"])
     if rng.random() < 0.5:
         settings |= {"disk_bytes": rng.choice([1, 4096, 64 << 10, 1 << 20]), "spill_dir": str(folder)}

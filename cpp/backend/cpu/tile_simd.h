@@ -244,6 +244,21 @@ struct KeyBlock<Int4> : ScaledKeys {
   }
 };
 
+// k8v8: a scale a token, so a vector of them for all channels.
+template <>
+struct KeyBlock<K8V8> {
+  const uint8_t* codes;
+  alignas(64) float steps[kUnit], lows[kUnit];
+  KeyBlock(const std::byte* block, const Tile&, const float*) : codes(K8V8::codes(block)) {
+    widen(K8V8::steps(block), kUnit, steps);
+    widen(K8V8::lows(block), kUnit, lows);
+  }
+  MOSAIC_INLINE Vec operator()(int channel, int part) const {
+    const Vec code = to_floats(load_bytes(codes + channel * kUnit + part * kLanes));
+    return code * load(steps + part * kLanes) + load(lows + part * kLanes);
+  }
+};
+
 // Planes: their transform as whole numbers, brought to size as they are met.
 template <int KeyBits, int ValueBits>
 struct KeyBlock<Planes<KeyBits, ValueBits>> {
@@ -317,6 +332,12 @@ MOSAIC_INLINE void clear_row(int n, float* to) {
   for (int c = 0; c < n; c += kLanes) store(to + c, Vec(0.0f));
 }
 
+MOSAIC_INLINE void byte_row(const uint8_t* codes, int n, float step, float low, float* to) {
+  int c = 0;
+  for (; c + kLanes <= n; c += kLanes) store(to + c, to_floats(load_bytes(codes + c)) * step + low);
+  for (; c < n; ++c) to[c] = static_cast<float>(codes[c]) * step + low;
+}
+
 // One token's values, in the codec's basis. A page is read for its tokens only: what lies in other rows may be anything.
 template <class Codec>
 MOSAIC_INLINE void value_row(const std::byte* block, int d, int token, float* to) {
@@ -325,6 +346,9 @@ MOSAIC_INLINE void value_row(const std::byte* block, int d, int token, float* to
     copy_row(reinterpret_cast<const float*>(block) + static_cast<size_t>(token) * d, d, to);
   } else if constexpr (std::is_same_v<Codec, Fp16>) {
     widen(reinterpret_cast<const half_t*>(block) + static_cast<size_t>(token) * d, d, to);
+  } else if constexpr (std::is_same_v<Codec, K8V8>) {
+    const float step = half_to_float(Codec::steps(block)[token]), low = half_to_float(Codec::lows(block)[token]);
+    byte_row(Codec::codes(block) + static_cast<size_t>(token) * d, d, step, low, to);
   } else if constexpr (!std::is_same_v<Codec, Int8> && !std::is_same_v<Codec, Int4>) {
     for (; c < d; ++c) to[c] = Codec::v(block, d, token, c);
     if constexpr (Codec::kHadamard) {
@@ -335,9 +359,7 @@ MOSAIC_INLINE void value_row(const std::byte* block, int d, int token, float* to
     const float step = half_to_float(Codec::steps(block)[token]);
     const float low = half_to_float(Codec::lows(block, kUnit)[token]);
     if constexpr (std::is_same_v<Codec, Int8>) {
-      const uint8_t* const codes = Codec::codes(block, kUnit) + static_cast<size_t>(token) * d;
-      for (; c + kLanes <= d; c += kLanes) store(to + c, to_floats(load_bytes(codes + c)) * step + low);
-      for (; c < d; ++c) to[c] = static_cast<float>(codes[c]) * step + low;
+      byte_row(Codec::codes(block, kUnit) + static_cast<size_t>(token) * d, d, step, low, to);
     } else {
       const int half = Codec::half_row(d);
       const uint8_t* const codes = Codec::codes(block, kUnit) + static_cast<size_t>(token) * half;

@@ -2,6 +2,7 @@
 // biased, what the first plane alone is worth, and that nothing that can be given makes them anything but finite.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <random>
@@ -211,6 +212,38 @@ TEST_CASE("record codecs take 4.25, 4.25, 3.75 and 3.25 bits a number at 64 chan
   CHECK(bits(CodecId::kK4V3, 64) == 3.75);
   CHECK(bits(CodecId::kK3V3, 64) == 3.25);
   CHECK(bits(CodecId::kK5V3, 128) == 4.125);
+}
+
+TEST_CASE("k8v8 leaves every number within a step of its token's range, whatever its neighbours hold") {
+  CHECK(8.0 * static_cast<double>(data_bytes(CodecId::kK8V8, {1, 64})) / (32.0 * 64) == 8.5);
+  for (const Input input : {Input::kNormal, Input::kOutliers, Input::kBiased}) {
+    for (const int d : {1, 5, 33, 64, 128}) {
+      const Rows rows(input, kPageTokens, d, 17);
+      const PageShape shape{1, d};
+      std::vector<std::byte> page(data_bytes(CodecId::kK8V8, shape));
+      std::vector<float> k(rows.x.size()), v(rows.x.size());
+      cpu::PlainOps ops;
+      for (int t = kPageTokens; t-- > 0;) {
+        const float* const x = &rows.x[static_cast<size_t>(t * d)];
+        ops.encode_row(CodecId::kK8V8, shape, x, x, t, page.data(), rows.mean.data());
+      }
+      ops.decode(CodecId::kK8V8, shape, page.data(), 0, kPageTokens, k.data(), v.data(), static_cast<size_t>(d));
+      double error = 0, steps = 0;
+      for (int t = 0; t < kPageTokens; ++t) {
+        const auto first = rows.x.begin() + t * d;
+        const auto [low, high] = std::minmax_element(first, first + d);
+        const double below = std::abs(static_cast<double>(*low)) / 1024;  // how far down half precision takes it
+        const double step = (static_cast<double>(*high) - *low + below) / 255 * 1.001;
+        for (size_t i = static_cast<size_t>(t * d); i < static_cast<size_t>((t + 1) * d); ++i) {
+          REQUIRE(std::abs(static_cast<double>(k[i]) - rows.x[i]) <= (d == 1 ? below : step / 2) + 1e-6);
+          REQUIRE(k[i] == v[i]);
+          error += (static_cast<double>(k[i]) - rows.x[i]) * (k[i] - rows.x[i]);
+          steps += step * step / 12;
+        }
+      }
+      if (d >= 33) CHECK(error <= 1.1 * steps);  // as even rounding of evenly spread numbers would leave
+    }
+  }
 }
 
 TEST_CASE(

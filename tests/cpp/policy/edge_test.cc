@@ -162,6 +162,28 @@ TEST_CASE("edge that holds everything attends as full attention does, frames and
   }
 }
 
+TEST_CASE("a window of a byte a number answers as full attention does, to what its codec leaves") {
+  for (const std::string policy : {"edge", "mosaic", "rekv"}) {
+    CAPTURE(policy);
+    MemoryConfig config = small_config(4 << 20);
+    config.window_codec = CodecId::kK8V8;
+    config.packed = CodecId::kFp16;
+    config.window_frames = 30;  // all there are: only their codec is between the answer and the oracle
+    config.prefix_tokens = 5;
+    PlayedStream stream(config, policy, {}, 3);
+    stream.prefix_block(5, true);
+    double worst = 0;
+    for (int i = 0; i < 20; ++i) worst = std::max(worst, stream.frame(1 + i * 5 % 16, true));
+    worst = std::max(worst, stream.ask(7, 3, false, true));
+    CHECK(worst > 1e-4);  // it is not half precision
+    CHECK(worst < 0.02);
+    const MemoryStats s = stream.memory->stats();
+    CHECK(s.tokens.exact == 0);
+    CHECK(s.tokens.quantised == s.tokens.seen);
+    stream.memory->check_invariants();
+  }
+}
+
 TEST_CASE("positions of an endless stream stay inside the model's context, and what is near keeps its distance") {
   MemoryConfig config = small_config(600 << 10);
   config.model.context = 700;

@@ -9,6 +9,7 @@
 #include "core/error.h"
 #include "runtime/plan.h"
 #include "support/memory_fakes.h"
+#include "support/played_stream.h"
 #include "support/rounds.h"
 
 namespace {
@@ -47,6 +48,7 @@ struct Draw {
     MemoryConfig c;
     c.model = model();
     c.exact = one_of({CodecId::kFp16, CodecId::kFp16, CodecId::kFp32});
+    if (chance(20)) c.window_codec = one_of({CodecId::kFp32, CodecId::kFp16, CodecId::kK8V8});
     if (chance(30)) c.packed = one_of({CodecId::kInt4, CodecId::kInt8, CodecId::kFp16});
     c.exact_share = one_of({0.0, 0.15, 0.15, 0.5, 0.9, 0.999});
     c.index_share = one_of({0.0, 0.0, 0.0, 0.1, 0.9});
@@ -134,6 +136,29 @@ TEST_CASE("what a cap accepts every larger one does, and a refusal names the lea
     }
   }
   CHECK(tried > 3 * rounds);
+}
+
+TEST_CASE("beside records window and question are in half precision until they take an eighth of the cap") {
+  const Backend backend = make_backend("cpu", 1);
+  MemoryConfig config = small_config();
+  config.model.layers = 8, config.model.head_dim = config.model.rope.head_dim = config.model.rope.rotary_dim = 64;
+  config.window_frames = 2, config.branch_tokens = 16;
+  const auto codec = [&](const char* policy, uint64_t cap) {
+    config.cap_bytes = cap;
+    return make_plan(config, *make_policy(policy, {}), backend).window.codec;
+  };
+  const uint64_t token = 8 * page_bytes(CodecId::kFp16, {config.model.kv_heads, 64}) / kPageTokens;
+  const uint64_t exact = (3ull * config.model.frame_tokens + 16) * token;
+  CHECK(codec("edge", 8 * exact + 8) == CodecId::kFp16);
+  CHECK(codec("edge", 8 * exact - 8) == CodecId::kK8V8);
+  CHECK(codec("mosaic", 8 * exact - 8) == CodecId::kFp16);
+  config.window_codec = CodecId::kFp16;
+  CHECK(codec("edge", 8 * exact - 8) == CodecId::kFp16);
+  config.window_codec = std::nullopt;
+  config.exact = CodecId::kFp32;
+  CHECK(codec("edge", 8 * exact - 8) == CodecId::kFp32);
+  config.window_codec = CodecId::kInt4;
+  CHECK_THROWS_WITH_AS(codec("edge", 8 * exact), doctest::Contains("window_codec=int4"), InvalidInput);
 }
 
 }  // namespace
