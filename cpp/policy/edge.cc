@@ -9,6 +9,7 @@
 // What it does on trained decoders stands in docs/results/decoders.md. unit="summaries" is the earlier edge (edge_summaries.cc).
 #include <algorithm>
 #include <bit>
+#include <cmath>
 
 #include "policy/edge_summaries.h"
 #include "policy/policy.h"
@@ -22,6 +23,7 @@ enum class Score : uint8_t { kReceived, kNorm, kBoth };
 
 struct EdgeSettings {
   int listen = 16;  // frames
+  double fair = 0;  // exponent
   Score score = Score::kBoth;
   bool likeness = true;
   double recall = 0.05;  // of what was given up and is on disk
@@ -31,12 +33,15 @@ class Edge final : public Policy, public Retention {
  public:
   explicit Edge(const EdgeSettings& settings) : s_(settings) {}
   const char* name() const override { return "edge"; }
-  PolicyNeeds needs() const override { return {.group = {.records = true}}; }
+  PolicyNeeds needs() const override { return {.group = {.records = true}, .share = {.index = 0.2}}; }
   Retention* retention() override { return this; }
   void admit(const ClusterStore&, const AdmitBlock&, Placement*) override {}
   int evict(const ClusterStore&, const Need&, Eviction*, int) override { return 0; }
 
   int listen_frames() const override { return s_.listen; }
+  float hearing(int keys) const override {
+    return static_cast<float>(std::pow(static_cast<double>(keys) / 1024, s_.fair));
+  }
   bool compares() const override { return s_.likeness; }
   double recall_share() const override { return s_.recall; }
   float worth(float received, float value_norm) const override {
@@ -95,6 +100,7 @@ std::unique_ptr<Policy> make_edge(const PolicySettings& settings) {
       .choice("unit", &unit_chosen, {"tokens", "summaries"})
       .choice("score", &score, {"received", "value_norm", "both"})
       .number("listen", &s.listen, 1, 256)
+      .number("fair", &s.fair, 0, 2)
       .flag("likeness", &s.likeness)
       .number("recall", &s.recall, 0, 1)
       .finish();

@@ -13,7 +13,7 @@ namespace {
 constexpr uint64_t kFetchShare = 16;  // of the cap for read copies of disk pages, where one layer's fit
 constexpr int64_t kMostDiskSlots = 1 << 28;
 constexpr int kSinks = 4;  // first tokens that every later one attends to; where the prefix has them, frames are alike
-constexpr int kLeastRead = 8;       // pages of an archive, by a lane
+constexpr int kLeastRead = 32;      // pages of an archive, by a lane
 constexpr int kBehindContext = 64;  // positions
 
 // Whole frames of at most `tokens` in all; where frames are smaller than the largest more of them fit, within reason.

@@ -10,7 +10,6 @@ namespace mosaic {
 namespace {
 
 constexpr double kLeastLeft = 0.6;       // of the clusters, for a disk that is there for members alone
-constexpr double kArchiveShare = 0.2;    // of the bytes to share out, for finding what is on disk
 constexpr double kMostRows = 0.75;       // of the bytes to share out for the index of a memory with a disk
 constexpr int kMostClusters = 1 << 16;   // of a lane, where the plan chooses
 constexpr int64_t kMostSlots = 1 << 30;  // of all lanes,
@@ -117,17 +116,16 @@ Choice with_clusters(const Request& r, Choice at, bool share_is_named) {
 
 // What a share of the bytes to share out buys of an archive: its pages are on disk, but what finds them is not.
 Choice with_archive(const Request& r, Choice at) {
-  constexpr int64_t kProbe = 64 * kPageTokens;
+  const int64_t least = at.archive_pages / kPageTokens;
   const uint64_t before = lay_out(r, at).total_bytes;
-  Choice more = at;
-  more.archive_pages += kProbe;
-  const double each = static_cast<double>(lay_out(r, more).total_bytes - before) / static_cast<double>(kProbe);
-  const auto bought = static_cast<int64_t>(static_cast<double>(r.cap_bytes - before) * kArchiveShare / each);
-  const int64_t least = at.archive_pages;
-  at.archive_pages = std::min(r.archive_quota, least + bought / kPageTokens * kPageTokens);
-  // Copies of what is read at once come in larger steps than pages.
-  while (at.archive_pages > least && !fits(r, lay_out(r, at)))
-    at.archive_pages = std::max(least, at.archive_pages / 2 / kPageTokens * kPageTokens);
+  const uint64_t spare = r.cap_bytes - before;
+  const uint64_t most = before + static_cast<uint64_t>(static_cast<double>(spare) * r.config.index_share);
+  int64_t low = least, high = r.archive_quota / kPageTokens + 1;
+  while (low + 1 < high) {
+    at.archive_pages = (low + (high - low) / 2) * kPageTokens;
+    (lay_out(r, at).total_bytes <= most ? low : high) = at.archive_pages / kPageTokens;
+  }
+  at.archive_pages = low * kPageTokens;
   return at;
 }
 

@@ -10,15 +10,19 @@
 namespace mosaic {
 
 Recall::Recall(Region& region, const ArchiveShape& s, Ops& ops, double share, int most_tokens)
-    : ops_(ops), share_(share), most_tokens_(most_tokens) {
+    : ops_(ops), share_(share), most_tokens_(most_tokens), most_read_(s.most_read) {
   const char* const name = "archive";
+  const Size at_once = std::max(Size(s.pages), Size(s.most_read) * kPageTokens);
+  const Size in_all = std::max(Size(s.pages), Size(s.most_scanned()) * kPageTokens);
   chosen_ = region.take<uint8_t>(name, s.lanes);
-  entries_ = region.take<PageEntry>(name, s.pages / kPageTokens);
-  positions_ = region.take<int32_t>(name, s.pages);
-  places_ = s.places ? region.take<uint16_t>(name, Size(s.pages) * 2) : nullptr;
-  mass_ = region.take<float>(name, s.pages);
-  tokens_ = region.take<float>(name, s.pages);
-  order_ = region.take<int32_t>(name, s.pages);
+  entries_ = region.take<PageEntry>(name, std::max(s.pages / kPageTokens, s.most_read));
+  positions_ = region.take<int32_t>(name, at_once);
+  places_ = s.places ? region.take<uint16_t>(name, at_once * 2) : nullptr;
+  mass_ = region.take<float>(name, in_all);
+  order_ = region.take<int32_t>(name, in_all);
+  worth_ = region.take<float>(name, s.pages);
+  scanned_ = region.take<int32_t>(name, s.most_scanned());
+  rows_ = region.take<uint16_t>(name, s.most_scanned());
 }
 
 void Recall::forget(Archive* archive) {
@@ -26,86 +30,174 @@ void Recall::forget(Archive* archive) {
   std::fill_n(chosen_, archive->shape().lanes, uint8_t{0});
 }
 
-// Tokens of the group at a place of the index that were given up and are not too old, as rows of their page.
-uint16_t Recall::rows_of_group(const Archive& archive, int lane, int at, int32_t since_ms) const {
-  const int each = archive.keys().group_tokens(), page = archive.page_of_group(at);
-  const int first = at % kPageTokens * each % kPageTokens;
-  auto rows = static_cast<uint16_t>(archive.gone(lane, page) & rows_of(first, first + each));
-  for (int i = first; i < first + each && since_ms > kNoTime; ++i)
+// Tokens of a page that were given up and are not too old.
+uint16_t Recall::readable(const Archive& archive, int lane, int page, int32_t since_ms) const {
+  uint16_t rows = archive.gone(lane, page);
+  for (int i = 0; i < kPageTokens && since_ms > kNoTime; ++i)
     if (archive.times(page)[i] < since_ms) rows &= static_cast<uint16_t>(~(1u << i));
   return rows;
 }
 
-// What can be chosen: whole groups of whole pages. Returns the pages of coarse keys they are in.
-int Recall::list_groups(const Archive& archive, int lane, const BlockSelection& selection,
-                        const SelectionScratch& scratch, int32_t since_ms) {
+// What every page promises by its coarse keys, into worth_. A group is as many tokens as it has that can be read.
+void Recall::weigh_groups(const Archive& archive, int lane, const AttendArgs& args, const BlockSelection& selection,
+                          const SelectionScratch& scratch) {
   const CoarseKeys& keys = archive.keys();
-  const int each = keys.group_tokens();
-  for (int e = 0; e < keys.pages(); ++e) entries_[e] = {keys.page(lane, e), e * kPageTokens, 0, CoarseKeys::kCodec};
-  const int64_t end = archive.tokens() / kPageTokens * kPageTokens / each;
-  for (int64_t group = archive.first() / each; group < end; ++group) {
-    const auto at = static_cast<int>(group % keys.groups());
-    const int page = archive.page_of_group(at), middle = (at % kPageTokens * each + each / 2) % kPageTokens;
-    tokens_[at] = static_cast<float>(std::popcount(rows_of_group(archive, lane, at, since_ms)));
-    positions_[at] = selection.place_of(archive.positions(page)[middle], scratch);
-    if (places_ != nullptr) std::copy_n(archive.places(page) + 2 * middle, 2, places_ + 2 * at);
-    if (tokens_[at] > 0) entries_[at / kPageTokens].rows |= static_cast<uint16_t>(1u << (at % kPageTokens));
-  }
+  const int each = keys.group_tokens(), pages = archive.shape().pages;
+  std::fill_n(mass_, keys.groups(), 0.0f);
   int n = 0;
-  for (int e = 0; e < keys.pages(); ++e)
-    if (entries_[e].rows != 0) {
-      entries_[n] = entries_[e];
-      entries_[n].first += entries_[n].begin();
-      ++n;
+  for (int e = 0; e < keys.pages(); ++e) {
+    uint16_t rows = 0;
+    for (int i = 0; i < kPageTokens; ++i) {
+      const int group = e * kPageTokens + i, page = archive.page_of_group(group);
+      if (worth_[page] == 0) continue;
+      const int middle = (group % kPageTokens * each + each / 2) % kPageTokens;
+      positions_[group] = selection.place_of(archive.positions(page)[middle], scratch);
+      if (places_ != nullptr) std::copy_n(archive.places(page) + 2 * middle, 2, places_ + 2 * group);
+      rows |= static_cast<uint16_t>(1u << i);
     }
-  return n;
-}
-
-void Recall::choose(Archive* archive, int lane, const AttendArgs& args, const BlockSelection& selection,
-                    const SelectionScratch& scratch, int32_t since_ms) {
-  const trace::Span span("recall", lane);
-  chosen_[lane] = 1;
-  archive->set_count(lane, 0);
-  const int n = list_groups(*archive, lane, selection, scratch, since_ms);
-  if (n == 0) return;
-  AttendArgs keys = args;
-  keys.pages = entries_;
-  keys.n_pages = n;
-  keys.positions = positions_;
-  keys.places = places_;
+    if (rows == 0) continue;
+    entries_[n] = {keys.page(lane, e), e * kPageTokens, rows, CoarseKeys::kCodec};
+    entries_[n].first += entries_[n].begin();
+    ++n;
+  }
+  AttendArgs coarse = args;
+  coarse.pages = entries_;
+  coarse.n_pages = n;
+  coarse.positions = positions_;
+  coarse.places = places_;
   MassArgs wanted;
-  wanted.attend = &keys;
+  wanted.attend = &coarse;
   wanted.page_mass = mass_;
   wanted.first_query = 0;
   ops_.attention_mass(wanted);
-  int groups = 0;
+  std::fill_n(worth_, pages, 0.0f);
   for (int e = 0; e < n; ++e)
     for (int i = entries_[e].begin(); i < entries_[e].end(); ++i) {
       if (!entries_[e].has(i)) continue;
-      const int at = entries_[e].first - entries_[e].begin() + i;
-      mass_[at] *= tokens_[at];
-      order_[groups++] = at;
+      const int group = entries_[e].first - entries_[e].begin() + i, page = archive.page_of_group(group);
+      const uint16_t mine = rows_of(group * each % kPageTokens, group * each % kPageTokens + each);
+      worth_[page] += mass_[group] * static_cast<float>(std::popcount<uint16_t>(archive.gone(lane, page) & mine));
     }
-  // Best first; among equals by place, so that two runs stay the same.
-  std::sort(order_, order_ + groups, [&](int a, int b) { return mass_[a] != mass_[b] ? mass_[a] > mass_[b] : a < b; });
+}
+
+// Pages that are looked through, and their rows, by place. Returns how many.
+int Recall::list_pages(const Archive& archive, int lane, const AttendArgs& args, const BlockSelection& selection,
+                       const SelectionScratch& scratch, int32_t since_ms) {
+  const int pages = archive.shape().pages, most = archive.shape().most_scanned();
+  std::fill_n(worth_, pages, 0.0f);
+  int n = 0;
+  for (int64_t number = archive.first() / kPageTokens; number < archive.tokens() / kPageTokens; ++number) {
+    const auto page = static_cast<int>(number % pages);
+    if (readable(archive, lane, page, since_ms) == 0) continue;
+    worth_[page] = 1;
+    order_[n++] = page;
+  }
+  if (n > most) {
+    weigh_groups(archive, lane, args, selection, scratch);
+    // Among equals by place, so that two runs stay the same.
+    std::nth_element(order_, order_ + most, order_ + n,
+                     [&](int a, int b) { return worth_[a] != worth_[b] ? worth_[a] > worth_[b] : a < b; });
+    n = most;
+  }
+  std::sort(order_, order_ + n);
+  for (int i = 0; i < n; ++i) {
+    scanned_[i] = order_[i];
+    rows_[i] = readable(archive, lane, order_[i], since_ms);
+  }
+  return n;
+}
+
+// Attention over pages [first, first + pages) of those that are looked through, fetched: as many as there is room for.
+AttendArgs Recall::load(Archive* archive, int lane, const AttendArgs& args, const BlockSelection& selection,
+                        const SelectionScratch& scratch, int first, int pages, int64_t* lost) {
+  Archive::Piece* const pieces = archive->pieces(lane);
+  for (int i = 0; i < pages; ++i) pieces[i] = {scanned_[first + i], rows_[first + i]};
+  archive->set_count(lane, pages);
+  *lost += archive->fetch(lane);
+  AttendArgs loaded = args;
+  loaded.block_k = loaded.block_v = nullptr;
+  loaded.pages = entries_;
+  loaded.n_pages = 0;
+  loaded.positions = positions_;
+  loaded.places = places_;
+  for (int i = 0; i < pages; ++i) {
+    rows_[first + i] = pieces[i].rows;
+    if (pieces[i].rows == 0) continue;
+    const int32_t* const came_at = archive->positions(pieces[i].page);
+    for (int j = 0; j < kPageTokens; ++j) positions_[i * kPageTokens + j] = selection.place_of(came_at[j], scratch);
+    if (places_ != nullptr)
+      std::copy_n(archive->places(pieces[i].page), 2 * kPageTokens, places_ + 2 * i * kPageTokens);
+    PageEntry& entry = entries_[loaded.n_pages++];
+    entry = {archive->copy(lane, i), i * kPageTokens, pieces[i].rows, archive->shape().codec};
+    entry.first += entry.begin();
+  }
+  return loaded;
+}
+
+// The attention mass of every token of those pages.
+void Recall::weigh_tokens(Archive* archive, int lane, const AttendArgs& args, const BlockSelection& selection,
+                          const SelectionScratch& scratch, int pages, int64_t* lost) {
+  for (int first = 0; first < pages; first += most_read_) {
+    const AttendArgs loaded =
+        load(archive, lane, args, selection, scratch, first, std::min(most_read_, pages - first), lost);
+    MassArgs wanted;
+    wanted.attend = &loaded;
+    wanted.page_mass = mass_ + static_cast<size_t>(first) * kPageTokens;
+    wanted.first_query = 0;
+    ops_.attention_mass(wanted);
+    ops_.wait();
+  }
+}
+
+// Leaves in rows_ the best of their tokens, at most so many. Returns how many pages have some.
+int Recall::pick(int pages, int64_t tokens) {
+  int n = 0;
+  for (int p = 0; p < pages; ++p)
+    for (uint16_t left = rows_[p]; left != 0; left &= static_cast<uint16_t>(left - 1))
+      order_[n++] = p * kPageTokens + std::countr_zero(left);
+  const auto most = static_cast<int>(std::min<int64_t>(tokens, n));
+  std::nth_element(order_, order_ + most, order_ + n,
+                   [&](int a, int b) { return mass_[a] != mass_[b] ? mass_[a] > mass_[b] : a < b; });
+  std::fill_n(rows_, pages, uint16_t{0});
+  std::fill_n(worth_, pages, 0.0f);
+  for (int i = 0; i < most; ++i) {
+    rows_[order_[i] / kPageTokens] |= static_cast<uint16_t>(1u << (order_[i] % kPageTokens));
+    worth_[order_[i] / kPageTokens] += mass_[order_[i]];
+  }
+  return static_cast<int>(std::count_if(rows_, rows_ + pages, [](uint16_t rows) { return rows != 0; }));
+}
+
+// Of the pages that have chosen tokens, those whose tokens weigh most, as many as are read at once.
+void Recall::keep_best(int pages) {
+  for (int p = 0; p < pages; ++p) order_[p] = p;
+  const int most = std::min(most_read_, pages);
+  std::nth_element(order_, order_ + most, order_ + pages,
+                   [&](int a, int b) { return worth_[a] != worth_[b] ? worth_[a] > worth_[b] : a < b; });
+  for (int i = most; i < pages; ++i) rows_[order_[i]] = 0;
+}
+
+bool Recall::choose(Archive* archive, int lane, const AttendArgs& args, const BlockSelection& selection,
+                    const SelectionScratch& scratch, int32_t since_ms, int64_t* lost) {
+  const trace::Span span("recall", lane);
+  chosen_[lane] = 1;
+  archive->set_count(lane, 0);
+  const int pages = list_pages(*archive, lane, args, selection, scratch, since_ms);
+  if (pages == 0) return false;
+  weigh_tokens(archive, lane, args, selection, scratch, pages, lost);
   const auto share = static_cast<int64_t>(std::ceil(share_ * static_cast<double>(archive->spilled(lane))));
-  int64_t left = std::min<int64_t>(std::max<int64_t>(share, kPageTokens), most_tokens_);
+  const int64_t most = std::min<int64_t>(std::max<int64_t>(share, kPageTokens), most_tokens_);
+  if (pick(pages, most) > most_read_) {
+    keep_best(pages);
+    for (int p = 0; p < pages; ++p)
+      if (rows_[p] != 0) rows_[p] = readable(*archive, lane, scanned_[p], since_ms);
+    pick(pages, most);
+  }
   Archive::Piece* const pieces = archive->pieces(lane);
   int count = 0;
-  for (int i = 0; i < groups && left > 0; ++i) {
-    const int page = archive->page_of_group(order_[i]);
-    uint16_t rows = rows_of_group(*archive, lane, order_[i], since_ms);
-    while (std::popcount(rows) > left) rows &= static_cast<uint16_t>(rows - 1);
-    auto* const piece = std::find_if(pieces, pieces + count, [&](const Archive::Piece& p) { return p.page == page; });
-    if (piece == pieces + count) {
-      if (count == archive->shape().most_read) continue;
-      pieces[count++] = {page, 0};
-    }
-    piece->rows |= rows;
-    left -= std::popcount(rows);
-  }
-  std::sort(pieces, pieces + count, [](const auto& a, const auto& b) { return a.page < b.page; });
+  for (int p = 0; p < pages; ++p)
+    if (rows_[p] != 0) pieces[count++] = {scanned_[p], rows_[p]};
   archive->set_count(lane, count);
+  return count > 0;
 }
 
 int64_t Recall::read(Archive* archive, int lane, BlockSelection* selection) {

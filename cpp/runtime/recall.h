@@ -1,7 +1,8 @@
-// Recall: what a question reads of the archive. In every lane the groups of tokens that its queries would attend most are
-// chosen by coarse keys, among tokens that are not kept in DRAM, measured against what the lane has just attended (its
-// log-sum-exp); their pages are fetched, and the block attends once more over both. Chosen once a question and lane.
-// What it brings on trained decoders, and what it costs there, stands in docs/results/decoders.md. Not thread-safe.
+// Recall: what a question reads of the archive. The pages of a lane that may hold what its queries would attend most are
+// listed - all there are, or where those are too many the best by coarse keys - and looked through: of their tokens that
+// are not kept in DRAM those of largest attention mass are chosen, measured against what the lane has just attended (its
+// log-sum-exp). The block then attends once more over both. Chosen once a question and lane. What it brings on trained
+// decoders, and what it costs there, stands in docs/results/decoders.md. Not thread-safe.
 #pragma once
 
 #include "runtime/block_selection.h"
@@ -17,27 +18,38 @@ class Recall {
   double share() const { return share_; }
   bool has_chosen(int lane) const { return chosen_[lane] != 0; }
   void forget(Archive* archive);
-  // args: the block's attention over what is kept, its lse filled. Positions are as `selection` has them.
-  void choose(Archive* archive, int lane, const AttendArgs& args, const BlockSelection& selection,
-              const SelectionScratch& scratch, int32_t since_ms);
-  // The lane's pieces into what it reads. Returns tokens that were lost because their page could not be read.
+  // args: the block's attention over what is kept, its lse filled. Positions are as `selection` has them. False: there
+  // is nothing to read. lost: tokens whose page could not be read join it.
+  bool choose(Archive* archive, int lane, const AttendArgs& args, const BlockSelection& selection,
+              const SelectionScratch& scratch, int32_t since_ms, int64_t* lost);
+  // The lane's pieces into what it reads. Returns tokens that were lost.
   int64_t read(Archive* archive, int lane, BlockSelection* selection);
 
  private:
-  int list_groups(const Archive& archive, int lane, const BlockSelection& selection, const SelectionScratch& scratch,
-                  int32_t since_ms);
-  uint16_t rows_of_group(const Archive& archive, int lane, int at, int32_t since_ms) const;
+  uint16_t readable(const Archive& archive, int lane, int page, int32_t since_ms) const;
+  int list_pages(const Archive& archive, int lane, const AttendArgs& args, const BlockSelection& selection,
+                 const SelectionScratch& scratch, int32_t since_ms);
+  void weigh_groups(const Archive& archive, int lane, const AttendArgs& args, const BlockSelection& selection,
+                    const SelectionScratch& scratch);
+  AttendArgs load(Archive* archive, int lane, const AttendArgs& args, const BlockSelection& selection,
+                  const SelectionScratch& scratch, int first, int pages, int64_t* lost);
+  void weigh_tokens(Archive* archive, int lane, const AttendArgs& args, const BlockSelection& selection,
+                    const SelectionScratch& scratch, int pages, int64_t* lost);
+  int pick(int pages, int64_t tokens);
+  void keep_best(int pages);
 
   Ops& ops_;
   double share_;
-  int most_tokens_;
+  int most_tokens_, most_read_;
   uint8_t* chosen_;     // [lanes]
-  PageEntry* entries_;  // [pages / 16] of coarse keys
-  int32_t* positions_;  // [pages] of groups
-  uint16_t* places_;    // [pages, 2], or null
-  float* mass_;         // [pages]
-  float* tokens_;       // [pages] of a group, that can be read
-  int32_t* order_;      // [pages]
+  PageEntry* entries_;  // of coarse keys, or of the pages that are read at once
+  int32_t* positions_;  // of groups, or of the tokens of those pages
+  uint16_t* places_;    // as many pairs, or null
+  float* mass_;         // of groups, or of the tokens of all pages that are looked through
+  int32_t* order_;      // the same
+  float* worth_;        // [pages]
+  int32_t* scanned_;    // [most_scanned()] pages
+  uint16_t* rows_;      // of them, that can be read; then those that are chosen
 };
 
 }  // namespace mosaic

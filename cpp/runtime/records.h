@@ -40,8 +40,10 @@ class Records {
   }
   bool recall(int lane, const AttendArgs& args, const BlockSelection& selection, const SelectionScratch& scratch,
               int32_t since_ms) {  // false: there is nothing to read
-    recall_->choose(&*archive_, lane, args, selection, scratch, since_ms);
-    return archive_->count(lane) > 0;
+    int64_t lost = 0;
+    const bool again = recall_->choose(&*archive_, lane, args, selection, scratch, since_ms, &lost);
+    account_lost(lost);
+    return again;
   }
   void read_recalled(int lane, BlockSelection* selection);
   void drain() {

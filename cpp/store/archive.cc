@@ -17,7 +17,10 @@ constexpr int kCopyQueue = 64;
 }  // namespace
 
 Archive::Archive(Region& region, const ArchiveShape& s, Ops& ops, SpillIo* io)
-    : shape_(s), ops_(ops), page_bytes_(data_bytes(s.codec, s.page)), keys_(region, {s.lanes, s.pages, s.page}, ops) {
+    : shape_(s),
+      ops_(ops),
+      page_bytes_(data_bytes(s.codec, s.page)),
+      keys_(region, {s.lanes, s.groups(), s.page}, ops) {
   const char* const name = "archive";
   const Size lanes = s.lanes, pages = s.pages, read = s.most_read;
   tails_ = region.take<std::byte>(name, lanes * page_bytes_);

@@ -1,11 +1,13 @@
 // Archive: all that a policy by records ever admitted, on disk, in the order in which it came. A page of 16 tokens of one
 // lane is a slot of the spill file, packed as in the log, so that a token is read there as it was kept; tokens are numbered
-// from 0, the same in every lane. In DRAM there are a coarse key a group (CoarseKeys), a bit a token that was given up
-// (what is in the log still is not read twice), when and where the tokens came, and the copies of pages that are read.
+// from 0, the same in every lane. In DRAM there are a bit a token that was given up (what is in the log still is not read
+// twice), when and where the tokens came, the copies of pages that are read, and where a question cannot look through all
+// pages, a coarse key a group of tokens (CoarseKeys).
 // A full file gives up its oldest page, in every lane. A page whose write failed, or that does not come back as it was
 // written, is lost and counted. Mechanism, no choices. Not thread-safe; copies run on CopyEngine's thread.
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <optional>
 #include <string>
@@ -26,6 +28,11 @@ struct ArchiveShape {
   int most_read = 0;         // pages of a lane that are read at once
   bool copies_stay = false;  // room for the copies of all lanes, not of one
   std::string folder;
+
+  // Pages of a lane that a question looks through: a bound on its time, however long the stream was.
+  int most_scanned() const { return std::min(pages, 256); }
+  // What tells which those are, where there are more.
+  int groups() const { return pages > most_scanned() ? pages : 0; }
 };
 
 class Archive {

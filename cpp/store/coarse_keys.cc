@@ -9,6 +9,7 @@ namespace mosaic {
 CoarseKeys::CoarseKeys(Region& region, const CoarseShape& s, Ops& ops)
     : shape_(s), ops_(ops), page_bytes_(k_block_bytes(kCodec, s.page.head_dim)) {
   const char* const name = "archive";
+  if (s.groups == 0) return;
   data_ = region.take_for_kernels(name, Size(s.lanes) * pages() * page_bytes_);
   sums_ = region.take<float>(name, Size(s.lanes) * s.page.row());
   means_ = region.take<float>(name, Size(kBatch) * s.page.row());
@@ -17,7 +18,7 @@ CoarseKeys::CoarseKeys(Region& region, const CoarseShape& s, Ops& ops)
 }
 
 void CoarseKeys::make_room(int64_t first, int n, const float* key_means) {
-  while (group_ < kPageTokens && first + n > int64_t{shape_.groups} * group_) {
+  while (shape_.groups > 0 && group_ < kPageTokens && first + n > int64_t{shape_.groups} * group_) {
     for (int lane = 0; lane < shape_.lanes; ++lane) halve(lane, first, key_means + static_cast<size_t>(lane) * row());
     group_ *= 2;
   }
@@ -62,6 +63,7 @@ void CoarseKeys::flush(int n, const float* key_mean) {
 }
 
 void CoarseKeys::add(int lane, int64_t first, const float* k, int n, const float* key_mean) {
+  if (shape_.groups == 0) return;
   float* const sum = sum_of(lane);
   int made = 0;
   for (int i = 0; i < n; ++i) {

@@ -12,7 +12,7 @@ namespace mosaic {
 
 struct CoarseShape {
   int lanes = 0;
-  int groups = 0;  // of a lane, a multiple of 16
+  int groups = 0;  // of a lane, a multiple of 16; 0: there are none
   PageShape page;
 };
 
@@ -43,11 +43,11 @@ class CoarseKeys {
   CoarseShape shape_;
   Ops& ops_;
   size_t page_bytes_;
-  std::byte* data_;  // [lanes, pages, page_bytes_]
-  float* sums_;      // [lanes, row] of the group that is not whole
-  float* means_;     // [kBatch, row]
-  std::byte** to_;   // [kBatch]
-  int32_t* at_;      // [kBatch]
+  std::byte* data_ = nullptr;  // [lanes, pages, page_bytes_]
+  float* sums_ = nullptr;      // [lanes, row] of the group that is not whole
+  float* means_ = nullptr;     // [kBatch, row]
+  std::byte** to_ = nullptr;   // [kBatch]
+  int32_t* at_ = nullptr;      // [kBatch]
   int group_ = 1;
   static constexpr int kBatch = 32;
 };

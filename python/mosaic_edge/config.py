@@ -128,7 +128,8 @@ class SessionConfig:
     exact_share: float = 0.15
     """Of the bytes for pages, those that stay exact (policies that cluster tokens)."""
     index_share: float = 0.0
-    """Of what the fixed parts leave, for the index (policies that cluster tokens); 0: by the policy."""
+    """Of what the fixed parts leave, for the index (policies that cluster tokens) or for what finds tokens on disk
+    (`edge`); 0: by the policy."""
     positions: str = "auto"
     """Positions of what is attended: "original" as long as they fit the model's context (then gaps where
     nothing is kept close up), "contiguous" in time order, "auto": original where the model names its

@@ -261,6 +261,7 @@ TEST_CASE("edge with a disk that holds everything, of which a question reads all
         config.prefix_tokens = 5;
         config.branch_tokens = 16;
         config.retrieve_tokens = 2000;
+        config.index_share = 0.7;
         config.disk_bytes = 16 << 20;
         config.spill_dir = directory.path;
         PlayedStream stream(config, "edge", {{"recall", 1}}, 3);
@@ -286,6 +287,29 @@ TEST_CASE("edge with a disk that holds everything, of which a question reads all
         CHECK(stream.ask(4, 2, false, true) < 3e-5);
         stream.memory->check_invariants();
       }
+}
+
+TEST_CASE("a twentieth of what is on disk brings an answer nearer to full attention, however many pages there are") {
+  mosaic::testing::TemporaryDirectory directory;
+  for (const int frames : {60, 500}) {  // 500 pages of a lane: more than are looked through
+    double error[2];
+    for (const int recalls : {0, 1}) {
+      MemoryConfig config = small_config(frames == 60 ? 600 << 10 : 1200 << 10);
+      config.model.scale = 2;  // a few tokens take it all
+      config.packed = CodecId::kFp16;
+      config.window_frames = 1, config.branch_tokens = 16;
+      config.model.context = 1 << 15;
+      config.disk_bytes = 64 << 20;
+      config.spill_dir = directory.path;
+      PlayedStream stream(config, "edge", {{"recall", 0.05 * recalls}}, 3);
+      for (int i = 0; i < frames; ++i) stream.frame(16);
+      error[recalls] = 0;
+      for (int i = 0; i < 6; ++i) error[recalls] += stream.ask(5, 0, false, true);
+      CHECK(stream.memory->stats().tokens.dropped == 0);
+      stream.memory->check_invariants();
+    }
+    CHECK(error[1] < (frames == 60 ? 0.2 : 0.7) * error[0]);
+  }
 }
 
 TEST_CASE("what a question asks since is held of every token that comes from disk, and recall=0 reads none") {
