@@ -105,11 +105,8 @@ LISTS: tuple[tuple[str, Mapping[str, str], Mapping[str, Said]], ...] = (
     ("infinipot-v", {}, INFINIPOT_V),
     ("rekv", {}, REKV),
     ("mukv", {}, MUKV),
-    ("full", {}, {}),
-    ("window", {}, {}),
-    ("uniform", {}, {}),
 )
-"""Policy, what chooses this list of its settings, and the settings."""
+"""Policy with settings, what chooses this list of them, and the settings. A policy without is not here."""
 
 _SHAPE = VlmSpec(
     name="any", layers=1, q_heads=1, kv_heads=1, head_dim=32, hidden=32, rope=RopeSpec(32, 1e4), scale=0.0,
@@ -198,13 +195,16 @@ def table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
 
 def page() -> str:
     """docs/settings.md."""
-    if missing := set(_core.policies()) ^ {policy for policy, *_ in LISTS}:
-        raise ValueError(f"policies that core or {Path(__file__).name} do not have: {', '.join(missing)}")
+    settable = {policy for policy in _core.policies() if names_of(policy, {})}
+    if missing := settable ^ {policy for policy, *_ in LISTS}:
+        raise ValueError(
+            f"policies with settings that core or {Path(__file__).name} do not have: {', '.join(missing)}"
+        )
     parts = [HEAD, table(OF_FIELD, field_rows(SessionConfig, config)), OF_POLICIES]
     for policy, chosen, said in LISTS:
         extra = "".join(f", `{key}={value}`" for key, value in chosen.items() if key not in said)
         rows = policy_rows(policy, chosen, said)
-        parts += [f"### {policy}{extra}", table(OF_SETTING, rows) if said else "None."]
+        parts += [f"### {policy}{extra}", table(OF_SETTING, rows)]
     parts += [OF_ANSWERS, table(OF_FIELD, field_rows(SamplingParams, sampling))]
     return "\n\n".join(parts) + "\n"
 
@@ -226,8 +226,8 @@ OF_POLICIES = """## Of each policy
 
 `policy_settings={"name": value}` of a session, `[session.policy_settings]` in a profile,
 `policy[name=value;name=value]` in `--policies` of `mosaic-edge eval`. A model's card (`policy_settings` of
-its `mosaic.json`) may choose others; a session's own come first. What the policies do:
-[policies.md](policies.md)."""
+its `mosaic.json`) may choose others; a session's own come first. A policy that is not here has none. What
+the policies do: [policies.md](policies.md)."""
 OF_ANSWERS = """## Of an answer
 
 `session.ask(question, sampling=SamplingParams(...))`."""
