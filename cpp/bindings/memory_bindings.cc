@@ -203,7 +203,7 @@ py::dict stats_dict(const KvMemory& memory) {
   tokens["exact"] = s.tokens.exact;
   tokens["quantised"] = s.tokens.quantised;
   tokens["spilled"] = s.tokens.spilled;
-  tokens["summarised"] = s.tokens.summarised;
+  tokens["collapsed"] = s.tokens.collapsed;
   tokens["dropped"] = s.tokens.dropped;
   out["tokens"] = tokens;
   events["splits"] = s.counters.splits;
