@@ -35,7 +35,7 @@ SCORE = Said(
     "mass", "how clusters are ranked for a question: attention mass, or the mean query's dot product"
 )
 VALUE_WEIGHT = Said("1", "weight of values beside keys when tokens are compared; 0: keys alone")
-REACH = Said("0.02", "squared distance within which a token joins a cluster, at the start")
+RADIUS = Said("0.02", "squared distance within which a token joins a cluster, at the start")
 EDGE = {
     "unit": Said("tokens", "what is kept: single tokens, or summaries of like ones (the next table)"),
     "score": Said("both", "what a token is worth: attention received, value norm, or their product"),
@@ -51,23 +51,23 @@ EDGE_SUMMARIES = {
     "share": Said("0.9", "of the bytes to share out, for means, where tokens are kept too"),
     "frames": Said("6", "means read for a question, in frames' worth of tokens; 0: all"),
     "value_weight": VALUE_WEIGHT,
-    "reach": REACH,
+    "radius": RADIUS,
 }
 MOSAIC = {
     "published": Said("0", "1: the paper's tau=fixed, value_weight=0, score=dot, thin=0"),
-    "levels": Said("nested", "clusters inside scenes, scenes alone, clusters alone, or blocks in time order"),
-    "tau": Said("adaptive", "variance over which a cluster is cut: the paper's, by reach, by quantiles"),
+    "levels": Said("nested", "clusters inside scenes, scenes alone, clusters alone, or units in time order"),
+    "tau": Said("adaptive", "variance over which a cluster is cut: the paper's, by the radius, by quantiles"),
     "split": Said("deferred", "a cluster on disk is cut when it is next read, or fetched and cut at once"),
     "item": Said("token", "what joins a cluster: a token, or a frame by its mean"),
     "score": SCORE,
     "tau_max": Said("0.5", "allowed variance of a small cluster (tau=quantile: 0.95, a level)"),
     "tau_min": Said("0.2", "allowed variance of a large one (tau=quantile: 0.8, a level)"),
     "n0": Said("32", "tokens over which the one falls to the other"),
-    "reach": REACH,
+    "radius": RADIUS,
     "scene_tau": Said("0.05", "variance over which a frame opens a new scene"),
     "value_weight": VALUE_WEIGHT,
     "read_scenes": Said("0", "scenes read for a question; 0: all"),
-    "thin": Said("0.25", "under pressure, a token within this share of reach is kept in the mean only"),
+    "thin": Said("0.25", "under pressure, a token within this share of the radius is kept in the mean only"),
 }
 INFINIPOT_V = {
     "alpha": Said("0.5", "of what is kept, chosen by TaR (unlike the newest frames); the rest by VaN"),
@@ -85,7 +85,7 @@ MUKV = {
     "patch": Said("0", "side of a patch in tokens; 0: half the frame's, or all of a small one's"),
     "signal": Said("both", "what a token is worth"),
     "retrieval": Said("semi", "sizes ranked by the best segments, each by itself, or one inside the other"),
-    "score": Said("cosine", "of a block: cosine with the mean query, or attention mass"),
+    "score": Said("cosine", "of a unit: cosine with the mean query, or attention mass"),
     "context": Said("5", "how many the best segments are, for the weights below"),
 }
 for _size, _share, _attention, _k, _weight in (
@@ -95,7 +95,7 @@ for _size, _share, _attention, _k, _weight in (
 ):
     MUKV[f"{_size}_share"] = Said(_share, f"of a {_size}'s tokens, those kept")
     MUKV[f"{_size}_attention"] = Said(_attention, "weight of attention received; the rest is the frequency's")
-    MUKV[f"{_size}_k"] = Said(_k, f"{_size} blocks read for a question")
+    MUKV[f"{_size}_k"] = Said(_k, f"{_size} units read for a question")
     MUKV[f"{_size}_weight"] = Said(_weight, "weight of the likeness to the best segments")
 
 LISTS: tuple[tuple[str, Mapping[str, str], Mapping[str, Said]], ...] = (
@@ -105,11 +105,8 @@ LISTS: tuple[tuple[str, Mapping[str, str], Mapping[str, Said]], ...] = (
     ("infinipot-v", {}, INFINIPOT_V),
     ("rekv", {}, REKV),
     ("mukv", {}, MUKV),
-    ("full", {}, {}),
-    ("window", {}, {}),
-    ("uniform", {}, {}),
 )
-"""Policy, what chooses this list of its settings, and the settings."""
+"""Policy with settings, what chooses this list of them, and the settings. A policy without is not here."""
 
 _SHAPE = VlmSpec(
     name="any", layers=1, q_heads=1, kv_heads=1, head_dim=32, hidden=32, rope=RopeSpec(32, 1e4), scale=0.0,
@@ -198,13 +195,16 @@ def table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
 
 def page() -> str:
     """docs/settings.md."""
-    if missing := set(_core.policies()) ^ {policy for policy, *_ in LISTS}:
-        raise ValueError(f"policies that core or {Path(__file__).name} do not have: {', '.join(missing)}")
+    settable = {policy for policy in _core.policies() if names_of(policy, {})}
+    if missing := settable ^ {policy for policy, *_ in LISTS}:
+        raise ValueError(
+            f"policies with settings that core or {Path(__file__).name} do not have: {', '.join(missing)}"
+        )
     parts = [HEAD, table(OF_FIELD, field_rows(SessionConfig, config)), OF_POLICIES]
     for policy, chosen, said in LISTS:
         extra = "".join(f", `{key}={value}`" for key, value in chosen.items() if key not in said)
         rows = policy_rows(policy, chosen, said)
-        parts += [f"### {policy}{extra}", table(OF_SETTING, rows) if said else "None."]
+        parts += [f"### {policy}{extra}", table(OF_SETTING, rows)]
     parts += [OF_ANSWERS, table(OF_FIELD, field_rows(SamplingParams, sampling))]
     return "\n\n".join(parts) + "\n"
 
@@ -226,8 +226,8 @@ OF_POLICIES = """## Of each policy
 
 `policy_settings={"name": value}` of a session, `[session.policy_settings]` in a profile,
 `policy[name=value;name=value]` in `--policies` of `mosaic-edge eval`. A model's card (`policy_settings` of
-its `mosaic.json`) may choose others; a session's own come first. What the policies do:
-[policies.md](policies.md)."""
+its `mosaic.json`) may choose others; a session's own come first. A policy that is not here has none. What
+the policies do: [policies.md](policies.md)."""
 OF_ANSWERS = """## Of an answer
 
 `session.ask(question, sampling=SamplingParams(...))`."""

@@ -1,4 +1,4 @@
-// A place where bytes live and copies run. allocate() is called while a session is built, never after.
+// Where bytes live and copies run. allocate() is called while a session is built, never after.
 #pragma once
 
 #include <cstddef>

@@ -13,8 +13,8 @@
 
 namespace mosaic {
 
-// One page as attention reads it: a row of the block table. Tokens that are not attended may lie between those that are;
-// they have places in positions too, which nobody reads.
+// One page as attention reads it: a row of the table of pages. Tokens that are not attended may lie between those that are;
+// they have entries in positions too, which nobody reads.
 struct PageEntry {
   const std::byte* data;  // the page's data, laid out as codec.h says
   int32_t first;          // positions[first + i - begin()] is the position of token i

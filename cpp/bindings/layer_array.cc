@@ -96,7 +96,7 @@ Seen see(const py::object& given, bool gpu) {
 }
 
 // [T, H, D] as graphs have it: with a leading axis of one, heads and channels in one axis.
-bool is_same_block(std::vector<int64_t> shape, const std::vector<int64_t>& expected) {
+bool is_same_shape(std::vector<int64_t> shape, const std::vector<int64_t>& expected) {
   if (shape == expected) return true;
   if (shape.size() > 2 && shape[0] == 1) shape.erase(shape.begin());
   return shape == expected || shape == std::vector<int64_t>{expected[0], expected[1] * expected[2]};
@@ -114,7 +114,7 @@ LayerArray::LayerArray(const char* name, const py::object& given, py::ssize_t to
     throw InvalidInput(who + " is " + e.what());
   }
   const std::vector<int64_t> expected = {tokens, heads, head_dim};
-  if (!is_same_block(s.shape, expected))
+  if (!is_same_shape(s.shape, expected))
     throw InvalidInput(who + " has shape " + text_of(s.shape) + ", expected " + text_of(expected) + ".");
   if (!s.is_float32) throw InvalidInput(who + " is not float32; convert it once, before the call.");
   if (!s.contiguous) throw InvalidInput(who + " is not C-contiguous; make it so once, before the call.");

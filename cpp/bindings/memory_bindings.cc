@@ -179,7 +179,7 @@ py::dict plan_dict(const Plan& plan) {
     tiers.append(row);
     if (plan.archive.pages > 0) {
       py::dict disk;
-      disk["place"] = "disk";
+      disk["medium"] = medium_name(Medium::disk);
       disk["codec"] = codec_name(plan.archive.codec);
       disk["pages"] = int64_t{plan.archive.lanes} * plan.archive.pages;
       disk["page_bytes"] = data_bytes(plan.archive.codec, plan.archive.page);
@@ -203,7 +203,7 @@ py::dict stats_dict(const KvMemory& memory) {
   tokens["exact"] = s.tokens.exact;
   tokens["quantised"] = s.tokens.quantised;
   tokens["spilled"] = s.tokens.spilled;
-  tokens["summarised"] = s.tokens.summarised;
+  tokens["collapsed"] = s.tokens.collapsed;
   tokens["dropped"] = s.tokens.dropped;
   out["tokens"] = tokens;
   events["splits"] = s.counters.splits;

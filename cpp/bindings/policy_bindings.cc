@@ -73,37 +73,37 @@ class PythonPolicy final : public Policy {
     return id;
   }
 
-  void admit(const ClusterStore& store, const AdmitBlock& block, Placement* out) override {
+  void admit(const ClusterStore& store, const AdmitBatch& batch, Placement* out) override {
     const WithGil gil;
-    BlockView view;
-    view.lane = block.lane;
-    view.frame = block.frame;
-    view.frames = block.frames;
-    if (block.scene != kNone) view.scene = block.scene;
-    const int n = needs_.group.by_token ? block.tokens.n : 0;
+    BatchView view;
+    view.lane = batch.lane;
+    view.frame = batch.frame;
+    view.frames = batch.frames;
+    if (batch.scene != kNone) view.scene = batch.scene;
+    const int n = needs_.group.by_token ? batch.tokens.n : 0;
     const auto rows = static_cast<py::ssize_t>(n), row = static_cast<py::ssize_t>(store.shape().page.row());
-    const TokenMeta* meta = block.tokens.meta;
+    const TokenMeta* meta = batch.tokens.meta;
     const auto column = [&](auto TokenMeta::* field) -> py::object {
       using T = std::remove_cvref_t<decltype(TokenMeta{}.*field)>;
       static const T none{};
       return copy_of(n > 0 ? &(meta->*field) : &none, {rows}, {sizeof(TokenMeta)});
     };
     static const float none = 0;
-    view.k = copy_of(n > 0 ? block.tokens.k : &none, {rows, row});
-    view.v = copy_of(n > 0 ? block.tokens.v : &none, {rows, row});
+    view.k = copy_of(n > 0 ? batch.tokens.k : &none, {rows, row});
+    view.v = copy_of(n > 0 ? batch.tokens.v : &none, {rows, row});
     view.attention_received =
-        block.attention_received != nullptr ? py::object(copy_of(block.attention_received, {rows})) : py::none();
+        batch.attention_received != nullptr ? py::object(copy_of(batch.attention_received, {rows})) : py::none();
     view.position = column(&TokenMeta::position);
     view.time_ms = column(&TokenMeta::time_ms);
     view.h = column(&TokenMeta::h);
     view.w = column(&TokenMeta::w);
     read_placements(who("admit"), store, needs_,
-                    call_python(self_.attr("admit"), view_of_store(store), std::move(view)), block.lane,
+                    call_python(self_.attr("admit"), view_of_store(store), std::move(view)), batch.lane,
                     needs_.group.by_token ? n : 1, out);
   }
 
   // OPEN means a cluster of its own, also beside one that the same frame has just opened.
-  float reach(int) const override { return -std::numeric_limits<float>::infinity(); }
+  float radius(int) const override { return -std::numeric_limits<float>::infinity(); }
 
   void select(const ClusterStore& store, const SelectQuery& query, const SelectScratch&,
               SelectResult* result) override {

@@ -62,7 +62,7 @@ void bind_policy_objects(py::module_& m) {
   py::class_<PolicyBase> policy(m, "Policy", R"(A memory's choices, in Python: derive from it.
 
 super().__init__(...) says what the memory must provide; then
-  admit(store, block)    where tokens go: None (all into one new cluster), a mask of what is kept, an integer for each
+  admit(store, batch)    where tokens go: None (all into one new cluster), a mask of what is kept, an integer for each
                          token (a cluster's id, Policy.OPEN, Policy.DROP), or a dict of columns cluster, keep, tag,
                          together. by_token=False: one answer for the whole frame
   evict(store, need)   what yields when need.amount of need.kind ("slots", "clusters") are missing: a list of Eviction;
@@ -101,20 +101,20 @@ leaving the window is dropped and counted.)");
   policy.attr("OPEN") = static_cast<int>(Placement::kOpen);
   policy.attr("DROP") = static_cast<int>(Placement::kDrop);
 
-  py::class_<BlockView>(m, "Block",
+  py::class_<BatchView>(m, "Batch",
                         "What leaves the window: the tokens of a frame, in one lane (by_token), or a frame.")
-      .def_readonly("lane", &BlockView::lane, "-1 by frame: the answer holds for every lane.")
-      .def_readonly("frame", &BlockView::frame)
-      .def_readonly("frames", &BlockView::frames)
-      .def_readonly("scene", &BlockView::scene)
-      .def_readonly("k", &BlockView::k, "[n, row] float32 before rotation. By frame: empty.")
-      .def_readonly("v", &BlockView::v, "[n, row] float32.")
-      .def_readonly("attention_received", &BlockView::attention_received,
+      .def_readonly("lane", &BatchView::lane, "-1 by frame: the answer holds for every lane.")
+      .def_readonly("frame", &BatchView::frame)
+      .def_readonly("frames", &BatchView::frames)
+      .def_readonly("scene", &BatchView::scene)
+      .def_readonly("k", &BatchView::k, "[n, row] float32 before rotation. By frame: empty.")
+      .def_readonly("v", &BatchView::v, "[n, row] float32.")
+      .def_readonly("attention_received", &BatchView::attention_received,
                     "[n] by each token while in the window, with attention_received=True.")
-      .def_readonly("position", &BlockView::position)
-      .def_readonly("time_ms", &BlockView::time_ms)
-      .def_readonly("h", &BlockView::h, "Row of the grid; 65535 of text around a picture, which has none.")
-      .def_readonly("w", &BlockView::w, "Column of the grid; 65535 of text.");
+      .def_readonly("position", &BatchView::position)
+      .def_readonly("time_ms", &BatchView::time_ms)
+      .def_readonly("h", &BatchView::h, "Row of the grid; 65535 of text around a picture, which has none.")
+      .def_readonly("w", &BatchView::w, "Column of the grid; 65535 of text.");
 
   py::class_<QueryView>(m, "Query", "A question at one layer.")
       .def_property_readonly("lane", [](const QueryView& q) { return q.query.lane; })

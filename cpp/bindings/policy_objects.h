@@ -18,7 +18,7 @@ struct PolicyBase {
   bool serves = false;  // a session: one object, one session
 };
 
-struct BlockView {
+struct BatchView {
   int lane = 0;
   int32_t frame = 0;
   int frames = 1;

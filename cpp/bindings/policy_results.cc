@@ -46,7 +46,7 @@ void read_labels(const std::string& who, const ClusterStore& store, const Policy
   const auto labels = column(who, "", given, n, &mask);
   for (int i = 0; i < n; ++i) {
     const int64_t label = labels.at(i);
-    if (mask) {  // what is kept of the block opens one cluster
+    if (mask) {  // what is kept of the batch opens one cluster
       out[i].cluster = label != 0 ? Placement::kOpen : Placement::kDrop;
       out[i].together = 0;
     } else if (label == Placement::kOpen || label == Placement::kDrop) {

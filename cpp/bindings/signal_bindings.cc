@@ -22,12 +22,12 @@ struct Rows {
     array = value_of<py::array_t<float, py::array::forcecast>>(x, name);
     need(array.ndim() == 2, std::string(name) + ": expected [items, dim]");
     const auto one = static_cast<py::ssize_t>(sizeof(float));
-    const bool in_place = array.shape(1) > 0 && array.strides(1) == one && array.strides(0) >= array.shape(1) * one &&
-                          array.strides(0) % one == 0;
-    if (!in_place) array = Floats(array);
+    const bool is_borrowed = array.shape(1) > 0 && array.strides(1) == one &&
+                             array.strides(0) >= array.shape(1) * one && array.strides(0) % one == 0;
+    if (!is_borrowed) array = Floats(array);
     items = size_of(array, 0);
     dim = size_of(array, 1);
-    stride = in_place ? static_cast<size_t>(array.strides(0) / one) : static_cast<size_t>(dim);
+    stride = is_borrowed ? static_cast<size_t>(array.strides(0) / one) : static_cast<size_t>(dim);
     need(dim > 0, std::string(name) + ": rows must not be empty");
   }
 };

@@ -37,12 +37,12 @@ bool codec_is_record(CodecId codec) {
 }
 
 size_t k_block_bytes(CodecId codec, int head_dim) {
-  return with_codec(codec, [&](auto c) { return k_block_of<decltype(c)>(head_dim); });
+  return with_codec(codec, [&](auto c) { return k_panel_of<decltype(c)>(head_dim); });
 }
 
 size_t v_block_bytes(CodecId codec, int head_dim) {
   return with_codec(codec,
-                    [&](auto c) { return head_bytes_of<decltype(c)>(head_dim) - k_block_of<decltype(c)>(head_dim); });
+                    [&](auto c) { return head_bytes_of<decltype(c)>(head_dim) - k_panel_of<decltype(c)>(head_dim); });
 }
 
 size_t data_bytes(CodecId codec, PageShape shape) {

@@ -1,14 +1,16 @@
 // What a codec provides, and how a page is laid out. A page holds kPageTokens tokens of one lane:
 //
 //   meta   [TokenMeta x 16]                                                              read by the host alone
-//   data   [head 0: K block | V block] [head 1: K block | V block] ...                   read by kernels alone
+//   data   [head 0: K panel | V panel] [head 1: K panel | V panel] ...                   read by kernels alone
 //
-// Every block is padded to 64 bytes. In host memory and on disk the data follows the meta, one piece of page_bytes(); on a
-// card the data lies apart, where only kernels reach. PageView is where the two parts of a page are.
+// A panel is one head's keys, or values, of the page: 16 tokens x D numbers. A head's two take a multiple of 64 bytes;
+// where the second begins, k_panel_of() says. In host memory and on disk the data follows the meta, one piece of
+// page_bytes(); on a card the data lies apart, where only kernels reach. PageView is where the two parts of a page
+// are.
 // Keys are kept before rotation. Two kinds of codecs:
 // - Group codecs (int8, int4): keys with one scale per channel over the page (outlier channels are what keys have), values
-//   with one scale per token. Numbers that share a scale are contiguous: a K block goes channel by channel (16 tokens
-//   each), a V block token by token. That is also the order attention wants: a vector of 16 tokens for the logits, a
+//   with one scale per token. Numbers that share a scale are contiguous: a K panel goes channel by channel (16 tokens
+//   each), a V panel token by token. That is also the order attention wants: a vector of 16 tokens for the logits, a
 //   vector of channels for the output, and no transpose. A page is written whole.
 // - Record codecs (planes, and the exact fp32 and fp16): nothing in a token is shared with its neighbours. One can be
 //   written, moved and given up alone. Packed ones take one mean key a lane off first (key_mean of the ops; ones that are
@@ -20,18 +22,18 @@
 //   kExact                                      decode(encode(x)) is x to the precision a session calls exact
 //   kRecord                                     a token is a record of its own
 //   kHadamard                                   k and v give numbers of the Hadamard basis, before scale and transform
-//   k_bytes(head_dim)  v_bytes(head_dim)        bytes of a block before padding
-//   k(block, head_dim, channel, token)  v(block, head_dim, token, channel)      one decoded number
-//   encode_v(block, head_dim, token, x)         x[head_dim]: the token's values                 (not in Hadamard basis)
-//   encode_k(block, head_dim, channel, x, stride, count)   x[i * stride]: the channel's value of token i < count  (groups)
-//   set_k(block, head_dim, token, x)            x[head_dim]: the token's keys                   (records, not Hadamard)
-//   K, V                                        the two kinds of block, as PlaneBlock has it    (Hadamard)
+//   k_bytes(head_dim)  v_bytes(head_dim)        bytes of a panel before padding
+//   k(panel, head_dim, channel, token)  v(panel, head_dim, token, channel)      one decoded number
+//   encode_v(panel, head_dim, token, x)         x[head_dim]: the token's values                 (not in Hadamard basis)
+//   encode_k(panel, head_dim, channel, x, stride, count)   x[i * stride]: the channel's value of token i < count  (groups)
+//   set_k(panel, head_dim, token, x)            x[head_dim]: the token's keys                   (records, not Hadamard)
+//   K, V                                        the two kinds of panel, as PlanePanel has it    (Hadamard)
 //   pieces(head_dim, visit)                     where a token's bytes lie, as for_pieces() says (records, not exact or Hadamard)
 //
-// Exact codecs lie as fp16 does: K block [D][16], V block [16][D], a number where it stands.
+// Exact codecs lie as fp16 does: K panel [D][16], V panel [16][D], a number where it stands.
 //
 // rows.h makes rows of that for any codec; every backend reads a codec that it has no quicker way for through k and v.
-// Blocks are zero before encoding, and what is not encoded stays zero.
+// Panels are zero before encoding, and what is not encoded stays zero.
 #pragma once
 
 #include <cstddef>
@@ -67,7 +69,7 @@ CodecId codec_from_name(const char* name);
 bool codec_is_exact(CodecId codec);
 // True when a token can be written, moved and given up alone.
 bool codec_is_record(CodecId codec);
-// Bytes of one K or V block of kPageTokens x head_dim; their sum is a multiple of 64.
+// Bytes of one K or V panel of kPageTokens x head_dim, padding counted; their sum is a multiple of 64.
 size_t k_block_bytes(CodecId codec, int head_dim);
 size_t v_block_bytes(CodecId codec, int head_dim);
 // Bytes of a page's data, a multiple of 64; and of a whole page, meta first.

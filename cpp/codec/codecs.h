@@ -25,15 +25,15 @@ MOSAIC_HD inline auto with_codec(CodecId codec, Fn&& fn) {
   return fn(Fp32{});  // not reached: a CodecId is one of the list
 }
 
-// Bytes of a head's K block and V block in a page. A head takes a multiple of 64; the V block of a record codec follows at
+// Bytes of a head's K panel and V panel in a page. A head takes a multiple of 64; the V panel of a record codec follows at
 // a multiple of 32, so that nothing is lost to padding at 64 and 128 channels.
 template <class C>
-MOSAIC_HD inline constexpr size_t k_block_of(int head_dim) {
+MOSAIC_HD inline constexpr size_t k_panel_of(int head_dim) {
   return C::kRecord && !C::kExact ? (C::k_bytes(head_dim) + 31) / 32 * 32 : pad64(C::k_bytes(head_dim));
 }
 template <class C>
 MOSAIC_HD inline constexpr size_t head_bytes_of(int head_dim) {
-  return pad64(k_block_of<C>(head_dim) + C::v_bytes(head_dim));
+  return pad64(k_panel_of<C>(head_dim) + C::v_bytes(head_dim));
 }
 
 }  // namespace mosaic

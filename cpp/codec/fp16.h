@@ -15,20 +15,20 @@ struct Fp16 {
   MOSAIC_HD static size_t k_bytes(int head_dim) { return sizeof(half_t) * kPageTokens * static_cast<size_t>(head_dim); }
   MOSAIC_HD static size_t v_bytes(int head_dim) { return k_bytes(head_dim); }
 
-  MOSAIC_HD static void encode_v(std::byte* block, int head_dim, int token, const float* x) {
-    half_t* to = reinterpret_cast<half_t*>(block) + static_cast<size_t>(token) * head_dim;
+  MOSAIC_HD static void encode_v(std::byte* panel, int head_dim, int token, const float* x) {
+    half_t* to = reinterpret_cast<half_t*>(panel) + static_cast<size_t>(token) * head_dim;
     for (int c = 0; c < head_dim; ++c) to[c] = float_to_half(x[c]);
   }
   // One token's keys: no scale spans the tokens.
-  MOSAIC_HD static void set_k(std::byte* block, int head_dim, int token, const float* x) {
-    half_t* to = reinterpret_cast<half_t*>(block) + token;
+  MOSAIC_HD static void set_k(std::byte* panel, int head_dim, int token, const float* x) {
+    half_t* to = reinterpret_cast<half_t*>(panel) + token;
     for (int c = 0; c < head_dim; ++c) to[c * kPageTokens] = float_to_half(x[c]);
   }
-  MOSAIC_HD static float k(const std::byte* block, int, int channel, int token) {
-    return half_to_float(reinterpret_cast<const half_t*>(block)[channel * kPageTokens + token]);
+  MOSAIC_HD static float k(const std::byte* panel, int, int channel, int token) {
+    return half_to_float(reinterpret_cast<const half_t*>(panel)[channel * kPageTokens + token]);
   }
-  MOSAIC_HD static float v(const std::byte* block, int head_dim, int token, int channel) {
-    return half_to_float(reinterpret_cast<const half_t*>(block)[static_cast<size_t>(token) * head_dim + channel]);
+  MOSAIC_HD static float v(const std::byte* panel, int head_dim, int token, int channel) {
+    return half_to_float(reinterpret_cast<const half_t*>(panel)[static_cast<size_t>(token) * head_dim + channel]);
   }
 };
 

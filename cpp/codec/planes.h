@@ -2,7 +2,7 @@
 // and for every number the nearest of 2^bits levels that suit a normal distribution (Lloyd-Max). The code rises with the
 // number and lies in planes: 5 bits = 2 + 2 + 1, 4 = 2 + 2, 3 = 2 + 1, 2 = 2, highest first. So the first plane alone is a
 // coarse key: its four levels are what the codes under them are on average.
-//   block  plane [16][bytes of a token] ..., scales [16] as half
+//   panel  plane [16][bytes of a token] ..., scales [16] as half
 //   two bits  byte j holds channels j + i x quarter at bit 2i, quarter = ceil(D / 4)      a vector of bytes is four of codes
 //   one bit   byte j holds channels 8j + i at bit i                                       a word of bits is a mask
 // Levels are whole numbers (at most 95 to 114), so a transform of them is exact in 16 bits up to 256 channels and every
@@ -47,9 +47,9 @@ struct PlaneLevels<5> {
   static constexpr int kCoarse = 15, kCoarseFar = 47;
 };
 
-// One block, keys or values, of 16 tokens.
+// One panel, keys or values, of 16 tokens.
 template <int Bits>
-struct PlaneBlock {
+struct PlanePanel {
   using Levels = PlaneLevels<Bits>;
   static constexpr int kBits = Bits;
   static constexpr int kHalf = 1 << (Bits - 1);  // levels of one sign; code kHalf is the least positive one
@@ -69,7 +69,7 @@ struct PlaneBlock {
   }
   MOSAIC_HD static size_t bytes(int d) { return scales_at(d) + kPageTokens * sizeof(half_t); }
 
-  // The token's pieces of a block: piece p of token t is the bytes at offset + t x size.
+  // The token's pieces of a panel: piece p of token t is the bytes at offset + t x size.
   static constexpr int kPieces = kPlanes + 1;
   MOSAIC_HD static void piece(int d, int p, size_t* offset, size_t* size) {
     *offset = p < kPlanes ? static_cast<size_t>(plane_at(d, p)) : scales_at(d);
@@ -96,13 +96,13 @@ struct PlaneBlock {
     return top < 2 ? -size : size;
   }
 
-  MOSAIC_HD static half_t* scales(std::byte* block, int d) { return reinterpret_cast<half_t*>(block + scales_at(d)); }
-  MOSAIC_HD static const half_t* scales(const std::byte* block, int d) {
-    return reinterpret_cast<const half_t*>(block + scales_at(d));
+  MOSAIC_HD static half_t* scales(std::byte* panel, int d) { return reinterpret_cast<half_t*>(panel + scales_at(d)); }
+  MOSAIC_HD static const half_t* scales(const std::byte* panel, int d) {
+    return reinterpret_cast<const half_t*>(panel + scales_at(d));
   }
   // What a transformed row of levels is multiplied with.
-  MOSAIC_HD static float scale(const std::byte* block, int d, int token) {
-    return half_to_float(scales(block, d)[token]) * (hadamard_scale(d) / kScaleUnit);
+  MOSAIC_HD static float scale(const std::byte* panel, int d, int token) {
+    return half_to_float(scales(panel, d)[token]) * (hadamard_scale(d) / kScaleUnit);
   }
   // The scale of a row whose transform has product `ry` with its levels, which have the square sum `yy`.
   MOSAIC_HD static half_t scale_of(float ry, float yy, int d) {
@@ -121,10 +121,10 @@ struct PlaneBlock {
     }
     return static_cast<uint8_t>(byte);
   }
-  MOSAIC_HD static int code_at(const std::byte* block, int d, int token, int channel) {
+  MOSAIC_HD static int code_at(const std::byte* panel, int d, int token, int channel) {
     int code = 0;
     for (int p = 0; p < kPlanes; ++p) {
-      const auto* const row = reinterpret_cast<const uint8_t*>(block) + plane_at(d, p) + token * plane_bytes(d, p);
+      const auto* const row = reinterpret_cast<const uint8_t*>(panel) + plane_at(d, p) + token * plane_bytes(d, p);
       const int part = channel / quarter(d);
       const int found =
           plane_bits(p) == 2 ? row[channel - part * quarter(d)] >> 2 * part & 3 : row[channel / 8] >> channel % 8 & 1;
@@ -139,15 +139,15 @@ struct Planes {
   static constexpr bool kExact = false;
   static constexpr bool kRecord = true;
   static constexpr bool kHadamard = true;
-  using K = PlaneBlock<KeyBits>;
-  using V = PlaneBlock<ValueBits>;
+  using K = PlanePanel<KeyBits>;
+  using V = PlanePanel<ValueBits>;
   MOSAIC_HD static size_t k_bytes(int head_dim) { return K::bytes(head_dim); }
   MOSAIC_HD static size_t v_bytes(int head_dim) { return V::bytes(head_dim); }
-  MOSAIC_HD static float k(const std::byte* block, int head_dim, int channel, int token) {
-    return static_cast<float>(K::level(K::code_at(block, head_dim, token, channel)));
+  MOSAIC_HD static float k(const std::byte* panel, int head_dim, int channel, int token) {
+    return static_cast<float>(K::level(K::code_at(panel, head_dim, token, channel)));
   }
-  MOSAIC_HD static float v(const std::byte* block, int head_dim, int token, int channel) {
-    return static_cast<float>(V::level(V::code_at(block, head_dim, token, channel)));
+  MOSAIC_HD static float v(const std::byte* panel, int head_dim, int token, int channel) {
+    return static_cast<float>(V::level(V::code_at(panel, head_dim, token, channel)));
   }
 };
 

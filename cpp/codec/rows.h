@@ -19,9 +19,9 @@ inline float join_strands(float* strand) {
   return strand[0];
 }
 
-// Writes x - mean (mean null: zero) as token `token` of a block of a record codec in the Hadamard basis.
-template <class Block>
-inline void encode_record(std::byte* block, int d, int token, const float* x, const float* mean) {
+// Writes x - mean (mean null: zero) as token `token` of a panel of a record codec in the Hadamard basis.
+template <class Panel>
+inline void encode_record(std::byte* panel, int d, int token, const float* x, const float* mean) {
   float r[kMostRecordHead];
   uint8_t codes[kMostRecordHead];
   for (int c = 0; c < d; ++c) r[c] = coded_number(mean != nullptr ? x[c] - mean[c] : x[c]) * hadamard_sign(c);
@@ -30,34 +30,34 @@ inline void encode_record(std::byte* block, int d, int token, const float* x, co
   for (int c = 0; c < d; ++c) rr[c % kStrands] += r[c] * r[c];
   const float square = join_strands(rr);
   // A row of nothing, or too small to be squared, has the codes of zeros and no scale.
-  const float inverse = square > 0 ? Block::kUnit / std::sqrt(square / static_cast<float>(d)) : 0.0f;
+  const float inverse = square > 0 ? Panel::kUnit / std::sqrt(square / static_cast<float>(d)) : 0.0f;
   for (int c = 0; c < d; ++c) {
-    const int code = Block::code(r[c] * inverse);
-    const auto level = static_cast<float>(Block::level(code));
+    const int code = Panel::code(r[c] * inverse);
+    const auto level = static_cast<float>(Panel::level(code));
     codes[c] = static_cast<uint8_t>(code);
     ry[c % kStrands] += r[c] * level;
     yy[c % kStrands] += level * level;
   }
-  Block::scales(block, d)[token] = Block::scale_of(join_strands(ry), join_strands(yy), d);
-  for (int p = 0; p < Block::kPlanes; ++p) {
-    const int bytes = Block::plane_bytes(d, p);
-    auto* const to = reinterpret_cast<uint8_t*>(block) + Block::plane_at(d, p) + token * bytes;
-    for (int j = 0; j < bytes; ++j) to[j] = Block::plane_byte(codes, d, p, j);
+  Panel::scales(panel, d)[token] = Panel::scale_of(join_strands(ry), join_strands(yy), d);
+  for (int p = 0; p < Panel::kPlanes; ++p) {
+    const int bytes = Panel::plane_bytes(d, p);
+    auto* const to = reinterpret_cast<uint8_t*>(panel) + Panel::plane_at(d, p) + token * bytes;
+    for (int j = 0; j < bytes; ++j) to[j] = Panel::plane_byte(codes, d, p, j);
   }
 }
 
-// Token `at` of a head's blocks, of a codec whose tokens are records. mean [head_dim], or null, is that of the keys. v null:
+// Token `at` of a head's panels, of a codec whose tokens are records. mean [head_dim], or null, is that of the keys. v null:
 // the keys alone.
 template <class C>
-inline void set_row(std::byte* k_block, std::byte* v_block, int d, int at, const float* k, const float* v,
+inline void set_row(std::byte* k_panel, std::byte* v_panel, int d, int at, const float* k, const float* v,
                     const float* mean) {
   static_assert(C::kRecord);
   if constexpr (C::kHadamard) {
-    encode_record<typename C::K>(k_block, d, at, k, mean);
-    if (v != nullptr) encode_record<typename C::V>(v_block, d, at, v, nullptr);
+    encode_record<typename C::K>(k_panel, d, at, k, mean);
+    if (v != nullptr) encode_record<typename C::V>(v_panel, d, at, v, nullptr);
   } else {
-    C::set_k(k_block, d, at, k);
-    if (v != nullptr) C::encode_v(v_block, d, at, v);
+    C::set_k(k_panel, d, at, k);
+    if (v != nullptr) C::encode_v(v_panel, d, at, v);
   }
 }
 
@@ -71,36 +71,36 @@ inline void leave_hadamard(float* x, int d, float scale, const float* mean) {
 }
 
 template <class C>
-inline void get_k_row(const std::byte* block, int d, int token, const float* mean, float* to) {
-  for (int c = 0; c < d; ++c) to[c] = C::k(block, d, c, token);
-  if constexpr (C::kHadamard) leave_hadamard(to, d, C::K::scale(block, d, token), mean);
+inline void get_k_row(const std::byte* panel, int d, int token, const float* mean, float* to) {
+  for (int c = 0; c < d; ++c) to[c] = C::k(panel, d, c, token);
+  if constexpr (C::kHadamard) leave_hadamard(to, d, C::K::scale(panel, d, token), mean);
 }
 template <class C>
-inline void get_v_row(const std::byte* block, int d, int token, float* to) {
-  for (int c = 0; c < d; ++c) to[c] = C::v(block, d, token, c);
-  if constexpr (C::kHadamard) leave_hadamard(to, d, C::V::scale(block, d, token), nullptr);
+inline void get_v_row(const std::byte* panel, int d, int token, float* to) {
+  for (int c = 0; c < d; ++c) to[c] = C::v(panel, d, token, c);
+  if constexpr (C::kHadamard) leave_hadamard(to, d, C::V::scale(panel, d, token), nullptr);
 }
 
-// The bytes that are one token's in a head's blocks of a record codec: visit(offset, size) for pieces that lie at
+// The bytes that are one token's in a head's panels of a record codec: visit(offset, size) for pieces that lie at
 // offset + token x size.
 template <class C, class Visit>
 MOSAIC_HD inline void for_pieces(int d, Visit&& visit) {
   static_assert(C::kRecord);
-  const size_t v_block = k_block_of<C>(d);
+  const size_t v_panel = k_panel_of<C>(d);
   if constexpr (C::kHadamard) {
     size_t offset, size;
     for (int p = 0; p < C::K::kPieces; ++p) C::K::piece(d, p, &offset, &size), visit(offset, size);
-    for (int p = 0; p < C::V::kPieces; ++p) C::V::piece(d, p, &offset, &size), visit(v_block + offset, size);
+    for (int p = 0; p < C::V::kPieces; ++p) C::V::piece(d, p, &offset, &size), visit(v_panel + offset, size);
   } else if constexpr (!C::kExact) {
     C::pieces(d, visit);
   } else {  // a channel's tokens lie in a row, then a token's values
     const size_t number = C::k_bytes(1) / kPageTokens;
     for (int c = 0; c < d; ++c) visit(static_cast<size_t>(c) * kPageTokens * number, number);
-    visit(v_block, static_cast<size_t>(d) * number);
+    visit(v_panel, static_cast<size_t>(d) * number);
   }
 }
 
-// Token `from_at` of a head's blocks to token `to_at` of another head's, bit for bit.
+// Token `from_at` of a head's panels to token `to_at` of another head's, bit for bit.
 template <class C>
 inline void copy_row(const std::byte* from, int from_at, std::byte* to, int to_at, int d) {
   for_pieces<C>(d, [&](size_t offset, size_t size) {

@@ -33,7 +33,7 @@ MOSAIC_HD inline int highest_bit(unsigned rows) {
 }
 inline constexpr int pages_for(int tokens) { return (tokens + kPageTokens - 1) / kPageTokens; }
 
-// h and w of a token of text: it has no place in a grid, and under M-RoPE it stands at its position on every axis.
+// h and w of a token of text: it stands in no grid, and under M-RoPE it stands at its position on every axis.
 inline constexpr uint16_t kText = 0xffff;
 
 // Where a token comes from. `position` is its original index in the sequence (the temporal index for M-RoPE), never

@@ -97,7 +97,7 @@ class CopyEngine {
   std::condition_variable finished_;  // wait() and drain()
   int head_ = 0;
   int queued_ = 0;
-  uint64_t submitted_ = 0;  // requests so far; the thread takes them in order, so a count is also a place in the queue
+  uint64_t submitted_ = 0;  // requests so far; the thread takes them in order, so a count is also an index in the queue
   uint64_t completed_ = 0;
   bool stop_ = false;
   CopyStats stats_;

@@ -212,8 +212,8 @@ Status SpillFile::count_failure(int error) {
 
 void SpillFile::transfer(Direction direction, SlotId first, int n, std::byte* const* buffers, Status* status) {
   const size_t stride = stride_of(slot_bytes_);
-  std::byte padding[kBlock] =
-      {};  // written after each slot that does not fill its blocks; what is read there is dropped
+  std::byte padding[kSector] =
+      {};  // written after each slot that does not fill its sectors; what is read there is dropped
   uint32_t fresh[kMaxRun];
   if (direction == Direction::out) {
     for (int i = 0; i < n; ++i) {

@@ -51,9 +51,9 @@ struct SpillCounters {
 
 class SpillFile {
  public:
-  static constexpr size_t kBlock = 512;  // slots start at multiples of it in the file
-  static constexpr int kMaxRun = 32;     // slots moved by one system call
-  static constexpr size_t stride_of(size_t slot_bytes) { return (slot_bytes + kBlock - 1) / kBlock * kBlock; }
+  static constexpr size_t kSector = 512;  // slots start at multiples of it in the file
+  static constexpr int kMaxRun = 32;      // slots moved by one system call
+  static constexpr size_t stride_of(size_t slot_bytes) { return (slot_bytes + kSector - 1) / kSector * kSector; }
   // DRAM the file needs for its checksums and its free list.
   static constexpr size_t bytes_for(int slots) {
     return words(slots) * sizeof(uint64_t) + static_cast<size_t>(slots) * sizeof(uint32_t);

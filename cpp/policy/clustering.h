@@ -2,7 +2,7 @@
 // token, and the closest pair of clusters when a row is needed. One object keeps what it knows of every lane.
 //
 // The closest pair is found without comparing all pairs. Every cluster remembers its nearest other one and the version it
-// had then; one that took a token or merged since is looked up anew, in blocks through Ops::assign. So the closest pair
+// had then; one that took a token or merged since is looked up anew, in chunks through Ops::assign. So the closest pair
 // is always known by the one of the two that changed last, and what a merge costs grows with the clusters, not with
 // their square. Where scenes count, tokens join and clusters merge inside one scene, and across scenes only when no scene
 // has two clusters left. Equal input gives equal pairs.
@@ -14,16 +14,16 @@ namespace mosaic {
 
 class Clustering {
  public:
-  // reach: the distance (squared, between unit vectors) within which a token joins, until merging raises it.
+  // radius: the distance (squared, between unit vectors) within which a token joins, until merging raises it.
   // scenes: what is compared is of one scene.
-  void bind(const StoreShape& shape, Region& region, float reach, bool scenes = false);
+  void bind(const StoreShape& shape, Region& region, float radius, bool scenes = false);
 
   // Within it a token may join a cluster of the lane. It rises to the distance of what had to merge (BIRCH's threshold),
   // so that the grain of the clusters follows their number.
-  float reach(int lane) const { return reach_[lane]; }
-  // out: the nearest cluster of each token if it lies within reach, else kOpen. distance (may be null): to the nearest,
+  float radius(int lane) const { return radius_[lane]; }
+  // out: the nearest cluster of each token if it lies within the radius, else kOpen. distance (may be null): to the nearest,
   // +inf where there is none.
-  void label(const ClusterStore& store, const AdmitBlock& block, Placement* out, float* distance = nullptr);
+  void label(const ClusterStore& store, const AdmitBatch& batch, Placement* out, float* distance = nullptr);
   // Evictions that merge the closest pairs of the lane, disjoint, closest first, the larger of two keeping its row. At least
   // one while two clusters live.
   // Where there are many clusters some merge ahead of need, so that what a look-up costs is shared.
@@ -39,19 +39,19 @@ class Clustering {
   Near* near_of(int lane) const { return near_ + static_cast<size_t>(lane) * clusters_; }
   // Looks up clusters that changed, `most` at most, among those of their scene or among all.
   void look_up(const ClusterStore& store, int lane, bool inside, int most);
-  void look_up_block(const ClusterStore& store, int lane, bool inside, int n);
+  void look_up_chunk(const ClusterStore& store, int lane, bool inside, int n);
   int pair_up(const ClusterStore& store, int lane, bool inside, Eviction* out, int capacity);
   void forget(const ClusterStore& store, int lane);
 
-  float* reach_ = nullptr;    // [lanes]
+  float* radius_ = nullptr;   // [lanes]
   Near* near_ = nullptr;      // [lanes, clusters]
   int32_t* rows_ = nullptr;   // [clusters]
   uint8_t* taken_ = nullptr;  // [clusters]
-  int32_t* best_ = nullptr;   // [tokens of a block, at least kBlock]
+  int32_t* best_ = nullptr;   // [tokens of a batch, at least kChunk]
   float* similarity_ = nullptr;
-  float* k_ = nullptr;  // [kBlock, row]
+  float* k_ = nullptr;  // [kChunk, row]
   float* v_ = nullptr;
-  ClusterId* block_ = nullptr;  // [kBlock] clusters being looked up
+  ClusterId* chunk_ = nullptr;  // [kChunk] clusters being looked up
   size_t clusters_ = 0;
   bool scenes_ = false;
 };

@@ -35,7 +35,7 @@ class Edge final : public Policy, public Retention {
   const char* name() const override { return "edge"; }
   PolicyNeeds needs() const override { return {.group = {.records = true}, .share = {.index = 0.2}}; }
   Retention* retention() override { return this; }
-  void admit(const ClusterStore&, const AdmitBlock&, Placement*) override {}
+  void admit(const ClusterStore&, const AdmitBatch&, Placement*) override {}
   int evict(const ClusterStore&, const Need&, Eviction*, int) override { return 0; }
 
   int listen_frames() const override { return s_.listen; }

@@ -1,7 +1,7 @@
 // edge, unit="summaries": Mosaic's nested clusters taken to their end, for a hard cap: many fine clusters of tokens in normalised
 // [key; value] space, without scenes above them, whose summaries (mean key, mean value, + log count) are the memory.
-//   admit    a token joins the nearest cluster within reach, else opens one; at capacity the closest pair merges, one
-//            pair at a time, and the reach rises to their distance. What is alike costs one row however often it comes;
+//   admit    a token joins the nearest cluster within the radius, else opens one; at capacity the closest pair merges, one
+//            pair at a time, and the radius rises to their distance. What is alike costs one row however often it comes;
 //            what is rare keeps a row of its own.
 //   select   clusters by attention mass per head and question token over their summaries; only the best are attended,
 //            so that a long stream neither dilutes the answer nor delays it.
@@ -29,7 +29,7 @@ struct SummarySettings {
   float share = 0.9f;      // of the bytes for summaries, where members are kept
   int frames = 6;          // summaries attended for a question, the best, in frames' worth of tokens; 0: all
   float value_weight = 1;  // of values beside keys in the metric; 0: keys alone
-  float reach = 0.02f;     // where the joining distance starts
+  float radius = 0.02f;    // where the joining distance starts
   ScoreMode score = ScoreMode::kMass;
 };
 
@@ -51,14 +51,14 @@ class EdgeOfSummaries final : public Policy {
     return needs;
   }
 
-  void bind(const StoreShape& shape, Region& region) override { clustering_.bind(shape, region, s_.reach); }
+  void bind(const StoreShape& shape, Region& region) override { clustering_.bind(shape, region, s_.radius); }
 
-  void admit(const ClusterStore& store, const AdmitBlock& block, Placement* out) override {
-    clustering_.label(store, block, out);
+  void admit(const ClusterStore& store, const AdmitBatch& batch, Placement* out) override {
+    clustering_.label(store, batch, out);
     if (store.shape().max_members > 0) return;
-    for (int i = 0; i < block.tokens.n; ++i) out[i].keep = false;
+    for (int i = 0; i < batch.tokens.n; ++i) out[i].keep = false;
   }
-  float reach(int lane) const override { return clustering_.reach(lane); }
+  float radius(int lane) const override { return clustering_.radius(lane); }
 
   void select(const ClusterStore& store, const SelectQuery& query, const SelectScratch& scratch,
               SelectResult* result) override {
@@ -112,7 +112,7 @@ std::unique_ptr<Policy> make_edge_of_summaries(const PolicySettings& settings) {
       .number("share", &s.share, 0.01, 0.99)
       .number("frames", &s.frames, 0, 1 << 10)
       .number("value_weight", &s.value_weight, 0, 100)
-      .number("reach", &s.reach, 0, 4)
+      .number("radius", &s.radius, 0, 4)
       .finish();
   s.members = static_cast<Members>(members);
   return std::make_unique<EdgeOfSummaries>(s);

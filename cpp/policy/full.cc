@@ -9,7 +9,7 @@ class Full final : public Policy {
  public:
   const char* name() const override { return "full"; }
   PolicyNeeds needs() const override { return {.share = {.refuses = true}}; }
-  void admit(const ClusterStore&, const AdmitBlock&, Placement* out) override { out[0] = {}; }
+  void admit(const ClusterStore&, const AdmitBatch&, Placement* out) override { out[0] = {}; }
   int evict(const ClusterStore&, const Need&, Eviction*, int) override { return 0; }
 };
 

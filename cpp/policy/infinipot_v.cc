@@ -51,27 +51,27 @@ class InfiniPotV final : public Policy {
     for (const TierSpec& tier : shape.tiers) slots += tier.medium == Medium::disk ? 0 : tier.slots;
     const Size each = slots / shape.lanes, row = shape.page.row();
     full_ = (each * kPageTokens).to_int("tokens of a pot");
-    // A block more than its share.
-    lane_tokens_ = ((each + pages_for(shape.max_run) + 1) * kPageTokens).to_int("tokens of a pot and a block");
+    // A batch more than its share.
+    lane_tokens_ = ((each + pages_for(shape.max_run) + 1) * kPageTokens).to_int("tokens of a pot and a batch");
     cells_ = (Size(shape.max_run) * 2).to_int("cells of a grid");  // the box of a frame whose last row is not full
-    const Size places = Size(cells_) + 1;
+    const Size cells = Size(cells_) + 1;
     keep_ = region.take<uint8_t>("policy", Size(slots) * kPageTokens);
     score_ = region.take<float>("policy", lane_tokens_);
     norm_ = region.take<float>("policy", lane_tokens_);
     cell_ = region.take<int32_t>("policy", lane_tokens_);
     frame_ = region.take<int32_t>("policy", lane_tokens_);
     order_ = region.take<int32_t>("policy", lane_tokens_);
-    recent_sum_ = region.take<float>("policy", places * row);
-    recent_count_ = region.take<int32_t>("policy", places);
-    near_count_ = region.take<int32_t>("policy", places);
-    near_sum_ = region.take<double>("policy", places);
+    recent_sum_ = region.take<float>("policy", cells * row);
+    recent_count_ = region.take<int32_t>("policy", cells);
+    near_count_ = region.take<int32_t>("policy", cells);
+    near_sum_ = region.take<double>("policy", cells);
     k_ = region.take<float>("policy", row * kPageTokens);
     v_ = region.take<float>("policy", row * kPageTokens);
   }
 
-  void admit(const ClusterStore& store, const AdmitBlock& block, Placement* out) override {
-    const auto live = store.index(block.lane).live();
-    for (int i = 0; i < block.tokens.n; ++i) {
+  void admit(const ClusterStore& store, const AdmitBatch& batch, Placement* out) override {
+    const auto live = store.index(batch.lane).live();
+    for (int i = 0; i < batch.tokens.n; ++i) {
       out[i] = {};
       if (live.empty()) {
         out[i].together = 0;
@@ -79,14 +79,14 @@ class InfiniPotV final : public Policy {
         out[i].cluster = live[0];
       }
     }
-    block_tokens_ = block.tokens.n;
+    batch_tokens_ = batch.tokens.n;
     seen_ = store.account().seen;
   }
 
   int evict(const ClusterStore& store, const Need& need, Eviction* out, int capacity) override {
     if (need.kind == Need::Kind::kHotSlots) return demote_one(store, need.lane, out, capacity);
     if (need.kind != Need::Kind::kSlots) return 0;
-    // All pots are compressed at once, and lanes that this block has not reached make room for it too: with the block in,
+    // All pots are compressed at once, and lanes that this batch has not come to make room for it too: with the batch in,
     // they are as long as the others, so no lane ever holds more than its share.
     const int lanes = store.shape().lanes;
     uint8_t* keep = keep_;
@@ -97,7 +97,7 @@ class InfiniPotV final : public Policy {
       const ClusterId pot = store.index(lane).live()[0];
       const int members = store.index(lane)[pot].paged;
       const int filed = lane == need.lane ? static_cast<int>(store.account().seen - seen_) : 0;
-      const int coming = lane < need.lane ? 0 : block_tokens_ - filed;
+      const int coming = lane < need.lane ? 0 : batch_tokens_ - filed;
       const int target = std::max(0, static_cast<int>(s_.keep * full_) - coming);
       if (members <= target) continue;
       choose(store, lane, pot, members, target, filed > 0 && coming > 0, keep);
@@ -133,9 +133,9 @@ class InfiniPotV final : public Policy {
       for (int64_t i = 0; i < members; ++i) keep[i] = (i + 1) * target / members > i * target / members;
       return;
     }
-    // Lanes take the same tokens, so none is a block longer than its share. Were one, its oldest would go unseen.
+    // Lanes take the same tokens, so none is a batch longer than its share. Were one, its oldest would go unseen.
     const int skip = std::max(0, members - lane_tokens_);
-    const int n = members - skip, first = place(store, lane, pot, skip, n, cut);
+    const int n = members - skip, first = lay_on_grid(store, lane, pot, skip, n, cut);
     keep += skip;
     read(store, lane, pot, skip, n, first);
     if (s_.pool) pool(n);
@@ -164,7 +164,7 @@ class InfiniPotV final : public Policy {
   }
 
   // Frame and cell of the grid of every member; returns where the newest frames begin.
-  int place(const ClusterStore& store, int lane, ClusterId pot, int skip, int n, bool cut) {
+  int lay_on_grid(const ClusterStore& store, int lane, ClusterId pot, int skip, int n, bool cut) {
     int low_h = 1 << 16, high_h = -1, low_w = 1 << 16, high_w = -1;
     int at = -skip, newest = 0;  // where the last frame begins
     TokenMeta last{};            // the last one with a place in the grid, if this frame has had any
@@ -294,7 +294,7 @@ class InfiniPotV final : public Policy {
   int lane_tokens_ = 0;  // most members that are scored
   int cells_ = 0;        // of the grid
   int rows_ = 0, columns_ = 0;
-  int block_tokens_ = 0;     // of the block that is being admitted
+  int batch_tokens_ = 0;     // of the batch that is being admitted
   int64_t seen_ = 0;         // tokens the store had seen before this lane's part of it
   uint8_t* keep_ = nullptr;  // [members of all lanes]
   float* score_ = nullptr;   // [lane tokens] TaR

@@ -1,4 +1,4 @@
-// Where tokens go: what mosaic admits, how far a cluster reaches and when it is cut; and its settings.
+// Where tokens go: what mosaic admits, how far a cluster goes and when it is cut; and its settings.
 #include "policy/mosaic.h"
 
 #include <algorithm>
@@ -14,8 +14,8 @@ PolicyNeeds Mosaic::needs() const {
 }
 
 void Mosaic::bind(const StoreShape& shape, Region& region) {
-  const float reach = s_.tau == Tau::kAdaptive ? s_.reach : std::numeric_limits<float>::infinity();
-  if (!fills()) clustering_.bind(shape, region, reach, has_scenes());
+  const float radius = s_.tau == Tau::kAdaptive ? s_.radius : std::numeric_limits<float>::infinity();
+  if (!fills()) clustering_.bind(shape, region, radius, has_scenes());
   scenes_ = static_cast<size_t>(std::max(shape.scenes, 1));
   rows_ = region.take<int32_t>("policy", std::max(shape.index.capacity, 1));
   scene_score_ = region.take<float>("policy", scenes_);
@@ -37,42 +37,42 @@ SceneId Mosaic::scene(const ClusterStore& store, const float* embedding) {
                                                                                                          : kNone;
 }
 
-void Mosaic::admit(const ClusterStore& store, const AdmitBlock& block, Placement* out) {
+void Mosaic::admit(const ClusterStore& store, const AdmitBatch& batch, Placement* out) {
   if (fills()) {
-    place_in_order(store, block, out);
+    label_in_order(store, batch, out);
   } else if (s_.by_frame) {
-    place_frame(store, block, out);
+    label_frame(store, batch, out);
   } else {
-    place_tokens(store, block, out);
+    label_tokens(store, batch, out);
   }
 }
 
-void Mosaic::place_tokens(const ClusterStore& store, const AdmitBlock& block, Placement* out) {
-  clustering_.label(store, block, out, distance_);
+void Mosaic::label_tokens(const ClusterStore& store, const AdmitBatch& batch, Placement* out) {
+  clustering_.label(store, batch, out, distance_);
   const bool pressed = store.free_slots() * 8 < dram_slots_ && !store.can_spill();
-  const float reach = this->reach(block.lane);
-  const auto row = static_cast<size_t>(store.index(block.lane).dim());
-  for (int i = 0; i < block.tokens.n; ++i) {
+  const float radius = this->radius(batch.lane);
+  const auto row = static_cast<size_t>(store.index(batch.lane).dim());
+  for (int i = 0; i < batch.tokens.n; ++i) {
     const auto at = static_cast<size_t>(i);
     const ClusterId best = out[i].cluster;
     if (best == Placement::kOpen) continue;
     if (s_.tau == Tau::kQuantile)
-      observe(block.lane, store.variance_with(block.lane, best, block.tokens.k + at * row, block.tokens.v + at * row));
-    out[i].keep = !(pressed && distance_[at] <= s_.thin * reach);
+      observe(batch.lane, store.variance_with(batch.lane, best, batch.tokens.k + at * row, batch.tokens.v + at * row));
+    out[i].keep = !(pressed && distance_[at] <= s_.thin * radius);
   }
 }
 
 // The frame's mean key (and value) chooses, all its tokens follow. The store's variance is over tokens, so no cluster is
-// cut: a frame joins within the reach, or while tau allows, and where the cluster has room for all of it.
-void Mosaic::place_frame(const ClusterStore& store, const AdmitBlock& block, Placement* out) {
-  const ClusterIndex& index = store.index(block.lane);
+// cut: a frame joins within the radius, or while tau allows, and where the cluster has room for all of it.
+void Mosaic::label_frame(const ClusterStore& store, const AdmitBatch& batch, Placement* out) {
+  const ClusterIndex& index = store.index(batch.lane);
   const auto row = static_cast<size_t>(index.dim());
-  const auto n = static_cast<size_t>(block.tokens.n);
+  const auto n = static_cast<size_t>(batch.tokens.n);
   for (size_t e = 0; e < row; ++e) {
     double k = 0, v = 0;
     for (size_t i = 0; i < n; ++i) {
-      k += block.tokens.k[i * row + e];
-      v += block.tokens.v[i * row + e];
+      k += batch.tokens.k[i * row + e];
+      v += batch.tokens.v[i * row + e];
     }
     mean_k_[e] = static_cast<float>(k / static_cast<double>(n));
     mean_v_[e] = static_cast<float>(v / static_cast<double>(n));
@@ -87,15 +87,15 @@ void Mosaic::place_frame(const ClusterStore& store, const AdmitBlock& block, Pla
   args.best = &best;
   args.similarity = &similarity;
   for (const ClusterId c : index.live())
-    if (index[c].scene == block.scene && index.count(c) + block.tokens.n <= store.shape().max_members)
+    if (index[c].scene == batch.scene && index.count(c) + batch.tokens.n <= store.shape().max_members)
       rows_[args.n_rows++] = c;
   store.ops().assign(args);
   const float distance = 2 - 2 * similarity;
   bool joins = best != kNone;
-  if (joins && s_.tau == Tau::kQuantile) observe(block.lane, distance);
+  if (joins && s_.tau == Tau::kQuantile) observe(batch.lane, distance);
   if (joins)
     joins = distance <=
-            (s_.tau == Tau::kAdaptive ? reach(block.lane) : tau(block.lane, index.count(best) / block.tokens.n));
+            (s_.tau == Tau::kAdaptive ? radius(batch.lane) : tau(batch.lane, index.count(best) / batch.tokens.n));
   for (size_t i = 0; i < n; ++i) {
     out[i] = {};
     out[i].cluster = joins ? best : Placement::kOpen;
@@ -104,15 +104,15 @@ void Mosaic::place_frame(const ClusterStore& store, const AdmitBlock& block, Pla
 }
 
 // The newest unit of the scene (of the stream) is filled, then the next one is opened; a frame is never divided.
-void Mosaic::place_in_order(const ClusterStore& store, const AdmitBlock& block, Placement* out) {
-  const ClusterIndex& index = store.index(block.lane);
+void Mosaic::label_in_order(const ClusterStore& store, const AdmitBatch& batch, Placement* out) {
+  const ClusterIndex& index = store.index(batch.lane);
   ClusterId newest = kNone;
-  const int n = index.of_scene(block.scene, rows_);
+  const int n = index.of_scene(batch.scene, rows_);
   for (int i = 0; i < n; ++i)
     if (newest == kNone || index[rows_[i]].touched > index[newest].touched) newest = rows_[i];
-  const bool fits = newest != kNone && index.count(newest) + block.tokens.n <= store.shape().max_members &&
+  const bool fits = newest != kNone && index.count(newest) + batch.tokens.n <= store.shape().max_members &&
                     (index[newest].paged == index.count(newest) || index.count(newest) == 1);
-  for (int i = 0; i < block.tokens.n; ++i) {
+  for (int i = 0; i < batch.tokens.n; ++i) {
     out[i] = {};
     out[i].cluster = fits ? newest : Placement::kOpen;
     out[i].together = 0;
@@ -124,8 +124,8 @@ void Mosaic::observe(int lane, float variance) {
   observed_[lane].high.add(static_cast<double>(variance));
 }
 
-float Mosaic::reach(int lane) const {
-  return s_.tau == Tau::kAdaptive && !fills() ? clustering_.reach(lane) : std::numeric_limits<float>::infinity();
+float Mosaic::radius(int lane) const {
+  return s_.tau == Tau::kAdaptive && !fills() ? clustering_.radius(lane) : std::numeric_limits<float>::infinity();
 }
 
 float Mosaic::tau(int lane, int count) const {
@@ -140,7 +140,7 @@ float Mosaic::tau(int lane, int count) const {
 float Mosaic::tolerance(int lane, int count) const {
   if (fills() || s_.by_frame) return std::numeric_limits<float>::infinity();
   const float allowed = tau(lane, count);
-  return s_.tau == Tau::kAdaptive ? allowed * 2 * clustering_.reach(lane) : allowed;
+  return s_.tau == Tau::kAdaptive ? allowed * 2 * clustering_.radius(lane) : allowed;
 }
 
 std::unique_ptr<Policy> make_mosaic(const PolicySettings& settings) {
@@ -173,7 +173,7 @@ std::unique_ptr<Policy> make_mosaic(const PolicySettings& settings) {
       .number("tau_max", &s.tau_max, 0, quantiles ? 1 : 4)
       .number("tau_min", &s.tau_min, 0, quantiles ? 1 : 4)
       .number("n0", &s.n0, 1e-3, 1e9)
-      .number("reach", &s.reach, 0, 4)
+      .number("radius", &s.radius, 0, 4)
       .number("scene_tau", &s.scene_tau, 0, 4)
       .number("value_weight", &s.value_weight, 0, 100)
       .number("read_scenes", &s.read_scenes, 0, 1e6)

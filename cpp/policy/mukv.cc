@@ -1,18 +1,18 @@
 // mukv: three granularities and two signals, after MuKV (arXiv 2605.22269). The frames of a segment
-// leave the window together and are cut into blocks of three kinds: patch (a square of a frame's grid), frame, segment.
-// A block keeps the share of its tokens that signal the most: attention received (column sums over the window) and
-// high-frequency energy of the keys along the segment's tokens, each min-max normalised within the block and weighed.
-// A question reads blocks of all three kinds (mukv_search.h).
+// leave the window together and are cut into units of three kinds: patch (a square of a frame's grid), frame, segment.
+// A unit keeps the share of its tokens that signal the most: attention received (column sums over the window) and
+// high-frequency energy of the keys along the segment's tokens, each min-max normalised within the unit and weighed.
+// A question reads units of all three kinds (mukv_search.h).
 //
 // The paper stores a token once for each granularity that keeps it, and has no cap. Here a token is stored ONCE:
 //   patch    the best share of each super-patch
 //   frame    the best share of the frame, less what its patches hold
 //   segment  the best share of the segment, less what its frames and patches hold
-// and reading is nested - a frame block reads its patches too, a segment block its frames and their patches - so every
-// block reads at least what the paper's would, nothing is attended twice, and bytes are not tripled. A block stands for
-// retrieval by the mean key of all that reading it reads. What is in no block is dropped. No means are attended.
+// and reading is nested - a frame unit reads its patches too, a segment unit its frames and their patches - so every
+// unit reads at least what the paper's would, nothing is attended twice, and bytes are not tripled. A unit stands for
+// retrieval by the mean key of all that reading it reads. What is in no unit is dropped. No means are attended.
 // Under pressure: denser codec > disk > the oldest segments' own tokens > the oldest frames' > the oldest patches'. When
-// the index is full, all blocks of the oldest segment go.
+// the index is full, all units of the oldest segment go.
 #include <algorithm>
 #include <cmath>
 
@@ -29,7 +29,7 @@ enum class Signal : int { kBoth, kAttention, kFrequency, kRandom };
 struct MukvSettings {
   int segment = 4;  // frames
   int patch = 0;    // side of a super-patch in tokens; 0: half the frame's, or all of a small one's
-  std::array<double, kKinds> share{0.1, 0.1, 0.8};      // of a block's tokens that are kept, at least one
+  std::array<double, kKinds> share{0.1, 0.1, 0.8};      // of a unit's tokens that are kept, at least one
   std::array<double, kKinds> attention{0.5, 0.7, 0.8};  // weight of attention received, the rest is the energy's
   Signal signal = Signal::kBoth;
   SearchSettings search;
@@ -56,7 +56,7 @@ class Mukv final : public Policy {
     needs.group.attention_received = s_.signal == Signal::kBoth || s_.signal == Signal::kAttention;
     needs.means = PolicyNeeds::Means::kScored;
     needs.read.of = PolicyNeeds::Reading::Of::kChosenOnHost;
-    needs.read.frames = 42;                           // the paper's 64 blocks are about 8,300 tokens of 196 a frame
+    needs.read.frames = 42;                           // the paper's 64 units are about 8,300 tokens of 196 a frame
     needs.share.least_clusters = s_.segment * 5 + 1;  // a segment, of four super-patches a frame
     needs.share.index = kIndexShare;
     return needs;
@@ -67,20 +67,20 @@ class Mukv final : public Policy {
     search_.bind(shape, region);
     attention_ = region.take<float>("policy", n);
     energy_ = region.take<float>("policy", n);
-    block_ = region.take<int32_t>("policy", n);
+    unit_ = region.take<int32_t>("policy", n);
     frame_of_ = region.take<int32_t>("policy", n);
     rank_ = region.take<Rank>("policy", n);
   }
 
-  void admit(const ClusterStore& store, const AdmitBlock& block, Placement* out) override {
-    read_signals(store, block);
-    const int n = block.tokens.n;
-    const TokenMeta* const meta = block.tokens.meta;
+  void admit(const ClusterStore& store, const AdmitBatch& batch, Placement* out) override {
+    read_signals(store, batch);
+    const int n = batch.tokens.n;
+    const TokenMeta* const meta = batch.tokens.meta;
     for (int i = 0; i < n; ++i) {
       out[i] = {};
       out[i].cluster = Placement::kDrop;
     }
-    int blocks = 0, frame = 0;
+    int units = 0, frame = 0;
     for (int begin = 0, end = 0; begin < n; begin = end, ++frame) {
       const TokenMeta* corner = nullptr;
       do {  // a frame begins with a new time, or where its first place of the grid comes again
@@ -88,12 +88,12 @@ class Mukv final : public Policy {
         frame_of_[end++] = frame;
       } while (end < n && meta[end].time_ms == meta[begin].time_ms &&
                (corner == nullptr || meta[end].h != corner->h || meta[end].w != corner->w));
-      place_patches(meta, begin, end, &blocks, out);
-      for (int i = begin; i < end; ++i) block_[i - begin] = i;
-      keep_best(kFrame, end - begin, &blocks, out);
+      cut_patches(meta, begin, end, &units, out);
+      for (int i = begin; i < end; ++i) unit_[i - begin] = i;
+      keep_best(kFrame, end - begin, &units, out);
     }
-    for (int i = 0; i < n; ++i) block_[i] = i;
-    keep_best(kSegment, n, &blocks, out);
+    for (int i = 0; i < n; ++i) unit_[i] = i;
+    keep_best(kSegment, n, &units, out);
   }
 
   void select(const ClusterStore& store, const SelectQuery& query, const SelectScratch& scratch,
@@ -115,15 +115,15 @@ class Mukv final : public Policy {
  private:
   static constexpr double kIndexShare = 0.5;
 
-  void read_signals(const ClusterStore& store, const AdmitBlock& block) {
-    const int n = block.tokens.n;
+  void read_signals(const ClusterStore& store, const AdmitBatch& batch) {
+    const int n = batch.tokens.n;
     const auto zero = [&](float* signal) { std::fill_n(signal, n, 0.0f); };
     zero(attention_);
     zero(energy_);
-    if (block.attention_received != nullptr) std::copy_n(block.attention_received, n, attention_);
+    if (batch.attention_received != nullptr) std::copy_n(batch.attention_received, n, attention_);
     if (s_.signal == Signal::kBoth || s_.signal == Signal::kFrequency) {
       SpectralArgs args;
-      args.x = block.tokens.k;
+      args.x = batch.tokens.k;
       args.items = n;
       args.dim = store.shape().page.row();
       args.stride = static_cast<size_t>(args.dim);
@@ -131,7 +131,7 @@ class Mukv final : public Policy {
       store.ops().spectral_energy(args);
     }
     if (s_.signal == Signal::kRandom)
-      for (int i = 0; i < n; ++i) energy_[i] = hash(block.tokens.meta[i]);
+      for (int i = 0; i < n; ++i) energy_[i] = hash(batch.tokens.meta[i]);
     for (float* signal : {attention_, energy_})  // keys beyond half precision signal nothing
       for (int i = 0; i < n; ++i)
         if (!std::isfinite(signal[i])) signal[i] = 0;
@@ -139,7 +139,7 @@ class Mukv final : public Policy {
 
   // The super-patches of the frame of tokens [begin, end), from the corner on; those at the far edges may be smaller.
   // Text is in none of them: the frame and the segment may keep it.
-  void place_patches(const TokenMeta* meta, int begin, int end, int* blocks, Placement* out) {
+  void cut_patches(const TokenMeta* meta, int begin, int end, int* units, Placement* out) {
     while (begin < end && meta[begin].h == kText) ++begin;
     while (begin < end && meta[end - 1].h == kText) --end;
     int height = 0, width = 0;
@@ -162,17 +162,17 @@ class Mukv final : public Policy {
       for (int left = 0; left < width; left += columns) {
         int n = 0;
         for (int i = begin; i < end; ++i)
-          if (y(i) / rows == top / rows && x(i) / columns == left / columns) block_[n++] = i;
-        keep_best(kPatch, n, blocks, out);
+          if (y(i) / rows == top / rows && x(i) / columns == left / columns) unit_[n++] = i;
+        keep_best(kPatch, n, units, out);
       }
     }
   }
 
-  // Of the n tokens in block_ the best share, as one new cluster; what a finer block holds already stays there.
-  void keep_best(Kind kind, int n, int* blocks, Placement* out) {
+  // Of the n tokens in unit_ the best share, as one new cluster; what a finer unit holds already stays there.
+  void keep_best(Kind kind, int n, int* units, Placement* out) {
     const double share = s_.share[kind];
     if (n == 0 || share == 0) return;
-    for (int i = 0; i < n; ++i) rank_[i] = {0, block_[i]};
+    for (int i = 0; i < n; ++i) rank_[i] = {0, unit_[i]};
     const double a = s_.signal == Signal::kBoth ? s_.attention[kind] : s_.signal == Signal::kAttention ? 1 : 0;
     add_normalised(attention_, static_cast<float>(a), n);
     add_normalised(energy_, static_cast<float>(1 - a), n);
@@ -180,7 +180,7 @@ class Mukv final : public Policy {
       return x.importance != y.importance ? x.importance > y.importance : x.token < y.token;
     });
     const int kept = std::clamp(static_cast<int>(std::floor(share * n + 0.5)), 1, n);
-    const int together = (*blocks)++;
+    const int together = (*units)++;
     for (int i = 0; i < kept; ++i) {
       Placement& to = out[rank_[i].token];
       if (to.cluster != Placement::kDrop) continue;
@@ -190,15 +190,15 @@ class Mukv final : public Policy {
     }
   }
 
-  // Importance += weight (signal - least) / (most - least), over the tokens of block_.
+  // Importance += weight (signal - least) / (most - least), over the tokens of unit_.
   void add_normalised(const float* signal, float weight, int n) {
-    float least = signal[block_[0]], most = least;
+    float least = signal[unit_[0]], most = least;
     for (int i = 1; i < n; ++i) {
-      least = std::min(least, signal[block_[i]]);
-      most = std::max(most, signal[block_[i]]);
+      least = std::min(least, signal[unit_[i]]);
+      most = std::max(most, signal[unit_[i]]);
     }
     if (!(most > least) || weight == 0) return;
-    for (int i = 0; i < n; ++i) rank_[i].importance += weight * ((signal[block_[i]] - least) / (most - least));
+    for (int i = 0; i < n; ++i) rank_[i].importance += weight * ((signal[unit_[i]] - least) / (most - least));
   }
 
   // Pages in the tier, of the segments that are oldest, the lane in need first.
@@ -266,7 +266,7 @@ class Mukv final : public Policy {
   Search search_;
   float* attention_ = nullptr;  // [tokens of a segment]
   float* energy_ = nullptr;
-  int32_t* block_ = nullptr;     // tokens of the block in hand
+  int32_t* unit_ = nullptr;      // tokens of the unit in hand
   int32_t* frame_of_ = nullptr;  // frame of each token in the segment
   Rank* rank_ = nullptr;         // the same tokens with their importance
 };

@@ -25,7 +25,7 @@ void Search::bind(const StoreShape& shape, Region& region) {
   query_ = region.take<float>("policy", row_);
   context_ = region.take<float>("policy", row_);
   for (float*& sum : sum_) sum = region.take<float>("policy", row_);
-  for (const Kind kind : kAllKinds) best_[kind] = region.take<Block>("policy", wanted(kind));
+  for (const Kind kind : kAllKinds) best_[kind] = region.take<Unit>("policy", wanted(kind));
 }
 
 void Search::select(const ClusterStore& store, const SelectQuery& query, const SelectScratch& scratch,
@@ -73,11 +73,11 @@ void Search::mean_query(const SelectQuery& query, size_t heads, size_t d) {
   for (size_t i = 0; i < row_; ++i) query_[i] /= static_cast<float>(static_cast<size_t>(query.tokens) * group);
 }
 
-// One pass over the order: sums of keys grow with each cluster, and a block is scored where its range ends.
+// One pass over the order: sums of keys grow with each cluster, and a unit is scored where its range ends.
 void Search::scan(const ClusterIndex& index, const SelectScratch& scratch, bool patches, bool frames, bool segments) {
   std::array<int, kKinds> begin{};
   std::array<double, kKinds> mass{};
-  const auto ends = [&](Kind kind, int i) {  // the block of this kind that holds place i ends with it
+  const auto ends = [&](Kind kind, int i) {  // the unit of this kind that holds number i ends with it
     if (i + 1 == n_) return true;
     const Cluster &here = index[scratch.rows[i]], &next = index[scratch.rows[i + 1]];
     return here.born != next.born || (kind == kFrame && here.tag / 4 != next.tag / 4);
@@ -115,10 +115,10 @@ void Search::scan(const ClusterIndex& index, const SelectScratch& scratch, bool 
 void Search::consider(Kind kind, int begin, int end, float score) {
   if (s_.retrieval == Retrieval::kStrict && kind != kSegment) {
     const size_t above = size_t{kind} + 1;
-    const auto holds = [&](const Block& b) { return b.begin <= begin && end <= b.end; };
+    const auto holds = [&](const Unit& b) { return b.begin <= begin && end <= b.end; };
     if (std::none_of(best_[above], best_[above] + count_[above], holds)) return;
   }
-  Block* const best = best_[kind];
+  Unit* const best = best_[kind];
   int& n = count_[kind];
   int at = n < wanted(kind) ? n++ : n;
   if (at == n && (n == 0 || !(best[n - 1].score < score))) return;
@@ -151,11 +151,11 @@ void Search::rank_by_context(const ClusterIndex& index, const int32_t* order) {
     const auto w = static_cast<float>(s_.weight[kind]);
     if (w > 0 && segments > 0) {
       for (int i = 0; i < count_[kind]; ++i) {
-        Block& block = best_[kind][i];
-        representative(index, order, block.begin, block.end, sum_[0]);
-        block.score = (1 - w) * block.score + w * likeness(sum_[0], context_, row_);
+        Unit& unit = best_[kind][i];
+        representative(index, order, unit.begin, unit.end, sum_[0]);
+        unit.score = (1 - w) * unit.score + w * likeness(sum_[0], context_, row_);
       }
-      std::sort(best_[kind], best_[kind] + count_[kind], [](const Block& a, const Block& b) {
+      std::sort(best_[kind], best_[kind] + count_[kind], [](const Unit& a, const Unit& b) {
         return a.score != b.score ? a.score > b.score : a.begin < b.begin;
       });
     }
@@ -164,7 +164,7 @@ void Search::rank_by_context(const ClusterIndex& index, const int32_t* order) {
 }
 
 // The granularities take turns in proportion to their k, so that a small budget of tokens keeps the mixture. What is in a
-// block already taken costs nothing; a block that does not fit is left out, and smaller ones after it may still be taken.
+// unit already taken costs nothing; a unit that does not fit is left out, and smaller ones after it may still be taken.
 void Search::take(const ClusterIndex& index, int max_tokens, const SelectScratch& scratch, SelectResult* result) {
   std::fill_n(taken_, static_cast<size_t>(n_), uint8_t{0});
   std::array<int, kKinds> next{};
@@ -182,16 +182,16 @@ void Search::take(const ClusterIndex& index, int max_tokens, const SelectScratch
       }
     }
     if (next[kind] == count_[kind]) return;
-    const Block block = best_[kind][next[kind]++];
+    const Unit unit = best_[kind][next[kind]++];
     int cost = 0;
-    for (int i = block.begin; i < block.end; ++i)
+    for (int i = unit.begin; i < unit.end; ++i)
       if (taken_[i] == 0) cost += std::max(index[scratch.rows[i]].paged, 1);  // one token alone may lie in the mean
     if (tokens + cost > max_tokens) continue;
     tokens += cost;
-    for (int i = block.begin; i < block.end; ++i) {
+    for (int i = unit.begin; i < unit.end; ++i) {
       if (taken_[i] != 0) continue;
       taken_[i] = 1;
-      result->score[result->n] = block.score;
+      result->score[result->n] = unit.score;
       result->chosen[result->n++] = scratch.rows[i];
     }
   }

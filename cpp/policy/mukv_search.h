@@ -1,8 +1,8 @@
-// Retrieval of mukv: blocks of three granularities over the clusters of a lane, their scores, and the choice among them.
+// Retrieval of mukv: units of three granularities over the clusters of a lane, their scores, and the choice among them.
 //
 // A segment's clusters - the tokens it owns, those of its frames and those of their patches - lie one behind the other
 // when clusters are sorted by (segment, tag), patches of a frame before the frame's own, the segment's own last. So a
-// block of any granularity is a range of that order, reading a block is reading its range, and its representative is the
+// unit of any granularity is a range of that order, reading a unit is reading its range, and its representative is the
 // mean key over the range: over exactly what reading it reads, also after parts of it have yielded.
 #pragma once
 
@@ -29,7 +29,7 @@ enum class Retrieval : int {
 };
 
 struct SearchSettings {
-  std::array<int, kKinds> k{20, 32, 12};           // blocks read of each granularity
+  std::array<int, kKinds> k{20, 32, 12};           // units read of each granularity
   std::array<double, kKinds> weight{0.3, 0.3, 0};  // of the likeness to the best segments, kSemi
   int context = 5;                                 // how many the best segments are
   Retrieval retrieval = Retrieval::kSemi;
@@ -43,7 +43,7 @@ class Search {
   void select(const ClusterStore& store, const SelectQuery& query, const SelectScratch& scratch, SelectResult* result);
 
  private:
-  struct Block {
+  struct Unit {
     int begin, end;  // of the order
     float score;
   };
@@ -59,10 +59,10 @@ class Search {
 
   SearchSettings s_;
   size_t row_ = 0;
-  int n_ = 0;                          // clusters in the order, which lies in SelectScratch::rows
-  std::array<Block*, kKinds> best_{};  // candidates of each granularity, in falling order
+  int n_ = 0;                         // clusters in the order, which lies in SelectScratch::rows
+  std::array<Unit*, kKinds> best_{};  // candidates of each granularity, in falling order
   std::array<int, kKinds> count_{};
-  uint8_t* taken_ = nullptr;          // [clusters] by place in the order
+  uint8_t* taken_ = nullptr;          // [clusters] by number in the order
   float* query_ = nullptr;            // [row]
   std::array<float*, kKinds> sum_{};  // [row] of the patch, frame and segment in hand
   float* context_ = nullptr;          // [row]

@@ -74,9 +74,9 @@ struct PolicyNeeds {
   bool reads_query() const { return read.of == Reading::Of::kChosenOnHost; }
 };
 
-struct AdmitBlock {
+struct AdmitBatch {
   int lane = 0;  // by frame: -1, the decision holds for every lane
-  Run tokens;    // of all frames of the block, in time order; by frame: empty
+  Run tokens;    // of all frames of the batch, in time order; by frame: empty
   int32_t frame = 0;
   int frames = 1;
   SceneId scene = kNone;
@@ -91,7 +91,7 @@ struct Placement {
   ClusterId cluster = kOpen;
   bool keep = true;          // a member that can be read; false: into the summary only
   uint8_t tag = 0;           // kOpen: what kind the new cluster is, in the policy's own words
-  int32_t together = kNone;  // kOpen: tokens of the block with the same number share one new cluster
+  int32_t together = kNone;  // kOpen: tokens of the batch with the same number share one new cluster
 };
 
 struct SelectQuery {
@@ -168,9 +168,9 @@ class Policy {
     return kNone;
   }
   // out: [tokens] by token, [1] by frame. Labels follow their cluster when it merges before they are used.
-  virtual void admit(const ClusterStore& store, const AdmitBlock& block, Placement* out) = 0;
+  virtual void admit(const ClusterStore& store, const AdmitBatch& batch, Placement* out) = 0;
   // The distance (squared, between unit vectors) within which a token may join a cluster of the lane at all.
-  virtual float reach(int lane) const {
+  virtual float radius(int lane) const {
     (void)lane;
     return std::numeric_limits<float>::infinity();
   }
@@ -213,7 +213,7 @@ class SettingReader {
   SettingReader& number(const char* name, float* value, double low, double high);
   SettingReader& number(const char* name, int* value, double low, double high);
   SettingReader& flag(const char* name, bool* value);
-  // One of `words`; *value is its place among them.
+  // One of `words`; *value is its index among them.
   SettingReader& choice(const char* name, int* value, std::initializer_list<const char*> words);
   void finish() const;
 

@@ -23,14 +23,14 @@ class RunningQuantile {
     ++count_;
     height_[0] = std::min(height_[0], x);
     height_[4] = std::max(height_[4], x);
-    for (int i = 1; i < 4; ++i) place_[i] += x < height_[i] ? 1 : 0;
-    place_[4] += 1;
+    for (int i = 1; i < 4; ++i) position_[i] += x < height_[i] ? 1 : 0;
+    position_[4] += 1;
     const auto last = static_cast<double>(count_ - 1);
     const double wanted[5] = {0, last * level_ / 2, last * level_, last * (1 + level_) / 2, last};
     for (int i = 1; i < 4; ++i) {
-      const double off = wanted[i] - place_[i];
-      const bool up = off >= 1 && place_[i + 1] - place_[i] > 1;
-      const bool down = off <= -1 && place_[i] - place_[i - 1] > 1;
+      const double off = wanted[i] - position_[i];
+      const bool up = off >= 1 && position_[i + 1] - position_[i] > 1;
+      const bool down = off <= -1 && position_[i] - position_[i - 1] > 1;
       if (up || down) move(i, up ? 1 : -1);
     }
   }
@@ -45,19 +45,19 @@ class RunningQuantile {
  private:
   void move(int i, int by) {
     const double here = height_[i], left = height_[i - 1], right = height_[i + 1];
-    const double to_left = place_[i] - place_[i - 1], to_right = place_[i + 1] - place_[i];
+    const double to_left = position_[i] - position_[i - 1], to_right = position_[i + 1] - position_[i];
     double next = here + by / (to_left + to_right) *
                              ((to_left + by) * (right - here) / to_right + (to_right - by) * (here - left) / to_left);
     if (!(left < next && next < right))  // the parabola overshoots: a straight line
       next = by > 0 ? here + (right - here) / to_right : here - (here - left) / to_left;
     height_[i] = next;
-    place_[i] += by;
+    position_[i] += by;
   }
 
   double level_ = 0.5;
   int64_t count_ = 0;
   double height_[5] = {};
-  double place_[5] = {0, 1, 2, 3, 4};  // values before each marker
+  double position_[5] = {0, 1, 2, 3, 4};  // values before each marker
 };
 
 }  // namespace mosaic

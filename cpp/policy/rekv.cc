@@ -1,4 +1,4 @@
-// rekv: whole frames, retrieved by the question (ReKV, arXiv 2503.00540) - in each layer a frame is a block, its mean key
+// rekv: whole frames, retrieved by the question (ReKV, arXiv 2503.00540) - in each layer a frame is a cluster, its mean key
 // before rotation stands for it, and a question reads the frames whose mean has the largest dot product with the mean
 // query, in time order, once. score=mass ranks by attention mass instead.
 // The paper has no cap. Here the frames that are oldest go to disk; when every tier is full, or there is no disk, the
@@ -23,7 +23,7 @@ class Rekv final : public Policy {
     return {.means = PolicyNeeds::Means::kScored,
             .read = {.of = PolicyNeeds::Reading::Of::kChosen, .frames = s_.frames}};
   }
-  void admit(const ClusterStore&, const AdmitBlock&, Placement* out) override { out[0] = {}; }
+  void admit(const ClusterStore&, const AdmitBatch&, Placement* out) override { out[0] = {}; }
   void select(const ClusterStore& store, const SelectQuery& query, const SelectScratch& scratch,
               SelectResult* result) override {
     const int n = score_clusters(store, query, s_.score, scratch);

@@ -10,9 +10,9 @@ class Uniform final : public Policy {
  public:
   const char* name() const override { return "uniform"; }
   PolicyNeeds needs() const override { return {}; }
-  void admit(const ClusterStore&, const AdmitBlock& block, Placement* out) override {
+  void admit(const ClusterStore&, const AdmitBatch& batch, Placement* out) override {
     out[0] = {};
-    if (block.frame % stride_ != 0) out[0].cluster = Placement::kDrop;
+    if (batch.frame % stride_ != 0) out[0].cluster = Placement::kDrop;
   }
   int evict(const ClusterStore& store, const Need& need, Eviction* out, int capacity) override {
     const int lanes = store.shape().lanes;

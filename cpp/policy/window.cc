@@ -11,7 +11,7 @@ class SlidingWindow final : public Policy {
  public:
   const char* name() const override { return "window"; }
   PolicyNeeds needs() const override { return {}; }
-  void admit(const ClusterStore&, const AdmitBlock&, Placement* out) override { out[0] = {}; }
+  void admit(const ClusterStore&, const AdmitBatch&, Placement* out) override { out[0] = {}; }
   int evict(const ClusterStore& store, const Need&, Eviction* out, int capacity) override {
     return drop_oldest_frame(store, out, capacity);
   }

@@ -16,8 +16,8 @@ constexpr int kMergeSlots = 2 * kAssignItems;  // of the pairs that merge at a t
 }  // namespace
 
 Admission::Scratch::Scratch(Region& region, const Plan& plan)
-    : labels(region, Size(plan.config.model.frame_tokens) * plan.block_frames) {
-  const Size tokens = Size(plan.config.model.frame_tokens) * plan.block_frames;
+    : labels(region, Size(plan.config.model.frame_tokens) * plan.batch_frames) {
+  const Size tokens = Size(plan.config.model.frame_tokens) * plan.batch_frames;
   k = region.take<float>("frame scratch", tokens * plan.store.page.row());
   v = region.take<float>("frame scratch", tokens * plan.store.page.row());
   meta = region.take<TokenMeta>("frame scratch", tokens);
@@ -77,7 +77,7 @@ void Admission::admit_oldest() {
     return;
   }
   const auto leave = [&] {
-    for (int i = 0; i < plan_.block_frames; ++i) window_.pop();
+    for (int i = 0; i < plan_.batch_frames; ++i) window_.pop();
   };
   filed_ = 0;
   try {
@@ -86,7 +86,7 @@ void Admission::admit_oldest() {
     // A policy written elsewhere may throw. The window is full, so the frame leaves all the same: what of it the store
     // has not taken is dropped and counted, the newest frame is in, and the stream may go on.
     int64_t tokens = 0;
-    for (int i = 0; i < plan_.block_frames; ++i) tokens += window_.frame(i).tokens;
+    for (int i = 0; i < plan_.batch_frames; ++i) tokens += window_.frame(i).tokens;
     store_.drop_tokens(static_cast<int>(tokens * store_.shape().lanes - filed_));
     leave();
     throw;
@@ -94,16 +94,16 @@ void Admission::admit_oldest() {
   leave();
 }
 
-void Admission::admit(const Block& block) {
-  if (!needs_.group.by_token) return admit_whole(block);
-  for (int lane = 0; lane < store_.shape().lanes; ++lane) admit_tokens(lane, block);
+void Admission::admit(const Batch& batch) {
+  if (!needs_.group.by_token) return admit_whole(batch);
+  for (int lane = 0; lane < store_.shape().lanes; ++lane) admit_tokens(lane, batch);
 }
 
 // The oldest frames of the window, as many as leave together, one behind the other in the scratch.
-int Admission::read_block(int lane) {
+int Admission::read_batch(int lane) {
   const auto row = static_cast<size_t>(plan_.store.page.row());
   int rows = 0;
-  for (int f = 0; f < plan_.block_frames; ++f) {
+  for (int f = 0; f < plan_.batch_frames; ++f) {
     const int tokens = window_.frame(f).tokens;
     if (plan_.window.attention_received)
       std::copy_n(window_.attention_received(lane, f), tokens, scratch_.attention_received + rows);
@@ -116,24 +116,24 @@ int Admission::read_block(int lane) {
 }
 
 // A frame is kept in every lane or in none: room for all of it is made first. Making room may change the policy's mind.
-bool Admission::make_room_for_whole(const Block& block) {
+bool Admission::make_room_for_whole(const Batch& batch) {
   const int lanes = store_.shape().lanes;
-  AdmitBlock asked;
+  AdmitBatch asked;
   asked.lane = -1;
-  asked.frame = block.frame.number;
-  asked.scene = block.scene;
+  asked.frame = batch.frame.number;
+  asked.scene = batch.scene;
   const auto kept = [&] {
     policy_.admit(store_, asked, scratch_.labels.begin(kNone, 1));
     return scratch_.labels.at(0).cluster != Placement::kDrop;
   };
-  const int pages = pages_for(block.frame.tokens) * lanes;
+  const int pages = pages_for(batch.frame.tokens) * lanes;
   int idle = 0;
   while (kept()) {
     bool clusters = false;
     for (int lane = 0; lane < lanes; ++lane) clusters |= store_.index(lane).full();
     const int slots = store_.free_slots();
     if (!clusters && slots >= pages) return true;
-    if (!make_room({clusters ? Need::Kind::kClusters : Need::Kind::kSlots, 0, pages, block.frame.number})) return false;
+    if (!make_room({clusters ? Need::Kind::kClusters : Need::Kind::kSlots, 0, pages, batch.frame.number})) return false;
     // What a policy gives up must make room in the end.
     idle = clusters || store_.free_slots() > slots ? 0 : idle + 1;
     if (idle == kIdle) return false;
@@ -141,14 +141,14 @@ bool Admission::make_room_for_whole(const Block& block) {
   return false;
 }
 
-void Admission::admit_whole(const Block& block) {
+void Admission::admit_whole(const Batch& batch) {
   const int lanes = store_.shape().lanes;
-  if (!make_room_for_whole(block)) return store_.drop_tokens(block.frame.tokens * lanes);
+  if (!make_room_for_whole(batch)) return store_.drop_tokens(batch.frame.tokens * lanes);
   for (int lane = 0; lane < lanes; ++lane) {
-    const int n = read_block(lane);
+    const int n = read_batch(lane);
     ClusterId made = kNone;
     const Run run{scratch_.k, scratch_.v, scratch_.meta, n};
-    if (store_.open(lane, block.scene, run, block.frame.number, &made) != Short::kNothing) store_.drop_tokens(n);
+    if (store_.open(lane, batch.scene, run, batch.frame.number, &made) != Short::kNothing) store_.drop_tokens(n);
     filed_ += n;
   }
 }
@@ -162,19 +162,19 @@ void Admission::keep_hot_slots(int lane, const WindowFrame& frame) {
   if (missing > 0) make_room({Need::Kind::kHotSlots, lane, missing, frame.number});
 }
 
-void Admission::admit_tokens(int lane, const Block& block) {
+void Admission::admit_tokens(int lane, const Batch& batch) {
   scratch_.labels.end();
-  keep_hot_slots(lane, block.frame);
-  const int n = read_block(lane);
-  const AdmitBlock asked{lane,
+  keep_hot_slots(lane, batch.frame);
+  const int n = read_batch(lane);
+  const AdmitBatch asked{lane,
                          {scratch_.k, scratch_.v, scratch_.meta, n},
-                         block.frame.number,
-                         plan_.block_frames,
-                         block.scene,
+                         batch.frame.number,
+                         plan_.batch_frames,
+                         batch.scene,
                          plan_.window.attention_received ? scratch_.attention_received : nullptr};
   policy_.admit(store_, asked, scratch_.labels.begin(lane, n));
   for (int i = 0; i < n; ++i) {
-    file(lane, i, block);
+    file(lane, i, batch);
     ++filed_;
   }
 }
@@ -187,7 +187,7 @@ bool Admission::splits_now(int lane, ClusterId c) const {
   return needs_.group.eager_splits && 2 * store_.slots_to_split(lane, c) <= slots;
 }
 
-// The labels were made before this block opened clusters of its own: a token may belong to one of those.
+// The labels were made before this batch opened clusters of its own: a token may belong to one of those.
 void Admission::join_opened(int lane, int i, const Run& token) {
   const ClusterIndex& index = store_.index(lane);
   const Placement to = scratch_.labels.at(i);
@@ -204,16 +204,16 @@ void Admission::join_opened(int lane, int i, const Run& token) {
   args.best = &best;
   args.similarity = &similarity;
   ops_.for_host().assign(args);
-  if (best != kNone && 2 - 2 * similarity <= policy_.reach(lane)) scratch_.labels.set(i, best);
+  if (best != kNone && 2 - 2 * similarity <= policy_.radius(lane)) scratch_.labels.set(i, best);
 }
 
-Admission::Filed Admission::try_file(int lane, int i, const Run& token, const Block& block) {
+Admission::Filed Admission::try_file(int lane, int i, const Run& token, const Batch& batch) {
   const ClusterIndex& index = store_.index(lane);
   const Placement to = scratch_.labels.at(i);
-  const int32_t number = block.frame.number;
+  const int32_t number = batch.frame.number;
   ClusterId made = kNone;
   if (to.cluster == Placement::kOpen) {
-    const Short missing = store_.open(lane, block.scene, token, number, &made, to.tag);
+    const Short missing = store_.open(lane, batch.scene, token, number, &made, to.tag);
     if (missing == Short::kNothing) scratch_.labels.opened_for(i, made);
     return {missing};
   }
@@ -232,20 +232,20 @@ Admission::Filed Admission::try_file(int lane, int i, const Run& token, const Bl
   return {missing, slots};
 }
 
-void Admission::file(int lane, int i, const Block& block) {
+void Admission::file(int lane, int i, const Batch& batch) {
   const size_t at = static_cast<size_t>(i) * static_cast<size_t>(plan_.store.page.row());
   const Run token{scratch_.k + at, scratch_.v + at, scratch_.meta + i, 1};
   for (int attempt = 0; attempt < kAttempts && scratch_.labels.at(i).cluster != Placement::kDrop; ++attempt) {
     join_opened(lane, i, token);
-    const Filed filed = try_file(lane, i, token, block);
+    const Filed filed = try_file(lane, i, token, batch);
     if (filed.missing == Short::kNothing) return;
     const auto kind = filed.missing == Short::kSlots ? Need::Kind::kSlots : Need::Kind::kClusters;
-    if (!make_room({kind, lane, filed.slots, block.frame.number})) break;
+    if (!make_room({kind, lane, filed.slots, batch.frame.number})) break;
   }
   // No room could be made: the nearest summary takes it, or it is dropped; both are counted.
   const ClusterId nearest = scratch_.labels.at(i).cluster;
   if (nearest >= 0 && plan_.summaries) {
-    store_.absorb(lane, nearest, token, block.frame.number);
+    store_.absorb(lane, nearest, token, batch.frame.number);
   } else {
     store_.drop_tokens(1);
   }

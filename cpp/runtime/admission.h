@@ -1,5 +1,6 @@
-// Admission: what is kept. The oldest block of the window leaves it, the policy places its tokens, and when the store is
-// short of something the policy says what yields until there is room. Every token ends in the account. Not thread-safe.
+// Admission: what is kept. The oldest batch of frames leaves the window, the policy says where its tokens go, and when the
+// store is short of something the policy says what yields until there is room. Every token ends in the account. Not
+// thread-safe.
 #pragma once
 
 #include "backend/ops.h"
@@ -12,16 +13,16 @@ namespace mosaic {
 
 class Admission {
  public:
-  // What it takes of the region: rows of the block that leaves (a frame, or as many as the policy takes together), its
+  // What it takes of the region: rows of the batch that leaves (a frame, or as many as the policy takes together), its
   // labels, and what yields at a time.
   struct Scratch {
     static constexpr int kEvictions = 256;
     Scratch(Region& region, const Plan& plan);
-    float* k;  // [block tokens, row]
+    float* k;  // [batch tokens, row]
     float* v;
-    TokenMeta* meta;  // [block tokens]
+    TokenMeta* meta;  // [batch tokens]
     Labels labels;
-    float* attention_received;  // [block tokens], if the policy wants it
+    float* attention_received;  // [batch tokens], if the policy wants it
     Eviction* evictions;        // [kEvictions]
   };
 
@@ -39,29 +40,29 @@ class Admission {
   // A policy that lets nothing go refuses before frame number `frame` begins, so that a refusal changes nothing. Throws
   // MemoryCapError.
   void refuse_without_room(int64_t frame);
-  // The window is one block over: the oldest leaves. What the policy throws passes through, after what the store has not
-  // taken of the block was dropped and counted.
+  // The window is one batch over: the oldest leaves. What the policy throws passes through, after what the store has not
+  // taken of the batch was dropped and counted.
   void admit_oldest();
 
  private:
-  struct Block {  // what leaves
+  struct Batch {  // what leaves
     WindowFrame frame;
     SceneId scene = kNone;
   };
   SceneId scene_of(const float* embedding);
-  void admit(const Block& block);
-  void admit_whole(const Block& block);
-  bool make_room_for_whole(const Block& block);
-  void admit_tokens(int lane, const Block& block);
+  void admit(const Batch& batch);
+  void admit_whole(const Batch& batch);
+  bool make_room_for_whole(const Batch& batch);
+  void admit_tokens(int lane, const Batch& batch);
   void keep_hot_slots(int lane, const WindowFrame& frame);
-  int read_block(int lane);
-  void file(int lane, int i, const Block& block);
+  int read_batch(int lane);
+  void file(int lane, int i, const Batch& batch);
   void join_opened(int lane, int i, const Run& token);
   struct Filed {
     Short missing = Short::kNothing;
     int slots = 1;  // what it may need at once
   };
-  Filed try_file(int lane, int i, const Run& token, const Block& block);
+  Filed try_file(int lane, int i, const Run& token, const Batch& batch);
   bool splits_now(int lane, ClusterId c) const;
   // The policy says what yields; false: nothing does.
   bool make_room(const Need& need);
@@ -76,7 +77,7 @@ class Admission {
   ClusterStore& store_;
   std::optional<Records>& records_;
   Scratch& scratch_;
-  int64_t filed_ = 0;  // lane tokens of the block that leaves that the store has taken or dropped
+  int64_t filed_ = 0;  // lane tokens of the batch that leaves that the store has taken or dropped
 };
 
 }  // namespace mosaic

@@ -1,5 +1,5 @@
 // The seam itself: where the tokens of a block stand, attention of every lane over what was selected for it, and the block's
-// keys and values into their place in the window.
+// keys and values into the window.
 #include <algorithm>
 #include <bit>
 #include <cstring>
@@ -117,7 +117,7 @@ void KvMemory::attend_lane(int lane, const float* q, const float* k, const float
   block_ == BlockKind::kFrame ? stage_frame(lane, k, v) : stage_text(lane, k, v);
 }
 
-// k and v into their place in the window. A block that is aborted leaves bytes there that nothing refers to.
+// k and v into the window. A block that is aborted leaves bytes there that nothing refers to.
 void KvMemory::stage_frame(int lane, const float* k, const float* v) {
   const auto row = static_cast<size_t>(model().kv_heads) * static_cast<size_t>(model().head_dim);
   for (int i = 0; lane == 0 && i < block_tokens_; ++i) {
@@ -149,7 +149,7 @@ void KvMemory::collect_attention_received(const AttendArgs& args, const BlockSel
   for (int e = 0; e < s.entries(); ++e) {
     const PageEntry& entry = s.entry(e);
     if (s.page(e) != kNone) continue;
-    // Tokens of the window are known by their place, and never move while the frame is read.
+    // Tokens of the window are known by their number, and never move while the frame is read.
     for (int f = 0; f < window_.frames(); ++f) {
       const int tokens = window_.frame(f).tokens;
       for (int i = 0; i < tokens;) {

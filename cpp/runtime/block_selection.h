@@ -1,7 +1,8 @@
-// BlockSelection: what one layer attends to besides the block itself, as the kernels read it - a block table of pages, the
-// position of every token in it, and the summaries of what is not read. Built once per question and layer (and for every
-// frame), reused for every token of the answer; of a policy by records for every block anew. Positions are contiguous in time
-// order, or the original ones, gaps cut where those do not fit. It is built in host memory; where kernels have memory of their own, upload() sends what changed. Not thread-safe.
+// BlockSelection: what one layer attends to besides the block itself, as the kernels read it - a table of pages,
+// the position of every token in it, and the summaries of what is not read. Built once per question and layer (and for
+// every frame), reused for every token of the answer; of a policy by records for every block anew. Positions are
+// contiguous in time order, or the original ones, gaps cut where those do not fit. It is built in host memory; where
+// kernels have memory of their own, upload() sends what changed. Not thread-safe.
 #pragma once
 
 #include <algorithm>
@@ -26,7 +27,7 @@ struct SelectionScratch {
 };
 
 // Ids of pages of an archive among those of a log, and back.
-inline constexpr int32_t archived_page(int place) { return -2 - place; }
+inline constexpr int32_t archived_page(int page) { return -2 - page; }
 inline constexpr bool is_archived(int32_t id) { return id < kNone; }
 
 class BlockSelection {

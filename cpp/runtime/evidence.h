@@ -1,5 +1,5 @@
 // Evidence: how much attention the answer paid to each moment. Mass is summed per time stamp in a small fixed table;
-// what finds no place is counted as other(), never lost silently. Not thread-safe.
+// what finds no room is counted as other(), never lost silently. Not thread-safe.
 #pragma once
 
 #include <cstddef>
@@ -49,7 +49,7 @@ class Evidence {
   const Moment* moments() const { return moments_; }
   int capacity() const { return capacity_; }
   double other() const { return other_; }
-  int lost() const { return lost_; }  // moments that found no place
+  int lost() const { return lost_; }  // moments that found no room
 
  private:
   static int capacity_for(uint64_t cap_bytes) {  // a power of two

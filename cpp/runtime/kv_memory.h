@@ -4,11 +4,11 @@
 //   prefix     begin_text(n)      the same, before the first frame (system prompt)
 //   question   open_question(...) begin_text(n), attend..., commit() for each forward pass   close_question(keep)
 //
-// attend() rotates, attends over prefix + first frame + what is kept (selected clusters and summaries, or all of a head's log
-// of tokens) + window + the block itself (causal), and stages k and v. commit() files the block: the oldest frame leaves the window, the policy places its
-// tokens. A question selects once per layer with its own query and lives on a branch that is dropped, or kept as dialogue.
-// A bad block (NaN, wrong layer) is refused whole: nothing of it is filed. Everything is taken when this is built; append
-// and ask allocate nothing.
+// attend() rotates, attends over prefix + first frame + what is kept (selected clusters and summaries, or all of a
+// head's log of tokens) + window + the block itself (causal), and stages k and v. commit() files the block: the oldest
+// frame leaves the window, the policy says where its tokens go. A question selects once per layer with its own query
+// and lives on a branch that is dropped, or kept as dialogue. A bad block (NaN, wrong layer) is refused whole: nothing
+// of it is filed. Everything is taken when this is built; append and ask allocate nothing.
 //   kv_memory.cc its life · attention.cc the seam · Selector what is read · Admission and Records what is kept ·
 //   positions.h where it stands
 // A device that fails ends the session, with an error that says so at every call; another may be opened.

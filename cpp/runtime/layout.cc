@@ -31,16 +31,16 @@ void shape_lanes(const Request& r, Plan* plan) {
   plan->layer_lanes = per_head ? m.kv_heads : 1;
   plan->original = r.original;
   plan->context = r.context;
-  plan->block_frames = needs.group.by_token ? needs.group.frames : 1;
+  plan->batch_frames = needs.group.by_token ? needs.group.frames : 1;
   plan->summaries = needs.attends_means();
   s.lanes = r.lanes;
   s.page = {per_head ? 1 : m.kv_heads, m.head_dim};
   s.embedding_dim = m.embedding_dim;
   s.spill_dir = plan->config.spill_dir;
   s.value_weight = needs.group.value_weight;
-  const int block = (Size(m.frame_tokens) * plan->block_frames).to_int("tokens of the frames of a block");
+  const int batch = (Size(m.frame_tokens) * plan->batch_frames).to_int("tokens of the frames of a batch");
   // Packing a cluster without end needs two pages of scratch.
-  s.max_run = std::max({needs.group.by_token ? most_members(needs, plan->config) : 0, block,
+  s.max_run = std::max({needs.group.by_token ? most_members(needs, plan->config) : 0, batch,
                         needs.group.unbounded ? 2 * kPageTokens : 0});
   s.max_members = needs.group.unbounded ? std::numeric_limits<int>::max() : keeps_members(r, *plan) ? s.max_run : 0;
   s.scenes = needs.group.scenes ? plan->config.scenes : 0;
@@ -113,8 +113,8 @@ int64_t disk_slots(const Request& r, const Choice& choice, const Plan& plan) {
   const auto payable = static_cast<int64_t>(static_cast<double>(c.cap_bytes) / (rows ? 3 : 10) / record);
   const auto shared = static_cast<int64_t>(static_cast<double>(choice.disk_share_bytes) / record);
   int64_t slots = std::min({quota, payable, rows ? payable : shared, kMostDiskSlots});
-  if (needs.share.least_clusters > 2) {  // a block opens about as many clusters: no more pages than clusters can name
-    const int64_t named = needs.share.least_clusters + int64_t{plan.block_frames} * frame_pages;
+  if (needs.share.least_clusters > 2) {  // a batch opens about as many clusters: no more pages than clusters can name
+    const int64_t named = needs.share.least_clusters + int64_t{plan.batch_frames} * frame_pages;
     slots = std::min(slots, int64_t{s.lanes} * c.clusters * named / needs.share.least_clusters);
   }
   return std::max<int64_t>(slots, 1);
@@ -148,7 +148,7 @@ void shape_window(const Request& r, Plan* plan) {
   w.lanes = r.lanes;
   w.page = plan->store.page;
   w.codec = *c.window_codec;
-  w.frames = c.window_frames + plan->block_frames - 1;  // a block leaves when it is whole
+  w.frames = c.window_frames + plan->batch_frames - 1;  // a batch leaves when it is whole
   w.keeps_first = !r.needs.group.records || c.prefix_tokens < kSinks;
   w.attention_received = r.needs.group.attention_received;
   w.frame_tokens = c.model.frame_tokens;

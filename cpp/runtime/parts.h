@@ -1,5 +1,5 @@
-// Parts: everything a session takes from its Region, in one place. Built on the session's region they are what it works
-// with; built on a counting region they are the account of a plan, and good for nothing else.
+// Parts: everything a session takes from its Region. Built on the session's region they are what it works with; built on a
+// counting region they are the account of a plan, and good for nothing else.
 #pragma once
 
 #include <optional>

@@ -25,7 +25,7 @@ struct Plan {
   ArchiveShape archive;  // and its disk
   WindowShape window;
   int layer_lanes = 1;     // lanes of one layer: 1, or one per KV head
-  int block_frames = 1;    // frames that leave the window together
+  int batch_frames = 1;    // frames that leave the window together
   int max_block = 0;       // most tokens of one forward pass
   int select_entries = 0;  // pages, tokens and summaries attended at most, per layer
   int select_tokens = 0;

@@ -102,11 +102,11 @@ Request resolve(const MemoryConfig& config, Policy& policy, const Backend& backe
   if (c.index_share == 0) c.index_share = needs.share.index > 0 ? needs.share.index : kIndexShare;
   // Where clusters or what is read were named, the disk gives them all it can.
   r.disk_is_bounded = c.disk_bytes > 0 && r.choose_clusters && needs.attends_means() && config.retrieve_tokens == 0;
-  // The least that works: pages of a frame for each layer, and for one cluster without end those of a block.
+  // The least that works: pages of a frame for each layer, and for one cluster without end those of a batch.
   r.lanes = c.model.layers * (needs.group.per_head || needs.group.records ? c.model.kv_heads : 1);
   r.keeps_members = !needs.group.by_token || most_members(needs, c) > 0;
   const int frames = needs.group.unbounded ? needs.group.frames : 1;
-  const int pages = pages_for((Size(c.model.frame_tokens) * frames).to_int("tokens of the frames of a block"));
+  const int pages = pages_for((Size(c.model.frame_tokens) * frames).to_int("tokens of the frames of a batch"));
   if (needs.group.records && c.disk_bytes > 0) {
     const size_t page = data_bytes(*c.packed, {1, c.model.head_dim});
     const uint64_t stride = SpillFile::stride_of(page) * static_cast<uint64_t>(r.lanes) * kPageTokens;

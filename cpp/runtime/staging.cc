@@ -83,7 +83,7 @@ LayerArrays Staging::enter(const LayerArrays& given, Backend& backend, int layer
                            std::optional<void*> stream) {
   if (for_kernels(given, *backend.device, false)) backend.device->follow(stream.value_or(nullptr));
   const auto n = sizes(tokens);
-  const auto place = [&](const float* from, float* staged, size_t count) -> const float* {
+  const auto stage = [&](const float* from, float* staged, size_t count) -> const float* {
     const Device::Access access = backend.device->access(from);
     if (access == Device::Access::kKernels) {
       backend.ops->check_numbers(from, count, faults_ + layer, cuts_ ? staged : nullptr);
@@ -100,7 +100,7 @@ LayerArrays Staging::enter(const LayerArrays& given, Backend& backend, int layer
     std::memcpy(staged, from, count * sizeof(float));
     return staged;
   };
-  return {place(given.q, q_, n[0]), place(given.k, k_, n[1]), place(given.v, v_, n[2]),
+  return {stage(given.q, q_, n[0]), stage(given.k, k_, n[1]), stage(given.v, v_, n[2]),
           backend.device->access(given.out) == Device::Access::kHost ? out_ : given.out};
 }
 

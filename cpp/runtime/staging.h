@@ -1,5 +1,5 @@
 // Staging: an engine's q, k, v and out within the kernels' reach. Memory that kernels reach is used as it is; ordinary
-// host memory, where a device does not reach it, is copied through fixed places of the plan. Not thread-safe.
+// host memory, where a device does not reach it, is copied through fixed buffers of the plan. Not thread-safe.
 #pragma once
 
 #include <array>

@@ -1,5 +1,6 @@
 // TokenAccount: where every token ever seen is now, counted per lane token (one token of one layer). The sum of the
-// places is always `seen`; what was lost to a bad checksum or a failed write is counted where it went, never silently.
+// others is always `seen`; what was lost to a bad checksum or a failed write is counted where it went, never
+// silently.
 #pragma once
 
 #include <cstdint>
@@ -8,12 +9,12 @@ namespace mosaic {
 
 struct TokenAccount {
   int64_t seen = 0;
-  int64_t exact = 0;       // window, exact pages, and clusters of one token (their mean is the token)
-  int64_t quantised = 0;   // packed in DRAM: pages, or records of a log (of whatever codec)
-  int64_t spilled = 0;     // pages on disk
-  int64_t summarised = 0;  // only in a cluster's mean
+  int64_t exact = 0;      // window, exact pages, and clusters of one token (their mean is the token)
+  int64_t quantised = 0;  // packed in DRAM: pages, or records of a log (of whatever codec)
+  int64_t spilled = 0;    // pages on disk
+  int64_t collapsed = 0;  // only in a cluster's mean
   int64_t dropped = 0;
-  int64_t total() const { return exact + quantised + spilled + summarised + dropped; }
+  int64_t total() const { return exact + quantised + spilled + collapsed + dropped; }
 };
 
 struct StoreCounters {

@@ -51,7 +51,7 @@ void ClusterStore::check_invariants() const {
       if (holds_token_in_mean(lane, c)) {
         ++found.exact;
       } else if (index.has_means()) {
-        found.summarised += index.count(c) - paged;
+        found.collapsed += index.count(c) - paged;
       }
     }
   }
@@ -64,7 +64,7 @@ void ClusterStore::check_invariants() const {
   require(found.exact == account_.exact, "the exact tokens are where the account says");
   require(found.quantised == account_.quantised, "the quantised tokens are where the account says");
   require(found.spilled == account_.spilled, "the spilled tokens are where the account says");
-  require(found.summarised == account_.summarised, "the summarised tokens are where the account says");
+  require(found.collapsed == account_.collapsed, "the collapsed tokens are where the account says");
   require(account_.total() == account_.seen, "every token seen is accounted for");
 }
 

@@ -13,7 +13,7 @@ struct Cosine {
 };
 
 // Rows and columns are averaged over the tokens that have one: text stands in no grid.
-uint16_t mean_place(uint16_t mean, uint16_t other, double share) {
+uint16_t mean_cell(uint16_t mean, uint16_t other, double share) {
   if (mean == kText || other == kText) return mean == kText ? other : mean;
   return static_cast<uint16_t>(std::lround(mean + (other - mean) * share));
 }
@@ -92,8 +92,8 @@ void ClusterIndex::touch(ClusterId c, const TokenMeta& meta, int32_t frame) {
     cluster.first_time = std::min(cluster.first_time, meta.time_ms);
     cluster.last_time = std::max(cluster.last_time, meta.time_ms);
     cluster.mean_position += (meta.position - cluster.mean_position) / n;
-    cluster.h = mean_place(cluster.h, meta.h, 1 / n);
-    cluster.w = mean_place(cluster.w, meta.w, 1 / n);
+    cluster.h = mean_cell(cluster.h, meta.h, 1 / n);
+    cluster.w = mean_cell(cluster.w, meta.w, 1 / n);
   }
   cluster.touched = frame;
   ++cluster.version;
@@ -130,8 +130,8 @@ void ClusterIndex::absorb(ClusterId into, ClusterId from, float value_weight) {
           static_cast<float>(share));
   }
   a.mean_position += (b.mean_position - a.mean_position) * share;
-  a.h = mean_place(a.h, b.h, share);
-  a.w = mean_place(a.w, b.w, share);
+  a.h = mean_cell(a.h, b.h, share);
+  a.w = mean_cell(a.w, b.w, share);
   a.first_time = std::min(a.first_time, b.first_time);
   a.last_time = std::max(a.last_time, b.last_time);
   a.born = std::min(a.born, b.born);

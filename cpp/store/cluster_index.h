@@ -32,7 +32,7 @@ struct Cluster {
   uint16_t w = 0;
   uint8_t tag = 0;          // of what kind it is, in the policy's own words
   uint16_t version = 0;     // another one after every change of its mean, count or scene, and for the next in its row
-  int32_t live_at = kNone;  // place in live(); kNone: the row is free
+  int32_t live_at = kNone;  // index in live(); kNone: the row is free
 };
 
 class ClusterIndex {

@@ -245,7 +245,7 @@ Short ClusterStore::append(int lane, ClusterId c, const Run& token, int32_t fram
 void ClusterStore::absorb(int lane, ClusterId c, const Run& token, int32_t frame) {
   if (holds_token_in_mean(lane, c)) {
     --account_.exact;
-    ++account_.summarised;
+    ++account_.collapsed;
   }
   learn(lane, c, token, frame);
   ++account_.seen;
@@ -256,7 +256,7 @@ void ClusterStore::account_unpaged(int lane, ClusterId c, int n) {
   if (holds_token_in_mean(lane, c)) {
     account_.exact += n;
   } else {
-    (index(lane).has_means() ? account_.summarised : account_.dropped) += n;
+    (index(lane).has_means() ? account_.collapsed : account_.dropped) += n;
   }
 }
 

@@ -37,7 +37,7 @@ struct StoreShape {
   int embedding_dim = 0;
   std::vector<TierSpec> tiers;  // hot to cold
   int fetch_slots = 0;          // read copies of disk pages
-  int max_run = 0;              // most tokens that are reshaped at once; most tokens of one block
+  int max_run = 0;              // most tokens that are reshaped at once; most tokens of one batch
   int max_members = 0;          // of one cluster; what joins it beyond is in its summary alone. At most max_run, or no
                                 // cluster is ever split or merged
   std::string spill_dir;        // where the spill file is made, if there is a disk tier

@@ -38,7 +38,7 @@ class Listening {
 
   const ListeningShape& shape() const { return shape_; }
   int frames() const { return size_; }  // oldest first; the frame being encoded is not among them until file()
-  const Frame& frame(int f) const { return ring_[place(f)]; }
+  const Frame& frame(int f) const { return ring_[slot(f)]; }
   // Of a frame's tokens, [tokens]; frames() is the frame being encoded.
   half_t* attention_received(int lane, int f) { return attention_received_ + at(lane, f); }
   const half_t* attention_received(int lane, int f) const { return attention_received_ + at(lane, f); }
@@ -49,7 +49,7 @@ class Listening {
 
   // The frame that was encoded becomes the newest. Needs !full().
   void file(int tokens) {
-    ring_[place(size_)] = {tokens};
+    ring_[slot(size_)] = {tokens};
     ++size_;
     for (int lane = 0; lane < shape_.lanes; ++lane) {
       std::fill_n(attention_received(lane, size_ - 1), tokens, half_t{0});
@@ -61,7 +61,7 @@ class Listening {
     }
   }
   bool full() const { return size_ == capacity() - 1; }  // one more and the oldest must be forgotten
-  void entered_log(int f) { ring_[place(f)].in_log = true; }
+  void entered_log(int f) { ring_[slot(f)].in_log = true; }
   void forget_oldest() {
     head_ = (head_ + 1) % capacity();
     --size_;
@@ -69,9 +69,9 @@ class Listening {
 
  private:
   int capacity() const { return shape_.frames + 2; }  // heard, about to be forgotten, being encoded
-  int place(int f) const { return (head_ + f) % capacity(); }
+  int slot(int f) const { return (head_ + f) % capacity(); }
   size_t at(int lane, int f) const {
-    return (static_cast<size_t>(lane) * static_cast<size_t>(capacity()) + static_cast<size_t>(place(f))) *
+    return (static_cast<size_t>(lane) * static_cast<size_t>(capacity()) + static_cast<size_t>(slot(f))) *
            static_cast<size_t>(shape_.frame_tokens);
   }
 

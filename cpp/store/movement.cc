@@ -103,7 +103,7 @@ void ClusterStore::drop(int lane, ClusterId c) {
   if (holds_token_in_mean(lane, c)) {
     --account_.exact;
   } else if (index.has_means()) {
-    account_.summarised -= others;
+    account_.collapsed -= others;
   }
   account_.dropped += index.has_means() ? members + others : members;
   release_pages(lane, c);

@@ -11,15 +11,15 @@ class Patience {
  public:
   // True when a rest begins with this failure. One that was under way when it began does not lengthen it.
   bool failed(bool is_enough = false) {
-    if (++in_a_row_ < kFailures && !is_enough) return false;
-    in_a_row_ = kFailures;
+    if (++failures_ < kFailures && !is_enough) return false;
+    failures_ = kFailures;
     if (left_ > 0) return false;
     left_ = next_;
     next_ = std::min(2 * next_, kLongest);
     return true;
   }
   void went_well() {
-    in_a_row_ = 0;
+    failures_ = 0;
     next_ = kFirst;
   }
   // A frame passed. True if the disk rested meanwhile.
@@ -30,7 +30,7 @@ class Patience {
   static constexpr int kFailures = 8;
   static constexpr int kFirst = 4;
   static constexpr int kLongest = 1024;
-  int in_a_row_ = 0;
+  int failures_ = 0;
   int next_ = kFirst;
   int left_ = 0;
 };

@@ -140,7 +140,7 @@ void ClusterStore::merge(int lane, ClusterId into, ClusterId from) {
   for (const ClusterId c : {into, from}) {  // what is in a mean alone is a part of it from here
     if (!holds_token_in_mean(lane, c)) continue;
     --account_.exact;
-    ++account_.summarised;
+    ++account_.collapsed;
   }
   Cluster& a = index[into];
   Cluster& b = index[from];

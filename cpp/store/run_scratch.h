@@ -25,7 +25,7 @@ class RunScratch {
   // the token that did not fit, opens side 1, what is farthest from it the other.
   int two_means(int n);
   bool is_on_side_1(int i) const { return side_[i] != 0; }
-  // The n rows change places: side 0 first, the order within a side kept. How many are on side 0.
+  // Sorts the n rows: side 0 first, the order within a side kept. How many are on side 0.
   int part_sides(int n);
 
  private:

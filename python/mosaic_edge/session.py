@@ -270,7 +270,7 @@ class Session:
         return result[0]
 
     def memory(self) -> dict[str, Any]:
-        """Bytes by tier and part, where every token is; what was split, merged, summarised, dropped, lost."""
+        """Bytes by tier and part, where every token is; what was split, merged, collapsed, dropped, lost."""
         with self._alone():
             stats: dict[str, Any] = self._open().stats()
             stats["frames"] = self._frames

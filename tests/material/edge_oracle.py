@@ -16,7 +16,7 @@ from played import PlayedMemory
 
 Array = np.ndarray
 MARGIN = 2e-5
-REACH = 0.02
+RADIUS = 0.02
 ALWAYS: Any = "always"
 """members=: kept in pages of DRAM too."""
 
@@ -92,10 +92,10 @@ class Script:
         best = int(near[self.pick(len(near))]) if len(near) > 1 else int(near[0])
         return ids[best], float(apart[best])
 
-    def within(self, apart: float, reach: float) -> bool:
-        if np.isfinite(apart) and abs(apart - reach) < MARGIN and not apart == reach == 0:
+    def within(self, apart: float, radius: float) -> bool:
+        if np.isfinite(apart) and abs(apart - radius) < MARGIN and not apart == radius == 0:
             return self.pick(2) == 0
-        return apart <= reach
+        return apart <= radius
 
 
 def closest_pairs(live: dict[int, Summary], weight: float) -> tuple[list[tuple[int, int]], float]:
@@ -110,22 +110,22 @@ def closest_pairs(live: dict[int, Summary], weight: float) -> tuple[list[tuple[i
 
 
 def admitted(
-    script: Script, before: list[Summary], frame: list[Summary], reach: float, capacity: int, weight: float
+    script: Script, before: list[Summary], frame: list[Summary], radius: float, capacity: int, weight: float
 ) -> tuple[list[Summary], float]:
-    """The clusters after one frame, and the reach."""
+    """The clusters after one frame, and the radius."""
     live = dict(enumerate(before))
     made = len(before)
     old = list(live)
     labels = []
     for token in frame:  # all against the clusters there were before the frame
         c, apart = script.nearest(token, old, live, weight)
-        labels.append(c if script.within(apart, reach) else -1)
+        labels.append(c if script.within(apart, radius) else -1)
     fresh: list[int] = []
     for i, token in enumerate(frame):
         while True:
             if labels[i] < 0 and fresh:
                 c, apart = script.nearest(token, fresh, live, weight)
-                labels[i] = c if script.within(apart, reach) else -1
+                labels[i] = c if script.within(apart, radius) else -1
             if labels[i] >= 0:
                 live[labels[i]] = live[labels[i]].joined(token)
                 break
@@ -141,8 +141,8 @@ def admitted(
             live[a] = live[a].joined(live.pop(b))
             labels = [a if label == b else label for label in labels]
             fresh = list(dict.fromkeys(a if c == b else c for c in fresh))
-            reach = max(reach, apart)
-    return list(live.values()), reach
+            radius = max(radius, apart)
+    return list(live.values()), radius
 
 
 def stored(played: PlayedMemory, lane: int) -> list[Summary]:
@@ -185,7 +185,7 @@ class PlayedEdge:
         self.played = PlayedMemory(
             "edge", {"unit": "summaries", **self.settings}, clusters=clusters, **memory
         )
-        self.reach = [float(self.settings.get("reach", REACH))] * self.played.layers
+        self.radius = [float(self.settings.get("radius", RADIUS))] * self.played.layers
         self.forks = 0
         """Frames in which something was too near to call."""
 
@@ -213,10 +213,10 @@ class PlayedEdge:
         weight = float(self.settings.get("value_weight", 1))
         script = Script()
         for _ in range(3000):
-            ours, reach = admitted(script, before, leaving, self.reach[lane], self.clusters, weight)
+            ours, radius = admitted(script, before, leaving, self.radius[lane], self.clusters, weight)
             if same(ours, after):
                 self.forks += bool(script.ways)
-                self.reach[lane] = reach
+                self.radius[lane] = radius
                 return
             if not script.next():
                 break

@@ -163,7 +163,7 @@ class PlayedMemory:
         self.stored: list[list[Token]] = []  # frames that left the window, not the first
         self.window: list[list[Token]] = []
         self.first: list[Token] | None = None
-        self.block_frames = 1
+        self.batch_frames = 1
         self.frames = 0
         self.positions = 0
 
@@ -205,12 +205,12 @@ class PlayedMemory:
         self.frames += 1
         self.positions += tokens
         self.window.append(frame)
-        if len(self.window) > self.window_frames + self.block_frames - 1:
+        if len(self.window) > self.window_frames + self.batch_frames - 1:
             if self.first is None:
                 self.first = self.window.pop(0)
             else:
-                self.stored += self.window[: self.block_frames]
-                self.window = self.window[self.block_frames :]
+                self.stored += self.window[: self.batch_frames]
+                self.window = self.window[self.batch_frames :]
         return frame
 
     def attention(self, layer: int, q: Array, seen: list[Token]) -> Array:

@@ -13,7 +13,7 @@ from played import ROW, Array
 class Window(Policy):
     """cpp/policy/window.cc, again."""
 
-    def admit(self, store: Any, block: Any) -> bool:
+    def admit(self, store: Any, batch: Any) -> bool:
         return True
 
     def evict(self, store: Any, need: Any) -> list[Eviction]:
@@ -33,8 +33,8 @@ class Uniform(Policy):
         super().__init__()
         self.stride = 1
 
-    def admit(self, store: Any, block: Any) -> int:
-        return Policy.OPEN if block.frame % self.stride == 0 else Policy.DROP
+    def admit(self, store: Any, batch: Any) -> int:
+        return Policy.OPEN if batch.frame % self.stride == 0 else Policy.DROP
 
     def evict(self, store: Any, need: Any) -> list[Eviction]:
         while len(store.clusters(0)["id"]):
@@ -75,16 +75,16 @@ class Nearest(Policy):
             return None
         return int(scenes["id"][np.argmin(((scenes["mean"] - embedding) ** 2).sum(1))])
 
-    def admit(self, store: Any, block: Any) -> Any:
+    def admit(self, store: Any, batch: Any) -> Any:
         self.calls.append("admit")
-        columns = store.clusters(block.lane)
-        assert block.k.shape == block.v.shape == (len(block.attention_received), ROW)
-        assert not block.k.flags.writeable
-        same = columns["id"][columns["scene"] == block.scene]
+        columns = store.clusters(batch.lane)
+        assert batch.k.shape == batch.v.shape == (len(batch.attention_received), ROW)
+        assert not batch.k.flags.writeable
+        same = columns["id"][columns["scene"] == batch.scene]
         if not len(same):
             return None
-        means = store.mean_k(block.lane)[same].astype(np.float32)
-        apart = ((block.k[:, None] - means[None]) ** 2).sum(-1)
+        means = store.mean_k(batch.lane)[same].astype(np.float32)
+        apart = ((batch.k[:, None] - means[None]) ** 2).sum(-1)
         near = apart.min(1) < 4
         return {
             "cluster": np.where(near, same[apart.argmin(1)], Policy.OPEN),
@@ -136,8 +136,8 @@ class Broken(Policy):
             raise self.what
         return self.what(self) if callable(self.what) else self.what
 
-    def admit(self, store: Any, block: Any) -> Any:
-        return self.play("admit", lambda: [Policy.OPEN] * len(block.k) if len(block.k) else True)
+    def admit(self, store: Any, batch: Any) -> Any:
+        return self.play("admit", lambda: [Policy.OPEN] * len(batch.k) if len(batch.k) else True)
 
     def select(self, store: Any, query: Any) -> Any:
         return self.play("select", lambda: query.scores()[0])

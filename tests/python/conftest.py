@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+
 import pytest
 
 from exported_models import Exporter
 from videos import make_video as make_video
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _hears_interrupts() -> Iterator[None]:
+    """A shell's background job ignores SIGINT, and so would what a test starts and interrupts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

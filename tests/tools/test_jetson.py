@@ -126,7 +126,7 @@ def test_live_answers_over_its_socket_writes_its_account_and_ends_well_on_sigter
     assert int(rows[-1]["frames"]) == json.loads(out)["frames"] >= 9
     for row in rows:
         assert 0 < int(row["taken_bytes"]) <= int(row["cap_bytes"]) == 2 << 20
-        places = ("exact", "quantised", "spilled", "summarised", "dropped")
+        places = ("exact", "quantised", "spilled", "collapsed", "dropped")
         assert sum(int(row[place]) for place in places) == int(row["seen"])
 
 

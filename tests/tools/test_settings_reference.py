@@ -28,12 +28,12 @@ def test_the_page_is_what_the_script_makes_of_the_code(reference: Any) -> None:
     )
 
 
-def test_every_field_and_every_policy_has_its_place(reference: Any) -> None:
+def test_every_field_and_every_policy_with_settings_is_on_the_page(reference: Any) -> None:
     page = reference.PAGE.read_text(encoding="utf-8")
     for field in fields(SessionConfig):
         assert f"| `{field.name}` |" in page
     for policy in _core.policies():
-        assert f"### {policy}\n" in page
+        assert (f"### {policy}\n" in page) == bool(reference.names_of(policy, {})), policy
 
 
 def test_what_the_page_says_a_setting_takes_the_core_takes_and_refuses_beyond(reference: Any) -> None:
@@ -65,6 +65,12 @@ def test_defaults_that_the_page_names_stand_in_the_policies(reference: Any) -> N
                 assert float(default) in {float(values.get(value, value)) for value in found}, name
                 seen += 1
     assert seen >= 15
+
+
+def test_a_policy_whose_settings_are_not_explained_is_an_error(reference: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(reference, "LISTS", reference.LISTS[:-1])
+    with pytest.raises(ValueError, match="do not have: mukv"):
+        reference.page()
 
 
 def test_a_setting_of_which_nothing_is_said_is_an_error(reference: Any) -> None:

@@ -134,7 +134,7 @@ class Game:
         self.lanes: int = memory.plan()["lanes"]
         self.layers, self.head_dim = shape["layers"], shape["head_dim"]
         self.q_heads, self.kv_heads = shape["q_heads"], shape["kv_heads"]
-        self.pts, self.moment = rng.choice([0.0, -5.0, 1e5]), 0
+        self.pts, self.t_position = rng.choice([0.0, -5.0, 1e5]), 0
         self.tokens = self.frames = self.raised = 0
         self.prefix_left = settings["prefix_tokens"]
         width = self.kv_heads * self.head_dim
@@ -207,16 +207,16 @@ class Game:
         lead = trail = 0
         if tokens > 4 and rng.random() < 0.3:
             lead, trail = rng.randrange(2), rng.randrange(2)
-        moment = -1
+        t_position = -1
         if self.shape["rope"].get("sections") and rng.random() < 0.5:
-            self.moment += rng.randrange(40)
-            moment = self.moment
+            self.t_position += rng.randrange(40)
+            t_position = self.t_position
         self.pts += rng.choice([0, 0.001, 1, 1, 1, 100])
         embedding = self.numbers.standard_normal(self.shape["embedding_dim"]).astype(np.float32)
         if rng.random() < 0.02:
             embedding *= np.float32(rng.choice([0, 1e20, 1e-30]))
         self.memory.begin_frame(
-            self.pts, embedding, tokens, rng.randrange(1, tokens + 3), lead, trail, moment
+            self.pts, embedding, tokens, rng.randrange(1, tokens + 3), lead, trail, t_position
         )
 
     def random_tokens(self) -> int:

@@ -57,19 +57,19 @@ class RandomPolicy(Policy):
             self.rng.choice(calls)()
         return kind == 2
 
-    def admit(self, store: Any, block: Any) -> Any:
+    def admit(self, store: Any, batch: Any) -> Any:
         rng = self.rng
         if self._maybe_wrong():
             return rng.choice([[999_999] * 3, "no", np.zeros(999, int), {"tag": [1 << 40]}, object()])
         if not self.asks["by_token"]:
             return rng.choice([None, True, False, Policy.OPEN])
-        n = len(block.k)
+        n = len(batch.k)
         kind = rng.randrange(4)
         if kind == 0:
             return None
         if kind == 1:
             return np.array([rng.random() < 0.6 for _ in range(n)])
-        live = [int(c) for c in store.clusters(block.lane)["id"]]
+        live = [int(c) for c in store.clusters(batch.lane)["id"]]
         labels = [rng.choice([*live, Policy.OPEN, Policy.DROP]) for _ in range(n)]
         if kind == 2:
             return labels

@@ -147,8 +147,8 @@ inline void assign_chunk_bf16(const AssignArgs& a, const float* items, const flo
         if (stdx::none_of(high >= known)) continue;
         const float bar = most_of(known, stdx::hmax(low));
         for (int at = 0; at < kPairTile; at += kLanes) {
-          const __m512 reach = static_cast<__m512>(load(about + at) + load(lanes.error + at));
-          uint32_t within = _mm512_cmp_ps_mask(reach, _mm512_set1_ps(bar), _CMP_GE_OQ);
+          const __m512 upper = static_cast<__m512>(load(about + at) + load(lanes.error + at));
+          uint32_t within = _mm512_cmp_ps_mask(upper, _mm512_set1_ps(bar), _CMP_GE_OQ);
           for (; within != 0; within &= within - 1) {
             const int lane = at + __builtin_ctz(within), row = lanes.row[lane];
             const float* const item = items + static_cast<size_t>(i) * depth;

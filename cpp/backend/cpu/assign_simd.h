@@ -11,7 +11,7 @@
 namespace mosaic::cpu {
 namespace {
 
-constexpr int kItemBlock = 32;
+constexpr int kItemTile = 32;
 
 MOSAIC_INLINE float dot(const float* a, const float* b, int n) {
   Vec sum0(0.0f), sum1(0.0f);
@@ -44,14 +44,14 @@ MOSAIC_INLINE void scale_row(const float* from, int n, float scale, float* to) {
 }
 
 constexpr int kPairTile = 64;   // of the bfloat16 path: its centroids of a tile,
-constexpr int kPairItems = 24;  // and items of a block
+constexpr int kPairItems = 24;  // and items of a tile
 constexpr int kTurned = 16;     // centroids turned at a time
 
 // A worker's scratch. It comes out of the memory cap, so nothing here is larger than the speed needs.
 struct AssignState {
   float* rows = nullptr;     // [kTurned][depth] centroids of unit length; one row on the bfloat16 path
   float* tile = nullptr;     // [depth][kTile] the same, channel by channel; or [padded depth / 2][kPairTile]
-  float* cosines = nullptr;  // [kItemBlock][kTile] or [kPairItems][kPairTile]
+  float* cosines = nullptr;  // [kItemTile][kTile] or [kPairItems][kPairTile]
   float* centre = nullptr;   // [padded depth] of the bfloat16 path, as what follows
   float* left = nullptr;     // [padded depth]
   float* pairs = nullptr;    // [kTurned][padded depth / 2]
@@ -59,7 +59,7 @@ struct AssignState {
     const size_t padded = static_cast<size_t>(round_up(depth, 32));
     rows = carver.take<float>(with_pairs ? padded : static_cast<size_t>(depth) * kTurned);
     tile = carver.take<float>(padded * kTile);
-    cosines = carver.take<float>(with_pairs ? kPairItems * kPairTile : kItemBlock * kTile);
+    cosines = carver.take<float>(with_pairs ? kPairItems * kPairTile : kItemTile * kTile);
     if (!with_pairs) return;
     centre = carver.take<float>(padded);
     left = carver.take<float>(padded);
@@ -118,8 +118,8 @@ inline void assign_chunk(const AssignArgs& a, const float* items, int begin, int
   for (int first = begin; first < end; first += kTile) {
     fill_centroids(a, first, end, s);
     const int candidates = least(kTile, end - first), lanes = round_up(candidates, kLanes);
-    for (int i0 = 0; i0 < a.items; i0 += kItemBlock) {
-      const int count = least(kItemBlock, a.items - i0);
+    for (int i0 = 0; i0 < a.items; i0 += kItemTile) {
+      const int count = least(kItemTile, a.items - i0);
       gemm({items + static_cast<size_t>(i0) * depth, static_cast<size_t>(depth), s.tile, kTile, s.cosines, kTile, depth,
             nullptr},
            count, lanes);

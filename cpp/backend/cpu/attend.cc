@@ -30,9 +30,9 @@ void load_page_token(const AttendArgs& a, const PageEntry& page, int head, int t
   const float* const mean = a.key_mean != nullptr ? a.key_mean + head * d : nullptr;
   with_codec(page.codec, [&](auto codec) {
     using C = decltype(codec);
-    const std::byte* const k_block = page.data + static_cast<size_t>(head) * head_bytes_of<C>(d);
-    get_k_row<C>(k_block, d, token, mean, to->k);
-    get_v_row<C>(k_block + k_block_of<C>(d), d, token, to->v);
+    const std::byte* const k_panel = page.data + static_cast<size_t>(head) * head_bytes_of<C>(d);
+    get_k_row<C>(k_panel, d, token, mean, to->k);
+    get_v_row<C>(k_panel + k_panel_of<C>(d), d, token, to->v);
   });
   to->bias = 0;
   const int at = page.first + token - page.begin(), t = a.positions[at];

@@ -1,4 +1,4 @@
-// attend by tiles. The work is cut into blocks of query tokens x ranges of units; a task takes one of each and goes
+// attend by tiles. The work is cut into tiles of query tokens x ranges of units; a task takes one of each and goes
 // through all kv heads of a page while it is near, so the angles of its tokens are computed once. A few ranges per
 // worker run side by side when there are few queries; their partial results are merged at the end, always in the same
 // order, so the answer does not depend on who was fast.
@@ -35,7 +35,7 @@ struct Units {
   int total() const { return seen() + block; }
 
   // Gives a unit its lanes: who is in them, where they stand, who may see them. False: the tile is full.
-  bool place(int unit, Tile& tile) const {
+  bool add(int unit, Tile& tile) const {
     const int first = unit < pages ? 0 : (unit < seen() ? unit - pages : unit - seen()) * kUnit;
     const int begin = unit < pages ? a.pages[unit].begin() : 0;
     const int end = unit < pages ? a.pages[unit].end() : least(kUnit, (unit < seen() ? a.n_rows : a.tokens) - first);
@@ -81,7 +81,7 @@ struct Units {
   // Whether its values are summed in the Hadamard basis.
   bool is_hadamard(int unit) const { return unit < pages && in_hadamard(a.pages[unit].codec); }
 
-  // Starts the read of a head's blocks of a page. Pages lie anywhere in an arena, so the hardware cannot guess them; a
+  // Starts the read of a head's panels of a page. Pages lie anywhere in an arena, so the hardware cannot guess them; a
   // head ahead, memory has the time of one tile to answer.
   void prefetch(int unit, int head) const {
     if (unit >= pages) return;
@@ -100,11 +100,11 @@ struct Units {
       const PageEntry& page = a.pages[unit];
       with_codec(page.codec, [&](auto codec) {
         using C = decltype(codec);
-        const std::byte* const k_block = page.data + static_cast<size_t>(head) * head_bytes_of<C>(d);
+        const std::byte* const k_panel = page.data + static_cast<size_t>(head) * head_bytes_of<C>(d);
         const float* const mean = a.key_mean != nullptr ? a.key_mean + head * d : nullptr;
-        fill_keys(KeyBlock<C>(k_block, tile, mean), spec, base, tile);
+        fill_keys(KeyPanel<C>(k_panel, tile, mean), spec, base, tile);
         if (!with_values) return;
-        const ValueBlock<C> values(k_block + k_block_of<C>(d), d);
+        const ValuePanel<C> values(k_panel + k_panel_of<C>(d), d);
         for (int t = 0; t < page.end(); ++t) {
           float* const to = v + static_cast<size_t>(t) * tile.v_stride;
           if (page.has(t)) {
@@ -133,7 +133,7 @@ struct Units {
       }
     }
     transpose(tile.rows, static_cast<size_t>(d), kUnit, d, tile.columns, kUnit);
-    fill_keys(KeyBlock<Fp32>(tile.columns), spec, base, tile);
+    fill_keys(KeyPanel<Fp32>(tile.columns), spec, base, tile);
   }
 };
 
@@ -170,15 +170,15 @@ inline size_t task_rows(const Ops::Limits& l) {
 
 // How attend cuts its work.
 struct AttendPlan {
-  int block_tokens;  // query tokens of a task
-  int blocks;        // of query tokens
-  int splits;        // ranges of units; blocks * splits <= 2 * threads when there are several
+  int tile_tokens;  // query tokens of a task
+  int tiles;        // of query tokens
+  int splits;       // ranges of units; tiles * splits <= 2 * threads when there are several
   AttendPlan(const Ops::Limits& l, const AttendArgs& a, int units, int threads) {
     const int fit = static_cast<int>(task_rows(l)) / l.q_heads;  // for fewer heads too: a head's rows are as many
-    block_tokens = most(1, least(a.tokens, least(fit, kMaxQueryTokens)));
-    blocks = (a.tokens + block_tokens - 1) / block_tokens;
+    tile_tokens = most(1, least(a.tokens, least(fit, kMaxQueryTokens)));
+    tiles = (a.tokens + tile_tokens - 1) / tile_tokens;
     const double work = static_cast<double>(a.tokens) * a.q_heads * a.shape.head_dim * 2 * units * kUnit;
-    const int wanted = threads == 1 || work < kWorthThreads ? 1 : 2 * threads / most(1, blocks);
+    const int wanted = threads == 1 || work < kWorthThreads ? 1 : 2 * threads / most(1, tiles);
     splits = most(1, least(wanted, units / kMinUnits));
   }
 };
@@ -254,7 +254,7 @@ inline void attend_units(const Units& units, int first, int rows, int begin, int
   for (int unit = begin; unit < end;) {
     tile.clear();
     for (; unit < end; ++unit) {
-      if (units.is_hadamard(unit) == hadamard && !units.place(unit, tile)) break;
+      if (units.is_hadamard(unit) == hadamard && !units.add(unit, tile)) break;
     }
     if (tile.last == 0) continue;
     fill_turns(a.rope, tile);

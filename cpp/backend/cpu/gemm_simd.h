@@ -24,7 +24,7 @@ struct Gemm {
 };
 
 template <int Rows, int Vectors>
-MOSAIC_INLINE void gemm_block(const Gemm& g, int row, int column) {
+MOSAIC_INLINE void gemm_tile(const Gemm& g, int row, int column) {
   const float* const a = g.a + row * g.a_stride;
   const float* b = g.b + column;
   float* const c = g.c + row * g.c_stride + column;
@@ -51,9 +51,9 @@ template <int Rows>
 void gemm_rows(const Gemm& g, int row, int n) {
   int column = 0;
   for (; column + kGemmVectors * kLanes <= n; column += kGemmVectors * kLanes) {
-    gemm_block<Rows, kGemmVectors>(g, row, column);
+    gemm_tile<Rows, kGemmVectors>(g, row, column);
   }
-  for (; column < n; column += kLanes) gemm_block<Rows, 1>(g, row, column);
+  for (; column < n; column += kLanes) gemm_tile<Rows, 1>(g, row, column);
 }
 
 // n is a multiple of kLanes: tiles are padded.

@@ -15,12 +15,12 @@ MOSAIC_INLINE RawFloat swap_lanes(RawFloat x, std::integer_sequence<int, I...>) 
 
 // Steps below kLanes, inside a vector: a lane and the one Step away become their sum and difference.
 template <int Step>
-MOSAIC_INLINE Vec butterfly(Vec x, int block) {
+MOSAIC_INLINE Vec butterfly(Vec x, int order) {
   if constexpr (Step < kLanes) {
-    if (Step >= block) return x;
+    if (Step >= order) return x;
     const Vec signs([](int i) { return (i & Step) != 0 ? -1.0f : 1.0f; });
     const Vec other = from_raw(swap_lanes<Step>(to_raw(x), std::make_integer_sequence<int, kLanes>{}));
-    return butterfly<2 * Step>(x * signs + other, block);
+    return butterfly<2 * Step>(x * signs + other, order);
   } else {
     return x;
   }
@@ -28,9 +28,9 @@ MOSAIC_INLINE Vec butterfly(Vec x, int block) {
 
 // A row of d numbers in place, not normalised; whole vectors are read and written.
 inline void hadamard_row(float* x, int d) {
-  const int block = hadamard_block(d);
-  for (int c = 0; c < d; c += kLanes) store(x + c, butterfly<1>(load(x + c), block));
-  for (int step = kLanes; step < block; step *= 2) {
+  const int order = hadamard_order(d);
+  for (int c = 0; c < d; c += kLanes) store(x + c, butterfly<1>(load(x + c), order));
+  for (int step = kLanes; step < order; step *= 2) {
     for (int c = 0; c < d; c += 2 * step) {
       for (int i = c; i < c + step; i += kLanes) {
         const Vec a = load(x + i), b = load(x + i + step);
@@ -43,8 +43,8 @@ inline void hadamard_row(float* x, int d) {
 
 // [d][width] in place, along the channels; width is a multiple of kLanes.
 inline void hadamard_columns(float* x, int d, int width) {
-  const int block = hadamard_block(d);
-  for (int step = 1; step < block; step *= 2) {
+  const int order = hadamard_order(d);
+  for (int step = 1; step < order; step *= 2) {
     for (int c = 0; c < d; ++c) {
       if ((c & step) != 0) continue;
       float *const low = x + static_cast<size_t>(c) * width, *const high = low + static_cast<size_t>(step) * width;

@@ -61,12 +61,12 @@ inline void page_columns(const LikenessArgs& a, const PageEntry& page, LikenessS
   with_codec(page.codec, [&](auto codec) {
     using C = decltype(codec);
     for (int head = 0; head < a.shape.heads; ++head) {
-      const std::byte* const block = page.data + static_cast<size_t>(head) * head_bytes_of<C>(d);
+      const std::byte* const panel = page.data + static_cast<size_t>(head) * head_bytes_of<C>(d);
       float *const k = s.columns + head * d * kUnit, *const v = k + row * kUnit;
       // Record codecs have the mean off already.
       const float* const off = C::kHadamard || a.key_mean == nullptr ? nullptr : a.key_mean + head * d;
       {
-        const KeyBlock<C> keys(block, tile, nullptr);
+        const KeyPanel<C> keys(panel, tile, nullptr);
         for (int c = 0; c < d; ++c) {
           for (int part = 0; part < kParts; ++part) {
             const Vec x = keys(c, part);
@@ -74,7 +74,7 @@ inline void page_columns(const LikenessArgs& a, const PageEntry& page, LikenessS
           }
         }
       }
-      const ValueBlock<C> values(block + k_block_of<C>(d), d);
+      const ValuePanel<C> values(panel + k_panel_of<C>(d), d);
       for (int t = 0; t < kUnit; ++t) {
         float* const to = tile.v + static_cast<size_t>(t) * tile.v_stride;
         clear_row(tile.v_stride, to);

@@ -1,4 +1,4 @@
-// attention_mass by tiles: weights are made again from the logits and the known log-sum, block of queries by block, and
+// attention_mass by tiles: weights are made again from the logits and the known log-sum, tile of queries by tile, and
 // summed over rows at once, so no more than one tile of them ever exists. A task owns a range of units and all that is
 // written for it, so the sums do not depend on who was fast.
 #pragma once
@@ -89,23 +89,23 @@ inline void weigh_members(const Tile& tile, const float* logits, const float* ls
   }
 }
 
-// Queries [first_query, T) over wanted units [begin, end), at most block_tokens of them at a time.
-inline void mass_range(const MassArgs& m, int first_query, int block_tokens, int begin, int end, AttendState& s) {
+// Queries [first_query, T) over wanted units [begin, end), at most tile_tokens of them at a time.
+inline void mass_range(const MassArgs& m, int first_query, int tile_tokens, int begin, int end, AttendState& s) {
   const AttendArgs& a = *m.attend;
   const Units units(a);
   const WantedUnits wanted(m, units);
   const int group = a.q_heads / a.shape.heads, d = a.shape.head_dim, each = m.by_head ? 1 : group;
   Tile& tile = s.tile;
   for (int i = begin; i < end; ++i) MassOfUnit(m, units, wanted.unit(i, units)).clear(m.by_head ? a.q_heads : 1);
-  for (int first = first_query; first < a.tokens; first += block_tokens) {
-    const int count = least(block_tokens, a.tokens - first), rows = count * group;
+  for (int first = first_query; first < a.tokens; first += tile_tokens) {
+    const int count = least(tile_tokens, a.tokens - first), rows = count * group;
     // The block up to the last query.
     const int seen = least(end, wanted.pages + wanted.summaries + (first + count + kUnit - 1) / kUnit);
     load_queries(a, first, count, s);
     tile.width = rows <= kFewRows ? kUnit : kTile;
     for (int i = begin; i < seen;) {
       tile.clear();
-      while (i < seen && units.place(wanted.unit(i, units), tile)) ++i;
+      while (i < seen && units.add(wanted.unit(i, units), tile)) ++i;
       if (tile.last == 0) continue;
       fill_turns(a.rope, tile);
       alignas(64) float mass[kTile] = {};

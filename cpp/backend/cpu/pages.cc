@@ -10,9 +10,9 @@
 namespace mosaic::cpu {
 namespace {
 
-// K block of a head; its V block follows.
+// K panel of a head; its V panel follows.
 template <class Byte>
-Byte* k_block(CodecId codec, PageShape shape, int head, Byte* data) {
+Byte* k_panel(CodecId codec, PageShape shape, int head, Byte* data) {
   const size_t bytes = k_block_bytes(codec, shape.head_dim) + v_block_bytes(codec, shape.head_dim);
   return data + static_cast<size_t>(head) * bytes;
 }
@@ -45,8 +45,8 @@ void PlainOps::encode(CodecId codec, PageShape shape, const float* k, const floa
   with_codec(codec, [&](auto c) {
     using C = decltype(c);
     for (int head = 0; head < shape.heads; ++head) {
-      std::byte* const kb = k_block(codec, shape, head, data);
-      std::byte* const vb = kb + k_block_of<C>(d);
+      std::byte* const kb = k_panel(codec, shape, head, data);
+      std::byte* const vb = kb + k_panel_of<C>(d);
       if constexpr (C::kRecord) {
         for (int t = 0; t < count; ++t) {
           set_row<C>(kb, vb, d, t, k + t * stride + head * d, v + t * stride + head * d, mean_of(key_mean, head, d));
@@ -68,8 +68,8 @@ void PlainOps::encode_row(CodecId codec, PageShape shape, const float* k, const 
       throw InvariantError("encode_row needs a codec of records, not " + std::string(codec_name(codec)) + ".");
     } else {
       for (int head = 0; head < shape.heads; ++head) {
-        std::byte* const kb = k_block(codec, shape, head, data);
-        set_row<C>(kb, kb + k_block_of<C>(d), d, at, k + head * d, v != nullptr ? v + head * d : nullptr,
+        std::byte* const kb = k_panel(codec, shape, head, data);
+        set_row<C>(kb, kb + k_panel_of<C>(d), d, at, k + head * d, v != nullptr ? v + head * d : nullptr,
                    mean_of(key_mean, head, d));
       }
     }
@@ -89,7 +89,7 @@ void PlainOps::move_row(CodecId codec, PageShape shape, const std::byte* from, i
       throw InvariantError("move_row needs a codec of records, not " + std::string(codec_name(codec)) + ".");
     } else {
       for (int head = 0; head < shape.heads; ++head) {
-        copy_row<C>(k_block(codec, shape, head, from), from_at, k_block(codec, shape, head, to), to_at, shape.head_dim);
+        copy_row<C>(k_panel(codec, shape, head, from), from_at, k_panel(codec, shape, head, to), to_at, shape.head_dim);
       }
     }
   });
@@ -101,10 +101,10 @@ void PlainOps::decode(CodecId codec, PageShape shape, const std::byte* data, int
   with_codec(codec, [&](auto c) {
     using C = decltype(c);
     for (int head = 0; head < shape.heads; ++head) {
-      const std::byte* const kb = k_block(codec, shape, head, data);
+      const std::byte* const kb = k_panel(codec, shape, head, data);
       for (int t = begin; t < end; ++t) {
         get_k_row<C>(kb, d, t, mean_of(key_mean, head, d), k + (t - begin) * stride + head * d);
-        if (v != nullptr) get_v_row<C>(kb + k_block_of<C>(d), d, t, v + (t - begin) * stride + head * d);
+        if (v != nullptr) get_v_row<C>(kb + k_panel_of<C>(d), d, t, v + (t - begin) * stride + head * d);
       }
     }
   });

@@ -47,13 +47,13 @@ MOSAIC_INLINE void code_row(const float* x, int n, float low, float inverse, int
   }
 }
 
-// One group: its scale into the block's header, its codes into `codes` (whole vectors). False: all codes are zero.
+// One group: its scale into the panel's header, its codes into `codes` (whole vectors). False: all codes are zero.
 template <class Codec>
-MOSAIC_INLINE bool code_group(std::byte* block, int groups, int group, float low, float high, const float* x, int n,
+MOSAIC_INLINE bool code_group(std::byte* panel, int groups, int group, float low, float high, const float* x, int n,
                               uint8_t* codes) {
   const AffineScale scale = affine_scale(low, high, Codec::kLevels);
-  Codec::steps(block)[group] = scale.step;
-  Codec::steps(block)[groups + group] = scale.low;
+  Codec::steps(panel)[group] = scale.step;
+  Codec::steps(panel)[groups + group] = scale.low;
   if (scale.step == 0) return false;
   code_row(x, n, half_to_float(scale.low), 1.0f / half_to_float(scale.step), Codec::kLevels, codes);
   return true;
@@ -90,7 +90,7 @@ struct Columns {
 };
 
 template <class Codec>
-inline void encode_keys(std::byte* block, int d, const float* x, size_t stride, int count) {
+inline void encode_keys(std::byte* panel, int d, const float* x, size_t stride, int count) {
   Columns group;
   for (int first = 0; first < d; first += kUnit) {
     const int channels = least(kUnit, d - first);
@@ -98,21 +98,21 @@ inline void encode_keys(std::byte* block, int d, const float* x, size_t stride, 
     for (int i = 0; i < channels; ++i) {
       const int c = first + i;
       if constexpr (std::is_same_v<Codec, Fp32>) {
-        copy_row(group.columns[i], kUnit, reinterpret_cast<float*>(block) + c * kUnit);
+        copy_row(group.columns[i], kUnit, reinterpret_cast<float*>(panel) + c * kUnit);
       } else if constexpr (std::is_same_v<Codec, Fp16>) {
-        half_t* const to = reinterpret_cast<half_t*>(block) + c * kUnit;
+        half_t* const to = reinterpret_cast<half_t*>(panel) + c * kUnit;
         for (int at = 0; at < kUnit; at += kLanes) store_halves(to + at, load(&group.columns[i][at]));
       } else {
         alignas(16) uint8_t codes[kUnit];
-        if (!code_group<Codec>(block, d, c, group.low[i], group.high[i], group.columns[i], kUnit, codes)) continue;
+        if (!code_group<Codec>(panel, d, c, group.low[i], group.high[i], group.columns[i], kUnit, codes)) continue;
         for (int t = count; t < kUnit; ++t) codes[t] = 0;
         if constexpr (std::is_same_v<Codec, Int8>) {
-          std::memcpy(Codec::codes(block, d) + c * kUnit, codes, kUnit);
+          std::memcpy(Codec::codes(panel, d) + c * kUnit, codes, kUnit);
         } else {
           uint64_t halves[2];
           std::memcpy(halves, codes, sizeof halves);
           halves[0] |= halves[1] << 4;
-          std::memcpy(Codec::codes(block, d) + c * (kUnit / 2), halves, sizeof halves[0]);
+          std::memcpy(Codec::codes(panel, d) + c * (kUnit / 2), halves, sizeof halves[0]);
         }
       }
     }
@@ -121,11 +121,11 @@ inline void encode_keys(std::byte* block, int d, const float* x, size_t stride, 
 
 // One token's values. codes: [d rounded up to whole vectors] scratch.
 template <class Codec>
-inline void encode_values(std::byte* block, int d, int token, const float* x, uint8_t* codes) {
+inline void encode_values(std::byte* panel, int d, int token, const float* x, uint8_t* codes) {
   if constexpr (std::is_same_v<Codec, Fp32>) {
-    copy_row(x, d, reinterpret_cast<float*>(block) + static_cast<size_t>(token) * d);
+    copy_row(x, d, reinterpret_cast<float*>(panel) + static_cast<size_t>(token) * d);
   } else if constexpr (std::is_same_v<Codec, Fp16>) {
-    half_t* const to = reinterpret_cast<half_t*>(block) + static_cast<size_t>(token) * d;
+    half_t* const to = reinterpret_cast<half_t*>(panel) + static_cast<size_t>(token) * d;
     int c = 0;
     for (; c + kLanes <= d; c += kLanes) store_halves(to + c, load(x + c));
     for (; c < d; ++c) to[c] = float_to_half(x[c]);
@@ -142,9 +142,9 @@ inline void encode_values(std::byte* block, int d, int token, const float* x, ui
       low = x[c] < low ? x[c] : low;
       high = x[c] > high ? x[c] : high;
     }
-    if (!code_group<Codec>(block, kUnit, token, low, high, x, whole, codes)) return;
-    const float from = half_to_float(Codec::lows(block, kUnit)[token]);
-    const float inverse = 1.0f / half_to_float(Codec::steps(block)[token]);
+    if (!code_group<Codec>(panel, kUnit, token, low, high, x, whole, codes)) return;
+    const float from = half_to_float(Codec::lows(panel, kUnit)[token]);
+    const float inverse = 1.0f / half_to_float(Codec::steps(panel)[token]);
     for (c = whole; c < d; ++c) {
       float rest[kLanes] = {x[c]};
       uint8_t one[kLanes];
@@ -152,10 +152,10 @@ inline void encode_values(std::byte* block, int d, int token, const float* x, ui
       codes[c] = one[0];
     }
     if constexpr (std::is_same_v<Codec, Int8>) {
-      std::memcpy(Codec::codes(block, kUnit) + static_cast<size_t>(token) * d, codes, static_cast<size_t>(d));
+      std::memcpy(Codec::codes(panel, kUnit) + static_cast<size_t>(token) * d, codes, static_cast<size_t>(d));
     } else {
       const int half = Codec::half_row(d);
-      uint8_t* const to = Codec::codes(block, kUnit) + static_cast<size_t>(token) * half;
+      uint8_t* const to = Codec::codes(panel, kUnit) + static_cast<size_t>(token) * half;
       codes[d] = 0;  // of an odd row's last byte
       for (c = 0; c < half; ++c) to[c] = static_cast<uint8_t>(codes[c] | codes[c + half] << 4);
     }
@@ -178,10 +178,10 @@ inline void encode_page(CodecId codec, PageShape shape, const float* k, const fl
     if constexpr (kHasPagePath<C>) {
       std::memset(data, 0, static_cast<size_t>(shape.heads) * head_bytes_of<C>(d));
       for (int head = 0; head < shape.heads && count > 0; ++head) {
-        std::byte* const block = data + static_cast<size_t>(head) * head_bytes_of<C>(d);
-        encode_keys<C>(block, d, k + head * d, stride, count);
+        std::byte* const panel = data + static_cast<size_t>(head) * head_bytes_of<C>(d);
+        encode_keys<C>(panel, d, k + head * d, stride, count);
         for (int t = 0; t < count; ++t)
-          encode_values<C>(block + k_block_of<C>(d), d, t, v + t * stride + head * d, codes);
+          encode_values<C>(panel + k_panel_of<C>(d), d, t, v + t * stride + head * d, codes);
       }
     }
   });
@@ -190,40 +190,40 @@ inline void encode_page(CodecId codec, PageShape shape, const float* k, const fl
 // The longest head these kernels take; longer ones go the plain way.
 constexpr int kMaxHead = 512;
 
-// One token's keys and values into the blocks of a half precision page.
-inline void encode_half_token(std::byte* block, size_t k_bytes, int d, int token, const float* k, const float* v) {
+// One token's keys and values into the panels of a half precision page.
+inline void encode_half_token(std::byte* panel, size_t k_bytes, int d, int token, const float* k, const float* v) {
   half_t row[kMaxHead];
   int c = 0;
   for (; c + kLanes <= d; c += kLanes) store_halves(row + c, load(k + c));
   for (; c < d; ++c) row[c] = float_to_half(k[c]);
-  half_t* const to = reinterpret_cast<half_t*>(block) + token;
+  half_t* const to = reinterpret_cast<half_t*>(panel) + token;
   for (c = 0; c < d; ++c) to[c * kUnit] = row[c];
-  encode_values<Fp16>(block + k_bytes, d, token, v, nullptr);
+  encode_values<Fp16>(panel + k_bytes, d, token, v, nullptr);
 }
 
 // Keys of tokens [begin, end), `stride` apart: by squares of 16 x 16, or for a token or two number by number.
 template <class Codec>
-inline void decode_keys(const std::byte* block, const Tile& tile, const float* mean, int begin, int end, float* to,
+inline void decode_keys(const std::byte* panel, const Tile& tile, const float* mean, int begin, int end, float* to,
                         size_t stride) {
   const int d = tile.head_dim;
   if constexpr (std::is_same_v<Codec, Fp32> || std::is_same_v<Codec, Fp16> || std::is_same_v<Codec, Int8>) {
     if (end - begin <= 2) {
       for (int t = begin; t < end; ++t, to += stride) {
         if constexpr (std::is_same_v<Codec, Fp32>) {
-          for (int c = 0; c < d; ++c) to[c] = reinterpret_cast<const float*>(block)[c * kUnit + t];
+          for (int c = 0; c < d; ++c) to[c] = reinterpret_cast<const float*>(panel)[c * kUnit + t];
         } else if constexpr (std::is_same_v<Codec, Fp16>) {
           half_t row[kMaxHead];
-          for (int c = 0; c < d; ++c) row[c] = reinterpret_cast<const half_t*>(block)[c * kUnit + t];
+          for (int c = 0; c < d; ++c) row[c] = reinterpret_cast<const half_t*>(panel)[c * kUnit + t];
           widen(row, d, to);
         } else {
-          const ScaledKeys scaled(block, tile, nullptr);
+          const ScaledKeys scaled(panel, tile, nullptr);
           for (int c = 0; c < d; ++c) to[c] = scaled.lows[c] + scaled.steps[c] * scaled.codes[c * kUnit + t];
         }
       }
       return;
     }
   }
-  const KeyBlock<Codec> keys(block, tile, mean);
+  const KeyPanel<Codec> keys(panel, tile, mean);
   alignas(64) float columns[kUnit][kUnit], rows[kUnit][kUnit];
   for (int first = 0; first < d; first += kUnit) {
     const int channels = least(kUnit, d - first);
@@ -248,11 +248,11 @@ inline void decode_page(CodecId codec, PageShape shape, const std::byte* data, i
     using C = decltype(c);
     if constexpr (C::kHadamard) tile.fill_signs();
     for (int head = 0; head < shape.heads; ++head) {
-      const std::byte* const block = data + static_cast<size_t>(head) * head_bytes_of<C>(d);
+      const std::byte* const panel = data + static_cast<size_t>(head) * head_bytes_of<C>(d);
       const float* const mean = key_mean != nullptr ? key_mean + head * d : nullptr;
-      decode_keys<C>(block, tile, mean, begin, end, k + head * d, stride);
+      decode_keys<C>(panel, tile, mean, begin, end, k + head * d, stride);
       if (v == nullptr) continue;
-      const ValueBlock<C> values(block + k_block_of<C>(d), d);
+      const ValuePanel<C> values(panel + k_panel_of<C>(d), d);
       for (int t = begin; t < end; ++t) {
         float* const to = v + (t - begin) * stride + head * d;
         if constexpr (C::kHadamard) {

@@ -51,37 +51,37 @@ MOSAIC_INLINE RawBytes lookup(RawBytes table, RawBytes index) {
 #endif
 
 // Levels by the code's upper bits: where the last plane has one bit, `odd` where it is set.
-template <class Block>
+template <class Panel>
 struct LevelTables {
   alignas(64) uint8_t even[kByteLanes] = {}, odd[kByteLanes] = {};
-  static constexpr bool kOneBit = Block::kBits % 2 == 1;
+  static constexpr bool kOneBit = Panel::kBits % 2 == 1;
   constexpr LevelTables() {
-    constexpr int kUpper = kOneBit ? Block::kBits - 1 : Block::kBits;
+    constexpr int kUpper = kOneBit ? Panel::kBits - 1 : Panel::kBits;
     for (int i = 0; i < kByteLanes; ++i) {
       const int upper = i % (1 << kUpper) % 16;
-      even[i] = static_cast<uint8_t>(Block::level(kOneBit ? 2 * upper : upper));
-      odd[i] = static_cast<uint8_t>(Block::level(kOneBit ? 2 * upper + 1 : upper));
+      even[i] = static_cast<uint8_t>(Panel::level(kOneBit ? 2 * upper : upper));
+      odd[i] = static_cast<uint8_t>(Panel::level(kOneBit ? 2 * upper + 1 : upper));
     }
   }
 };
-template <class Block>
-constexpr LevelTables<Block> kLevelTables;
+template <class Panel>
+constexpr LevelTables<Panel> kLevelTables;
 
 // The levels of four codes a byte: high and low are bytes of the first plane and, where there is a second of two bits, of
 // that. bit(i): all ones where the last bit of part i is set. put(i, levels).
-template <class Block, class Raw, class Bit, class Put>
+template <class Panel, class Raw, class Bit, class Put>
 MOSAIC_INLINE void levels_of(Raw high, Raw low, const Bit& bit, const Put& put) {
-  const Raw even = load_raw<Raw>(kLevelTables<Block>.even), odd = load_raw<Raw>(kLevelTables<Block>.odd);
+  const Raw even = load_raw<Raw>(kLevelTables<Panel>.even), odd = load_raw<Raw>(kLevelTables<Panel>.odd);
   const auto give = [&](int i, Raw upper) {
     const Raw level = lookup(even, upper);
-    if constexpr (LevelTables<Block>::kOneBit) {
+    if constexpr (LevelTables<Panel>::kOneBit) {
       const Raw set = bit(i), other = lookup(odd, upper);
       put(i, (level & ~set) | (other & set));
     } else {
       put(i, level);
     }
   };
-  if constexpr (Block::kBits <= 3) {
+  if constexpr (Panel::kBits <= 3) {
     give(0, high & 3), give(1, (high >> 2) & 3), give(2, (high >> 4) & 3), give(3, high >> 6);
   } else {  // two parts' upper four bits a byte
     const Raw first = ((high & 0x33) << 2) | (low & 0x33), second = (high & 0xcc) | ((low >> 2) & 0x33);
@@ -92,7 +92,7 @@ MOSAIC_INLINE void levels_of(Raw high, Raw low, const Bit& bit, const Put& put) 
 // ---- keys: columns of 16 tokens -----------------------------------------------------------------------------------
 
 // to[j][16] = byte j of 16 tokens, whose rows are `bytes` long. Reads whole vectors: up to 15 bytes behind the plane, which
-// a block has.
+// a panel has.
 inline void turn_plane(const uint8_t* plane, int bytes, uint8_t* to) {
   for (int j = 0; j < bytes; j += 16) {
     RawBytes16 a[16], b[16];
@@ -130,28 +130,28 @@ struct BitMasks {
 };
 constexpr BitMasks kBitMasks;
 
-// Levels of a block -> to [D][16]. space: turned planes, [2 x round_up(quarter, 16) + round_up(D / 8, 16)][16].
-template <class Block>
-inline void unpack_columns(const std::byte* block, int d, uint8_t* space, int8_t* to) {
+// Levels of a panel -> to [D][16]. space: turned planes, [2 x round_up(quarter, 16) + round_up(D / 8, 16)][16].
+template <class Panel>
+inline void unpack_columns(const std::byte* panel, int d, uint8_t* space, int8_t* to) {
   constexpr int kStep = kByteLanes / 16;  // channels a vector
-  const int quarter = Block::quarter(d);
-  const auto* const bytes = reinterpret_cast<const uint8_t*>(block);
-  uint8_t* planes[Block::kPlanes];
-  for (int p = 0; p < Block::kPlanes; ++p) {
+  const int quarter = Panel::quarter(d);
+  const auto* const bytes = reinterpret_cast<const uint8_t*>(panel);
+  uint8_t* planes[Panel::kPlanes];
+  for (int p = 0; p < Panel::kPlanes; ++p) {
     planes[p] = space;
-    turn_plane(bytes + Block::plane_at(d, p), Block::plane_bytes(d, p), space);
-    space += round_up(Block::plane_bytes(d, p), 16) * 16;
+    turn_plane(bytes + Panel::plane_at(d, p), Panel::plane_bytes(d, p), space);
+    space += round_up(Panel::plane_bytes(d, p), 16) * 16;
   }
-  const uint8_t* const bits = planes[Block::kPlanes - 1];
+  const uint8_t* const bits = planes[Panel::kPlanes - 1];
   for (int j = 0; j < quarter; j += kStep) {
     const auto high = load_raw<RawBytes>(planes[0] + j * 16);
-    const auto low = Block::kBits >= 4 ? load_raw<RawBytes>(planes[Block::kBits >= 4 ? 1 : 0] + j * 16) : high;
+    const auto low = Panel::kBits >= 4 ? load_raw<RawBytes>(planes[Panel::kBits >= 4 ? 1 : 0] + j * 16) : high;
     const auto bit = [&](int i) {
       const int c = j + i * quarter;
       const RawBytes found = repeat(bits + c / 8 * 16), mask = load_raw<RawBytes>(kBitMasks.of[c % 8]);
       return reinterpret_cast<RawBytes>((found & mask) == mask);
     };
-    levels_of<Block>(high, low, bit, [&](int i, RawBytes levels) { store_raw(to + (j + i * quarter) * 16, levels); });
+    levels_of<Panel>(high, low, bit, [&](int i, RawBytes levels) { store_raw(to + (j + i * quarter) * 16, levels); });
   }
 }
 
@@ -194,15 +194,15 @@ inline void hadamard_pass(const From* from, int d, int step, int16_t* to) {
 
 // Levels [D][16] -> their transform. The largest level times 256 fits 16 bits.
 inline void hadamard_levels(const int8_t* from, int d, int16_t* to) {
-  const int block = hadamard_block(d);  // 16 at least
+  const int order = hadamard_order(d);  // 16 at least
   hadamard_pass<8>(from, d, 1, to);
   int step = 8;
-  for (; 8 * step <= block; step *= 8) hadamard_pass<8>(to, d, step, to);
-  if (4 * step == block) hadamard_pass<4>(to, d, step, to);
-  if (2 * step == block) hadamard_pass<2>(to, d, step, to);
+  for (; 8 * step <= order; step *= 8) hadamard_pass<8>(to, d, step, to);
+  if (4 * step == order) hadamard_pass<4>(to, d, step, to);
+  if (2 * step == order) hadamard_pass<2>(to, d, step, to);
 }
 
-MOSAIC_INLINE bool has_planes_path(int d) { return d % 16 == 0 && hadamard_block(d) <= 256; }
+MOSAIC_INLINE bool has_planes_path(int d) { return d % 16 == 0 && hadamard_order(d) <= 256; }
 
 MOSAIC_INLINE Vec shorts_to_floats(const int16_t* from) {
 #if defined(__AVX512F__)
@@ -259,20 +259,20 @@ MOSAIC_INLINE RawBytes16 spread_bits(uint32_t bits) {
 }
 
 // The scales of 16 tokens.
-template <class Block>
-MOSAIC_INLINE void planes_scales(const std::byte* block, int d, float* to) {
-  const Vec factor(hadamard_scale(d) / Block::kScaleUnit);
-  for (int at = 0; at < 16; at += kLanes) store(to + at, load(Block::scales(block, d) + at) * factor);
+template <class Panel>
+MOSAIC_INLINE void planes_scales(const std::byte* panel, int d, float* to) {
+  const Vec factor(hadamard_scale(d) / Panel::kScaleUnit);
+  for (int at = 0; at < 16; at += kLanes) store(to + at, load(Panel::scales(panel, d) + at) * factor);
 }
 
 // A token's levels times their scale: numbers of the Hadamard basis.
-template <class Block>
-inline void planes_row(const std::byte* block, int d, int token, float scale, float* to) {
-  const int quarter = Block::quarter(d);
-  const auto* const bytes = reinterpret_cast<const uint8_t*>(block);
-  const auto row = [&](int p) { return bytes + Block::plane_at(d, p) + token * Block::plane_bytes(d, p); };
-  const uint8_t *const high_row = row(0), *const low_row = row(Block::kBits >= 4 ? 1 : 0);
-  const uint8_t* const bits = row(Block::kPlanes - 1);
+template <class Panel>
+inline void planes_row(const std::byte* panel, int d, int token, float scale, float* to) {
+  const int quarter = Panel::quarter(d);
+  const auto* const bytes = reinterpret_cast<const uint8_t*>(panel);
+  const auto row = [&](int p) { return bytes + Panel::plane_at(d, p) + token * Panel::plane_bytes(d, p); };
+  const uint8_t *const high_row = row(0), *const low_row = row(Panel::kBits >= 4 ? 1 : 0);
+  const uint8_t* const bits = row(Panel::kPlanes - 1);
   for (int j = 0; j < quarter; j += 16) {
     const auto high = load_raw<RawBytes16>(high_row + j), low = load_raw<RawBytes16>(low_row + j);
     const auto bit = [&](int i) {
@@ -282,7 +282,7 @@ inline void planes_row(const std::byte* block, int d, int token, float scale, fl
       return spread_bits(word >> c % 8);
     };
     const int count = least(16, quarter - j);
-    levels_of<Block>(high, low, bit, [&](int i, RawBytes16 levels) {
+    levels_of<Panel>(high, low, bit, [&](int i, RawBytes16 levels) {
       float* const part = to + j + i * quarter;
       if (count == 16) {
         for (int c = 0; c < 16; c += kLanes) store(part + c, signed_bytes_to_floats(levels, c) * scale);

@@ -14,7 +14,7 @@ struct RecordRows {
   size_t stride;
   const float* mean;  // [D] or null
   int count = 0;
-  std::byte* block[kLanes];
+  std::byte* panel[kLanes];
   int32_t at[kLanes];
 };
 
@@ -58,14 +58,14 @@ inline void transform_rows(const RecordRows& rows, int d, RecordScratch& s) {
 }
 
 // A row's codes into its planes.
-template <class Block>
-inline void pack_planes(const uint8_t* codes, int d, int at, std::byte* block) {
-  for (int p = 0; p < Block::kPlanes; ++p) {
-    const int bytes = Block::plane_bytes(d, p), shift = Block::plane_shift(p);
-    auto* const to = reinterpret_cast<uint8_t*>(block) + Block::plane_at(d, p) + at * bytes;
+template <class Panel>
+inline void pack_planes(const uint8_t* codes, int d, int at, std::byte* panel) {
+  for (int p = 0; p < Panel::kPlanes; ++p) {
+    const int bytes = Panel::plane_bytes(d, p), shift = Panel::plane_shift(p);
+    auto* const to = reinterpret_cast<uint8_t*>(panel) + Panel::plane_at(d, p) + at * bytes;
     if (d % 8 != 0) {
-      for (int j = 0; j < bytes; ++j) to[j] = Block::plane_byte(codes, d, p, j);
-    } else if (Block::plane_bits(p) == 2) {
+      for (int j = 0; j < bytes; ++j) to[j] = Panel::plane_byte(codes, d, p, j);
+    } else if (Panel::plane_bits(p) == 2) {
       for (int j = 0; j < bytes; ++j) {
         const int a = codes[j] >> shift & 3, b = codes[j + bytes] >> shift & 3;
         const int c = codes[j + 2 * bytes] >> shift & 3, e = codes[j + 3 * bytes] >> shift & 3;
@@ -81,25 +81,25 @@ inline void pack_planes(const uint8_t* codes, int d, int at, std::byte* block) {
   }
 }
 
-template <class Block>
+template <class Panel>
 inline void encode_records(const RecordRows& rows, int d, RecordScratch& s) {
-  static_assert(Block::plane_shift(Block::kPlanes - 1) == 0);
+  static_assert(Panel::plane_shift(Panel::kPlanes - 1) == 0);
   transform_rows(rows, d, s);
   const auto r = [&](int c) { return load(s.columns + c * kLanes); };
   const Vec square = sum_strands(d, [&](int c) { return r(c) * r(c); });
-  Vec inverse = Block::kUnit / square_root(square / static_cast<float>(d));
+  Vec inverse = Panel::kUnit / square_root(square / static_cast<float>(d));
   stdx::where(!(square > 0.0f), inverse) = Vec(0.0f);
   for (int c = 0; c < d; ++c) {
     const Vec x = settle(r(c) * inverse), size = stdx::abs(x);
-    Vec index(0.0f), level(static_cast<float>(Block::magnitude(0)));
-    for (int i = 0; i + 1 < Block::kHalf; ++i) {
-      const auto above = size > 0.5f * static_cast<float>(Block::magnitude(i) + Block::magnitude(i + 1));
+    Vec index(0.0f), level(static_cast<float>(Panel::magnitude(0)));
+    for (int i = 0; i + 1 < Panel::kHalf; ++i) {
+      const auto above = size > 0.5f * static_cast<float>(Panel::magnitude(i) + Panel::magnitude(i + 1));
       stdx::where(above, index) = Vec(static_cast<float>(i + 1));
-      stdx::where(above, level) = Vec(static_cast<float>(Block::magnitude(i + 1)));
+      stdx::where(above, level) = Vec(static_cast<float>(Panel::magnitude(i + 1)));
     }
     const auto negative = x < 0.0f;
-    Vec code = index + static_cast<float>(Block::kHalf);
-    stdx::where(negative, code) = static_cast<float>(Block::kHalf - 1) - index;
+    Vec code = index + static_cast<float>(Panel::kHalf);
+    stdx::where(negative, code) = static_cast<float>(Panel::kHalf - 1) - index;
     stdx::where(negative, level) = -level;
     store(s.rows + c * kLanes, level);
     const IVec whole = stdx::static_simd_cast<IVec>(code);
@@ -110,8 +110,8 @@ inline void encode_records(const RecordRows& rows, int d, RecordScratch& s) {
   const Vec ry = sum_strands(d, [&](int c) { return r(c) * level_of(c); });
   const Vec yy = sum_strands(d, [&](int c) { return level_of(c) * level_of(c); });
   for (int lane = 0; lane < rows.count; ++lane) {
-    Block::scales(rows.block[lane], d)[rows.at[lane]] = Block::scale_of(ry[lane], yy[lane], d);
-    pack_planes<Block>(s.codes + static_cast<size_t>(lane) * d, d, rows.at[lane], rows.block[lane]);
+    Panel::scales(rows.panel[lane], d)[rows.at[lane]] = Panel::scale_of(ry[lane], yy[lane], d);
+    pack_planes<Panel>(s.codes + static_cast<size_t>(lane) * d, d, rows.at[lane], rows.panel[lane]);
   }
 }
 
@@ -126,13 +126,13 @@ inline void encode_record_items(PageShape shape, const float* k, const float* v,
       RecordRows rows{k + first * stride + head * d, stride, key_mean != nullptr ? key_mean + head * d : nullptr,
                       least(kLanes, end - first),    {},     {}};
       for (int i = 0; i < rows.count; ++i) {
-        rows.block[i] = pages[first + i] + static_cast<size_t>(head) * head_bytes_of<C>(d);
+        rows.panel[i] = pages[first + i] + static_cast<size_t>(head) * head_bytes_of<C>(d);
         rows.at[i] = at[first + i];
       }
       encode_records<typename C::K>(rows, d, scratch);
       if (v == nullptr) continue;
       rows.x = v + first * stride + head * d, rows.mean = nullptr;
-      for (int i = 0; i < rows.count; ++i) rows.block[i] += k_block_of<C>(d);
+      for (int i = 0; i < rows.count; ++i) rows.panel[i] += k_panel_of<C>(d);
       encode_records<typename C::V>(rows, d, scratch);
     }
   }

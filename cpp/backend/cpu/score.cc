@@ -56,7 +56,7 @@ void PlainOps::score(const ScoreArgs& a) {
   }
 }
 
-// Keeps the k best so far in order; a newcomer sinks to its place, behind equals, which have lower indices.
+// Keeps the k best so far in order; a newcomer sinks behind what is better and behind equals, which have lower indices.
 int PlainOps::top_k(const float* score, int n, int k, int32_t* index) {
   const int kept = std::max(0, std::min(k, n));
   for (int i = 0; i < n && kept > 0; ++i) {

@@ -79,7 +79,7 @@ class SimdOps final : public PlainOps {  // what is not faster here stays plain
       return PlainOps::encode_row(codec, shape, k, v, at, data, key_mean);
     const int d = shape.head_dim;
     for (int head = 0; head < shape.heads; ++head, data += head_bytes_of<Fp16>(d)) {
-      encode_half_token(data, k_block_of<Fp16>(d), d, at, k + head * d, v + head * d);
+      encode_half_token(data, k_panel_of<Fp16>(d), d, at, k + head * d, v + head * d);
     }
   }
   void encode_rows(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int items,
@@ -138,24 +138,24 @@ void SimdOps::attend(const AttendArgs& a) {
   const AttendPlan plan(limits_, a, units.total(), pool_.threads());
   const auto scratch = carve<AttendScratch>();
   const int heads = a.shape.heads, group = a.q_heads / heads, d = a.shape.head_dim;
-  const size_t rows = static_cast<size_t>(plan.block_tokens) * a.q_heads;  // of a task, [Hkv][token][group]
+  const size_t rows = static_cast<size_t>(plan.tile_tokens) * a.q_heads;  // of a task, [Hkv][token][group]
   const size_t v_stride = static_cast<size_t>(round_up(d, kLanes));
   // out and lse of one row from its sum of weighted values, sum of weights and largest logit.
   auto finish = [&](int token, int head, const float* sum, float total, float top) {
     scale_row(sum, d, total > 0 ? 1.0f / total : 0.0f, a.out + token * a.q_stride + static_cast<size_t>(head) * d);
     a.lse[static_cast<size_t>(token) * a.q_heads + head] = total > 0 ? (top + log2f(total)) * kLn2 : kMinusInfinity;
   };
-  pool_.run(plan.blocks * plan.splits, [&](int task, int worker) {
+  pool_.run(plan.tiles * plan.splits, [&](int task, int worker) {
     AttendState& s = scratch.workers[worker];
-    const int block = task / plan.splits, split = task % plan.splits, first = block * plan.block_tokens;
-    const int count = least(plan.block_tokens, a.tokens - first), block_rows = count * group;
+    const int tile = task / plan.splits, split = task % plan.splits, first = tile * plan.tile_tokens;
+    const int count = least(plan.tile_tokens, a.tokens - first), tile_rows = count * group;
     // Of the block's own tokens only those up to this task's last query matter.
     const int end = units.seen() + (units.block > 0 ? (first + count + kUnit - 1) / kUnit : 0);
     const auto cut = [&](int i) { return static_cast<int>(static_cast<int64_t>(end) * i / plan.splits); };
     attend_range(a, first, count, cut(split), cut(split + 1), s);
     for (int h = 0; h < heads; ++h) {
-      for (int r = 0; r < block_rows; ++r) {
-        const size_t row = static_cast<size_t>(h) * block_rows + r;
+      for (int r = 0; r < tile_rows; ++r) {
+        const size_t row = static_cast<size_t>(h) * tile_rows + r;
         const float total = stdx::reduce(load(s.total + row * kLanes));
         if (plan.splits == 1) {
           finish(first + r / group, h * group + r % group, s.sum + row * v_stride, total, s.top[row]);
@@ -169,10 +169,10 @@ void SimdOps::attend(const AttendArgs& a) {
     }
   });
   if (plan.splits == 1) return;
-  for (int block = 0; block < plan.blocks; ++block) {
-    const int first = block * plan.block_tokens, block_rows = least(plan.block_tokens, a.tokens - first) * group;
-    for (int row = 0; row < block_rows * heads; ++row) {
-      const size_t at = static_cast<size_t>(block) * plan.splits * rows + row;  // of the first range; next is + rows
+  for (int tile = 0; tile < plan.tiles; ++tile) {
+    const int first = tile * plan.tile_tokens, tile_rows = least(plan.tile_tokens, a.tokens - first) * group;
+    for (int row = 0; row < tile_rows * heads; ++row) {
+      const size_t at = static_cast<size_t>(tile) * plan.splits * rows + row;  // of the first range; next is + rows
       float top = -FLT_MAX, total = 0;
       for (int i = 0; i < plan.splits; ++i) top = scratch.top[at + i * rows] > top ? scratch.top[at + i * rows] : top;
       float* const sum = scratch.sum + at * v_stride;
@@ -184,8 +184,8 @@ void SimdOps::attend(const AttendArgs& a) {
           store(sum + c, (i == 0 ? Vec(0.0f) : load(sum + c)) + load(from + c) * weight);
         }
       }
-      const int r = row % block_rows;
-      finish(first + r / group, row / block_rows * group + r % group, sum, total, top);
+      const int r = row % tile_rows;
+      finish(first + r / group, row / tile_rows * group + r % group, sum, total, top);
     }
   }
 }
@@ -199,11 +199,11 @@ void SimdOps::attention_mass(const MassArgs& m) {
   const int first = m.first_query < 0 ? a.tokens - 1 : m.first_query;
   const int total = WantedUnits(m, units).count();
   const int per_task = most(kMinUnits, (total + 4 * pool_.threads() - 1) / (4 * pool_.threads()));
-  const int block_tokens = AttendPlan(limits_, a, units.total(), pool_.threads()).block_tokens;
+  const int tile_tokens = AttendPlan(limits_, a, units.total(), pool_.threads()).tile_tokens;
   const int results = m.by_head ? a.q_heads : 1;
   for (int i = 0; i < results * a.tokens && m.block_mass != nullptr; ++i) m.block_mass[i] = 0;  // without a block too
   pool_.run((total + per_task - 1) / per_task, [&](int task, int worker) {
-    mass_range(m, first, block_tokens, task * per_task, least(total, (task + 1) * per_task), scratch.workers[worker]);
+    mass_range(m, first, tile_tokens, task * per_task, least(total, (task + 1) * per_task), scratch.workers[worker]);
   });
 }
 
@@ -265,12 +265,12 @@ void SimdOps::assign(const AssignArgs& a) {
   const int depth = a.value_weight != 0 ? 2 * a.dim : a.dim;
   check(a.items <= limits_.tokens && a.dim <= most(limits_.dim, limits_.shape.row()), "assign");
   const auto scratch = carve<AssignScratch>();
-  const int blocks = (a.items + kItemBlock - 1) / kItemBlock;
+  const int item_tiles = (a.items + kItemTile - 1) / kItemTile;
   const double work = static_cast<double>(a.items) * a.n_rows * depth;
   constexpr int kStep = kHasPairs ? kPairTile : kTile;
   const int tiles = (a.n_rows + kStep - 1) / kStep, chunks = work < kWorthThreads ? 1 : least(pool_.threads(), tiles);
-  pool_.run(work < kWorthThreads ? 1 : blocks, [&](int task, int) {
-    const int begin = task * kItemBlock, end = work < kWorthThreads ? a.items : least(a.items, begin + kItemBlock);
+  pool_.run(work < kWorthThreads ? 1 : item_tiles, [&](int task, int) {
+    const int begin = task * kItemTile, end = work < kWorthThreads ? a.items : least(a.items, begin + kItemTile);
     for (int i = begin; i < end; ++i) {
       float* const item = scratch.items + static_cast<size_t>(i) * depth;
       unit_item(a, i, item);
@@ -344,14 +344,14 @@ void SimdOps::score(const ScoreArgs& a) {
     });
     return;
   }
-  // Query rows of all heads in blocks; each part takes a run of blocks and sums into its own mass.
-  const int rows = a.tokens * group, per_head = (rows + kScoreRows - 1) / kScoreRows, blocks = per_head * a.shape.heads;
+  // Query rows of all heads in tiles; each part takes a run of tiles and sums into its own mass.
+  const int rows = a.tokens * group, per_head = (rows + kScoreRows - 1) / kScoreRows, tiles = per_head * a.shape.heads;
   const double work = static_cast<double>(rows) * a.n_rows * a.shape.row();
-  const int parts = most(1, work < kWorthThreads ? 1 : least(pool_.threads(), blocks));
+  const int parts = most(1, work < kWorthThreads ? 1 : least(pool_.threads(), tiles));
   pool_.run(parts, [&](int part, int) {
     ScoreState& s = scratch.workers[part];
     for (int i = 0; i < a.n_rows; ++i) s.mass[i] = 0;
-    const auto cut = [&](int i) { return static_cast<int>(static_cast<int64_t>(blocks) * i / parts); };
+    const auto cut = [&](int i) { return static_cast<int>(static_cast<int64_t>(tiles) * i / parts); };
     for (int i = cut(part); i < cut(part + 1); ++i) {
       const int first = i % per_head * kScoreRows;
       score_mass(a, i / per_head, first, least(kScoreRows, rows - first), s);

@@ -46,7 +46,7 @@ struct Tile {
   float* turns = nullptr;    // [2 n][kTileStride] cos of each frequency, then sin, for every lane
   float* rows = nullptr;     // [kTile][max(D, 2 n)] before a transpose
   float* columns = nullptr;  // [D][kUnit] after it
-  float* scales = nullptr;   // [2][v_stride] a block's steps and lows
+  float* scales = nullptr;   // [2][v_stride] a panel's steps and lows
   float* signs = nullptr;    // [v_stride] of the Hadamard basis
   int32_t* axis = nullptr;   // [n] which of (t, h, w) drives a frequency
   float bias[kTile];         // on the logit; -inf: nothing in this lane
@@ -177,19 +177,19 @@ inline void fill_turns(const RopeTable* rope, Tile& tile) {
 
 // ---- keys ---------------------------------------------------------------------------------------------------------
 
-// A block's keys by channel and part of the unit's lanes. Codecs that have no way of their own here are read number by
+// A panel's keys by channel and part of the unit's lanes. Codecs that have no way of their own here are read number by
 // number, and out of the Hadamard basis where they are in it. mean [D], or null, is what record codecs took off the keys.
 template <class Codec>
-struct KeyBlock {
+struct KeyPanel {
   const float* at;
-  KeyBlock(const std::byte* block, const Tile& tile, const float* mean) : at(tile.columns) {
+  KeyPanel(const std::byte* panel, const Tile& tile, const float* mean) : at(tile.columns) {
     const int d = tile.head_dim;
     for (int c = 0; c < d; ++c) {
-      for (int t = 0; t < kUnit; ++t) tile.columns[c * kUnit + t] = Codec::k(block, d, c, t);
+      for (int t = 0; t < kUnit; ++t) tile.columns[c * kUnit + t] = Codec::k(panel, d, c, t);
     }
     if constexpr (Codec::kHadamard) {
       alignas(64) float scale[kUnit];
-      for (int t = 0; t < kUnit; ++t) scale[t] = Codec::K::scale(block, d, t);
+      for (int t = 0; t < kUnit; ++t) scale[t] = Codec::K::scale(panel, d, t);
       hadamard_columns(tile.columns, d, kUnit);
       for (int c = 0; c < d; ++c) {
         const Vec base(mean != nullptr ? mean[c] : 0.0f);
@@ -204,16 +204,16 @@ struct KeyBlock {
 };
 
 template <>
-struct KeyBlock<Fp32> {
+struct KeyPanel<Fp32> {
   const float* at;
-  KeyBlock(const std::byte* block, const Tile&, const float*) : at(reinterpret_cast<const float*>(block)) {}
-  explicit KeyBlock(const float* columns) : at(columns) {}
+  KeyPanel(const std::byte* panel, const Tile&, const float*) : at(reinterpret_cast<const float*>(panel)) {}
+  explicit KeyPanel(const float* columns) : at(columns) {}
   MOSAIC_INLINE Vec operator()(int channel, int part) const { return load(at + channel * kUnit + part * kLanes); }
 };
 template <>
-struct KeyBlock<Fp16> {
+struct KeyPanel<Fp16> {
   const half_t* at;
-  KeyBlock(const std::byte* block, const Tile&, const float*) : at(reinterpret_cast<const half_t*>(block)) {}
+  KeyPanel(const std::byte* panel, const Tile&, const float*) : at(reinterpret_cast<const half_t*>(panel)) {}
   MOSAIC_INLINE Vec operator()(int channel, int part) const { return load(at + channel * kUnit + part * kLanes); }
 };
 
@@ -222,22 +222,22 @@ struct ScaledKeys {
   const uint8_t* codes;
   const float* steps;
   const float* lows;
-  ScaledKeys(const std::byte* block, const Tile& tile, const float*)
-      : codes(Int8::codes(block, tile.head_dim)), steps(tile.scales), lows(tile.scales + tile.v_stride) {
-    widen(Int8::steps(block), tile.head_dim, tile.scales);
-    widen(Int8::lows(block, tile.head_dim), tile.head_dim, tile.scales + tile.v_stride);
+  ScaledKeys(const std::byte* panel, const Tile& tile, const float*)
+      : codes(Int8::codes(panel, tile.head_dim)), steps(tile.scales), lows(tile.scales + tile.v_stride) {
+    widen(Int8::steps(panel), tile.head_dim, tile.scales);
+    widen(Int8::lows(panel, tile.head_dim), tile.head_dim, tile.scales + tile.v_stride);
   }
   MOSAIC_INLINE Vec scale(Vec code, int channel) const { return code * steps[channel] + lows[channel]; }
 };
 template <>
-struct KeyBlock<Int8> : ScaledKeys {
+struct KeyPanel<Int8> : ScaledKeys {
   using ScaledKeys::ScaledKeys;
   MOSAIC_INLINE Vec operator()(int channel, int part) const {
     return scale(to_floats(load_bytes(codes + channel * kUnit + part * kLanes)), channel);
   }
 };
 template <>
-struct KeyBlock<Int4> : ScaledKeys {
+struct KeyPanel<Int4> : ScaledKeys {
   using ScaledKeys::ScaledKeys;
   MOSAIC_INLINE Vec operator()(int channel, int part) const {
     return scale(load_nibbles(codes + channel * (kUnit / 2), part), channel);
@@ -246,12 +246,12 @@ struct KeyBlock<Int4> : ScaledKeys {
 
 // k8v8: a scale a token, so a vector of them for all channels.
 template <>
-struct KeyBlock<K8V8> {
+struct KeyPanel<K8V8> {
   const uint8_t* codes;
   alignas(64) float steps[kUnit], lows[kUnit];
-  KeyBlock(const std::byte* block, const Tile&, const float*) : codes(K8V8::codes(block)) {
-    widen(K8V8::steps(block), kUnit, steps);
-    widen(K8V8::lows(block), kUnit, lows);
+  KeyPanel(const std::byte* panel, const Tile&, const float*) : codes(K8V8::codes(panel)) {
+    widen(K8V8::steps(panel), kUnit, steps);
+    widen(K8V8::lows(panel), kUnit, lows);
   }
   MOSAIC_INLINE Vec operator()(int channel, int part) const {
     const Vec code = to_floats(load_bytes(codes + channel * kUnit + part * kLanes));
@@ -261,25 +261,25 @@ struct KeyBlock<K8V8> {
 
 // Planes: their transform as whole numbers, brought to size as they are met.
 template <int KeyBits, int ValueBits>
-struct KeyBlock<Planes<KeyBits, ValueBits>> {
-  using Block = PlaneBlock<KeyBits>;
+struct KeyPanel<Planes<KeyBits, ValueBits>> {
+  using Panel = PlanePanel<KeyBits>;
   const int16_t* at;  // [D][kUnit]
   const float* signs;
   const float* mean;
   alignas(64) float scale[2][kUnit];  // of positive channels, of negative ones
 
-  KeyBlock(const std::byte* block, const Tile& tile, const float* mean_of_lane)
+  KeyPanel(const std::byte* panel, const Tile& tile, const float* mean_of_lane)
       : at(reinterpret_cast<const int16_t*>(tile.columns)), signs(tile.signs), mean(mean_of_lane) {
     const int d = tile.head_dim;
     auto* const transform = reinterpret_cast<int16_t*>(tile.columns);
     if (has_planes_path(d)) {
       auto* const levels = reinterpret_cast<int8_t*>(transform + d * kUnit);
-      unpack_columns<Block>(block, d, reinterpret_cast<uint8_t*>(tile.rows), levels);
+      unpack_columns<Panel>(panel, d, reinterpret_cast<uint8_t*>(tile.rows), levels);
       hadamard_levels(levels, d, transform);
     } else {
-      read_numbers(block, d, transform);
+      read_numbers(panel, d, transform);
     }
-    planes_scales<Block>(block, d, scale[0]);
+    planes_scales<Panel>(panel, d, scale[0]);
     for (int at = 0; at < kUnit; at += kLanes) store(scale[1] + at, -load(scale[0] + at));
   }
   MOSAIC_INLINE Vec operator()(int channel, int part) const {
@@ -288,10 +288,10 @@ struct KeyBlock<Planes<KeyBits, ValueBits>> {
     return mean != nullptr ? number + mean[channel] : number;
   }
   // Heads that vectors do not divide. Few of their channels are transformed, so 16 bits are enough.
-  static void read_numbers(const std::byte* block, int d, int16_t* to) {
+  static void read_numbers(const std::byte* panel, int d, int16_t* to) {
     for (int t = 0; t < kUnit; ++t) {
       float row[kMostRecordHead];
-      for (int c = 0; c < d; ++c) row[c] = static_cast<float>(Block::level(Block::code_at(block, d, t, c)));
+      for (int c = 0; c < d; ++c) row[c] = static_cast<float>(Panel::level(Panel::code_at(panel, d, t, c)));
       hadamard(row, d);
       for (int c = 0; c < d; ++c) to[c * kUnit + t] = static_cast<int16_t>(row[c]);
     }
@@ -340,29 +340,29 @@ MOSAIC_INLINE void byte_row(const uint8_t* codes, int n, float step, float low, 
 
 // One token's values, in the codec's basis. A page is read for its tokens only: what lies in other rows may be anything.
 template <class Codec>
-MOSAIC_INLINE void value_row(const std::byte* block, int d, int token, float* to) {
+MOSAIC_INLINE void value_row(const std::byte* panel, int d, int token, float* to) {
   int c = 0;
   if constexpr (std::is_same_v<Codec, Fp32>) {
-    copy_row(reinterpret_cast<const float*>(block) + static_cast<size_t>(token) * d, d, to);
+    copy_row(reinterpret_cast<const float*>(panel) + static_cast<size_t>(token) * d, d, to);
   } else if constexpr (std::is_same_v<Codec, Fp16>) {
-    widen(reinterpret_cast<const half_t*>(block) + static_cast<size_t>(token) * d, d, to);
+    widen(reinterpret_cast<const half_t*>(panel) + static_cast<size_t>(token) * d, d, to);
   } else if constexpr (std::is_same_v<Codec, K8V8>) {
-    const float step = half_to_float(Codec::steps(block)[token]), low = half_to_float(Codec::lows(block)[token]);
-    byte_row(Codec::codes(block) + static_cast<size_t>(token) * d, d, step, low, to);
+    const float step = half_to_float(Codec::steps(panel)[token]), low = half_to_float(Codec::lows(panel)[token]);
+    byte_row(Codec::codes(panel) + static_cast<size_t>(token) * d, d, step, low, to);
   } else if constexpr (!std::is_same_v<Codec, Int8> && !std::is_same_v<Codec, Int4>) {
-    for (; c < d; ++c) to[c] = Codec::v(block, d, token, c);
+    for (; c < d; ++c) to[c] = Codec::v(panel, d, token, c);
     if constexpr (Codec::kHadamard) {
-      const float scale = Codec::V::scale(block, d, token);
+      const float scale = Codec::V::scale(panel, d, token);
       for (c = 0; c < d; ++c) to[c] *= scale;
     }
   } else {
-    const float step = half_to_float(Codec::steps(block)[token]);
-    const float low = half_to_float(Codec::lows(block, kUnit)[token]);
+    const float step = half_to_float(Codec::steps(panel)[token]);
+    const float low = half_to_float(Codec::lows(panel, kUnit)[token]);
     if constexpr (std::is_same_v<Codec, Int8>) {
-      byte_row(Codec::codes(block, kUnit) + static_cast<size_t>(token) * d, d, step, low, to);
+      byte_row(Codec::codes(panel, kUnit) + static_cast<size_t>(token) * d, d, step, low, to);
     } else {
       const int half = Codec::half_row(d);
-      const uint8_t* const codes = Codec::codes(block, kUnit) + static_cast<size_t>(token) * half;
+      const uint8_t* const codes = Codec::codes(panel, kUnit) + static_cast<size_t>(token) * half;
       for (; c + kLanes <= d - half; c += kLanes) {
         const Bytes pairs = load_bytes(codes + c);
         store(to + c, to_floats(low_nibbles(pairs)) * step + low);
@@ -381,26 +381,26 @@ constexpr bool kIsPlanes = false;
 template <int KeyBits, int ValueBits>
 constexpr bool kIsPlanes<Planes<KeyBits, ValueBits>> = true;
 
-// A block's values, token by token.
+// A panel's values, token by token.
 template <class Codec>
-struct ValueBlock {
-  const std::byte* block;
+struct ValuePanel {
+  const std::byte* panel;
   int d;
-  ValueBlock(const std::byte* values, int head_dim) : block(values), d(head_dim) {}
-  MOSAIC_INLINE void operator()(int token, float* to) const { value_row<Codec>(block, d, token, to); }
+  ValuePanel(const std::byte* values, int head_dim) : panel(values), d(head_dim) {}
+  MOSAIC_INLINE void operator()(int token, float* to) const { value_row<Codec>(panel, d, token, to); }
 };
 template <int KeyBits, int ValueBits>
-struct ValueBlock<Planes<KeyBits, ValueBits>> {
+struct ValuePanel<Planes<KeyBits, ValueBits>> {
   using Codec = Planes<KeyBits, ValueBits>;
-  const std::byte* block;
+  const std::byte* panel;
   int d;
   alignas(64) float scale[kUnit];
-  ValueBlock(const std::byte* values, int head_dim) : block(values), d(head_dim) {
-    planes_scales<typename Codec::V>(block, d, scale);
+  ValuePanel(const std::byte* values, int head_dim) : panel(values), d(head_dim) {
+    planes_scales<typename Codec::V>(panel, d, scale);
   }
   MOSAIC_INLINE void operator()(int token, float* to) const {
-    if (has_planes_path(d)) return planes_row<typename Codec::V>(block, d, token, scale[token], to);
-    value_row<Codec>(block, d, token, to);
+    if (has_planes_path(d)) return planes_row<typename Codec::V>(panel, d, token, scale[token], to);
+    value_row<Codec>(panel, d, token, to);
   }
 };
 

@@ -17,19 +17,19 @@ constexpr int kMostBlocks = 4, kRowsAProcessor = 128;
 
 // Two numbers of a token's values, `half` channels apart.
 template <class C>
-MOSAIC_DEVICE void load_value(const std::byte* block, int d, int token, int channel, int half, float* x, float* y) {
+MOSAIC_DEVICE void load_value(const std::byte* panel, int d, int token, int channel, int half, float* x, float* y) {
   if constexpr (std::is_same_v<C, Int4>) {
-    const float low = simt::widen(C::lows(block, kPageTokens)[token]), step = simt::widen(C::steps(block)[token]);
-    const uint8_t code = C::codes(block, kPageTokens)[token * half + channel];
+    const float low = simt::widen(C::lows(panel, kPageTokens)[token]), step = simt::widen(C::steps(panel)[token]);
+    const uint8_t code = C::codes(panel, kPageTokens)[token * half + channel];
     *x = low + step * static_cast<float>(code & 15);
     *y = low + step * static_cast<float>(code >> 4);
   } else if constexpr (std::is_same_v<C, Fp16>) {
-    const half_t* const row = reinterpret_cast<const half_t*>(block) + token * d;
+    const half_t* const row = reinterpret_cast<const half_t*>(panel) + token * d;
     *x = simt::widen(row[channel]);
     *y = channel + half < d ? simt::widen(row[channel + half]) : 0.0f;
   } else {
-    *x = C::v(block, d, token, channel);
-    *y = channel + half < d ? C::v(block, d, token, channel + half) : 0.0f;
+    *x = C::v(panel, d, token, channel);
+    *y = channel + half < d ? C::v(panel, d, token, channel + half) : 0.0f;
   }
 }
 
@@ -66,11 +66,11 @@ MOSAIC_DEVICE void add_unit(const AttendArgs& a, Unit unit, int kv_head, const T
     add_values<kRows>(weight, keys, value, acc);
   } else if (unit.part == Part::kPage) {
     const PageEntry page = a.pages[unit.index];
-    const std::byte* const block = page.data + head_offset(page.codec, d, kv_head) + k_block(page.codec, d);
+    const std::byte* const panel = page.data + head_offset(page.codec, d, kv_head) + k_panel(page.codec, d);
     with_codec(page.codec, [&](auto c) {
       using C = decltype(c);
       if constexpr (!C::kHadamard) {
-        const auto value = [&](int i, float* x, float* y) { load_value<C>(block, d, i, channel, half, x, y); };
+        const auto value = [&](int i, float* x, float* y) { load_value<C>(panel, d, i, channel, half, x, y); };
         add_values<kRows>(weight, keys, value, acc);
       }
     });

@@ -90,10 +90,10 @@ MOSAIC_DEVICE void announce(const AttendArgs& a, const RopeTable& rope, int u, c
     if (unit.part != Part::kPage) return;
     const PageEntry page = a.pages[unit.index];
     const size_t bytes = head_bytes(page.codec, a.shape.head_dim);
-    const std::byte* const block = page.data + head_offset(page.codec, a.shape.head_dim, kv_head);
+    const std::byte* const panel = page.data + head_offset(page.codec, a.shape.head_dim, kv_head);
     for (size_t at = static_cast<size_t>(simt::thread()) * 128; at < bytes;
          at += static_cast<size_t>(simt::threads()) * 128)
-      simt::prefetch(block + at);
+      simt::prefetch(panel + at);
   }
 }
 
@@ -223,7 +223,7 @@ MOSAIC_DEVICE void load_rows(const AttendArgs& a, const RopeTable& rope, int kv_
       float x = q[c] * (a.scale * kLog2E);
       if (item < channels.pairs) {
         float y = q[channels.second(item)] * (a.scale * kLog2E);
-        turn(rope, item, place_of(rope, a.q_positions[3 * token + rope.spec().axis_of(item)]), &x, &y);
+        turn(rope, item, table_at(rope, a.q_positions[3 * token + rope.spec().axis_of(item)]), &x, &y);
         turned[channels.second(item)] = y;
       }
       turned[c] = x;

@@ -60,9 +60,10 @@ MOSAIC_DEVICE void load_record_values(const AttendArgs& a, Unit unit, int kv_hea
   }
 }
 
-// `rows` rows of head_dim numbers, read by number(row, channel), turned to place(row, axis) -> to [rows][stride].
+// `rows` rows of head_dim numbers, read by number(row, channel), turned to position(row, axis) -> to [rows][stride].
 template <class Number, class At>
-MOSAIC_DEVICE void load_rows(int rows, int d, const RopeTable& rope, const Number& number, const At& place, float* to) {
+MOSAIC_DEVICE void load_rows(int rows, int d, const RopeTable& rope, const Number& number, const At& position,
+                             float* to) {
   const Channels channels(rope, d);
   const int stride = row_stride(d);
   for (int i = simt::thread(); i < rows * channels.count; i += simt::threads()) {
@@ -71,7 +72,7 @@ MOSAIC_DEVICE void load_rows(int rows, int d, const RopeTable& rope, const Numbe
     if (item < channels.pairs) {
       const int b = channels.second(item);
       float y = number(row, b);
-      turn(rope, item, place_of(rope, place(row, rope.spec().axis_of(item))), &x, &y);
+      turn(rope, item, table_at(rope, position(row, rope.spec().axis_of(item))), &x, &y);
       to[row * stride + b] = y;
     }
     to[row * stride + a] = x;

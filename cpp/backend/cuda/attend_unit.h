@@ -18,10 +18,10 @@ inline constexpr float kLog2E = 1.4426950408889634f;
 inline constexpr float kLn2 = 0.6931471805599453f;
 
 // A position as the angle tables have it: where its coarse and its fine row begin.
-struct Place {
+struct TableAt {
   int coarse, fine;
 };
-MOSAIC_DEVICE Place place_of(const RopeTable& rope, int position) {
+MOSAIC_DEVICE TableAt table_at(const RopeTable& rope, int position) {
   const auto at = static_cast<unsigned>(position);
   const int row = 2 * rope.spec().frequencies(), bits = rope.fine_bits();
   return {static_cast<int>(at >> bits) * row, static_cast<int>(at & ((1u << bits) - 1)) * row};
@@ -29,9 +29,9 @@ MOSAIC_DEVICE Place place_of(const RopeTable& rope, int position) {
 
 // What is known of a tile's keys before they are loaded.
 struct TileKeys {
-  Place at[kTile][3];  // t, h, w
-  float bias[kTile];   // base 2; -inf: there is no such key
-  int from[kTile];     // the first query token that sees it
+  TableAt at[kTile][3];  // t, h, w
+  float bias[kTile];     // base 2; -inf: there is no such key
+  int from[kTile];       // the first query token that sees it
 };
 
 struct alignas(8) Float2 {
@@ -83,7 +83,7 @@ MOSAIC_DEVICE void describe(const AttendArgs& a, const RopeTable& rope, Unit uni
     bias = 0, from = unit.index + i;
     if (rotates) t = a.q_positions[3 * from], h = a.q_positions[3 * from + 1], w = a.q_positions[3 * from + 2];
   }
-  keys->at[i][0] = place_of(rope, t), keys->at[i][1] = place_of(rope, h), keys->at[i][2] = place_of(rope, w);
+  keys->at[i][0] = table_at(rope, t), keys->at[i][1] = table_at(rope, h), keys->at[i][2] = table_at(rope, w);
   keys->bias[i] = bias;
   keys->from[i] = from;
 }
@@ -109,18 +109,18 @@ MOSAIC_DEVICE void turn_by(float coarse_cos, float coarse_sin, float fine_cos, f
   *re = x * cos - y * sin;
   *im = y * cos + x * sin;
 }
-MOSAIC_DEVICE void turn(const RopeTable& rope, int frequency, Place place, float* re, float* im) {
+MOSAIC_DEVICE void turn(const RopeTable& rope, int frequency, TableAt at, float* re, float* im) {
   const int n = rope.spec().frequencies();
-  const float* const a = rope.coarse(0) + place.coarse + frequency;
-  const float* const b = rope.fine(0) + place.fine + frequency;
+  const float* const a = rope.coarse(0) + at.coarse + frequency;
+  const float* const b = rope.fine(0) + at.fine + frequency;
   turn_by(a[0], a[n], b[0], b[n], re, im);
 }
 // Two neighbouring frequencies, the first even, in wide loads.
-MOSAIC_DEVICE void turn_two(const RopeTable& rope, int frequency, Place place, float* re, float* im, float* next_re,
+MOSAIC_DEVICE void turn_two(const RopeTable& rope, int frequency, TableAt at, float* re, float* im, float* next_re,
                             float* next_im) {
   const int n = rope.spec().frequencies();
-  const float* const a = rope.coarse(0) + place.coarse + frequency;
-  const float* const b = rope.fine(0) + place.fine + frequency;
+  const float* const a = rope.coarse(0) + at.coarse + frequency;
+  const float* const b = rope.fine(0) + at.fine + frequency;
   const auto a_cos = simt::load<Float2>(a), a_sin = simt::load<Float2>(a + n);
   const auto b_cos = simt::load<Float2>(b), b_sin = simt::load<Float2>(b + n);
   turn_by(a_cos.x, a_sin.x, b_cos.x, b_sin.x, re, im);
@@ -147,16 +147,16 @@ MOSAIC_DEVICE void load_eight(const float* from, float* x) {
   }
 }
 
-// Eight tokens of one channel of a K block, in one wide load where the codec's rows are aligned for it.
+// Eight tokens of one channel of a K panel, in one wide load where the codec's rows are aligned for it.
 template <class C>
-MOSAIC_DEVICE void load_channel(const std::byte* block, int d, int channel, int part, float* x) {
+MOSAIC_DEVICE void load_channel(const std::byte* panel, int d, int channel, int part, float* x) {
   constexpr bool kInt8 = std::is_same_v<C, Int8>, kInt4 = std::is_same_v<C, Int4>;
   if constexpr (std::is_same_v<C, Fp16>) {
-    const auto raw = simt::load<simt::Bytes16>(block + (channel * kPageTokens + 8 * part) * 2);
+    const auto raw = simt::load<simt::Bytes16>(panel + (channel * kPageTokens + 8 * part) * 2);
     for (int i = 0; i < 8; ++i) x[i] = simt::widen(static_cast<half_t>(raw.word[i / 2] >> 16 * (i % 2)));
   } else if constexpr (kInt8 || kInt4) {
-    const float low = simt::widen(C::lows(block, d)[channel]), step = simt::widen(C::steps(block)[channel]);
-    const uint8_t* const codes = C::codes(block, d) + channel * (kInt8 ? 16 : 8) + (kInt8 ? 8 * part : 0);
+    const float low = simt::widen(C::lows(panel, d)[channel]), step = simt::widen(C::steps(panel)[channel]);
+    const uint8_t* const codes = C::codes(panel, d) + channel * (kInt8 ? 16 : 8) + (kInt8 ? 8 * part : 0);
     simt::Bytes8 raw;
     if (d % 2 == 0) {
       raw = simt::load<simt::Bytes8>(codes);
@@ -171,25 +171,25 @@ MOSAIC_DEVICE void load_channel(const std::byte* block, int d, int channel, int 
       x[i] = low + step * static_cast<float>(kInt8 ? byte : part == 0 ? byte & 15u : byte >> 4);
     }
   } else if constexpr (std::is_same_v<C, Fp32>) {
-    load_eight(reinterpret_cast<const float*>(block) + channel * kPageTokens + 8 * part, x);
+    load_eight(reinterpret_cast<const float*>(panel) + channel * kPageTokens + 8 * part, x);
   } else {
-    for (int i = 0; i < 8; ++i) x[i] = C::k(block, d, channel, 8 * part + i);
+    for (int i = 0; i < 8; ++i) x[i] = C::k(panel, d, channel, 8 * part + i);
   }
 }
 
-// Channels [first, first + 8) of a token of a V block; zeros beyond d.
+// Channels [first, first + 8) of a token of a V panel; zeros beyond d.
 template <class C>
-MOSAIC_DEVICE void load_values(const std::byte* block, int d, int token, int first, float* x) {
+MOSAIC_DEVICE void load_values(const std::byte* panel, int d, int token, int first, float* x) {
   constexpr bool kInt8 = std::is_same_v<C, Int8>, kInt4 = std::is_same_v<C, Int4>;
   const bool whole = first + 8 <= d;
   if constexpr (std::is_same_v<C, Fp16> || std::is_same_v<C, Fp32>) {
     using Number = std::conditional_t<std::is_same_v<C, Fp16>, half_t, float>;
-    if (whole) return load_eight(reinterpret_cast<const Number*>(block) + token * d + first, x);
+    if (whole) return load_eight(reinterpret_cast<const Number*>(panel) + token * d + first, x);
   } else if constexpr (kInt8 || kInt4) {
     const int row = kInt8 ? d : (d + 1) / 2, from = kInt8 || first < row ? first : first - row;
     if (whole && row % 8 == 0) {  // int4: all eight are low nibbles, or all high ones
-      const float low = simt::widen(C::lows(block, kPageTokens)[token]), step = simt::widen(C::steps(block)[token]);
-      const auto raw = simt::load<simt::Bytes8>(C::codes(block, kPageTokens) + token * row + from);
+      const float low = simt::widen(C::lows(panel, kPageTokens)[token]), step = simt::widen(C::steps(panel)[token]);
+      const auto raw = simt::load<simt::Bytes8>(C::codes(panel, kPageTokens) + token * row + from);
       for (int i = 0; i < 8; ++i) {
         const uint32_t byte = raw.word[i / 4] >> 8 * (i % 4) & 0xffu;
         x[i] = low + step * static_cast<float>(kInt8 ? byte : from == first ? byte & 15u : byte >> 4);
@@ -197,7 +197,7 @@ MOSAIC_DEVICE void load_values(const std::byte* block, int d, int token, int fir
       return;
     }
   }
-  for (int i = 0; i < 8; ++i) x[i] = first + i < d ? C::v(block, d, token, first + i) : 0.0f;
+  for (int i = 0; i < 8; ++i) x[i] = first + i < d ? C::v(panel, d, token, first + i) : 0.0f;
 }
 
 // Pages whose rows are decoded whole, a warp a row; their keys and values go another way than items do.
@@ -213,8 +213,8 @@ MOSAIC_DEVICE void record_key(const AttendArgs& a, Unit unit, int kv_head, int t
   with_codec(page.codec, [&](auto c) {
     using C = decltype(c);
     if constexpr (C::kHadamard) {
-      const std::byte* const block = page.data + static_cast<size_t>(kv_head) * head_bytes_of<C>(d);
-      decode_record<typename C::K>(block, d, token, page.has(token), mean_of(a.key_mean, kv_head, d), row);
+      const std::byte* const panel = page.data + static_cast<size_t>(kv_head) * head_bytes_of<C>(d);
+      decode_record<typename C::K>(panel, d, token, page.has(token), mean_of(a.key_mean, kv_head, d), row);
     }
   });
 }
@@ -225,8 +225,8 @@ MOSAIC_DEVICE void record_value(const AttendArgs& a, Unit unit, int kv_head, int
   with_codec(page.codec, [&](auto c) {
     using C = decltype(c);
     if constexpr (C::kHadamard) {
-      const std::byte* const block = page.data + static_cast<size_t>(kv_head) * head_bytes_of<C>(d) + k_block_of<C>(d);
-      decode_record<typename C::V>(block, d, token, page.has(token), nullptr, row);
+      const std::byte* const panel = page.data + static_cast<size_t>(kv_head) * head_bytes_of<C>(d) + k_panel_of<C>(d);
+      decode_record<typename C::V>(panel, d, token, page.has(token), nullptr, row);
     }
   });
 }
@@ -279,11 +279,11 @@ MOSAIC_DEVICE void turn_two_items(const RopeTable& rope, const Channels& channel
 #pragma unroll
   for (int j = 0; j < 8; ++j) {
     const int token = 8 * part + j;
-    const Place place = keys.at[token][axis];
+    const TableAt angle = keys.at[token][axis];
     if (axis == next_axis) {
-      turn_two(rope, item, place, &x[0][j], &y[0][j], &x[1][j], &y[1][j]);
+      turn_two(rope, item, angle, &x[0][j], &y[0][j], &x[1][j], &y[1][j]);
     } else {
-      turn(rope, item, place, &x[0][j], &y[0][j]);
+      turn(rope, item, angle, &x[0][j], &y[0][j]);
       turn(rope, item + 1, keys.at[token][next_axis], &x[1][j], &y[1][j]);
     }
     put(token, item, x[0][j], x[1][j]);
@@ -296,11 +296,11 @@ MOSAIC_DEVICE void key_item(const AttendArgs& a, const RopeTable& rope, const Ch
   const int d = a.shape.head_dim;
   if (unit.part == Part::kPage) {
     const PageEntry page = a.pages[unit.index];
-    const std::byte* const block = page.data + head_offset(page.codec, d, kv_head);
+    const std::byte* const panel = page.data + head_offset(page.codec, d, kv_head);
     with_codec(page.codec, [&](auto c) {
       using C = decltype(c);
       if constexpr (!C::kHadamard) {
-        const auto load = [&](int channel, int part, float* x) { load_channel<C>(block, d, channel, part, x); };
+        const auto load = [&](int channel, int part, float* x) { load_channel<C>(panel, d, channel, part, x); };
         channels.doubled ? turn_two_items(rope, channels, keys, i, load, put)
                          : turn_item(rope, channels, keys, i, load, put);
       }
@@ -326,9 +326,9 @@ MOSAIC_DEVICE void value_item(const AttendArgs& a, Unit unit, int kv_head, const
     for (int j = 0; j < 8; ++j) x[j] = 0;
   } else if (unit.part == Part::kPage) {
     const PageEntry page = a.pages[unit.index];
-    const std::byte* const block = page.data + head_offset(page.codec, d, kv_head) + k_block(page.codec, d);
+    const std::byte* const panel = page.data + head_offset(page.codec, d, kv_head) + k_panel(page.codec, d);
     with_codec(page.codec, [&](auto c) {
-      if constexpr (!decltype(c)::kHadamard) load_values<decltype(c)>(block, d, i, first, x);
+      if constexpr (!decltype(c)::kHadamard) load_values<decltype(c)>(panel, d, i, first, x);
     });
   } else if (unit.part == Part::kRows) {
     const half_t* const row = a.mean_v + summary_at(a, unit.index + i, kv_head);

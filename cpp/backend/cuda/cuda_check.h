@@ -1,4 +1,4 @@
-// Every call of the CUDA runtime goes through check(): a failure becomes a DeviceError that names the call and its place.
+// Every call of the CUDA runtime goes through check(): a failure becomes a DeviceError that names the call and its line.
 // Destructors use passed(), which never throws. nvcc's files only.
 #pragma once
 

@@ -61,7 +61,7 @@ Device::Access access_of(const void* pointer) {
   if (attributes.type == cudaMemoryTypeDevice) return Device::Access::kKernels;
   return attributes.type == cudaMemoryTypeUnregistered ? Device::Access::kHost : Device::Access::kBoth;
 }
-bool reaches(const void* pointer) { return access_of(pointer) != Device::Access::kHost; }
+bool can_access(const void* pointer) { return access_of(pointer) != Device::Access::kHost; }
 
 void copy(const simt::Queue& queue, void* to, const void* from, size_t bytes) {
   MOSAIC_CUDA_TRY(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, static_cast<cudaStream_t>(queue.stream)));
@@ -176,7 +176,7 @@ Backend make() {
   target.queue.stream = device->stream();
   target.queue.processors = device->processors();
   target.finish = finish;
-  target.reaches = reaches;
+  target.can_access = can_access;
   target.copy = copy;
   auto ops = std::make_unique<CudaOps>(target, cpu::make_ops(cpu::implementations().back(), 1));
   return {std::move(device), std::move(ops)};

@@ -13,9 +13,9 @@ void CudaOps::within(bool fits, const char* op) const {
 }
 
 template <class... Pointer>
-void CudaOps::reach(const char* op, const Pointer*... pointers) const {
+void CudaOps::require_access(const char* op, const Pointer*... pointers) const {
   for (const void* pointer : {static_cast<const void*>(pointers)...}) {
-    if (pointer != nullptr && !target_.reaches(pointer))
+    if (pointer != nullptr && !target_.can_access(pointer))
       throw InvalidInput(std::string(target_.name) + ": " + op + " was given memory the device cannot reach. " +
                          "Allocate it with the backend's device.");
   }
@@ -38,10 +38,11 @@ void CudaOps::check_attend(const char* op, const AttendArgs& a) const {
   within(a.q_heads <= limits_.q_heads && a.shape.head_dim <= limits_.shape.head_dim, op);
   const RopeTable rope = a.rope != nullptr ? *a.rope : RopeTable();
   const bool rotates = rope.spec().frequencies() > 0;
-  reach(op, a.q, a.q_positions, a.n_pages > 0 ? a.pages : nullptr, a.n_pages > 0 ? a.positions : nullptr,
-        a.n_pages > 0 ? a.places : nullptr, a.n_rows > 0 ? a.mean_k : nullptr, a.n_rows > 0 ? a.mean_v : nullptr,
-        a.n_rows > 0 ? a.rows : nullptr, a.n_rows > 0 ? a.row_positions : nullptr, a.n_rows > 0 ? a.row_bias : nullptr,
-        a.block_k, a.block_v, a.key_mean, rotates ? rope.fine(0) : nullptr, a.out, a.lse);
+  require_access(op, a.q, a.q_positions, a.n_pages > 0 ? a.pages : nullptr, a.n_pages > 0 ? a.positions : nullptr,
+                 a.n_pages > 0 ? a.places : nullptr, a.n_rows > 0 ? a.mean_k : nullptr,
+                 a.n_rows > 0 ? a.mean_v : nullptr, a.n_rows > 0 ? a.rows : nullptr,
+                 a.n_rows > 0 ? a.row_positions : nullptr, a.n_rows > 0 ? a.row_bias : nullptr, a.block_k, a.block_v,
+                 a.key_mean, rotates ? rope.fine(0) : nullptr, a.out, a.lse);
 }
 
 void CudaOps::copy(void* to, const void* from, size_t bytes) {
@@ -50,7 +51,7 @@ void CudaOps::copy(void* to, const void* from, size_t bytes) {
 
 void CudaOps::check_numbers(const float* x, size_t n, NumberFaults* faults, float* cut) {
   if (n == 0) return;
-  reach("check_numbers", x, faults, cut);
+  require_access("check_numbers", x, faults, cut);
   MOSAIC_SIMT::check_numbers(target_.queue, x, n, faults, cut);
 }
 
@@ -63,8 +64,8 @@ void CudaOps::attend(const AttendArgs& a) {
 void CudaOps::attention_mass(const MassArgs& m) {
   if (m.attend->tokens == 0) return;
   check_attend("attention_mass", *m.attend);
-  reach("attention_mass", m.first_page < m.end_page() ? m.page_mass : nullptr,
-        m.attend->n_rows > 0 ? m.row_mass : nullptr, m.block_mass);
+  require_access("attention_mass", m.first_page < m.end_page() ? m.page_mass : nullptr,
+                 m.attend->n_rows > 0 ? m.row_mass : nullptr, m.block_mass);
   MOSAIC_SIMT::attention_mass(target_.queue, m);
   done();
 }
@@ -73,36 +74,36 @@ void CudaOps::likeness(const LikenessArgs& a) {
   if (a.items == 0) return;
   check_head("likeness", a.shape);
   const bool pages = a.n_pages > 0;
-  reach("likeness", a.k, a.v, a.key_mean, a.value_mean, pages ? a.pages : nullptr, a.item_score,
-        pages ? a.token_score : nullptr, a.item_like, pages ? a.token_like : nullptr);
+  require_access("likeness", a.k, a.v, a.key_mean, a.value_mean, pages ? a.pages : nullptr, a.item_score,
+                 pages ? a.token_score : nullptr, a.item_like, pages ? a.token_like : nullptr);
   MOSAIC_SIMT::likeness(target_.queue, a);
   done();
 }
 
 void CudaOps::add_recent_keys(const RecentKeysArgs& a) {
   if (a.items == 0) return;
-  reach("add_recent_keys", a.k, a.place, a.sum, a.count);
+  require_access("add_recent_keys", a.k, a.place, a.sum, a.count);
   MOSAIC_SIMT::add_recent_keys(target_.queue, a);
   done();
 }
 
 void CudaOps::temporal_redundancy(const RedundancyArgs& a) {
   if (a.items == 0) return;
-  reach("temporal_redundancy", a.k, a.place, a.sum, a.count, a.score);
+  require_access("temporal_redundancy", a.k, a.place, a.sum, a.count, a.score);
   MOSAIC_SIMT::temporal_redundancy(target_.queue, a);
   done();
 }
 
 void CudaOps::row_norm(const NormArgs& a) {
   if (a.items == 0) return;
-  reach("row_norm", a.x, a.norm);
+  require_access("row_norm", a.x, a.norm);
   MOSAIC_SIMT::row_norm(target_.queue, a);
   done();
 }
 
 void CudaOps::spectral_energy(const SpectralArgs& a) {
   if (a.items == 0) return;
-  reach("spectral_energy", a.x, a.energy);
+  require_access("spectral_energy", a.x, a.energy);
   MOSAIC_SIMT::spectral_energy(target_.queue, a);
   done();
 }
@@ -110,14 +111,14 @@ void CudaOps::spectral_energy(const SpectralArgs& a) {
 void CudaOps::assign(const AssignArgs& a) {
   if (a.items == 0) return;
   within(a.items <= limits_.tokens, "assign");
-  reach("assign", a.k, a.v, a.mean_k, a.mean_v, a.rows, a.best, a.similarity);
+  require_access("assign", a.k, a.v, a.mean_k, a.mean_v, a.rows, a.best, a.similarity);
   MOSAIC_SIMT::assign(target_.queue, a, scratch_);
   done();
 }
 
 void CudaOps::update_centroids(const UpdateArgs& u) {
   if (u.items == 0) return;
-  reach("update_centroids", u.k, u.v, u.labels, u.mean_k, u.mean_v, u.count, u.variance);
+  require_access("update_centroids", u.k, u.v, u.labels, u.mean_k, u.mean_v, u.count, u.variance);
   MOSAIC_SIMT::update_centroids(target_.queue, u);
   done();
 }
@@ -127,7 +128,7 @@ void CudaOps::score(const ScoreArgs& a) {
   within(a.tokens <= limits_.tokens && a.q_heads <= limits_.q_heads && a.shape.row() <= limits_.shape.row() &&
              a.shape.head_dim <= limits_.shape.head_dim,
          "score");
-  reach("score", a.tokens > 0 ? a.q : nullptr, a.mean_k, a.rows, a.row_bias, a.score);
+  require_access("score", a.tokens > 0 ? a.q : nullptr, a.mean_k, a.rows, a.row_bias, a.score);
   MOSAIC_SIMT::score(target_.queue, a, scratch_);
   done();
 }
@@ -135,7 +136,7 @@ void CudaOps::score(const ScoreArgs& a) {
 int CudaOps::top_k(const float* score, int n, int k, int32_t* index) {
   const int kept = std::max(0, std::min(k, n));
   if (kept == 0) return 0;
-  reach("top_k", score, index);
+  require_access("top_k", score, index);
   MOSAIC_SIMT::top_k(target_.queue, score, n, kept, index);
   done();
   return kept;
@@ -143,7 +144,7 @@ int CudaOps::top_k(const float* score, int n, int k, int32_t* index) {
 
 void CudaOps::merge(float* out, float* lse, const float* other_out, const float* other_lse, int rows, int head_dim) {
   if (rows == 0) return;
-  reach("merge", out, lse, other_out, other_lse);
+  require_access("merge", out, lse, other_out, other_lse);
   MOSAIC_SIMT::merge(target_.queue, out, lse, other_out, other_lse, rows, head_dim);
   done();
 }
@@ -162,7 +163,7 @@ void CudaOps::check_head(const char* op, PageShape shape) const {
 void CudaOps::encode(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count,
                      std::byte* page, const float* key_mean) {
   check_head("encode", shape);
-  reach("encode", count > 0 ? k : nullptr, count > 0 ? v : nullptr, page, key_mean);
+  require_access("encode", count > 0 ? k : nullptr, count > 0 ? v : nullptr, page, key_mean);
   MOSAIC_SIMT::encode(target_.queue, codec, shape, k, v, stride, count, page, key_mean);
 }
 
@@ -171,7 +172,7 @@ void CudaOps::encode_run(CodecId codec, PageShape shape, const float* k, const f
   if (count <= 0) return;
   check_record("encode_run", codec);
   check_head("encode_run", shape);
-  reach("encode_run", k, v, pages, key_mean);
+  require_access("encode_run", k, v, pages, key_mean);
   MOSAIC_SIMT::encode_run(target_.queue, codec, shape, k, v, stride, first, first + count, pages, pitch, key_mean);
 }
 
@@ -179,7 +180,7 @@ void CudaOps::encode_row(CodecId codec, PageShape shape, const float* k, const f
                          const float* key_mean) {
   check_record("encode_row", codec);
   check_head("encode_row", shape);
-  reach("encode_row", k, v, page, key_mean);
+  require_access("encode_row", k, v, page, key_mean);
   MOSAIC_SIMT::encode_row(target_.queue, codec, shape, k, v, at, page, key_mean);
 }
 
@@ -188,13 +189,13 @@ void CudaOps::encode_rows(CodecId codec, PageShape shape, const float* k, const 
   if (items <= 0) return;
   check_record("encode_rows", codec);
   check_head("encode_rows", shape);
-  reach("encode_rows", k, v, pages, at, key_mean);
+  require_access("encode_rows", k, v, pages, at, key_mean);
   MOSAIC_SIMT::encode_rows(target_.queue, codec, shape, k, v, stride, items, pages, at, key_mean);
 }
 
 void CudaOps::move_row(CodecId codec, PageShape shape, const std::byte* from, int from_at, std::byte* to, int to_at) {
   check_record("move_row", codec);
-  reach("move_row", from, to);
+  require_access("move_row", from, to);
   MOSAIC_SIMT::move_row(target_.queue, codec, shape, from, from_at, to, to_at);
 }
 
@@ -202,7 +203,7 @@ void CudaOps::decode(CodecId codec, PageShape shape, const std::byte* page, int 
                      size_t stride, const float* key_mean) {
   if (end <= begin) return;
   check_head("decode", shape);
-  reach("decode", page, k, v, key_mean);
+  require_access("decode", page, k, v, key_mean);
   MOSAIC_SIMT::decode(target_.queue, codec, shape, page, 0, begin, end, k, v, stride, key_mean);
 }
 
@@ -210,7 +211,7 @@ void CudaOps::decode_run(CodecId codec, PageShape shape, const std::byte* pages,
                          float* k, float* v, size_t stride, const float* key_mean) {
   if (count <= 0) return;
   check_head("decode_run", shape);
-  reach("decode_run", pages, k, v, key_mean);
+  require_access("decode_run", pages, k, v, key_mean);
   MOSAIC_SIMT::decode(target_.queue, codec, shape, pages, pitch, first, first + count, k, v, stride, key_mean);
 }
 
@@ -218,7 +219,7 @@ void CudaOps::gather(const PageEntry* pages, const int32_t* at, int items, PageS
                      size_t stride, const float* key_mean) {
   if (items == 0) return;
   check_head("gather", shape);
-  reach("gather", pages, at, k, v, key_mean);
+  require_access("gather", pages, at, k, v, key_mean);
   MOSAIC_SIMT::gather(target_.queue, pages, at, items, shape, k, v, stride, key_mean);
 }
 

@@ -16,7 +16,7 @@ struct Target {
   // Blocks until all that was queued has run; throws DeviceError if some of it failed.
   void (*finish)(const simt::Queue&);
   // Whether kernels can read and write there.
-  bool (*reaches)(const void*);
+  bool (*can_access)(const void*);
   // Queues a copy; the host may be either side.
   void (*copy)(const simt::Queue&, void* to, const void* from, size_t bytes);
 };
@@ -65,7 +65,7 @@ class CudaOps final : public Ops {
   void within(bool fits, const char* op) const;
   // Throws InvalidInput for memory that kernels cannot reach; null stands for what is not given.
   template <class... Pointer>
-  void reach(const char* op, const Pointer*... pointers) const;
+  void require_access(const char* op, const Pointer*... pointers) const;
   void check_attend(const char* op, const AttendArgs& a) const;
   // Throws unless tokens of the codec can be written alone, and its rows fit a warp.
   void check_record(const char* op, CodecId codec) const;

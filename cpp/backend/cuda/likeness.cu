@@ -38,7 +38,7 @@ MOSAIC_DEVICE void load_tokens(const LikenessArgs& a, const PageEntry& page, int
     with_codec(page.codec, [&](auto codec) {
       using C = decltype(codec);
       const std::byte* const kb = page.data + head_offset(page.codec, d, head);
-      const std::byte* const vb = kb + k_block_of<C>(d);
+      const std::byte* const vb = kb + k_panel_of<C>(d);
       if constexpr (C::kHadamard) {
         WarpRow row;
         if (keys) {

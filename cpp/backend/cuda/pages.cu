@@ -9,7 +9,7 @@ namespace {
 
 constexpr int kThreads = 128;
 
-// Token `at` of a head's blocks of a record codec, by the threads of a block. codes: shared, [warps][kMostHead].
+// Token `at` of a head's panels of a record codec, by the threads of a block. codes: shared, [warps][kMostHead].
 template <class C>
 MOSAIC_DEVICE void set_tokens(std::byte* kb, std::byte* vb, int d, int first, int count, const float* k, const float* v,
                               size_t stride, const float* mean, uint8_t* codes) {
@@ -25,7 +25,7 @@ MOSAIC_DEVICE void set_tokens(std::byte* kb, std::byte* vb, int d, int first, in
         encode_record<typename C::V>(vb, d, first + row / 2, v + from, nullptr, mine);
       }
     }
-  } else if constexpr (C::kExact) {  // number by number: a block of one channel lies where a wider one has that channel
+  } else if constexpr (C::kExact) {  // number by number: a panel of one channel lies where a wider one has that channel
     const size_t number = C::k_bytes(1) / kPageTokens;
     for (int i = simt::thread(); i < count * d; i += kThreads) {
       const int token = i / d, channel = i % d;
@@ -47,7 +47,7 @@ encode_kernel(CodecId codec, PageShape shape, const float* k, const float* v, si
               const float* key_mean) {
   const int d = shape.head_dim, head = simt::block_x();
   std::byte* const kb = page + head_offset(codec, d, head);
-  const size_t k_bytes = k_block(codec, d), words = head_bytes(codec, d) / sizeof(simt::Bytes16);
+  const size_t k_bytes = k_panel(codec, d), words = head_bytes(codec, d) / sizeof(simt::Bytes16);
   for (size_t i = static_cast<size_t>(simt::thread()); i < words; i += kThreads) {
     reinterpret_cast<simt::Bytes16*>(kb)[i] = {};
   }
@@ -93,7 +93,7 @@ encode_run_kernel(CodecId codec, PageShape shape, const float* k, const float* v
   with_codec(codec, [&](auto c) {
     using C = decltype(c);
     if constexpr (C::kRecord)
-      set_tokens<C>(kb, kb + k_block_of<C>(d), d, piece.first, piece.count, k + from, v + from, stride,
+      set_tokens<C>(kb, kb + k_panel_of<C>(d), d, piece.first, piece.count, k + from, v + from, stride,
                     mean_of(key_mean, head, d), simt::shared<uint8_t>());
   });
 }
@@ -105,7 +105,7 @@ MOSAIC_DEVICE void set_token(CodecId codec, PageShape shape, int head, std::byte
   with_codec(codec, [&](auto c) {
     using C = decltype(c);
     if constexpr (C::kRecord)
-      set_tokens<C>(kb, kb + k_block_of<C>(d), d, at, 1, k + head * d, v != nullptr ? v + head * d : nullptr, 0,
+      set_tokens<C>(kb, kb + k_panel_of<C>(d), d, at, 1, k + head * d, v != nullptr ? v + head * d : nullptr, 0,
                     mean_of(key_mean, head, d), simt::shared<uint8_t>());
   });
 }
@@ -145,7 +145,7 @@ move_row_kernel(CodecId codec, PageShape shape, const std::byte* from, int from_
 // Tokens [begin, begin + count) of one head -> rows of k, v.
 MOSAIC_DEVICE void decode_head(CodecId codec, int d, const std::byte* kb, int begin, int count, float* k, float* v,
                                size_t stride, const float* mean) {
-  const std::byte* const vb = kb + k_block(codec, d);
+  const std::byte* const vb = kb + k_panel(codec, d);
   with_codec(codec, [&](auto c) {
     using C = decltype(c);
     if constexpr (C::kHadamard) {

@@ -22,8 +22,8 @@ MOSAIC_DEVICE int lane() { return simt::thread() % simt::kWarp; }
 
 template <int kParts>
 MOSAIC_DEVICE void hadamard(RowOf<kParts>* row, int d) {
-  const int block = hadamard_block(d);
-  for (int step = 1; step < simt::kWarp && step < block; step *= 2) {
+  const int order = hadamard_order(d);
+  for (int step = 1; step < simt::kWarp && step < order; step *= 2) {
     const bool second = (lane() & step) != 0;
 #pragma unroll
     for (int i = 0; i < kParts; ++i) {
@@ -34,7 +34,7 @@ MOSAIC_DEVICE void hadamard(RowOf<kParts>* row, int d) {
   }
 #pragma unroll
   for (int step = 1; step < kParts; step *= 2) {
-    if (simt::kWarp * step >= block) break;
+    if (simt::kWarp * step >= order) break;
 #pragma unroll
     for (int i = 0; i < kParts; ++i) {
       if ((i & step) != 0) continue;
@@ -45,9 +45,9 @@ MOSAIC_DEVICE void hadamard(RowOf<kParts>* row, int d) {
   }
 }
 
-// Writes x - mean as token `at` of a block. codes [d]: shared memory of the warp's own.
-template <class Block>
-MOSAIC_DEVICE void encode_record(std::byte* block, int d, int at, const float* x, const float* mean, uint8_t* codes) {
+// Writes x - mean as token `at` of a panel. codes [d]: shared memory of the warp's own.
+template <class Panel>
+MOSAIC_DEVICE void encode_record(std::byte* panel, int d, int at, const float* x, const float* mean, uint8_t* codes) {
   WarpRow row;
   float rr = 0, ry = 0, yy = 0;
 #pragma unroll
@@ -59,39 +59,39 @@ MOSAIC_DEVICE void encode_record(std::byte* block, int d, int at, const float* x
 #pragma unroll
   for (int i = 0; i < kRowParts; ++i) rr += row.x[i] * row.x[i];
   const float square = simt::sum_lanes(rr, simt::kWarp);
-  const float inverse = square > 0 ? Block::kUnit / sqrtf(square / static_cast<float>(d)) : 0.0f;
+  const float inverse = square > 0 ? Panel::kUnit / sqrtf(square / static_cast<float>(d)) : 0.0f;
 #pragma unroll
   for (int i = 0; i < kRowParts; ++i) {
     const int c = lane() + simt::kWarp * i;
     if (c >= d) break;
-    const int code = Block::code(row.x[i] * inverse);
-    const auto level = static_cast<float>(Block::level(code));
+    const int code = Panel::code(row.x[i] * inverse);
+    const auto level = static_cast<float>(Panel::level(code));
     codes[c] = static_cast<uint8_t>(code);
     ry += row.x[i] * level;
     yy += level * level;
   }
   ry = simt::sum_lanes(ry, simt::kWarp), yy = simt::sum_lanes(yy, simt::kWarp);
-  if (lane() == 0) Block::scales(block, d)[at] = Block::scale_of(ry, yy, d);
+  if (lane() == 0) Panel::scales(panel, d)[at] = Panel::scale_of(ry, yy, d);
   simt::meet_warp();  // the codes are there
-  for (int p = 0; p < Block::kPlanes; ++p) {
-    const int bytes = Block::plane_bytes(d, p);
-    auto* const to = reinterpret_cast<uint8_t*>(block) + Block::plane_at(d, p) + at * bytes;
-    for (int j = lane(); j < bytes; j += simt::kWarp) to[j] = Block::plane_byte(codes, d, p, j);
+  for (int p = 0; p < Panel::kPlanes; ++p) {
+    const int bytes = Panel::plane_bytes(d, p);
+    auto* const to = reinterpret_cast<uint8_t*>(panel) + Panel::plane_at(d, p) + at * bytes;
+    for (int j = lane(); j < bytes; j += simt::kWarp) to[j] = Panel::plane_byte(codes, d, p, j);
   }
   simt::meet_warp();  // and read
 }
 
-// Token `at` of a block as numbers, mean (or null) added; zeros where it does not exist.
-template <class Block, int kParts>
-MOSAIC_DEVICE void decode_record(const std::byte* block, int d, int at, bool exists, const float* mean,
+// Token `at` of a panel as numbers, mean (or null) added; zeros where it does not exist.
+template <class Panel, int kParts>
+MOSAIC_DEVICE void decode_record(const std::byte* panel, int d, int at, bool exists, const float* mean,
                                  RowOf<kParts>* row) {
 #pragma unroll
   for (int i = 0; i < kParts; ++i) {
     const int c = lane() + simt::kWarp * i;
-    row->x[i] = exists && c < d ? static_cast<float>(Block::level(Block::code_at(block, d, at, c))) : 0.0f;
+    row->x[i] = exists && c < d ? static_cast<float>(Panel::level(Panel::code_at(panel, d, at, c))) : 0.0f;
   }
   hadamard(row, d);
-  const float scale = exists ? Block::scale(block, d, at) : 0.0f;
+  const float scale = exists ? Panel::scale(panel, d, at) : 0.0f;
 #pragma unroll
   for (int i = 0; i < kParts; ++i) {
     const int c = lane() + simt::kWarp * i;

@@ -118,12 +118,12 @@ void launch(const Queue& on, const char* what, void (*kernel)(P...), Grid grid, 
 
 #else
 
-// The running fibre's place; simt_cpu.cc moves it.
-struct Place {
+// Which thread of which block runs; simt_cpu.cc sets it.
+struct Indices {
   int thread, threads, block[3], blocks_x;
   std::byte* shared;
 };
-extern constinit thread_local Place place;
+extern constinit thread_local Indices indices;
 // Threads run in rising order (0), falling (1) or in the order of a seed: what a kernel computes must not depend on it.
 extern constinit thread_local unsigned order;
 void meet_block(int line);
@@ -132,17 +132,17 @@ const uint32_t* meet_warp(uint32_t mine, int line);
 void run(const char* what, Grid grid, int threads, size_t shared_bytes, const std::function<void()>& body);
 [[noreturn]] void fault(const char* what);
 
-inline int thread() { return place.thread; }
-inline int threads() { return place.threads; }
-inline int block_x() { return place.block[0]; }
-inline int block_y() { return place.block[1]; }
-inline int block_z() { return place.block[2]; }
-inline int blocks_x() { return place.blocks_x; }
+inline int thread() { return indices.thread; }
+inline int threads() { return indices.threads; }
+inline int block_x() { return indices.block[0]; }
+inline int block_y() { return indices.block[1]; }
+inline int block_z() { return indices.block[2]; }
+inline int blocks_x() { return indices.blocks_x; }
 inline void barrier(int line = __builtin_LINE()) { meet_block(line); }
 inline void meet_warp(int line = __builtin_LINE()) { meet_warp(0u, line); }
 template <class T>
 T shuffle_xor(T x, int lanes, int line = __builtin_LINE()) {
-  return std::bit_cast<T>(meet_warp(std::bit_cast<uint32_t>(x), line)[(place.thread % kWarp) ^ lanes]);
+  return std::bit_cast<T>(meet_warp(std::bit_cast<uint32_t>(x), line)[(indices.thread % kWarp) ^ lanes]);
 }
 inline unsigned ballot(bool x, int line = __builtin_LINE()) {
   const uint32_t* const all = meet_warp(x, line);
@@ -157,7 +157,7 @@ inline void raise(float* to, float x) { *to = x > *to ? x : *to; }
 
 template <class T>
 T* shared() {
-  return reinterpret_cast<T*>(place.shared);
+  return reinterpret_cast<T*>(indices.shared);
 }
 
 inline float exp2_of(float x) { return std::exp2(x); }

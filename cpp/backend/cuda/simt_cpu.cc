@@ -81,7 +81,7 @@ mosaic_fibre_switch:
 
 namespace mosaic::shim::simt {
 
-constinit thread_local Place place{};
+constinit thread_local Indices indices{};
 constinit thread_local unsigned order = 0;
 
 namespace {
@@ -96,11 +96,11 @@ struct Fibre {
   void* tsan = nullptr;
   State state = State::kDone;
   int line = 0;      // where it waits
-  int shuffles = 0;  // how many it has been through: its warp's two rooms take turns
+  int shuffles = 0;  // how many it has been through: its warp's two arrays of words take turns
 };
 
 struct Warp {
-  uint32_t room[2][kWarp];
+  uint32_t words[2][kWarp];
 };
 
 struct Runner {
@@ -215,7 +215,7 @@ bool run_warp(const int* lanes) {
     for (int i = 0; i < kWarp && runner.failure.empty(); ++i) {
       Fibre& fibre = runner.fibres[static_cast<size_t>(lanes[i])];
       if (fibre.state != State::kReady) continue;
-      place.thread = lanes[i];
+      indices.thread = lanes[i];
       resume(fibre);
       ran = true;
     }
@@ -256,12 +256,12 @@ void meet_block(int line) {
 }
 
 const uint32_t* meet_warp(uint32_t mine, int line) {
-  uint32_t* const room = runner.warps[static_cast<size_t>(place.thread / kWarp)].room[runner.now->shuffles++ % 2];
-  room[place.thread % kWarp] = mine;
+  uint32_t* const words = runner.warps[static_cast<size_t>(indices.thread / kWarp)].words[runner.now->shuffles++ % 2];
+  words[indices.thread % kWarp] = mine;
   runner.now->state = State::kAtShuffle;
   runner.now->line = line;
   yield();
-  return room;
+  return words;
 }
 
 // The definition: the lanes' words are laid out as the matrices they are, and multiplied.
@@ -281,7 +281,7 @@ void multiply_add(const uint32_t (&a)[4], const uint32_t (&b)[2], float (&c)[4],
       }
     }
   }
-  const int lane = place.thread % kWarp;
+  const int lane = indices.thread % kWarp;
   for (int i = 0; i < 4; ++i) {
     for (int k = 0; k < 16; ++k) c[i] += left[lane / 4 + i / 2 * 8][k] * right[k][2 * (lane % 4) + i % 2];
   }
@@ -308,15 +308,15 @@ void run(const char* what, Grid grid, int threads, size_t shared_bytes, const st
   std::mt19937 random(order);
   // The end of what was asked for is the end of the allocation, so that ASan sees a byte too far. new[] aligns to 16.
   const std::unique_ptr<std::byte[]> shared(new std::byte[shared_bytes]);
-  place.threads = threads;
-  place.blocks_x = static_cast<int>(grid.x);
-  place.shared = shared.get();
+  indices.threads = threads;
+  indices.blocks_x = static_cast<int>(grid.x);
+  indices.shared = shared.get();
   for (unsigned z = 0; z < grid.z; ++z) {
     for (unsigned y = 0; y < grid.y; ++y) {
       for (unsigned x = 0; x < grid.x; ++x) {
-        place.block[0] = static_cast<int>(x), place.block[1] = static_cast<int>(y),
-        place.block[2] = static_cast<int>(z);
-        std::memset(place.shared, 0xff, shared_bytes);
+        indices.block[0] = static_cast<int>(x), indices.block[1] = static_cast<int>(y),
+        indices.block[2] = static_cast<int>(z);
+        std::memset(indices.shared, 0xff, shared_bytes);
         take_turns(threads, random);
         run_block(threads);
         if (!runner.failure.empty()) refuse(runner.failure);

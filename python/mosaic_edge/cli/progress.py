@@ -68,7 +68,7 @@ class StreamView:
             f"{clock(pts)} of stream",
             f"{frames / max(now - self._began, 1e-9):.0f} frames/s",
             f"{format_bytes(stats['taken_bytes'])} of {format_bytes(stats['cap_bytes'])}",
-            f"{tokens['seen']:,} tokens: {tokens['summarised']:,} summarised, {tokens['dropped']:,} dropped",
+            f"{tokens['seen']:,} tokens: {tokens['collapsed']:,} collapsed, {tokens['dropped']:,} dropped",
         )
         self._live.update(row)
 

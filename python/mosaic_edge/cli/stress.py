@@ -78,7 +78,7 @@ def show_stress(result: dict[str, Any], out: Path, console: Console) -> None:
     table.add_row("frames", f"{result['frames']:,} at {result['frames_per_second']:.0f} a second")
     table.add_row("answers given", f"{result['answers']:,} of {result['questions']:,}{share}")
     table.add_section()
-    for name in ("seen", "exact", "quantised", "spilled", "summarised", "dropped"):
+    for name in ("seen", "exact", "quantised", "spilled", "collapsed", "dropped"):
         table.add_row(f"tokens {name}", f"{tokens[name]:,}")
     table.add_section()
     table.add_row("pages lost", f"{events['lost_pages']:,}")

@@ -60,7 +60,7 @@ def _answered(cells: list[Row], answers: list[Row]) -> Row:
     kinds = sorted({a["kind"] for a in answers})
     holds_all = all(
         not cell["selects"]
-        and cell["memory"]["tokens"]["summarised"] + cell["memory"]["tokens"]["dropped"] == 0
+        and cell["memory"]["tokens"]["collapsed"] + cell["memory"]["tokens"]["dropped"] == 0
         for cell in cells
     )
     turns = [cell["order_independent"] for cell in cells if cell["order_independent"]]

@@ -25,7 +25,7 @@ from mosaic_edge.world import World
 
 COLUMNS = (
     "frame", "rss_bytes", "taken_bytes", "cap_bytes", "dram_used_bytes", "disk_used_bytes",
-    "exact", "quantised", "spilled", "summarised", "dropped", "seen",
+    "exact", "quantised", "spilled", "collapsed", "dropped", "seen",
     "lost_pages", "failed_spills", "spill_pauses", "read_pauses", "paused_frames", "unread_pages",
 )  # fmt: skip
 """Of the memory curve: bytes, tokens by where they are, and what went wrong so far."""

@@ -78,12 +78,12 @@ def _along_first(lines: FrameArray, count: int, resample: int) -> FrameArray:
 @lru_cache(maxsize=32)
 def _taps(source: int, count: int, resample: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """For every output line: its first input line [count] and the fixed-point weights [count, taps]."""
-    function, reach = _FILTERS[resample]
+    function, support = _FILTERS[resample]
     scale = source / count
     stretch = max(scale, 1.0)  # shrinking widens the filter: antialiasing
     centre = (np.arange(count) + 0.5) * scale
-    first = np.maximum((centre - reach * stretch + 0.5).astype(np.int64), 0)
-    last = np.minimum((centre + reach * stretch + 0.5).astype(np.int64), source)
+    first = np.maximum((centre - support * stretch + 0.5).astype(np.int64), 0)
+    last = np.minimum((centre + support * stretch + 0.5).astype(np.int64), source)
     at = first[:, None] + np.arange(int((last - first).max()))
     weights = function((at - centre[:, None] + 0.5) / stretch) * (at < last[:, None])
     weights /= weights.sum(axis=1, keepdims=True)

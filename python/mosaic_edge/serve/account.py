@@ -18,7 +18,7 @@ from mosaic_edge.session import Session
 
 COLUMNS = (
     "unix_seconds", "stream_seconds", "frames", "rss_bytes", "taken_bytes", "cap_bytes", "dram_used_bytes",
-    "disk_used_bytes", "exact", "quantised", "spilled", "summarised", "dropped", "seen",
+    "disk_used_bytes", "exact", "quantised", "spilled", "collapsed", "dropped", "seen",
 )  # fmt: skip
 ACCOUNT_ROWS = 100_000
 """After so many rows FILE becomes FILE.1, in place of the one before (about 12 MB each)."""

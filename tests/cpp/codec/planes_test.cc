@@ -41,19 +41,19 @@ struct Rows {
   int count() const { return static_cast<int>(x.size()) / d; }
 };
 
-// Through a block of 16 tokens at a time.
-template <class Block>
+// Through a panel of 16 tokens at a time.
+template <class Panel>
 std::vector<float> coded(const Rows& rows, bool use_mean) {
   std::vector<float> out(rows.x.size());
-  std::vector<std::byte> block(Block::bytes(rows.d));
+  std::vector<std::byte> panel(Panel::bytes(rows.d));
   const float* const mean = use_mean ? rows.mean.data() : nullptr;
   for (int i = 0; i < rows.count(); ++i) {
     const size_t at = static_cast<size_t>(i * rows.d);
-    encode_record<Block>(block.data(), rows.d, i % kPageTokens, &rows.x[at], mean);
+    encode_record<Panel>(panel.data(), rows.d, i % kPageTokens, &rows.x[at], mean);
     for (int c = 0; c < rows.d; ++c)
       out[at + static_cast<size_t>(c)] =
-          static_cast<float>(Block::level(Block::code_at(block.data(), rows.d, i % kPageTokens, c)));
-    leave_hadamard(&out[at], rows.d, Block::scale(block.data(), rows.d, i % kPageTokens), mean);
+          static_cast<float>(Panel::level(Panel::code_at(panel.data(), rows.d, i % kPageTokens, c)));
+    leave_hadamard(&out[at], rows.d, Panel::scale(panel.data(), rows.d, i % kPageTokens), mean);
   }
   return out;
 }
@@ -86,7 +86,7 @@ TEST_CASE(
     for (const int d : {64, 128, 256}) {
       const Rows rows(input, 400, d, 3u + static_cast<unsigned>(d));
       for_bits([&](auto bits) {
-        const double error = square_error(rows, coded<PlaneBlock<bits>>(rows, true));
+        const double error = square_error(rows, coded<PlanePanel<bits>>(rows, true));
         CAPTURE(static_cast<int>(input));
         CAPTURE(d);
         CAPTURE(bits.value);
@@ -102,7 +102,7 @@ TEST_CASE("heads that no power of two divides far lose little where channels are
   for (const int d : {1, 2, 5, 7, 13, 24, 33, 48, 80, 96, 112}) {
     const Rows rows(Input::kNormal, 200, d, 5);
     for_bits([&](auto bits) {
-      const double error = square_error(rows, coded<PlaneBlock<bits>>(rows, true));
+      const double error = square_error(rows, coded<PlanePanel<bits>>(rows, true));
       CAPTURE(d);
       CAPTURE(bits.value);
       CHECK(error <= lloyd_max(bits) * 1.1);  // a short row is better: its scale is its own
@@ -112,8 +112,8 @@ TEST_CASE("heads that no power of two divides far lose little where channels are
 
 TEST_CASE("without the mean of its lane a biased key loses as much as its bias is larger than what tells keys apart") {
   const Rows rows(Input::kBiased, 200, 64, 9);
-  const double with = square_error(rows, coded<PlaneBlock<5>>(rows, true));
-  const double without = square_error(rows, coded<PlaneBlock<5>>(rows, false));
+  const double with = square_error(rows, coded<PlanePanel<5>>(rows, true));
+  const double without = square_error(rows, coded<PlanePanel<5>>(rows, false));
   CHECK(without > 100 * with);
 }
 
@@ -124,7 +124,7 @@ TEST_CASE(
     std::mt19937 random(4);
     std::normal_distribution<double> normal;
     for_bits([&](auto bits) {
-      const auto out = coded<PlaneBlock<bits>>(rows, false);
+      const auto out = coded<PlanePanel<bits>>(rows, false);
       double own = 0, self = 0, xy = 0, xx = 0, sum = 0, square = 0;
       for (size_t at = 0; at < out.size(); at += static_cast<size_t>(d)) {
         Double q(static_cast<size_t>(d));
@@ -155,32 +155,32 @@ TEST_CASE(
   const int d = 128;
   const Rows rows(Input::kNormal, 800, d, 12);
   for_bits([&](auto bits) {
-    using Block = PlaneBlock<bits>;
-    std::vector<std::byte> block(Block::bytes(d));
+    using Panel = PlanePanel<bits>;
+    std::vector<std::byte> panel(Panel::bytes(d));
     Double sum(4), count(4);
     double xy = 0, xx = 0, yy = 0;
     for (int i = 0; i < rows.count(); ++i) {
       const float* const x = &rows.x[static_cast<size_t>(i * d)];
-      encode_record<Block>(block.data(), d, 0, x, nullptr);
+      encode_record<Panel>(panel.data(), d, 0, x, nullptr);
       std::vector<float> coarse(static_cast<size_t>(d));
       for (int c = 0; c < d; ++c) {
-        const int code = Block::code_at(block.data(), d, 0, c), top = code >> (Block::kBits - 2);
+        const int code = Panel::code_at(panel.data(), d, 0, c), top = code >> (Panel::kBits - 2);
         // The first plane is those two bits, where the layout says.
-        const auto byte = static_cast<int>(block[static_cast<size_t>(c % Block::quarter(d))]);
-        REQUIRE((byte >> 2 * (c / Block::quarter(d)) & 3) == top);
-        sum[static_cast<size_t>(top)] += Block::level(code), count[static_cast<size_t>(top)] += 1;
-        coarse[static_cast<size_t>(c)] = static_cast<float>(Block::coarse_level(code));
+        const auto byte = static_cast<int>(panel[static_cast<size_t>(c % Panel::quarter(d))]);
+        REQUIRE((byte >> 2 * (c / Panel::quarter(d)) & 3) == top);
+        sum[static_cast<size_t>(top)] += Panel::level(code), count[static_cast<size_t>(top)] += 1;
+        coarse[static_cast<size_t>(c)] = static_cast<float>(Panel::coarse_level(code));
       }
-      leave_hadamard(coarse.data(), d, Block::scale(block.data(), d, 0), nullptr);
+      leave_hadamard(coarse.data(), d, Panel::scale(panel.data(), d, 0), nullptr);
       for (int c = 0; c < d; ++c) {
         const double a = x[c], b = coarse[static_cast<size_t>(c)];
         xy += a * b, xx += a * a, yy += b * b;
       }
     }
-    CAPTURE(Block::kBits);
+    CAPTURE(Panel::kBits);
     for (size_t top = 0; top < 4; ++top) {
-      const int code = static_cast<int>(top) << (Block::kBits - 2);
-      CHECK(std::abs(Block::coarse_level(code) - sum[top] / count[top]) <= 1.0);
+      const int code = static_cast<int>(top) << (Panel::kBits - 2);
+      CHECK(std::abs(Panel::coarse_level(code) - sum[top] / count[top]) <= 1.0);
     }
     // Lloyd-Max with four levels: 0.1175, a cosine of 0.939.
     CHECK(xy / std::sqrt(xx * yy) >= 0.937);
@@ -189,17 +189,17 @@ TEST_CASE(
 
 TEST_CASE("a code rises with the number and is the nearest level") {
   for_bits([&](auto bits) {
-    using Block = PlaneBlock<bits>;
+    using Panel = PlanePanel<bits>;
     for (int i = -1500; i <= 1500; ++i) {
       const float x = static_cast<float>(i) * 0.1f;
-      const int code = Block::code(x);
+      const int code = Panel::code(x);
       double best = 1e9;
-      for (int other = 0; other < 2 * Block::kHalf; ++other)
-        best = std::min(best, std::abs(static_cast<double>(x) - Block::level(other)));
-      REQUIRE(std::abs(static_cast<double>(x) - Block::level(code)) <= best + 1e-6);
-      REQUIRE(Block::code(x + 0.1f) >= code);
+      for (int other = 0; other < 2 * Panel::kHalf; ++other)
+        best = std::min(best, std::abs(static_cast<double>(x) - Panel::level(other)));
+      REQUIRE(std::abs(static_cast<double>(x) - Panel::level(code)) <= best + 1e-6);
+      REQUIRE(Panel::code(x + 0.1f) >= code);
     }
-    CHECK(Block::code(0.0f) == Block::code(-0.0f));
+    CHECK(Panel::code(0.0f) == Panel::code(-0.0f));
   });
 }
 
@@ -296,6 +296,6 @@ TEST_CASE("small and large rows keep their relative error: the scale is a half")
     Rows rows(Input::kNormal, 64, 64, 77);
     for (float& x : rows.x) x *= size;
     CAPTURE(size);
-    CHECK(square_error(rows, coded<PlaneBlock<5>>(rows, false)) <= lloyd_max(5) * 1.1);
+    CHECK(square_error(rows, coded<PlanePanel<5>>(rows, false)) <= lloyd_max(5) * 1.1);
   }
 }

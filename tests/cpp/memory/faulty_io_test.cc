@@ -308,7 +308,7 @@ MemoryStats stream_with_faults(int every, std::vector<float>* said) {
   config.disk_bytes = 300 << 10;
   config.spill_dir = directory.path;
   FaultyIo io(every, SpillFile::stride_of(page_bytes(config.packed.value_or(CodecId::kInt4), {2, 16})));
-  PlayedStream stream(config, "mosaic", {{"reach", 0.2}}, 6, &io);
+  PlayedStream stream(config, "mosaic", {{"radius", 0.2}}, 6, &io);
   stream.noise = 0.1f;
   for (int i = 0; i < kFrames; ++i) {
     stream.room = (i / 10) % 3;
@@ -347,7 +347,7 @@ TEST_CASE("with every access failing a stream still answers, from summaries") {
   std::vector<float> said;
   const MemoryStats s = stream_with_faults(1, &said);
   CHECK(s.tokens.spilled == 0);
-  CHECK(s.tokens.summarised > 0);
+  CHECK(s.tokens.collapsed > 0);
   CHECK(s.counters.spill_pauses > 2);
   CHECK(s.disk.bytes_written == 0);
 }

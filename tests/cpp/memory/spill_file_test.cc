@@ -132,7 +132,7 @@ TEST_CASE("pages come back as they were written, for odd sizes, in one call per 
       CHECK(counters.bytes_read == disk.file.capacity_bytes());
       CHECK(counters.write_calls == static_cast<uint64_t>(io.writes));
       CHECK(counters.bad_checksums + counters.io_errors + counters.no_space == 0);
-      CHECK(disk.file.capacity_bytes() % SpillFile::kBlock == 0);
+      CHECK(disk.file.capacity_bytes() % SpillFile::kSector == 0);
     }
   }
 }

@@ -68,7 +68,7 @@ TEST_CASE("tau falls from tau_max to tau_min with the count, as published when i
   const auto p = make_policy("mosaic", {{"tau", "fixed"}, {"tau_max", 0.5}, {"tau_min", 0.2}, {"n0", 32}});
   for (const int n : {1, 10, 32, 100, 1000})
     CHECK(p->tolerance(0, n) == doctest::Approx(0.2 + 0.3 * std::exp(-n / 32.0)));
-  CHECK(p->reach(0) == std::numeric_limits<float>::infinity());
+  CHECK(p->radius(0) == std::numeric_limits<float>::infinity());
 }
 
 TEST_CASE("window keeps the newest frames, the same in every layer, and drops the rest") {

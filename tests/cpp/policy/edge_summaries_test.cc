@@ -46,7 +46,7 @@ TEST_CASE("edge of summaries passes neither its clusters nor the cap, drops noth
     const MemoryStats s = stream.memory->stats();
     CHECK(s.tokens.dropped == 0);
     CHECK(s.counters.merges > 0);
-    // After the last merge of few clusters the reach may hold all that comes.
+    // After the last merge of few clusters the radius may hold all that comes.
     if (clusters > 2) CHECK(s.clusters == 3 * clusters);
     for (int lane = 0; lane < 3; ++lane) {
       const ClusterIndex& index = stream.memory->store().index(lane);
@@ -75,27 +75,27 @@ TEST_CASE("edge of summaries spends nearly every byte that is not fixed on summa
 
 TEST_CASE("with room for every token and all summaries attended, edge is full attention") {
   MemoryConfig config = small_config(4 << 20);
-  PlayedStream stream(config, "edge", {{"unit", "summaries"}, {"frames", 0}, {"reach", 0}});
+  PlayedStream stream(config, "edge", {{"unit", "summaries"}, {"frames", 0}, {"radius", 0}});
   for (int i = 0; i < 40; ++i) CHECK(stream.frame(1 + (7 * i) % 16, i % 5 == 0) < 2e-5);
   CHECK(stream.ask(5, 2, false, true) < 2e-5);
   CHECK(stream.memory->stats().counters.merges == 0);
 }
 
-TEST_CASE("a token joins within reach and opens a cluster beyond it") {
+TEST_CASE("a token joins within the radius and opens a cluster beyond it") {
   PlayedStream near(with_clusters(64), "edge", {{"unit", "summaries"}});
   near.prototypes = 6;
   for (int i = 0; i < 60; ++i) near.frame(16);
-  PlayedStream none(with_clusters(64), "edge", {{"unit", "summaries"}, {"reach", 0}});
+  PlayedStream none(with_clusters(64), "edge", {{"unit", "summaries"}, {"radius", 0}});
   none.prototypes = 6;
   for (int i = 0; i < 7; ++i) none.frame(16);  // three have left the window, the first of them for its own place
   for (int lane = 0; lane < 3; ++lane) {
     CHECK(near.memory->store().index(lane).live().size() == 6);
-    CHECK(near.memory->policy().reach(lane) == doctest::Approx(0.02f));
+    CHECK(near.memory->policy().radius(lane) == doctest::Approx(0.02f));
     CHECK(none.memory->store().index(lane).live().size() == 48);
   }
 }
 
-TEST_CASE("what merges is the closest pair there is, after any history, and the reach is the farthest that merged") {
+TEST_CASE("what merges is the closest pair there is, after any history, and the radius is the farthest that merged") {
   for (const int capacity : {2, 3, 16, 40}) {
     StoreWorld world({{Medium::device, CodecId::kFp16, 64}}, capacity, 40, capacity % 2 == 0 ? 1.0f : 0.0f);
     Region region(*world.backend.device, table_bytes(world.shape));
@@ -129,7 +129,7 @@ TEST_CASE("what merges is the closest pair there is, after any history, and the 
         CHECK(index.count(eviction[0].cluster) >= index.count(eviction[0].other));
         if (lane == 0) {
           farthest = std::max(farthest, apart);
-          CHECK(clustering.reach(0) == doctest::Approx(farthest));
+          CHECK(clustering.radius(0) == doctest::Approx(farthest));
         }
         store.merge(lane, eviction[0].cluster, eviction[0].other);
         ++merges;
@@ -199,12 +199,12 @@ TEST_CASE("with scenes a token joins a cluster of its own scene only, however ne
   clustering.bind(world.shape, region, std::numeric_limits<float>::infinity(), true);
   const ClusterId same = world.open(0, 5, 0), other = world.open(0, 1, 2);
   const StoreWorld::Token token = world.token(1);
-  AdmitBlock block;
-  block.tokens = token.run();
+  AdmitBatch batch;
+  batch.tokens = token.run();
   Placement out;
   for (const auto& [scene, joins] : {std::pair{0, same}, {2, other}, {1, Placement::kOpen}}) {
-    block.scene = scene;
-    clustering.label(*world.store, block, &out);
+    batch.scene = scene;
+    clustering.label(*world.store, batch, &out);
     CHECK(out.cluster == joins);
   }
 }

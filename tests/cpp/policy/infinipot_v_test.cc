@@ -85,7 +85,7 @@ TEST_CASE("lanes stay one length within their share, in time order, and all that
         CHECK(stream.finite());
         CHECK(memory.stats().unread_pages == 0);
         CHECK(memory.stats().tokens.dropped > 0);
-        CHECK(memory.stats().tokens.summarised == 0);
+        CHECK(memory.stats().tokens.collapsed == 0);
       }
 }
 

@@ -77,7 +77,7 @@ TEST_CASE("levels=none: blocks of neighbouring frames, whatever they show") {
 
 TEST_CASE("levels=semantic: tokens of different rooms meet in one cluster, nested: they never do") {
   for (const bool nested : {false, true}) {
-    const PlayedStream stream = walk({{"levels", nested ? "nested" : "semantic"}, {"reach", 0.5}}, 60);
+    const PlayedStream stream = walk({{"levels", nested ? "nested" : "semantic"}, {"radius", 0.5}}, 60);
     CHECK(stream.memory->stats().scenes == (nested ? 2 : 0));
     int mixed = 0;
     for (const auto& [c, frames] : frames_of_clusters(*stream.memory)) {
@@ -90,7 +90,7 @@ TEST_CASE("levels=semantic: tokens of different rooms meet in one cluster, neste
 }
 
 TEST_CASE("item=frame: the tokens of a frame stay together, and alike frames share a cluster within its room") {
-  PlayedStream stream(small_config(), "mosaic", {{"item", "frame"}, {"reach", 1}});
+  PlayedStream stream(small_config(), "mosaic", {{"item", "frame"}, {"radius", 1}});
   stream.prototypes = 1;  // every frame has the same mean, but for noise
   for (int i = 0; i < 60; ++i) stream.frame(13);
   const auto clusters = frames_of_clusters(*stream.memory);
@@ -120,7 +120,7 @@ TEST_CASE("everything read, each ablation gives full attention, with an exact ti
       stream.memory->check_invariants();
     }
     INFO(settings[0].first << "=" << settings[0].second.text());
-    CHECK(stream.memory->stats().tokens.summarised == 0);
+    CHECK(stream.memory->stats().tokens.collapsed == 0);
     CHECK(stream.ask(3, 2, true, true) < 2e-5);
   }
 }
@@ -130,12 +130,12 @@ TEST_CASE("summaries off: what is not chosen is not attended, what is chosen is,
   config.summaries = false;
   config.packed = CodecId::kFp16;
   config.retrieve_tokens = 4000;
-  PlayedStream everything(config, "mosaic", {{"reach", 0}}, 3);  // every token stays a cluster of its own
+  PlayedStream everything(config, "mosaic", {{"radius", 0}}, 3);  // every token stays a cluster of its own
   for (int i = 0; i < 20; ++i) everything.frame(7);
   CHECK(everything.ask(3, 1, false, true) < 2e-5);
   // A budget of five tokens: what is read beside the first frame and the window is five of the 77 stored ones.
   config.retrieve_tokens = 5;
-  PlayedStream five(config, "mosaic", {{"reach", 0}}, 3);
+  PlayedStream five(config, "mosaic", {{"radius", 0}}, 3);
   for (int i = 0; i < 20; ++i) five.frame(7);
   five.open_question();
   five.pass(2);
@@ -239,7 +239,7 @@ TEST_CASE("unknown words for a setting are refused with those there are; publish
   CHECK(refusal({{"tau", "fixed"}, {"tau_max", 1.5}}).empty());
   const auto paper = make_policy("mosaic", {{"published", 1}});
   CHECK(paper->needs().group.value_weight == 0);
-  CHECK(paper->reach(0) == std::numeric_limits<float>::infinity());
+  CHECK(paper->radius(0) == std::numeric_limits<float>::infinity());
   CHECK(make_policy("mosaic", {{"published", 1}, {"value_weight", 2}})->needs().group.value_weight == 2);
 }
 
@@ -288,7 +288,7 @@ TEST_CASE("every ablation keeps every invariant under pressure, and two runs ans
         }
         const MemoryStats s = stream.memory->stats();
         CHECK(s.tokens.dropped == 0);
-        CHECK(s.tokens.summarised + s.tokens.spilled > 0);
+        CHECK(s.tokens.collapsed + s.tokens.spilled > 0);
         return digest;
       };
       CHECK(play() == play());

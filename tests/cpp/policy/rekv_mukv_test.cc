@@ -56,7 +56,7 @@ TEST_CASE("rekv keeps the newest frames, the same in every layer, on disk first 
     }
     CHECK(*born(*stream.memory, 0).rbegin() == 396);
     const MemoryStats stats = stream.memory->stats();
-    CHECK(stats.tokens.summarised == 0);
+    CHECK(stats.tokens.collapsed == 0);
     CHECK(stats.tokens.dropped > 0);
     CHECK(static_cast<int>(born(*stream.memory, 0).size()) >= slots - 1);
     if (disk) {
@@ -131,7 +131,7 @@ TEST_CASE(
       }
       const MemoryStats stats = stream.memory->stats();
       CHECK(stats.taken_bytes <= stats.cap_bytes);
-      CHECK(stats.tokens.summarised == 0);
+      CHECK(stats.tokens.collapsed == 0);
       for (int lane = 0; lane < 3; ++lane) {
         const ClusterIndex& index = stream.memory->store().index(lane);
         std::map<int, std::set<int32_t>> of, paged;  // segments that have a block of the kind, and one with pages

@@ -28,17 +28,17 @@ class Pot final : public Policy {
   void bind(const StoreShape& shape, Region& region) override {
     keep_ = region.take<uint8_t>("policy", members(shape));
   }
-  void admit(const ClusterStore& store, const AdmitBlock& block, Placement* out) override {
-    for (int i = 0; i < block.tokens.n; ++i) {
+  void admit(const ClusterStore& store, const AdmitBatch& batch, Placement* out) override {
+    for (int i = 0; i < batch.tokens.n; ++i) {
       out[i] = {};
-      if (!store.index(block.lane).live().empty()) out[i].cluster = store.index(block.lane).live()[0];
+      if (!store.index(batch.lane).live().empty()) out[i].cluster = store.index(batch.lane).live()[0];
       out[i].together = 0;
     }
-    if (block.lane != 0) return;
+    if (batch.lane != 0) return;
     ++seen_->blocks;
-    seen_->tokens[block.frame] = block.tokens.n;
-    if (block.attention_received != nullptr)
-      seen_->received[block.frame].assign(block.attention_received, block.attention_received + block.tokens.n);
+    seen_->tokens[batch.frame] = batch.tokens.n;
+    if (batch.attention_received != nullptr)
+      seen_->received[batch.frame].assign(batch.attention_received, batch.attention_received + batch.tokens.n);
   }
   int evict(const ClusterStore& store, const Need& need, Eviction* out, int capacity) override {
     for (int tier = 0; need.kind == Need::Kind::kHotSlots && tier + 1 < store.tiers().size() && capacity > 0; ++tier) {
@@ -175,7 +175,7 @@ TEST_CASE("what a policy takes is part of the plan, and taking other than it cou
     void bind(const StoreShape&, Region& region) override {
       region.take<float>("policy", region.is_counting() ? 160 : 16);
     }
-    void admit(const ClusterStore&, const AdmitBlock&, Placement* out) override { out[0] = {}; }
+    void admit(const ClusterStore&, const AdmitBatch&, Placement* out) override { out[0] = {}; }
     int evict(const ClusterStore&, const Need&, Eviction*, int) override { return 0; }
   };
   CHECK_THROWS_AS(PlayedStream(small_config(), std::make_unique<Greedy>()), InvariantError);

@@ -109,7 +109,7 @@ TEST_CASE("append and ask allocate nothing over 5,000 frames, with int4 and with
     config.spill_dir = directory.path;
     CHECK(allocations_of(config, policy, fewer, &stats) == 0);
     CHECK(stats.counters.fetched_pages > 0);
-    if (!needs.attends_means()) CHECK(stats.tokens.summarised == 0);
+    if (!needs.attends_means()) CHECK(stats.tokens.collapsed == 0);
   }
   for (const bool disk : {false, true}) {
     MemoryConfig config = tiny_model();

@@ -60,7 +60,7 @@ double play(const Case& test, const char* policy, int video_window, unsigned see
   worst = std::max(worst, stream.ask(1, 1, false, true));
   stream.memory->check_invariants();
   CHECK(stream.memory->stats().unread_pages == 0);
-  CHECK(stream.memory->stats().tokens.summarised == 0);
+  CHECK(stream.memory->stats().tokens.collapsed == 0);
   return worst;
 }
 
@@ -139,7 +139,7 @@ TEST_CASE("full attention holds over merged clusters, in any order of tokens, wi
     }
     const MemoryStats stats = stream.memory->stats();
     CHECK(stats.counters.merges > 20);
-    CHECK(stats.tokens.summarised == 0);
+    CHECK(stats.tokens.collapsed == 0);
     INFO("M-RoPE " << multi);
     CHECK(stream.ask(3, 2, true, true) < 2e-5);
     if (!multi)  // under M-RoPE the largest row or column of what is read moves the text behind it
@@ -171,10 +171,10 @@ TEST_CASE("full attention holds when most pages are read back from disk") {
     CHECK(stream.ask(3, 3, true, true, 5000) < 2e-5);
     stream.memory->check_invariants();
     const MemoryStats stats = stream.memory->stats();
-    INFO("summarised clusters " << stats.counters.collapsed_clusters << ", merges " << stats.counters.merges
-                                << ", splits " << stats.counters.splits);
+    INFO("collapsed clusters " << stats.counters.collapsed_clusters << ", merges " << stats.counters.merges
+                               << ", splits " << stats.counters.splits);
     CHECK(stats.tokens.spilled > 1000);
-    CHECK(stats.tokens.summarised == 0);
+    CHECK(stats.tokens.collapsed == 0);
     if (!adaptive) CHECK(stats.counters.deferred_splits > 0);
     CHECK(stats.counters.fetched_pages > 0);
     CHECK(stats.unread_pages == 0);

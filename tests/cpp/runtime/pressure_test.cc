@@ -35,26 +35,26 @@ MemoryConfig pressed(const std::string& spill_dir) {
 TEST_CASE("a growing stream yields in a fixed order: denser codec, then disk, then summaries; never tokens") {
   for (const bool disk : {false, true}) {
     TemporaryDirectory directory;
-    PlayedStream stream(pressed(disk ? directory.path : ""), "mosaic", {{"reach", 0.2}}, 2);
+    PlayedStream stream(pressed(disk ? directory.path : ""), "mosaic", {{"radius", 0.2}}, 2);
     stream.noise = 0.1f;
-    int quantised = -1, spilled = -1, summarised = -1;
+    int quantised = -1, spilled = -1, collapsed = -1;
     for (int i = 0; i < 900; ++i) {
       stream.room = (i / 10) % 3;
       stream.frame(16);
       const TokenAccount now = stream.memory->stats().tokens;
       if (quantised < 0 && now.quantised > 0) quantised = i;
       if (spilled < 0 && now.spilled > 0) spilled = i;
-      if (summarised < 0 && now.summarised > 0) summarised = i;
+      if (collapsed < 0 && now.collapsed > 0) collapsed = i;
       if (i % 50 == 0) stream.memory->check_invariants();
       CHECK(now.dropped == 0);
     }
     stream.memory->drain();
     stream.memory->check_invariants();
-    INFO("disk " << disk << ": quantised at " << quantised << ", spilled at " << spilled << ", summarised at "
-                 << summarised);
+    INFO("disk " << disk << ": quantised at " << quantised << ", spilled at " << spilled << ", collapsed at "
+                 << collapsed);
     CHECK(quantised > 0);
     if (disk) CHECK(spilled > quantised);
-    CHECK(summarised > (disk ? spilled : quantised));
+    CHECK(collapsed > (disk ? spilled : quantised));
     const TokenAccount end = stream.memory->stats().tokens;
     CHECK(end.seen == 900 * 16 * 3);
     CHECK(end.total() == end.seen);
@@ -140,7 +140,7 @@ TEST_CASE("mosaic drops nothing under any cap, and the first frame stays exact f
     stream.attend_layers(3);
     stream.memory->commit();
     stream.memory->close_question(false);
-    // Prototypes repeat: what answers is the token whose key reaches farthest along the query. Only where that is the
+    // Prototypes repeat: what answers is the token whose key can_access farthest along the query. Only where that is the
     // first frame's own token must the value be its own.
     for (size_t l = 0; l < 3; ++l)
       for (size_t h = 0; h < 4; ++h) {
@@ -198,7 +198,7 @@ MemoryStats play_with(UnreliableIo* io, int frames) {
   TemporaryDirectory directory;
   MemoryStats stats;
   {
-    PlayedStream stream(pressed(directory.path), "mosaic", {{"reach", 0.2}}, 6, io);
+    PlayedStream stream(pressed(directory.path), "mosaic", {{"radius", 0.2}}, 6, io);
     stream.noise = 0.1f;
     for (int i = 0; i < frames; ++i) {
       stream.room = (i / 10) % 3;
@@ -254,7 +254,7 @@ TEST_CASE("a disk that takes no write at all is left alone after a few, and summ
   io.fail_write_every = 1;
   const MemoryStats s = play_with(&io, 250);
   CHECK(s.tokens.spilled == 0);
-  CHECK(s.tokens.summarised > 0);
+  CHECK(s.tokens.collapsed > 0);
   CHECK(io.writes < 200);
 }
 
@@ -265,7 +265,7 @@ TEST_CASE("a disk that fills up is left alone for a while, and what is on it sta
   CHECK(s.counters.failed_spills > 0);
   CHECK(s.disk.no_space > 0);
   CHECK(s.counters.lost_pages == 0);
-  CHECK(s.tokens.summarised > 0);
+  CHECK(s.tokens.collapsed > 0);
   CHECK(s.counters.fetched_pages > 0);
 }
 
@@ -279,7 +279,7 @@ TEST_CASE("every nth read fails or comes back with a flipped bit: a miss, counte
       CHECK(s.counters.lost_pages > 0);
       CHECK((flip ? s.disk.bad_checksums : s.disk.io_errors) > 0);
       CHECK(static_cast<uint64_t>(s.counters.lost_pages) <= s.disk.bad_checksums + s.disk.io_errors);
-      CHECK(s.tokens.summarised > 0);
+      CHECK(s.tokens.collapsed > 0);
     }
   }
 }

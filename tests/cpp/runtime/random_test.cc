@@ -146,10 +146,10 @@ uint64_t play(const Layout& layout, const std::string& policy, unsigned seed, in
     const int lanes = memory.plan().window.lanes;
     CHECK(s.tokens.seen == (seen + static_cast<int64_t>(stream.prefix.size())) * lanes);
     if (policy == "mosaic") CHECK(s.tokens.dropped == 0);
-    if (!memory.policy().needs().attends_means()) CHECK(s.tokens.summarised == 0);
-    if (policy == "full") CHECK(s.tokens.dropped + s.tokens.summarised == 0);
+    if (!memory.policy().needs().attends_means()) CHECK(s.tokens.collapsed == 0);
+    if (policy == "full") CHECK(s.tokens.dropped + s.tokens.collapsed == 0);
     digest.add(s.tokens.quantised);
-    digest.add(s.tokens.summarised);
+    digest.add(s.tokens.collapsed);
     digest.add(s.clusters);
   }
   memory.drain();

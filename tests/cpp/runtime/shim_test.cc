@@ -85,7 +85,7 @@ TEST_CASE("a memory on the CUDA kernels that holds and reads everything answers 
         CHECK(stream.frame(tokens, true) < tolerance);
         stream.memory->check_invariants();
       }
-      REQUIRE(stream.memory->stats().tokens.summarised == 0);
+      REQUIRE(stream.memory->stats().tokens.collapsed == 0);
       CHECK(stream.ask(3, 2, true, true) < tolerance);
       CHECK(stream.memory->stats().unread_pages == 0);
     }
@@ -148,7 +148,7 @@ TEST_CASE("arrays of the device and arrays of the host give the same bits under 
       }
       stream.ask(3, 1, false);
       const MemoryStats stats = stream.memory->stats();
-      REQUIRE(stats.tokens.quantised + stats.tokens.summarised + stats.tokens.dropped > 0);  // the cap was felt
+      REQUIRE(stats.tokens.quantised + stats.tokens.collapsed + stats.tokens.dropped > 0);  // the cap was felt
       CHECK(stream.finite());
       answers[kind] = stream.out;
     }
@@ -220,8 +220,8 @@ TEST_CASE("out is not written after attend has thrown, whatever was queued befor
       return needs;
     }
     void bind(const StoreShape& shape, Region& region) override { real->bind(shape, region); }
-    void admit(const ClusterStore& store, const AdmitBlock& block, Placement* out) override {
-      real->admit(store, block, out);
+    void admit(const ClusterStore& store, const AdmitBatch& batch, Placement* out) override {
+      real->admit(store, batch, out);
     }
     void select(const ClusterStore& store, const SelectQuery& query, const SelectScratch& scratch,
                 SelectResult* out) override {

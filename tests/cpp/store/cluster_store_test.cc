@@ -78,7 +78,7 @@ TEST_CASE("a cluster takes max_run members; what comes after is in its summary")
   for (int i = 0; i < 5; ++i) CHECK(world.store->append(0, c, world.token(1).run(), 3) == Short::kNothing);
   CHECK(world.store->index(0)[c].paged == 40);
   CHECK(world.store->index(0).count(c) == 45);
-  CHECK(world.store->account().summarised == 5);
+  CHECK(world.store->account().collapsed == 5);
   world.store->check_invariants();
 }
 
@@ -228,7 +228,7 @@ TEST_CASE("a page knows its earliest and latest token, even when a merge put the
   world.store->check_invariants();
 }
 
-TEST_CASE("merging clusters that are too large together summarises one of them and loses no token") {
+TEST_CASE("merging clusters that are too large together collapses one of them and loses no token") {
   StoreWorld world;
   const ClusterId a = world.open_with(0, 0, 30), b = world.open_with(0, 1, 25);
   world.store->merge(0, a, b);
@@ -239,13 +239,13 @@ TEST_CASE("merging clusters that are too large together summarises one of them a
   CHECK(world.store->account().total() == 55);
 }
 
-TEST_CASE("single tokens merge without a slot to spare: they are summarised, not lost") {
+TEST_CASE("single tokens merge without a slot to spare: they are collapsed, not lost") {
   StoreWorld world({{Medium::device, CodecId::kFp16, 1}}, 8);
   world.open_with(1, 0, 2);  // takes the only slot
   const ClusterId a = world.open(0, 0), b = world.open(0, 0);
   world.store->merge(0, a, b);
   world.store->check_invariants();
-  CHECK(world.store->account().summarised == 2);
+  CHECK(world.store->account().collapsed == 2);
   world.store->drop(0, a);
   world.store->check_invariants();
   CHECK(world.store->account().dropped == 2);
@@ -267,7 +267,7 @@ TEST_CASE("fp32 sessions keep single tokens in pages, for a half-precision mean 
   const ClusterId c = world.open(0, 0);
   CHECK(world.store->index(0)[c].paged == 1);
   world.store->collapse(0, c);
-  CHECK(world.store->account().summarised == 1);
+  CHECK(world.store->account().collapsed == 1);
   world.store->check_invariants();
 }
 
@@ -289,7 +289,7 @@ TEST_CASE("tokens that join a page of a denser codec move to an exact one while 
   world.store->check_invariants();
 }
 
-TEST_CASE("pages that are being spilled may be appended to, split, merged, dropped or summarised") {
+TEST_CASE("pages that are being spilled may be appended to, split, merged, dropped or collapsed") {
   for (int what = 0; what < 6; ++what) {
     INFO("case " << what);
     StoreWorld world(kDisk);

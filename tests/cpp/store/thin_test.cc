@@ -27,7 +27,7 @@ void thin_and_compare(StoreWorld* world, ClusterId c, const std::vector<uint8_t>
   const auto gone = static_cast<int64_t>(before.size() - expected.size());
   const TokenAccount& after = world->store->account();
   CHECK(after.seen == account.seen);
-  CHECK(after.summarised + after.dropped == account.summarised + account.dropped + gone);
+  CHECK(after.collapsed + after.dropped == account.collapsed + account.dropped + gone);
   CHECK(world->store->index(0)[c].paged == static_cast<int>(expected.size()));
   int pages = 0;
   for (PageId id = world->store->index(0)[c].head; id != kNone; id = world->store->pages()[id].next) ++pages;
@@ -108,7 +108,7 @@ TEST_CASE("pages on disk stay whole when their cluster is thinned") {
   world.store->thin(0, c, keep.data());
   world.store->check_invariants();
   CHECK(world.members(0, c) == std::vector<int>(before.begin(), before.begin() + 32));
-  CHECK(world.store->account().summarised == 8);
+  CHECK(world.store->account().collapsed == 8);
 }
 
 }  // namespace

@@ -173,7 +173,7 @@ Backend make_shim(int processors, ShimControl* control) {
   target.name = "shim";
   target.queue = device->queue;
   target.finish = run_queued;
-  target.reaches = [](const void* pointer) { return find(pointer) != nullptr; };
+  target.can_access = [](const void* pointer) { return find(pointer) != nullptr; };
   target.copy = [](const shim::simt::Queue& queue, void* to, const void* from, size_t bytes) {
     static_cast<ShimStream*>(queue.stream)->push([=] { std::memcpy(to, from, bytes); });
   };

@@ -162,9 +162,12 @@ def test_an_interrupted_command_says_so_in_its_document(
         ],
     }[command]
     process = start([*arguments, "--json"], stdout=subprocess.PIPE)
-    time.sleep(4.0)
-    assert process.poll() is None, process.communicate()
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
+    try:
+        time.sleep(4.0)
+        assert process.poll() is None, process.communicate()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=120)
+    finally:
+        process.kill()  # one that heard nothing would go on for hours
     assert json.loads(out) == {"error": "interrupted", "exit_code": 130}
     assert (process.returncode, err) == (130, b"mosaic-edge: interrupted\n")

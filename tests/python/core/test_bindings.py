@@ -251,7 +251,7 @@ def planned(shape: dict[Any, Any], settings: dict[Any, Any], policy_settings: di
 
 
 def test_wrong_values_of_every_setting_are_errors_that_name_it() -> None:
-    planned(SHAPE, SETTINGS, {"reach": 0.2})
+    planned(SHAPE, SETTINGS, {"radius": 0.2})
     for wrong in WRONG:
         for key in SHAPE:
             must_be_clean(
@@ -264,7 +264,7 @@ def test_wrong_values_of_every_setting_are_errors_that_name_it() -> None:
             must_be_clean(
                 lambda key=key, wrong=wrong: planned(SHAPE, {**SETTINGS, key: wrong}, {}), f"{key}={wrong!r}"
             )
-        must_be_clean(lambda wrong=wrong: planned(SHAPE, SETTINGS, {"reach": wrong}), f"reach={wrong!r}")
+        must_be_clean(lambda wrong=wrong: planned(SHAPE, SETTINGS, {"radius": wrong}), f"radius={wrong!r}")
         for where in range(3):
             given: list[dict[Any, Any]] = [dict(SHAPE), dict(SETTINGS), {}]
             try:

@@ -46,7 +46,7 @@ class Calls(Policy):
         except Exception as error:
             self.came.append(error)
 
-    def admit(self, store: Any, block: Any) -> None:
+    def admit(self, store: Any, batch: Any) -> None:
         self._try("admit")
 
     def evict(self, store: Any, need: Any) -> list[Any]:
@@ -110,7 +110,7 @@ class Waits(Policy):
         self.waits = False
         self.store: Any = None
 
-    def admit(self, store: Any, block: Any) -> None:
+    def admit(self, store: Any, batch: Any) -> None:
         self.store = store
 
     def evict(self, store: Any, need: Any) -> list[Any]:

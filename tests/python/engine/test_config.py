@@ -60,6 +60,12 @@ def test_full_packs_nothing_unless_told_edge_packs_records_and_the_others_pack_t
     )
 
 
+@pytest.mark.parametrize("unit", ["tokens", "summaries"])
+def test_every_tier_of_a_plan_has_its_medium_the_disk_last(unit: str) -> None:
+    tiers = Engine(NumpyVlm()).plan(memory="4MiB", disk="64MiB", policy_settings={"unit": unit})["tiers"]
+    assert [tier["medium"] for tier in tiers] == ["device"] * (len(tiers) - 1) + ["disk"]
+
+
 def test_no_disk_is_no_disk_and_a_quota_is_bytes() -> None:
     spec = NumpyVlm().spec
     assert SessionConfig().core_memory(spec, 0)["disk_bytes"] == 0

@@ -34,7 +34,7 @@ from mosaic_edge import Engine, Policy
 class Keeps(Policy):
     def __init__(self):
         super().__init__(by_token=True, selects=True)
-    def admit(self, store, block):
+    def admit(self, store, batch):
         return sum(range(2000)) and None
     def evict(self, store, need):
         return []

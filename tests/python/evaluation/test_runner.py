@@ -346,7 +346,7 @@ def answer(right: bool, kind: str, delay: float, frames: int = 4) -> dict[str, A
 
 
 def test_a_row_joins_its_cells() -> None:
-    tokens = {"seen": 3, "summarised": 1, "dropped": 0}
+    tokens = {"seen": 3, "collapsed": 1, "dropped": 0}
     tier = {"medium": "host", "codec": "int4", "used_bytes": 4, "peak_bytes": 5}
     memory = {"tokens": tokens, "events": {"splits": 2}, "disk": {"bytes_written": 2**30, "bytes_read": 5}}
     memory |= {"tiers": [tier], "taken_bytes": 9}

@@ -233,7 +233,7 @@ def test_a_video_longer_than_the_disk_quota_goes_on_within_it(
     assert memory["taken_bytes"] <= memory["cap_bytes"] == cap << 10
     tokens = memory["tokens"]
     assert tokens["spilled"] > 0
-    assert tokens["summarised"] + tokens["dropped"] > tokens["spilled"]  # what the quota had no room for
+    assert tokens["collapsed"] + tokens["dropped"] > tokens["spilled"]  # what the quota had no room for
     assert sum(count for place, count in tokens.items() if place != "seen") == tokens["seen"]
 
 

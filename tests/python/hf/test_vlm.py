@@ -149,7 +149,7 @@ def test_clusters_that_are_all_read_are_exact_too(case: Case) -> None:
     ) as session:
         fill(session)
         agree(ask(case, session, QUESTION, steps=16), theirs)
-        assert session.memory()["tokens"]["summarised"] == 0
+        assert session.memory()["tokens"]["collapsed"] == 0
 
 
 def least_cap(engine: Engine, **settings: Any) -> int:

@@ -67,5 +67,5 @@ def test_without_members_no_token_takes_a_page(exact: str) -> None:
     assert stats["events"]["collapsed_clusters"] == 0
     seen = sum(len(frame) for frame in played.stored) * played.layers
     alone = sum(s.count == 1 for lane in range(played.layers) for s in stored(played, lane))
-    assert stats["tokens"]["summarised"] == seen - (alone if exact == "fp16" else 0)
+    assert stats["tokens"]["collapsed"] == seen - (alone if exact == "fp16" else 0)
     played.memory.check_invariants()

@@ -22,7 +22,7 @@ def test_one_frame_is_kept_apart_and_makes_no_cluster() -> None:
 
 def test_with_a_cluster_for_every_token_each_is_that_token_bit_by_bit_and_all_are_read() -> None:
     played = PlayedMemory(
-        "edge", {"unit": "summaries", "reach": 0, "frames": 0}, exact="fp16", clusters=400, frame_tokens=13
+        "edge", {"unit": "summaries", "radius": 0, "frames": 0}, exact="fp16", clusters=400, frame_tokens=13
     )
     for _ in range(20):
         played.frame(13)

@@ -41,7 +41,7 @@ def test_an_object_serves_one_session_and_its_plan_as_ever() -> None:
 
 def test_an_error_of_a_policy_reaches_the_caller_with_its_own_lines() -> None:
     class Torn(Window):
-        def admit(self, store: object, block: object) -> None:  # type: ignore[override]
+        def admit(self, store: object, batch: object) -> None:  # type: ignore[override]
             raise ZeroDivisionError("torn")
 
     with Engine(NumpyVlm()).session(memory="200KiB", policy=Torn(), kernel_threads=1) as session:

@@ -84,9 +84,9 @@ def admitted(played: Played, lane: int) -> list[list[tuple[int, Array, Array]]]:
 
 
 def replay(
-    frames: list[list[tuple[int, Array, Array]]], value_weight: float, reach: float
+    frames: list[list[tuple[int, Array, Array]]], value_weight: float, radius: float
 ) -> tuple[list[Cluster], int]:
-    """Clusters of one scene under one reach, nothing cut; and how many decisions were too near to call.
+    """Clusters of one scene under one radius, nothing cut; and how many decisions were too near to call.
 
     A frame's tokens are compared with the clusters there were before it; one that would open its own may
     still join one that this frame opened.
@@ -104,20 +104,20 @@ def replay(
         ]
         for (_, k, v), _ in zip(frame, choices, strict=True):
             ranked = sorted(distance((k, v), (c.k, c.v), value_weight) for c in before)
-            near += len(ranked) > 1 and ranked[1] - ranked[0] < NEAR and ranked[0] <= reach + NEAR
-            near += bool(ranked) and abs(ranked[0] - reach) < NEAR
+            near += len(ranked) > 1 and ranked[1] - ranked[0] < NEAR and ranked[0] <= radius + NEAR
+            near += bool(ranked) and abs(ranked[0] - radius) < NEAR
         fresh: list[Cluster] = []
         for (token, k, v), (apart, at) in zip(frame, choices, strict=True):
-            target = before[at] if apart <= reach else None
+            target = before[at] if apart <= radius else None
             if target is None and fresh:
                 options = sorted((distance((k, v), (c.k, c.v), value_weight), i) for i, c in enumerate(fresh))
-                near += abs(options[0][0] - reach) < NEAR
+                near += abs(options[0][0] - radius) < NEAR
                 near += (
                     len(options) > 1
                     and options[1][0] - options[0][0] < NEAR
-                    and options[0][0] <= reach + NEAR
+                    and options[0][0] <= radius + NEAR
                 )
-                if options[0][0] <= reach:
+                if options[0][0] <= radius:
                     target = fresh[options[0][1]]
             if target is None:
                 fresh.append(Cluster(k, v, members=[token]))
@@ -129,10 +129,10 @@ def replay(
 
 @pytest.mark.parametrize("value_weight", [0.0, 1.0, 2.5])
 def test_assignment_mean_and_variance_are_the_oracles(value_weight: float) -> None:
-    reach, compared = 0.4, 0
+    radius, compared = 0.4, 0
     settings = {
         "levels": "semantic",
-        "reach": reach,
+        "radius": radius,
         "tau_max": 4,
         "tau_min": 4,
         "value_weight": value_weight,
@@ -142,7 +142,7 @@ def test_assignment_mean_and_variance_are_the_oracles(value_weight: float) -> No
         for number in range(14):
             played.random_frame(1 + (number * 5 + seed) % TOKENS)
         for lane in range(LAYERS):
-            clusters, near = replay(admitted(played, lane), value_weight, reach)
+            clusters, near = replay(admitted(played, lane), value_weight, radius)
             if near:
                 continue
             compared += 1
@@ -251,7 +251,7 @@ def test_frames_that_are_all_equal_make_as_many_clusters_as_a_frame_has_kinds(
 
 
 def test_clusters_of_one_token_are_that_token_bit_by_bit() -> None:
-    played = Played("mosaic", {"levels": "semantic", "reach": 0.0})
+    played = Played("mosaic", {"levels": "semantic", "radius": 0.0})
     for _ in range(9):
         played.random_frame()
     for lane in range(LAYERS):

@@ -1,4 +1,4 @@
-"""mukv against an independent float64 version: which tokens blocks hold, which blocks a question reads."""
+"""mukv against an independent float64 version: which tokens units hold, which units a question reads."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ NAMES = ("patch", "frame", "segment")
 def play(settings: dict[str, Any] | None = None, segment: int = 4, **memory: Any) -> PlayedMemory:
     """A memory with `segment` frames a segment and room for everything."""
     played = PlayedMemory("mukv", {"segment": segment, **(settings or {})}, **{"clusters": 600, **memory})
-    played.block_frames = segment
+    played.batch_frames = segment
     return played
 
 
-# ---- which tokens a block holds -----------------------------------------------------------------------
+# ---- which tokens a unit holds -----------------------------------------------------------------------
 
 
 def energy(keys: np.ndarray) -> np.ndarray:
@@ -48,7 +48,7 @@ def normalised(x: np.ndarray) -> np.ndarray:
 
 @dataclass
 class Wanted:
-    """A block of the paper: its candidates, their importance, how many of them it keeps."""
+    """A unit of the paper: its candidates, their importance, how many of them it keeps."""
 
     kind: int
     frame: int
@@ -57,10 +57,10 @@ class Wanted:
     keep: int
 
 
-def wanted_blocks(
+def wanted_units(
     segment: list[list[Token]], layer: int, signal: str, patch: int, share: tuple[float, ...]
 ) -> list[Wanted]:
-    """The blocks of one segment, finest first."""
+    """The units of one segment, finest first."""
     tokens = [t for frame in segment for t in frame]
     attention = np.array([t.received[layer] for t in tokens])
     if signal == "random":
@@ -92,15 +92,15 @@ def wanted_blocks(
     return found[PATCH] + found[FRAME] + found[SEGMENT]
 
 
-def check_blocks(
+def check_units(
     played: PlayedMemory,
     signal: str = "both",
     patch: int = 0,
     share: tuple[float, ...] = SHARE,
     slack: float = 1e-4,
 ) -> None:
-    """Every stored token is in the block that the oracle puts it in, up to ties within `slack`."""
-    step = played.block_frames
+    """Every stored token is in the unit that the oracle puts it in, up to ties within `slack`."""
+    step = played.batch_frames
     assert len(played.stored) % step == 0
     for layer in range(played.layers):
         cluster_of = played.members(layer)
@@ -110,26 +110,26 @@ def check_blocks(
         used: set[int] = set()
         for at in range(0, len(played.stored), step):
             segment = played.stored[at : at + step]
-            finer: set[int] = set()  # positions that a finer block holds
-            for block in wanted_blocks(segment, layer, signal, patch, share):
-                importance = dict(zip((t.position for t in block.tokens), block.importance, strict=True))
-                own = {p for p in importance if p in cluster_of and tag[cluster_of[p]] % 4 == block.kind}
+            finer: set[int] = set()  # positions that a finer unit holds
+            for unit in wanted_units(segment, layer, signal, patch, share):
+                importance = dict(zip((t.position for t in unit.tokens), unit.importance, strict=True))
+                own = {p for p in importance if p in cluster_of and tag[cluster_of[p]] % 4 == unit.kind}
                 ids = {cluster_of[p] for p in own}
-                assert len(ids) <= 1, "a block is one cluster"
+                assert len(ids) <= 1, "a unit is one cluster"
                 used |= ids
                 for c in ids:
                     assert born[c] == segment[0][0].frame
-                    assert block.kind == SEGMENT or tag[c] // 4 == block.frame
-                # The block is its best `keep`; those that a finer one holds stay there.
+                    assert unit.kind == SEGMENT or tag[c] // 4 == unit.frame
+                # The unit is its best `keep`; those that a finer one holds stay there.
                 held = own | (finer & importance.keys())
-                least = np.sort(block.importance)[::-1][block.keep - 1]
+                least = np.sort(unit.importance)[::-1][unit.keep - 1]
                 for position, value in importance.items():
                     if value > least + slack:
                         assert position in held
                     if position in own:
                         assert value > least - slack
-                best = sorted(importance, key=lambda p: (-importance[p], p))[: block.keep]
-                clear = [v for v in block.importance if abs(v - least) <= slack]
+                best = sorted(importance, key=lambda p: (-importance[p], p))[: unit.keep]
+                clear = [v for v in unit.importance if abs(v - least) <= slack]
                 if len(clear) == 1:
                     assert own == set(best) - finer
                 finer |= own
@@ -137,19 +137,19 @@ def check_blocks(
             assert stored == finer
         assert used == set(clusters["id"].tolist()), "no cluster holds nothing"
     stats = played.memory.stats()
-    assert stats["tokens"]["summarised"] == 0
+    assert stats["tokens"]["collapsed"] == 0
     played.memory.check_invariants()
 
 
 @pytest.mark.parametrize("exact", ["fp32", "fp16"])
 @pytest.mark.parametrize("segment", [1, 3, 4])
 @pytest.mark.parametrize(("tokens", "grid_w"), [(16, 4), (15, 5), (13, 5), (1, 1), (6, 1)])
-def test_blocks_hold_what_signals_most(exact: str, segment: int, tokens: int, grid_w: int) -> None:
+def test_units_hold_what_signals_most(exact: str, segment: int, tokens: int, grid_w: int) -> None:
     played = play(segment=segment, exact=exact, frame_tokens=tokens)
     for _ in range(4 + 3 * segment):
         played.frame(tokens, grid_w)
     assert played.stored
-    check_blocks(played, slack=1e-4 if exact == "fp32" else 2e-3)
+    check_units(played, slack=1e-4 if exact == "fp32" else 2e-3)
 
 
 @pytest.mark.parametrize("signal", ["both", "attention", "frequency", "random"])
@@ -158,7 +158,7 @@ def test_each_signal_and_super_patches_of_any_side(signal: str, patch: int) -> N
     played = play({"signal": signal, "patch": patch}, frame_tokens=35)  # patch=0: four of 3 x 4 and less
     for _ in range(13):
         played.frame(35, 7)
-    check_blocks(played, signal, patch)
+    check_units(played, signal, patch)
 
 
 def test_shares_are_settings_and_a_frame_size_may_change_from_frame_to_frame() -> None:
@@ -166,7 +166,7 @@ def test_shares_are_settings_and_a_frame_size_may_change_from_frame_to_frame() -
     played = play(dict(zip((f"{n}_share" for n in NAMES), share, strict=True)), frame_tokens=16)
     for n in range(17):
         played.frame([16, 9, 1, 12, 7][n % 5], [4, 3, 1, 5, 7][n % 5])
-    check_blocks(played, share=share)
+    check_units(played, share=share)
 
 
 def test_equal_frames_and_equal_tokens_are_told_apart_by_their_order_alone() -> None:
@@ -174,12 +174,12 @@ def test_equal_frames_and_equal_tokens_are_told_apart_by_their_order_alone() -> 
     token = [played.floats(2, 1, heads, 16) for heads in (4, 2, 2)]
     for _ in range(13):
         played.frame(16, 4, tuple(np.repeat(x, 16, axis=1) for x in token))
-    check_blocks(played, "frequency")  # constant keys: no energy but rounding; attention tells them apart
+    check_units(played, "frequency")  # constant keys: no energy but rounding; attention tells them apart
     same = tuple(played.floats(2, 16, heads, 16) for heads in (4, 2, 2))
     played = play(frame_tokens=16)
     for _ in range(13):
         played.frame(16, 4, same)
-    check_blocks(played)
+    check_units(played)
 
 
 def test_nan_is_refused_and_changes_nothing() -> None:
@@ -195,14 +195,14 @@ def test_nan_is_refused_and_changes_nothing() -> None:
     assert played.members(1) == before
     for _ in range(4):
         played.frame(16)
-    check_blocks(played)
+    check_units(played)
 
 
-# ---- which blocks a question reads --------------------------------------------------------------------
+# ---- which units a question reads --------------------------------------------------------------------
 
 
 @dataclass
-class Block:
+class Unit:
     kind: int
     clusters: list[int]
     score: float
@@ -257,12 +257,12 @@ def read_clusters(
         if tag % 4 != SEGMENT:
             groups.setdefault((FRAME, born, tag // 4), []).append(c)
         groups.setdefault((SEGMENT, born, 0), []).append(c)
-    lists: list[list[Block]] = [[], [], []]
+    lists: list[list[Unit]] = [[], [], []]
     for (kind, _, _), ids in groups.items():
         counts = np.array([info[c][2] for c in ids])
         mean = (means[ids] * counts[:, None]).sum(0) / counts.sum()
         value = sum(mass[c] for c in ids) if score == "mass" else cosine(mean, query)
-        lists[kind].append(Block(kind, ids, value, mean, order.index(ids[0])))
+        lists[kind].append(Unit(kind, ids, value, mean, order.index(ids[0])))
     for kind in (SEGMENT, FRAME, PATCH):
         if retrieval == "strict" and kind != SEGMENT:
             above = lists[kind + 1]
@@ -271,13 +271,13 @@ def read_clusters(
         del lists[kind][k[kind] * (2 if retrieval == "semi" else 1) :]
         if score == "mass" and lists[kind] and lists[kind][0].score > 0:
             best = lists[kind][0].score
-            for block in lists[kind]:
-                block.score /= best
+            for unit in lists[kind]:
+                unit.score /= best
     if retrieval == "semi" and lists[SEGMENT]:
         centre = np.mean([b.mean for b in lists[SEGMENT][:context]], axis=0)
         for kind in (SEGMENT, FRAME, PATCH):
-            for block in lists[kind]:
-                block.score = (1 - weight[kind]) * block.score + weight[kind] * cosine(block.mean, centre)
+            for unit in lists[kind]:
+                unit.score = (1 - weight[kind]) * unit.score + weight[kind] * cosine(unit.mean, centre)
             lists[kind].sort(key=lambda b: (-b.score, b.place))
             del lists[kind][k[kind] :]
     turns = sorted(((i + 0.5) / k[kind], -kind, i) for kind in range(3) for i in range(len(lists[kind])))
@@ -323,7 +323,7 @@ SMALL_SETTINGS = {
 @pytest.mark.parametrize("retrieval", ["semi", "parallel", "strict"])
 @pytest.mark.parametrize("score", ["cosine", "mass"])
 @pytest.mark.parametrize(("tokens", "grid_w"), [(16, 4), (15, 5), (1, 1)])
-def test_a_question_reads_the_blocks_of_the_oracle(
+def test_a_question_reads_the_units_of_the_oracle(
     exact: str, retrieval: str, score: str, tokens: int, grid_w: int
 ) -> None:
     settings = {**SMALL_SETTINGS, "retrieval": retrieval, "score": score}
@@ -346,10 +346,10 @@ def test_a_small_budget_is_kept_and_shared_by_the_granularities(retrieval: str, 
     sizes = check_questions(played, budget, retrieval=retrieval)
     assert played.memory.stats()["events"]["unread_pages"] == 0
     assert max(sizes) <= budget
-    assert max(sizes) > budget / 2 or budget < 3  # the least block has two tokens
+    assert max(sizes) > budget / 2 or budget < 3  # the least unit has two tokens
 
 
-def test_published_settings_read_sixty_four_blocks_and_since_bounds_them() -> None:
+def test_published_settings_read_sixty_four_units_and_since_bounds_them() -> None:
     played = play(frame_tokens=16, retrieve_tokens=10**5, cap_bytes=64 << 20, clusters=2000)
     for _ in range(121):
         played.frame(16)
@@ -382,7 +382,7 @@ def test_the_coarse_yields_first_the_old_before_the_new_and_questions_stay_exact
             played.memory.check_invariants()
     played.memory.drain()
     stats = played.memory.stats()
-    assert stats["tokens"]["summarised"] == 0
+    assert stats["tokens"]["collapsed"] == 0
     assert stats["tokens"]["dropped"] > 0
     for layer in range(played.layers):
         columns = played.memory.store.clusters(layer)

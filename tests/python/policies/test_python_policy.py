@@ -140,7 +140,7 @@ def test_what_admit_raises_by_frame_drops_that_frame_in_every_layer() -> None:
     assert kept(played) == [1, 2, 3, 5, 6, 7, 8, 9]
 
 
-def test_what_relieve_raises_drops_what_was_not_filed() -> None:
+def test_what_evict_raises_drops_what_was_not_filed() -> None:
     policy = Broken("evict", KeyError("which"), 2)
     played = Played(policy, clusters=20)
     raised = 0
@@ -254,7 +254,7 @@ def test_needs_that_contradict_each_other_are_refused(needs: dict[str, Any], sai
 
 def test_a_policy_without_a_method_it_needs_is_refused_when_it_is_handed_over() -> None:
     class Silent(Policy):
-        def admit(self, store: Any, block: Any) -> None: ...
+        def admit(self, store: Any, batch: Any) -> None: ...
 
     with pytest.raises(InvalidInput, match=r"policy Silent has no evict\(\)"):
         Played(Silent())
@@ -294,7 +294,7 @@ def test_a_store_that_a_policy_kept_says_when_its_memory_is_gone() -> None:
     class Keeping(Window):
         store: Any = None
 
-        def admit(self, store: Any, block: Any) -> bool:
+        def admit(self, store: Any, batch: Any) -> bool:
             self.store = store
             return True
 
@@ -311,8 +311,8 @@ def test_a_store_that_a_policy_kept_says_when_its_memory_is_gone() -> None:
 
 def test_a_mask_keeps_its_tokens_together_in_one_cluster() -> None:
     class Half(Policy):
-        def admit(self, store: Any, block: Any) -> Array:
-            return block.h * 3 + block.w < 2
+        def admit(self, store: Any, batch: Any) -> Array:
+            return batch.h * 3 + batch.w < 2
 
         def evict(self, store: Any, need: Any) -> list[Eviction]:
             return []
@@ -371,9 +371,9 @@ def test_the_policy_of_the_documentation_works_as_it_stands_there(
 
 def test_what_a_policy_kept_stays_what_it_was_when_the_session_is_gone() -> None:
     class Keeper(Window):
-        def admit(self, store: Any, block: Any) -> Any:
-            kept.append((block.k, block.k.copy(), block.time_ms, block.time_ms.copy()))
-            return super().admit(store, block)
+        def admit(self, store: Any, batch: Any) -> Any:
+            kept.append((batch.k, batch.k.copy(), batch.time_ms, batch.time_ms.copy()))
+            return super().admit(store, batch)
 
     kept: list[Any] = []
     played = Played(Keeper(), **TIGHT)
@@ -388,9 +388,9 @@ def test_what_a_policy_kept_stays_what_it_was_when_the_session_is_gone() -> None
 
 def test_a_policy_cannot_call_the_session_that_is_calling_it() -> None:
     class Reentrant(Window):
-        def admit(self, store: Any, block: Any) -> Any:
+        def admit(self, store: Any, batch: Any) -> Any:
             session.ask("what colour was the ball ?")
-            return super().admit(store, block)
+            return super().admit(store, batch)
 
     session = Engine.load("mosaic-tiny").session(memory="512KiB", policy=Reentrant())
     with session, pytest.raises(ValueError, match="calling it"):

@@ -108,7 +108,7 @@ def test_under_a_cap_the_newest_frames_stay_and_are_still_read_exactly(disk: int
     assert kept == {int(t) for t in played.memory.store.clusters(1)["born"]}
     assert kept == set(range(min(kept), 147)), "FIFO: the newest, without a gap"
     stats = played.memory.stats()
-    assert stats["tokens"]["summarised"] == 0
+    assert stats["tokens"]["collapsed"] == 0
     assert (stats["tokens"]["spilled"] > 0) == (disk > 0)
     assert (stats["tokens"]["dropped"] > 0) == (min(kept) > 1)
     played.stored = [frame for frame in played.stored if frame[0].frame in kept]

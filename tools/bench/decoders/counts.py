@@ -11,7 +11,7 @@ from typing import Any
 from .product import Engine
 
 Row = dict[str, Any]
-PLACES = ("exact", "quantised", "spilled", "summarised", "dropped")
+PLACES = ("exact", "quantised", "spilled", "collapsed", "dropped")
 
 
 def tokens_kept(stats: Row, stream_tokens: int) -> dict[str, float]:
@@ -26,7 +26,7 @@ def tokens_kept(stats: Row, stream_tokens: int) -> dict[str, float]:
         name: round(n / lanes, 1) for name, n in account.items() if name not in (*PLACES, "seen", "merged")
     }
     kept |= others  # places this bench does not know yet hold tokens too
-    kept["total"] = round(sum(kept[p] for p in kept if p not in ("summarised", "dropped")), 1)
+    kept["total"] = round(sum(kept[p] for p in kept if p not in ("collapsed", "dropped")), 1)
     return kept
 
 

@@ -28,7 +28,7 @@ def plot_stress(curve: dict[str, Any], warm_frame: int | None, path: Path) -> No
         bytes_axes.plot(frames, curve[name] / (1 << 20), style, label=label)
     if warm_frame is not None:
         bytes_axes.axvline(warm_frame, color="grey", linewidth=0.8, label="warm-up ends")
-    kinds = ("exact", "quantised", "spilled", "summarised", "dropped")
+    kinds = ("exact", "quantised", "spilled", "collapsed", "dropped")
     token_axes.stackplot(frames, [curve[kind] / 1e6 for kind in kinds], labels=kinds)
     bytes_axes.set(ylabel="MiB", ylim=(0, None))
     token_axes.set(ylabel="tokens of all layers, millions", xlabel="frames")

@@ -111,9 +111,9 @@ class Family(ABC):
         made = self.images(
             images=[frame], return_tensors="pt", input_data_format="channels_last", **(rules | settings)
         )
-        place = next(self.model.parameters())
+        weight = next(self.model.parameters())
         return {
-            key: value.to(place.device, self._vision_type() if value.is_floating_point() else None)
+            key: value.to(weight.device, self._vision_type() if value.is_floating_point() else None)
             for key, value in made.items()
             if isinstance(value, torch.Tensor)
         }

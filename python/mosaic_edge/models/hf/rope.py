@@ -77,10 +77,10 @@ def _pairs(name: str, language: Any, n: int) -> Literal["half", "interleaved"]:
     if turn is None:
         return "half"
     rotary = language.rotary_emb
-    place = rotary.inv_freq.device
-    x = torch.zeros(1, 1, 1, int(attention.head_dim), device=place)
+    device = rotary.inv_freq.device
+    x = torch.zeros(1, 1, 1, int(attention.head_dim), device=device)
     x[..., 0] = 1
-    cos, sin = rotary(x[0], torch.ones(1, 1, dtype=torch.long, device=place))
+    cos, sin = rotary(x[0], torch.ones(1, 1, dtype=torch.long, device=device))
     turned = turn(x, x, cos, sin)[0].flatten().abs() > 1e-3
     partner = [i for i in turned.nonzero().flatten().tolist() if i != 0]
     if partner == [n]:

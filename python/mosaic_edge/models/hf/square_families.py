@@ -23,8 +23,8 @@ class Llava(Family):
 
     def encode_pixels(self, pixels: torch.Tensor) -> Picture:
         """Pixels [1, 3, H, W], normalised."""
-        place = next(self.model.parameters())
-        return square(pooled(self.model.get_image_features(pixels.to(place.device, self.model.dtype))))
+        weight = next(self.model.parameters())
+        return square(pooled(self.model.get_image_features(pixels.to(weight.device, self.model.dtype))))
 
 
 class LlavaOneVision(Family):

@@ -251,14 +251,14 @@ class HfVlm:
     def forward(self, embeds: FloatArray, attend: Attend, want_logits: bool = True) -> FloatArray | None:
         """Run the decoder over [T, hidden]: the last token's logits [vocab_size], or None."""
         language = self._language
-        place = language.rotary_emb.inv_freq.device
+        device = language.rotary_emb.inv_freq.device
         width = self._spec.embedding_dim
         with torch.inference_mode(), attending(attend):
-            rows = torch.from_numpy(embeds).to(place, language.dtype)[None]
+            rows = torch.from_numpy(embeds).to(device, language.dtype)[None]
             first, *deep = rows.split(width, dim=-1)
             extra: dict[str, Any] = {}
             if deep:
-                everywhere = torch.ones(rows.shape[:2], dtype=torch.bool, device=place)
+                everywhere = torch.ones(rows.shape[:2], dtype=torch.bool, device=device)
                 extra = {
                     "visual_pos_masks": everywhere,
                     "deepstack_visual_embeds": [part[0] for part in deep],

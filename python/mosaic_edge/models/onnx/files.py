@@ -106,22 +106,22 @@ def names_of_parts(names: list[str], variant: str | None, device: str) -> list[s
     graphs = []
     for part in STEMS:
         wanted = _candidates(part, variant, device, strict=part == "decoder")
-        places = (f"{place}{name}" for name in wanted for place in ("onnx/", ""))
-        graphs += [name for name in places if name in names][:1]
+        paths = (f"{folder}{name}" for name in wanted for folder in ("onnx/", ""))
+        graphs += [name for name in paths if name in names][:1]
     return [name for name in names if any(name == g or name.startswith((f"{g}_", f"{g}.")) for g in graphs)]
 
 
 def _choose(folder: Path, part: str, variant: str | None, device: str, strict: bool) -> Path:
     names = _candidates(part, variant, device, strict)
-    places = (folder / "onnx", folder)
+    folders = (folder / "onnx", folder)
     for name in names:
-        for place in places:
-            if is_there(place / name):
-                return plain_file(folder, place / name)
+        for where in folders:
+            if is_there(where / name):
+                return plain_file(folder, where / name)
     stem, others = STEMS[part][0], ", ".join(STEMS[part][1:])
     suffixes = [name.removeprefix(stem).removesuffix(".onnx") for name in names if name.startswith(stem)]
     shown = f"{stem}{{{','.join(suffixes)}}}.onnx" if len(suffixes) > 1 else names[0]
-    found = sorted({path.name for place in places for path in place.glob("*.onnx")})
+    found = sorted({path.name for where in folders for path in where.glob("*.onnx")})
     raise ModelError(
         f"{folder}: no {part}; looked for {shown} (or {others}) in it and in onnx/; "
         f"there are {', '.join(found) or 'no .onnx files'}"
