@@ -2,6 +2,8 @@
 // is read - by questions, and by frames too, for what a token did not see when it was made no later reading brings back.
 //   worth    the attention a token receives from its own frame and the next ones, times the norm of its value: what the model itself makes
 //            of it says best what it will ask for, and carries over between families of models
+//            A token that comes while memory is not full has fewer rivals for attention: what it receives counts times
+//            the keys that shared it, to the power of key_power
 //   likeness a token nearly the same as one that is worth more (centred keys and centred values) is missed less:
 //            its worth is taken by 1 - c^4
 //   give up  the least, one by one; what is left is never averaged
@@ -23,7 +25,7 @@ enum class Score : uint8_t { kReceived, kNorm, kBoth };
 
 struct EdgeSettings {
   int listen = 16;  // frames
-  double fair = 0;  // exponent
+  double key_power = 0.5;
   Score score = Score::kBoth;
   bool likeness = true;
   double recall = 0.05;  // of what was given up and is on disk
@@ -39,8 +41,8 @@ class Edge final : public Policy, public Retention {
   int evict(const ClusterStore&, const Need&, Eviction*, int) override { return 0; }
 
   int listen_frames() const override { return s_.listen; }
-  float hearing(int keys) const override {
-    return static_cast<float>(std::pow(static_cast<double>(keys) / 1024, s_.fair));
+  float attention_weight(int keys) const override {  // about 1, so that sums fit a half
+    return static_cast<float>(std::pow(keys / 1024.0, s_.key_power));
   }
   bool compares() const override { return s_.likeness; }
   double recall_share() const override { return s_.recall; }
@@ -100,7 +102,7 @@ std::unique_ptr<Policy> make_edge(const PolicySettings& settings) {
       .choice("unit", &unit_chosen, {"tokens", "summaries"})
       .choice("score", &score, {"received", "value_norm", "both"})
       .number("listen", &s.listen, 1, 256)
-      .number("fair", &s.fair, 0, 2)
+      .number("key_power", &s.key_power, 0, 2)
       .flag("likeness", &s.likeness)
       .number("recall", &s.recall, 0, 1)
       .finish();

@@ -20,8 +20,8 @@ class Retention {
   virtual ~Retention() = default;
   // Frames after its own that a token is listened to.
   virtual int listen_frames() const = 0;
-  // What attention counts for, by how many keys shared it.
-  virtual float hearing(int keys) const = 0;
+  // What attention counts for, by how many keys shared it: a token that comes early has fewer rivals.
+  virtual float attention_weight(int keys) const = 0;
   // What a token is worth, from the attention it received and the norm of its value.
   virtual float worth(float attention_received, float value_norm) const = 0;
   // Whether likeness to better tokens is wanted (TokenLog::likeness).

@@ -65,7 +65,7 @@ void Records::listen(const AttendArgs& args, const BlockSelection& selection, in
   const int first_read = window.frames() - frames;
   int in_window = selection.tokens();  // their tokens are the last ones, frame by frame
   for (int f = first_read; f < window.frames(); ++f) in_window -= window.frame(f).tokens;
-  const float hearing = retention_.hearing(selection.tokens() + args.tokens);
+  const float weight = retention_.attention_weight(selection.attended() + args.tokens);
   for (int f = 0; f <= heard_.frames(); ++f) {
     half_t* const now = heard_.now(lane, f);
     const int tokens = f == heard_.frames() ? args.tokens : heard_.frame(f).tokens;
@@ -79,7 +79,7 @@ void Records::listen(const AttendArgs& args, const BlockSelection& selection, in
       } else if (f < frames_in_log() && log_is_read && slots[i] != kNone) {
         paid = mass[page_first_[slots[i] / kPageTokens] + slots[i] % kPageTokens];
       }
-      now[i] = finite_half(paid * hearing);
+      now[i] = finite_half(paid * weight);
     }
   }
 }

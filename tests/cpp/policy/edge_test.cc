@@ -50,7 +50,7 @@ struct Oracle {
               static_cast<size_t>(head) * static_cast<size_t>(stream.config.model.head_dim)];
   }
   // The frame that was just played pays to everything its lane keeps and to itself.
-  void hear(int first, int tokens, int listen) {
+  void hear(int first, int tokens, int listen, double key_power) {
     ++frame;
     const ModelShape& m = stream.config.model;
     const auto d = static_cast<size_t>(m.head_dim);
@@ -61,6 +61,7 @@ struct Oracle {
       std::vector<std::pair<int, const float*>> keys;
       for (const auto& [position, unused] : lane.received)
         keys.emplace_back(position, row(stream.video[static_cast<size_t>(position)].k, lane.layer, lane.head));
+      const double counts = std::pow(static_cast<double>(keys.size()), key_power);
       for (int t = 0; t < tokens; ++t)
         for (int g = 0; g < group; ++g) {
           const float* const q =
@@ -76,7 +77,7 @@ struct Oracle {
             sum += weight.back();
           }
           for (size_t i = 0; i < keys.size(); ++i)
-            if (frame - frames[keys[i].first] <= listen) lane.received[keys[i].first] += weight[i] / sum;
+            if (frame - frames[keys[i].first] <= listen) lane.received[keys[i].first] += counts * weight[i] / sum;
         }
     }
   }
@@ -99,15 +100,16 @@ std::set<int> kept(const KvMemory& memory, int lane) {
 }  // namespace
 
 TEST_CASE("edge gives up the tokens that received least, weighed by their values, head by head") {
-  for (const int listen : {3, 6}) {
-    PlayedStream stream(plain_config(150 << 10, CodecId::kFp32), "edge", {{"listen", listen}, {"likeness", 0}}, 5);
+  for (const auto& [listen, key_power] : {std::pair{3, 0.0}, {6, 0.5}, {6, 1.0}}) {
+    PlayedStream stream(plain_config(150 << 10, CodecId::kFp32), "edge",
+                        {{"listen", listen}, {"likeness", 0}, {"key_power", key_power}}, 5);
     stream.noise = 0.6f;
     Oracle oracle(stream);
     int given_up = 0;
     for (int i = 0; i < 60; ++i) {
       const int first = static_cast<int>(stream.video.size()), tokens = 9 + i % 8;
       stream.frame(tokens);
-      oracle.hear(first, tokens, listen);
+      oracle.hear(first, tokens, listen, key_power);
       stream.memory->check_invariants();
       for (size_t l = 0; l < oracle.lanes.size(); ++l) {
         Lane& lane = oracle.lanes[l];
