@@ -1,4 +1,4 @@
-"""Where these tests run: $MOSAIC_DEVICE, cuda by default. `gpu_check.sh --cpu` rehearses them on cpu."""
+"""Where these tests run: $MOSAIC_DEVICE, cuda by default. tools/gpu_check --cpu rehearses them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import os
 import pytest
 
 from mosaic_edge import _core
+
+# Code of a kernel that is loaded at its first launch would count as memory that a session takes later.
+os.environ.setdefault("CUDA_MODULE_LOADING", "EAGER")
 
 
 @pytest.fixture(scope="session")

@@ -28,6 +28,28 @@ def stream(session: Session, frames: int, ask_every: int = 10) -> list[np.ndarra
     return logits
 
 
+def attend_blocks(
+    backend: str, shape: dict[str, Any], settings: dict[str, Any], blocks: int
+) -> list[np.ndarray]:
+    """What every block of a stream of random frames attended, on one backend; without a model."""
+    random = np.random.default_rng(6)
+    memory = _core.KvMemory(shape, settings, "full", {}, backend, 0, 0)
+    tokens, heads = shape["frame_tokens"], {"q": shape["q_heads"], "kv": shape["kv_heads"]}
+    outs = []
+    for number in range(blocks):
+        q, k, v = (
+            random.standard_normal((tokens, heads[name], shape["head_dim"])).astype(np.float32)
+            for name in ("q", "kv", "kv")
+        )
+        out = np.full_like(q, np.nan)
+        memory.begin_frame(float(number), np.zeros(shape["embedding_dim"], np.float32), tokens, 1)
+        for layer in range(shape["layers"]):
+            memory.attend(layer, q, k, v, out, tokens)
+            outs.append(out.copy())
+        memory.commit()
+    return outs
+
+
 def bytes_taken(device: str, session: Session) -> int:
     """Of the whole device, so that an allocation by anyone shows; on the CPU what the session says."""
     if device != "cuda":
@@ -106,6 +128,18 @@ def test_a_frame_that_breaks_off_is_refused_whole_and_the_stream_goes_on(engine:
         assert session.memory()["tokens"] == before
         session.append(picture(10), 10.0)
         session.check_invariants()
+
+
+def test_in_the_shape_of_a_7b_model_16k_tokens_are_attended_as_on_the_cpu(device: str) -> None:
+    frames, tokens = (84, 196) if device == "cuda" else (5, 7)
+    shape = {
+        "layers": 1, "q_heads": 28, "kv_heads": 4, "head_dim": 128, "embedding_dim": 4,
+        "frame_tokens": tokens, "rope": {"theta": 1e6, "sections": [16, 24, 24]}, "video_window": 2,
+    }  # fmt: skip
+    settings = {"cap_bytes": 256 << 20, "packed": "fp16", "branch_tokens": 16}
+    there, here = (attend_blocks(name, shape, settings, frames) for name in (device, "cpu"))
+    for ours, theirs in zip(there, here, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-3)
 
 
 def test_a_short_session_for_the_sanitizer(engine: Engine, device: str) -> None:
