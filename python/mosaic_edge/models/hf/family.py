@@ -48,6 +48,7 @@ class Family(ABC):
     ) -> None:
         """images: the image processor. videos: what the video processor is set to, as far as the checkpoint
         says."""
+        self.whole = model  # with its head
         self.name, self.model, self.images, self.videos = name, model.model, images, videos
         self.config = model.config
         self.limit = tokens_per_frame

@@ -181,6 +181,11 @@ class HfVlm:
             raise ModelError(f"{self._spec.name}: NaN or infinity in what its weights make of a grey frame")
 
     @property
+    def family(self) -> Family:
+        """What it is made of: model, image processor, settings."""
+        return self._family
+
+    @property
     def spec(self) -> VlmSpec:
         """What config, processor and prompt said when the model was loaded."""
         return self._spec
