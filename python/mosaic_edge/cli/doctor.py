@@ -64,7 +64,8 @@ def examine(spill_dir: str | None = None) -> dict[str, Any]:
         "packages": [_package(name, None) for name in NEEDED]
         + [_package(name, extra) for name, extra in OPTIONAL.items()],
         "core": _core(),
-        "gpus": _gpus(),
+        "gpus": (gpus := _gpus()),
+        "quantised": _quantised(any(gpu["ok"] for gpu in gpus)),
         "providers": _providers(),
         "model": _model(),
         "profiles": _profiles(),
@@ -144,6 +145,18 @@ def _providers() -> dict[str, Any]:
         why = how if missing else str(error)
         return {"ok": False, "detail": f"onnxruntime: {why}", "names": []}
     return {"ok": True, "detail": runtime.__version__, "names": list(runtime.get_available_providers())}
+
+
+def _quantised(gpu: bool) -> list[dict[str, Any]]:
+    """Formats of quantised checkpoints, and what each lacks here."""
+    from mosaic_edge.models.hf.quantised import FORMATS, what_lacks
+
+    found = []
+    for name, form in FORMATS.items():
+        lacks = what_lacks(name, gpu)
+        detail = f"needs {lacks}" if lacks else "" if gpu else form.on_cpu
+        found.append({"name": name, "ok": lacks is None, "detail": detail})
+    return found
 
 
 def _model() -> dict[str, Any]:
@@ -230,6 +243,7 @@ def show_doctor(found: dict[str, Any], console: Console) -> None:
     row("ONNX Runtime", providers["ok"], f"{providers['detail']} {', '.join(providers['names'])}")
     for package in found["packages"]:
         row(package["name"], package["ok"], package["detail"])
+    row("quantised weights", *_formats(found["quantised"]))
     row("model", found["model"]["ok"], found["model"]["detail"])
     row("profiles", found["profiles"]["ok"], found["profiles"]["detail"])
     memory = found["memory"]
@@ -245,3 +259,12 @@ def show_doctor(found: dict[str, Any], console: Console) -> None:
         f"{spill['folder']}: {spill['detail']}, {format_bytes(spill['free_bytes'])} free",
     )
     console.print(table)
+
+
+def _formats(found: list[dict[str, Any]]) -> tuple[bool, str]:
+    """Those that can be read, and the names of the others."""
+    read = [
+        f"{one['name']} ({one['detail']})" if one["detail"] else one["name"] for one in found if one["ok"]
+    ]
+    others = ", ".join(one["name"] for one in found if not one["ok"])
+    return bool(read), f"{', '.join(read) or 'none'}; --json says what these need: {others or 'none'}"
