@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from checked_llava import write_llava
+from checked_models import write_llava, write_llava_next_video, write_ovis2
 from mosaic_edge import cli
 from mosaic_edge.engine import Engine
 from mosaic_edge.evaluation.check import positions, script
@@ -23,6 +23,7 @@ from mosaic_edge.evaluation.check.clip import Clip, drawn, fitting
 from mosaic_edge.evaluation.check.row import NAMES, Row, near, passed
 from mosaic_edge.evaluation.check.watched import stream, watching
 from mosaic_edge.models.hf.family import Family, Picture
+from published import PROCESSORS, checked
 
 CLIP = drawn(5, 60, 92)
 STEPS = 8
@@ -46,6 +47,23 @@ def test_everything_is_as_in_the_script(folder: Path) -> None:
     assert {row.what: row.equal for row in found.values()} == dict.fromkeys(NAMES, True)
     assert found["tokens a frame"].detail.endswith("16, 16, 16, 16, 16")
     assert found["greedy tokens"].detail == f"{STEPS} tokens"
+
+
+def test_ovis2_reads_its_tags_as_its_tower_has_them(tmp_path: Path) -> None:
+    engine = Engine.load(write_ovis2(tmp_path), device="cpu")
+    assert {row.what: row.equal for row in rows(engine).values()} == dict.fromkeys(NAMES, True)
+    model: Any = engine.model
+    ids = model.family.config.visual_indicator_token_ids
+    table = model.family.language.get_input_embeddings()(torch.tensor(ids)).detach().numpy()
+    assert not np.isclose(model.embed_text(ids), table).any(axis=1).all()
+
+
+@pytest.mark.skipif(not PROCESSORS.is_dir(), reason="needs tools/setup published")
+def test_llava_next_video_is_as_in_the_script(tmp_path: Path) -> None:
+    found = checked(write_llava_next_video(tmp_path / "model"), tmp_path, "--steps", "8")
+    assert {row["what"]: row["equal"] for row in found.said["rows"]} == dict.fromkeys(NAMES, True)
+    assert found.row("tokens a frame")["detail"].endswith(": 96")
+    assert found.code == 0
 
 
 def other_prompt(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

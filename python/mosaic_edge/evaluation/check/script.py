@@ -24,7 +24,10 @@ from mosaic_edge.models.vlm import FloatArray
 
 Inputs = dict[str, Any]
 _MARKS = ("image_token_id", "video_token_id", "image_token_index", "video_token_index")
-_WHOLE: dict[str, dict[str, Any]] = {"idefics3": {"do_image_splitting": False}}
+_WHOLE: dict[str, dict[str, Any]] = {
+    "idefics3": {"do_image_splitting": False},
+    "ovis2": {"crop_to_patches": False},
+}
 """By model_type: a stream's frames are not cut into tiles."""
 
 

@@ -61,6 +61,8 @@ class HfVlm:
         self._words = words
         self._spec = spec
         self._newline: torch.Tensor | None = getattr(family.model, "image_newline", None)
+        with torch.inference_mode():
+            self._own_words = {i: _floats(row) for i, row in family.own_words.items()}
         take_over(self._language)
         self._fixed = fixed  # frames as mosaic.json says, not as the image processor does
 
@@ -231,6 +233,9 @@ class HfVlm:
             out[:, : self._spec.embedding_dim] = _floats(table(words))
         for i in np.flatnonzero(np.asarray(ids) == count):
             out[i, : self._spec.embedding_dim] = _floats(newline)
+        for i, token in enumerate(ids):
+            if (own := self._own_words.get(token)) is not None:
+                out[i, : self._spec.embedding_dim] = own
         return out
 
     def tokenize(self, text: str, plain: tuple[int, int] | None = None) -> list[int]:
