@@ -24,6 +24,7 @@ from mosaic_edge.evaluation.check.row import NAMES, Row, near, passed
 from mosaic_edge.evaluation.check.watched import stream, watching
 from mosaic_edge.models.hf.family import Family, Picture
 from published import PROCESSORS, checked
+from videos import MakeVideo
 
 CLIP = drawn(5, 60, 92)
 STEPS = 8
@@ -163,6 +164,34 @@ def test_the_command_ends_with_0_or_1_and_names_what_differs(
     read = capfd.readouterr()
     assert not json.loads(read.out)["equal"]
     assert "prompt" in read.err and "not as in the script" in read.err and read.err.count("\n") == 1
+
+
+def test_frames_of_a_file_are_shown_to_both(
+    folder: Path, make_video: MakeVideo, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options = [
+        "check",
+        "--device",
+        "cpu",
+        "--steps",
+        "3",
+        "--fps",
+        "5",
+        "--frames",
+        "3",
+        "--model",
+        str(folder),
+    ]
+    assert cli.main([*options, "--json", "--video", str(make_video())]) == 0
+    said = json.loads(capfd.readouterr().out)
+    assert said["frames"] == [3, 64, 96] and said["equal"]
+    assert cli.main([*options, "--video", str(make_video()), "--ask", "what is it?"]) == 0
+    shown = capfd.readouterr().out
+    assert "3 frames of 64 x 96" in shown and shown.count(" equal ") == len(NAMES)
+    assert cli.main([*options, "--video", "no such file"]) == 1
+    assert "no such file" in capfd.readouterr().err
+    assert cli.main([*options, "--ask", " "]) == 2
+    assert "ask: expected a question" in capfd.readouterr().err
 
 
 def test_a_processor_that_cannot_be_loaded_leaves_every_row_uncompared(folder: Path, tmp_path: Path) -> None:

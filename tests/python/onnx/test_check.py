@@ -17,7 +17,7 @@ from exported_models import VOCAB, Exporter
 from mosaic_edge.engine import Engine
 from mosaic_edge.evaluation.check import watched
 from mosaic_edge.evaluation.check.clip import Clip, drawn
-from mosaic_edge.evaluation.check.graphs import check_graphs
+from mosaic_edge.evaluation.check.graphs import ROUNDED, check_graphs
 from mosaic_edge.evaluation.check.row import NAMES, Row, passed
 
 CLIP = replace(drawn(4, 57, 83), question="w11 w13 w90")
@@ -52,6 +52,18 @@ def test_a_cut_graph_stands_reads_and_says_what_the_uncut_one_does(exporter: Exp
     assert passed(found.values())
     # No AutoProcessor can be made of such a directory: it has no chat template.
     assert all(found[name].detail.startswith("not compared: ") for name in ("prompt", "pixels", "features"))
+
+
+@pytest.mark.parametrize(
+    ("export", "allowed"),
+    [(("llava", "genai", "int4"), ROUNDED), (("llava", "transformers.js", "q4f16"), 0.05)],
+)
+def test_coarser_arithmetic_is_compared_to_its_own_rounding(
+    exporter: Exporter, export: tuple[str, ...], allowed: float
+) -> None:
+    found = rows(load(exporter(*export)))
+    assert [found[name].equal for name in ANSWER] == [True] * 3, found
+    assert found["logits"].allowed == allowed
 
 
 def other_scale(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

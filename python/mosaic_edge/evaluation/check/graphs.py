@@ -3,6 +3,7 @@ directory; its answer against the decoder's graph as it was exported, with a cac
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,16 @@ from mosaic_edge.evaluation.check.watched import Watched, stream, watching
 from mosaic_edge.models.directory import read_json
 from mosaic_edge.models.model_text import family_name
 from mosaic_edge.models.onnx.decoder import session_options
+from mosaic_edge.models.onnx.graph_file import read_graph
 from mosaic_edge.models.onnx.vlm import OnnxVlm
 from mosaic_edge.models.video_text import VIDEO_TEXTS
 from mosaic_edge.models.vlm import FloatArray, VlmSpec
 
 LOGITS = {"tensor(float)": 1e-3, "tensor(float16)": 0.05}
-"""Of their spread, by the type of the cache. Graphs that round activations to 8 bits need more."""
+"""Of their spread, by the type of the cache."""
+ROUNDED = 0.25
+"""Where products round their activations to 8 bits: a last digit of theirs becomes a whole step."""
+_INTEGER = ("MatMulInteger", "DynamicQuantizeLinear", "DynamicQuantizeMatMul", "QLinearMatMul")
 LEVEL = 1.0 / 255.0
 
 
@@ -84,7 +89,7 @@ def _answered(engine: Engine, vlm: OnnxVlm, ours: Watched, clip: Clip, steps: in
         why = f"frames see {spec.video_window} frames, which the graph as it was exported does not know"
         return [*features, *not_compared(["positions", *names], why)]
     try:
-        graph = UncutGraph(str(vlm.files.decoder), spec)
+        graph = UncutGraph(vlm.files.decoder, spec)
         said, logits = graph.answer(vlm, np.concatenate(ours.embeds)[: len(ours.prompt)], places, steps)
     except Exception as error:  # ONNX Runtime raises a different class for every cause
         why = " ".join(str(error).split())[:200]
@@ -100,8 +105,10 @@ def _answered(engine: Engine, vlm: OnnxVlm, ours: Watched, clip: Clip, steps: in
 class UncutGraph:
     """A decoder as it was exported. ValueError for inputs that are not known."""
 
-    def __init__(self, path: str, spec: VlmSpec) -> None:
-        self._session = ort.InferenceSession(path, session_options(1), providers=["CPUExecutionProvider"])
+    def __init__(self, path: Path, spec: VlmSpec) -> None:
+        self._session = ort.InferenceSession(
+            str(path), session_options(1), providers=["CPUExecutionProvider"]
+        )
         self._inputs = {i.name: i for i in self._session.get_inputs()}
         types = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
         known = ("inputs_embeds", "attention_mask", "position_ids")
@@ -111,6 +118,8 @@ class UncutGraph:
         self._type = types[self._inputs["inputs_embeds"].type]
         past = [i for n, i in self._inputs.items() if n.startswith("past_key_values")]
         self.allowed = max(LOGITS[i.type] for i in (past[0], self._inputs["inputs_embeds"]))
+        if _rounds_activations(path):
+            self.allowed = ROUNDED
         shape = (1, spec.kv_heads, 0, spec.head_dim)
         self._past: dict[str, np.ndarray[Any, Any]] = {i.name: np.zeros(shape, types[i.type]) for i in past}
         self._seen = 0
@@ -140,3 +149,12 @@ class UncutGraph:
         self._past = {name: made[name.replace("past_key_values", "present")] for name in self._past}
         last: FloatArray = made["logits"][0, -1].astype(np.float32)
         return last
+
+
+def _rounds_activations(path: Path) -> bool:
+    """Whether products of a graph are of 8-bit activations (accuracy_level 4 of MatMulNBits)."""
+    for node in read_graph(path).graph.node:
+        levels = [a.i for a in node.attribute if a.name == "accuracy_level"]
+        if node.op_type in _INTEGER or 4 in levels:
+            return True
+    return False

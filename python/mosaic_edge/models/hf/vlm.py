@@ -233,9 +233,9 @@ class HfVlm:
             out[:, : self._spec.embedding_dim] = _floats(table(words))
         for i in np.flatnonzero(np.asarray(ids) == count):
             out[i, : self._spec.embedding_dim] = _floats(newline)
-        for i, token in enumerate(ids):
+        for at, token in enumerate(ids):
             if (own := self._own_words.get(token)) is not None:
-                out[i, : self._spec.embedding_dim] = own
+                out[at, : self._spec.embedding_dim] = own
         return out
 
     def tokenize(self, text: str, plain: tuple[int, int] | None = None) -> list[int]:
