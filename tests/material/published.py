@@ -1,5 +1,5 @@
-"""Checkpoints with random weights under configuration files that were published, and what AutoProcessor makes
-of a video.
+"""Checkpoints with random weights under configuration files that were published, and what `mosaic-edge check`
+says of them.
 
 The files lie beside the repository, not in it (`PUBLISHED`); layers and widths are cut so that a test can
 hold the weights, all else is kept. AutoProcessor needs torchvision to look at a video, and this project does
@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,9 @@ import torch
 import transformers as tf
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
+
+from mosaic_edge.models.hf.families import family_of
+from mosaic_edge.models.image_settings import video_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = Path(os.environ.get("MOSAIC_PUBLISHED") or ROOT.parent / "shared" / "configs")
@@ -204,75 +208,57 @@ def write_settings(folder: Path, **tokens: str) -> None:
 
 
 @dataclass(frozen=True)
-class Clip:
-    """Frames of one size at a steady rate, and what is asked about them."""
+class Checked:
+    """What `mosaic-edge check --json` said of a folder, and what AutoProcessor made of its clip."""
 
-    frames: np.ndarray  # uint8 [T, H, W, 3]
-    fps: float
-    question: str = "What was on the table?"
+    code: int
+    said: dict[str, Any]
+    pixels: np.ndarray
 
-    @property
-    def times(self) -> list[float]:
-        return [i / self.fps for i in range(len(self.frames))]
+    def row(self, what: str) -> dict[str, Any]:
+        """The one of this name."""
+        (found,) = [row for row in self.said["rows"] if row["what"] == what]
+        return found
 
 
-def processed(
-    folder: Path, clip: Clip, out: Path, tokens_per_frame: int | None = None, **settings: Any
-) -> dict[str, Any]:
-    """What AutoProcessor gives for a conversation of one video and a question: the model's inputs, by name;
-    and under "ours" the pixels that our family makes in the same process."""
-    np.savez(out / "clip.npz", frames=clip.frames)
-    job = dict(
-        folder=str(folder), fps=clip.fps, question=clip.question, settings=settings, out=str(out),
-        tokens_per_frame=tokens_per_frame,
-    )  # fmt: skip
-    (out / "job.json").write_text(json.dumps(job))
+def checked(folder: Path, out: Path, *options: str) -> Checked:
+    """Run the command in a process of its own, over `tools/setup published`."""
+    script, pixels = Path(__file__).with_name("published_check.py"), out / "pixels.npy"
     path = os.pathsep.join(filter(None, (str(PROCESSORS), os.environ.get("PYTHONPATH"))))
     run = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("published_processor.py")), str(out / "job.json")],
+        [sys.executable, str(script), str(pixels), str(folder), *options],
         env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )
-    assert run.returncode == 0, run.stderr[-3000:]
-    inputs: dict[str, Any] = torch.load(out / "inputs.pt")
-    return inputs | {"ours": torch.load(out / "ours.pt")}
+    assert run.returncode in (0, 1) and run.stdout, run.stderr[-3000:]
+    return Checked(run.returncode, json.loads(run.stdout), np.load(pixels))
 
 
-class Watched:
-    """What the decoder and the vision tower of a transformers model are given from now on."""
-
-    def __init__(self, model: Any) -> None:
-        """model: the one without a head."""
-        self.embeds: list[np.ndarray] = []
-        self.positions: list[torch.Tensor] = []
-        self.pixels: list[np.ndarray] = []
-        language = getattr(model, "language_model", None) or model.text_model
-        towers = (getattr(model, name, None) for name in ("visual", "vision_tower", "vision_model"))
-        tower = next(t for t in towers if t is not None)
-        language.register_forward_pre_hook(self._read, with_kwargs=True)
-        tower.register_forward_pre_hook(self._seen, with_kwargs=True)
-
-    def _read(self, module: Any, args: Any, given: dict[str, Any]) -> None:
-        self.embeds.append(given["inputs_embeds"][0].numpy())
-        self.positions.append(given.get("position_ids"))
-
-    def _seen(self, module: Any, args: Any, given: dict[str, Any]) -> None:
-        pixels = args[0] if args else given.get("pixel_values", given.get("hidden_states"))
-        self.pixels.append(pixels.float().numpy())
+class _CaughtError(Exception):
+    """The pixels, on their way into a model."""
 
 
-class Answered:
-    """One run of the library over the inputs of its processor: what was given to its parts, and greedy
-    tokens."""
+def our_pixels(folder: Path, frames: np.ndarray, tokens_per_frame: int | None) -> np.ndarray:
+    """What our family makes of frames in this process, without a model: by Pillow, where torchvision is not
+    installed."""
 
-    def __init__(self, folder: Path, inputs: dict[str, Any], steps: int) -> None:
-        model = tf.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
-        self.watched = Watched(model.model)
-        with torch.inference_mode():
-            made = model.generate(
-                **inputs, max_new_tokens=steps, do_sample=False, repetition_penalty=1.0, eos_token_id=None,
-                return_dict_in_generate=True, output_logits=True,
-            )  # fmt: skip
-        self.tokens = made.sequences[0, inputs["input_ids"].shape[1] :].tolist()
-        self.logits = [step[0].float().numpy() for step in made.logits]
+    def catch(*pixels: torch.Tensor, **named: torch.Tensor) -> None:
+        raise _CaughtError(pixels[0] if pixels else named["pixel_values"])
+
+    config = tf.AutoConfig.from_pretrained(folder)
+    model = SimpleNamespace(
+        config=config, dtype=torch.float32, visual=SimpleNamespace(dtype=torch.float32),
+        parameters=lambda: iter([torch.zeros(1)]), get_image_features=catch, get_video_features=catch,
+    )  # fmt: skip
+    whole = SimpleNamespace(model=model, config=config)
+    images = tf.AutoImageProcessor.from_pretrained(folder)
+    kind = family_of(config.model_type, str(folder))
+    family = kind(str(folder), whole, images, video_settings(folder), tokens_per_frame)
+    together = family.temporal_patch_size
+    made = []
+    for i in range(0, len(frames), together):
+        with pytest.raises(_CaughtError) as caught:
+            family.encode(frames[i : i + together] if together > 1 else frames[i])
+        made.append(caught.value.args[0].numpy())
+    return np.concatenate([one.reshape(-1, one.shape[-1]) for one in made])

@@ -7,19 +7,20 @@ Exit codes: 0 done, 1 it failed, 2 bad usage, 3 a cap that is impossible or was 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import pkgutil
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 
 import typer
 
 from mosaic_edge.cli.options import with_options
-from mosaic_edge.cli.output import StdoutError, complain, print_json
+from mosaic_edge.cli.output import LogLines, StdoutError, complain, print_json
 
 app = typer.Typer(
     add_completion=False,
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if sys.stdout is None:
         complain("stdout is closed: there is nowhere to write results to")
         return 1
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), log_lines():
         warnings.showwarning = _warn
         try:
             code = _run(arguments)
@@ -50,6 +51,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         except OSError as error:
             return _no_stdout(error)
     return code
+
+
+@contextmanager
+def log_lines() -> Iterator[None]:
+    """What the package logs, from INFO on, is for who types a command."""
+    log, lines = logging.getLogger("mosaic_edge"), LogLines()
+    before = log.level
+    log.addHandler(lines)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(lines)
+        log.setLevel(before)
 
 
 def _run(arguments: list[str]) -> int:

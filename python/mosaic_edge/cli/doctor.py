@@ -44,19 +44,22 @@ FLAGS = (
 @command
 def doctor(
     spill_dir: Annotated[str | None, typer.Option(help="Folder of spill files to test.")] = None,
+    model: Annotated[str | None, typer.Option(help="Say whether its weights fit; none is read.")] = None,
     json: Json = False,
 ) -> None:
     """Show versions, backends, what is missing and how to get it. Always ends with 0."""
-    found = examine(spill_dir)
+    found = examine(spill_dir, model)
     if json:
         print_json(found)
     else:
         show_doctor(found, console())
 
 
-def examine(spill_dir: str | None = None) -> dict[str, Any]:
+def examine(spill_dir: str | None = None, model: str | None = None) -> dict[str, Any]:
     """Look at everything a session depends on. "ok" or not; "detail" says why, or what is there."""
-    return {
+    memory = _memory()
+    weights = {} if model is None else {"weights": _weights(model, memory["available_bytes"])}
+    return weights | {
         "mosaic_edge": mosaic_edge.__version__,
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
@@ -64,11 +67,12 @@ def examine(spill_dir: str | None = None) -> dict[str, Any]:
         "packages": [_package(name, None) for name in NEEDED]
         + [_package(name, extra) for name, extra in OPTIONAL.items()],
         "core": _core(),
-        "gpus": _gpus(),
+        "gpus": (gpus := _gpus()),
+        "quantised": _quantised(any(gpu["ok"] for gpu in gpus)),
         "providers": _providers(),
         "model": _model(),
         "profiles": _profiles(),
-        "memory": _memory(),
+        "memory": memory,
         "spill": _spill(spill_dir),
     }
 
@@ -146,12 +150,47 @@ def _providers() -> dict[str, Any]:
     return {"ok": True, "detail": runtime.__version__, "names": list(runtime.get_available_providers())}
 
 
+def _quantised(gpu: bool) -> list[dict[str, Any]]:
+    """Formats of quantised checkpoints, and what each lacks here."""
+    from mosaic_edge.models.hf.quantised import FORMATS, what_lacks
+
+    found = []
+    for name, form in FORMATS.items():
+        lacks = what_lacks(name, gpu)
+        detail = f"needs {lacks}" if lacks else "" if gpu else form.on_cpu
+        found.append({"name": name, "ok": lacks is None, "detail": detail})
+    return found
+
+
 def _model() -> dict[str, Any]:
     folder = Path(mosaic_edge.__file__).parent / "models" / "tiny"
     size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) if folder.is_dir() else 0
     if not list(folder.rglob("*.onnx")):
         return {"ok": False, "detail": f"mosaic-tiny is not in {folder}"}
     return {"ok": True, "detail": f"mosaic-tiny, {size / 2**20:.1f} MiB in {folder}"}
+
+
+def _weights(model: str, available: int) -> dict[str, Any]:
+    """Whether a model's weights fit into the machine's memory, by the sizes of its files."""
+    from mosaic_edge.models import weights_on_disk
+
+    try:
+        found = weights_on_disk(model)
+    except ValueError as error:
+        return {"ok": False, "name": model, "detail": str(error)}
+    more = f", {format_bytes(found.loaded)} once loaded" if found.loaded > found.stored else ""
+    fits = 0 < found.loaded <= available
+    verdict = "they fit" if fits else "too large" if found.stored else "no weights"
+    detail = f"{model}: {format_bytes(found.stored)} ({found.layout}){more}; {verdict}"
+    free = f"{format_bytes(available)} of memory are free"
+    return {
+        "ok": fits,
+        "name": model,
+        "detail": f"{detail}: {free}",
+        "layout": found.layout,
+        "stored_bytes": found.stored,
+        "loaded_bytes": found.loaded,
+    }
 
 
 def _profiles() -> dict[str, Any]:
@@ -230,7 +269,10 @@ def show_doctor(found: dict[str, Any], console: Console) -> None:
     row("ONNX Runtime", providers["ok"], f"{providers['detail']} {', '.join(providers['names'])}")
     for package in found["packages"]:
         row(package["name"], package["ok"], package["detail"])
+    row("quantised weights", *_formats(found["quantised"]))
     row("model", found["model"]["ok"], found["model"]["detail"])
+    if weights := found.get("weights"):
+        row("weights", weights["ok"], weights["detail"])
     row("profiles", found["profiles"]["ok"], found["profiles"]["detail"])
     memory = found["memory"]
     row(
@@ -245,3 +287,12 @@ def show_doctor(found: dict[str, Any], console: Console) -> None:
         f"{spill['folder']}: {spill['detail']}, {format_bytes(spill['free_bytes'])} free",
     )
     console.print(table)
+
+
+def _formats(found: list[dict[str, Any]]) -> tuple[bool, str]:
+    """Those that can be read, and the names of the others."""
+    read = [
+        f"{one['name']} ({one['detail']})" if one["detail"] else one["name"] for one in found if one["ok"]
+    ]
+    others = ", ".join(one["name"] for one in found if not one["ok"])
+    return bool(read), f"{', '.join(read) or 'none'}; --json says what these need: {others or 'none'}"

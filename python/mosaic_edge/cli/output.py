@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import sys
 import unicodedata
@@ -67,6 +68,14 @@ def complain(message: str) -> None:
     if sys.stderr is not None:
         with suppress(OSError, ValueError):
             print(visible(f"mosaic-edge: {message}"), file=sys.stderr)
+
+
+class LogLines(logging.Handler):
+    """What this package logs is a line on stderr, as what went wrong is."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One line."""
+        complain(record.getMessage())
 
 
 def end_with(error: str | None, code: int) -> None:

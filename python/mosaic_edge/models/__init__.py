@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from mosaic_edge.models.layout import Layout
     from mosaic_edge.models.vlm import Vlm
+    from mosaic_edge.models.weights import Weights
 
 TINY = "mosaic-tiny"
 _MOST_THREADS = 1024
@@ -101,3 +102,23 @@ def _found(
     from mosaic_edge.models.onnx.files import names_of_parts
 
     return fetch(str(model), layout, lambda names: names_of_parts(names, variant, device), allow_pickle)
+
+
+def weights_on_disk(model: str, layout: str | None = None) -> Weights:
+    """What load_model() would read, of a directory, a name or a hub id, as the sizes of its files say: none
+    is read. ModelError where there is no such model."""
+    from mosaic_edge.models.directory import is_folder, read_json
+    from mosaic_edge.models.hub import is_hub_id, sizes_in, sizes_on_hub
+    from mosaic_edge.models.onnx.files import names_of_parts
+    from mosaic_edge.models.vlm import ModelError
+    from mosaic_edge.models.weights import weights_of
+
+    path = Path(__file__).parent / "tiny" if model == TINY else Path(model)
+    config = {}
+    if is_folder(path):
+        sizes, config = sizes_in(path), read_json(path / "config.json")
+    elif is_hub_id(model):
+        sizes = sizes_on_hub(model)
+    else:
+        raise ModelError(f"{model[:500]}: no such model directory")
+    return weights_of(sizes, config, layout, lambda names: names_of_parts(names, None, "cpu"))

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +16,8 @@ from mosaic_edge.models.vlm import ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+_log = logging.getLogger("mosaic_edge")
 
 _SMALL = ["*.json", "*.jinja", "*.txt", "*.model"]
 _TENSORS = ["*.safetensors"]
@@ -31,24 +38,76 @@ def fetch(
     """Where the hub's cache has a model, fetched if it is not there, and its layout; offline, what the cache
     has.
 
-    graphs: of the repository's files, those that a model in the ONNX layout is made of. ModelError in one
-    line.
+    graphs: of the repository's files, those that a model in the ONNX layout is made of. A bar on a terminal
+    shows how far it is; where the files lie, and what they took, is logged in one line ("mosaic_edge", INFO).
+    ModelError in one line.
     """
-    import huggingface_hub
-
     names = _listed(model)
     if names is None:
         folder = _snapshot(model, None, local_files_only=True)
+        _log.info("%s: the hub cannot be asked; what its cache has is taken: %s", model, folder)
         return folder, chosen(layout, layout_of(names_in(folder)))
     kind = chosen(layout, layout_of(names))
     if kind == "onnx":
         wanted = [*_SMALL, *graphs(names)]
     else:
         wanted = [*_SMALL, *_TENSORS, *(PICKLES if allow_pickle else ())]
+    began, clock = time.time(), time.monotonic()
+    with _silent_in_a_pipe():
+        folder = _snapshot(model, wanted)
+    fetched = sum(size for size, written in _files(folder) if written >= began)
+    if fetched:
+        took = time.monotonic() - clock
+        _log.info("%s: %s fetched in %.0f s; it lies in %s", model, _mebibytes(fetched), took, folder)
+    return folder, kind
+
+
+@contextmanager
+def _silent_in_a_pipe() -> Iterator[None]:
+    """The hub's own bars are for terminals alone."""
+    from huggingface_hub.utils.tqdm import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    off = not sys.stderr.isatty() and not are_progress_bars_disabled()
+    if off:
+        disable_progress_bars()
     try:
-        return Path(huggingface_hub.snapshot_download(model, allow_patterns=wanted)), kind
-    except Exception as error:  # gated, no disk: each has a class of its own
-        raise _not_to_be_had(model, error) from None
+        yield
+    finally:
+        if off:
+            enable_progress_bars()
+
+
+def _files(folder: Path) -> Iterator[tuple[int, float]]:
+    """Bytes of each file of a snapshot, and when they were written."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            found = path.stat()
+            yield found.st_size, found.st_mtime
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / (1 << 20):,.1f} MiB"
+
+
+def sizes_on_hub(model: str) -> dict[str, int]:
+    """Bytes of every file of a repository, by its name; of what the cache has, where the hub cannot be asked.
+    ModelError where neither is there."""
+    import huggingface_hub
+
+    try:
+        found = huggingface_hub.model_info(model, files_metadata=True).siblings or []
+        return {file.rfilename: int(file.size or 0) for file in found}
+    except Exception:  # offline, or no such model: what the cache has decides, and says what is wrong
+        return sizes_in(_snapshot(model, None, local_files_only=True))
+
+
+def sizes_in(folder: Path) -> dict[str, int]:
+    """Bytes of every file of a directory, and of its onnx/, by its name inside it."""
+    return {name: (folder / name).stat().st_size for name in names_in(folder) if (folder / name).is_file()}
 
 
 def _listed(model: str) -> list[str] | None:
@@ -69,7 +128,7 @@ def _snapshot(model: str, patterns: list[str] | None, **settings: Any) -> Path:
 
     try:
         return Path(huggingface_hub.snapshot_download(model, allow_patterns=patterns, **settings))
-    except Exception as error:  # not in the cache either
+    except Exception as error:  # gated, no disk, not in the cache: each has a class of its own
         raise _not_to_be_had(model, error) from None
 
 

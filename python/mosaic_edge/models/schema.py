@@ -138,9 +138,15 @@ _TEXT: Table = {
     "rope_scaling": _ROPE,
     "layer_types": list_of(WORD, 1, 1 << 12),
     "sliding_window": whole(0, 1 << 40),
+    "full_attn_idxs": list_of(whole(0, 1 << 12), 0, 1 << 12),
+    "attn_layer_indices": list_of(whole(0, 1 << 12), 0, 1 << 12),
+    "full_attention_interval": whole(1, 1 << 12),
+    "layers_block_type": list_of(WORD, 0, 1 << 12),
+    "no_rope_layers": list_of(whole(0, 1), 0, 1 << 12),
     "eos_token_id": IDS,
     "dtype": WORD,
     "torch_dtype": WORD,
+    "quantization_config": OBJECT,
 }
 _VISION: Table = {
     "model_type": WORD,
@@ -160,7 +166,6 @@ _CONFIG: Table = {
     "text_config": _TEXT,
     "vision_config": _VISION,
     "architectures": list_of(WORD, 1, 16),
-    "quantization_config": OBJECT,
 }
 _IMAGES: Table = {
     "image_processor_type": WORD,

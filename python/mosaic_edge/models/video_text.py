@@ -46,6 +46,11 @@ def _minutes(pts: float, number: int) -> str:
     )
 
 
+def _started(pts: float, number: int) -> str:
+    """Ovis 2: a picture that is one tile."""
+    return "<IMG_START>"
+
+
 def _tagged(pts: float, number: int) -> str:
     """Idefics 3: a picture between tags."""
     return "<fake_token_around_image><global-img>"
@@ -91,6 +96,9 @@ VIDEO_TEXTS: Mapping[str, VideoText] = {
         Prompt("USER: ", "\n{question} ASSISTANT:", "</s>USER: {question} ASSISTANT:", between="\n"),
         mark=IMAGE,
     ),
+    "llava_next_video": VideoText(
+        Prompt("USER: ", "\n{question} ASSISTANT:", "</s>USER: {question} ASSISTANT:")
+    ),
     "llava_onevision": VideoText(_ONEVISION),
     "smolvlm": VideoText(_SMOLVLM2, mark="", lead=_minutes, trail="<fake_token_around_image>"),
     "idefics3": VideoText(_IDEFICS, mark=IMAGE, lead=_tagged, trail="<fake_token_around_image>"),
@@ -98,6 +106,17 @@ VIDEO_TEXTS: Mapping[str, VideoText] = {
         Prompt("<|im_start|>user\n", "\n{question}<|im_end|>\n<|im_start|>assistant\n", _CHATML_NEXT),
         lead=_numbered,
         trail="</img>",
+    ),
+    "ovis2": VideoText(
+        Prompt(
+            "<|im_start|>user\n",
+            "\n{question}<|im_end|>\n<|im_start|>assistant\n",
+            _CHATML_NEXT,
+            between="\n",
+        ),
+        mark=IMAGE,
+        lead=_started,
+        trail="<IMG_GRID><IMG_END>",
     ),
     "qwen2_vl": _QWEN2,
     "qwen2_5_vl": _QWEN2,

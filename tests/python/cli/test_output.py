@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import shutil
 import signal
@@ -171,3 +172,15 @@ def test_an_interrupted_command_says_so_in_its_document(
         process.kill()  # one that heard nothing would go on for hours
     assert json.loads(out) == {"error": "interrupted", "exit_code": 130}
     assert (process.returncode, err) == (130, b"mosaic-edge: interrupted\n")
+
+
+def test_what_the_package_logs_is_a_line_on_stderr_while_a_command_runs(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    log = logging.getLogger("mosaic_edge")
+    log.info("before")
+    with cli.log_lines():
+        log.info("someone/some: %s fetched", "3.0 MiB")
+        log.debug("not for a user")
+    log.info("after")
+    assert capfd.readouterr() == ("", "mosaic-edge: someone/some: 3.0 MiB fetched\n")

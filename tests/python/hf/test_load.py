@@ -287,14 +287,17 @@ def test_layers_of_another_kind_are_refused_before_a_weight_is_read(copy: Path) 
     assert "its decoder has layers of type conv, linear_attention; the memory attends" in refused(copy)
 
 
-@pytest.mark.parametrize("method", ["awq", "bitsandbytes", "compressed-tensors"])
-def test_a_quantised_checkpoint_names_the_package_that_reads_it(
-    copy: Path, method: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("section", ["", "text_config"])
+def test_a_quantised_checkpoint_names_the_package_that_reads_it_before_a_weight_is_read(
+    copy: Path, section: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mosaic_edge.models.hf.refused.find_spec", lambda module: None)
-    change_config(copy, lambda config: config.update(quantization_config={"quant_method": method}))
+    monkeypatch.setattr("mosaic_edge.models.hf.quantised.find_spec", lambda module: None)
+    said = {"quantization_config": {"quant_method": "compressed-tensors"}}
+    change_config(copy, lambda config: (config[section] if section else config).update(said))
+    (copy / "model.safetensors").write_bytes(b"")
     text = refused(copy)
-    assert f"quantised ({method}), which needs" in text and "mosaic_edge[quantized]" in text
+    assert "quantised (compressed-tensors), which needs compressed-tensors: pip install" in text
+    assert "mosaic_edge[quantized]" in text
 
 
 def test_a_model_without_a_head_is_named(checkpoint: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +16,12 @@ import mosaic_edge
 from fixtures_hf import write_checkpoint
 from fixtures_models import write_model
 from mosaic_edge import Engine, ModelError
+from mosaic_edge.cli import doctor
 from mosaic_edge.models import TINY
-from mosaic_edge.models.hub import is_hub_id
+from mosaic_edge.models.hub import fetch, is_hub_id
 from mosaic_edge.models.layout import layout_of
 from mosaic_edge.models.onnx.files import names_of_parts
+from mosaic_edge.models.weights import Weights, weights_of
 
 TINY_FILES = Path(mosaic_edge.__file__).parent / "models" / "tiny"
 GRAPHS = ["onnx/decoder_model_merged_q4.onnx", "onnx/vision_encoder.onnx", "onnx/embed_tokens.onnx"]
@@ -131,3 +134,81 @@ def test_what_is_no_hub_id_is_a_missing_directory() -> None:
     assert is_hub_id("Qwen/Qwen2.5-VL-3B-Instruct") and not is_hub_id("a/b/c") and not is_hub_id("../x")
     with pytest.raises(ModelError, match="no such model directory"):
         Engine.load("not/a/folder")
+
+
+def test_what_was_fetched_is_said_in_one_line_with_its_size_and_place(
+    hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = hub(tmp_path, ["config.json", "model.safetensors"])
+    listed = huggingface_hub.snapshot_download
+
+    def download(model: str, **options: Any) -> str:
+        (tmp_path / "model.safetensors").write_bytes(bytes(3 << 20))
+        return str(listed(model, **options))
+
+    (tmp_path / "config.json").write_text("{}")
+    os.utime(tmp_path / "config.json", (1e9, 1e9))  # there before
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with caplog.at_level("INFO", "mosaic_edge"):
+        assert fetch("someone/some", None, lambda names: names) == (tmp_path, "transformers")
+    assert len(asked) == 1
+    (line,) = caplog.messages
+    assert line.startswith("someone/some: 3.0 MiB fetched in ") and line.endswith(f"it lies in {tmp_path}")
+
+
+def test_what_lies_in_the_cache_is_said_to_be_it_where_the_hub_cannot_be_asked(
+    hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub(tmp_path, [])
+    (tmp_path / "config.json").write_text("{}")
+
+    def unreachable(model: str) -> list[str]:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", unreachable)
+    with caplog.at_level("INFO", "mosaic_edge"):
+        assert fetch("someone/some", None, lambda names: names)[0] == tmp_path
+    assert caplog.messages == [
+        f"someone/some: the hub cannot be asked; what its cache has is taken: {tmp_path}"
+    ]
+
+
+SIZES = {
+    "config.json": 9, "model-1.safetensors": 100, "model-2.safetensors": 50, "._model-2.safetensors": 7,
+    "onnx/decoder_model_merged_q4.onnx": 10, "onnx/decoder_model_merged_q4.onnx_data": 20,
+    "onnx/decoder_model_merged.onnx": 80, "onnx/vision_encoder.onnx": 30, "onnx/embed_tokens.onnx": 40,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "layout", "expected"),
+    [
+        ({}, None, Weights("transformers", 150, 150)),
+        ({"torch_dtype": "bfloat16"}, None, Weights("transformers", 150, 150)),
+        ({"text_config": {"dtype": "float16"}}, None, Weights("transformers", 150, 300)),
+        ({"quantization_config": {"quant_method": "fp8"}}, None, Weights("transformers", 150, 300)),
+        ({}, "onnx", Weights("onnx", 100, 100)),
+    ],
+)
+def test_weights_are_counted_by_the_sizes_of_the_files_that_would_be_opened(
+    config: dict[str, Any], layout: str | None, expected: Weights
+) -> None:
+    def graphs(names: list[str]) -> list[str]:
+        return names_of_parts(names, None, "cpu")
+
+    assert weights_of(SIZES, config, layout, graphs) == expected
+
+
+def test_doctor_says_whether_weights_fit_and_reads_none(
+    both: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Path(shutil.copytree(both, tmp_path / "copy"))
+    size = (copy / "model.safetensors").stat().st_size
+    (copy / "model.safetensors").write_bytes(bytes(size))  # no header: it could not be read
+    found = doctor.examine(model=str(copy))["weights"]
+    assert found["ok"] and found["stored_bytes"] == size and "they fit" in found["detail"]
+    monkeypatch.setattr(doctor, "_memory", lambda: {"available_bytes": size - 1})
+    found = doctor.examine(model=str(copy))["weights"]
+    assert not found["ok"] and "too large" in found["detail"]
+    assert "no such model directory" in doctor.examine(model="not/a/folder")["weights"]["detail"]
+    assert "weights" not in doctor.examine()

@@ -5,11 +5,19 @@ from __future__ import annotations
 from mosaic_edge.models.hf.family import Family
 from mosaic_edge.models.hf.qwen_families import Qwen2Vl, Qwen3Vl, Qwen25Vl
 from mosaic_edge.models.hf.refused import HAS
-from mosaic_edge.models.hf.square_families import Idefics3, InternVl, Llava, LlavaOneVision, SmolVlm
+from mosaic_edge.models.hf.square_families import (
+    Idefics3,
+    InternVl,
+    Llava,
+    LlavaNextVideo,
+    LlavaOneVision,
+    Ovis2,
+    SmolVlm,
+)  # fmt: skip
 from mosaic_edge.models.vlm import ModelError
 
 FAMILIES: tuple[type[Family], ...] = (
-    Qwen25Vl, Qwen2Vl, Qwen3Vl, LlavaOneVision, SmolVlm, Idefics3, InternVl, Llava,
+    Qwen25Vl, Qwen2Vl, Qwen3Vl, LlavaOneVision, LlavaNextVideo, SmolVlm, Idefics3, InternVl, Llava, Ovis2,
 )  # fmt: skip
 
 

@@ -48,6 +48,7 @@ class Family(ABC):
     ) -> None:
         """images: the image processor. videos: what the video processor is set to, as far as the checkpoint
         says."""
+        self.whole = model  # with its head
         self.name, self.model, self.images, self.videos = name, model.model, images, videos
         self.config = model.config
         self.limit = tokens_per_frame
@@ -66,6 +67,11 @@ class Family(ABC):
     def deep_layers(self) -> int:
         """Early layers that add features of their own to the picture's tokens."""
         return 0
+
+    @property
+    def own_words(self) -> Mapping[int, torch.Tensor]:
+        """Embeddings of token ids that the decoder reads something else for than its table has."""
+        return {}
 
     def rope(self, rope: RopeSpec) -> RopeSpec:
         """What the rotary module does not tell."""
@@ -105,10 +111,10 @@ class Family(ABC):
     def encode(self, frame: FrameArray) -> Picture:
         """RGB uint8 [H, W, 3], or [temporal_patch_size, H, W, 3] -> features of the picture they are."""
 
-    def _pixels(self, frame: FrameArray, **settings: Any) -> dict[str, torch.Tensor]:
-        """What the image processor makes of a frame, where and as the model wants it."""
+    def _pixels(self, frame: FrameArray, processor: Any = None, **settings: Any) -> dict[str, torch.Tensor]:
+        """What the image processor, or another, makes of a frame, where and as the model wants it."""
         rules = {key: self.videos[key] for key in _PIXEL_RULES if key in self.videos}
-        made = self.images(
+        made = (processor or self.images)(
             images=[frame], return_tensors="pt", input_data_format="channels_last", **(rules | settings)
         )
         weight = next(self.model.parameters())

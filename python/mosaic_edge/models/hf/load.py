@@ -21,7 +21,8 @@ from tokenizers import Tokenizer
 from mosaic_edge.models.directory import check_directory, is_there, named_file, read_json
 from mosaic_edge.models.hf.families import family_of
 from mosaic_edge.models.hf.family import Family
-from mosaic_edge.models.hf.refused import check_layers, check_quantised
+from mosaic_edge.models.hf.quantised import check_quantised
+from mosaic_edge.models.hf.refused import check_layers
 from mosaic_edge.models.hub import PICKLES
 from mosaic_edge.models.image_settings import video_settings
 from mosaic_edge.models.prompt import chat_template_in
@@ -63,17 +64,19 @@ def load_parts(
         raise ModelError(f"{folder}: no config.json")
     family = family_of(str(config.get("model_type", "")), str(folder))
     check_layers(str(folder), config.get("text_config") or config)
-    check_quantised(str(folder), config.get("quantization_config", {}))
+    target = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    quantised = config.get("quantization_config") or config.get("text_config", {}).get("quantization_config")
+    check_quantised(str(folder), quantised or {}, target != "cpu")
     if dtype is not None and dtype not in _TYPES:
         raise ValueError(f"dtype={dtype!r}: expected fp32, fp16 or bf16")
     if quantization not in (None, "int4", "int8"):
         raise ValueError(f"quantization={quantization!r}: expected None, 'int4' or 'int8'")
     check_directory(folder, (*_FILES, *(PICKLES if allow_pickle else ())))
     check_sizes(folder, config, check_weights(folder, allow_pickle))
+    built = _config(folder)
     template = chat_template_in(folder)
     images = _image_processor(folder)
     tokenizer = _tokenizer(folder)
-    target = device or ("cuda" if torch.cuda.is_available() else "cpu")
     quiet = not sys.stderr.isatty() and transformers.utils.logging.is_progress_bar_enabled()
     pickled = allow_pickle and not _weights_in(folder)
     if quiet:  # no bar in a pipe
@@ -84,7 +87,7 @@ def load_parts(
             dtype=_type_for(dtype, config, target),
             local_files_only=True,
             trust_remote_code=False,
-            config=_config(folder),
+            config=built,
             attn_implementation="sdpa",
             use_safetensors=not pickled,
             output_loading_info=True,
@@ -102,10 +105,10 @@ def load_parts(
             f"{config.get('transformers_version', 'no version')}"
         )
     model.eval().requires_grad_(False)
-    if "quantization_config" not in config:  # a pre-quantised checkpoint lies where transformers put it
+    if quantised is None:  # a pre-quantised checkpoint lies where transformers put it
         model.to(target)
     if quantization is not None:
-        if "quantization_config" in config:
+        if quantised is not None:
             raise ValueError(f"quantization={quantization!r}: {folder} is quantised already")
         quantise(model, family, quantization)
     return Parts(folder, model, images, video_settings(folder), tokenizer, template, family)
@@ -114,7 +117,13 @@ def load_parts(
 def _config(folder: Path) -> Any:
     """config.json as transformers has it, attention of its own apart: that may name code to fetch from a hub,
     and transformers would, whatever else it is told."""
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # transformers raises all kinds
+        raise ModelError(f"{folder}: cannot be loaded ({' '.join(str(error).split())[:300]})") from None
+    check_layers(str(folder), config.get_text_config(decoder=True).to_dict())  # which may be said by default
     config._attn_implementation = "sdpa"  # of its sections too
     return config
 

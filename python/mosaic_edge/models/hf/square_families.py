@@ -1,12 +1,14 @@
-"""Families whose frame is one square picture of a fixed number of tokens: LLaVA, LLaVA-OneVision, SmolVLM and
-Idefics 3, InternVL. None cuts tiles out of a frame, as for a video."""
+"""Families whose frame is one square picture of a fixed number of tokens: LLaVA, LLaVA-NeXT-Video,
+LLaVA-OneVision, SmolVLM and Idefics 3, InternVL, Ovis 2. None cuts tiles out of a frame, as for a video."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import isqrt
 from typing import Any
 
 import torch
+from transformers import CLIPImageProcessor
 
 from mosaic_edge.models.hf.family import Family, Picture, pooled, square
 from mosaic_edge.models.vlm import FrameArray
@@ -25,6 +27,25 @@ class Llava(Family):
         """Pixels [1, 3, H, W], normalised."""
         weight = next(self.model.parameters())
         return square(pooled(self.model.get_image_features(pixels.to(weight.device, self.model.dtype))))
+
+
+class LlavaNextVideo(Family):
+    """Frames are pooled by the tower's side; its image processor would cut tiles, its video processor does
+    not: a frame is made as CLIP has it."""
+
+    types = ("llava_next_video",)
+
+    def encode(self, frame: FrameArray) -> Picture:
+        """One crop, pooled."""
+        sizes = {name: self.videos[name] for name in ("size", "crop_size") if name in self.videos}
+        keep = {name: getattr(self.images, name) for name in ("image_mean", "image_std", "resample")}
+        pixels = self._pixels(frame, processor=CLIPImageProcessor(**keep), **sizes)["pixel_values"]
+        features = self.model.get_video_features(
+            pixels[None],
+            vision_feature_layer=self.config.vision_feature_layer,
+            vision_feature_select_strategy=self.config.vision_feature_select_strategy,
+        )
+        return square(pooled(features))
 
 
 class LlavaOneVision(Family):
@@ -95,3 +116,24 @@ class InternVl(Family):
         """The whole frame as one square."""
         pixels = self._pixels(frame, crop_to_patches=False, **self._video_size())["pixel_values"]
         return square(pooled(self.model.get_image_features(pixel_values=pixels)))
+
+
+class Ovis2(Family):
+    """A frame is an image between tags, whose embeddings are the tower's, not the decoder's."""
+
+    types = ("ovis2",)
+
+    @property
+    def own_words(self) -> Mapping[int, torch.Tensor]:
+        """The tags, which stand behind all other words of that vocabulary."""
+        ids = self.config.visual_indicator_token_ids
+        table = self.model.visual_embeddings_table
+        last = table.weight.shape[0]
+        rows = table(torch.arange(last - len(ids), last, device=table.weight.device))
+        return dict(zip(ids, rows, strict=True))
+
+    def encode(self, frame: FrameArray) -> Picture:
+        """The whole frame as one square."""
+        pixels = self._pixels(frame, crop_to_patches=False, **self._video_size())["pixel_values"]
+        made = self.model.get_image_features(pixel_values=pixels)
+        return square(pooled(made[0] if isinstance(made, tuple) else made))  # transformers 4: the tags behind

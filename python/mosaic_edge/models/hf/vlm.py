@@ -61,6 +61,8 @@ class HfVlm:
         self._words = words
         self._spec = spec
         self._newline: torch.Tensor | None = getattr(family.model, "image_newline", None)
+        with torch.inference_mode():
+            self._own_words = {i: _floats(row) for i, row in family.own_words.items()}
         take_over(self._language)
         self._fixed = fixed  # frames as mosaic.json says, not as the image processor does
 
@@ -181,6 +183,11 @@ class HfVlm:
             raise ModelError(f"{self._spec.name}: NaN or infinity in what its weights make of a grey frame")
 
     @property
+    def family(self) -> Family:
+        """What it is made of: model, image processor, settings."""
+        return self._family
+
+    @property
     def spec(self) -> VlmSpec:
         """What config, processor and prompt said when the model was loaded."""
         return self._spec
@@ -226,6 +233,9 @@ class HfVlm:
             out[:, : self._spec.embedding_dim] = _floats(table(words))
         for i in np.flatnonzero(np.asarray(ids) == count):
             out[i, : self._spec.embedding_dim] = _floats(newline)
+        for at, token in enumerate(ids):
+            if (own := self._own_words.get(token)) is not None:
+                out[at, : self._spec.embedding_dim] = own
         return out
 
     def tokenize(self, text: str, plain: tuple[int, int] | None = None) -> list[int]:

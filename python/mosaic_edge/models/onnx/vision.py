@@ -114,6 +114,13 @@ class VisionGraph:
     def encode(self, frame: FrameArray) -> tuple[FloatArray, FloatArray]:
         """RGB uint8 [H, W, 3], or [temporal_patch_size, H, W, 3] -> tokens [tokens, hidden], embedding of the
         whole picture [E]."""
+        pixels, feed = self.pixels(frame)
+        feed[self._pixels.name] = pixels.astype(TYPES[self._pixels.type], copy=False)
+        values = self._session.run(None, feed)
+        return self._features(dict(zip((o.name for o in self._session.get_outputs()), values, strict=True)))
+
+    def pixels(self, frame: FrameArray) -> tuple[FloatArray, dict[str, np.ndarray]]:
+        """What the encoder is given for a picture: its pixels, and its other inputs by name."""
         feed: dict[str, np.ndarray] = {}
         if self._patches:
             pixels, thw = self._patches.patches(frame)
@@ -126,9 +133,7 @@ class VisionGraph:
         if self._mask is not None:
             shape = (1, 1, *self.size)
             feed[self._mask.name] = np.ones(shape[-len(self._mask.shape) :], TYPES[self._mask.type])
-        feed[self._pixels.name] = pixels.astype(TYPES[self._pixels.type], copy=False)
-        values = self._session.run(None, feed)
-        return self._features(dict(zip((o.name for o in self._session.get_outputs()), values, strict=True)))
+        return pixels, feed
 
     def _features(self, named: dict[str, np.ndarray]) -> tuple[FloatArray, FloatArray]:
         """The frame's tokens and its embedding: the encoder's own [1, E] output, else the tokens' mean."""

@@ -136,6 +136,11 @@ class OnnxVlm:
         return cls(spec, vision, embeddings, decoder, tokenizer, files, words.video)
 
     @property
+    def vision(self) -> VisionGraph:
+        """Its encoder of pictures."""
+        return self._vision
+
+    @property
     def spec(self) -> VlmSpec:
         """What graphs and JSON files said when the model was loaded."""
         return self._spec
