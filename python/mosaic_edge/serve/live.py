@@ -19,7 +19,7 @@ from mosaic_edge.question import seconds
 from mosaic_edge.serve.account import Account
 from mosaic_edge.serve.questions import answering
 from mosaic_edge.session import Session
-from mosaic_edge.sources import FrameSource, SourceError
+from mosaic_edge.sources import FrameSource, LiveSource, SourceError
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,9 @@ class Streamed:
     frames: int
     error: str | None
     """What broke off; None for a source that ended, or a process that was told to stop."""
+    dropped: int = 0
+    """Frames of a live source that came while the model was busy with others."""
+    reconnects: int = 0
 
 
 def stream_live(
@@ -68,6 +71,9 @@ def stream_live(
                         progress(frame.pts, frames)
         except SourceError as broken:
             error = str(broken)
+    if isinstance(source, LiveSource):
+        live = source.stats()
+        return Streamed(frames, error, live.dropped, live.reconnects)
     return Streamed(frames, error)
 
 

@@ -52,3 +52,6 @@ class SourceError(ValueError):
         self.cause = " ".join(cause.split())
         where = "no frame could be read" if reached is None else f"read up to {reached:.2f} s"
         super().__init__(f"{self.path}: {where}: {self.cause}")
+
+    def __reduce__(self) -> tuple[type[SourceError], tuple[str, float | None, str]]:
+        return type(self), (self.path, self.reached, self.cause)
