@@ -2,10 +2,10 @@
 
     with camera("rtsp", [[{"frames": 50, "fps": 25}, {"stall": 60}], [{"frames": 9}]]) as url: ...
 
-Each list is a connection: it sends that many frames (fps 0 or none: as fast as they go), says nothing for so many
-seconds, and hangs up at its end. The next begins with a new clock; frames carry their number (numbered.py), which goes
-on. After the last connection nobody is there. Kinds: "rtsp" (RTP over the connection), "tcp" (MPEG-TS), "http" (MJPEG:
-pictures without times).
+Each list is a connection: it sends that many frames (fps 0 or none: as fast as they go), says nothing for so
+many seconds, and hangs up at its end. The next begins with a new clock; frames carry their number
+(numbered.py), which goes on. After the last connection nobody is there. Kinds: "rtsp" (RTP over the
+connection), "tcp" (MPEG-TS), "http" (MJPEG: pictures without times).
 """
 
 from __future__ import annotations

@@ -10,7 +10,15 @@ from typing import Annotated, Any
 import typer
 
 from mosaic_edge.cli import command
-from mosaic_edge.cli.options import Json, ModelOptions, SessionOptions, SourceOptions, TraceFile, traced
+from mosaic_edge.cli.options import (
+    AnswerOptions,
+    Json,
+    ModelOptions,
+    SessionOptions,
+    SourceOptions,
+    TraceFile,
+    traced,
+)
 from mosaic_edge.cli.output import clock, complain, console, end_with, print_json, taken
 from mosaic_edge.cli.progress import StreamView
 
@@ -21,13 +29,14 @@ def live(
     model: ModelOptions,
     session: SessionOptions,
     reading: SourceOptions,
+    answers: AnswerOptions,
     socket: Annotated[
         Path | None, typer.Option(help="Unix socket: a question a line in, a JSON answer a line out.")
     ] = None,
     account: Annotated[Path | None, typer.Option(help="CSV of the memory account over time.")] = None,
     every: Annotated[float, typer.Option(help="Seconds between rows of --account.")] = 10.0,
     give_up: Annotated[
-        float, typer.Option(help="Seconds without a frame after which a camera is given up; inf: never.")
+        float, typer.Option(help="Seconds of trying in vain after which a camera is given up; inf: never.")
     ] = 30.0,
     trace: TraceFile = None,
     json: Json = False,
@@ -43,13 +52,20 @@ def live(
     if trace is not None and account is not None and trace.resolve() == account.resolve():
         raise ValueError(f"trace={str(trace)!r} and account= are one path")
     engine = model.load()
+    asking = answers.keywords(engine)
     fps = engine.spec.fps if reading.fps is None else reading.fps
     frames = open_live(source, fps, give_up_s=give_up, notify=complain)
     with closing(frames), engine.session(**traced(session.keywords(), trace)) as opened:
         health = frames.stats if isinstance(frames, LiveSource) else None
         with StreamView(opened, "live", not json, health) as view:
             ended = stream_live(
-                opened, frames, socket=socket, account=account, every=every, progress=view.tick
+                opened,
+                frames,
+                socket=socket,
+                account=account,
+                every=every,
+                progress=view.tick,
+                asking=asking,
             )
         memory = opened.memory()
     result: dict[str, Any] = {"source": source, **asdict(ended), "seconds": view.seconds, "memory": memory}

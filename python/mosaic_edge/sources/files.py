@@ -26,11 +26,9 @@ from mosaic_edge.sources.decoding import (
     upright,
 )
 from mosaic_edge.sources.encryption import encryption_of
-from mosaic_edge.sources.frame_source import Frame, SourceError
+from mosaic_edge.sources.frame_source import Frame, SourceError, Where, is_held
 from mosaic_edge.sources.opening import (
-    Where,
     check_there,
-    is_held,
     is_pipe,
     name_of,
     open_container,
@@ -88,7 +86,7 @@ class VideoSource:
         self.path: Where = path if is_held(path) else os.fspath(path)  # type: ignore[arg-type]
         self.fps, self.start, self.end = fps, float(start), end
         self._name, self._wanted = name_of(path), stream
-        self._closed = False
+        self._closed = self._reading = False
         check_there(path)
         self._at = path.tell() if hasattr(path, "tell") and not is_pipe(path) else 0
         container = open_container(self.path)
@@ -107,7 +105,7 @@ class VideoSource:
 
     def __iter__(self) -> Iterator[Frame]:
         """Read from `start` on. Every call but the first opens the file anew."""
-        self._closed = False
+        self._closed, self._reading = False, True
         damage = Damage()
         timeline: Timeline[VideoFrame] = Timeline(self._step(), self._has_breaks())
         pictures = self._pictures(timeline, damage)
@@ -115,13 +113,17 @@ class VideoSource:
             yield from self._frames(pictures, timeline, damage)
         finally:
             pictures.close()
+            self._reading = False
             if self._opened is not None:
                 self._opened.close()
             self._opened = None
 
     def close(self) -> None:
-        """End the iteration before its next frame; the file is closed there."""
+        """End the iteration before its next frame; the file is closed there, or here if there is none."""
         self._closed = True
+        if self._opened is not None and not self._reading:
+            self._opened.close()
+            self._opened = None
 
     def _step(self) -> float:
         return 1.0 / self.rate if self.rate else _STEP_S

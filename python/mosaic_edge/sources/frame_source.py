@@ -6,10 +6,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import BinaryIO, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+
+Where: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO"
+"""A path, a URL, the bytes of a file, or a binary file that is open for reading."""
+
+
+def is_held(where: Where) -> bool:
+    """Whether it is the contents of a file, or an open one, and no name."""
+    return isinstance(where, bytes) or hasattr(where, "read")
 
 
 @dataclass(frozen=True, eq=False)

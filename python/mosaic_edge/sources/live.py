@@ -69,7 +69,7 @@ class LiveSource:
         path: a URL, a device or a pipe.
         fps: frames per second to give at most; None gives every frame the model has time for.
         connect_s, read_s: seconds for a connection to be made, and for a stream to say something.
-        give_up_s: after so many seconds without a frame it ends: quietly if the sender ended the stream and
+        give_up_s: after so many seconds of trying in vain it ends: quietly if the sender ended the stream and
             is not there any more, else with SourceError. math.inf: never.
         notify: called with one line when it breaks off and when it is back, from the source's thread.
     """
@@ -163,14 +163,14 @@ class LiveSource:
             cause, over = self._connection(queue, ticks)
             self._connected = False
             if queue.newest != before:
-                pause, clean = FIRST_PAUSE_S, cause is None
+                began, pause, clean = time.monotonic(), FIRST_PAUSE_S, cause is None
             self._trouble = cause or "the sender ended the stream"
             reached = self._timeline.last if self._timeline is not None and self._timeline.count else None
             if over:
                 return None if cause is None else SourceError(self._name, reached, cause)
-            silent = time.monotonic() - (began if queue.newest is None else queue.newest)
-            if silent + pause > self._give_up_s:
-                why = f"no frame for {silent:.0f} s ({self._trouble})"
+            tried = time.monotonic() - began
+            if tried + pause > self._give_up_s:
+                why = f"no frame in {tried:.0f} s of trying ({self._trouble})"
                 return None if clean else SourceError(self._name, reached, why)
             self._say(f"{self._trouble}; opened again in {pause:g} s")
             self._closed.wait(pause)
@@ -181,7 +181,7 @@ class LiveSource:
         """One connection: why it broke off (None: the sender ended it), and whether it is over."""
         damage = Damage()
         try:
-            with open_container(self.path, self.FORMAT, self._timeout) as container:
+            with open_container(self.path, self.FORMAT, self._timeout, live=True) as container:
                 video = video_stream(container, self._name, None)
                 timeline = self._continued(container, float(video.average_rate or 30))
                 recorded = _is_recording(self.path, container)

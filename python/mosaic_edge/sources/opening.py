@@ -6,7 +6,7 @@ import io
 import os
 import stat
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any
 from urllib.parse import urlsplit
 
 import av
@@ -16,10 +16,7 @@ from av.error import FFmpegError
 from av.stream import Disposition
 
 from mosaic_edge.sources.decoding import reason
-from mosaic_edge.sources.frame_source import SourceError
-
-Where: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO"
-"""A path, a URL, the bytes of a file, or a binary file that is open for reading."""
+from mosaic_edge.sources.frame_source import SourceError, Where, is_held
 
 CONNECT_S = READ_S = 10.0
 """The longest that a connection may take, and a stream say nothing."""
@@ -35,11 +32,6 @@ _PROTOCOLS |= {"tls": "tls,tcp", "ftp": "ftp,tcp", "rtp": "rtp,udp", "srt": "srt
 def is_url(where: str) -> bool:
     """Whether it is not a path."""
     return "://" in where
-
-
-def is_held(where: Where) -> bool:
-    """Whether it is the contents of a file, or an open one, and no name."""
-    return isinstance(where, bytes) or hasattr(where, "read")
 
 
 def is_pipe(where: Where) -> bool:
@@ -89,11 +81,15 @@ def check_there(where: Where) -> None:
 
 
 def open_container(
-    where: Where, form: str | None = None, timeout: tuple[float, float] = (CONNECT_S, READ_S)
+    where: Where,
+    form: str | None = None,
+    timeout: tuple[float, float] = (CONNECT_S, READ_S),
+    live: bool = False,
 ) -> InputContainer:
     """Open it with FFmpeg's demuxer `form` (None: it finds out). SourceError where it is no video.
 
-    timeout: seconds for a connection and for data, of what is not a file.
+    timeout: seconds for a connection and for data, of what is not a file. live: look at no more of it than
+    says what it is; FFmpeg else waits for twenty pictures to tell their rate.
     """
     file: Any = io.BytesIO(where) if isinstance(where, bytes) else where
     scheme = ""
@@ -105,8 +101,10 @@ def open_container(
     options = {"protocol_whitelist": _PROTOCOLS.get(scheme, scheme)}
     if scheme in ("rtsp", "rtsps"):
         options["rtsp_flags"] = "prefer_tcp"  # UDP loses packets as soon as a frame is more than one
-    if form is not None:
+    if form is not None:  # a device
         options = {}
+    if live:
+        options["fpsprobesize"] = "0"
     limits: dict[str, Any] = {"timeout": timeout} if scheme else {}
     try:
         return av.open(file, format=form, options=options, metadata_errors="replace", **limits)
