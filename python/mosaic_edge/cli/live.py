@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +22,9 @@ from mosaic_edge.cli.options import (
 )
 from mosaic_edge.cli.output import clock, complain, console, end_with, print_json, taken
 from mosaic_edge.cli.progress import StreamView
+
+if TYPE_CHECKING:
+    from mosaic_edge.sources import Frame, FrameSource, SourceError
 
 
 @command
@@ -47,14 +51,18 @@ def live(
     Frames that come while the model is busy are dropped: the newest is looked at.
     """
     from mosaic_edge.serve import stream_live
-    from mosaic_edge.sources import LiveSource, open_live
+    from mosaic_edge.sources import LiveSource, SourceError, open_live
 
     if trace is not None and account is not None and trace.resolve() == account.resolve():
         raise ValueError(f"trace={str(trace)!r} and account= are one path")
     engine = model.load()
     asking = answers.keywords(engine)
     fps = engine.spec.fps if reading.fps is None else reading.fps
-    frames = open_live(source, fps, give_up_s=give_up, notify=complain)
+    frames: FrameSource
+    try:
+        frames = open_live(source, fps, give_up_s=give_up, notify=complain)
+    except SourceError as error:
+        frames = _broken_off(error)
     with closing(frames), engine.session(**traced(session.keywords(), trace)) as opened:
         health = frames.stats if isinstance(frames, LiveSource) else None
         with StreamView(opened, "live", not json, health) as view:
@@ -77,3 +85,9 @@ def live(
             line += f", {ended.dropped} dropped, {ended.reconnects} reconnects"
         console().print(line, soft_wrap=True)
     end_with(ended.error, 1)
+
+
+def _broken_off(error: SourceError) -> Generator[Frame, None, None]:
+    """A source that is not there: that is as if it broke off before its first frame."""
+    yield from ()
+    raise error
