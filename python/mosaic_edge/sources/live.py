@@ -190,14 +190,14 @@ class LiveSource:
                 for picture in decode(packets_of(container, video, damage), video, damage):
                     arrived = time.monotonic()
                     self._note_frame()
-                    for (shown, came), moment in timeline.take((picture, arrived), picture.time, arrived):
-                        if ticks.take(moment):
-                            queue.put(shown, moment, came)
+                    for (shown, came), pts in timeline.take((picture, arrived), picture.time, arrived):
+                        if ticks.take(pts):
+                            queue.put(shown, pts, came)
                     if self._closed.is_set():
                         return None, True
-                for (shown, came), moment in timeline.rest():
-                    if ticks.take(moment):
-                        queue.put(shown, moment, came)
+                for (shown, came), pts in timeline.rest():
+                    if ticks.take(pts):
+                        queue.put(shown, pts, came)
         except SourceError as error:
             return error.cause, _is_local_pipe(self.path)
         finally:

@@ -20,7 +20,7 @@ _LEAK = 0.1
 @dataclass(frozen=True)
 class _Waiting:
     picture: VideoFrame
-    moment: float
+    pts: float
     size: int
     due: float
     """When a stream that keeps its own time would have brought it."""
@@ -58,10 +58,10 @@ class NewestFirst:
         self._interval = interval
         self._last, self._lead, self._hasty = None, 0.0, False
 
-    def put(self, picture: VideoFrame, moment: float, arrived: float) -> None:
-        """A picture seen at `moment` seconds of the stream came at `arrived`."""
+    def put(self, picture: VideoFrame, pts: float, arrived: float) -> None:
+        """A picture seen at `pts` seconds of the stream came at `arrived`."""
         with self._changed:
-            self._note_pace(moment, arrived)
+            self._note_pace(pts, arrived)
             size = sum(plane.buffer_size for plane in picture.planes)
             while self._waiting and not self._ended and self._is_full(size):
                 if self.patient and not self._is_old(self._waiting[0]):
@@ -70,7 +70,7 @@ class NewestFirst:
                 self._hasty = self._hasty or not self.patient
                 self._drop()
             due = arrived + (0.0 if self._hasty else max(0.0, self._lead))
-            self._waiting.append(_Waiting(picture, moment, size, due))
+            self._waiting.append(_Waiting(picture, pts, size, due))
             self._bytes += size
             self.newest = arrived
             self._changed.notify_all()
@@ -88,7 +88,7 @@ class NewestFirst:
             first = self._waiting.popleft()
             self._bytes -= first.size
             self._changed.notify_all()
-            return first.picture, first.moment
+            return first.picture, first.pts
 
     def end(self, error: Exception | None = None, at_once: bool = False) -> None:
         """Nothing comes any more; what waits is taken first, unless `at_once`."""
@@ -108,11 +108,11 @@ class NewestFirst:
         self._bytes -= self._waiting.popleft().size
         self.dropped += 1
 
-    def _note_pace(self, moment: float, arrived: float) -> None:
+    def _note_pace(self, pts: float, arrived: float) -> None:
         """How far the stream is ahead of its own clock; one that was stalled is behind it first."""
         if self._last is not None:
             passed = arrived - self._last[1]
-            self._lead += moment - self._last[0] - passed
+            self._lead += pts - self._last[0] - passed
             self._lead *= max(0.0, 1.0 - _LEAK * passed)
             self._lead = min(max(self._lead, -MOST_LEAD_S), MOST_LEAD_S)
-        self._last = moment, arrived
+        self._last = pts, arrived

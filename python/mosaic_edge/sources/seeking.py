@@ -61,7 +61,7 @@ def skip_before(
     groups: list[_Group] = []
     held = 0
     ending: VideoPacket | None = None
-    for number, packet, moments in _timed(packets, clock):
+    for number, packet, times in _timed(packets, clock):
         if packet is not None and not packet.size:
             ending = packet
         elif packet is not None:
@@ -69,14 +69,14 @@ def skip_before(
                 groups.append(_Group(number, time_of(packet)))
             groups[-1].packets.append(packet)
             held += packet.size
-        for known, moment in moments:
-            if moment > start:
+        for known, pts in times:
+            if pts > start:
                 break
             for i, group in enumerate(groups):
                 if group.number == known:
                     held -= sum(p.size for g in groups[:i] for p in g.packets)
                     groups = groups[i:]
-                    shown.begin_at(moment, group.raw)
+                    shown.begin_at(pts, group.raw)
         else:
             if held <= GROUP_BYTES:
                 continue
@@ -100,24 +100,24 @@ def _timed(
     for number, packet in enumerate(packets):
         raw = time_of(packet) if packet.size else None
         dts = seconds(packet.dts, packet.time_base) if packet.size else None
-        moments: list[tuple[int, float]] = []
+        times: list[tuple[int, float]] = []
         if raw is None:
-            moments += _flush(waiting, clock, 0)
+            times += _flush(waiting, clock, 0)
             if packet.size:
-                moments += clock.take(number, None)
+                times += clock.take(number, None)
         else:
             if dts is not None and decoded is not None and not -1.0 < dts - decoded < 10.0:
-                moments += _flush(waiting, clock, 0)
+                times += _flush(waiting, clock, 0)
             heapq.heappush(waiting, (raw, number))
-            moments += _flush(waiting, clock, REORDER)
+            times += _flush(waiting, clock, REORDER)
         decoded = dts if dts is not None else decoded
-        yield number, packet, moments
+        yield number, packet, times
     yield number + 1, None, [*_flush(waiting, clock, 0), *clock.rest()]
 
 
 def _flush(waiting: list[tuple[float, int]], clock: Timeline[int], least: int) -> list[tuple[int, float]]:
-    moments: list[tuple[int, float]] = []
+    times: list[tuple[int, float]] = []
     while len(waiting) > least:
         raw, number = heapq.heappop(waiting)
-        moments += clock.take(number, raw)
-    return moments
+        times += clock.take(number, raw)
+    return times

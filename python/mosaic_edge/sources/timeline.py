@@ -52,10 +52,10 @@ class Timeline(Generic[_Item]):
         """The latest time that any picture said of itself, in the stream's own clock."""
         self.count = 0
 
-    def begin_at(self, moment: float, raw: float | None) -> None:
-        """The next picture, which the stream has at `raw`, is at `moment`: what came before was skipped."""
-        self._offset = 0.0 if raw is None else moment - raw
-        self._first_time = moment
+    def begin_at(self, pts: float, raw: float | None) -> None:
+        """The next picture, which the stream has at `raw`, is at `pts`: what came before was skipped."""
+        self._offset = 0.0 if raw is None else pts - raw
+        self._first_time = pts
 
     def take(
         self, item: _Item, raw: float | None, arrived: float | None = None
@@ -72,7 +72,7 @@ class Timeline(Generic[_Item]):
             if len(self._opening) == 3 or (len(self._opening) == 2 and self._agree(*self._opening)):
                 yield from self._begin()
             return
-        yield from self._place(stamped)
+        yield from self._align(stamped)
 
     def rest(self) -> Iterator[tuple[_Item, float]]:
         """The stream ended: what was held."""
@@ -104,25 +104,23 @@ class Timeline(Generic[_Item]):
         for stamped in opening[1:]:
             yield from self.take(stamped.item, stamped.raw, stamped.arrived)
 
-    def _place(self, stamped: _Stamped[_Item]) -> Iterator[tuple[_Item, float]]:
-        moment = self._own(stamped)
-        if moment is None:
+    def _align(self, stamped: _Stamped[_Item]) -> Iterator[tuple[_Item, float]]:
+        pts = self._own(stamped)
+        if pts is None:
             yield self._accept(stamped, self._expected(stamped))
-        elif self.count and not 0 < moment - self.last <= max(JUMP_S, 4 * self._gap):
+        elif self.count and not 0 < pts - self.last <= max(JUMP_S, 4 * self._gap):
             self._held = stamped
         else:
-            yield self._accept(stamped, moment)
+            yield self._accept(stamped, pts)
 
     def _resolve(self, held: _Stamped[_Item], after: _Stamped[_Item]) -> Iterator[tuple[_Item, float]]:
         """A picture out of line, and the next, which says whether the clock jumped."""
-        moment, following = self._own(held), self._own(after)
-        assert moment is not None
-        alone = following is not None and (
-            following < moment if moment > self.last else following > self.last
-        )
+        pts, following = self._own(held), self._own(after)
+        assert pts is not None
+        alone = following is not None and (following < pts if pts > self.last else following > self.last)
         if not alone:
             yield self._accept(held, self._jumped(held))
-        elif abs(moment - self.last) > JUMP_S:
+        elif abs(pts - self.last) > JUMP_S:
             assert following is not None
             between = (following - self.last) / 2 if following > self.last else self._step
             yield self._accept(held, self.last + min(self._step, between))
@@ -130,24 +128,24 @@ class Timeline(Generic[_Item]):
 
     def _jumped(self, stamped: _Stamped[_Item]) -> float:
         """The time of a picture that begins a new stretch of the clock."""
-        moment, expected = self._own(stamped), self._expected(stamped)
-        if moment is None:
+        pts, expected = self._own(stamped), self._expected(stamped)
+        if pts is None:
             return expected
-        if self.count and not self.last < moment <= expected + self._leap:
-            self._offset += expected - moment
+        if self.count and not self.last < pts <= expected + self._leap:
+            self._offset += expected - pts
             return expected
-        return moment
+        return pts
 
-    def _accept(self, stamped: _Stamped[_Item], moment: float) -> tuple[_Item, float]:
+    def _accept(self, stamped: _Stamped[_Item], pts: float) -> tuple[_Item, float]:
         if self.count:
-            self._gap = moment - self.last
-        if moment == self._stepped():
+            self._gap = pts - self.last
+        if pts == self._stepped():
             self._steps += 1
         else:
-            self._base, self._steps = moment, 0
-        self.last, self._last_arrived = moment, stamped.arrived
+            self._base, self._steps = pts, 0
+        self.last, self._last_arrived = pts, stamped.arrived
         self.count += 1
-        return stamped.item, moment
+        return stamped.item, pts
 
     def _own(self, stamped: _Stamped[_Item]) -> float | None:
         return None if stamped.raw is None else stamped.raw + self._offset
@@ -182,13 +180,13 @@ class Ticks:
         self._anchor: float | None = None
         self._tick = 0
 
-    def take(self, moment: float) -> bool:
-        """Whether the picture seen at `moment` is taken."""
+    def take(self, pts: float) -> bool:
+        """Whether the picture seen at `pts` is taken."""
         if self._fps is None:
             return True
         if self._anchor is None:
-            self._anchor = moment
-        due = int((moment - self._anchor + self.TOLERANCE_S) * self._fps)
+            self._anchor = pts
+        due = int((pts - self._anchor + self.TOLERANCE_S) * self._fps)
         if due < self._tick:
             return False
         self._tick = due + 1
