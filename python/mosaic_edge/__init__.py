@@ -11,6 +11,7 @@ DEFAULT_POLICY = "edge"
 # Public name -> the module that defines it. Nothing is imported before it is used.
 _HOME = {
     "Engine": "engine",
+    "AsyncSession": "async_session",
     "Session": "session",
     "Reply": "reply",
     "ReplyStream": "reply",
@@ -26,9 +27,11 @@ _HOME = {
     "ModelError": "models.vlm",
     "Frame": "sources",
     "FrameSource": "sources",
+    "LiveSource": "sources",
     "SourceError": "sources",
     "VideoSource": "sources",
     "frames_from_arrays": "sources",
+    "open_live": "sources",
     "open_source": "sources",
     "stream_live": "serve",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import timedelta
 from numbers import Real
 from typing import Any
 
@@ -44,10 +45,12 @@ def question_tokens(
 
 
 def seconds(value: Any, name: str) -> float:
-    """A time as a plain float: a number, or an array of one without dimensions, which its owner may change.
-    ValueError names the argument."""
+    """A time as a plain float: a number, a timedelta, or an array of one without dimensions, which its owner
+    may change. ValueError names the argument."""
     if getattr(value, "shape", None) == () and hasattr(value, "item"):
         value = value.item()
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
     try:
         if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value):
             return float(value)

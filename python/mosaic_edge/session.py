@@ -9,10 +9,9 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from pathlib import Path
 from statistics import median
 from types import TracebackType
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,32 +21,22 @@ from mosaic_edge.config import SessionConfig
 from mosaic_edge.evidence import time_ranges
 from mosaic_edge.held_frame import HeldFrame
 from mosaic_edge.held_policy import weakly_held
+from mosaic_edge.memory_attend import MemoryAttend
 from mosaic_edge.models.vlm import EncodedFrame, FloatArray, FrameArray, Vlm
 from mosaic_edge.open_sessions import hold_at_exit
+from mosaic_edge.pictures import as_rgb
 from mosaic_edge.question import check_arguments, question_tokens, seconds
 from mosaic_edge.reply import Reply, ReplyStream
 from mosaic_edge.sampling import Sampler, SamplingParams
 from mosaic_edge.trace import Trace
 
+if TYPE_CHECKING:
+    from mosaic_edge.sources.frame_source import FrameSource, Where
+
 _FAR_SECONDS = 1e6
 """A first frame's pts beyond it is a clock that did not begin with the stream (the time of day, or since a
 machine went up): the core, which holds 2,000,000 seconds, is given what passed since."""
 _MOST_SECONDS = 1e12
-
-
-class _MemoryAttend:
-    """A session's `attend`, as models see it (vlm.DeviceAttend)."""
-
-    def __init__(self, memory: Any, out: FloatArray, device: str) -> None:
-        self._memory = memory
-        self._out = out
-        self.device = device
-
-    def __call__(self, layer: int, q: Any, k: Any, v: Any, out: Any = None, stream: int | None = None) -> Any:
-        if out is None:
-            out = self._out[: len(q)]
-        self._memory.attend(layer, q, k, v, out, stream=stream)
-        return out
 
 
 class Session:
@@ -76,7 +65,7 @@ class Session:
         self._branch_tokens: int = self._memory.plan()["branch_tokens"]
         most = max(self._spec.tokens_per_frame, self._branch_tokens, len(prefix))
         self._out: FloatArray = np.empty((most, self._spec.q_heads, self._spec.head_dim), np.float32)
-        self._attend: _MemoryAttend | None = _MemoryAttend(self._memory, self._out, self.config.backend)
+        self._attend: MemoryAttend | None = MemoryAttend(self._memory, self._out, self.config.backend)
         self._gaps: deque[float] = deque([1.0 / self._spec.fps], maxlen=31)
         self._frames = self._pictures = 0  # taken in
         self._seen = len(prefix)  # tokens
@@ -92,23 +81,15 @@ class Session:
             self._block(model.embed_text(prefix), want_logits=False)
         hold_at_exit(self)
 
-    def append(self, frame: FrameArray, pts: float | None = None) -> None:
+    def append(self, frame: Any, pts: float | None = None) -> None:
         """Take in one RGB frame uint8 [H, W, 3] seen at `pts` seconds (default: a frame time after the last).
+        A PIL image, a torch tensor, an encoded picture (bytes, a file) will do: pictures.py.
 
         Raises ValueError for a bad frame or falling pts, MemoryCapError when the policy refuses; then nothing
         is changed. Where two frames make a picture (Qwen-VL), the first is held until the second comes or a
         question does, and both are refused together.
         """
-        try:
-            image = np.asarray(frame)
-        except (
-            Exception
-        ) as error:  # of its own class: whatever the object raises when it is asked for its array
-            raise ValueError(
-                f"frame: cannot be read as an array ({' '.join(str(error).split())[:200]})"
-            ) from error
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-            raise ValueError(f"frame: expected uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
+        image = as_rgb(frame)
         with self._my_turn(), self._alone():
             self._settle()
             if pts is None:
@@ -187,26 +168,37 @@ class Session:
 
     def append_video(
         self,
-        path: str | Path,
+        path: Where,
         fps: float | None = None,
         *,
         start: float = 0.0,
         end: float | None = None,
         progress: Callable[[float, int], None] | None = None,
     ) -> int:
-        """Stream a file or a camera at `fps` (default: the model's); returns how many frames went in.
+        """Stream a file (its path, its bytes, or open) or a camera at `fps` (default: the model's); returns
+        how many frames went in.
 
+        A video whose times do not lie behind the last frame's (another file) goes on a frame time after it.
         progress(pts seconds, frames) is called after every frame. Raises SourceError after what decodes.
         """
         from mosaic_edge.sources import open_source  # PyAV is for files only
 
-        count = 0
-        with closing(open_source(path, self._spec.fps if fps is None else fps, start, end)) as source:
+        return self.append_frames(
+            open_source(path, self._spec.fps if fps is None else fps, start, end), progress
+        )
+
+    def append_frames(self, source: FrameSource, progress: Callable[[float, int], None] | None = None) -> int:
+        """Stream what gives frames, and close it; as append_video does."""
+        count, shift = 0, 0.0
+        with closing(source):
             for frame in source:
-                self.append(frame.image, frame.pts)
+                if not count and self._last_pts is not None and frame.pts <= self._last_pts:
+                    shift = self._last_pts + median(self._gaps) - frame.pts
+                pts = frame.pts + shift
+                self.append(frame.image, pts)
                 count += 1
                 if progress is not None:
-                    progress(frame.pts, count)
+                    progress(pts, count)
         return count
 
     @overload
@@ -256,11 +248,7 @@ class Session:
         with self._alone():
             ids = question_tokens(self._model, question, self._talking, special_tokens)
         result: list[Reply] = []
-        if len(ids) >= self._branch_tokens:
-            raise _core.MemoryCapError(
-                f"question: {len(ids)} tokens with its template leave no room for an answer in "
-                f"branch_tokens={self._branch_tokens}; raise it, or ask in fewer words"
-            )
+        self.check_room(len(ids))
         sampling = SamplingParams.from_model(self._spec) if sampling is None else sampling
         pieces = self._answer(ids, since, dialogue, sampling, stream, result)
         if stream:
@@ -268,6 +256,14 @@ class Session:
         for _ in pieces:
             pass
         return result[0]
+
+    def check_room(self, tokens: int) -> None:
+        """MemoryCapError where a question of so many tokens, with its template, leaves no room to answer."""
+        if tokens >= self._branch_tokens:
+            raise _core.MemoryCapError(
+                f"question: {tokens} tokens with its template leave no room for an answer in "
+                f"branch_tokens={self._branch_tokens}; raise it, or ask in fewer words"
+            )
 
     def memory(self) -> dict[str, Any]:
         """Bytes by tier and part, where every token is; what was split, merged, collapsed, dropped, lost."""
@@ -332,13 +328,16 @@ class Session:
             raise ValueError("an answer is being streamed: iterate it to its end or close() it first")
         if self._turn_of == threading.get_ident():
             raise ValueError("a policy cannot append to or ask the session that is calling it")
-        self._turn.acquire()
+        with self._turn, self._named():  # not acquire(): an interrupt behind it would keep the turn for ever
+            yield
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
         self._turn_of = threading.get_ident()
         try:
             yield
         finally:
             self._turn_of = None
-            self._turn.release()
 
     def _settle(self) -> None:
         """What an interrupt left open, between two steps of a frame or an answer, is forgotten."""

@@ -27,7 +27,13 @@ def spill_folder(asked: str | None) -> str:
                 f"spill_dir={asked!r} is in RAM ({kind}): what is spilled there saves none", stacklevel=1
             )
         return asked
-    usual = tempfile.gettempdir()
+    try:
+        usual = tempfile.gettempdir()
+    except OSError as error:  # a root that is read-only
+        raise ValueError(
+            f"disk=: there is no temporary directory ({error.strerror or error}). Set spill_dir= to a "
+            "folder on a disk, or leave disk= out"
+        ) from None
     if (kind := memory_kind(usual)) is None:
         return usual
     try:

@@ -219,7 +219,7 @@ def _spill(asked: str | None) -> dict[str, Any]:
             warnings.simplefilter("ignore")  # it is said below
             folder = spill_folder(asked)
     except ValueError as error:
-        return {"ok": False, "folder": tempfile.gettempdir(), "detail": str(error), "free_bytes": 0}
+        return {"ok": False, "folder": tempfile.tempdir or "", "detail": str(error), "free_bytes": 0}
     kind = memory_kind(folder)
     try:
         with tempfile.TemporaryFile(dir=folder) as file:

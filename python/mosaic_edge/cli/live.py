@@ -11,12 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mosaic_edge.cli import command
-from mosaic_edge.cli.options import Json, ModelOptions, SessionOptions, SourceOptions, TraceFile, traced
-from mosaic_edge.cli.output import clock, console, end_with, print_json, taken
+from mosaic_edge.cli.options import (
+    AnswerOptions,
+    Json,
+    ModelOptions,
+    SessionOptions,
+    SourceOptions,
+    TraceFile,
+    traced,
+)
+from mosaic_edge.cli.output import clock, complain, console, end_with, print_json, taken
 from mosaic_edge.cli.progress import StreamView
 
 if TYPE_CHECKING:
-    from mosaic_edge.sources import Frame
+    from mosaic_edge.sources import Frame, FrameSource, SourceError
 
 
 @command
@@ -25,42 +33,61 @@ def live(
     model: ModelOptions,
     session: SessionOptions,
     reading: SourceOptions,
+    answers: AnswerOptions,
     socket: Annotated[
         Path | None, typer.Option(help="Unix socket: a question a line in, a JSON answer a line out.")
     ] = None,
     account: Annotated[Path | None, typer.Option(help="CSV of the memory account over time.")] = None,
     every: Annotated[float, typer.Option(help="Seconds between rows of --account.")] = 10.0,
+    give_up: Annotated[
+        float, typer.Option(help="Seconds of trying in vain after which a camera is given up; inf: never.")
+    ] = 30.0,
     trace: TraceFile = None,
     json: Json = False,
 ) -> None:
     """Stream a camera until it ends or SIGTERM, answering over a socket.
 
-    A source that breaks off ends with one line that says why, and the exit code 1.
+    A camera that breaks off is opened again until --give-up; then one line says why, and the exit code is 1.
+    Frames that come while the model is busy are dropped: the newest is looked at.
     """
     from mosaic_edge.serve import stream_live
+    from mosaic_edge.sources import LiveSource, SourceError, open_live
 
     if trace is not None and account is not None and trace.resolve() == account.resolve():
         raise ValueError(f"trace={str(trace)!r} and account= are one path")
     engine = model.load()
-    frames = _frames(source, engine.spec.fps if reading.fps is None else reading.fps)
-    with engine.session(**traced(session.keywords(), trace)) as opened:
-        with StreamView(opened, "live", not json) as view:
+    asking = answers.keywords(engine)
+    fps = engine.spec.fps if reading.fps is None else reading.fps
+    frames: FrameSource
+    try:
+        frames = open_live(source, fps, give_up_s=give_up, notify=complain)
+    except SourceError as error:
+        frames = _broken_off(error)
+    with closing(frames), engine.session(**traced(session.keywords(), trace)) as opened:
+        health = frames.stats if isinstance(frames, LiveSource) else None
+        with StreamView(opened, "live", not json, health) as view:
             ended = stream_live(
-                opened, frames, socket=socket, account=account, every=every, progress=view.tick
+                opened,
+                frames,
+                socket=socket,
+                account=account,
+                every=every,
+                progress=view.tick,
+                asking=asking,
             )
         memory = opened.memory()
     result: dict[str, Any] = {"source": source, **asdict(ended), "seconds": view.seconds, "memory": memory}
     if json:
         print_json(result)
     else:
-        line = f"{result['frames']} frames in {clock(result['seconds'])}, {taken(memory)}"
+        line = f"{ended.frames} frames in {clock(view.seconds)}, {taken(memory)}"
+        if ended.dropped or ended.reconnects:
+            line += f", {ended.dropped} dropped, {ended.reconnects} reconnects"
         console().print(line, soft_wrap=True)
     end_with(ended.error, 1)
 
 
-def _frames(source: str, fps: float) -> Generator[Frame, None, None]:
-    """The source, opened with its first frame: if it is not there, that is as if it broke off."""
-    from mosaic_edge.sources import open_source
-
-    with closing(open_source(source, fps)) as opened:
-        yield from opened
+def _broken_off(error: SourceError) -> Generator[Frame, None, None]:
+    """A source that is not there: that is as if it broke off before its first frame."""
+    yield from ()
+    raise error

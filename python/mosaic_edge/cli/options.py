@@ -115,6 +115,34 @@ class SourceOptions:
         return {} if profile.fps is None else {"fps": profile.fps}
 
 
+@dataclass(frozen=True)
+class AnswerOptions:
+    """How an answer is drawn, and from what; what is not said is as the model's makers have it."""
+
+    since: Annotated[float | None, typer.Option(help="Read only what was seen from this second on.")] = None
+    max_tokens: Annotated[int | None, typer.Option(help="The most tokens of an answer.")] = None
+    temperature: Annotated[float | None, typer.Option(help="0: the likeliest token each time.")] = None
+    top_k: Annotated[int | None, typer.Option(help="Draw among so many; 0: all.")] = None
+    top_p: Annotated[float | None, typer.Option(help="Draw among this share; 1: all.")] = None
+    seed: Annotated[int | None, typer.Option(help="Of the draws: the same seed, the same answer.")] = None
+
+    @staticmethod
+    def of_profile(profile: Profile) -> dict[str, Any]:
+        """What a profile says of these."""
+        return {}
+
+    def keywords(self, engine: Engine) -> dict[str, Any]:
+        """since= and sampling= of Session.ask. ValueError for what they cannot be."""
+        from mosaic_edge.question import seconds
+        from mosaic_edge.sampling import SamplingParams
+
+        if self.since is not None and seconds(self.since, "since") < 0:
+            raise ValueError(f"since={self.since:g}: expected seconds from 0 on")
+        drawn = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "since"}
+        said = {name: value for name, value in drawn.items() if value is not None}
+        return {"since": self.since, "sampling": SamplingParams.from_model(engine.spec, **said)}
+
+
 def traced(keywords: dict[str, Any], trace: Path | None) -> dict[str, Any]:
     """Fields of SessionConfig with --trace among them, where it was given."""
     return keywords if trace is None else {**keywords, "trace": str(trace)}

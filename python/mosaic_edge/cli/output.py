@@ -8,6 +8,7 @@ import math
 import sys
 import unicodedata
 from contextlib import suppress
+from datetime import datetime
 from typing import Any
 
 import typer
@@ -78,6 +79,11 @@ class LogLines(logging.Handler):
         complain(record.getMessage())
 
 
+def one_line(error: BaseException) -> str:
+    """What an error says."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def end_with(error: str | None, code: int) -> None:
     """End the command with `code` and one line, if there is an error."""
     if error is not None:
@@ -104,8 +110,14 @@ def _plain(value: Any) -> Any:
     return value
 
 
+WALL_CLOCK_S = 1e9
+"""Seconds from here on (2001) are the time of day, as cameras and recordings have it, not of a stream."""
+
+
 def clock(seconds: float) -> str:
-    """Seconds as m:ss, or h:mm:ss from an hour on."""
+    """Seconds as m:ss, or h:mm:ss from an hour on; the time of day as date and time, here."""
+    if seconds >= WALL_CLOCK_S:
+        return datetime.fromtimestamp(seconds).isoformat(" ", "seconds")
     whole = max(0, round(seconds))
     hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

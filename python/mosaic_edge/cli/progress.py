@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -25,15 +25,22 @@ from mosaic_edge.config import format_bytes
 
 if TYPE_CHECKING:
     from mosaic_edge.session import Session
+    from mosaic_edge.sources import LiveStats
 
 
 class StreamView:
     """A line that follows a stream: time, frames a second, bytes against the cap."""
 
-    def __init__(self, session: Session, label: str, enabled: bool = True) -> None:
+    def __init__(
+        self,
+        session: Session,
+        label: str,
+        enabled: bool = True,
+        health: Callable[[], LiveStats] | None = None,
+    ) -> None:
         console = DataConsole(stderr=True)
         self._session = session
-        self._label = label
+        self._label, self._health = label, health
         self._live = Live(console=console, refresh_per_second=8, transient=True)
         self._shown = enabled and console.is_terminal
         self._began = time.perf_counter()
@@ -63,14 +70,22 @@ class StreamView:
         stats = self._session.memory()
         tokens = stats["tokens"]
         row = Table.grid(padding=(0, 2))
+        live = () if self._health is None else (_health(self._health()),)
         row.add_row(
             Text(visible(self._label), style="bold"),
             f"{clock(pts)} of stream",
             f"{frames / max(now - self._began, 1e-9):.0f} frames/s",
             f"{format_bytes(stats['taken_bytes'])} of {format_bytes(stats['cap_bytes'])}",
             f"{tokens['seen']:,} tokens: {tokens['collapsed']:,} collapsed, {tokens['dropped']:,} dropped",
+            *live,
         )
         self._live.update(row)
+
+
+def _health(live: LiveStats) -> str:
+    """How the camera does."""
+    age = "" if live.age_seconds is None else f"newest frame {live.age_seconds:.1f} s old, "
+    return f"{age}{live.dropped:,} frames dropped, {live.reconnects} reconnects"
 
 
 @contextmanager

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from mosaic_edge.question import seconds
 from mosaic_edge.serve.account import Account
 from mosaic_edge.serve.questions import answering
 from mosaic_edge.session import Session
-from mosaic_edge.sources import FrameSource, SourceError
+from mosaic_edge.sources import FrameSource, LiveSource, SourceError
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,9 @@ class Streamed:
     frames: int
     error: str | None
     """What broke off; None for a source that ended, or a process that was told to stop."""
+    dropped: int = 0
+    """Frames of a live source that came while the model was busy with others."""
+    reconnects: int = 0
 
 
 def stream_live(
@@ -39,12 +43,14 @@ def stream_live(
     account: str | Path | None = None,
     every: float = 10.0,
     progress: Callable[[float, int], None] | None = None,
+    asking: Mapping[str, Any] | None = None,
 ) -> Streamed:
     """Stream `source` (any FrameSource) until it ends, or until SIGTERM or SIGINT; both are a good end.
 
     socket: a Unix socket to answer at while frames go in. account: a CSV of the memory account, with a row
-    every `every` seconds. progress(pts seconds, frames) is called after every frame. The source is closed at
-    the end. Signals are handled where Python can do that: in the main thread.
+    every `every` seconds. progress(pts seconds, frames) is called after every frame. asking: keywords of
+    Session.ask for what the socket is asked. The source is closed at the end. Signals are handled where
+    Python can do that: in the main thread.
     A source that breaks off raises nothing here: `error` of the result says what was wrong.
     """
     if not seconds(every, "every") > 0:
@@ -55,7 +61,7 @@ def stream_live(
     with (
         closing(source),
         Account(session, None if account is None else Path(account), every) as book,
-        answering(session, None if socket is None else Path(socket)),
+        answering(session, None if socket is None else Path(socket), asking),
         _Stop() as stop,
     ):
         try:
@@ -68,6 +74,9 @@ def stream_live(
                         progress(frame.pts, frames)
         except SourceError as broken:
             error = str(broken)
+    if isinstance(source, LiveSource):
+        live = source.stats()
+        return Streamed(frames, error, live.dropped, live.reconnects)
     return Streamed(frames, error)
 
 

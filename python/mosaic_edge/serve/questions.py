@@ -12,7 +12,7 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,14 +31,14 @@ END_SECONDS = 0.5
 
 
 @contextmanager
-def answering(session: Session, path: Path | None) -> Iterator[None]:
+def answering(session: Session, path: Path | None, asking: Mapping[str, Any] | None = None) -> Iterator[None]:
     """Answer on the Unix socket `path` while the body runs. ValueError where someone else answers, or where
-    something else than a socket is."""
+    something else than a socket is. asking: keywords of Session.ask."""
     if path is None:
         yield
         return
     with claimed(path) as listener:
-        server = _Server(session, listener)
+        server = _Server(session, listener, asking or {})
         server.start()
         try:
             yield
@@ -60,8 +60,8 @@ class _Client:
 
 
 class _Server:
-    def __init__(self, session: Session, listener: socket.socket) -> None:
-        self._session, self._listener = session, listener
+    def __init__(self, session: Session, listener: socket.socket, asking: Mapping[str, Any]) -> None:
+        self._session, self._listener, self._asking = session, listener, asking
         self._clients: set[_Client] = set()
         self._questions: queue.SimpleQueue[tuple[_Client, bytes] | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[tuple[_Client, bytes]] = queue.SimpleQueue()
@@ -91,7 +91,9 @@ class _Server:
     def _answer(self) -> None:
         while (asked := self._questions.get()) is not None and not self._stopping.is_set():
             client, line = asked
-            self._answers.put((client, json.dumps(_reply(self._session, line)).encode() + b"\n"))
+            self._answers.put(
+                (client, json.dumps(_reply(self._session, line, self._asking)).encode() + b"\n")
+            )
             self._nudge()
 
     def _serve(self) -> None:
@@ -203,10 +205,10 @@ def _line(document: dict[str, Any]) -> bytes:
     return json.dumps(document).encode() + b"\n"
 
 
-def _reply(session: Session, line: bytes) -> dict[str, Any]:
+def _reply(session: Session, line: bytes, asking: Mapping[str, Any]) -> dict[str, Any]:
     try:
         question = line.decode().strip()
-        reply = session.ask(question)
+        reply = session.ask(question, **asking)
     except Exception as error:  # the stream goes on, whatever a question was
         return {"error": " ".join(str(error).split()) or type(error).__name__}
     return reply_document(question, reply)

@@ -6,6 +6,10 @@ from __future__ import annotations
 from mosaic_edge.sources.arrays import frames_from_arrays
 from mosaic_edge.sources.files import VideoSource
 from mosaic_edge.sources.frame_source import Frame, FrameSource, SourceError
+from mosaic_edge.sources.live import LiveSource, LiveStats, open_live
 from mosaic_edge.sources.registry import open_source
 
-__all__ = ["Frame", "FrameSource", "SourceError", "VideoSource", "frames_from_arrays", "open_source"]
+__all__ = [
+    "Frame", "FrameSource", "LiveSource", "LiveStats", "SourceError", "VideoSource", "frames_from_arrays",
+    "open_live", "open_source",
+]  # fmt: skip

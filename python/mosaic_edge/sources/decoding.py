@@ -1,29 +1,43 @@
-"""Pictures out of a container, with real times: what breaks is counted, what decodes comes upright in RGB."""
+"""Pictures out of a container: what breaks is counted, what decodes comes upright in RGB."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from enum import Enum
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from av import VideoFrame, VideoStream
 from av.container import InputContainer
-from av.error import FFmpegError
+from av.error import ExitError, FFmpegError
+from av.format import Flags
 from av.sidedata.sidedata import SideDataContainer
+from av.sidedata.sidedata import Type as SideDataType
 from numpy.typing import NDArray
 
-# Times that jump back further than this start a new stretch (joined recordings); it continues the timeline.
-JUMP_BACK_S = 1.0
+if TYPE_CHECKING:
+    from av import Packet
+
+    VideoPacket: TypeAlias = Packet[VideoStream]
+
+JOIN_PACKETS = 2
+"""How near a key frame a packet must be that only looks cut short: the parser may mark the one before."""
 
 
 class Damage:
     """What went wrong while a file was read: the first cause and how often."""
 
     def __init__(self) -> None:
+        self.last_duration: float | None = None  # of the last packet, s
+        self.clear()
+
+    def clear(self) -> None:
+        """What was read is read anew."""
         self.first: str | None = None
         self.count = 0
-        self.last_duration: float | None = None  # of the last packet, s
+        self.broke_off: str | None = None
+        """Why there was nothing more to read, other than that it was the end."""
 
     def add(self, cause: str, time: float | None) -> None:
         """Something went wrong, at `time` seconds where that is known."""
@@ -37,51 +51,84 @@ class Damage:
         return None if self.first is None else f"{self.first}{more}"
 
 
-class Clock:
-    """Times of decoded pictures: real pts, rising. A picture without one follows its forerunner by `step`."""
-
-    def __init__(self, step: float) -> None:
-        self._step, self._offset = step, 0.0
-        self.last, self.frames = 0.0, 0
-
-    def read(self, picture: VideoFrame) -> float | None:
-        """Seconds, or None for a picture that is not later than the one before it."""
-        if picture.time is None:
-            time = self.last + self._step if self.frames else 0.0
-        else:
-            time = float(picture.time) + self._offset
-        if self.frames and time < self.last - JUMP_BACK_S:
-            self._offset += self.last + self._step - time
-            time = self.last + self._step
-        if self.frames and time <= self.last:
-            return None
-        self.last, self.frames = time, self.frames + 1
-        return time
+def has_breaks(container: InputContainer) -> bool:
+    """Whether times of its format may begin anew in the middle (MPEG-TS, MPEG-PS, HLS)."""
+    return has_flag(container, Flags.ts_discont)
 
 
-def decode(container: InputContainer, video: VideoStream, damage: Damage) -> Iterator[VideoFrame]:
-    """Every picture of the stream that decodes; what does not is counted in `damage`."""
+def has_flag(container: InputContainer, flag: Flags) -> bool:
+    """Whether FFmpeg says so of its format."""
+    flags: Any = container.format.flags  # an int, though typed as Flags
+    return bool(flags & flag.value)
+
+
+def packets_of(container: InputContainer, video: VideoStream, damage: Damage) -> Iterator[VideoPacket]:
+    """The packets of a stream, with its last, empty one; where the container breaks off they end.
+
+    In a format with breaks a packet that is marked as cut short next to a key frame is where two recordings
+    were joined: the counter in their packets begins anew there, and nothing is missing.
+    """
+    joins = JOIN_PACKETS if has_breaks(container) else 0
+    cut: float | None = None
+    since_cut = -1  # packets; below 0: none is marked
     packets = container.demux(video)
     while True:
         try:
             packet = next(packets)
         except StopIteration:
             return
-        except (FFmpegError, OSError) as error:  # the container breaks off: drain the decoder and stop
-            damage.add(f"the file cannot be read on ({reason(error)})", None)
-            packet = None
-        time = None
-        if packet is not None and packet.size:
-            time = seconds(packet.pts if packet.pts is not None else packet.dts, packet.time_base)
-            damage.last_duration = seconds(packet.duration, packet.time_base)
-            if packet.is_corrupt:
-                damage.add("a packet is cut short", time)
-        try:
-            yield from video.codec_context.decode(packet)
         except (FFmpegError, OSError) as error:
-            damage.add(f"a packet does not decode ({reason(error)})", time)
-        if packet is None:
+            damage.broke_off = f"it cannot be read on ({reason(error)})"
+            damage.add(damage.broke_off, None)
             return
+        if since_cut >= 0:
+            since_cut += 1
+            if packet.size and packet.is_keyframe and since_cut <= joins:
+                since_cut = -1
+            elif not packet.size or since_cut > joins:
+                damage.add("a packet is cut short", cut)
+                since_cut = -1
+        if packet.size:
+            if packet.is_corrupt and since_cut < 0:
+                since_cut, cut = 0, time_of(packet)
+            damage.last_duration = seconds(packet.duration, packet.time_base)
+        yield packet
+
+
+def decode(packets: Iterable[VideoPacket], video: VideoStream, damage: Damage) -> Iterator[VideoFrame]:
+    """Every picture that decodes; what does not is counted in `damage`, and what comes after it decodes.
+
+    One picture at a time: a decoder that has several in work on as many threads loses, with one that is
+    broken, those that are in work beside it, so that the number of cores would tell what is lost.
+    """
+    video.thread_type = "SLICE"
+    for packet in packets:
+        if not packet.size:
+            break
+        try:
+            pictures = video.codec_context.decode(packet)
+        except (FFmpegError, OSError) as error:
+            damage.add(f"a packet does not decode ({reason(error)})", time_of(packet))
+            continue
+        yield from pictures
+    try:
+        yield from video.codec_context.decode(None)
+    except (FFmpegError, OSError) as error:
+        damage.add(f"the last pictures do not decode ({reason(error)})", None)
+
+
+def _unnamed(kind: type[Enum], value: object) -> Enum | None:
+    """A member for a number that PyAV has no name for."""
+    if not isinstance(value, int):
+        return None
+    member = object.__new__(kind)
+    member._name_, member._value_ = f"UNNAMED_{value}", value
+    return kind._value2member_map_.setdefault(value, member)
+
+
+# FFmpeg attaches more kinds of data to pictures than PyAV's enum has (EXIF, the eye a view is for), and PyAV
+# then gives none of a picture's data at all, not even its display matrix.
+SideDataType._missing_ = classmethod(_unnamed)  # type: ignore[assignment,method-assign]
 
 
 def upright(picture: VideoFrame) -> NDArray[np.uint8]:
@@ -99,6 +146,11 @@ def upright(picture: VideoFrame) -> NDArray[np.uint8]:
     return np.ascontiguousarray(image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
 
 
+def time_of(packet: VideoPacket) -> float | None:
+    """When what is in it is shown, or decoded; None where it does not say, s."""
+    return seconds(packet.dts if packet.pts is None else packet.pts, packet.time_base)
+
+
 def seconds(ticks: int | None, time_base: Fraction | None) -> float | None:
     """Of a time in ticks; None where there is none."""
     return None if ticks is None or time_base is None else float(ticks * time_base)
@@ -106,4 +158,6 @@ def seconds(ticks: int | None, time_base: Fraction | None) -> float | None:
 
 def reason(error: BaseException) -> str:
     """Why, in as few words as the error has."""
+    if isinstance(error, ExitError):  # what FFmpeg says when its time is up
+        return "no data came in time"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

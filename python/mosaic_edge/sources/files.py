@@ -9,23 +9,40 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Generator, Iterator
 
 import av
-from av import VideoStream
+from av import VideoFrame, VideoStream
 from av.container import InputContainer
 from av.error import FFmpegError
-from av.stream import Disposition
 
-from mosaic_edge.sources.decoding import Clock, Damage, decode, reason, seconds, upright
-from mosaic_edge.sources.frame_source import Frame, SourceError
+from mosaic_edge.sources.decoding import (
+    Damage,
+    decode,
+    has_breaks,
+    packets_of,
+    reason,
+    seconds,
+    upright,
+)
+from mosaic_edge.sources.encryption import encryption_of
+from mosaic_edge.sources.frame_source import Frame, SourceError, Where, is_held
+from mosaic_edge.sources.opening import (
+    check_there,
+    is_pipe,
+    name_of,
+    open_container,
+    video_stream,
+)
 from mosaic_edge.sources.registry import scheme
+from mosaic_edge.sources.seeking import has_index, seek_before, skip_before
+from mosaic_edge.sources.timeline import Ticks, Timeline
 
-# Matroska rounds times to the millisecond, so a frame this close before a tick is the frame of that tick.
-TICK_TOLERANCE_S = 1e-3
 # A file that ends this much before the duration it declares was cut off.
 TRUNCATION_TOLERANCE_S = 0.5
+_ROUNDING_S = 1e-9
+_STEP_S = 1.0 / 30
+"""Between pictures of a stream that does not say how many come a second."""
 
 
 @scheme("file", "http", "https", "ftp", "unix", "tcp", "tls", "udp", "rtp", "srt")
@@ -35,12 +52,15 @@ class VideoSource:
     Sampling follows the pts timeline, so a variable frame rate is no special case: ticks lie 1/fps apart from
     the first frame on, and each tick takes the first frame at or after it. A frame is given once, so a slower
     video gives fewer frames, and nothing waits for the future. Frames between ticks are decoded (later ones
-    need them) but never converted to RGB.
+    need them) but never converted to RGB. A clock that begins anew on the way (joined recordings) goes on.
 
     Args:
-        path: any file PyAV reads. Audio is ignored, attached pictures (cover art) too.
+        path: any file PyAV reads, or its bytes, or a binary file that is open. Audio is ignored, attached
+            pictures (cover art) too. It is opened once, here, and read by the first iteration; another
+            iteration opens it again, which a pipe does not allow.
         fps: frames per second to give; None gives every frame.
-        start: seconds on the file's timeline; frames before it are skipped. 0 is the file's beginning.
+        start: seconds on the file's timeline; frames before it are skipped. 0 is the file's beginning. A file
+            without an index (MPEG-TS, MPEG-PS, raw H.264) is read, not decoded, up to there.
         end: seconds on the same timeline; frames at or after it are not read. None reads to the end.
         stream: index of a video stream in the file; None takes the one FFmpeg calls best.
 
@@ -50,71 +70,121 @@ class VideoSource:
     Raises:
         ValueError: fps, start, end or stream is out of range.
         SourceError: here for no such file, a directory, an empty file, no container, no video stream; while
-            frames are read for a corrupt or truncated file: what decodes is given first, then this, once.
+            frames are read for a corrupt or truncated file: what decodes is given first, then this, once; and
+            for a `start` behind the last frame, or an `end` before the first.
     """
-
-    FORMAT: str | None = None
-    """FFmpeg's demuxer; None: it finds out by itself."""
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: Where,
         fps: float | None = None,
         start: float = 0.0,
         end: float | None = None,
         stream: int | None = None,
     ) -> None:
-        if fps is not None and not 0 < fps < math.inf:
-            raise ValueError(f"fps: got {fps}, expected a positive number or None for every frame")
-        if not 0 <= start < math.inf:
-            raise ValueError(f"start: got {start}, expected seconds from 0 on")
-        if end is not None and not end > start:
-            raise ValueError(f"end: got {end}, expected more than start={start}")
-        self.path, self.fps, self.start, self.end = os.fspath(path), fps, float(start), end
-        self._wanted = stream
-        self._closed = False
-        self._check_path()
-        with self._open() as container:
-            video = self._pick(container)
+        check_window(fps, start, end)
+        self.path: Where = path if is_held(path) else os.fspath(path)  # type: ignore[arg-type]
+        self.fps, self.start, self.end = fps, float(start), end
+        self._name, self._wanted = name_of(path), stream
+        self._closed = self._reading = False
+        check_there(path)
+        self._at = path.tell() if hasattr(path, "tell") and not is_pipe(path) else 0
+        container = open_container(self.path)
+        try:
+            video = video_stream(container, self._name, stream)
             self.rate = float(video.average_rate) if video.average_rate else None
             self.first = seconds(video.start_time, video.time_base) or 0.0
             self._declared = self._declared_end(container, video)
             self.duration = None if self._declared is None else self._declared - self.first
             if self.duration is None and container.duration is not None:
                 self.duration = container.duration / av.time_base
+        except BaseException:
+            container.close()
+            raise
+        self._opened: InputContainer | None = container
 
     def __iter__(self) -> Iterator[Frame]:
-        """Read from `start` on. Every call opens the file anew."""
-        self._closed = False
-        with self._open() as container:
-            video = self._pick(container)
-            video.thread_type = "AUTO"
-            if self.start > 0:
-                self._seek(container, video)
-            yield from self._frames(container, video)
+        """Read from `start` on. Every call but the first opens the file anew."""
+        self._closed, self._reading = False, True
+        damage = Damage()
+        timeline: Timeline[VideoFrame] = Timeline(self._step(), self._has_breaks())
+        pictures = self._pictures(timeline, damage)
+        try:
+            yield from self._frames(pictures, timeline, damage)
+        finally:
+            pictures.close()
+            self._reading = False
+            if self._opened is not None:
+                self._opened.close()
+            self._opened = None
 
     def close(self) -> None:
-        """End the iteration before its next frame; the file is closed there."""
+        """End the iteration before its next frame; the file is closed there, or here if there is none."""
         self._closed = True
+        if self._opened is not None and not self._reading:
+            self._opened.close()
+            self._opened = None
 
-    def _frames(self, container: InputContainer, video: VideoStream) -> Iterator[Frame]:
-        damage = Damage()
-        clock = Clock(1.0 / self.rate if self.rate else 1.0 / 30)
-        anchor, tick, given = None, 0, 0
-        for picture in decode(container, video, damage):
-            time = clock.read(picture)
+    def _step(self) -> float:
+        return 1.0 / self.rate if self.rate else _STEP_S
+
+    def _has_breaks(self) -> bool:
+        return has_breaks(self._container())
+
+    def _container(self) -> InputContainer:
+        """The file at its beginning, open."""
+        if self._opened is None:
+            if is_pipe(self.path):
+                raise SourceError(self._name, None, "it can be read once, and was")
+            if hasattr(self.path, "seek"):
+                self.path.seek(self._at)
+            self._opened = open_container(self.path)
+        return self._opened
+
+    def _again(self) -> InputContainer:
+        assert self._opened is not None
+        self._opened.close()
+        self._opened = None
+        return self._container()
+
+    def _pictures(
+        self, timeline: Timeline[VideoFrame], damage: Damage
+    ) -> Generator[tuple[VideoFrame, float], None, None]:
+        """Pictures and their times, from the last key frame before `start` on, or from the beginning."""
+        container = self._container()
+        video = video_stream(container, self._name, self._wanted)
+        if self.start > self.first and not is_pipe(self.path) and has_index(container):
+            if seek_before(container, video, self.start):
+                sought = decode(packets_of(container, video, damage), video, damage)
+                begun = next(sought, None)
+                if begun is not None and (begun.time is None or begun.time <= self.start):
+                    yield from _timed(timeline, begun, sought)
+                    return
+            damage.clear()
+            container = self._again()  # the index is missing, or wrong
+            video = video_stream(container, self._name, self._wanted)
+        packets = packets_of(container, video, damage)
+        if self.start > self.first:
+            clock: Timeline[int] = Timeline(self._step(), has_breaks(container))
+            packets = skip_before(packets, self.start, clock, timeline)
+        yield from _timed(timeline, None, decode(packets, video, damage))
+
+    def _frames(
+        self, pictures: Iterator[tuple[VideoFrame, float]], timeline: Timeline[VideoFrame], damage: Damage
+    ) -> Iterator[Frame]:
+        ticks, given, in_window = Ticks(self.fps), 0, False
+        for picture, time in pictures:
             if self._closed:
                 return
-            if time is None or (self.start > 0 and time < self.start - 1e-9):
+            if self.start > 0 and time < self.start - _ROUNDING_S:
                 continue
-            if self.end is not None and time >= self.end:
+            if self.end is not None and time >= self.end - _ROUNDING_S:
+                if timeline.count == 1:
+                    raise SourceError(self._name, None, f"end={self.end:g}: it begins at {time:.2f} s")
                 return
-            if self.fps is not None:
-                anchor = time if anchor is None else anchor
-                due = math.floor((time - anchor + TICK_TOLERANCE_S) * self.fps)
-                if due < tick:
-                    continue
-                tick = due + 1
+            in_window = True
+            if not ticks.take(time):
+                continue
             try:
                 image = upright(picture)
             except (FFmpegError, ValueError) as error:
@@ -122,60 +192,25 @@ class VideoSource:
                 continue
             yield Frame(image, time, given)
             given += 1
+        self._check_end(timeline, damage, in_window)
+
+    def _check_end(self, timeline: Timeline[VideoFrame], damage: Damage, in_window: bool) -> None:
+        """The file ended: SourceError for what was wrong with it, or where nothing of it was wanted."""
         cause = damage.summary()
-        if not clock.frames:
-            raise SourceError(self.path, None, cause or "nothing in its video stream decodes")
-        finish = clock.last + (damage.last_duration or 0.0)
+        if cause or not timeline.count:
+            encrypted = None if is_held(self.path) else encryption_of(self.path)  # type: ignore[arg-type]
+            cause = f"it is encrypted ({encrypted})" if encrypted else cause
+        if not timeline.count:
+            raise SourceError(self._name, None, cause or "nothing in its video stream decodes")
+        finish = max(timeline.last, timeline.furthest) + (damage.last_duration or 0.0)
         if self._declared is not None and finish < self._declared - TRUNCATION_TOLERANCE_S:
             cut = f"it ends at {finish:.2f} s of {self._declared:.2f} s (truncated?)"
             cause = f"{cause}; {cut}" if cause else cut
+        if not in_window:
+            outside = f"start={self.start:g}: its last frame is at {timeline.last:.2f} s"
+            raise SourceError(self._name, None, f"{outside}; {cause}" if cause else outside)
         if cause:
-            raise SourceError(self.path, clock.last, cause)
-
-    def _check_path(self) -> None:
-        if "://" in self.path:
-            return
-        file = Path(self.path)
-        try:
-            if not file.exists():
-                raise SourceError(self.path, None, "no such file")
-            if file.is_dir():
-                raise SourceError(self.path, None, "it is a directory, not a video file")
-            if file.is_file() and file.stat().st_size == 0:
-                raise SourceError(self.path, None, "the file is empty (0 bytes)")
-        except OSError as error:
-            raise SourceError(self.path, None, error.strerror or str(error)) from error
-
-    def _open(self) -> InputContainer:
-        try:
-            return av.open(self.path, format=self.FORMAT)
-        except (FFmpegError, OSError, ValueError) as error:
-            cause = f"not a readable video ({reason(error)})"
-            if _is_mp4(self.path):
-                cause = f"its index (moov) is missing or damaged; recording not finished? ({reason(error)})"
-            raise SourceError(self.path, None, cause) from error
-
-    def _pick(self, container: InputContainer) -> VideoStream:
-        streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-        if self._wanted is not None:
-            for video in streams:
-                if video.index == self._wanted:
-                    return video
-            found = ", ".join(str(s.index) for s in streams) or "none"
-            raise ValueError(f"stream: got {self._wanted}, expected a video stream of {self.path}: {found}")
-        if not streams:
-            raise SourceError(self.path, None, "there is no video stream in it")
-        best = container.streams.best("video")
-        video = next((s for s in streams if best is not None and s.index == best.index), streams[0])
-        if video.codec_context is None:
-            raise SourceError(self.path, None, "there is no decoder for its video codec")
-        return video
-
-    def _seek(self, container: InputContainer, video: VideoStream) -> None:
-        try:
-            container.seek(int(self.start / (video.time_base or 1)), stream=video, backward=True)
-        except FFmpegError:  # no index: read from the beginning and drop what comes before
-            container.seek(0)
+            raise SourceError(self._name, timeline.last, cause)
 
     def _declared_end(self, container: InputContainer, video: VideoStream) -> float | None:
         """Where the video should end on its timeline (s); None where the file does not say."""
@@ -191,9 +226,22 @@ class VideoSource:
         return None
 
 
-def _is_mp4(path: str) -> bool:
-    try:
-        with Path(path).open("rb") as file:
-            return file.read(8)[4:] == b"ftyp"
-    except OSError:
-        return False
+def check_window(fps: float | None, start: float = 0.0, end: float | None = None) -> None:
+    """ValueError, naming it, for what is no rate, or no stretch of time."""
+    if fps is not None and not 0 < fps < math.inf:
+        raise ValueError(f"fps: got {fps}, expected a positive number or None for every frame")
+    if not 0 <= start < math.inf:
+        raise ValueError(f"start: got {start}, expected seconds from 0 on")
+    if end is not None and not end > start:
+        raise ValueError(f"end: got {end}, expected more than start={start}")
+
+
+def _timed(
+    timeline: Timeline[VideoFrame], first: VideoFrame | None, pictures: Iterator[VideoFrame]
+) -> Iterator[tuple[VideoFrame, float]]:
+    if first is not None:
+        yield from timeline.take(first, first.time)
+        del first
+    for picture in pictures:
+        yield from timeline.take(picture, picture.time)
+    yield from timeline.rest()

@@ -6,10 +6,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import BinaryIO, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+
+Where: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO"
+"""A path, a URL, the bytes of a file, or a binary file that is open for reading."""
+
+
+def is_held(where: Where) -> bool:
+    """Whether it is the contents of a file, or an open one, and no name."""
+    return isinstance(where, bytes) or hasattr(where, "read")
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,3 +60,6 @@ class SourceError(ValueError):
         self.cause = " ".join(cause.split())
         where = "no frame could be read" if reached is None else f"read up to {reached:.2f} s"
         super().__init__(f"{self.path}: {where}: {self.cause}")
+
+    def __reduce__(self) -> tuple[type[SourceError], tuple[str, float | None, str]]:
+        return type(self), (self.path, self.reached, self.cause)

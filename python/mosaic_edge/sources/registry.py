@@ -7,17 +7,18 @@ import pkgutil
 import re
 from collections.abc import Callable
 from importlib import import_module
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from mosaic_edge.sources.frame_source import FrameSource
+from mosaic_edge.sources.frame_source import FrameSource, is_held
+
+if TYPE_CHECKING:
+    from mosaic_edge.sources.frame_source import Where
 
 
 class Opener(Protocol):
     """A class of sources: what it is called with."""
 
-    def __call__(
-        self, path: str | os.PathLike[str], fps: float | None, start: float, end: float | None
-    ) -> FrameSource:
+    def __call__(self, path: Any, fps: float | None, start: float, end: float | None) -> FrameSource:
         """A source of at most `fps` frames a second, of what lies from `start` to `end` seconds."""
         ...
 
@@ -53,17 +54,21 @@ def scheme_of(where: str) -> str:
 
 
 def open_source(
-    where: str | os.PathLike[str],
+    where: Where,
     fps: float | None = None,
     start: float = 0.0,
     end: float | None = None,
 ) -> FrameSource:
-    """The frames of a file, a camera or a stream, at most `fps` a second; None: every frame.
+    """The frames of a file, a camera or a stream, at most `fps` a second; None: every frame. A file may also
+    be given as its bytes, or open.
 
     Raises ValueError for a scheme there is none for, SourceError for what cannot be opened.
     """
-    name = scheme_of(os.fspath(where))
     schemes = known_schemes()
+    if is_held(where):
+        return schemes["file"](where, fps, start, end)
+    path = os.fspath(where)  # type: ignore[arg-type]
+    name = scheme_of(path)
     if name not in schemes:
-        raise ValueError(f"source={os.fspath(where)!r}: expected a path or one of {', '.join(schemes)}://")
+        raise ValueError(f"source={path!r}: expected a path or one of {', '.join(schemes)}://")
     return schemes[name](where, fps, start, end)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from mosaic_edge import SourceError, stream_live
+from mosaic_edge import SamplingParams, SourceError, stream_live
 from mosaic_edge.engine import Engine, Session
 from mosaic_edge.sources import Frame
 from numpy_vlm import NumpyVlm, picture
@@ -75,6 +75,16 @@ def test_frames_of_ones_own_are_asked_about_while_they_arrive(session: Session, 
     assert [int(row["frames"]) for row in rows] == list(range(1, 14))
     assert int(rows[-1]["taken_bytes"]) == session.memory()["taken_bytes"]
     assert session.ask(QUESTION).text, "the session is the caller's, and goes on"
+
+
+def test_the_socket_answers_as_it_was_told_to(session: Session) -> None:
+    place = Path(tempfile.gettempdir()) / f"mosaic-asking-{os.getpid()}.sock"
+    answers: list[dict[str, object]] = []
+    robot = Robot(9, {5: lambda: answers.append(ask(place, QUESTION))})
+    asking = {"sampling": SamplingParams(max_tokens=2), "since": 10.9}
+    stream_live(session, robot, socket=place, asking=asking)
+    assert answers[0]["tokens"] == 2
+    assert min(moment["start"] for moment in answers[0]["evidence"]) >= 10.9  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -107,7 +107,8 @@ def test_start_and_end_cut_on_the_files_timeline(make_video):
     path = make_video(times=[i / 10 for i in range(100)])
     assert times(VideoSource(path, start=3.33, end=3.8)) == [3.4, 3.5, 3.6, 3.7]
     assert times(VideoSource(path, fps=2, start=8.0)) == [8.0, 8.5, 9.0, 9.5]
-    assert times(VideoSource(path, start=500)) == []
+    with pytest.raises(SourceError, match=r"start=500: its last frame is at 9\.90 s"):
+        times(VideoSource(path, start=500))
 
 
 def test_pictures_are_freed_as_they_pass_and_not_when_the_garbage_collector_comes(make_video):

@@ -1,0 +1,77 @@
+"""A session for asyncio: calls run in a thread of its own, in the order they were made."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, TypeVar
+
+from mosaic_edge.reply import Reply
+from mosaic_edge.session import Session
+
+_Result = TypeVar("_Result")
+
+
+class AsyncSession:
+    """`session` under asyncio, with its methods' own arguments:
+
+        async with AsyncSession(engine.session(memory="1GiB")) as session:
+            await session.append(frame, pts)
+            reply = await session.ask("what happened ?")
+            async for piece in session.stream("and then ?"): ...
+
+    A call that is cancelled is made to its end, in its thread: a frame is taken in whole or not at all.
+    Leaving the block closes the session.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._thread = ThreadPoolExecutor(1, "mosaic-session")
+
+    async def append(self, frame: Any, pts: float | None = None) -> None:
+        """Session.append."""
+        await self._call(self.session.append, frame, pts)
+
+    async def append_video(self, path: Any, fps: float | None = None, **arguments: Any) -> int:
+        """Session.append_video; other calls wait until it is through."""
+        return await self._call(self.session.append_video, path, fps, **arguments)
+
+    async def ask(self, question: str, **arguments: Any) -> Reply:
+        """Session.ask, of a whole answer."""
+        reply = await self._call(self.session.ask, question, **arguments)
+        assert isinstance(reply, Reply)
+        return reply
+
+    async def stream(self, question: str, **arguments: Any) -> AsyncIterator[str]:
+        """Session.ask(stream=True): the answer's pieces. One that is left early is closed with aclose(), or
+        at the end of the loop; frames wait until then."""
+        reply = await self._call(lambda: self.session.ask(question, stream=True, **arguments))
+        pieces = iter(reply)
+        try:
+            while (piece := await self._call(next, pieces, None)) is not None:
+                yield piece
+        finally:
+            await self._call(reply.close)
+
+    async def memory(self) -> dict[str, Any]:
+        """Session.memory."""
+        return await self._call(self.session.memory)
+
+    async def close(self) -> None:
+        """Session.close, after what was called before it."""
+        await self._call(self.session.close)
+        self._thread.shutdown(wait=False)
+
+    async def __aenter__(self) -> AsyncSession:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _call(self, function: Callable[..., _Result], *arguments: Any, **named: Any) -> _Result:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, lambda: function(*arguments, **named))

@@ -1,0 +1,251 @@
+"""Sources that are live: read by a thread of their own, opened again when they break off, ended at once.
+
+The thread connects, decodes and lets the newest picture win (newest.py); whoever iterates waits for it in
+Python, where a signal is obeyed whatever the camera does.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from av import VideoFrame
+from av.container import InputContainer
+from av.format import Flags
+
+from mosaic_edge.sources.decoding import Damage, decode, has_flag, packets_of, upright
+from mosaic_edge.sources.files import VideoSource, check_window
+from mosaic_edge.sources.frame_source import Frame, FrameSource, SourceError
+from mosaic_edge.sources.newest import NewestFirst
+from mosaic_edge.sources.opening import (
+    CONNECT_S,
+    READ_S,
+    check_there,
+    is_pipe,
+    is_url,
+    name_of,
+    open_container,
+    video_stream,
+)
+from mosaic_edge.sources.registry import known_schemes, open_source, scheme_of
+from mosaic_edge.sources.timeline import Ticks, Timeline
+
+GIVE_UP_S = 30.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 10.0
+CLOSE_S = 0.3
+"""What close() waits for the thread; one that waits for a camera ends by itself."""
+
+
+@dataclass(frozen=True)
+class LiveStats:
+    """How a live source does."""
+
+    dropped: int
+    """Frames that the model had no time for."""
+    waiting: int
+    reconnects: int
+    broken: int
+    """Packets and pictures that did not decode."""
+    connected: bool
+    age_seconds: float | None
+    """Since the newest frame came; None before the first."""
+    trouble: str | None
+    """Why it broke off the last time."""
+
+
+class LiveSource:
+    """Frames of a camera or a stream, the newest first: what a slow model has no time for is dropped.
+
+    It is opened when frames are asked for. A connection that breaks off, or is silent for `read_s` seconds,
+    is opened again after a pause that doubles up to 10 s; the timeline goes on by what passed meanwhile. A
+    stream without times (MJPEG over HTTP, raw H.264) has the time of day its pictures arrived.
+
+    Args:
+        path: a URL, a device or a pipe.
+        fps: frames per second to give at most; None gives every frame the model has time for.
+        connect_s, read_s: seconds for a connection to be made, and for a stream to say something.
+        give_up_s: after so many seconds of trying in vain it ends: quietly if the sender ended the stream and
+            is not there any more, else with SourceError. math.inf: never.
+        notify: called with one line when it breaks off and when it is back, from the source's thread.
+    """
+
+    FORMAT: str | None = None
+    """FFmpeg's demuxer; None: it finds out by itself."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        fps: float | None = None,
+        start: float = 0.0,
+        end: float | None = None,
+        *,
+        connect_s: float = CONNECT_S,
+        read_s: float = READ_S,
+        give_up_s: float = GIVE_UP_S,
+        notify: Callable[[str], None] | None = None,
+    ) -> None:
+        check_window(fps, start, end)
+        for name, value in (("connect_s", connect_s), ("read_s", read_s), ("give_up_s", give_up_s)):
+            if not value > 0:
+                raise ValueError(f"{name}: got {value}, expected seconds over 0")
+        self.path = os.fspath(path)
+        if start or end is not None:
+            raise ValueError(f"start, end: {name_of(path)} is live and has neither; close() ends it")
+        check_there(path)
+        self.fps = fps
+        self._name = name_of(path)
+        self._timeout = connect_s, read_s
+        self._give_up_s = give_up_s
+        self._notify = notify
+        self._closed = threading.Event()
+        self._queue = self._new_queue()
+        self._reconnects = self._dropped = self._broken = 0
+        self._connected = False
+        self._trouble: str | None = None
+        self._timeline: Timeline[tuple[VideoFrame, float]] | None = None
+
+    def __iter__(self) -> Iterator[Frame]:
+        self._closed.clear()
+        self._dropped += self._queue.dropped
+        self._queue = self._new_queue()
+        reader = threading.Thread(target=self._read, args=(self._queue,), name="mosaic-camera", daemon=True)
+        reader.start()
+        try:
+            given = 0
+            while (taken := self._queue.take()) is not None:
+                yield Frame(upright(taken[0]), taken[1], given)
+                given += 1
+        finally:
+            self.close()
+            reader.join(CLOSE_S)
+
+    def close(self) -> None:
+        """End it, from any thread: the iteration ends with what it is at."""
+        self._closed.set()
+        self._queue.end(at_once=True)
+
+    def stats(self) -> LiveStats:
+        """How it does, from any thread."""
+        newest = self._queue.newest
+        return LiveStats(
+            dropped=self._dropped + self._queue.dropped,
+            waiting=len(self._queue),
+            reconnects=self._reconnects,
+            broken=self._broken,
+            connected=self._connected,
+            age_seconds=None if newest is None else time.monotonic() - newest,
+            trouble=self._trouble,
+        )
+
+    def _new_queue(self) -> NewestFirst:
+        return NewestFirst(_is_local_pipe(self.path))
+
+    def _read(self, queue: NewestFirst) -> None:
+        """The thread: connections, one after the other."""
+        try:
+            queue.end(self._connections(queue))
+        except Exception as error:
+            queue.end(error)
+        finally:
+            self._connected = False
+
+    def _connections(self, queue: NewestFirst) -> SourceError | None:
+        """Read until it is over; what to say of the end."""
+        began, pause, ticks = time.monotonic(), FIRST_PAUSE_S, Ticks(self.fps)
+        clean = False
+        while not self._closed.is_set():
+            before = queue.newest
+            cause, over = self._connection(queue, ticks)
+            self._connected = False
+            if queue.newest != before:
+                began, pause, clean = time.monotonic(), FIRST_PAUSE_S, cause is None
+            self._trouble = cause or "the sender ended the stream"
+            reached = self._timeline.last if self._timeline is not None and self._timeline.count else None
+            if over:
+                return None if cause is None else SourceError(self._name, reached, cause)
+            tried = time.monotonic() - began
+            if tried + pause > self._give_up_s:
+                why = f"no frame in {tried:.0f} s of trying ({self._trouble})"
+                return None if clean else SourceError(self._name, reached, why)
+            self._say(f"{self._trouble}; opened again in {pause:g} s")
+            self._closed.wait(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_S)
+        return None
+
+    def _connection(self, queue: NewestFirst, ticks: Ticks) -> tuple[str | None, bool]:
+        """One connection: why it broke off (None: the sender ended it), and whether it is over."""
+        damage = Damage()
+        try:
+            with open_container(self.path, self.FORMAT, self._timeout, live=True) as container:
+                video = video_stream(container, self._name, None)
+                timeline = self._continued(container, float(video.average_rate or 30))
+                recorded = _is_recording(self.path, container)
+                queue.patient = recorded or _is_local_pipe(self.path)
+                queue.begin(1.0 / min(self.fps or math.inf, float(video.average_rate or 30)))
+                for picture in decode(packets_of(container, video, damage), video, damage):
+                    arrived = time.monotonic()
+                    self._note_frame()
+                    for (shown, came), pts in timeline.take((picture, arrived), picture.time, arrived):
+                        if ticks.take(pts):
+                            queue.put(shown, pts, came)
+                    if self._closed.is_set():
+                        return None, True
+                for (shown, came), pts in timeline.rest():
+                    if ticks.take(pts):
+                        queue.put(shown, pts, came)
+        except SourceError as error:
+            return error.cause, _is_local_pipe(self.path)
+        finally:
+            self._broken += damage.count
+        return damage.broke_off, recorded or _is_local_pipe(self.path)
+
+    def _continued(self, container: InputContainer, rate: float) -> Timeline[tuple[VideoFrame, float]]:
+        """The timeline, which a connection that follows another goes on with."""
+        if self._timeline is None:
+            timeless = has_flag(container, Flags.no_timestamps)
+            self._timeline = Timeline(1.0 / rate, breaks=True, timeless=timeless)
+        return self._timeline
+
+    def _note_frame(self) -> None:
+        if not self._connected:
+            self._connected = True
+            if self._trouble is not None:
+                self._reconnects += 1
+                self._say(f"it is back ({self._reconnects} reconnects)")
+
+    def _say(self, line: str) -> None:
+        if self._notify is not None:
+            self._notify(f"{self._name}: {line}")
+
+
+def open_live(
+    where: str,
+    fps: float | None = None,
+    *,
+    give_up_s: float = GIVE_UP_S,
+    notify: Callable[[str], None] | None = None,
+) -> FrameSource:
+    """As open_source, but what is no file on a disk is live: a pipe and a stream over TCP or HTTP, too."""
+    name = scheme_of(where)
+    opener = known_schemes().get(name)
+    if opener is VideoSource and (is_url(where) or is_pipe(where)):
+        opener = LiveSource
+    if isinstance(opener, type) and issubclass(opener, LiveSource):
+        return opener(where, fps, give_up_s=give_up_s, notify=notify)
+    return open_source(where, fps)
+
+
+def _is_local_pipe(path: str) -> bool:
+    """Whoever writes into it waits for who reads; when it ends, nothing comes behind."""
+    return not is_url(path) and not path.startswith("/dev/video") and is_pipe(path)
+
+
+def _is_recording(path: str, container: InputContainer) -> bool:
+    """A file on a web server has a length."""
+    web = urlsplit(path).scheme.lower() in ("http", "https", "ftp")
+    return web and bool(container.duration)

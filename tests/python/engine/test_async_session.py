@@ -1,0 +1,99 @@
+"""A session under asyncio: the loop goes on, calls keep their order, what is cancelled breaks nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+
+from mosaic_edge import AsyncSession
+from mosaic_edge.engine import Engine
+from numpy_vlm import NumpyVlm, picture
+from videos import MakeVideo
+
+QUESTION = "what colour was the ball ?"
+
+
+def opened() -> AsyncSession:
+    return AsyncSession(Engine(NumpyVlm()).session(memory="1MiB", policy="window", kernel_threads=1))
+
+
+def test_answers_are_those_of_the_session_whole_and_in_pieces(make_video: MakeVideo) -> None:
+    async def under_asyncio() -> tuple[int, str, str, int]:
+        async with opened() as session:
+            count = await session.append_video(make_video(), 5.0)
+            await session.append(picture(7), 9.0)
+            whole = (await session.ask(QUESTION)).text
+            pieces = [piece async for piece in session.stream(QUESTION)]
+            return count, whole, "".join(pieces), (await session.memory())["frames"]
+
+    with Engine(NumpyVlm()).session(memory="1MiB", policy="window", kernel_threads=1) as session:
+        session.append_video(make_video(), 5.0)
+        session.append(picture(7), 9.0)
+        text = session.ask(QUESTION).text
+    assert asyncio.run(under_asyncio()) == (10, text, text, 11)
+
+
+def test_the_loop_goes_on_while_a_frame_is_taken_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def under_asyncio() -> list[str]:
+        happened: list[str] = []
+        async with opened() as session:
+            loop_went_on = threading.Event()
+            real = session.session.append
+
+            def slow(*arguments: Any) -> None:
+                assert loop_went_on.wait(30), "the loop waits for the frame"
+                real(*arguments)
+                happened.append("frame")
+
+            monkeypatch.setattr(session.session, "append", slow)
+            task = asyncio.create_task(session.append(picture(0), 0.0))
+            await asyncio.sleep(0)
+            happened.append("loop")
+            loop_went_on.set()
+            await task
+        return happened
+
+    assert asyncio.run(under_asyncio()) == ["loop", "frame"]
+
+
+def test_calls_are_made_in_their_order() -> None:
+    async def under_asyncio() -> int:
+        async with opened() as session:
+            await asyncio.gather(*(session.append(picture(i), i / 2) for i in range(25)))
+            return int((await session.memory())["frames"])
+
+    assert asyncio.run(under_asyncio()) == 25
+
+
+def test_a_call_that_is_cancelled_and_a_stream_that_is_left_break_nothing() -> None:
+    async def under_asyncio() -> None:
+        async with opened() as session:
+            for i in range(20):
+                task = asyncio.create_task(session.append(picture(i), float(i)))
+                await asyncio.sleep(0.001 * (i % 3))
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+            pieces = session.stream(QUESTION)
+            assert await anext(pieces)
+            await pieces.aclose()  # type: ignore[attr-defined]
+            await session.append(picture(50), 50.0)
+            assert (await session.ask(QUESTION)).text
+            session.session.check_invariants()
+
+    asyncio.run(under_asyncio())
+
+
+def test_errors_are_the_sessions_own_and_a_closed_session_says_so() -> None:
+    async def under_asyncio() -> None:
+        async with opened() as session:
+            with pytest.raises(ValueError, match="frame: "):
+                await session.append("text")
+            with pytest.raises(ValueError, match="no text"):
+                await session.ask(" ")
+        with pytest.raises(RuntimeError):
+            await session.append(picture(0))
+
+    asyncio.run(under_asyncio())
