@@ -41,7 +41,7 @@ EDGE = {
     "score": Said("both", "what a token is worth: attention received, value norm, or their product"),
     "listen": Said("16", "frames whose attention to a token is counted"),
     "key_power": Said(
-        "0.5", "attention counts times the number of keys that shared it, to this power; 0: as it was received"
+        "0.5", "attention counts times the keys that shared it, to this power; 0: as it was received"
     ),
     "likeness": Said("1", "a token that is like a better one is worth less"),
     "recall": Said(

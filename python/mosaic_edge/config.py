@@ -101,11 +101,11 @@ class SessionConfig:
     exact: str = "fp16"
     """Codec of open pages, and of window and question: "fp16" or "fp32"."""
     window_codec: str | None = None
-    """Codec of prefix, window and question: "fp16", "fp32" or "k8v8" (a byte a number). Default: the exact one; for
-    `edge` by tokens k8v8 where half precision would take over an eighth of the memory."""
+    """Codec of prefix, window and question: "fp16", "fp32" or "k8v8" (a byte a number). Default: the exact
+    one; for `edge` by tokens k8v8 where half precision would take over an eighth of the memory."""
     packed: str | None = None
-    """Codec of what yields first: "k5v3", "k4v4", "k4v3", "k3v3", "k2v2", "k8v8" (single tokens: what `edge` keeps),
-    "int4", "int8" or the exact one. Default: k5v3 for `edge`, exact for `full`, else int4."""
+    """Codec of what yields first: "k5v3", "k4v4", "k4v3", "k3v3", "k2v2", "k8v8" (single tokens: what `edge`
+    keeps), "int4", "int8" or the exact one. Default: k5v3 for `edge`, exact for `full`, else int4."""
     disk: int | str | None = None
     """Quota of the spill file, e.g. "2GiB"; None: no disk tier."""
     spill_dir: str | None = None
@@ -128,8 +128,8 @@ class SessionConfig:
     exact_share: float = 0.15
     """Of the bytes for pages, those that stay exact (policies that cluster tokens)."""
     index_share: float = 0.0
-    """Of what the fixed parts leave, for the index (policies that cluster tokens) or for what finds tokens on disk
-    (`edge`); 0: by the policy."""
+    """Of what the fixed parts leave, for the index (policies that cluster tokens) or for what finds tokens on
+    disk (`edge`); 0: by the policy."""
     positions: str = "auto"
     """Positions of what is attended: "original" as long as they fit the model's context (then gaps where
     nothing is kept close up), "contiguous" in time order, "auto": original where the model names its

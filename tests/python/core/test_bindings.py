@@ -239,8 +239,8 @@ ROPE = {"rotary_dim": HEAD_DIM, "theta": 10.0, "layout": "half", "sections": [1,
         "sections_interleaved": False, "grid_follows_time": False}  # fmt: skip
 SHAPE = {**MODEL, "rope": ROPE, "scale": 1.0, "video_window": 0, "context": 0}
 SETTINGS = {
-    **MEMORY, "exact": "fp16", "window_codec": "fp16", "packed": "int4", "exact_share": 0.2, "index_share": 0.1, "device_bytes": 0,
-    "disk_bytes": 0, "spill_dir": "", "prefix_tokens": 0, "branch_tokens": 0, "retrieve_tokens": 0,
+    **MEMORY, "exact": "fp16", "window_codec": "fp16", "packed": "int4", "exact_share": 0.2, "index_share": 0.1,
+    "device_bytes": 0, "disk_bytes": 0, "spill_dir": "", "prefix_tokens": 0, "branch_tokens": 0, "retrieve_tokens": 0,
     "clusters": 0, "scenes": 0, "max_cluster_tokens": 4, "positions": "auto", "summaries": True,
     "refresh_every": 0, "overflow": "refuse", "prefetch": True,
 }  # fmt: skip
