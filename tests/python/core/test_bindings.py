@@ -142,7 +142,7 @@ RIGHT: dict[str, Right] = {
     "ops.AttendCall.mass": (attend_call, [-1, True]),
 }  # fmt: skip
 
-NO_OBJECT = ("Block", "Need", "Query", "StoreView", "Eviction", "ops.AttendCall", "KvMemory.store")
+NO_OBJECT = ("Batch", "Need", "Query", "StoreView", "Eviction", "ops.AttendCall", "KvMemory.store")
 """Classes that Python cannot make."""
 
 
@@ -229,7 +229,7 @@ def test_a_property_of_nothing_is_an_error(name: str) -> None:
             ALL[name].fget(wrong)
 
 
-@pytest.mark.parametrize("name", ["Block", "Need", "Query", "StoreView", "Eviction", "ops.AttendCall"])
+@pytest.mark.parametrize("name", ["Batch", "Need", "Query", "StoreView", "Eviction", "ops.AttendCall"])
 def test_what_only_the_core_makes_cannot_be_made(name: str) -> None:
     with pytest.raises(TypeError):
         ALL[name]()
@@ -239,10 +239,10 @@ ROPE = {"rotary_dim": HEAD_DIM, "theta": 10.0, "layout": "half", "sections": [1,
         "sections_interleaved": False, "grid_follows_time": False}  # fmt: skip
 SHAPE = {**MODEL, "rope": ROPE, "scale": 1.0, "video_window": 0, "context": 0}
 SETTINGS = {
-    **MEMORY, "exact": "fp16", "window_codec": "fp16", "packed": "int4", "exact_share": 0.2, "index_share": 0.1,
-    "device_bytes": 0, "disk_bytes": 0, "spill_dir": "", "prefix_tokens": 0, "branch_tokens": 0, "retrieve_tokens": 0,
-    "clusters": 0, "scenes": 0, "max_cluster_tokens": 4, "positions": "auto", "summaries": True,
-    "refresh_every": 0, "overflow": "refuse", "prefetch": True,
+    **MEMORY, "exact": "fp16", "window_codec": "fp16", "packed": "int4", "exact_share": 0.2,
+    "index_share": 0.1, "device_bytes": 0, "disk_bytes": 0, "spill_dir": "", "prefix_tokens": 0,
+    "branch_tokens": 0, "retrieve_tokens": 0, "clusters": 0, "scenes": 0, "max_cluster_tokens": 4,
+    "positions": "auto", "summaries": True, "refresh_every": 0, "overflow": "refuse", "prefetch": True,
 }  # fmt: skip
 
 

@@ -76,10 +76,10 @@ def _answered(engine: Engine, vlm: OnnxVlm, ours: Watched, clip: Clip, steps: in
     spec = vlm.spec
     prefix = len(vlm.tokenize(spec.prefix)) if spec.prefix else 0
     pictures = sum(len(picture.tokens) for picture in ours.pictures)
-    cells = positions.published(spec, prefix, ours.pictures, len(ours.prompt) - prefix - pictures)
+    published = positions.published(spec, prefix, ours.pictures, len(ours.prompt) - prefix - pictures)
     stands = near(
         "positions",
-        positions.difference(engine, ours.pictures, clip, cells),
+        positions.difference(engine, ours.pictures, clip, published),
         positions.ALLOWED,
         "what a question reads at the published ones",
     )
@@ -90,7 +90,7 @@ def _answered(engine: Engine, vlm: OnnxVlm, ours: Watched, clip: Clip, steps: in
         return [*features, *not_compared(["positions", *names], why)]
     try:
         graph = UncutGraph(vlm.files.decoder, spec)
-        said, logits = graph.answer(vlm, np.concatenate(ours.embeds)[: len(ours.prompt)], cells, steps)
+        said, logits = graph.answer(vlm, np.concatenate(ours.embeds)[: len(ours.prompt)], published, steps)
     except Exception as error:  # ONNX Runtime raises a different class for every cause
         why = " ".join(str(error).split())[:200]
         return [*features, stands, *not_compared(names, f"the uncut graph cannot be run ({why})")]
@@ -125,25 +125,25 @@ class UncutGraph:
         self._seen = 0
 
     def answer(
-        self, vlm: OnnxVlm, embeds: FloatArray, cells: positions.Positions, steps: int
+        self, vlm: OnnxVlm, embeds: FloatArray, published: positions.Positions, steps: int
     ) -> tuple[list[int], list[FloatArray]]:
         """Greedy tokens behind a prompt, and the logits that each was drawn from."""
         said: list[int] = []
-        logits = [self._run(embeds, cells)]
+        logits = [self._run(embeds, published)]
         for step in range(1, steps + 1):
             said.append(int(logits[-1].argmax()))
             if step < steps:
-                at = np.full((3, 1), cells.max() + step)
+                at = np.full((3, 1), published.max() + step)
                 logits.append(self._run(vlm.embed_text(said[-1:]), at))
         return said, logits
 
-    def _run(self, embeds: FloatArray, cells: positions.Positions) -> FloatArray:
+    def _run(self, embeds: FloatArray, published: positions.Positions) -> FloatArray:
         self._seen += len(embeds)
         feed: dict[str, Any] = {"inputs_embeds": embeds[None].astype(self._type), **self._past}
         if "attention_mask" in self._inputs:
             feed["attention_mask"] = np.ones((1, self._seen), np.int64)
         if (wanted := self._inputs.get("position_ids")) is not None:
-            feed["position_ids"] = cells[:, None] if len(wanted.shape) == 3 else cells[:1]
+            feed["position_ids"] = published[:, None] if len(wanted.shape) == 3 else published[:1]
         names = [o.name for o in self._session.get_outputs()]
         made = dict(zip(names, self._session.run(names, feed), strict=True))
         self._past = {name: made[name.replace("past_key_values", "present")] for name in self._past}
