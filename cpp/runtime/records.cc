@@ -54,6 +54,7 @@ void Records::read(int lane, int32_t since_ms, BlockSelection* selection) {
 
 void Records::listen(const AttendArgs& args, const BlockSelection& selection, int lane, const Window& window,
                      int frames, float* mass) {
+  const trace::Span span("listen", lane);
   const bool log_is_read = selection.first_heard() != kNone;
   MassArgs wanted;
   wanted.attend = &args;
@@ -194,6 +195,7 @@ int Records::make_room(int lane, int tokens) {
 }
 
 void Records::settle_oldest() {
+  const trace::Span span("settle");
   if (!heard_.frame(0).in_log) throw InvariantError("Records: a frame of the window cannot be settled.");
   for (int lane = 0; lane < log_.shape().lanes; ++lane) {
     const TokenSlot* const slots = heard_.slots(lane, 0);
