@@ -56,9 +56,7 @@ class Family:
         rows = {row["what"]: row for row in self.said.get("rows", [])}
         cells = [cell(rows[name]) for name in COLUMNS] if rows else ["-"] * len(COLUMNS)
         loads = "yes" if rows else f"no: {self.said.get('error')}"
-        return " | ".join(["|", self.name, loads, *cells, EXCEPTIONS.get(self.name, ""), "|"]).replace(
-            "| |", "|", 1
-        )
+        return f"| {' | '.join([self.name, loads, *cells, EXCEPTIONS.get(self.name, '')])} |"
 
 
 def cell(row: dict[str, Any]) -> str:
