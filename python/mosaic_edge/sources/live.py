@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from av import VideoFrame
 from av.container import InputContainer
+from av.error import FFmpegError
 from av.format import Flags
 
 from mosaic_edge.sources.decoding import Damage, decode, has_flag, packets_of, upright
@@ -118,7 +119,12 @@ class LiveSource:
         try:
             given = 0
             while (taken := self._queue.take()) is not None:
-                yield Frame(upright(taken[0]), taken[1], given)
+                try:
+                    image = upright(taken[0])
+                except (FFmpegError, ValueError):
+                    self._broken += 1
+                    continue
+                yield Frame(image, taken[1], given)
                 given += 1
         finally:
             self.close()
@@ -201,7 +207,7 @@ class LiveSource:
         except SourceError as error:
             return error.cause, _is_local_pipe(self.path)
         finally:
-            self._broken += damage.count
+            self._broken += damage.count - (damage.broke_off is not None)
         return damage.broke_off, recorded or _is_local_pipe(self.path)
 
     def _continued(self, container: InputContainer, rate: float) -> Timeline[tuple[VideoFrame, float]]:
