@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from urllib.parse import urlsplit
 
 from av import VideoFrame
@@ -108,6 +109,7 @@ class LiveSource:
         self._reconnects = self._dropped = self._broken = 0
         self._connected = False
         self._trouble: str | None = None
+        self._pixel: Fraction | None = None
         self._timeline: Timeline[tuple[VideoFrame, float]] | None = None
 
     def __iter__(self) -> Iterator[Frame]:
@@ -120,7 +122,7 @@ class LiveSource:
             given = 0
             while (taken := self._queue.take()) is not None:
                 try:
-                    image = upright(taken[0])
+                    image = upright(taken[0], self._pixel)
                 except (FFmpegError, ValueError):
                     self._broken += 1
                     continue
@@ -192,6 +194,7 @@ class LiveSource:
                 timeline = self._continued(container, float(video.average_rate or 30))
                 recorded = _is_recording(self.path, container)
                 queue.patient = recorded or _is_local_pipe(self.path)
+                self._pixel = video.sample_aspect_ratio
                 queue.begin(1.0 / min(self.fps or math.inf, float(video.average_rate or 30)))
                 for picture in decode(packets_of(container, video, damage), video, damage):
                     arrived = time.monotonic()

@@ -86,8 +86,8 @@ def test_a_camera_that_is_not_there_is_given_up_and_says_why() -> None:
 def test_a_picture_that_does_not_convert_costs_itself_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     real = live.upright
 
-    def upright(picture: Any) -> Any:
-        image = real(picture)
+    def upright(picture: Any, pixel: Any) -> Any:
+        image = real(picture, pixel)
         if number_of(image) % 3 == 1:
             raise ValueError("a format that nobody knows")
         return image
