@@ -6,9 +6,10 @@ memory="256MiB")
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from mosaic_edge.config import SessionSettings
 from mosaic_edge.engine import Engine
@@ -23,12 +24,14 @@ from mosaic_edge.sampling import SamplingParams
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from mosaic_edge.sources.frame_source import Where
+
 
 def generate(
     model: Any,
     processor: Any,
     *,
-    video: str | Path | Iterable[FrameArray],
+    video: Where | Iterable[FrameArray],
     question: str,
     fps: float = 1.0,
     max_new_tokens: int = 128,
@@ -38,12 +41,15 @@ def generate(
 ) -> Reply:
     """Stream a video through `model` under a cap and ask one question about it.
 
-    video: a file, or RGB frames uint8 [H, W, 3] at `fps` a second (an array [N, H, W, 3] too). sampling
-    overrides max_new_tokens. settings: fields of SessionConfig (memory=, 256 MiB by default, policy=, ...).
+    video: a file (its path, its bytes, or open), or RGB frames uint8 [H, W, 3] at `fps` a second (an array
+    [N, H, W, 3] too). sampling overrides max_new_tokens. settings: fields of SessionConfig (memory=, 256 MiB
+    by default, policy=, ...).
     While it runs, the attention of the model's decoder is the registered one: the memory's in runs for a
     session, SDPA in every other, so that the model works as before in other threads too; then it is as it
     was. Raises ModelError, MemoryCapError, SourceError.
     """
+    from mosaic_edge.sources.frame_source import is_held  # PyAV is for files only
+
     if not fps > 0:
         raise ValueError(f"fps={fps}: expected more than 0")
     settings.setdefault("memory", "256MiB")
@@ -51,10 +57,10 @@ def generate(
     try:
         sampling = sampling or SamplingParams.from_model(vlm.spec, max_tokens=max_new_tokens)
         with Engine(vlm).session(**settings) as session:
-            if isinstance(video, str | Path):
-                session.append_video(video, fps=fps)
+            if isinstance(video, str | os.PathLike) or is_held(video):
+                session.append_video(cast("Where", video), fps=fps)
             else:
-                for number, frame in enumerate(video):
+                for number, frame in enumerate(cast("Iterable[FrameArray]", video)):
                     session.append(frame, number / fps)
             return session.ask(question, sampling=sampling)
     finally:

@@ -33,9 +33,16 @@ def number_of(image: np.ndarray) -> int:
 
 
 def write_numbered(
-    path: Path, times: Sequence[float], gop: int = 25, first: int = 0, bf: int = 0, **options: str
+    path: Path,
+    times: Sequence[float],
+    gop: int = 25,
+    first: int = 0,
+    bf: int = 0,
+    pixel: Fraction | None = None,
+    **options: str,
 ) -> Path:
-    """A video of numbered frames at `times` seconds, in the container that the name ends in."""
+    """A video of numbered frames at `times` seconds, in the container that the name ends in. pixel: how wide
+    one is said to be to its height."""
     suffix = path.suffix[1:]
     codec = CODECS.get(suffix, "libx264")
     # A clock as fine as the codec has it; MPEG-2 and MPEG-4 count frames.
@@ -46,6 +53,8 @@ def write_numbered(
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         stream.options = {"bf": str(bf)} | ({"preset": "ultrafast"} if codec == "libx264" else {})
         stream.codec_context.gop_size, stream.codec_context.time_base = gop, base
+        if pixel is not None:
+            stream.codec_context.sample_aspect_ratio = pixel
         for i, time in enumerate(times):
             frame = av.VideoFrame.from_ndarray(numbered(first + i), format="rgb24")
             frame.pts, frame.time_base = round(Fraction(time) / base), base

@@ -16,6 +16,8 @@ from av.sidedata.sidedata import SideDataContainer
 from av.sidedata.sidedata import Type as SideDataType
 from numpy.typing import NDArray
 
+from mosaic_edge.sources.tone import is_hdr, tone_mapped
+
 if TYPE_CHECKING:
     from av import Packet
 
@@ -131,9 +133,30 @@ def _unnamed(kind: type[Enum], value: object) -> Enum | None:
 SideDataType._missing_ = classmethod(_unnamed)  # type: ignore[assignment,method-assign]
 
 
-def upright(picture: VideoFrame) -> NDArray[np.uint8]:
-    """RGB pixels [H, W, 3], turned and mirrored as the display matrix says (to the nearest quarter turn)."""
-    image = picture.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
+MOST_STRETCH = 4
+"""Pixels are at most so many times as wide as high, or as high as wide; a stream that says more is wrong."""
+
+
+def upright(picture: VideoFrame, pixel: Fraction | None = None) -> NDArray[np.uint8]:
+    """RGB pixels [H, W, 3], as wide as they are high, turned and mirrored as the display matrix says (to the
+    nearest quarter turn); of a high dynamic range, as of the usual one. pixel: how wide a pixel of the stream
+    is to its height; None or 0: as high.
+
+    Of an interlaced picture one field is shown, its other lines between theirs: two times in one picture are
+    combs on all that moves.
+    """
+    width = picture.width
+    if pixel and 1 / MOST_STRETCH <= pixel <= MOST_STRETCH:
+        width = max(1, round(width * pixel))
+    if is_hdr(picture):
+        image: NDArray[Any] = tone_mapped(picture, width)
+    elif picture.interlaced_frame:
+        image = _field(picture.to_ndarray(format="rgb24"))
+        if width != picture.width:
+            image = VideoFrame.from_ndarray(image, format="rgb24").to_ndarray(format="rgb24", width=width)
+    else:
+        image = picture.to_ndarray(format="rgb24", width=width)
+    image = image.astype(np.uint8, copy=False)
     # Not picture.side_data: that is kept in the picture and points back at it, and what goes in a circle is
     # freed only when the garbage collector comes by, a hundred MiB of pictures later.
     side: Any = SideDataContainer(picture).get("DISPLAYMATRIX")  # type: ignore[call-arg]
@@ -144,6 +167,16 @@ def upright(picture: VideoFrame) -> NDArray[np.uint8]:
     if abs(b) + abs(c) > abs(a) + abs(d):
         image, a, d = image.transpose(1, 0, 2), c, b
     return np.ascontiguousarray(image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+
+
+def _field(image: NDArray[Any]) -> NDArray[Any]:
+    """The even lines, and between them their means."""
+    lines = image.copy()
+    between = lines[1:-1:2]
+    lines[1:-1:2] = (image[0:-2:2][: len(between)].astype(np.uint16) + image[2::2][: len(between)]) // 2
+    if len(lines) % 2 == 0:
+        lines[-1] = lines[-2]
+    return lines
 
 
 def time_of(packet: VideoPacket) -> float | None:

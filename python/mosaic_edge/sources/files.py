@@ -93,6 +93,7 @@ class VideoSource:
         try:
             video = video_stream(container, self._name, stream)
             self.rate = float(video.average_rate) if video.average_rate else None
+            self._pixel = video.sample_aspect_ratio
             self.first = seconds(video.start_time, video.time_base) or 0.0
             self._declared = self._declared_end(container, video)
             self.duration = None if self._declared is None else self._declared - self.first
@@ -186,7 +187,7 @@ class VideoSource:
             if not ticks.take(time):
                 continue
             try:
-                image = upright(picture)
+                image = upright(picture, self._pixel)
             except (FFmpegError, ValueError) as error:
                 damage.add(f"a picture does not convert to RGB ({reason(error)})", time)
                 continue

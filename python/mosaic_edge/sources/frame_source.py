@@ -15,7 +15,7 @@ Where: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO"
 """A path, a URL, the bytes of a file, or a binary file that is open for reading."""
 
 
-def is_held(where: Where) -> bool:
+def is_held(where: object) -> bool:
     """Whether it is the contents of a file, or an open one, and no name."""
     return isinstance(where, bytes) or hasattr(where, "read")
 

@@ -12,10 +12,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from urllib.parse import urlsplit
 
 from av import VideoFrame
 from av.container import InputContainer
+from av.error import FFmpegError
 from av.format import Flags
 
 from mosaic_edge.sources.decoding import Damage, decode, has_flag, packets_of, upright
@@ -107,6 +109,7 @@ class LiveSource:
         self._reconnects = self._dropped = self._broken = 0
         self._connected = False
         self._trouble: str | None = None
+        self._pixel: Fraction | None = None
         self._timeline: Timeline[tuple[VideoFrame, float]] | None = None
 
     def __iter__(self) -> Iterator[Frame]:
@@ -118,7 +121,12 @@ class LiveSource:
         try:
             given = 0
             while (taken := self._queue.take()) is not None:
-                yield Frame(upright(taken[0]), taken[1], given)
+                try:
+                    image = upright(taken[0], self._pixel)
+                except (FFmpegError, ValueError):
+                    self._broken += 1
+                    continue
+                yield Frame(image, taken[1], given)
                 given += 1
         finally:
             self.close()
@@ -186,6 +194,7 @@ class LiveSource:
                 timeline = self._continued(container, float(video.average_rate or 30))
                 recorded = _is_recording(self.path, container)
                 queue.patient = recorded or _is_local_pipe(self.path)
+                self._pixel = video.sample_aspect_ratio
                 queue.begin(1.0 / min(self.fps or math.inf, float(video.average_rate or 30)))
                 for picture in decode(packets_of(container, video, damage), video, damage):
                     arrived = time.monotonic()
@@ -201,7 +210,7 @@ class LiveSource:
         except SourceError as error:
             return error.cause, _is_local_pipe(self.path)
         finally:
-            self._broken += damage.count
+            self._broken += damage.count - (damage.broke_off is not None)
         return damage.broke_off, recorded or _is_local_pipe(self.path)
 
     def _continued(self, container: InputContainer, rate: float) -> Timeline[tuple[VideoFrame, float]]:

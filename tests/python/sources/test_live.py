@@ -12,11 +12,12 @@ import threading
 import time
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fake_camera import Plan, camera
-from mosaic_edge.sources import LiveSource, SourceError, open_live, open_source
+from mosaic_edge.sources import LiveSource, SourceError, live, open_live, open_source
 from numbered import number_of, write_numbered
 
 KINDS = ["rtsp", "tcp", "http"]
@@ -82,6 +83,22 @@ def test_a_camera_that_is_not_there_is_given_up_and_says_why() -> None:
             assert "no frame in" in str(error)
 
 
+def test_a_picture_that_does_not_convert_costs_itself_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = live.upright
+
+    def upright(picture: Any, pixel: Any) -> Any:
+        image = real(picture, pixel)
+        if number_of(image) % 3 == 1:
+            raise ValueError("a format that nobody knows")
+        return image
+
+    monkeypatch.setattr(live, "upright", upright)
+    with camera("tcp", [[{"frames": 75}]]) as url:
+        source = LiveSource(url, 5.0, **QUICK)
+        assert [number for number, _ in seen(source)[0]] == [n for n in range(0, 75, 5) if n % 3 != 1]
+    assert source.stats().broken == 5
+
+
 def test_a_password_is_not_shown() -> None:
     _, error = seen(LiveSource("rtsp://user:s3cret@127.0.0.1:9/cam", give_up_s=0.1))
     assert "s3cret" not in str(error)
@@ -105,15 +122,15 @@ def test_a_live_source_has_no_start_and_no_end(settings: dict[str, float]) -> No
 
 def test_a_pipe_is_opened_once_and_read_whole_live_or_not(tmp_path: Path) -> None:
     data = write_numbered(tmp_path / "a.ts", [i / 25 for i in range(75)]).read_bytes()
-    for live in (True, False):
-        fifo = tmp_path / f"{live}.fifo"
+    for is_live in (True, False):
+        fifo = tmp_path / f"{is_live}.fifo"
         os.mkfifo(fifo)
         writer = threading.Thread(target=fifo.write_bytes, args=(data,))
         writer.start()
-        source = open_live(str(fifo), 1.0) if live else open_source(fifo, 1.0)
+        source = open_live(str(fifo), 1.0) if is_live else open_source(fifo, 1.0)
         assert [number_of(frame.image) for frame in source] == [0, 25, 50]
         writer.join()
-        if not live:
+        if not is_live:
             with pytest.raises(SourceError, match="it can be read once"):
                 list(source)
 

@@ -173,6 +173,83 @@ def test_a_broken_file_is_not_said_to_be_encrypted(tmp_path: Path) -> None:
     assert "encrypted" not in str(caught.value)
 
 
+def flagged(path: Path, images: list[np.ndarray], **flags: Any) -> Path:
+    """A video of the pictures as they are, by a codec that says what is asked of pixels and fields."""
+    with av.open(str(path), "w") as out:
+        stream: Any = out.add_stream("mpeg2video", rate=25, options=flags.pop("options", {}))
+        stream.height, stream.width = images[0].shape[:2]
+        stream.pix_fmt, stream.bit_rate = "yuv420p", 20_000_000
+        for name, value in flags.items():
+            setattr(stream, name, value)
+        for image in images:
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        out.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize(("ratio", "width"), [((16, 15), 171), ((4, 3), 213), ((3, 4), 120), ((1, 1), 160)])
+def test_pixels_that_are_not_square_are_made_so(tmp_path: Path, ratio: tuple[int, int], width: int) -> None:
+    for name in ("wide.mkv", "wide.ts"):
+        path = write_numbered(tmp_path / name, [i / 25 for i in range(9)], pixel=Fraction(*ratio))
+        frames = list(VideoSource(path))
+        assert {frame.image.shape for frame in frames} == {(HEIGHT, width, 3)}
+        assert [number_of(frame.image) for frame in frames] == list(range(9))
+
+
+def test_an_interlaced_picture_shows_one_time_and_no_combs(tmp_path: Path) -> None:
+    woven = np.zeros((96, 160, 3), np.uint8)
+    woven[::2, 40:80] = 255  # a bar, and where it is a field later
+    woven[1::2, 80:120] = 255
+    path = flagged(tmp_path / "i.mpg", [woven] * 3, options={"flags": "+ildct+ilme", "top": "1"})
+    for frame in VideoSource(path):
+        rows = frame.image[10:86].astype(int)
+        assert rows[:, 50:70].min() > 180
+        assert rows[:, 90:110].max() < 75
+
+
+def pq_signal(nits: float) -> float:
+    """SMPTE ST 2084's inverse curve."""
+    y = (nits / 10000) ** 0.1593017578125
+    return float(((0.8359375 + 18.8515625 * y) / (1 + 18.6875 * y)) ** 78.84375)
+
+
+def hlg_signal(nits: float) -> float:
+    """ARIB STD-B67's curve, on a display of 1000 cd/m2 (system gamma 1.2)."""
+    scene = (nits / 1000) ** (1 / 1.2)
+    return (
+        float(np.sqrt(3 * scene))
+        if scene <= 1 / 12
+        else 0.17883277 * np.log(12 * scene - 0.28466892) + 0.55991073
+    )
+
+
+@pytest.mark.parametrize(("transfer", "curve"), [(16, pq_signal), (18, hlg_signal)])
+def test_a_picture_of_high_dynamic_range_is_as_bright_as_one_of_the_usual(
+    tmp_path: Path, transfer: int, curve: Callable[[float], float]
+) -> None:
+    nits = [0.0, 5.0, 26.0, 100.0, 203.0, 400.0, 1000.0]
+    codes = np.array([round(1023 * curve(n)) for n in nits], np.uint16)
+    grey = np.broadcast_to(np.repeat(codes, 16)[None, :, None], (32, 16 * len(nits), 3)) << 6
+    path = tmp_path / "hdr.mkv"
+    with av.open(str(path), "w") as out:
+        stream: Any = out.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = grey.shape[1], 32, "gbrp10le"
+        stream.codec_context.color_trc, stream.codec_context.color_primaries = transfer, 9
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(grey), format="rgb48le")
+        frame = frame.reformat(format="gbrp10le")
+        frame.color_trc, frame.color_primaries = transfer, 9
+        out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    (shown,) = VideoSource(path)
+    row = shown.image[16, 8::16].astype(int)
+    assert np.ptp(row, axis=1).max() <= 2, "grey stays grey"
+    level = row.mean(axis=1)
+    assert (np.diff(level) > 5).all()
+    assert level[0] <= 1 and level[-1] >= 250
+    assert 175 <= level[4] <= 210, "white of 203 cd/m2 is three quarters of the range"
+    assert 85 <= level[2] <= 120, "and middle grey is middle"
+
+
 class Listener:
     """A port that notes who connects."""
 
