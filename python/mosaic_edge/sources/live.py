@@ -113,10 +113,14 @@ class LiveSource:
         self._timeline: Timeline[tuple[VideoFrame, float]] | None = None
 
     def __iter__(self) -> Iterator[Frame]:
-        self._closed.clear()
+        self._closed = (
+            threading.Event()
+        )  # one of its own: a thread that waits for a camera may outlive close()
         self._dropped += self._queue.dropped
         self._queue = self._new_queue()
-        reader = threading.Thread(target=self._read, args=(self._queue,), name="mosaic-camera", daemon=True)
+        reader = threading.Thread(
+            target=self._read, args=(self._queue, self._closed), name="mosaic-camera", daemon=True
+        )
         reader.start()
         try:
             given = 0
@@ -153,22 +157,22 @@ class LiveSource:
     def _new_queue(self) -> NewestFirst:
         return NewestFirst(_is_local_pipe(self.path))
 
-    def _read(self, queue: NewestFirst) -> None:
+    def _read(self, queue: NewestFirst, closed: threading.Event) -> None:
         """The thread: connections, one after the other."""
         try:
-            queue.end(self._connections(queue))
+            queue.end(self._connections(queue, closed))
         except Exception as error:
             queue.end(error)
         finally:
             self._connected = False
 
-    def _connections(self, queue: NewestFirst) -> SourceError | None:
+    def _connections(self, queue: NewestFirst, closed: threading.Event) -> SourceError | None:
         """Read until it is over; what to say of the end."""
         began, pause, ticks = time.monotonic(), FIRST_PAUSE_S, Ticks(self.fps)
         clean = False
-        while not self._closed.is_set():
+        while not closed.is_set():
             before = queue.newest
-            cause, over = self._connection(queue, ticks)
+            cause, over = self._connection(queue, closed, ticks)
             self._connected = False
             if queue.newest != before:
                 began, pause, clean = time.monotonic(), FIRST_PAUSE_S, cause is None
@@ -181,11 +185,13 @@ class LiveSource:
                 why = f"no frame in {tried:.0f} s of trying ({self._trouble})"
                 return None if clean else SourceError(self._name, reached, why)
             self._say(f"{self._trouble}; opened again in {pause:g} s")
-            self._closed.wait(pause)
+            closed.wait(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
         return None
 
-    def _connection(self, queue: NewestFirst, ticks: Ticks) -> tuple[str | None, bool]:
+    def _connection(
+        self, queue: NewestFirst, closed: threading.Event, ticks: Ticks
+    ) -> tuple[str | None, bool]:
         """One connection: why it broke off (None: the sender ended it), and whether it is over."""
         damage = Damage()
         try:
@@ -202,7 +208,7 @@ class LiveSource:
                     for (shown, came), pts in timeline.take((picture, arrived), picture.time, arrived):
                         if ticks.take(pts):
                             queue.put(shown, pts, came)
-                    if self._closed.is_set():
+                    if closed.is_set():
                         return None, True
                 for (shown, came), pts in timeline.rest():
                     if ticks.take(pts):

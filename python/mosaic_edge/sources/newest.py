@@ -61,6 +61,8 @@ class NewestFirst:
     def put(self, picture: VideoFrame, pts: float, arrived: float) -> None:
         """A picture seen at `pts` seconds of the stream came at `arrived`."""
         with self._changed:
+            if self._ended:
+                return
             self._note_pace(pts, arrived)
             size = sum(plane.buffer_size for plane in picture.planes)
             while self._waiting and not self._ended and self._is_full(size):

@@ -114,6 +114,19 @@ def test_close_ends_it_from_another_thread_while_it_waits() -> None:
         assert time.monotonic() - began < ENDS_S
 
 
+def test_a_source_that_was_closed_may_be_read_again() -> None:
+    plan: Plan = [[{"frames": 12, "fps": 25}, {"stall": 60}], [{"frames": 12, "fps": 25}]]
+    with camera("tcp", plan) as url:
+        source = LiveSource(url, **QUICK)
+        first = []
+        for frame in source:
+            first.append(number_of(frame.image))
+            source.close()
+        again = [number for number, _ in seen(source)[0]]
+    assert len(first) == 1
+    assert len(again) >= 6 and min(again) > first[0]
+
+
 @pytest.mark.parametrize("settings", [{"start": 1.0}, {"end": 5.0}])
 def test_a_live_source_has_no_start_and_no_end(settings: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="is live"):
