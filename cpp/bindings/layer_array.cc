@@ -15,6 +15,7 @@ struct Seen {
   bool is_float32 = false;
   bool contiguous = true;
   bool read_only = false;
+  std::optional<void*> stream;
   std::vector<int64_t> shape;
   py::object held;
 };
@@ -83,6 +84,15 @@ Seen see_cuda_interface(const py::object& given, bool gpu) {
   const auto [pointer, read_only] = py::cast<std::pair<uintptr_t, bool>>(d["data"]);
   s.data = reinterpret_cast<void*>(pointer);
   s.read_only = read_only;
+  if (d.contains("mask") && !d["mask"].is_none()) throw InvalidInput("masked; hand over one that is whole.");
+  if (d.contains("stream") && !d["stream"].is_none()) {
+    const auto stream = py::cast<uintptr_t>(d["stream"]);
+    if (stream == 0)
+      throw InvalidInput(
+          "behind stream 0, which may mean two default streams; its producer must say 1 (legacy) or 2 "
+          "(per thread).");
+    s.stream = reinterpret_cast<void*>(stream);
+  }
   s.held = given;
   return s;
 }
@@ -120,6 +130,7 @@ LayerArray::LayerArray(const char* name, const py::object& given, py::ssize_t to
   if (!s.contiguous) throw InvalidInput(who + " is not C-contiguous; make it so once, before the call.");
   if (writable && s.read_only) throw InvalidInput(who + " cannot be written.");
   data_ = static_cast<float*>(s.data);
+  stream_ = s.stream;
   held_ = std::move(s.held);
 }
 

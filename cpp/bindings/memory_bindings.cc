@@ -9,6 +9,7 @@
 #include <cmath>
 #include <optional>
 #include <tuple>
+#include <vector>
 
 #include "bindings/gil.h"
 #include "bindings/given.h"
@@ -357,9 +358,15 @@ void bind_memory(py::module_& m) {
               self.abort();
               throw InvalidInput(std::string("attend: out overlaps ") + name + ", which is read after out is written.");
             }
+            std::vector<void*> producers;
+            for (const LayerArray& array : *arrays) {
+              if (array.stream() && std::find(producers.begin(), producers.end(), *array.stream()) == producers.end())
+                producers.push_back(*array.stream());
+            }
             const bindings::WithoutGil released;
             self.attend(layer, at_q.data(), at_k.data(), at_v.data(), at_out.data(),
-                        stream ? std::optional<void*>(reinterpret_cast<void*>(*stream)) : std::nullopt, tokens);
+                        stream ? std::optional<void*>(reinterpret_cast<void*>(*stream)) : std::nullopt, tokens,
+                        producers);
           },
           py::arg("layer"), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("out"), py::arg("tokens") = py::none(),
           py::arg("stream") = py::none(),

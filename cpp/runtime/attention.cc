@@ -23,7 +23,7 @@ void KvMemory::block_positions(BlockSelection* s) const {
 }
 
 void KvMemory::attend(int layer, const float* q, const float* k, const float* v, float* out,
-                      std::optional<void*> stream, int tokens) {
+                      std::optional<void*> stream, int tokens, std::span<void* const> producers) {
   const OneCaller::Turn turn(caller_);
   if (block_ == BlockKind::kNone)
     throw InvalidInput("KvMemory: attend() without a block; begin_frame() or begin_text() first.");
@@ -38,7 +38,9 @@ void KvMemory::attend(int layer, const float* q, const float* k, const float* v,
   try {
     on_device([&] {
       fault = staging_.fault_of(given, *backend_.device, block_tokens_, &beyond);
-      if (fault.empty()) attend_layer(given, stream);
+      if (!fault.empty()) return;
+      for (void* const producer : producers) backend_.device->follow(producer);
+      attend_layer(given, stream);
     });
   } catch (...) {  // a policy written elsewhere may throw from select(): the block is refused whole
     try {

@@ -21,6 +21,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "backend/backend.h"
@@ -79,9 +80,10 @@ class KvMemory {
   // q [T, q_heads, D], k, v [T, kv_heads, D] before rotation, out [T, q_heads, D]; contiguous, T as begun. They may lie in
   // host memory or in the device's own: what the device reaches is not copied. `out` is written when this returns; but where
   // a stream is given (of the device's kind, null its default) and all four lie on the device, that work is queued in
-  // order with it, and nothing is waited for. tokens: what the arrays hold, -1: as begun.
+  // order with it, and nothing is waited for. tokens: what the arrays hold, -1: as begun. producers: streams of the
+  // device's kind that the arrays are only complete behind.
   void attend(int layer, const float* q, const float* k, const float* v, float* out,
-              std::optional<void*> stream = std::nullopt, int tokens = -1);
+              std::optional<void*> stream = std::nullopt, int tokens = -1, std::span<void* const> producers = {});
   void commit();
   // Forget the block that was begun.
   void abort();

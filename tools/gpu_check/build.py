@@ -33,14 +33,26 @@ def nvcc_of() -> str:
     return os.environ.get("CUDACXX") or shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
 
 
-def describe(check: Check) -> str:
-    """The machine, as a line of results; returns the GPU's architecture, "" where nobody says it."""
+TORCH_QUERY = (
+    "import torch; p = torch.cuda.get_device_properties(0); "
+    "print(f'{p.major}.{p.minor}, , {p.name}, {p.total_memory >> 20} MiB')"
+)
+
+
+def gpu_of(check: Check) -> list[str]:
+    """Compute capability, driver, name, memory of the first GPU; empty words where nobody says them."""
     query = "--query-gpu=compute_cap,driver_version,name,memory.total"
-    fields = ["", "", "", ""]
-    if not check.cpu:  # nvidia-smi is not on every board
-        found = asked("nvidia-smi", query, "--format=csv,noheader").split(", ")
-        fields = found if len(found) == 4 else fields
-    capability, driver, name, memory = fields
+    for smi in ("nvidia-smi", "/usr/local/nvidia/bin/nvidia-smi"):  # on no Jetson before JetPack 7
+        found = asked(smi, query, "--format=csv,noheader").split(", ")
+        if len(found) == 4:
+            return found
+    found = asked(check.python, "-c", TORCH_QUERY).split(", ")
+    return found if len(found) == 4 else [""] * 4
+
+
+def describe(check: Check) -> str:
+    """The machine, as a line of results; returns the GPU's architecture as CMake names it."""
+    capability, driver, name, memory = [""] * 4 if check.cpu else gpu_of(check)
     torch = "from importlib.metadata import version; print(version('torch'))"
     device = "CPU (rehearsal)" if check.cpu else f"{name}, sm_{capability.replace('.', '')}, {memory}"
     check.write(
@@ -49,7 +61,7 @@ def describe(check: Check) -> str:
         torch=asked(check.python, "-c", torch), python=platform.python_version(), cores=os.cpu_count(),
         commit=asked("git", "rev-parse", "--short", "HEAD"), rehearsal=check.cpu, budget=check.budget,
     )  # fmt: skip
-    return capability.replace(".", "")
+    return f"{capability.replace('.', '')}-real" if capability else "native"
 
 
 def configure(check: Check, parts: tuple[str, ...], architecture: str) -> bool:
@@ -57,8 +69,8 @@ def configure(check: Check, parts: tuple[str, ...], architecture: str) -> bool:
     options = ["-DMOSAIC_BENCH=ON", "-DMOSAIC_WERROR=OFF", f"-DMOSAIC_CUDA={'OFF' if check.cpu else 'ON'}"]
     options += [f"-DMOSAIC_TESTS={'ON' if 'tests' in parts else 'OFF'}"]
     options += [f"-DMOSAIC_PYTHON={'ON' if 'module' in parts else 'OFF'}"]
-    if architecture:
-        options.append(f"-DCMAKE_CUDA_ARCHITECTURES={architecture}-real")
+    if not check.cpu:
+        options.append(f"-DCMAKE_CUDA_ARCHITECTURES={architecture}")
     if "module" in parts:
         pybind11 = asked(check.python, "-m", "pybind11", "--cmakedir")
         options += [f"-DPython_EXECUTABLE={shutil.which(check.python)}", f"-Dpybind11_DIR={pybind11}"]

@@ -13,3 +13,5 @@ def play(check: Check) -> None:
     # A rehearsal plays what shows that the path works; the CPU's own tests have the rest of it.
     few = ("-k", "shape or refused_whole") if check.cpu else ()
     device_tests.play(check, "test_sessions.py", 180.0, *few)
+    if not check.cpu:
+        device_tests.play(check, "test_arrays.py", 60.0)

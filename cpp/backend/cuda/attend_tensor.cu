@@ -99,22 +99,22 @@ MOSAIC_DEVICE void announce(const AttendArgs& a, const RopeTable& rope, int u, c
 
 // Keys to halves; an even channel and the next are one word.
 struct PutHalves {
-  half_t* high;
-  half_t* low;
+  half_t* key;  // of the slot; low halves in the next one
   int pitch;
   bool exact;
+  MOSAIC_DEVICE half_t* low() const { return key + kTile * 2 * pitch; }
   MOSAIC_DEVICE void operator()(int token, int channel, float x) const {
     x = exact ? saturate(x * kKeys) : x * kKeys;
     const half_t rounded = simt::narrow(x);
-    high[token * pitch + channel] = rounded;
-    if (exact) low[token * pitch + channel] = simt::narrow((x - simt::widen(rounded)) * kLow);
+    key[token * pitch + channel] = rounded;
+    if (exact) low()[token * pitch + channel] = simt::narrow((x - simt::widen(rounded)) * kLow);
   }
   MOSAIC_DEVICE void operator()(int token, int channel, float x, float y) const {
     x *= kKeys, y *= kKeys;
     if (exact) x = saturate(x), y = saturate(y);
     const uint32_t word = simt::pack(x, y);
-    reinterpret_cast<uint32_t*>(high)[(token * pitch + channel) / 2] = word;
-    if (exact) reinterpret_cast<uint32_t*>(low)[(token * pitch + channel) / 2] = pack_low(x, y, word);
+    reinterpret_cast<uint32_t*>(key)[(token * pitch + channel) / 2] = word;
+    if (exact) reinterpret_cast<uint32_t*>(low())[(token * pitch + channel) / 2] = pack_low(x, y, word);
   }
 };
 
@@ -125,14 +125,16 @@ MOSAIC_DEVICE void load_step(const AttendArgs& a, const RopeTable& rope, int u, 
   const Channels channels(rope, d);
   const int key_items = (channels.key_items() + simt::kWarp - 1) / simt::kWarp * simt::kWarp;
   const int items = key_items + (kTile / 2 * chunks + simt::kWarp - 1) / simt::kWarp * simt::kWarp;
-  for (int all = simt::thread(); all < step.units * items; all += simt::threads()) {
-    const int i = all / items, item = all % items;
+  // Counted on, not divided: a division by what only the launch knows is 20 instructions, and registers.
+  for (int i = 0, item = simt::thread();; item += simt::threads()) {
+    for (; item >= items; item -= items) ++i;
+    if (i >= step.units) return;
     const Unit unit = unit_at(a, u + i);
     if (in_hadamard(a, unit)) continue;
     const bool exact = step.is_exact(i);
     const Slot high = slot_at(slots, step.slot(i), d), low = slot_at(slots, step.slot(i) + 1, d);
     if (item < key_items) {
-      const PutHalves put{high.key, low.key, pitch, exact};
+      const PutHalves put{high.key, pitch, exact};
       if (item < channels.key_items()) key_item(a, rope, channels, unit, kv_head, keys[i], item, put);
     } else if (item - key_items < kTile / 2 * chunks) {
       const int pair = (item - key_items) / chunks, first = (item - key_items) % chunks * 8;
@@ -161,8 +163,8 @@ MOSAIC_DEVICE void load_records(const AttendArgs& a, const RopeTable& rope, int 
     const Unit unit = unit_at(a, u + i);
     if (!in_hadamard(a, unit)) continue;
     const Slot slot = slot_at(slots, step.slot(i), d);
-    const PutHalves put{slot.key, slot.key, pitch, false};
-#pragma unroll 1
+    const PutHalves put{slot.key, pitch, false};
+#pragma unroll 1  // registers
     for (int j = 0; j < 2; ++j) {
       const int token = 2 * pair + j;
       RowOf<kMostTensorHead / simt::kWarp> key;
@@ -179,15 +181,14 @@ MOSAIC_DEVICE void load_records(const AttendArgs& a, const RopeTable& rope, int 
         put(token, channels.first(item), x);
       }
       simt::meet_warp();
-    }
-    RowOf<kMostTensorHead / simt::kWarp> values[2];
-    record_value(a, unit, kv_head, 2 * pair, &values[0]);
-    record_value(a, unit, kv_head, 2 * pair + 1, &values[1]);
+      RowOf<kMostTensorHead / simt::kWarp> value;
+      record_value(a, unit, kv_head, token, &value);
+      half_t* const to = reinterpret_cast<half_t*>(slot.value + pair * pitch) + j;
 #pragma unroll
-    for (int part = 0; part < kMostTensorHead / simt::kWarp; ++part) {
-      const int c = lane() + simt::kWarp * part;
-      if (c < width)
-        slot.value[pair * pitch + c] = simt::pack(values[0].x[part] * kValues, values[1].x[part] * kValues);
+      for (int part = 0; part < kMostTensorHead / simt::kWarp; ++part) {
+        const int c = lane() + simt::kWarp * part;
+        if (c < width) to[2 * c] = simt::narrow(value.x[part] * kValues);
+      }
     }
   }
 }

@@ -24,5 +24,9 @@ target_compile_options(mosaic_options INTERFACE
   "$<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${MOSAIC_WERROR}>>:-Werror=all-warnings>")
 # The bytes of a page are those of the CPU backend: no a * b + c in one rounding where codes are made.
 set_source_files_properties(${PROJECT_SOURCE_DIR}/cpp/backend/cuda/pages.cu PROPERTIES COMPILE_OPTIONS -fmad=false)
+# What `doctor` compares with the GPU that is there, without touching it.
+string(REPLACE ";" " " architectures "${CMAKE_CUDA_ARCHITECTURES}")
+set_source_files_properties(${PROJECT_SOURCE_DIR}/cpp/backend/cuda/cuda_device.cu PROPERTIES
+  COMPILE_DEFINITIONS "MOSAIC_CUDA_ARCHITECTURES=\"${architectures}\"")
 list(FILTER MOSAIC_CORE_SOURCES EXCLUDE REGEX "/backend/cuda/(absent|simt_cpu)\\.cc$")
 list(APPEND MOSAIC_CORE_SOURCES ${MOSAIC_CUDA_SOURCES})

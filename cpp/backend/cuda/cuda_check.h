@@ -1,5 +1,5 @@
 // Every call of the CUDA runtime goes through check(): a failure becomes a DeviceError that names the call and its line.
-// Destructors use passed(), which never throws. nvcc's files only.
+// Destructors use passed(), which never throws. OnDevice stands at every entry. nvcc's files only.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -45,6 +45,24 @@ inline void check(cudaError_t code, const char* what, const char* file, int line
 }
 
 inline bool passed(cudaError_t code) noexcept { return code == cudaSuccess; }
+
+// Makes a device the calling thread's for one scope, and what it was before at the end: a stream takes no kernel while
+// another device is current, and the caller's choice is not ours to change.
+class OnDevice {
+ public:
+  explicit OnDevice(int ordinal) : ordinal_(ordinal) {
+    check(cudaGetDevice(&before_), "cudaGetDevice", __FILE__, __LINE__);
+    if (before_ != ordinal_) check(cudaSetDevice(ordinal_), "cudaSetDevice", __FILE__, __LINE__);
+  }
+  ~OnDevice() {
+    if (before_ != ordinal_) passed(cudaSetDevice(before_));
+  }
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+
+ private:
+  int ordinal_, before_ = 0;
+};
 
 }  // namespace mosaic::cuda
 

@@ -12,17 +12,21 @@
 #include "backend/cuda/cuda_ops.h"
 #include "backend/cuda/cuda_probe.h"
 
+#ifndef MOSAIC_CUDA_ARCHITECTURES  // of the build (cuda.cmake)
+#define MOSAIC_CUDA_ARCHITECTURES "native"
+#endif
+
 namespace mosaic::cuda {
 namespace {
 
 __global__ void probe_kernel() {}
 
-#define MOSAIC_TEXT_OF(...) #__VA_ARGS__
-#define MOSAIC_TEXT(...) MOSAIC_TEXT_OF(__VA_ARGS__)
+constexpr int kOrdinal = 0;  // CUDA_VISIBLE_DEVICES chooses which GPU that is
 
+// Without a context, which takes hundreds of MB of the card and which a list of backends does not need: attributes only.
 Probe probe() {
   Probe p;
-  p.architectures = "compute " MOSAIC_TEXT(__CUDA_ARCH_LIST__);
+  p.architectures = MOSAIC_CUDA_ARCHITECTURES;
   p.runtime = CUDART_VERSION;
   if (!passed(cudaDriverGetVersion(&p.driver)) || p.driver == 0) {
     p.driver = 0;
@@ -37,29 +41,41 @@ Probe probe() {
     return p;
   }
   cudaDeviceProp properties;
-  if (p.devices == 0 || !passed(cudaGetDeviceProperties(&properties, 0))) return p;
+  if (p.devices == 0 || !passed(cudaGetDeviceProperties(&properties, kOrdinal))) return p;
   p.device = properties.name, p.major = properties.major, p.minor = properties.minor;
+  p.has_code = has_code_for(p.architectures, p.major, p.minor);
+  return p;
+}
+
+// Whether kernels of this build run there. Takes the device's context.
+void try_kernel() {
   cudaFuncAttributes attributes;
   const cudaError_t code = cudaFuncGetAttributes(&attributes, probe_kernel);
-  p.has_code = code == cudaSuccess;
-  if (!p.has_code && code != cudaErrorNoKernelImageForDevice && code != cudaErrorInvalidDeviceFunction)
-    p.error = std::string(p.device) + ": " + cudaGetErrorString(code);
-  cudaGetLastError();  // a probe that failed is not the next call's error
-  return p;
+  if (code == cudaErrorNoKernelImageForDevice || code == cudaErrorInvalidDeviceFunction) {
+    cudaGetLastError();  // said here: it must not be the next call's error
+    throw DeviceError("cuda: this build (" MOSAIC_CUDA_ARCHITECTURES
+                      ") has no code for the GPU; build with its CMAKE_CUDA_ARCHITECTURES. Or set backend=\"cpu\".");
+  }
+  check(code, "cudaFuncGetAttributes", __FILE__, __LINE__);
 }
 
 void finish(const simt::Queue& queue) {
   MOSAIC_CUDA_TRY(cudaStreamSynchronize(static_cast<cudaStream_t>(queue.stream)));
 }
 
-// Memory the driver knows, or any memory where the GPU follows the host's page tables.
 // Memory that the driver does not know belongs to the host alone, also where the GPU could follow the host's page tables:
-// every access would fault first.
+// every access would fault first. Managed memory is for kernels alone: where the two may not use it at once (Jetson), a
+// host that reads it while kernels run ends the process.
 Device::Access access_of(const void* pointer) {
   cudaPointerAttributes attributes;
   MOSAIC_CUDA_TRY(cudaPointerGetAttributes(&attributes, pointer));  // a lost device is not host memory
-  if (attributes.type == cudaMemoryTypeDevice) return Device::Access::kKernels;
-  return attributes.type == cudaMemoryTypeUnregistered ? Device::Access::kHost : Device::Access::kBoth;
+  if (attributes.type == cudaMemoryTypeUnregistered) return Device::Access::kHost;
+  if (attributes.type == cudaMemoryTypeManaged) return Device::Access::kKernels;
+  if (attributes.type != cudaMemoryTypeDevice) return Device::Access::kBoth;
+  if (attributes.device != kOrdinal)
+    throw InvalidInput("cuda: an array on GPU " + std::to_string(attributes.device) + ", the memory is on GPU " +
+                       std::to_string(kOrdinal) + "; choose one GPU for the process by CUDA_VISIBLE_DEVICES.");
+  return Device::Access::kKernels;
 }
 bool can_access(const void* pointer) { return access_of(pointer) != Device::Access::kHost; }
 
@@ -74,36 +90,40 @@ void copy(const simt::Queue& queue, void* to, const void* from, size_t bytes) {
 
 }  // namespace
 
-CudaDevice::CudaDevice(int ordinal) {
-  MOSAIC_CUDA_TRY(cudaSetDevice(ordinal));
+CudaDevice::Event CudaDevice::make_event() {
+  cudaEvent_t event = nullptr;
+  MOSAIC_CUDA_TRY(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+  return Event(event);
+}
+
+CudaDevice::CudaDevice(int ordinal) : ordinal_(ordinal) {
+  const OnDevice there(ordinal_);
   int integrated = 0;
   MOSAIC_CUDA_TRY(cudaDeviceGetAttribute(&integrated, cudaDevAttrIntegrated, ordinal));
   MOSAIC_CUDA_TRY(cudaDeviceGetAttribute(&processors_, cudaDevAttrMultiProcessorCount, ordinal));
   integrated_ = integrated != 0;
-  MOSAIC_CUDA_TRY(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
-  for (cudaEvent_t& event : events_) MOSAIC_CUDA_TRY(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
-  MOSAIC_CUDA_TRY(cudaEventCreateWithFlags(&order_, cudaEventDisableTiming));
+  cudaStream_t stream = nullptr;
+  MOSAIC_CUDA_TRY(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  stream_.reset(stream);
+  for (Event& event : events_) event = make_event();
+  order_ = make_event();
 }
 
-CudaDevice::~CudaDevice() {
-  passed(cudaStreamSynchronize(stream_));
-  for (const cudaEvent_t event : events_) {
-    if (event != nullptr) passed(cudaEventDestroy(event));
-  }
-  if (order_ != nullptr) passed(cudaEventDestroy(order_));
-  passed(cudaStreamDestroy(stream_));
-}
+CudaDevice::~CudaDevice() { passed(cudaStreamSynchronize(stream())); }
 
 Device::Access CudaDevice::access(const void* pointer) const { return access_of(pointer); }
 
+// The default stream, null, is that of the current device.
 void CudaDevice::follow(void* stream) {
-  MOSAIC_CUDA_TRY(cudaEventRecord(order_, static_cast<cudaStream_t>(stream)));
-  MOSAIC_CUDA_TRY(cudaStreamWaitEvent(stream_, order_));
+  const OnDevice there(ordinal_);
+  MOSAIC_CUDA_TRY(cudaEventRecord(order_.get(), static_cast<cudaStream_t>(stream)));
+  MOSAIC_CUDA_TRY(cudaStreamWaitEvent(stream_.get(), order_.get()));
 }
 
 void CudaDevice::precede(void* stream) {
-  MOSAIC_CUDA_TRY(cudaEventRecord(order_, stream_));
-  MOSAIC_CUDA_TRY(cudaStreamWaitEvent(static_cast<cudaStream_t>(stream), order_));
+  const OnDevice there(ordinal_);
+  MOSAIC_CUDA_TRY(cudaEventRecord(order_.get(), stream_.get()));
+  MOSAIC_CUDA_TRY(cudaStreamWaitEvent(static_cast<cudaStream_t>(stream), order_.get()));
 }
 
 size_t CudaDevice::free_bytes() const { return cpu::CpuDevice().free_bytes(); }
@@ -112,6 +132,7 @@ void* CudaDevice::allocate(size_t bytes) {
   const size_t free = free_bytes();
   void* memory = nullptr;
   if (bytes == 0 || bytes > free) refuse("pinned memory", bytes, free);
+  const OnDevice there(ordinal_);
   const cudaError_t code = cudaHostAlloc(&memory, bytes, cudaHostAllocMapped | cudaHostAllocPortable);
   if (code == cudaErrorMemoryAllocation) {
     cudaGetLastError();
@@ -123,6 +144,7 @@ void* CudaDevice::allocate(size_t bytes) {
 }
 
 void* CudaDevice::allocate_private(size_t bytes) {
+  const OnDevice there(ordinal_);
   size_t free = 0, total = 0;
   MOSAIC_CUDA_TRY(cudaMemGetInfo(&free, &total));
   if (integrated_) free = free_bytes();  // one DRAM: what the host's page cache holds counts as free
@@ -133,31 +155,33 @@ void* CudaDevice::allocate_private(size_t bytes) {
     refuse("device memory", bytes, free);
   }
   check(code, "cudaMalloc", __FILE__, __LINE__);
-  MOSAIC_CUDA_TRY(cudaMemsetAsync(memory, 0, bytes, stream_));
-  MOSAIC_CUDA_TRY(cudaStreamSynchronize(stream_));
-  return memory;
+  const auto give_back = [](void* taken) { passed(cudaFree(taken)); };
+  std::unique_ptr<void, decltype(give_back)> held(memory, give_back);
+  MOSAIC_CUDA_TRY(cudaMemsetAsync(memory, 0, bytes, stream_.get()));
+  MOSAIC_CUDA_TRY(cudaStreamSynchronize(stream_.get()));
+  return held.release();
 }
 
 void CudaDevice::release(void* memory, size_t) noexcept {
   if (memory == nullptr) return;
   cudaPointerAttributes attributes;
-  passed(cudaStreamSynchronize(stream_));  // kernels may still read it
+  passed(cudaStreamSynchronize(stream()));  // kernels may still read it
   if (!passed(cudaPointerGetAttributes(&attributes, memory))) return;
   passed(attributes.type == cudaMemoryTypeHost ? cudaFreeHost(memory) : cudaFree(memory));
 }
 
 void CudaDevice::copy_async(void* to, const void* from, size_t bytes) {
-  MOSAIC_CUDA_TRY(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_));
+  MOSAIC_CUDA_TRY(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream()));
 }
 
 uint64_t CudaDevice::record() {
   ++mark_;
-  MOSAIC_CUDA_TRY(cudaEventRecord(events_[mark_ % kEvents], stream_));
+  MOSAIC_CUDA_TRY(cudaEventRecord(events_[mark_ % kEvents].get(), stream()));
   return mark_;
 }
 
 void CudaDevice::wait(uint64_t mark) {
-  if (mark != 0) MOSAIC_CUDA_TRY(cudaEventSynchronize(events_[mark % kEvents]));
+  if (mark != 0) MOSAIC_CUDA_TRY(cudaEventSynchronize(events_[mark % kEvents].get()));
 }
 
 BackendInfo info() {
@@ -170,11 +194,16 @@ BackendInfo info() {
 Backend make() {
   const BackendInfo found = info();
   if (!found.available) throw DeviceError("cuda: " + found.detail + ". Or set backend=\"cpu\".");
-  auto device = std::make_unique<CudaDevice>(0);
+  auto device = std::make_unique<CudaDevice>(kOrdinal);
+  {
+    const OnDevice there(kOrdinal);
+    try_kernel();
+  }
   Target target;
   target.name = "cuda";
   target.queue.stream = device->stream();
   target.queue.processors = device->processors();
+  target.queue.device = device->ordinal();
   target.finish = finish;
   target.can_access = can_access;
   target.copy = copy;

@@ -1,10 +1,13 @@
 // CudaDevice: one GPU, one stream that copies and kernels share, so that they run in the order they were queued.
 // allocate() gives pinned host memory that the GPU maps: store and policies read and write it, and so do kernels, at the
 // same address. On a board with one DRAM that costs nothing; on a card every read crosses the link. allocate_private()
-// is the card's own memory.
+// is the card's own memory. Any thread may call it, whatever device is current there, and finds that one current after.
 #pragma once
 
 #include <cuda_runtime.h>
+
+#include <array>
+#include <memory>
 
 #include "backend/device.h"
 
@@ -30,16 +33,26 @@ class CudaDevice final : public Device {
   void copy_async(void* to, const void* from, size_t bytes) override;
   uint64_t record() override;
   void wait(uint64_t mark) override;
-  cudaStream_t stream() const { return stream_; }
+  cudaStream_t stream() const { return stream_.get(); }
   int processors() const { return processors_; }
+  int ordinal() const { return ordinal_; }
 
  private:
+  struct Destroy {
+    void operator()(cudaStream_t stream) const noexcept { cudaStreamDestroy(stream); }
+    void operator()(cudaEvent_t event) const noexcept { cudaEventDestroy(event); }
+  };
+  using Stream = std::unique_ptr<std::remove_pointer_t<cudaStream_t>, Destroy>;
+  using Event = std::unique_ptr<std::remove_pointer_t<cudaEvent_t>, Destroy>;
+  static Event make_event();
+
   static constexpr int kEvents = 64;  // marks older than this many wait for a later one
+  int ordinal_ = 0;
   bool integrated_ = false;
   int processors_ = 1;
-  cudaStream_t stream_ = nullptr;
-  cudaEvent_t events_[kEvents] = {};
-  cudaEvent_t order_ = nullptr;  // between our stream and a caller's
+  Stream stream_;
+  std::array<Event, kEvents> events_;
+  Event order_;  // between our stream and a caller's
   uint64_t mark_ = 0;
 };
 

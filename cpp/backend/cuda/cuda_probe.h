@@ -2,9 +2,34 @@
 // from the runtime (cuda_device.cu); the sentence is plain C++, so that tests see every case without a GPU.
 #pragma once
 
+#include <algorithm>
+#include <cstdlib>
 #include <string>
+#include <string_view>
 
 namespace mosaic::cuda {
+
+// Whether a build for `architectures`, as CMake names them ("80 86-real 90"), runs on a GPU of compute capability
+// major.minor. Code runs on its own and later minors; PTX, which an entry without "-real" has, on all that came later;
+// "90a" and its like on that one alone. What is no number ("native", "all") was made for what is there.
+inline bool has_code_for(std::string_view architectures, int major, int minor) {
+  const int there = 10 * major + minor;
+  while (!architectures.empty()) {
+    const size_t end = std::min(architectures.find_first_of(" ;,"), architectures.size());
+    const std::string one(architectures.substr(0, end));
+    architectures.remove_prefix(std::min(end + 1, architectures.size()));
+    if (one.empty()) continue;
+    const size_t digits = std::min(one.find_first_not_of("0123456789"), one.size());
+    if (digits == 0) return true;
+    const int built = std::atoi(one.c_str());
+    const std::string kind = one.substr(digits);
+    const bool code = kind.empty() || kind == "-real", ptx = kind.empty() || kind == "-virtual";
+    if (code && built / 10 == major && built <= there) return true;
+    if (ptx && built <= there) return true;
+    if (!code && !ptx && built == there) return true;
+  }
+  return false;
+}
 
 struct Probe {
   int driver = 0;        // CUDA version the driver speaks, as 1000 major + 10 minor; 0: no driver

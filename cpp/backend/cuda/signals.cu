@@ -76,8 +76,9 @@ constexpr int kTokens = 4;    // of a block
 MOSAIC_DEVICE float lower_frequencies(int shift, int n) {
   const int highest = (n + 3) / 4 - 1;
   if (shift == 0) return static_cast<float>((2.0 * highest + 1) / n);
-  const double half = 3.14159265358979323846 * shift / n;
-  return static_cast<float>(sin((2.0 * highest + 1) * half) / (sin(half) * n));
+  const auto turn =
+      static_cast<double>((int64_t{2} * highest + 1) * shift % (int64_t{2} * n));  // in pi / n, whole turns off
+  return static_cast<float>(simt::sin_pi(turn / n) / (simt::sin_pi(static_cast<double>(shift) / n) * n));
 }
 
 // A block four tokens, a thread a channel: what the convolution with the lower frequencies leaves of it.

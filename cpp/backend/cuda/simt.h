@@ -44,6 +44,7 @@ struct Grid {
 struct Queue {
   void* stream = nullptr;  // cudaStream_t; on the CPU a Stream, or null: kernels run at once
   int processors = 1;      // streaming multiprocessors
+  int device = 0;          // the stream's
 };
 
 struct alignas(16) Bytes16 {
@@ -82,6 +83,7 @@ MOSAIC_DEVICE T* shared() {
 
 MOSAIC_DEVICE float exp2_of(float x) { return exp2f(x); }
 MOSAIC_DEVICE float log2_of(float x) { return log2f(x); }
+MOSAIC_DEVICE double sin_pi(double x) { return sinpi(x); }  // of pi x; no slow path for large angles, so no stack
 MOSAIC_DEVICE float widen(half_t x) { return __half2float(__ushort_as_half(x)); }
 template <class Bytes>
 MOSAIC_DEVICE Bytes load(const void* from) {
@@ -111,6 +113,7 @@ MOSAIC_DEVICE void prefetch(const void* line) { asm volatile("prefetch.global.L2
 template <class... P, class... A>
 void launch(const Queue& on, const char* what, void (*kernel)(P...), Grid grid, int threads, size_t shared_bytes,
             const A&... args) {
+  const cuda::OnDevice there(on.device);
   kernel<<<dim3(grid.x, grid.y, grid.z), dim3(static_cast<unsigned>(threads)), shared_bytes,
            static_cast<cudaStream_t>(on.stream)>>>(args...);
   cuda::check(cudaGetLastError(), what, __FILE__, __LINE__);
@@ -162,6 +165,7 @@ T* shared() {
 
 inline float exp2_of(float x) { return std::exp2(x); }
 inline float log2_of(float x) { return std::log2(x); }
+inline double sin_pi(double x) { return std::sin(3.14159265358979323846 * x); }
 inline float widen(half_t x) { return half_to_float(x); }
 template <class Bytes>
 Bytes load(const void* from) {

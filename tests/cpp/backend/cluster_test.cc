@@ -69,7 +69,8 @@ TEST_CASE("every instruction set assigns an item to the centroid the plain loops
         kernels->assign(items.args);
         int other = 0;
         for (size_t i = 0; i < best.size(); ++i) {
-          CHECK(items.similarity[i] == doctest::Approx(similarity[i]).epsilon(2e-6));
+          // A GPU's tensor cores cut sums off where the CPU rounds them: five bits more, by the worst model of it.
+          CHECK(items.similarity[i] == doctest::Approx(similarity[i]).epsilon(name == "cuda" ? 1e-5 : 2e-6));
           other += items.best[i] != best[i];  // only where two centroids are equally near to rounding
         }
         CAPTURE(name);

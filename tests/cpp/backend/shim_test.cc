@@ -326,6 +326,21 @@ TEST_CASE("memory of the host that the device cannot reach is refused by name be
   backend.device->release(there, 68 * sizeof(float));
 }
 
+TEST_CASE("a build runs on the GPUs its code and its PTX are for, and on no others") {
+  using cuda::has_code_for;
+  const char* const shipped = "80 86-real 87-real 89-real 90 110";
+  for (const int there : {80, 86, 87, 89, 90, 100, 110, 120}) CHECK(has_code_for(shipped, there / 10, there % 10));
+  CHECK(!has_code_for(shipped, 7, 5));
+  CHECK(has_code_for("86-real", 8, 9));   // a later minor of the same kind
+  CHECK(!has_code_for("89-real", 8, 6));  // an earlier one
+  CHECK(!has_code_for("87-real", 9, 0));  // no PTX to compile there
+  CHECK(has_code_for("80-virtual", 9, 0));
+  CHECK(has_code_for("90a", 9, 0));
+  CHECK(!has_code_for("90a", 10, 0));
+  CHECK(has_code_for("native", 7, 5));
+  CHECK(!has_code_for("", 9, 0));
+}
+
 TEST_CASE("an absent GPU is explained: no driver, an old one, no device, no code for it") {
   using cuda::Probe;
   using cuda::why_absent;

@@ -2,8 +2,10 @@
 // memory that the host cannot touch, reach nothing of the host's but what the device gave out, and run when waited for.
 #include <doctest/doctest.h>
 
+#include <cstring>
 #include <tuple>
 
+#include "backend/cuda/simt.h"
 #include "support/memory_fakes.h"
 #include "support/played_stream.h"
 #include "support/shim_backend.h"
@@ -140,7 +142,7 @@ TEST_CASE("arrays of the device and arrays of the host give the same bits under 
       testing::ShimControl control;
       PlayedStream stream = on_shim(config, policy, &control);
       std::optional<OnDevice> arrays;
-      if (kind == 1) arrays.emplace(&stream, &control);
+      if (kind == 1) arrays.emplace(&stream, &control, nullptr);
       if (kind == 2) arrays.emplace(&stream, &control, std::nullopt);
       for (int i = 0; i < 20; ++i) {
         stream.frame(16);
@@ -288,4 +290,31 @@ TEST_CASE("a failed launch ends the session with a typed error wherever it strik
   }
   PlayedStream another = on_shim(everything(), "mosaic");
   CHECK(another.frame(16, true) < kHalf);
+}
+
+TEST_CASE("arrays that are complete only behind their producers' streams are read after them") {
+  testing::ShimControl control;
+  MemoryConfig config = everything();
+  KvMemory memory(config, make_policy("full", {}), testing::make_shim(3, &control));
+  const auto q_row = static_cast<size_t>(config.model.q_heads) * static_cast<size_t>(config.model.head_dim);
+  const auto kv_row = static_cast<size_t>(config.model.kv_heads) * static_cast<size_t>(config.model.head_dim);
+  const int tokens = 3;
+  const auto room = [&](size_t row) {
+    return static_cast<float*>(control.device->allocate_private(tokens * row * sizeof(float)));
+  };
+  float *const q = room(q_row), *const k = room(kv_row), *const v = room(kv_row), *const out = room(q_row);
+  std::vector<float> values(tokens * kv_row), read(tokens * q_row);
+  for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i % 11) - 5;
+  shim::simt::Stream first, second;  // nothing of them has run when attend() is called
+  first.push([&] { std::memcpy(v, values.data(), values.size() * sizeof(float)); });
+  second.push([&] { q[0] = k[0] = 1; });
+  memory.begin_text(tokens);
+  void* const producers[] = {&first, &second};
+  memory.attend(0, q, k, v, out, nullptr, tokens, producers);
+  control.device->copy_async(read.data(), out, read.size() * sizeof(float));
+  control.ops->wait();
+  // The first token sees itself alone: its KV head's value, for every head of the group.
+  const size_t d = static_cast<size_t>(config.model.head_dim), group = q_row / kv_row;
+  for (size_t i = 0; i < q_row; ++i) CHECK(read[i] == doctest::Approx(values[i / d / group * d + i % d]).epsilon(2e-3));
+  for (float* piece : {q, k, v, out}) control.device->release(piece, 0);
 }

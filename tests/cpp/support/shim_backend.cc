@@ -152,6 +152,10 @@ class ShimDevice final : public Device {
       ::operator delete(memory, kAligned);
     }
   }
+  // A caller's stream is a Stream, whose work waits until somebody needs it; null, the default one, has none.
+  void follow(void* stream) override {
+    if (stream != nullptr) stream_.push([=] { static_cast<Stream*>(stream)->drain(); });
+  }
   void copy_async(void* to, const void* from, size_t bytes) override {
     stream_.push([=] { std::memcpy(to, from, bytes); });
   }
