@@ -27,18 +27,18 @@ void Recall::forget(Archive* archive) {
 }
 
 // Tokens of the group at a place of the index that were given up and are not too old, as rows of their page.
-uint16_t Recall::rows_of_group(const Archive& archive, int lane, int at, int32_t since_ms) const {
+uint16_t Recall::rows_of_group(const Archive& archive, int lane, int at, Since since) const {
   const int each = archive.keys().group_tokens(), page = archive.page_of_group(at);
   const int first = at % kPageTokens * each % kPageTokens;
   auto rows = static_cast<uint16_t>(archive.gone(lane, page) & rows_of(first, first + each));
-  for (int i = first; i < first + each && since_ms > kNoTime; ++i)
-    if (archive.times(page)[i] < since_ms) rows &= static_cast<uint16_t>(~(1u << i));
+  for (int i = first; i < first + each && since.asks(); ++i)
+    if (!since.wants(archive.positions(page)[i], archive.time_lows(page)[i])) rows &= static_cast<uint16_t>(~(1u << i));
   return rows;
 }
 
 // What can be chosen: whole groups of whole pages. Returns the pages of coarse keys they are in.
 int Recall::list_groups(const Archive& archive, int lane, const BlockSelection& selection,
-                        const SelectionScratch& scratch, int32_t since_ms) {
+                        const SelectionScratch& scratch, Since since) {
   const CoarseKeys& keys = archive.keys();
   const int each = keys.group_tokens();
   for (int e = 0; e < keys.pages(); ++e) entries_[e] = {keys.page(lane, e), e * kPageTokens, 0, CoarseKeys::kCodec};
@@ -46,7 +46,7 @@ int Recall::list_groups(const Archive& archive, int lane, const BlockSelection& 
   for (int64_t group = archive.first() / each; group < end; ++group) {
     const auto at = static_cast<int>(group % keys.groups());
     const int page = archive.page_of_group(at), middle = (at % kPageTokens * each + each / 2) % kPageTokens;
-    tokens_[at] = static_cast<float>(std::popcount(rows_of_group(archive, lane, at, since_ms)));
+    tokens_[at] = static_cast<float>(std::popcount(rows_of_group(archive, lane, at, since)));
     positions_[at] = selection.place_of(archive.positions(page)[middle], scratch);
     if (places_ != nullptr) std::copy_n(archive.places(page) + 2 * middle, 2, places_ + 2 * at);
     if (tokens_[at] > 0) entries_[at / kPageTokens].rows |= static_cast<uint16_t>(1u << (at % kPageTokens));
@@ -62,11 +62,11 @@ int Recall::list_groups(const Archive& archive, int lane, const BlockSelection& 
 }
 
 void Recall::choose(Archive* archive, int lane, const AttendArgs& args, const BlockSelection& selection,
-                    const SelectionScratch& scratch, int32_t since_ms) {
+                    const SelectionScratch& scratch, Since since) {
   const trace::Span span("recall", lane);
   chosen_[lane] = 1;
   archive->set_count(lane, 0);
-  const int n = list_groups(*archive, lane, selection, scratch, since_ms);
+  const int n = list_groups(*archive, lane, selection, scratch, since);
   if (n == 0) return;
   AttendArgs keys = args;
   keys.pages = entries_;
@@ -94,7 +94,7 @@ void Recall::choose(Archive* archive, int lane, const AttendArgs& args, const Bl
   int count = 0;
   for (int i = 0; i < groups && left > 0; ++i) {
     const int page = archive->page_of_group(order_[i]);
-    uint16_t rows = rows_of_group(*archive, lane, order_[i], since_ms);
+    uint16_t rows = rows_of_group(*archive, lane, order_[i], since);
     while (std::popcount(rows) > left) rows &= static_cast<uint16_t>(rows - 1);
     auto* const piece = std::find_if(pieces, pieces + count, [&](const Archive::Piece& p) { return p.page == page; });
     if (piece == pieces + count) {

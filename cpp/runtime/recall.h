@@ -19,14 +19,14 @@ class Recall {
   void forget(Archive* archive);
   // args: the block's attention over what is kept, its lse filled. Positions are as `selection` has them.
   void choose(Archive* archive, int lane, const AttendArgs& args, const BlockSelection& selection,
-              const SelectionScratch& scratch, int32_t since_ms);
+              const SelectionScratch& scratch, Since since);
   // The lane's pieces into what it reads. Returns tokens that were lost because their page could not be read.
   int64_t read(Archive* archive, int lane, BlockSelection* selection);
 
  private:
   int list_groups(const Archive& archive, int lane, const BlockSelection& selection, const SelectionScratch& scratch,
-                  int32_t since_ms);
-  uint16_t rows_of_group(const Archive& archive, int lane, int at, int32_t since_ms) const;
+                  Since since);
+  uint16_t rows_of_group(const Archive& archive, int lane, int at, Since since) const;
 
   Ops& ops_;
   double share_;
