@@ -24,6 +24,8 @@ from mosaic_edge.sources import Frame
 from numpy_vlm import NumpyVlm, picture
 
 QUESTION = b"what colour was the ball ?\n"
+PATIENCE = 600.0
+"""Seconds. What has not happened by then never will, however busy the machine is."""
 
 
 @pytest.fixture
@@ -41,15 +43,17 @@ def session() -> Iterator[Session]:
 
 
 @pytest.fixture
-def served(session: Session, path: Path) -> Iterator[Path]:
+def served(session: Session, path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Clients of a busy machine are slow without meaning harm: a line has all the time there is."""
+    monkeypatch.setattr(questions, "LINE_SECONDS", PATIENCE)
     with answering(session, path):
         yield path
 
 
 def connect(path: Path) -> socket.socket:
     made = socket.socket(socket.AF_UNIX)
-    made.settimeout(30)
-    made.connect(str(path))
+    made.connect(str(path))  # waits where the queue of connections is full: with a timeout it would not
+    made.settimeout(PATIENCE)
     return made
 
 
@@ -127,8 +131,13 @@ def test_a_line_has_a_deadline_however_its_bytes_trickle(
 ) -> None:
     monkeypatch.setattr(questions, "LINE_SECONDS", 1.0)
     with connect(served) as slow, connect(served) as silent:
+        with suppress(
+            ValueError
+        ):  # once it is accepted they are, with their deadlines; it may be late itself
+            ask(served)
+        monkeypatch.setattr(questions, "LINE_SECONDS", PATIENCE)
         began, cut = time.monotonic(), False
-        while time.monotonic() - began < 20 and not cut:
+        while time.monotonic() - began < PATIENCE and not cut:
             try:
                 slow.sendall(b"w")
                 slow.settimeout(0.1)
@@ -144,7 +153,6 @@ def test_a_line_has_a_deadline_however_its_bytes_trickle(
 
 def test_two_hundred_clients_are_served_or_told_that_it_is_busy(served: Path) -> None:
     clients = [connect(served) for _ in range(200)]
-    time.sleep(0.2)
     told = 0
     for client in clients:
         with suppress(OSError):
@@ -156,7 +164,7 @@ def test_two_hundred_clients_are_served_or_told_that_it_is_busy(served: Path) ->
     assert told == 200 - MOST_CLIENTS
     for client in clients:
         client.close()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while "answer" not in ask(served):
         assert time.monotonic() < deadline
 
@@ -197,7 +205,7 @@ def test_the_end_comes_at_once_whatever_clients_do(
         monkeypatch.setattr(session, "ask", slow)
         clients.append(connect(path))
         clients[-1].sendall(QUESTION)
-        assert asked.wait(30)
+        assert asked.wait(PATIENCE)
         began = time.monotonic()
     assert time.monotonic() - began < 3
     assert not path.exists()
@@ -284,22 +292,23 @@ def test_sigterm_ends_a_stream_within_a_second_under_clients_that_ask_without_pa
     threads = [threading.Thread(target=pester) for _ in range(4)]
     sent: list[float] = []
 
-    def end() -> None:
-        sent.append(time.monotonic())
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    timer = threading.Timer(1.5, end)
-    for thread in (*threads, timer):
+    for thread in threads:
         thread.start()
 
-    class Later(Endless):
-        def __iter__(self) -> Iterator[Frame]:
-            return (Frame(f.image, 5.0 + f.pts, f.index) for f in super().__iter__())
+    class Ended(Endless):
+        """Of its own accord: how many frames are in does not depend on how fast they came."""
 
-    ended = stream_live(session, Later(), socket=path)
+        def __iter__(self) -> Iterator[Frame]:
+            for f in super().__iter__():
+                if f.index == 20:
+                    sent.append(time.monotonic())
+                    os.kill(os.getpid(), signal.SIGTERM)
+                yield Frame(f.image, 5.0 + f.pts, f.index)
+
+    ended = stream_live(session, Ended(), socket=path)
     took = time.monotonic() - sent[0]
     stop.set()
     for thread in threads:
         thread.join()
-    assert ended.frames > 5 and ended.error is None
+    assert ended.frames == 20 and ended.error is None
     assert took < 10, "a second where nothing else runs"
