@@ -27,7 +27,7 @@ namespace {
 
 using Array = py::array_t<float, py::array::c_style>;
 
-int32_t milliseconds(double seconds) { return static_cast<int32_t>(std::lround(seconds * 1000.0)); }
+int64_t milliseconds(double seconds) { return std::llround(seconds * 1000.0); }
 
 std::string shape_text(const py::array& a) {
   std::string text = "[";
@@ -309,7 +309,8 @@ void bind_memory(py::module_& m) {
             if (embedding.ndim() != 1 || embedding.shape(0) != self.plan().config.model.embedding_dim)
               throw InvalidInput("begin_frame: embedding has shape " + shape_text(embedding) + ", expected [" +
                                  std::to_string(self.plan().config.model.embedding_dim) + "].");
-            if (!(pts > -2e6 && pts < 2e6)) throw InvalidInput("begin_frame: pts must be seconds within +-2,000,000.");
+            if (!(pts >= -2e6 && pts <= 1e9))
+              throw InvalidInput("begin_frame: pts must be seconds, from -2,000,000 to 1,000,000,000 (31 years).");
             FrameInfo frame;
             frame.time_ms = milliseconds(pts);
             frame.embedding = embedding.data();
@@ -376,8 +377,7 @@ and all four on the GPU the work is only queued in order with it.)")
           "open_question",
           [](KvMemory& self, std::optional<double> since) {
             if (since && !std::isfinite(*since)) throw InvalidInput("since must be a finite number of seconds.");
-            self.open_question(since ? milliseconds(std::clamp(*since, -2e6, 2e6))
-                                     : std::numeric_limits<int32_t>::min());
+            self.open_question(since ? milliseconds(std::clamp(*since, -2e6, 1e9)) : Clock::kNever);
           },
           py::arg("since") = py::none(), "since: seconds; only what was seen from then on is read.")
       .def(
@@ -388,10 +388,12 @@ and all four on the GPU the work is only queued in order with it.)")
           [](const KvMemory& self) {
             const OneCaller::Turn turn(self.caller());
             py::list out;
-            const Evidence::Moment* moments = self.evidence().moments();
-            for (int i = 0; i < self.evidence().capacity(); ++i)
-              if (moments[i].mass > 0)
-                out.append(py::make_tuple(moments[i].first_ms / 1000.0, moments[i].last_ms / 1000.0, moments[i].mass));
+            for (int i = 0; i < self.evidence().capacity(); ++i) {
+              const Evidence::Moment m = self.evidence().moment(i);
+              if (m.mass > 0)
+                out.append(py::make_tuple(static_cast<double>(m.first_ms) / 1000.0,
+                                          static_cast<double>(m.last_ms) / 1000.0, m.mass));
+            }
             return out;
           },
           "[(from seconds, to seconds, attention mass)] of the last question's first token.")

@@ -5,6 +5,8 @@
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
+
 #include "bindings/array_view.h"
 #include "bindings/gil.h"
 #include "bindings/given.h"
@@ -94,7 +96,9 @@ class PythonPolicy final : public Policy {
     view.attention_received =
         batch.attention_received != nullptr ? py::object(copy_of(batch.attention_received, {rows})) : py::none();
     view.position = column(&TokenMeta::position);
-    view.time_ms = column(&TokenMeta::time_ms);
+    py::array_t<int64_t> times(rows);
+    std::transform(meta, meta + n, times.mutable_data(), [&](const TokenMeta& m) { return store.clock().time(m); });
+    view.time_ms = std::move(times);
     view.h = column(&TokenMeta::h);
     view.w = column(&TokenMeta::w);
     read_placements(who("admit"), store, needs_,

@@ -123,8 +123,8 @@ leaving the window is dropped and counted.)");
       .def_property_readonly("max_tokens", [](const QueryView& q) { return q.query.max_tokens; })
       .def_property_readonly(
           "since_ms",
-          [](const QueryView& q) -> std::optional<int32_t> {
-            if (q.query.since_ms == std::numeric_limits<int32_t>::min()) return std::nullopt;
+          [](const QueryView& q) -> std::optional<int64_t> {
+            if (q.query.since_ms == Clock::kNever) return std::nullopt;
             return q.query.since_ms;
           },
           "Clusters that ended before are not wanted; None: all are.")

@@ -60,8 +60,8 @@ py::dict clusters(const ClusterStore& store, int lane) {
   out["variance"] = column(live, [&](ClusterId c) { return index.variance(c); });
   out["scene"] = column(live, [&](ClusterId c) { return index[c].scene; });
   out["tag"] = column(live, [&](ClusterId c) { return static_cast<int>(index[c].tag); });
-  out["first_ms"] = column(live, [&](ClusterId c) { return index[c].first_time; });
-  out["last_ms"] = column(live, [&](ClusterId c) { return index[c].last_time; });
+  out["first_ms"] = column(live, [&](ClusterId c) { return int64_t{index[c].first_time}; });
+  out["last_ms"] = column(live, [&](ClusterId c) { return int64_t{index[c].last_time}; });
   out["born"] = column(live, [&](ClusterId c) { return index[c].born; });
   out["touched"] = column(live, [&](ClusterId c) { return index[c].touched; });
   out["position"] = column(live, [&](ClusterId c) { return index[c].mean_position; });
@@ -102,12 +102,13 @@ py::list tiers(const ClusterStore& store) {
 
 py::dict members(const ClusterStore& store, int lane) {
   const ClusterIndex& index = lane_of(store, lane);
-  std::vector<int32_t> position, time, h, w, cluster, tier;
+  std::vector<int32_t> position, h, w, cluster, tier;
+  std::vector<int64_t> time;
   std::vector<float> k, v;
   const auto row = static_cast<size_t>(store.shape().page.row());
   const auto add = [&](const TokenMeta& meta, ClusterId c, int t) {
     position.push_back(meta.position);
-    time.push_back(meta.time_ms);
+    time.push_back(store.clock().time(meta));
     h.push_back(meta.h);
     w.push_back(meta.w);
     cluster.push_back(c);
@@ -117,7 +118,9 @@ py::dict members(const ClusterStore& store, int lane) {
   };
   for (const ClusterId c : live_of(index)) {
     if (index.has_means() && index.count(c) == 1 && index[c].paged == 0) {  // its mean is the token
-      add({static_cast<int32_t>(index[c].mean_position), index[c].first_time, index[c].h, index[c].w}, c, 0);
+      add({static_cast<int32_t>(index[c].mean_position), Clock::low(index[c].first_time), index[c].h,
+           index[c].w},
+          c, 0);
       for (size_t i = 0; i < row; ++i) {
         k[k.size() - row + i] = half_to_float(index.mean_k()[static_cast<size_t>(c) * row + i]);
         v[v.size() - row + i] = half_to_float(index.mean_v()[static_cast<size_t>(c) * row + i]);
@@ -141,7 +144,7 @@ py::dict members(const ClusterStore& store, int lane) {
   };
   py::dict out;
   out["position"] = ints(position);
-  out["time_ms"] = ints(time);
+  out["time_ms"] = py::array_t<int64_t>(n, time.data());
   out["h"] = ints(h);
   out["w"] = ints(w);
   out["cluster"] = ints(cluster);

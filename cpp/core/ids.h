@@ -37,15 +37,16 @@ inline constexpr int pages_for(int tokens) { return (tokens + kPageTokens - 1) /
 inline constexpr uint16_t kText = 0xffff;
 
 // Where a token comes from. `position` is its original index in the sequence (the temporal index for M-RoPE), never
-// reused; h and w are its row and column (M-RoPE and policies read them); time is the frame's pts in milliseconds.
+// reused; h and w are its row and column (M-RoPE and policies read them); time_low is of the frame's pts in milliseconds
+// (core/clock.h has the rest).
 struct TokenMeta {
   int32_t position;
-  int32_t time_ms;
+  int32_t time_low;
   uint16_t h;
   uint16_t w;
 };
 static_assert(sizeof(TokenMeta) == 12);
-// time of what is no frame's: the prefix, a dialogue, a question. Before every pts there is, which may be negative.
+// time_low of what is no frame's: the prefix, a dialogue, a question. No pts has it.
 inline constexpr int32_t kNoTime = INT32_MIN;
 
 }  // namespace mosaic

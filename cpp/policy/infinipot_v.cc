@@ -177,10 +177,10 @@ class InfiniPotV final : public Policy {
         const TokenMeta& m = meta[i];
         const bool text = m.h == kText;
         const bool rises = text || last.h == kText || m.h > last.h || (m.h == last.h && m.w > last.w);
-        const bool opens = at == 0 || m.time_ms != time || !rises;
+        const bool opens = at == 0 || m.time_low != time || !rises;
         frame_[at] = at == 0 ? 0 : frame_[at - 1] + (opens ? 1 : 0);
         if (opens) newest = at;
-        time = m.time_ms;
+        time = m.time_low;
         if (opens || !text) last = m;
         cell_[at] = text ? -1 : m.h << 16 | m.w;
         if (text) continue;

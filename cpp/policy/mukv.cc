@@ -86,7 +86,7 @@ class Mukv final : public Policy {
       do {  // a frame begins with a new time, or where its first place of the grid comes again
         if (corner == nullptr && meta[end].h != kText) corner = meta + end;
         frame_of_[end++] = frame;
-      } while (end < n && meta[end].time_ms == meta[begin].time_ms &&
+      } while (end < n && meta[end].time_low == meta[begin].time_low &&
                (corner == nullptr || meta[end].h != corner->h || meta[end].w != corner->w));
       cut_patches(meta, begin, end, &units, out);
       for (int i = begin; i < end; ++i) unit_[i - begin] = i;

@@ -103,7 +103,7 @@ struct SelectQuery {
   float scale = 0;
   int max_tokens = 0;                                      // members that may be read
   int max_summaries = 0;                                   // clusters that may be attended by their summary
-  int32_t since_ms = std::numeric_limits<int32_t>::min();  // clusters that ended before are not wanted
+  int64_t since_ms = Clock::kNever;  // clusters that ended before are not wanted
 };
 
 // What a policy works in while it chooses; buffers of the caller, one entry per cluster of the lane.

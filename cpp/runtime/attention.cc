@@ -68,7 +68,7 @@ void KvMemory::attend_layer(const LayerArrays& given, std::optional<void*> strea
 }
 
 void KvMemory::attend_lane(int lane, const float* q, const float* k, const float* v, float* out) {
-  const int32_t since = asking_ ? since_ms_ : std::numeric_limits<int32_t>::min();
+  const Since since{asking_ ? since_ms_ : Clock::kNever, &store_.clock()};
   BlockSelection& s = selector_.ready(lane, {block_, block_tokens_, since, next_position_}, q);
   block_positions(&s);
   const BlockSelection::Table& table = s.upload(*backend_.ops, block_tokens_);
@@ -120,9 +120,10 @@ void KvMemory::attend_lane(int lane, const float* q, const float* k, const float
 // k and v into the window. A block that is aborted leaves bytes there that nothing refers to.
 void KvMemory::stage_frame(int lane, const float* k, const float* v) {
   const auto row = static_cast<size_t>(model().kv_heads) * static_cast<size_t>(model().head_dim);
+  const int32_t time_low = Clock::low(frame_.time_ms);
   for (int i = 0; lane == 0 && i < block_tokens_; ++i) {
     const TokenPlace place = place_in_frame(model().rope, layout_, i);
-    window_.meta(Strip::kFrame, i, window_.frames()) = {frame_position_ + place.step, frame_.time_ms, place.h, place.w};
+    window_.meta(Strip::kFrame, i, window_.frames()) = {frame_position_ + place.step, time_low, place.h, place.w};
   }
   window_.write(*backend_.ops, Strip::kFrame, lane, 0, block_tokens_, k, v, row, window_.frames());
 }
@@ -174,13 +175,15 @@ void KvMemory::collect_evidence(const AttendArgs& args, const BlockSelection& s,
   mass.page_mass = parts_.selecting.page_mass;
   mass.row_mass = parts_.selecting.row_mass;
   backend_.ops->attention_mass(mass);
+  const Clock& clock = store_.clock();
   for (int e = 0; e < s.entries(); ++e) {
     const PageEntry& entry = s.entry(e);
-    const int32_t* const times = records_ && s.page(e) != kNone ? records_->times(lane, s.page(e)) : nullptr;
+    const bool recorded = records_ && s.page(e) != kNone;
     for (uint16_t left = entry.rows; left != 0; left &= static_cast<uint16_t>(left - 1)) {
       const int i = std::countr_zero(left);
-      const int32_t time = times != nullptr ? times[i] : meta_of(s, e)[i].time_ms;
-      if (time != kNoTime) evidence_.add(time, time, parts_.selecting.page_mass[entry.first + i - entry.begin()]);
+      const int64_t time =
+          recorded ? records_->time(clock, lane, s.page(e), i) : clock.time(meta_of(s, e)[i]);
+      if (time != Clock::kNever) evidence_.add(time, time, parts_.selecting.page_mass[entry.first + i - entry.begin()]);
     }
   }
   if (records_) return;

@@ -2,9 +2,11 @@
 // what finds no room is counted as other(), never lost silently. Not thread-safe.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
+#include "core/clock.h"
 #include "memory/region.h"
 
 namespace mosaic {
@@ -12,32 +14,34 @@ namespace mosaic {
 class Evidence {
  public:
   struct Moment {
-    int32_t first_ms;
-    int32_t last_ms;
+    int64_t first_ms;
+    int64_t last_ms;
     double mass;  // 0: the entry is free
   };
-  // The table takes a 128th of the cap, so that long streams under large caps are told apart.
+  // The table takes about a 128th of the cap, so that long streams under large caps are told apart.
   Evidence(Region& region, uint64_t cap_bytes)
-      : capacity_(capacity_for(cap_bytes)), moments_(region.take<Moment>("evidence", capacity_)) {}
+      : capacity_(capacity_for(cap_bytes)),
+        mass_(region.take<double>("evidence", capacity_)),
+        span_(region.take<Span>("evidence", capacity_)) {}
 
   void clear() {
-    for (int i = 0; i < capacity_; ++i) moments_[i].mass = 0;
+    std::fill_n(mass_, capacity_, 0.0);
     size_ = lost_ = 0;
     other_ = 0;
   }
-  void add(int32_t first_ms, int32_t last_ms, double mass) {
+  void add(int64_t first_ms, int64_t last_ms, double mass) {
     if (!(mass > 0)) return;
     const auto n = static_cast<uint32_t>(capacity_);
     auto at = (static_cast<uint32_t>(first_ms) * 2654435761u ^ static_cast<uint32_t>(last_ms) * 40503u) % n;
     for (int probe = 0; probe < capacity_; ++probe, at = (at + 1) % n) {
-      Moment& m = moments_[at];
-      if (m.mass > 0 && (m.first_ms != first_ms || m.last_ms != last_ms)) continue;
-      if (!(m.mass > 0)) {
+      const bool taken = mass_[at] > 0;
+      if (taken && (span_[at].first != first_ms || span_[at].last != last_ms)) continue;
+      if (!taken) {
         if (size_ >= capacity_ / 4 * 3) break;
         ++size_;
-        m = {first_ms, last_ms, 0};
+        span_[at] = {first_ms, last_ms};
       }
-      m.mass += mass;
+      mass_[at] += mass;
       return;
     }
     other_ += mass;
@@ -46,19 +50,23 @@ class Evidence {
   // What is known to be there, but not where.
   void add_other(double mass) { other_ += mass; }
   // The table as it stands, [capacity()]: entries with mass 0 are free.
-  const Moment* moments() const { return moments_; }
+  Moment moment(int i) const { return {span_[i].first, span_[i].last, mass_[i]}; }
   int capacity() const { return capacity_; }
   double other() const { return other_; }
   int lost() const { return lost_; }  // moments that found no room
 
  private:
+  struct Span {
+    TimeMs first, last;
+  };
   static int capacity_for(uint64_t cap_bytes) {  // a power of two
     int n = 512;
-    while (n < 16384 && static_cast<uint64_t>(n) * 2 * sizeof(Moment) <= cap_bytes / 128) n *= 2;
+    while (n < 16384 && static_cast<uint64_t>(n) * 2 * 16 <= cap_bytes / 128) n *= 2;
     return n;
   }
   int capacity_;
-  Moment* moments_;
+  double* mass_;
+  Span* span_;
   int size_ = 0;
   int lost_ = 0;
   double other_ = 0;

@@ -47,7 +47,10 @@ void KvMemory::begin_frame(const FrameInfo& frame) {
     throw InvalidInput("KvMemory: a frame needs grid_w of at least 1, got " + std::to_string(frame.grid_w) + ".");
   if (frame.embedding == nullptr || !all_finite(frame.embedding, static_cast<size_t>(model().embedding_dim)))
     throw InvalidInput("KvMemory: the frame's embedding is missing or not finite; the frame was refused.");
-  if (window_.frames() > 0 && frame.time_ms < window_.frame(window_.frames() - 1).time_ms)
+  if (frame.time_ms < Clock::kFirstMs || frame.time_ms > Clock::kLastMs)
+    throw InvalidInput("KvMemory: frame at " + std::to_string(frame.time_ms) + " ms; a stream runs from " +
+                       std::to_string(Clock::kFirstMs) + " to " + std::to_string(Clock::kLastMs) + ".");
+  if (window_.frames() > 0 && frame.time_ms < time_of(window_.frame(window_.frames() - 1)))
     throw InvalidInput("KvMemory: frame at " + std::to_string(frame.time_ms) +
                        " ms comes before the last one; pts must not fall.");
   if (frame.lead < 0 || frame.trail < 0 || frame.lead + frame.trail >= frame.tokens)
@@ -58,15 +61,16 @@ void KvMemory::begin_frame(const FrameInfo& frame) {
   if (absolute && frame.t_position < next_position_ - 1 - window_.prefix_tokens && frames_ > 0)
     throw InvalidInput("KvMemory: t_position=" + std::to_string(frame.t_position) + " comes before the last frame's, " +
                        std::to_string(next_position_ - 1 - window_.prefix_tokens) + "; positions must not fall.");
-  if (frame.t_position > kLastPosition)
-    throw InvalidInput("KvMemory: t_position=" + std::to_string(frame.t_position) + " is beyond " +
-                       std::to_string(kLastPosition) + ".");
-  const int32_t position = absolute ? window_.prefix_tokens + frame.t_position : next_position_;
+  const FrameLayout layout{frame.tokens, frame.grid_w, frame.lead, frame.trail, window_.prefix_tokens};
+  const int64_t position = absolute ? int64_t{window_.prefix_tokens} + frame.t_position : next_position_;
+  if (const int64_t end = position + frame_steps(model().rope, layout); end > kLastPosition)
+    throw InvalidInput("KvMemory: the frame would end at position " + std::to_string(end) + "; a session counts to " +
+                       std::to_string(kLastPosition) + ". Open another one.");
   admission_.refuse_without_room(frames_);
   begin(BlockKind::kFrame, frame.tokens);
   frame_ = frame;
-  frame_position_ = position;
-  layout_ = {frame.tokens, frame.grid_w, frame.lead, frame.trail, window_.prefix_tokens};
+  frame_position_ = static_cast<int32_t>(position);
+  layout_ = layout;
   std::memcpy(window_.embedding(window_.frames()), frame.embedding,
               static_cast<size_t>(model().embedding_dim) * sizeof(float));
   window_.clear_attention_now();
@@ -161,7 +165,8 @@ void KvMemory::file_block() {
     if (passes_++ == 0) question_reads_ = reads_now_;
   } else {
     window_.file_attention_now();
-    window_.push({static_cast<int32_t>(frames_), block_tokens_, frame_.time_ms, frame_position_});
+    store_.clock().pass(frame_position_, frame_.time_ms);
+    window_.push({static_cast<int32_t>(frames_), block_tokens_, Clock::low(frame_.time_ms), frame_position_});
     next_position_ = frame_position_ + frame_steps(model().rope, layout_);
     frame_reads_ = reads_now_;
     ++frames_;
@@ -171,7 +176,7 @@ void KvMemory::file_block() {
   }
 }
 
-void KvMemory::open_question(int32_t since_ms) {
+void KvMemory::open_question(int64_t since_ms) {
   const OneCaller::Turn turn(caller_);
   if (block_ != BlockKind::kNone)
     throw InvalidInput("KvMemory: a block is open; commit() or abort() it before a question.");

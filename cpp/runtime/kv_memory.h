@@ -33,7 +33,7 @@
 namespace mosaic {
 
 struct FrameInfo {
-  int32_t time_ms = 0;
+  int64_t time_ms = 0;  // Clock::kFirstMs to kLastMs
   const float* embedding = nullptr;  // [embedding_dim]
   int tokens = 0;
   int grid_w = 1;  // token i of the picture stands at row i / grid_w, column i % grid_w
@@ -87,7 +87,7 @@ class KvMemory {
   void abort();
 
   // since_ms: only what was seen from then on is read.
-  void open_question(int32_t since_ms = std::numeric_limits<int32_t>::min());
+  void open_question(int64_t since_ms = Clock::kNever);
   // keep: question and answer stay readable for later questions, oldest turn out when the room is needed.
   void close_question(bool keep);
   bool asking() const { return asking_; }
@@ -109,6 +109,7 @@ class KvMemory {
  private:
   int lanes() const { return plan_.window.lanes; }
   const ModelShape& model() const { return plan_.config.model; }
+  int64_t time_of(const WindowFrame& frame) const { return store_.clock().time(frame.first_position, frame.time_low); }
   void begin(BlockKind kind, int tokens);
   void file_block();
   void forget_block();
@@ -157,7 +158,7 @@ class KvMemory {
   int64_t frames_ = 0;
   int64_t questions_ = 0;
   std::atomic<bool> asking_{false};
-  int32_t since_ms_ = 0;
+  int64_t since_ms_ = 0;
   int passes_ = 0;
   int since_refresh_ = 0;
   int64_t reads_now_ = 0;  // tokens that the block read so far, over all lanes
@@ -167,7 +168,7 @@ class KvMemory {
   int64_t refused_overflows_ = 0;
   mutable std::mutex noted_mutex_;
   MemoryStats noted_;                                // when the last call ended that changed them
-  static constexpr int32_t kLastPosition = 1 << 30;  // beyond it positions would wrap
+  static constexpr int32_t kLastPosition = 2'000'000'000;  // text behind it must not wrap
 };
 
 template <class Call>

@@ -31,10 +31,10 @@ void Recall::forget(Archive* archive) {
 }
 
 // Tokens of a page that were given up and are not too old.
-uint16_t Recall::readable(const Archive& archive, int lane, int page, int32_t since_ms) const {
+uint16_t Recall::readable(const Archive& archive, int lane, int page, Since since) const {
   uint16_t rows = archive.gone(lane, page);
-  for (int i = 0; i < kPageTokens && since_ms > kNoTime; ++i)
-    if (archive.times(page)[i] < since_ms) rows &= static_cast<uint16_t>(~(1u << i));
+  for (int i = 0; i < kPageTokens && since.asks(); ++i)
+    if (!since.wants(archive.positions(page)[i], archive.time_lows(page)[i])) rows &= static_cast<uint16_t>(~(1u << i));
   return rows;
 }
 
@@ -82,13 +82,13 @@ void Recall::weigh_groups(const Archive& archive, int lane, const AttendArgs& ar
 
 // Pages that are looked through, and their rows, by place. Returns how many.
 int Recall::list_pages(const Archive& archive, int lane, const AttendArgs& args, const BlockSelection& selection,
-                       const SelectionScratch& scratch, int32_t since_ms) {
+                       const SelectionScratch& scratch, Since since) {
   const int pages = archive.shape().pages, most = archive.shape().most_scanned();
   std::fill_n(worth_, pages, 0.0f);
   int n = 0;
   for (int64_t number = archive.first() / kPageTokens; number < archive.tokens() / kPageTokens; ++number) {
     const auto page = static_cast<int>(number % pages);
-    if (readable(archive, lane, page, since_ms) == 0) continue;
+    if (readable(archive, lane, page, since) == 0) continue;
     worth_[page] = 1;
     order_[n++] = page;
   }
@@ -102,7 +102,7 @@ int Recall::list_pages(const Archive& archive, int lane, const AttendArgs& args,
   std::sort(order_, order_ + n);
   for (int i = 0; i < n; ++i) {
     scanned_[i] = order_[i];
-    rows_[i] = readable(archive, lane, order_[i], since_ms);
+    rows_[i] = readable(archive, lane, order_[i], since);
   }
   return n;
 }
@@ -177,11 +177,11 @@ void Recall::keep_best(int pages) {
 }
 
 bool Recall::choose(Archive* archive, int lane, const AttendArgs& args, const BlockSelection& selection,
-                    const SelectionScratch& scratch, int32_t since_ms, int64_t* lost) {
+                    const SelectionScratch& scratch, Since since, int64_t* lost) {
   const trace::Span span("recall", lane);
   chosen_[lane] = 1;
   archive->set_count(lane, 0);
-  const int pages = list_pages(*archive, lane, args, selection, scratch, since_ms);
+  const int pages = list_pages(*archive, lane, args, selection, scratch, since);
   if (pages == 0) return false;
   weigh_tokens(archive, lane, args, selection, scratch, pages, lost);
   const auto share = static_cast<int64_t>(std::ceil(share_ * static_cast<double>(archive->spilled(lane))));
@@ -189,7 +189,7 @@ bool Recall::choose(Archive* archive, int lane, const AttendArgs& args, const Bl
   if (pick(pages, most) > most_read_) {
     keep_best(pages);
     for (int p = 0; p < pages; ++p)
-      if (rows_[p] != 0) rows_[p] = readable(*archive, lane, scanned_[p], since_ms);
+      if (rows_[p] != 0) rows_[p] = readable(*archive, lane, scanned_[p], since);
     pick(pages, most);
   }
   Archive::Piece* const pieces = archive->pieces(lane);

@@ -21,14 +21,14 @@ class Recall {
   // args: the block's attention over what is kept, its lse filled. Positions are as `selection` has them. False: there
   // is nothing to read. lost: tokens whose page could not be read join it.
   bool choose(Archive* archive, int lane, const AttendArgs& args, const BlockSelection& selection,
-              const SelectionScratch& scratch, int32_t since_ms, int64_t* lost);
+              const SelectionScratch& scratch, Since since, int64_t* lost);
   // The lane's pieces into what it reads. Returns tokens that were lost.
   int64_t read(Archive* archive, int lane, BlockSelection* selection);
 
  private:
-  uint16_t readable(const Archive& archive, int lane, int page, int32_t since_ms) const;
+  uint16_t readable(const Archive& archive, int lane, int page, Since since) const;
   int list_pages(const Archive& archive, int lane, const AttendArgs& args, const BlockSelection& selection,
-                 const SelectionScratch& scratch, int32_t since_ms);
+                 const SelectionScratch& scratch, Since since);
   void weigh_groups(const Archive& archive, int lane, const AttendArgs& args, const BlockSelection& selection,
                     const SelectionScratch& scratch);
   AttendArgs load(Archive* archive, int lane, const AttendArgs& args, const BlockSelection& selection,

@@ -34,11 +34,12 @@ Records::Records(Region& region, const Plan& plan, Ops& ops, Retention& retentio
   at_ = region.take<int32_t>(name, compared * frame);
 }
 
-void Records::read(int lane, int32_t since_ms, BlockSelection* selection) {
+void Records::read(int lane, Since since, BlockSelection* selection) {
   const auto add = [&](int page, uint16_t rows) {
-    const int32_t* const times = log_.times(lane) + page * kPageTokens;
-    for (int i = 0; i < kPageTokens && since_ms > std::numeric_limits<int32_t>::min(); ++i)
-      if (times[i] < since_ms) rows &= static_cast<uint16_t>(~(1u << i));
+    const int32_t *const positions = log_.positions(lane) + page * kPageTokens,
+                  *const lows = log_.time_lows(lane) + page * kPageTokens;
+    for (int i = 0; i < kPageTokens && since.asks(); ++i)
+      if (!since.wants(positions[i], lows[i])) rows &= static_cast<uint16_t>(~(1u << i));
     page_first_[page] = selection->tokens() - std::countr_zero(rows);
     const size_t first = static_cast<size_t>(page) * kPageTokens;
     if (!selection->add_rows(page, log_.data(lane, page), log_.codec(), rows, log_.positions(lane) + first,
@@ -119,7 +120,7 @@ void Records::end_learning() {
     TokenMeta meta[kPageTokens];
     for (int i = 0; i < n; ++i) {
       const uint16_t* const place = log_.places(0) != nullptr ? log_.places(0) + 2 * (first + i) : nullptr;
-      meta[i] = {log_.positions(0)[first + i], log_.times(0)[first + i], place != nullptr ? place[0] : kText,
+      meta[i] = {log_.positions(0)[first + i], log_.time_lows(0)[first + i], place != nullptr ? place[0] : kText,
                  place != nullptr ? place[1] : kText};
     }
     if (archive_) account_lost(archive_->begin(meta, n, log_.key_mean(0)));

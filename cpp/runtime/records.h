@@ -31,17 +31,17 @@ class Records {
   uint64_t used_bytes() const;  // of the log's pages, by the tokens that are kept
   uint64_t capacity_bytes() const;
 
-  // Pages of the log into what the lane reads, those with tokens that are still heard last. since_ms: older ones are not.
-  void read(int lane, int32_t since_ms, BlockSelection* selection);
+  // Pages of the log into what the lane reads, those with tokens that are still heard last. since: older ones are not.
+  void read(int lane, Since since, BlockSelection* selection);
   // Of a question: whether the lane's pages of the archive are still to be chosen; choosing, from what the question has
   // just attended; and those pages into what the lane reads.
   bool recalls(int lane) const {
     return archive_ && recall_->share() > 0 && !recall_->has_chosen(lane) && archive_->spilled(lane) > 0;
   }
   bool recall(int lane, const AttendArgs& args, const BlockSelection& selection, const SelectionScratch& scratch,
-              int32_t since_ms) {  // false: there is nothing to read
+              Since since) {  // false: there is nothing to read
     int64_t lost = 0;
-    const bool again = recall_->choose(&*archive_, lane, args, selection, scratch, since_ms, &lost);
+    const bool again = recall_->choose(&*archive_, lane, args, selection, scratch, since, &lost);
     account_lost(lost);
     return again;
   }
@@ -52,9 +52,14 @@ class Records {
   void forget_recalled() {
     if (archive_) recall_->forget(&*archive_);
   }
-  // When the tokens of a page came, by its id in a selection.
-  const int32_t* times(int lane, int32_t id) const {
-    return is_archived(id) ? archive_->times(archived_page(id)) : log_.times(lane) + id * kPageTokens;
+  // When a token of a page came, the page by its id in a selection.
+  int64_t time(const Clock& clock, int lane, int32_t id, int i) const {
+    if (is_archived(id)) {
+      const int page = archived_page(id);
+      return clock.time(archive_->positions(page)[i], archive_->time_lows(page)[i]);
+    }
+    const int slot = id * kPageTokens + i;
+    return clock.time(log_.positions(lane)[slot], log_.time_lows(lane)[slot]);
   }
   // The attention this frame's queries pay to the frames that are heard, as far as they are read, and to the frame itself.
   // The newest `frames` of the window are the last entries of the selection; of the log there is what read() put there, or

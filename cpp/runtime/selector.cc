@@ -65,7 +65,7 @@ SelectResult Selector::choose(int lane, const Reader& reader, const float* q) {
   query.scale = model().scale;
   query.max_tokens = plan_.config.retrieve_tokens;
   query.max_summaries = plan_.select_rows;
-  query.since_ms = reader.since_ms;
+  query.since_ms = reader.since.ms;
   SelectResult result = scratch_.result;
   policy_.select(store_, query, scratch_.select, &result);
   // Clusters of one token cost nothing where every mean is attended; where none is, they are read as members are.
@@ -88,9 +88,9 @@ void Selector::keep_within(const ClusterIndex& index, int max_tokens, SelectResu
 }
 
 // Returns the tokens of the page that are read, or are not wanted; the rest is attended through the mean.
-int Selector::add_page(BlockSelection* s, PageId id, int32_t since_ms) {
+int Selector::add_page(BlockSelection* s, PageId id, Since since) {
   const int count = store_.pages()[id].count;
-  if (store_.pages()[id].last_time < since_ms) return count;
+  if (store_.pages()[id].last_time < since.ms) return count;
   CodecId codec{};
   const PageView view = s->entries_left() > 0 && s->tokens_left() >= count ? store_.resident(id, &codec) : PageView{};
   if (view.data == nullptr) {
@@ -98,7 +98,7 @@ int Selector::add_page(BlockSelection* s, PageId id, int32_t since_ms) {
     return 0;
   }
   // After a merge the tokens of a page may be out of time order: the runs of wanted ones are read.
-  const auto old = [&](int i) { return view.meta[i].time_ms < since_ms; };
+  const auto old = [&](int i) { return !since.wants(view.meta[i].position, view.meta[i].time_low); };
   int read = 0;
   for (int begin = 0, end = 0; begin < count; begin = end) {
     for (end = begin + 1; end < count && old(end) == old(begin);) ++end;
@@ -111,20 +111,20 @@ int Selector::add_page(BlockSelection* s, PageId id, int32_t since_ms) {
   return read;
 }
 
-void Selector::add_cluster(BlockSelection* s, int lane, ClusterId c, int32_t since_ms) {
+void Selector::add_cluster(BlockSelection* s, int lane, ClusterId c, Since since) {
   const ClusterIndex& index = store_.index(lane);
   const Cluster& cluster = index[c];
   int read = 0;
   for (PageId id = cluster.head; id != kNone;) {
     const PageId next = store_.pages()[id].next;  // a page that is lost leaves the chain
-    read += add_page(s, id, since_ms);
+    read += add_page(s, id, since);
     id = next;
   }
   // What is not in the pages that were read is attended through the mean.
   const int rest = index.count(c) - read;
   const bool is_token = rest == 1 && index.count(c) == 1;  // exact, in the mean
   // A mean over older tokens too is not what since= asks for.
-  if ((attends_means() || is_token) && rest > 0 && cluster.first_time >= since_ms) s->add_row(c, cluster, rest);
+  if ((attends_means() || is_token) && rest > 0 && cluster.first_time >= since.ms) s->add_row(c, cluster, rest);
 }
 
 // Empty but for what is read before anything else: prefix and first frame. Room is kept for the dialogue.
@@ -134,14 +134,15 @@ BlockSelection* Selector::begin(int lane, const Reader& reader) {
   const int branch = reader.kind == BlockKind::kQuestion ? plan_.config.branch_tokens : 0;
   s->reserve(Window::most_pieces(branch), branch);
   add_strip(s, lane, Strip::kPrefix, window_.prefix_tokens);
-  if (window_.has_first_frame() && window_.first_frame().time_ms >= reader.since_ms)
+  if (window_.has_first_frame() && reader.since.wants(window_.first_frame().first_position, window_.first_frame().time_low))
     add_strip(s, lane, Strip::kFirstFrame, window_.first_frame().tokens);
   return s;
 }
 
 void Selector::add_newest_frames(BlockSelection* s, int lane, const Reader& reader) {
   for (int i = 0; i < window_.frames(); ++i)
-    if (window_.frame(i).time_ms >= reader.since_ms) add_strip(s, lane, Strip::kFrame, window_.frame(i).tokens, i);
+    if (reader.since.wants(window_.frame(i).first_position, window_.frame(i).time_low))
+      add_strip(s, lane, Strip::kFrame, window_.frame(i).tokens, i);
 }
 
 void Selector::select_stored(int lane, const Reader& reader, const float* q) {
@@ -163,7 +164,7 @@ void Selector::select_stored(int lane, const Reader& reader, const float* q) {
 void Selector::select_records(int lane, const Reader& reader) {
   const trace::Span span("select", lane);
   BlockSelection* s = begin(lane, reader);
-  records_->read(lane, reader.since_ms, s);
+  records_->read(lane, reader.since, s);
   if (reader.kind == BlockKind::kQuestion) records_->read_recalled(lane, s);
   add_newest_frames(s, lane, reader);  // last: Records::listen counts on it
   finish(s);
@@ -172,7 +173,7 @@ void Selector::select_records(int lane, const Reader& reader) {
 void Selector::read_everything(BlockSelection* s, int lane, const Reader& reader) {
   const ClusterIndex& index = store_.index(lane);
   for (const ClusterId c : index.live())
-    if (index[c].last_time >= reader.since_ms) add_cluster(s, lane, c, reader.since_ms);
+    if (index[c].last_time >= reader.since.ms) add_cluster(s, lane, c, reader.since);
 }
 
 void Selector::read_chosen(BlockSelection* s, int lane, const Reader& reader, const float* q) {
@@ -184,10 +185,10 @@ void Selector::read_chosen(BlockSelection* s, int lane, const Reader& reader, co
     for (PageId id = index[result.chosen[i]].head; id != kNone; id = store_.pages()[id].next) store_.request(id);
   }
   // Best first: where the table of pages is too short, the least of the chosen are read as their summary.
-  for (int i = 0; i < result.n; ++i) add_cluster(s, lane, result.chosen[i], reader.since_ms);
+  for (int i = 0; i < result.n; ++i) add_cluster(s, lane, result.chosen[i], reader.since);
   if (!attends_means()) return;
   const auto add_summary = [&](ClusterId c) {
-    if (scratch_.chosen[c] == 0 && index[c].first_time >= reader.since_ms) s->add_row(c, index[c], index.count(c));
+    if (scratch_.chosen[c] == 0 && index[c].first_time >= reader.since.ms) s->add_row(c, index[c], index.count(c));
   };
   if (result.attended != SelectResult::kAll) {
     std::for_each_n(result.attend, result.attended, add_summary);

@@ -20,7 +20,7 @@ enum class BlockKind : uint8_t { kNone, kFrame, kPrefix, kQuestion };
 struct Reader {
   BlockKind kind = BlockKind::kNone;
   int tokens = 0;
-  int32_t since_ms = std::numeric_limits<int32_t>::min();  // what is older is not read
+  Since since;              // what is older is not read
   int32_t next_position = 0;                               // original, of the token after the stream's last
 };
 
@@ -67,8 +67,8 @@ class Selector {
   void keep_within(const ClusterIndex& index, int max_tokens, SelectResult* result) const;
   void request_ahead(int lane, const Reader& reader, const float* q);
   void add_strip(BlockSelection* s, int lane, Strip strip, int tokens, int frame = 0);
-  void add_cluster(BlockSelection* s, int lane, ClusterId c, int32_t since_ms);
-  int add_page(BlockSelection* s, PageId id, int32_t since_ms);
+  void add_cluster(BlockSelection* s, int lane, ClusterId c, Since since);
+  int add_page(BlockSelection* s, PageId id, Since since);
   void append_branch(BlockSelection* s, int lane, int32_t next_position);
   void resolve(BlockSelection* s);
 

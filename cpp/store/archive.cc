@@ -32,7 +32,7 @@ Archive::Archive(Region& region, const ArchiveShape& s, Ops& ops, SpillIo* io)
   counts_ = region.take<int32_t>(name, lanes);
   spilled_ = region.take<int64_t>(name, lanes);
   position_ = region.take<int32_t>(name, pages * kPageTokens);
-  time_ms_ = region.take<int32_t>(name, pages * kPageTokens);
+  time_low_ = region.take<int32_t>(name, pages * kPageTokens);
   place_ = s.places ? region.take<uint16_t>(name, pages * kPageTokens * 2) : nullptr;
   row_pages_ = region.take<std::byte*>(name, kPageTokens);
   row_at_ = region.take<int32_t>(name, kPageTokens);
@@ -62,7 +62,7 @@ int64_t Archive::begin(const TokenMeta* meta, int n, const float* key_means) {
   for (int i = 0; i < n; ++i) {
     const auto to = static_cast<size_t>((tokens_ + i) % (int64_t{shape_.pages} * kPageTokens));
     position_[to] = meta[i].position;
-    time_ms_[to] = meta[i].time_ms;
+    time_low_[to] = meta[i].time_low;
     if (place_ != nullptr) place_[2 * to] = meta[i].h, place_[2 * to + 1] = meta[i].w;
   }
   coming_ = n;

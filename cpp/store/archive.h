@@ -71,7 +71,7 @@ class Archive {
   int page_of_group(int at) const { return static_cast<int>(int64_t{at} * keys_.group_tokens() / kPageTokens); }
   uint16_t gone(int lane, int page) const { return gone_[at(lane, page)]; }
   const int32_t* positions(int page) const { return position_ + page * kPageTokens; }
-  const int32_t* times(int page) const { return time_ms_ + page * kPageTokens; }
+  const int32_t* time_lows(int page) const { return time_low_ + page * kPageTokens; }
   const uint16_t* places(int page) const { return place_ != nullptr ? place_ + 2 * page * kPageTokens : nullptr; }
 
   // What a lane reads until it is told otherwise, at most most_read pages.
@@ -129,7 +129,7 @@ class Archive {
   int32_t* counts_;        // [lanes]
   int64_t* spilled_;       // [lanes]
   int32_t* position_;      // [pages, 16]
-  int32_t* time_ms_;       // [pages, 16]
+  int32_t* time_low_;      // [pages, 16]
   uint16_t* place_;        // [pages, 16, 2], or null
   std::byte** row_pages_;  // [16] of one encode_rows
   int32_t* row_at_;

@@ -80,17 +80,17 @@ void ClusterIndex::close(ClusterId c) {
   free_[free_count_++] = c;
 }
 
-void ClusterIndex::touch(ClusterId c, const TokenMeta& meta, int32_t frame) {
+void ClusterIndex::touch(ClusterId c, const TokenMeta& meta, int64_t time, int32_t frame) {
   Cluster& cluster = clusters_[c];
   const double n = count_[c];  // already counts this token
   if (n <= 1) {
-    cluster.first_time = cluster.last_time = meta.time_ms;
+    cluster.first_time = cluster.last_time = time;
     cluster.mean_position = meta.position;
     cluster.h = meta.h;
     cluster.w = meta.w;
   } else {
-    cluster.first_time = std::min(cluster.first_time, meta.time_ms);
-    cluster.last_time = std::max(cluster.last_time, meta.time_ms);
+    cluster.first_time = std::min<int64_t>(cluster.first_time, time);
+    cluster.last_time = std::max<int64_t>(cluster.last_time, time);
     cluster.mean_position += (meta.position - cluster.mean_position) / n;
     cluster.h = mean_cell(cluster.h, meta.h, 1 / n);
     cluster.w = mean_cell(cluster.w, meta.w, 1 / n);
@@ -132,8 +132,8 @@ void ClusterIndex::absorb(ClusterId into, ClusterId from, float value_weight) {
   a.mean_position += (b.mean_position - a.mean_position) * share;
   a.h = mean_cell(a.h, b.h, share);
   a.w = mean_cell(a.w, b.w, share);
-  a.first_time = std::min(a.first_time, b.first_time);
-  a.last_time = std::max(a.last_time, b.last_time);
+  a.first_time = std::min<int64_t>(a.first_time, b.first_time);
+  a.last_time = std::max<int64_t>(a.last_time, b.last_time);
   a.born = std::min(a.born, b.born);
   a.touched = std::max(a.touched, b.touched);
   count_[into] += count_[from];

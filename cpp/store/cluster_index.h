@@ -10,7 +10,7 @@
 #include <span>
 
 #include "backend/ops.h"
-#include "core/ids.h"
+#include "core/clock.h"
 #include "memory/region.h"
 
 namespace mosaic {
@@ -22,14 +22,14 @@ struct Cluster {
   PageId head = kNone;
   PageId tail = kNone;
   int32_t disk_pages = 0;  // of its pages, how many lie on disk
-  int32_t first_time = 0;  // ms, over all tokens it ever took
-  int32_t last_time = 0;
   int32_t born = 0;             // frame number of its first token
   int32_t touched = 0;          // frame number of its latest token
   ClusterId buffer = kNone;     // split pending: the resident cluster that keeps what this spilled one could not absorb
   ClusterId buffer_of = kNone;  // this is such a buffer, of that cluster
   uint16_t h = 0;               // mean M-RoPE row and column
   uint16_t w = 0;
+  TimeMs first_time;        // over all tokens it ever took
+  TimeMs last_time;
   uint8_t tag = 0;          // of what kind it is, in the policy's own words
   uint16_t version = 0;     // another one after every change of its mean, count or scene, and for the next in its row
   int32_t live_at = kNone;  // index in live(); kNone: the row is free
@@ -77,7 +77,7 @@ class ClusterIndex {
   // Give the row back. Its pages must be gone.
   void close(ClusterId c);
   // Account a token that joined c (the means are the caller's through Ops::update_centroids).
-  void touch(ClusterId c, const TokenMeta& meta, int32_t frame);
+  void touch(ClusterId c, const TokenMeta& meta, int64_t time, int32_t frame);
   // Fold the summary of `from` into `into`: means weighted by count, pooled variance, joined time range. The caller has
   // moved the pages; `from` is closed. value_weight as in AssignArgs.
   void absorb(ClusterId into, ClusterId from, float value_weight);

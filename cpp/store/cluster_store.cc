@@ -110,7 +110,7 @@ void ClusterStore::learn(int lane, ClusterId c, const Run& token, int32_t frame)
   } else {
     ++index.counts()[c];
   }
-  index.touch(c, *token.meta, frame);
+  index.touch(c, *token.meta, clock_.time(*token.meta), frame);
 }
 
 void ClusterStore::release_page(PageId page) {
@@ -140,6 +140,18 @@ void ClusterStore::release_pages(int lane, ClusterId c) {
   cluster.disk_pages = 0;
 }
 
+// Members that came by a merge are not in time order.
+void ClusterStore::note_times(Page* page, const TokenMeta* meta, int n) const {
+  int64_t first = clock_.time(meta[0]), last = first;
+  for (int i = 1; i < n; ++i) {
+    const int64_t time = clock_.time(meta[i]);
+    first = std::min(first, time);
+    last = std::max(last, time);
+  }
+  page->first_time = first;
+  page->last_time = last;
+}
+
 void ClusterStore::write_pages(int lane, ClusterId c, const Run& run) {
   for (int at = 0; at < run.n; at += kPageTokens) {
     const int n = std::min(kPageTokens, run.n - at);
@@ -148,11 +160,7 @@ void ClusterStore::write_pages(int lane, ClusterId c, const Run& run) {
     const PageId page = pages_.add(lane, c, tier, slot);
     Page& record = pages_[page];
     record.count = static_cast<uint8_t>(n);
-    record.first_time = record.last_time = run.meta[at].time_ms;
-    for (int i = at + 1; i < at + n; ++i) {  // members that came by a merge are not in time order
-      record.first_time = std::min(record.first_time, run.meta[i].time_ms);
-      record.last_time = std::max(record.last_time, run.meta[i].time_ms);
-    }
+    note_times(&record, run.meta + at, n);
     const PageView to = tiers_.page(tier, slot);
     std::memset(to.meta, 0, kPageMetaBytes);
     std::memcpy(to.meta, run.meta + at, static_cast<size_t>(n) * sizeof(TokenMeta));
@@ -176,7 +184,8 @@ Short ClusterStore::materialise(int lane, ClusterId c) {
     v[i] = half_to_float(index.mean_v()[at + i]);
   }
   const Cluster& cluster = index[c];
-  const TokenMeta meta{static_cast<int32_t>(cluster.mean_position), cluster.first_time, cluster.h, cluster.w};
+  const TokenMeta meta{static_cast<int32_t>(cluster.mean_position), Clock::low(cluster.first_time), cluster.h,
+                       cluster.w};
   write_pages(lane, c, Run{k, v, &meta, 1});
   --account_.exact;
   return Short::kNothing;
@@ -215,8 +224,9 @@ Short ClusterStore::add_row(int lane, ClusterId c, const Run& token) {
     ops_.encode(codec(page.tier), shape_.page, run_.k(0), run_.v(0), row(), n + 1, view.data);
   }
   view.meta[n] = *token.meta;
-  page.first_time = std::min(page.first_time, token.meta->time_ms);
-  page.last_time = std::max(page.last_time, token.meta->time_ms);
+  const int64_t time = clock_.time(*token.meta);
+  page.first_time = std::min<int64_t>(page.first_time, time);
+  page.last_time = std::max<int64_t>(page.last_time, time);
   ++page.count;
   ++index(lane)[c].paged;
   ++counter_of(page.tier);

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "backend/ops.h"
+#include "core/clock.h"
 #include "memory/copy_engine.h"
 #include "memory/region.h"
 #include "memory/spill_file.h"
@@ -64,6 +65,8 @@ class ClusterStore {
   // True while a spill tier exists, has a free slot and is not left alone after failures.
   bool can_spill() const;
   const TokenAccount& account() const { return account_; }
+  const Clock& clock() const { return clock_; }  // of all tokens, those in records and in the window too
+  Clock& clock() { return clock_; }
   const StoreCounters& counters() const { return counters_; }
   Ops& ops() const { return ops_; }
   // Pages of a cluster in DRAM tier `tier`.
@@ -136,6 +139,7 @@ class ClusterStore {
   // Members of c are no longer in pages: n tokens stand in its mean now, or nowhere.
   void account_unpaged(int lane, ClusterId c, int n);
   void learn(int lane, ClusterId c, const Run& token, int32_t frame);
+  void note_times(Page* page, const TokenMeta* meta, int n) const;
   Short materialise(int lane, ClusterId c);
   Short add_row(int lane, ClusterId c, const Run& token);
   // New pages for rows of a run at the tail of c's chain; the caller has checked free_slots().
@@ -150,6 +154,7 @@ class ClusterStore {
   void lose(PageId page);
 
   StoreShape shape_;
+  Clock clock_;
   Ops& ops_;
   TierChain tiers_;
   PageTable pages_;

@@ -3,7 +3,7 @@
 // record of DRAM. Not thread-safe: KvMemory's caller holds the lock.
 #pragma once
 
-#include "core/ids.h"
+#include "core/clock.h"
 #include "memory/region.h"
 #include "store/cluster_index.h"
 
@@ -16,10 +16,10 @@ struct Page {
   uint8_t count = 0;  // tokens, 1..kPageTokens
   ClusterId cluster = kNone;
   PageId next = kNone;     // next page of the cluster; or next free record
-  int32_t first_time = 0;  // ms, of its earliest and latest token
-  int32_t last_time = 0;
-  SlotId staged = kNone;  // slot of the fetch cache that holds a read copy (disk pages only)
-  uint8_t spilling = 0;   // a background write of it is under way: slot is still the DRAM one
+  SlotId staged = kNone;   // slot of the fetch cache that holds a read copy (disk pages only)
+  uint8_t spilling = 0;    // a background write of it is under way: slot is still the DRAM one
+  TimeMs first_time;       // of its earliest and latest token
+  TimeMs last_time;
 };
 
 class PageTable {

@@ -183,10 +183,7 @@ void ClusterStore::thin(int lane, ClusterId c, const uint8_t* keep) {
     counter_of(page.tier) += n - page.count;
     cluster.paged += n - page.count;
     page.count = static_cast<uint8_t>(n);
-    const auto [low, high] = std::minmax_element(
-        run_.meta(0), run_.meta(n), [](const TokenMeta& a, const TokenMeta& b) { return a.time_ms < b.time_ms; });
-    page.first_time = low->time_ms;
-    page.last_time = high->time_ms;
+    note_times(&page, run_.meta(0), n);
     held -= n;
     run_.move_up(0, n, held);
     to = next_open(page.next);

@@ -27,7 +27,7 @@ TokenLog::TokenLog(Region& region, const LogShape& s, Ops& ops)
   rows_ = region.take<uint16_t>(name, pages);
   heard_ = region.take<uint16_t>(name, pages);
   position_ = region.take<int32_t>(name, tokens);
-  time_ms_ = region.take<int32_t>(name, tokens);
+  time_low_ = region.take<int32_t>(name, tokens);
   place_ = s.places ? region.take<uint16_t>(name, 2 * tokens) : nullptr;
   number_ = s.numbered ? region.take<uint32_t>(name, tokens) : nullptr;
   score_ = region.take<half_t>(name, tokens);
@@ -65,7 +65,7 @@ void TokenLog::add(int lane, const Run& run, TokenSlot* slots) {
       rows_[page] |= bit(slot);
       heard_[page] |= bit(slot);
       position_[at] = meta.position;
-      time_ms_[at] = meta.time_ms;
+      time_low_[at] = meta.time_low;
       if (place_ != nullptr) place_[2 * at] = meta.h, place_[2 * at + 1] = meta.w;
       if (number_ != nullptr) number_[at] = run.number + static_cast<uint32_t>(first + i);
       score_[at] = 0;
@@ -140,7 +140,7 @@ void TokenLog::move(int lane, TokenSlot from, TokenSlot to) {
   ops_.move_row(codec(), shape_.page, data(lane, from_page), from % kPageTokens, data(lane, to_page), to % kPageTokens);
   const size_t a = at_token(lane, from), b = at_token(lane, to);
   position_[b] = position_[a];
-  time_ms_[b] = time_ms_[a];
+  time_low_[b] = time_low_[a];
   if (place_ != nullptr) std::memcpy(place_ + 2 * b, place_ + 2 * a, 2 * sizeof(uint16_t));
   if (number_ != nullptr) number_[b] = number_[a];
   score_[b] = score_[a];

@@ -53,7 +53,7 @@ class TokenLog {
   }
   std::byte* data(int lane, int page) const { return data_ + at_page(lane, page) * page_bytes_; }
   const int32_t* positions(int lane) const { return position_ + at_token(lane, 0); }  // [capacity]
-  const int32_t* times(int lane) const { return time_ms_ + at_token(lane, 0); }       // [capacity]
+  const int32_t* time_lows(int lane) const { return time_low_ + at_token(lane, 0); }       // [capacity]
   const uint16_t* places(int lane) const {                                            // [capacity, 2], or null
     return place_ != nullptr ? place_ + 2 * at_token(lane, 0) : nullptr;
   }
@@ -110,7 +110,7 @@ class TokenLog {
   uint16_t* rows_;      // [lanes, pages]
   uint16_t* heard_;     // [lanes, pages]
   int32_t* position_;   // [lanes, capacity]
-  int32_t* time_ms_;    // [lanes, capacity]
+  int32_t* time_low_;   // [lanes, capacity]
   uint16_t* place_;     // [lanes, capacity, 2], or null
   uint32_t* number_;    // [lanes, capacity], or null
   half_t* score_;       // [lanes, capacity]

@@ -27,7 +27,7 @@ struct WindowShape {
 struct WindowFrame {
   int32_t number = 0;  // 0-based frame number of the stream
   int32_t tokens = 0;
-  int32_t time_ms = 0;
+  int32_t time_low = 0;
   int32_t first_position = 0;
 };
 

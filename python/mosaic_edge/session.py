@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _FAR_SECONDS = 1e6
 """A first frame's pts beyond it is a clock that did not begin with the stream (the time of day, or since a
-machine went up): the core, which holds 2,000,000 seconds, is given what passed since."""
+machine went up): the core, which holds 31 years, is given what passed since."""
 _MOST_SECONDS = 1e12
 
 

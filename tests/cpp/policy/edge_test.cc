@@ -330,9 +330,9 @@ TEST_CASE("what a question asks since is held of every token that comes from dis
       const Evidence& evidence = stream.memory->evidence();
       int moments = 0;
       for (int i = 0; i < evidence.capacity(); ++i) {
-        if (!(evidence.moments()[i].mass > 0)) continue;
+        if (!(evidence.moment(i).mass > 0)) continue;
         ++moments;
-        CHECK(evidence.moments()[i].first_ms >= since);
+        CHECK(evidence.moment(i).first_ms >= since);
       }
       CHECK(moments > 10);
       stream.close_question(false);

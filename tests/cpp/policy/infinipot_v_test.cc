@@ -113,12 +113,12 @@ TEST_CASE("of a picture that stands still the place that changes is kept, and th
     if (i < 200) continue;
     for (int lane = 0; lane < 6; ++lane) {
       const auto kept = members(memory, lane);
-      const int newest = kept.back().time_ms;
+      const int newest = kept.back().time_low;
       int moved = 0, others = 0, last = 0;
       std::set<int> frames;
       for (const TokenMeta& m : kept) {
-        frames.insert(m.time_ms);
-        last += m.time_ms == newest ? 1 : 0;
+        frames.insert(m.time_low);
+        last += m.time_low == newest ? 1 : 0;
         (m.h * 4 + m.w == moving ? moved : others) += 1;
       }
       CHECK(last == 16);

@@ -90,7 +90,7 @@ struct ArchiveWorld {
       const auto from = static_cast<ptrdiff_t>(token) * kDim;
       if (!std::equal(k.begin(), k.end(), keys[lane].begin() + from)) ++*wrong;
       if (!std::equal(v.begin(), v.end(), values[lane].begin() + from)) ++*wrong;
-      CHECK(archive->times(place)[i] == metas[static_cast<size_t>(token)].time_ms);
+      CHECK(archive->time_lows(place)[i] == metas[static_cast<size_t>(token)].time_low);
       CHECK(archive->positions(place)[i] == metas[static_cast<size_t>(token)].position);
     }
     return found;

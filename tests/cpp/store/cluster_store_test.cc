@@ -63,7 +63,7 @@ TEST_CASE("a cluster's mean, variance, count and times follow the update rule") 
       CHECK(index.count(c) == i + 1);
       CHECK(index[c].paged == (i == 0 ? 0 : i + 1));  // the first token is the mean until there is a second
       CHECK(index[c].mean_position == doctest::Approx(position / (i + 1)));
-      CHECK(index[c].last_time == t.meta.time_ms);
+      CHECK(index[c].last_time == t.meta.time_low);
       world.store->check_invariants();
     }
     CHECK(world.store->index(1)[c].first_time == 0);

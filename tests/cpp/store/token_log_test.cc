@@ -60,7 +60,7 @@ struct LogWorld {
       const int p = log->positions(lane)[s];
       CHECK(k[0] == static_cast<float>(p));
       CHECK(v[7] == static_cast<float>(-7 - p));
-      CHECK(log->times(lane)[s] == p * 10);
+      CHECK(log->time_lows(lane)[s] == p * 10);
       if (shape.places) CHECK(log->places(lane)[2 * s] == p % 7);
       found.insert(p);
     }

@@ -88,9 +88,9 @@ TEST_CASE("a window's tokens lie one behind the other, and no strip touches anot
           CHECK(v == x);
           for (int i = 0; i < parts[p].tokens; ++i) {
             CHECK(meta[static_cast<size_t>(i)].position == static_cast<int32_t>(p));
-            CHECK(meta[static_cast<size_t>(i)].time_ms == i);
+            CHECK(meta[static_cast<size_t>(i)].time_low == i);
             const Window::Piece piece = window.piece(parts[p].strip, lane, i, i + 1, parts[p].frame);
-            CHECK(window.page_meta(piece.page.data)[piece.begin].time_ms == i);
+            CHECK(window.page_meta(piece.page.data)[piece.begin].time_low == i);
           }
         }
     }
