@@ -38,17 +38,17 @@ def spill_folder(asked: str | None) -> str:
         return usual
     try:
         cache = cache_folder()
+        if (other := memory_kind(cache)) is not None:
+            raise ValueError(
+                f"disk=: {usual} ({kind}) and {cache} ({other}) are in RAM, where spilling saves none. "
+                "Set spill_dir= to a folder on a disk, or leave disk= out"
+            )
+        folder = cache / "spill"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(
             f"disk=: {usual} is in RAM ({kind}). Set spill_dir= to a folder on a disk ({error})"
         ) from None
-    if (other := memory_kind(cache)) is not None:
-        raise ValueError(
-            f"disk=: {usual} ({kind}) and {cache} ({other}) are in RAM, where spilling saves none. "
-            "Set spill_dir= to a folder on a disk, or leave disk= out"
-        )
-    folder = cache / "spill"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     warnings.warn(
         f"{usual} is in RAM ({kind}): the spill file goes to {folder}; spill_dir= names another", stacklevel=1
     )

@@ -79,6 +79,16 @@ def test_a_device_without_a_disk_is_told_and_one_without_spilling_is_not(
         ).close()
 
 
+def test_a_cache_directory_that_holds_no_folder_is_an_error_that_names_the_knob(
+    mounts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (mounts / "disk" / "file").write_text("mine")
+    monkeypatch.setenv("MOSAIC_CACHE_DIR", f"{mounts}/disk/file")
+    with pytest.raises(ValueError, match=r"Set spill_dir= to a folder on a disk .*file"):
+        Engine(NumpyVlm()).session(memory="1MiB", disk="4MiB", policy="rekv", kernel_threads=1)
+    assert (mounts / "disk" / "file").read_text() == "mine"
+
+
 def test_a_folder_in_ram_that_was_asked_for_is_taken_with_a_warning(mounts: Path) -> None:
     with pytest.warns(UserWarning, match=r"spill_dir=.*is in RAM .tmpfs."):
         assert spill_folder(f"{mounts}/ram") == f"{mounts}/ram"
