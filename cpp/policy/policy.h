@@ -101,8 +101,8 @@ struct SelectQuery {
   int q_heads = 0;
   size_t q_stride = 0;
   float scale = 0;
-  int max_tokens = 0;                                      // members that may be read
-  int max_summaries = 0;                                   // clusters that may be attended by their summary
+  int max_tokens = 0;                // members that may be read
+  int max_summaries = 0;             // clusters that may be attended by their summary
   int64_t since_ms = Clock::kNever;  // clusters that ended before are not wanted
 };
 
