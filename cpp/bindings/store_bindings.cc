@@ -118,9 +118,8 @@ py::dict members(const ClusterStore& store, int lane) {
   };
   for (const ClusterId c : live_of(index)) {
     if (index.has_means() && index.count(c) == 1 && index[c].paged == 0) {  // its mean is the token
-      add({static_cast<int32_t>(index[c].mean_position), Clock::low(index[c].first_time), index[c].h,
-           index[c].w},
-          c, 0);
+      add({static_cast<int32_t>(index[c].mean_position), Clock::low(index[c].first_time), index[c].h, index[c].w}, c,
+          0);
       for (size_t i = 0; i < row; ++i) {
         k[k.size() - row + i] = half_to_float(index.mean_k()[static_cast<size_t>(c) * row + i]);
         v[v.size() - row + i] = half_to_float(index.mean_v()[static_cast<size_t>(c) * row + i]);

@@ -48,8 +48,7 @@ class Clock {
   int64_t time(int32_t position, int32_t low) const {
     if (low == kNoTime) return kNever;
     int i = turns_ - 1;
-    // Frames that share a position, one of each turn, are told apart by what a turn begins with.
-    while (i >= 0 && (begun_[i].position > position || (begun_[i].position == position && begun_[i].low > low))) --i;
+    while (i >= 0 && !has_begun(begun_[i], position, low)) --i;
     return (i < 0 ? 0 : begun_[i].turn) * kTurnMs + low;
   }
   int64_t time(const TokenMeta& token) const { return time(token.position, token.time_low); }
@@ -62,6 +61,11 @@ class Clock {
     int32_t low;  // of its first frame
     int32_t turn;
   };
+  // Frames that share a position lie within half a turn: those before its end stand far behind the low of its first one.
+  static bool has_begun(const Turn& turn, int32_t position, int32_t low) {
+    if (turn.position != position) return turn.position < position;
+    return low >= turn.low && int64_t{low} - turn.low < kTurnMs / 2;
+  }
   std::array<Turn, kLastMs / kTurnMs + 2> begun_;  // but for turn 0 where the stream begins in it
   int turns_ = 0;
 };

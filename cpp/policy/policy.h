@@ -61,7 +61,7 @@ struct PolicyNeeds {
   struct Sharing {
     int clusters = 0;        // by token: clusters of a lane; 0: what `index` allows
     int least_clusters = 2;  // and never less than these
-    double index = 0;        // share of the bytes to share out for finding things, where the session names no other; 0: 0.35
+    double index = 0;  // share of the bytes to share out for finding things, where the session names no other; 0: 0.35
     // By token: most members of a cluster that stand in pages. kAll: max_cluster_tokens; kWithDisk: a page of them where
     // there is a disk, else none; 0: none, every byte is a summary's.
     int members = kAll;
@@ -101,8 +101,8 @@ struct SelectQuery {
   int q_heads = 0;
   size_t q_stride = 0;
   float scale = 0;
-  int max_tokens = 0;                                      // members that may be read
-  int max_summaries = 0;                                   // clusters that may be attended by their summary
+  int max_tokens = 0;                // members that may be read
+  int max_summaries = 0;             // clusters that may be attended by their summary
   int64_t since_ms = Clock::kNever;  // clusters that ended before are not wanted
 };
 

@@ -183,8 +183,7 @@ void KvMemory::collect_evidence(const AttendArgs& args, const BlockSelection& s,
     const bool recorded = records_ && s.page(e) != kNone;
     for (uint16_t left = entry.rows; left != 0; left &= static_cast<uint16_t>(left - 1)) {
       const int i = std::countr_zero(left);
-      const int64_t time =
-          recorded ? records_->time(clock, lane, s.page(e), i) : clock.time(meta_of(s, e)[i]);
+      const int64_t time = recorded ? records_->time(clock, lane, s.page(e), i) : clock.time(meta_of(s, e)[i]);
       if (time != Clock::kNever) evidence_.add(time, time, parts_.selecting.page_mass[entry.first + i - entry.begin()]);
     }
   }

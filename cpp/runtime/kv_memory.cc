@@ -271,6 +271,9 @@ MemoryStats KvMemory::count_stats() const {
       stats.counters.lost_pages = archive->counters().lost_pages;
       stats.counters.failed_spills = archive->counters().failed_writes;
       stats.counters.fetched_pages = archive->counters().fetched_pages;
+      stats.counters.spill_pauses = archive->counters().write_pauses;
+      stats.counters.read_pauses = archive->counters().read_pauses;
+      stats.counters.paused_frames = archive->counters().paused_frames;
     }
   }
   for (int lane = 0; lane < store_.shape().lanes; ++lane)

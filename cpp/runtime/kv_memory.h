@@ -34,7 +34,7 @@
 namespace mosaic {
 
 struct FrameInfo {
-  int64_t time_ms = 0;  // Clock::kFirstMs to kLastMs
+  int64_t time_ms = 0;               // Clock::kFirstMs to kLastMs
   const float* embedding = nullptr;  // [embedding_dim]
   int tokens = 0;
   int grid_w = 1;  // token i of the picture stands at row i / grid_w, column i % grid_w
@@ -169,7 +169,7 @@ class KvMemory {
   int64_t saturated_ = 0;
   int64_t refused_overflows_ = 0;
   mutable std::mutex noted_mutex_;
-  MemoryStats noted_;                                // when the last call ended that changed them
+  MemoryStats noted_;                                      // when the last call ended that changed them
   static constexpr int32_t kLastPosition = 2'000'000'000;  // text behind it must not wrap
 };
 

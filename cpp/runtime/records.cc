@@ -36,8 +36,8 @@ Records::Records(Region& region, const Plan& plan, Ops& ops, Retention& retentio
 
 void Records::read(int lane, Since since, BlockSelection* selection) {
   const auto add = [&](int page, uint16_t rows) {
-    const int32_t *const positions = log_.positions(lane) + page * kPageTokens,
-                  *const lows = log_.time_lows(lane) + page * kPageTokens;
+    const int32_t *const positions = log_.positions(lane) + page * kPageTokens, *const lows = log_.time_lows(lane) +
+                                                                                              page * kPageTokens;
     for (int i = 0; i < kPageTokens && since.asks(); ++i)
       if (!since.wants(positions[i], lows[i])) rows &= static_cast<uint16_t>(~(1u << i));
     page_first_[page] = selection->tokens() - std::countr_zero(rows);

@@ -134,7 +134,8 @@ BlockSelection* Selector::begin(int lane, const Reader& reader) {
   const int branch = reader.kind == BlockKind::kQuestion ? plan_.config.branch_tokens : 0;
   s->reserve(Window::most_pieces(branch), branch);
   add_strip(s, lane, Strip::kPrefix, window_.prefix_tokens);
-  if (window_.has_first_frame() && reader.since.wants(window_.first_frame().first_position, window_.first_frame().time_low))
+  if (window_.has_first_frame() &&
+      reader.since.wants(window_.first_frame().first_position, window_.first_frame().time_low))
     add_strip(s, lane, Strip::kFirstFrame, window_.first_frame().tokens);
   return s;
 }

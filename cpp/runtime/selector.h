@@ -20,8 +20,8 @@ enum class BlockKind : uint8_t { kNone, kFrame, kPrefix, kQuestion };
 struct Reader {
   BlockKind kind = BlockKind::kNone;
   int tokens = 0;
-  Since since;              // what is older is not read
-  int32_t next_position = 0;                               // original, of the token after the stream's last
+  Since since;                // what is older is not read
+  int32_t next_position = 0;  // original, of the token after the stream's last
 };
 
 class Selector {

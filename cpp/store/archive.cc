@@ -37,12 +37,12 @@ Archive::Archive(Region& region, const ArchiveShape& s, Ops& ops, SpillIo* io)
   row_pages_ = region.take<std::byte*>(name, kPageTokens);
   row_at_ = region.take<int32_t>(name, kPageTokens);
   read_ = region.take<Completion>(name, read);
-  writes_ = region.take<Write>(name, kWrites);
+  under_way_ = region.take<Write>(name, kWrites);
   const int slots = (lanes * pages).to_int("pages of the archive");
   auto* const checksums = region.take<std::byte>(name, SpillFile::bytes_for(slots));
   auto* const queue = region.take<std::byte>(name, CopyEngine::bytes_for(kCopyQueue));
   if (region.is_counting()) return;
-  std::uninitialized_value_construct_n(writes_, kWrites);
+  std::uninitialized_value_construct_n(under_way_, kWrites);
   file_.emplace(s.folder, page_bytes_, slots, checksums, io);
   engine_.emplace(*file_, kCopyQueue, queue);
 }
@@ -55,8 +55,10 @@ int64_t Archive::spilled() const {
 
 int64_t Archive::begin(const TokenMeta* meta, int n, const float* key_means) {
   int64_t lost = 0;
+  const bool no_writes = writes_.pass_frame(), no_reads = reads_.pass_frame();
+  if (no_writes || no_reads) ++counters_.paused_frames;
   // Which writes are seen to depends on the calls alone, never on how fast the disk was: two runs stay the same.
-  for (int i = 0; i < kWrites; ++i) lost += finish(&writes_[(next_write_ + i) % kWrites]);
+  for (int i = 0; i < kWrites; ++i) lost += finish(&under_way_[(next_write_ + i) % kWrites]);
   while ((tokens_ + n - 1) / kPageTokens - oldest_ >= shape_.pages) lost += drop_oldest();
   keys_.make_room(tokens_, n, key_means);
   for (int i = 0; i < n; ++i) {
@@ -92,14 +94,14 @@ int64_t Archive::end() {
 }
 
 void Archive::write(int lane, int64_t page) {
-  Write& to = writes_[next_write_];
+  Write& to = under_way_[next_write_];
   lost_between_ += finish(&to);
   const SlotId slot = slot_of(lane, place_of(page));
   to.page = page;
   to.lane = lane;
   std::byte* const memory = writing_ + static_cast<size_t>(next_write_) * page_bytes_;
   next_write_ = (next_write_ + 1) % kWrites;
-  if (!file_->try_acquire(slot)) {
+  if (writes_.rests() || reads_.rests() || !file_->try_acquire(slot)) {
     ++counters_.failed_writes;
     to.page = kNone;
     lost_between_ += lose(lane, place_of(page));
@@ -112,9 +114,14 @@ void Archive::write(int lane, int64_t page) {
 // Waits for a write; returns the tokens that are lost where it failed.
 int64_t Archive::finish(Write* write) {
   if (write->page == kNone) return 0;
-  const bool ok = engine_->wait(write->written) == Status::ok;
+  const Status status = engine_->wait(write->written);
   const int64_t page = std::exchange(write->page, int64_t{kNone});
-  if (ok || page < oldest_) return 0;
+  if (status == Status::ok) {
+    writes_.went_well();
+    return 0;
+  }
+  if (writes_.failed(status == Status::no_space)) ++counters_.write_pauses;
+  if (page < oldest_) return 0;
   ++counters_.failed_writes;
   return lose(write->lane, place_of(page));
 }
@@ -130,7 +137,7 @@ int64_t Archive::lose(int lane, int place) {
 int64_t Archive::drop_oldest() {
   int64_t lost = 0;
   for (int i = 0; i < kWrites; ++i)
-    if (writes_[i].page == oldest_) lost += finish(&writes_[i]);
+    if (under_way_[i].page == oldest_) lost += finish(&under_way_[i]);
   for (int lane = 0; lane < shape_.lanes; ++lane) lost += lose(lane, place_of(oldest_));
   ++oldest_;
   return lost;
@@ -164,15 +171,23 @@ int64_t Archive::fetch(int lane) {
   const trace::Span span("copy_wait", lane);
   Piece* const wanted = pieces(lane);
   for (int i = 0; i < counts_[lane]; ++i)
-    if (wanted[i].rows != 0)
+    if (reads_.rests()) {
+      wanted[i].rows = 0;
+    } else if (wanted[i].rows != 0) {
       engine_->read(slot_of(lane, wanted[i].page), const_cast<std::byte*>(copy(lane, i)), &read_[i], lane);
+    }
   int64_t lost = 0;
   for (int i = 0; i < counts_[lane]; ++i) {
     if (wanted[i].rows == 0) continue;
     ++counters_.fetched_pages;
-    if (engine_->wait(read_[i]) == Status::ok) continue;
-    ++counters_.lost_pages;
+    if (engine_->wait(read_[i]) == Status::ok) {
+      reads_.went_well();
+      continue;
+    }
     wanted[i].rows = 0;
+    if (reads_.rests()) continue;  // asked for with those that began it: it stays there
+    if (reads_.failed()) ++counters_.read_pauses;
+    ++counters_.lost_pages;
     lost += lose(lane, wanted[i].page);
   }
   copied_[lane] = 1;

@@ -15,6 +15,7 @@
 #include "memory/copy_engine.h"
 #include "memory/region.h"
 #include "store/coarse_keys.h"
+#include "store/patience.h"
 #include "store/run.h"
 
 namespace mosaic {
@@ -46,6 +47,9 @@ class Archive {
     int64_t lost_pages = 0;     // came back wrong, or could not be read
     int64_t failed_writes = 0;  // or found no slot
     int64_t fetched_pages = 0;
+    int64_t write_pauses = 0;  // times the disk was left alone for a while because writes failed,
+    int64_t read_pauses = 0;   // or reads
+    int64_t paused_frames = 0;
   };
 
   Archive(Region& region, const ArchiveShape& shape, Ops& ops, SpillIo* io);
@@ -79,7 +83,7 @@ class Archive {
   int count(int lane) const { return counts_[lane]; }
   void set_count(int lane, int n);
   void forget_choices();
-  // Brings those pages into DRAM; pieces that cannot be had lose their rows. Returns tokens lost by that. What kernels read
+  // Brings those pages into DRAM; pieces that cannot be had, or not while the disk rests, lose their rows. Returns tokens lost by that. What kernels read
   // of another lane's copies must have run.
   int64_t fetch(int lane);
   const std::byte* copy(int lane, int piece) const {
@@ -134,12 +138,13 @@ class Archive {
   std::byte** row_pages_;  // [16] of one encode_rows
   int32_t* row_at_;
   Completion* read_;  // [most_read]
-  Write* writes_;     // [kWrites]
+  Write* under_way_;  // [kWrites]
   int next_write_ = 0;
   int64_t tokens_ = 0;
   int64_t coming_ = 0;  // of the frame between begin() and end()
   int64_t oldest_ = 0;  // page that has a place
   int64_t lost_between_ = 0;
+  Patience writes_, reads_;  // while either rests nothing is written; while reads do, nothing is read
   Counters counters_;
 };
 

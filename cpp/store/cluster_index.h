@@ -21,14 +21,14 @@ struct Cluster {
   int32_t paged = 0;  // tokens that are kept in pages; count - paged are in the summary alone
   PageId head = kNone;
   PageId tail = kNone;
-  int32_t disk_pages = 0;  // of its pages, how many lie on disk
+  int32_t disk_pages = 0;       // of its pages, how many lie on disk
   int32_t born = 0;             // frame number of its first token
   int32_t touched = 0;          // frame number of its latest token
   ClusterId buffer = kNone;     // split pending: the resident cluster that keeps what this spilled one could not absorb
   ClusterId buffer_of = kNone;  // this is such a buffer, of that cluster
   uint16_t h = 0;               // mean M-RoPE row and column
   uint16_t w = 0;
-  TimeMs first_time;        // over all tokens it ever took
+  TimeMs first_time;  // over all tokens it ever took
   TimeMs last_time;
   uint8_t tag = 0;          // of what kind it is, in the policy's own words
   uint16_t version = 0;     // another one after every change of its mean, count or scene, and for the next in its row

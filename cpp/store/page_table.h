@@ -15,10 +15,10 @@ struct Page {
   int8_t tier = -1;   // row of the tier chain; -1: the record is free
   uint8_t count = 0;  // tokens, 1..kPageTokens
   ClusterId cluster = kNone;
-  PageId next = kNone;     // next page of the cluster; or next free record
-  SlotId staged = kNone;   // slot of the fetch cache that holds a read copy (disk pages only)
-  uint8_t spilling = 0;    // a background write of it is under way: slot is still the DRAM one
-  TimeMs first_time;       // of its earliest and latest token
+  PageId next = kNone;    // next page of the cluster; or next free record
+  SlotId staged = kNone;  // slot of the fetch cache that holds a read copy (disk pages only)
+  uint8_t spilling = 0;   // a background write of it is under way: slot is still the DRAM one
+  TimeMs first_time;      // of its earliest and latest token
   TimeMs last_time;
 };
 

@@ -53,7 +53,7 @@ class TokenLog {
   }
   std::byte* data(int lane, int page) const { return data_ + at_page(lane, page) * page_bytes_; }
   const int32_t* positions(int lane) const { return position_ + at_token(lane, 0); }  // [capacity]
-  const int32_t* time_lows(int lane) const { return time_low_ + at_token(lane, 0); }       // [capacity]
+  const int32_t* time_lows(int lane) const { return time_low_ + at_token(lane, 0); }  // [capacity]
   const uint16_t* places(int lane) const {                                            // [capacity, 2], or null
     return place_ != nullptr ? place_ + 2 * at_token(lane, 0) : nullptr;
   }

@@ -45,14 +45,16 @@ TEST_CASE("a clock tells every time of decades to the millisecond, however frame
 }
 
 TEST_CASE("a stream may begin in any turn, and on either side of its ends") {
-  for (const int64_t edge : {int64_t{0}, Clock::kTurnMs / 2, Clock::kTurnMs, 3 * Clock::kTurnMs / 2, Clock::kLastMs - 2})
+  for (const int64_t edge :
+       {int64_t{0}, Clock::kTurnMs / 2, Clock::kTurnMs, 3 * Clock::kTurnMs / 2, Clock::kLastMs - 2})
     for (int64_t first = edge - 2; first <= edge + 2; ++first)
       must_tell({{0, first}, {4, first}, {8, first + 1}, {12, Clock::kLastMs}}, 4);
 }
 
 TEST_CASE("pictures that share a position are told apart where a turn ends between them") {
   const int64_t end = Clock::kTurnMs / 2;
-  must_tell({{3, end - 400}, {3, end + 100}, {3, end + 300}, {4, end + 600}, {4, end + 600 + Clock::kTurnMs - kDay}}, 1);
+  must_tell({{3, end - 400}, {3, end + 100}, {3, end + 300}, {4, end + 600}, {4, end + 600 + Clock::kTurnMs - kDay}},
+            1);
 }
 
 TEST_CASE("no time is kept as that of text, which has none") {

@@ -28,7 +28,8 @@ std::map<ClusterId, std::map<int, int>> frames_of_clusters(const KvMemory& memor
     for (PageId id = index[c].head; id != kNone; id = store.pages()[id].next) {
       const Page& page = store.pages()[id];
       if (store.tiers().is_disk(page.tier)) continue;
-      for (int i = 0; i < page.count; ++i) ++found[c][store.tiers().page(page.tier, page.slot).meta[i].time_low / kStep];
+      for (int i = 0; i < page.count; ++i)
+        ++found[c][store.tiers().page(page.tier, page.slot).meta[i].time_low / kStep];
     }
   return found;
 }

@@ -219,7 +219,7 @@ TEST_CASE("moments that fall, and text that leaves no picture, are refused and c
         {judge.stream.now_ms, judge.stream.embedding.data(), 8, 4, lead, trail, t_position});
   };
   CHECK_THROWS_AS(begin(0, 0, 6), InvalidInput);
-  CHECK_THROWS_AS(begin(0, 0, (1 << 30) + 1), InvalidInput);
+  CHECK_THROWS_AS(begin(0, 0, 2'000'000'000), InvalidInput);
   CHECK_THROWS_AS(begin(0, 0, INT32_MAX), InvalidInput);
   CHECK_THROWS_AS(begin(3, 5, 8), InvalidInput);
   CHECK_THROWS_AS(begin(-1, 0, 8), InvalidInput);

@@ -5,6 +5,7 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cmath>
 #include <random>
 #include <set>
@@ -162,6 +163,73 @@ TEST_CASE(
   CHECK(found > 0);
   CHECK(world.archive->spilled() == given_up - world.lost);
   world.archive->check_invariants();
+}
+
+// Whose reads or writes fail while they are set to.
+struct BrokenIo : SpillIo {
+  bool no_reads = false, no_writes = false;
+  int reads = 0, writes = 0;
+  ssize_t preadv(int fd, const iovec* parts, int n, off_t at) override {
+    ++reads;
+    errno = EIO;
+    return no_reads ? -1 : SpillIo::preadv(fd, parts, n, at);
+  }
+  ssize_t pwritev(int fd, const iovec* parts, int n, off_t at) override {
+    ++writes;
+    errno = EIO;
+    return no_writes ? -1 : SpillIo::pwritev(fd, parts, n, at);
+  }
+};
+
+TEST_CASE("an archive whose disk cannot be read leaves it alone, and between rests loses one page") {
+  BrokenIo io;
+  ArchiveWorld world(64, CodecId::kFp32, false, &io);
+  for (int f = 0; f < 30; ++f) world.frame(16);
+  for (int64_t token = 0; token < 20 * 16; ++token) world.give_up(1, token);
+  world.archive->drain();
+  int wrong = 0;
+  CHECK(world.read(1, 0, &wrong).size() == 16);
+  io.no_reads = true;
+  for (int64_t page = 1; page <= 8; ++page) {
+    CHECK(world.archive->counters().read_pauses == 0);
+    CHECK(world.read(1, page, &wrong).empty());
+  }
+  CHECK(world.archive->counters().read_pauses == 1);
+  CHECK(world.archive->counters().lost_pages == 8);
+  const int asked = io.reads;
+  for (int frame = 0; frame < 4; ++frame) {
+    CHECK(world.read(1, 9, &wrong).empty());
+    world.frame(16);
+  }
+  CHECK(io.reads == asked);
+  CHECK(world.archive->counters().lost_pages == 8);
+  CHECK(world.archive->counters().paused_frames == 4);
+  CHECK(world.read(1, 9, &wrong).empty());
+  CHECK(world.archive->counters().lost_pages == 9);
+  CHECK(world.archive->counters().read_pauses == 2);
+  io.no_reads = false;
+  for (int frame = 0; frame < 8; ++frame) world.frame(16);
+  for (int64_t page = 10; page < 20; ++page) CHECK(world.read(1, page, &wrong).size() == 16);
+  CHECK(wrong == 0);
+  CHECK(world.lost == 9 * 16);
+}
+
+TEST_CASE("an archive whose disk cannot be written leaves it alone for longer and longer, and goes on when it can") {
+  BrokenIo io;
+  io.no_writes = true;
+  ArchiveWorld world(64, CodecId::kFp32, false, &io);
+  for (int f = 0; f < 60; ++f) world.frame(16);
+  world.archive->drain();
+  CHECK(world.archive->counters().write_pauses >= 2);
+  CHECK(world.archive->counters().paused_frames > 30);
+  CHECK(io.writes < 60);  // of 60 pages of every lane
+  io.no_writes = false;
+  for (int f = 0; f < 64; ++f) world.frame(16);
+  for (int64_t token = 120 * 16; token < 124 * 16; ++token) world.give_up(0, token);
+  world.archive->drain();
+  int wrong = 0;
+  CHECK(world.read(0, 121, &wrong).size() == 16);
+  CHECK(wrong == 0);
 }
 
 TEST_CASE("coarse keys are the means of their groups, and groups grow as the stream does") {
