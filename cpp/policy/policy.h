@@ -61,7 +61,7 @@ struct PolicyNeeds {
   struct Sharing {
     int clusters = 0;        // by token: clusters of a lane; 0: what `index` allows
     int least_clusters = 2;  // and never less than these
-    double index = 0;        // share of the bytes to share out for finding things, where the session names no other; 0: 0.35
+    double index = 0;  // share of the bytes to share out for finding things, where the session names no other; 0: 0.35
     // By token: most members of a cluster that stand in pages. kAll: max_cluster_tokens; kWithDisk: a page of them where
     // there is a disk, else none; 0: none, every byte is a summary's.
     int members = kAll;
