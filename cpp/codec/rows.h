@@ -5,8 +5,8 @@
 #include <cmath>
 #include <cstring>
 
-#include "codec/coded_number.h"
 #include "codec/codecs.h"
+#include "codec/coded_number.h"
 
 namespace mosaic {
 
