@@ -114,7 +114,7 @@ def test_a_bad_frame_is_refused_and_changes_nothing(session: Session, bad: Frame
     assert np.array_equal(session.ask(QUESTION, sampling=SHORT).logits, answer)
 
 
-@pytest.mark.parametrize("pts", [21.5, -1.0, float("nan"), float("inf"), 1e9])
+@pytest.mark.parametrize("pts", [21.5, -1.0, float("nan"), float("inf"), 1.1e9])
 def test_falling_or_impossible_times_are_refused_and_change_nothing(session: Session, pts: float) -> None:
     before = account(session)
     with pytest.raises(ValueError, match=r"pts"):
@@ -140,7 +140,7 @@ def test_a_clock_that_starts_far_from_zero_is_followed_and_named_as_it_is(start:
                 (m.start, m.end) for m in near.evidence
             ]
         with pytest.raises(ValueError, match="pts"):
-            session.append(picture(1), start + 3e6)
+            session.append(picture(1), start + 1.1e9)
     with open_session() as session, pytest.raises(ValueError, match="pts=1e\\+300"):
         session.append(picture(1), 1e300)
 
