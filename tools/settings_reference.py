@@ -45,7 +45,8 @@ EDGE = {
     ),
     "likeness": Said("1", "a token that is like a better one is worth less"),
     "recall": Said(
-        "0.05", "with a disk: the share of what was given up that a question reads in a layer and head"
+        "0.05",
+        "with a disk: the share of what was given up that a question reads a head, 16 tokens at least",
     ),
 }
 EDGE_SUMMARIES = {

@@ -1,7 +1,7 @@
-// The scale that int8 and int4 share: x = low + step * code, code in [0, levels]. Low rounds down and step rounds up in
+// The scale that int8, int4 and k8v8 have: x = low + step * code, code in [0, levels]. Low rounds down and step rounds up in
 // half precision, so the codes always span the group and nothing is clipped: a key channel far from zero would lose
 // more to a rounded low than to its codes. Asymmetric, because key channels carry an offset (the bias of k_proj): over
-// such channels it has less than half the error of a symmetric scale of as many codes (tests/cpp/codec_test.cc).
+// such channels it has less than half the error of a symmetric scale of as many codes (tests/cpp/codec/codec_test.cc).
 #pragma once
 
 #include <cmath>

@@ -1,7 +1,7 @@
 // edge: ours. Every KV head keeps the tokens that trained decoders will want again, whole and packed, and everything kept
 // is read - by questions, and by frames too, for what a token did not see when it was made no later reading brings back.
-//   worth    the attention a token receives from its own frame and the next ones, times the norm of its value: what the model itself makes
-//            of it says best what it will ask for, and carries over between families of models
+//   worth    the attention a token receives from its own frame and the next ones, times the norm of its value: what the
+//            model itself makes of it says best what it will ask for, and carries over between families of models.
 //            A token that comes while memory is not full has fewer rivals for attention: what it receives counts times
 //            the keys that shared it, to the power of key_power
 //   likeness a token nearly the same as one that is worth more (centred keys and centred values) is missed less:
@@ -35,7 +35,7 @@ class Edge final : public Policy, public Retention {
  public:
   explicit Edge(const EdgeSettings& settings) : s_(settings) {}
   const char* name() const override { return "edge"; }
-  PolicyNeeds needs() const override { return {.group = {.records = true}, .share = {.index = 0.2}}; }
+  PolicyNeeds needs() const override { return {.group = {.records = true}, .share = {.index = 0.05}}; }
   Retention* retention() override { return this; }
   void admit(const ClusterStore&, const AdmitBatch&, Placement*) override {}
   int evict(const ClusterStore&, const Need&, Eviction*, int) override { return 0; }

@@ -9,6 +9,12 @@
 
 namespace mosaic {
 
+namespace {
+
+constexpr float kMostMass = 1e30f;  // sums of it are finite
+
+}  // namespace
+
 Recall::Recall(Region& region, const ArchiveShape& s, Ops& ops, double share, int most_tokens)
     : ops_(ops), share_(share), most_tokens_(most_tokens), most_read_(s.most_read) {
   const char* const name = "archive";
@@ -40,7 +46,7 @@ uint16_t Recall::readable(const Archive& archive, int lane, int page, Since sinc
 
 // What every page promises by its coarse keys, into worth_. A group is as many tokens as it has that can be read.
 void Recall::weigh_groups(const Archive& archive, int lane, const AttendArgs& args, const BlockSelection& selection,
-                          const SelectionScratch& scratch) {
+                          const SelectionScratch& scratch, Since since) {
   const CoarseKeys& keys = archive.keys();
   const int each = keys.group_tokens(), pages = archive.shape().pages;
   std::fill_n(mass_, keys.groups(), 0.0f);
@@ -76,7 +82,8 @@ void Recall::weigh_groups(const Archive& archive, int lane, const AttendArgs& ar
       if (!entries_[e].has(i)) continue;
       const int group = entries_[e].first - entries_[e].begin() + i, page = archive.page_of_group(group);
       const uint16_t mine = rows_of(group * each % kPageTokens, group * each % kPageTokens + each);
-      worth_[page] += mass_[group] * static_cast<float>(std::popcount<uint16_t>(archive.gone(lane, page) & mine));
+      const int tokens = std::popcount<uint16_t>(readable(archive, lane, page, since) & mine);
+      if (tokens > 0) worth_[page] += std::min(mass_[group], kMostMass) * static_cast<float>(tokens);
     }
 }
 
@@ -93,7 +100,7 @@ int Recall::list_pages(const Archive& archive, int lane, const AttendArgs& args,
     order_[n++] = page;
   }
   if (n > most) {
-    weigh_groups(archive, lane, args, selection, scratch);
+    weigh_groups(archive, lane, args, selection, scratch, since);
     // Among equals by place, so that two runs stay the same.
     std::nth_element(order_, order_ + most, order_ + n,
                      [&](int a, int b) { return worth_[a] != worth_[b] ? worth_[a] > worth_[b] : a < b; });

@@ -30,7 +30,7 @@ class Recall {
   int list_pages(const Archive& archive, int lane, const AttendArgs& args, const BlockSelection& selection,
                  const SelectionScratch& scratch, Since since);
   void weigh_groups(const Archive& archive, int lane, const AttendArgs& args, const BlockSelection& selection,
-                    const SelectionScratch& scratch);
+                    const SelectionScratch& scratch, Since since);
   AttendArgs load(Archive* archive, int lane, const AttendArgs& args, const BlockSelection& selection,
                   const SelectionScratch& scratch, int first, int pages, int64_t* lost);
   void weigh_tokens(Archive* archive, int lane, const AttendArgs& args, const BlockSelection& selection,

@@ -83,8 +83,8 @@ class Archive {
   int count(int lane) const { return counts_[lane]; }
   void set_count(int lane, int n);
   void forget_choices();
-  // Brings those pages into DRAM; pieces that cannot be had, or not while the disk rests, lose their rows. Returns tokens lost by that. What kernels read
-  // of another lane's copies must have run.
+  // Brings those pages into DRAM; pieces that cannot be had, or not while the disk rests, lose their rows. Returns tokens
+  // lost by that. What kernels read of another lane's copies must have run.
   int64_t fetch(int lane);
   const std::byte* copy(int lane, int piece) const {
     return copies_ +

@@ -99,10 +99,10 @@ class SessionConfig:
     policy_settings: dict[str, float | bool | str] = field(default_factory=dict)
     """Settings of the policy by name: numbers, and words where it has a choice."""
     exact: str = "fp16"
-    """Codec of open pages, and of window and question: "fp16" or "fp32"."""
+    """Codec of open pages, and of window and question where window_codec names no other: "fp16" or "fp32"."""
     window_codec: str | None = None
     """Codec of prefix, window and question: "fp16", "fp32" or "k8v8" (a byte a number). Default: the exact
-    one; for `edge` by tokens k8v8 where half precision would take over an eighth of the memory."""
+    one; for `edge` by tokens k8v8 where fp16 would take over an eighth of the memory."""
     packed: str | None = None
     """Codec of what yields first: "k5v3", "k4v4", "k4v3", "k3v3", "k2v2", "k8v8" (single tokens: what `edge`
     keeps), "int4", "int8" or the exact one. Default: k5v3 for `edge`, exact for `full`, else int4."""
@@ -112,13 +112,13 @@ class SessionConfig:
     """Where the (unnamed) spill file is made; default: the system's temporary directory, or the user's cache
     directory where that is in RAM; see spill_folder.py."""
     window_frames: int = 0
-    """Newest frames that are kept exact, whole and always read; 0: what the model's own video window needs,
+    """Newest frames that are kept whole and always read; 0: what the model's own video window needs,
     at least 3; for a model without one 8, with `edge` by tokens 1 to 4, by the cap."""
     branch_tokens: int = 0
     """Room for dialogue, question and answer together, in tokens; 0: a sixteenth of the cap, 32 to 512."""
     retrieve_tokens: int = 0
     """Stored tokens read per layer for a question, by policies that read a part; 0: by policy and cap, at
-    most 64 frames."""
+    most 64 frames. `edge`: per layer and KV head, of what is on disk; 0: by the cap, 64 to 4,096."""
     clusters: int = 0
     """Rows of a layer's index, for policies that cluster tokens; 0: by index_share."""
     scenes: int = 0

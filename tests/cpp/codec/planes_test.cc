@@ -214,6 +214,22 @@ TEST_CASE("record codecs take 4.25, 4.25, 3.75 and 3.25 bits a number at 64 chan
   CHECK(bits(CodecId::kK5V3, 128) == 4.125);
 }
 
+TEST_CASE("k8v8 decodes nothing that half precision does not hold") {
+  const PageShape shape{1, 8};
+  for (const float low : {0.0f, -65504.0f, 60000.0f, 65000.0f}) {
+    std::vector<float> x(8, low), k(8), v(8);
+    x[3] = 65504;
+    std::vector<std::byte> page(data_bytes(CodecId::kK8V8, shape));
+    cpu::PlainOps ops;
+    ops.encode_row(CodecId::kK8V8, shape, x.data(), x.data(), 2, page.data());
+    ops.decode(CodecId::kK8V8, shape, page.data(), 2, 3, k.data(), v.data(), 8);
+    CHECK(k[3] <= 65504);
+    CHECK(k[3] >= 65504 - 600);  // a step or so
+    CHECK(k == v);
+    CHECK(std::abs(k[0] - low) <= 600);
+  }
+}
+
 TEST_CASE("k8v8 leaves every number within a step of its token's range, whatever its neighbours hold") {
   CHECK(8.0 * static_cast<double>(data_bytes(CodecId::kK8V8, {1, 64})) / (32.0 * 64) == 8.5);
   for (const Input input : {Input::kNormal, Input::kOutliers, Input::kBiased}) {

@@ -302,6 +302,7 @@ TEST_CASE("a twentieth of what is on disk brings an answer nearer to full attent
       config.window_frames = 1, config.branch_tokens = 16;
       config.model.context = 1 << 15;
       config.disk_bytes = 64 << 20;
+      config.index_share = 0.2;
       config.spill_dir = directory.path;
       PlayedStream stream(config, "edge", {{"recall", 0.05 * recalls}}, 3);
       for (int i = 0; i < frames; ++i) stream.frame(16);
@@ -319,6 +320,7 @@ TEST_CASE("what a question asks since is held of every token that comes from dis
   for (const double recall : {1.0, 0.0}) {
     MemoryConfig config = small_config(340 << 10);
     config.window_frames = 1, config.branch_tokens = 16, config.retrieve_tokens = 2000;
+    config.index_share = 0.2;
     config.disk_bytes = 16 << 20;
     config.spill_dir = directory.path;
     PlayedStream stream(config, "edge", {{"recall", recall}}, 3);
