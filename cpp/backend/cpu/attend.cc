@@ -14,7 +14,7 @@ constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 // One decoded token of one kv head: rotated key, value, bias on the logit.
 struct Token {
   float* k;
-  float* v;
+  float* v;  // null: not wanted, and there need be none
   float bias = 0;
 };
 
@@ -32,7 +32,7 @@ void load_page_token(const AttendArgs& a, const PageEntry& page, int head, int t
     using C = decltype(codec);
     const std::byte* const k_panel = page.data + static_cast<size_t>(head) * head_bytes_of<C>(d);
     get_k_row<C>(k_panel, d, token, mean, to->k);
-    get_v_row<C>(k_panel + k_panel_of<C>(d), d, token, to->v);
+    if (to->v != nullptr) get_v_row<C>(k_panel + k_panel_of<C>(d), d, token, to->v);
   });
   to->bias = 0;
   const int at = page.first + token - page.begin(), t = a.positions[at];
@@ -47,7 +47,7 @@ void load_summary(const AttendArgs& a, int i, int head, float* angles, Token* to
   const size_t at = (static_cast<size_t>(a.rows[i]) * a.shape.heads + head) * d;
   for (int c = 0; c < d; ++c) {
     to->k[c] = half_to_float(a.mean_k[at + c]);
-    to->v[c] = half_to_float(a.mean_v[at + c]);
+    if (to->v != nullptr) to->v[c] = half_to_float(a.mean_v[at + c]);
   }
   const int32_t* p = a.row_positions + 3 * i;
   rotate_at(a.rope, p[0], p[1], p[2], angles, to->k);
@@ -58,7 +58,7 @@ void load_block_token(const AttendArgs& a, int j, int head, float* angles, Token
   const int d = a.shape.head_dim;
   const size_t at = j * a.kv_stride + static_cast<size_t>(head) * d;
   std::copy_n(a.block_k + at, d, to->k);
-  std::copy_n(a.block_v + at, d, to->v);
+  if (to->v != nullptr) std::copy_n(a.block_v + at, d, to->v);
   const int32_t* p = a.q_positions + 3 * j;
   rotate_at(a.rope, p[0], p[1], p[2], angles, to->k);
   to->bias = 0;
@@ -134,7 +134,7 @@ void PlainOps::attention_mass(const MassArgs& m) {
   const int rows = m.by_head ? a.q_heads : 1;
   float* const q = scratch_;
   float* const angles = q + d;
-  Token token{angles + d, angles + 2 * d};
+  Token token{angles + d, nullptr};
   for (int row = 0; row < rows; ++row) {
     for (int p = m.first_page; p < m.end_page(); ++p) {
       std::fill_n(m.page_mass + row * m.mass_stride + a.pages[p].first, a.pages[p].span(), 0.0f);
