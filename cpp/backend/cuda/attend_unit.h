@@ -170,6 +170,15 @@ MOSAIC_DEVICE void load_channel(const std::byte* panel, int d, int channel, int 
       const uint32_t byte = raw.word[i / 4] >> 8 * (i % 4) & 0xffu;
       x[i] = low + step * static_cast<float>(kInt8 ? byte : part == 0 ? byte & 15u : byte >> 4);
     }
+  } else if constexpr (std::is_same_v<C, K8V8>) {
+    const auto raw = simt::load<simt::Bytes8>(C::codes(panel) + channel * kPageTokens + 8 * part);
+    const auto steps = simt::load<simt::Bytes16>(C::steps(panel) + 8 * part);
+    const auto lows = simt::load<simt::Bytes16>(C::lows(panel) + 8 * part);
+    for (int i = 0; i < 8; ++i) {
+      const float low = simt::widen(static_cast<half_t>(lows.word[i / 2] >> 16 * (i % 2)));
+      const float step = simt::widen(static_cast<half_t>(steps.word[i / 2] >> 16 * (i % 2)));
+      x[i] = low + step * static_cast<float>(raw.word[i / 4] >> 8 * (i % 4) & 0xffu);
+    }
   } else if constexpr (std::is_same_v<C, Fp32>) {
     load_eight(reinterpret_cast<const float*>(panel) + channel * kPageTokens + 8 * part, x);
   } else {
@@ -196,8 +205,13 @@ MOSAIC_DEVICE void load_values(const std::byte* panel, int d, int token, int fir
       }
       return;
     }
+  } else if constexpr (std::is_same_v<C, K8V8>) {
+    const float low = simt::widen(C::lows(panel)[token]), step = simt::widen(C::steps(panel)[token]);
+    const uint8_t* const codes = C::codes(panel) + static_cast<size_t>(token) * d;
+    for (int i = 0; i < 8; ++i) x[i] = first + i < d ? low + step * static_cast<float>(codes[first + i]) : 0.0f;
   }
-  for (int i = 0; i < 8; ++i) x[i] = first + i < d ? C::v(panel, d, token, first + i) : 0.0f;
+  if constexpr (!std::is_same_v<C, K8V8>)
+    for (int i = 0; i < 8; ++i) x[i] = first + i < d ? C::v(panel, d, token, first + i) : 0.0f;
 }
 
 // Pages whose rows are decoded whole, a warp a row; their keys and values go another way than items do.
