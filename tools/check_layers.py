@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from python_layers import check_imports
+from tree_check import run
 
 LAYERS = ("core", "codec", "backend", "memory", "store", "policy", "runtime", "bindings")
 MAX_LINES = 500
@@ -105,17 +106,5 @@ def _check_list(root: Path, listing: str, endings: tuple[str, ...]) -> Iterator[
             yield f"{listing}:{number}: '{wanted[0].stem}' is listed, but there is no {names}"
 
 
-def main() -> int:
-    """Print the faults of ROOT (default: this repository)."""
-    root = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).resolve().parent.parent
-    if not (root / "cpp").is_dir():
-        print(f"check_layers: got {root}, expected the repository's root (no cpp/ in it)", file=sys.stderr)
-        return 1
-    faults = check(root)
-    for fault in faults:
-        print(fault)
-    return 1 if faults else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("check_layers", check))

@@ -17,6 +17,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
+from tree_check import run
+
 # A word that is gone, as it is written anywhere, and what is said instead.
 GONE = {
     r"reliev(e|es|ed|ing)": "evict, or reclaim",
@@ -125,17 +127,5 @@ def _python_names(text: str) -> Iterator[tuple[int, str]]:
             yield token.start[0], token.string
 
 
-def main() -> int:
-    """Print the faults of ROOT (default: this repository)."""
-    root = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).resolve().parent.parent
-    if not (root / "cpp").is_dir():
-        print(f"check_words: got {root}, expected the repository's root (no cpp/ in it)", file=sys.stderr)
-        return 1
-    faults = check(root)
-    for fault in faults:
-        print(fault)
-    return 1 if faults else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("check_words", check))

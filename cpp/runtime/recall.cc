@@ -122,7 +122,6 @@ AttendArgs Recall::load(Archive* archive, int lane, const AttendArgs& args, cons
   archive->set_count(lane, pages);
   *lost += archive->fetch(lane);
   AttendArgs loaded = args;
-  loaded.block_k = loaded.block_v = nullptr;
   loaded.pages = entries_;
   loaded.n_pages = 0;
   loaded.positions = positions_;

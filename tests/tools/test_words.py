@@ -40,10 +40,12 @@ BAD = [
 
 
 def check(root: Path) -> list[str]:
-    spec = importlib.util.spec_from_file_location("check_words", TOOL)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(TOOL.parent))  # the folder it imports from, as its process has it
+        spec = importlib.util.spec_from_file_location("check_words", TOOL)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
     return module.check(root)
 
 
