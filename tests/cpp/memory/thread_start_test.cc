@@ -23,7 +23,7 @@ class NoMoreThreads {
     REQUIRE(pthread_getattr_default_np(&usual_) == 0);
     pthread_attr_t huge;
     REQUIRE(pthread_attr_init(&huge) == 0);
-    REQUIRE(pthread_attr_setstacksize(&huge, size_t{1} << 46) == 0);
+    REQUIRE(pthread_attr_setstacksize(&huge, size_t{1} << 52) == 0);
     REQUIRE(pthread_setattr_default_np(&huge) == 0);
     pthread_attr_destroy(&huge);
   }
