@@ -4,8 +4,7 @@
 A file includes only its own layer and lower ones (core <- codec <- backend <- memory <- store <- policy <-
 runtime <- bindings), and so in Python (python_layers.py); CUDA headers stay under cpp/backend/cuda; no Torch
 under cpp/; Python reaches C++ only through mosaic_edge._core; at most 500 lines a file, three levels of C++
-and four of Python; no grab-bag names; every codec of codecs.def has its header and every policy of
-policies.def its file.
+and four of Python; no grab-bag names; every codec of codecs.def has its header.
 """
 
 from __future__ import annotations
@@ -48,8 +47,7 @@ def check(root: Path) -> list[str]:
             faults += _check_includes(path, lines, root)
         elif path.parts[:2] == ("python", "mosaic_edge") and path.suffix == ".py":
             faults += check_imports(path, "\n".join(lines), root)
-    faults += _check_list(root, "cpp/codec/codecs.def", (".h",))
-    faults += _check_list(root, "cpp/policy/policies.def", (".h", ".cc"))
+    faults += _check_codecs(root)
     return faults
 
 
@@ -93,17 +91,18 @@ def _check_includes(path: Path, lines: list[str], root: Path) -> Iterator[str]:
             yield f'{at}; write project includes from cpp/, as "layer/file.h"'
 
 
-def _check_list(root: Path, listing: str, endings: tuple[str, ...]) -> Iterator[str]:
-    path = root / listing
+def _check_codecs(root: Path) -> Iterator[str]:
+    path = root / "cpp/codec/codecs.def"
     if not path.is_file():
         return
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         found = LISTED.match(line)
-        stem = (found[2] or found[1]).replace("-", "_").lower() if found else ""
-        wanted = [path.with_name(stem + ending) for ending in endings] if found else []
-        if wanted and not any(file.is_file() for file in wanted):
-            names = " or ".join(str(file.relative_to(root)) for file in wanted)
-            yield f"{listing}:{number}: '{wanted[0].stem}' is listed, but there is no {names}"
+        if not found:
+            continue
+        header = path.with_name((found[2] or found[1]).replace("-", "_").lower() + ".h")
+        if not header.is_file():
+            at = f"{path.relative_to(root)}:{number}"
+            yield f"{at}: '{header.stem}' is listed, but there is no {header.relative_to(root)}"
 
 
 if __name__ == "__main__":

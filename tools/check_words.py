@@ -61,7 +61,7 @@ SENSES = {
             "cpp/runtime/plan.h", "python/*",
         ),
     ),
-    "panel": Sense("one head's keys, or values, of a page", ("cpp/codec/*", "cpp/backend/*", "python/*")),
+    "panel": Sense("one head's keys, or values, of a page", ("cpp/codec/*", "cpp/backend/*", "cpp/store/coarse_keys.cc", "python/*")),
     "radius": Sense(
         "distance within which a token may join a cluster",
         ("cpp/policy/*", "cpp/bindings/policy*", "cpp/runtime/admission.cc", "python/*"),
@@ -76,8 +76,7 @@ SENSES = {
     ),
     "reach": Sense("no thing: a distance is a radius, memory can be accessed", ()),
 }  # fmt: skip
-# Names that are the standard library's, and of ours those that still wait.
-LEFT = {"in_place", "k_block_bytes", "v_block_bytes", "kBatch", "first_places"}
+LEFT = {"in_place"}  # names that are the standard library's
 
 CPP = {".h", ".cc", ".cu", ".def"}
 NOT_CODE = re.compile(r"""//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])'""", re.DOTALL)

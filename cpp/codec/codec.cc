@@ -36,17 +36,17 @@ bool codec_is_record(CodecId codec) {
   return with_codec(codec, [](auto c) { return decltype(c)::kRecord; });
 }
 
-size_t k_block_bytes(CodecId codec, int head_dim) {
+size_t k_panel_bytes(CodecId codec, int head_dim) {
   return with_codec(codec, [&](auto c) { return k_panel_of<decltype(c)>(head_dim); });
 }
 
-size_t v_block_bytes(CodecId codec, int head_dim) {
+size_t v_panel_bytes(CodecId codec, int head_dim) {
   return with_codec(codec,
                     [&](auto c) { return head_bytes_of<decltype(c)>(head_dim) - k_panel_of<decltype(c)>(head_dim); });
 }
 
 size_t data_bytes(CodecId codec, PageShape shape) {
-  const size_t head = k_block_bytes(codec, shape.head_dim) + v_block_bytes(codec, shape.head_dim);
+  const size_t head = k_panel_bytes(codec, shape.head_dim) + v_panel_bytes(codec, shape.head_dim);
   return static_cast<size_t>(shape.heads) * head;
 }
 

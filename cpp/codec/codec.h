@@ -70,8 +70,8 @@ bool codec_is_exact(CodecId codec);
 // True when a token can be written, moved and given up alone.
 bool codec_is_record(CodecId codec);
 // Bytes of one K or V panel of kPageTokens x head_dim, padding counted; their sum is a multiple of 64.
-size_t k_block_bytes(CodecId codec, int head_dim);
-size_t v_block_bytes(CodecId codec, int head_dim);
+size_t k_panel_bytes(CodecId codec, int head_dim);
+size_t v_panel_bytes(CodecId codec, int head_dim);
 // Bytes of a page's data, a multiple of 64; and of a whole page, meta first.
 size_t data_bytes(CodecId codec, PageShape shape);
 inline constexpr size_t kPageMetaBytes = kPageTokens * sizeof(TokenMeta);

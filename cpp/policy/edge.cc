@@ -49,7 +49,7 @@ class Edge final : public Policy, public Retention {
   float worth(float received, float value_norm) const override {
     return s_.score == Score::kReceived ? received : s_.score == Score::kNorm ? value_norm : received * value_norm;
   }
-  int give_up(const TokenLog& log, const Listening& heard, int lane, int need, GivenUp* out) override;
+  int pick_victims(const TokenLog& log, const Listening& heard, int lane, int need, Victim* out) override;
 
  private:
   // Settled or heard, in one scale: what a half holds.
@@ -59,7 +59,7 @@ class Edge final : public Policy, public Retention {
   EdgeSettings s_;
 };
 
-int Edge::give_up(const TokenLog& log, const Listening& heard, int lane, int need, GivenUp* out) {
+int Edge::pick_victims(const TokenLog& log, const Listening& heard, int lane, int need, Victim* out) {
   const half_t* const scores = log.scores(lane);
   const uint8_t* const likeness = log.likeness(lane);
   int n = 0;
@@ -80,7 +80,7 @@ int Edge::give_up(const TokenLog& log, const Listening& heard, int lane, int nee
   need = std::min(need, n);
   // Among equals the oldest goes, so that two runs with one history stay the same.
   const int32_t* const positions = log.positions(lane);
-  std::nth_element(out, out + need, out + n, [&](const GivenUp& a, const GivenUp& b) {
+  std::nth_element(out, out + need, out + n, [&](const Victim& a, const Victim& b) {
     if (a.rank != b.rank) return a.rank < b.rank;
     return positions[a.slot] != positions[b.slot] ? positions[a.slot] < positions[b.slot] : a.slot < b.slot;
   });
@@ -89,7 +89,7 @@ int Edge::give_up(const TokenLog& log, const Listening& heard, int lane, int nee
 
 }  // namespace
 
-std::unique_ptr<Policy> make_edge(const PolicySettings& settings) {
+MOSAIC_POLICY("edge", make_edge) {
   PolicySettings left = settings;
   const auto unit = std::find_if(left.begin(), left.end(), [](const auto& s) { return s.first == "unit"; });
   if (unit != left.end() && unit->second.word() != nullptr && *unit->second.word() == "summaries") {

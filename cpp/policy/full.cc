@@ -15,7 +15,7 @@ class Full final : public Policy {
 
 }  // namespace
 
-std::unique_ptr<Policy> make_full(const PolicySettings& settings) {
+MOSAIC_POLICY("full", make_full) {
   SettingReader("full", settings).finish();
   return std::make_unique<Full>();
 }

@@ -312,7 +312,7 @@ class InfiniPotV final : public Policy {
 
 }  // namespace
 
-std::unique_ptr<Policy> make_infinipot_v(const PolicySettings& settings) {
+MOSAIC_POLICY("infinipot-v", make_infinipot_v) {
   InfiniPotSettings s;
   int order = 0;
   SettingReader("infinipot-v", settings)

@@ -143,7 +143,7 @@ float Mosaic::tolerance(int lane, int count) const {
   return s_.tau == Tau::kAdaptive ? allowed * 2 * clustering_.radius(lane) : allowed;
 }
 
-std::unique_ptr<Policy> make_mosaic(const PolicySettings& settings) {
+MOSAIC_POLICY("mosaic", make_mosaic) {
   MosaicSettings s;
   SettingReader reader("mosaic", settings);
   bool published = false;

@@ -273,7 +273,7 @@ class Mukv final : public Policy {
 
 }  // namespace
 
-std::unique_ptr<Policy> make_mukv(const PolicySettings& settings) {
+MOSAIC_POLICY("mukv", make_mukv) {
   MukvSettings s;
   int signal = 0, retrieval = 0, score = 0;
   SettingReader reader("mukv", settings);

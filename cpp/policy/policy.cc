@@ -7,15 +7,16 @@
 
 namespace mosaic {
 
-#define MOSAIC_POLICY(name, factory) std::unique_ptr<Policy> factory(const PolicySettings& settings);
+// policies.cmake writes the list: MOSAIC_LISTED(name, factory), by name.
+#define MOSAIC_LISTED(name, factory) std::unique_ptr<Policy> factory(const PolicySettings& settings);
 #include "policy/policies.def"
-#undef MOSAIC_POLICY
+#undef MOSAIC_LISTED
 
 std::unique_ptr<Policy> make_policy(const std::string& wanted, const PolicySettings& settings) {
-#define MOSAIC_POLICY(name, factory) \
+#define MOSAIC_LISTED(name, factory) \
   if (wanted == name) return factory(settings);
 #include "policy/policies.def"
-#undef MOSAIC_POLICY
+#undef MOSAIC_LISTED
   std::string known;
   for (const std::string& name : policy_names()) known += (known.empty() ? "" : ", ") + name;
   throw InvalidInput("policy=\"" + wanted + "\" is not known; there are " + known + ".");
@@ -23,9 +24,9 @@ std::unique_ptr<Policy> make_policy(const std::string& wanted, const PolicySetti
 
 std::vector<std::string> policy_names() {
   return {
-#define MOSAIC_POLICY(name, factory) name,
+#define MOSAIC_LISTED(name, factory) name,
 #include "policy/policies.def"
-#undef MOSAIC_POLICY
+#undef MOSAIC_LISTED
   };
 }
 

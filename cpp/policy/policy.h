@@ -1,6 +1,6 @@
 // Policy: every choice of the memory - what a token joins, what is read for a question, what yields under pressure - as
 // plain data over a read-only view of the store. A policy moves nothing; KvMemory carries its decisions out, so a policy
-// can be tested with numbers alone and a new one is one file here and one line in policies.def.
+// can be tested with numbers alone and a new one is one file here, which ends in MOSAIC_POLICY.
 // One object serves one session and may keep state per lane, in tables taken from the cap in bind(); no call allocates.
 #pragma once
 
@@ -204,6 +204,10 @@ using PolicySettings = std::vector<std::pair<std::string, SettingValue>>;
 // Throws InvalidInput naming the policies, or the settings of the policy, that there are.
 std::unique_ptr<Policy> make_policy(const std::string& name, const PolicySettings& settings);
 std::vector<std::string> policy_names();
+
+// Begins the function that makes a policy from its `settings`, in the policy's own file. The build finds policies by this
+// line (policies.cmake); nothing else names one.
+#define MOSAIC_POLICY(name, factory) std::unique_ptr<Policy> factory(const PolicySettings& settings)
 
 // Reads settings by name and refuses what is left over.
 class SettingReader {

@@ -40,7 +40,7 @@ class Rekv final : public Policy {
 
 }  // namespace
 
-std::unique_ptr<Policy> make_rekv(const PolicySettings& settings) {
+MOSAIC_POLICY("rekv", make_rekv) {
   RekvSettings s;
   SettingReader reader("rekv", settings);
   read_score(reader, &s.score).number("frames", &s.frames, 1, 1 << 16).finish();

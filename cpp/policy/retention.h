@@ -8,7 +8,7 @@
 namespace mosaic {
 
 // A token that is given up: its slot, and where it is heard still (frame and token of Listening), else kNone.
-struct GivenUp {
+struct Victim {
   TokenSlot slot = kNone;
   int32_t frame = kNone;
   int32_t token = kNone;
@@ -29,7 +29,7 @@ class Retention {
   // Of a lane's tokens on disk, the share that a question reads.
   virtual double recall_share() const = 0;
   // At least `need` tokens of a full lane, those that are missed least. out [TokenLog::capacity()]; returns how many.
-  virtual int give_up(const TokenLog& log, const Listening& heard, int lane, int need, GivenUp* out) = 0;
+  virtual int pick_victims(const TokenLog& log, const Listening& heard, int lane, int need, Victim* out) = 0;
 };
 
 }  // namespace mosaic

@@ -51,7 +51,7 @@ class Uniform final : public Policy {
 
 }  // namespace
 
-std::unique_ptr<Policy> make_uniform(const PolicySettings& settings) {
+MOSAIC_POLICY("uniform", make_uniform) {
   SettingReader("uniform", settings).finish();
   return std::make_unique<Uniform>();
 }

@@ -19,7 +19,7 @@ class SlidingWindow final : public Policy {
 
 }  // namespace
 
-std::unique_ptr<Policy> make_window(const PolicySettings& settings) {
+MOSAIC_POLICY("window", make_window) {
   SettingReader("window", settings).finish();
   return std::make_unique<SlidingWindow>();
 }

@@ -147,7 +147,7 @@ void BlockSelection::finish(bool original, int room, const RopeSpec& rope, Selec
   for (int i = 0; i < n_tokens_; ++i) table_.positions[i] = std::max(table_.positions[i], 0);  // between those attended
 }
 
-int32_t BlockSelection::place_of(int32_t came_at, const SelectionScratch& scratch) const {
+int32_t BlockSelection::position_of(int32_t came_at, const SelectionScratch& scratch) const {
   if (original_ || ordered_ == 0) return came_at;
   const uint64_t key = static_cast<uint64_t>(static_cast<uint32_t>(came_at)) << 32 | 0xffffffffu;
   const uint64_t* const next = std::upper_bound(scratch.order, scratch.order + ordered_, key);

@@ -54,7 +54,7 @@ class BlockSelection {
   // Gives everything added its position: the original one where that is the rule and all stand below `room`, else closer.
   void finish(bool original, int room, const RopeSpec& rope, SelectionScratch& scratch);
   // After finish(): where a token that came at a position would stand among what is attended. scratch: finish()'s.
-  int32_t place_of(int32_t came_at, const SelectionScratch& scratch) const;
+  int32_t position_of(int32_t came_at, const SelectionScratch& scratch) const;
   // What the positions are now; what follows stands behind them accordingly.
   Positions positions() const { return original_ ? Positions::kOriginal : Positions::kContiguous; }
   // After finish(): a page whose tokens stand behind everything else, at consecutive positions (dialogue, question).

@@ -57,7 +57,7 @@ void Recall::weigh_groups(const Archive& archive, int lane, const AttendArgs& ar
       const int group = e * kPageTokens + i, page = archive.page_of_group(group);
       if (worth_[page] == 0) continue;
       const int middle = (group % kPageTokens * each + each / 2) % kPageTokens;
-      positions_[group] = selection.place_of(archive.positions(page)[middle], scratch);
+      positions_[group] = selection.position_of(archive.positions(page)[middle], scratch);
       if (places_ != nullptr) std::copy_n(archive.places(page) + 2 * middle, 2, places_ + 2 * group);
       rows |= static_cast<uint16_t>(1u << i);
     }
@@ -87,7 +87,7 @@ void Recall::weigh_groups(const Archive& archive, int lane, const AttendArgs& ar
     }
 }
 
-// Pages that are looked through, and their rows, by place. Returns how many.
+// Pages that are looked through, and their rows, by index. Returns how many.
 int Recall::list_pages(const Archive& archive, int lane, const AttendArgs& args, const BlockSelection& selection,
                        const SelectionScratch& scratch, Since since) {
   const int pages = archive.shape().pages, most = archive.shape().most_scanned();
@@ -101,7 +101,7 @@ int Recall::list_pages(const Archive& archive, int lane, const AttendArgs& args,
   }
   if (n > most) {
     weigh_groups(archive, lane, args, selection, scratch, since);
-    // Among equals by place, so that two runs stay the same.
+    // Among equals by index, so that two runs stay the same.
     std::nth_element(order_, order_ + most, order_ + n,
                      [&](int a, int b) { return worth_[a] != worth_[b] ? worth_[a] > worth_[b] : a < b; });
     n = most;
@@ -130,7 +130,7 @@ AttendArgs Recall::load(Archive* archive, int lane, const AttendArgs& args, cons
     rows_[first + i] = pieces[i].rows;
     if (pieces[i].rows == 0) continue;
     const int32_t* const came_at = archive->positions(pieces[i].page);
-    for (int j = 0; j < kPageTokens; ++j) positions_[i * kPageTokens + j] = selection.place_of(came_at[j], scratch);
+    for (int j = 0; j < kPageTokens; ++j) positions_[i * kPageTokens + j] = selection.position_of(came_at[j], scratch);
     if (places_ != nullptr)
       std::copy_n(archive->places(pieces[i].page), 2 * kPageTokens, places_ + 2 * i * kPageTokens);
     PageEntry& entry = entries_[loaded.n_pages++];
@@ -182,8 +182,8 @@ void Recall::keep_best(int pages) {
   for (int i = most; i < pages; ++i) rows_[order_[i]] = 0;
 }
 
-bool Recall::choose(Archive* archive, int lane, const AttendArgs& args, const BlockSelection& selection,
-                    const SelectionScratch& scratch, Since since, int64_t* lost) {
+bool Recall::choose_pages(Archive* archive, int lane, const AttendArgs& args, const BlockSelection& selection,
+                          const SelectionScratch& scratch, Since since, int64_t* lost) {
   const trace::Span span("recall", lane);
   chosen_[lane] = 1;
   archive->set_count(lane, 0);

@@ -20,8 +20,8 @@ class Recall {
   void forget(Archive* archive);
   // args: the block's attention over what is kept, its lse filled. Positions are as `selection` has them. False: there
   // is nothing to read. lost: tokens whose page could not be read join it.
-  bool choose(Archive* archive, int lane, const AttendArgs& args, const BlockSelection& selection,
-              const SelectionScratch& scratch, Since since, int64_t* lost);
+  bool choose_pages(Archive* archive, int lane, const AttendArgs& args, const BlockSelection& selection,
+                    const SelectionScratch& scratch, Since since, int64_t* lost);
   // The lane's pieces into what it reads. Returns tokens that were lost.
   int64_t read(Archive* archive, int lane, BlockSelection* selection);
 

@@ -21,7 +21,7 @@ Records::Records(Region& region, const Plan& plan, Ops& ops, Retention& retentio
   const auto pages = static_cast<size_t>(plan.log.pages), tokens = pages * kPageTokens;
   const auto frame = static_cast<size_t>(plan.listening.frame_tokens), row = static_cast<size_t>(plan.log.page.row());
   page_first_ = region.take<int32_t>(name, pages);
-  given_up_ = region.take<GivenUp>(name, tokens);
+  victims_ = region.take<Victim>(name, tokens);
   settled_ = region.take<TokenSlot>(name, frame);
   worth_ = region.take<float>(name, frame);
   const size_t compared = retention.compares() ? 1 : 0;
@@ -168,7 +168,7 @@ void Records::admit(const Window& window, const Rows& scratch) {
 }
 
 void Records::account_given_up(int lane, uint32_t number) {
-  ++(archive_ && archive_->give_up(lane, number) ? account_.spilled : account_.dropped);
+  ++(archive_ && archive_->mark_given_up(lane, number) ? account_.spilled : account_.dropped);
 }
 
 void Records::read_recalled(int lane, BlockSelection* selection) {
@@ -184,11 +184,11 @@ void Records::skip() {
 int Records::make_room(int lane, int tokens) {
   const int need = std::min(tokens, log_.capacity()) - log_.free(lane);
   if (need > 0) {
-    const int n = retention_.give_up(log_, heard_, lane, need, given_up_);
+    const int n = retention_.pick_victims(log_, heard_, lane, need, victims_);
     for (int i = 0; i < n; ++i) {
-      account_given_up(lane, archive_ ? log_.number(lane, given_up_[i].slot) : 0);
-      log_.give_up(lane, given_up_[i].slot);
-      if (given_up_[i].frame != kNone) heard_.slots(lane, given_up_[i].frame)[given_up_[i].token] = kNone;
+      account_given_up(lane, archive_ ? log_.number(lane, victims_[i].slot) : 0);
+      log_.erase(lane, victims_[i].slot);
+      if (victims_[i].frame != kNone) heard_.slots(lane, victims_[i].frame)[victims_[i].token] = kNone;
     }
     account_.quantised -= n;
   }

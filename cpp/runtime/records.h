@@ -41,7 +41,7 @@ class Records {
   bool recall(int lane, const AttendArgs& args, const BlockSelection& selection, const SelectionScratch& scratch,
               Since since) {  // false: there is nothing to read
     int64_t lost = 0;
-    const bool again = recall_->choose(&*archive_, lane, args, selection, scratch, since, &lost);
+    const bool again = recall_->choose_pages(&*archive_, lane, args, selection, scratch, since, &lost);
     account_lost(lost);
     return again;
   }
@@ -103,7 +103,7 @@ class Records {
   static constexpr int kLearnFrames = 8, kLearnTokens = 256;  // that the mean is of at least, where there is room
   int window_frames_ = 0;  // of the frames that are heard, how many are in the window
   int32_t* page_first_;    // [pages] where a page's tokens are in the selection that was read last
-  GivenUp* given_up_;      // [capacity]
+  Victim* victims_;        // [capacity]
   PageEntry* entries_;     // [pages] of a comparison
   int32_t* at_;            // [frame_tokens] of it
   TokenSlot* settled_;     // [frame_tokens]

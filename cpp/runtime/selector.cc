@@ -51,7 +51,7 @@ void Selector::finish(BlockSelection* s) {
   s->finish(plan_.original, plan_.context - plan_.config.branch_tokens - plan_.max_block, model().rope, scratch_);
 }
 
-SelectResult Selector::choose(int lane, const Reader& reader, const float* q) {
+SelectResult Selector::choose_clusters(int lane, const Reader& reader, const float* q) {
   SelectQuery query;
   query.lane = lane;
   query.q = q;
@@ -179,7 +179,7 @@ void Selector::read_everything(BlockSelection* s, int lane, const Reader& reader
 
 void Selector::read_chosen(BlockSelection* s, int lane, const Reader& reader, const float* q) {
   const ClusterIndex& index = store_.index(lane);
-  const SelectResult result = choose(lane, reader, q);
+  const SelectResult result = choose_clusters(lane, reader, q);
   std::memset(scratch_.chosen, 0, static_cast<size_t>(index.capacity()));
   for (int i = 0; i < result.n; ++i) {  // ask for all before waiting for the first
     scratch_.chosen[result.chosen[i]] = 1;
@@ -203,7 +203,7 @@ void Selector::read_chosen(BlockSelection* s, int lane, const Reader& reader, co
 void Selector::request_ahead(int lane, const Reader& reader, const float* q) {
   if (store_.tiers().spill() == nullptr) return;
   const trace::Span span("prefetch", lane);
-  const SelectResult guess = choose(lane, reader, q);
+  const SelectResult guess = choose_clusters(lane, reader, q);
   const ClusterIndex& index = store_.index(lane);
   for (int i = 0; i < guess.n; ++i)
     for (PageId id = index[guess.chosen[i]].head; id != kNone; id = store_.pages()[id].next)

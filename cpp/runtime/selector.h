@@ -63,7 +63,7 @@ class Selector {
   void read_everything(BlockSelection* s, int lane, const Reader& reader);
   void read_chosen(BlockSelection* s, int lane, const Reader& reader, const float* q);
   // The policy's choice, best first. It stands in the scratch until the next one is made.
-  SelectResult choose(int lane, const Reader& reader, const float* q);
+  SelectResult choose_clusters(int lane, const Reader& reader, const float* q);
   void keep_within(const ClusterIndex& index, int max_tokens, SelectResult* result) const;
   void request_ahead(int lane, const Reader& reader, const float* q);
   void add_strip(BlockSelection* s, int lane, Strip strip, int tokens, int frame = 0);

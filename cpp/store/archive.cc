@@ -96,7 +96,7 @@ int64_t Archive::end() {
 void Archive::write(int lane, int64_t page) {
   Write& to = under_way_[next_write_];
   lost_between_ += finish(&to);
-  const SlotId slot = slot_of(lane, place_of(page));
+  const SlotId slot = slot_of(lane, index_of(page));
   to.page = page;
   to.lane = lane;
   std::byte* const memory = writing_ + static_cast<size_t>(next_write_) * page_bytes_;
@@ -104,7 +104,7 @@ void Archive::write(int lane, int64_t page) {
   if (writes_.rests() || reads_.rests() || !file_->try_acquire(slot)) {
     ++counters_.failed_writes;
     to.page = kNone;
-    lost_between_ += lose(lane, place_of(page));
+    lost_between_ += lose(lane, index_of(page));
     return;
   }
   std::memcpy(memory, tails_ + static_cast<size_t>(lane) * page_bytes_, page_bytes_);
@@ -123,13 +123,13 @@ int64_t Archive::finish(Write* write) {
   if (writes_.failed(status == Status::no_space)) ++counters_.write_pauses;
   if (page < oldest_) return 0;
   ++counters_.failed_writes;
-  return lose(write->lane, place_of(page));
+  return lose(write->lane, index_of(page));
 }
 
 // The page holds nothing that can be read any more.
-int64_t Archive::lose(int lane, int place) {
-  if (const SlotId slot = slot_of(lane, place); file_->is_used(slot)) file_->release(slot);
-  const int tokens = std::popcount(std::exchange(gone_[at(lane, place)], uint16_t{0}));
+int64_t Archive::lose(int lane, int index) {
+  if (const SlotId slot = slot_of(lane, index); file_->is_used(slot)) file_->release(slot);
+  const int tokens = std::popcount(std::exchange(gone_[at(lane, index)], uint16_t{0}));
   spilled_[lane] -= tokens;
   return tokens;
 }
@@ -138,18 +138,18 @@ int64_t Archive::drop_oldest() {
   int64_t lost = 0;
   for (int i = 0; i < kWrites; ++i)
     if (under_way_[i].page == oldest_) lost += finish(&under_way_[i]);
-  for (int lane = 0; lane < shape_.lanes; ++lane) lost += lose(lane, place_of(oldest_));
+  for (int lane = 0; lane < shape_.lanes; ++lane) lost += lose(lane, index_of(oldest_));
   ++oldest_;
   return lost;
 }
 
-bool Archive::give_up(int lane, uint32_t number) {
+bool Archive::mark_given_up(int lane, uint32_t number) {
   const int64_t end = tokens_ + coming_, token = end - static_cast<uint32_t>(static_cast<uint32_t>(end) - number);
   if (token < first()) return false;
   const int64_t page = token / kPageTokens;
   const bool written = page < (tokens_ + coming_) / kPageTokens;
-  if (written && !file_->is_used(slot_of(lane, place_of(page)))) return false;  // was lost
-  uint16_t& gone = gone_[at(lane, place_of(page))];
+  if (written && !file_->is_used(slot_of(lane, index_of(page)))) return false;  // was lost
+  uint16_t& gone = gone_[at(lane, index_of(page))];
   const auto bit = static_cast<uint16_t>(1u << (token % kPageTokens));
   if ((gone & bit) != 0) return false;
   gone |= bit;

@@ -40,7 +40,7 @@ class Archive {
  public:
   // Tokens of a page that are read: those of `rows`.
   struct Piece {
-    int32_t page = kNone;  // its place, 0 .. pages - 1
+    int32_t page = kNone;  // its index, 0 .. pages - 1
     uint16_t rows = 0;
   };
   struct Counters {
@@ -57,7 +57,7 @@ class Archive {
   const ArchiveShape& shape() const { return shape_; }
   const CoarseKeys& keys() const { return keys_; }
   int64_t tokens() const { return tokens_; }               // that came so far
-  int64_t first() const { return oldest_ * kPageTokens; }  // the oldest one that has a place
+  int64_t first() const { return oldest_ * kPageTokens; }  // the oldest one that has a slot
   // Tokens of the lane that were given up and can be read, or will be when their page is written.
   int64_t spilled(int lane) const { return spilled_[lane]; }
   int64_t spilled() const;
@@ -67,11 +67,11 @@ class Archive {
   int64_t begin(const TokenMeta* meta, int n, const float* key_means);
   void add(int lane, const Run& run, const float* key_mean);
   int64_t end();  // returns tokens that were lost since begin()
-  // A token of the lane, one that was added, is not kept in DRAM any more. False: it has no place here either, or was
+  // A token of the lane, one that was added, is not kept in DRAM any more. False: it has no slot here either, or was
   // given up before. number: its low 32 bits are enough.
-  bool give_up(int lane, uint32_t number);
+  bool mark_given_up(int lane, uint32_t number);
 
-  // The page of the group at a place of the index: groups use places anew only when they are as large as pages.
+  // The page of a group by its index: groups use indices anew only when they are as large as pages.
   int page_of_group(int at) const { return static_cast<int>(int64_t{at} * keys_.group_tokens() / kPageTokens); }
   uint16_t gone(int lane, int page) const { return gone_[at(lane, page)]; }
   const int32_t* positions(int page) const { return position_ + page * kPageTokens; }
@@ -111,12 +111,12 @@ class Archive {
   size_t at(int lane, int page) const {
     return static_cast<size_t>(lane) * static_cast<size_t>(shape_.pages) + static_cast<size_t>(page);
   }
-  int place_of(int64_t page) const { return static_cast<int>(page % shape_.pages); }
-  SlotId slot_of(int lane, int place) const { return place * shape_.lanes + lane; }
+  int index_of(int64_t page) const { return static_cast<int>(page % shape_.pages); }
+  SlotId slot_of(int lane, int index) const { return index * shape_.lanes + lane; }
   void write(int lane, int64_t page);
   int64_t finish(Write* write);
   int64_t drop_oldest();
-  int64_t lose(int lane, int place);
+  int64_t lose(int lane, int index);
 
   ArchiveShape shape_;
   Ops& ops_;
@@ -142,7 +142,7 @@ class Archive {
   int next_write_ = 0;
   int64_t tokens_ = 0;
   int64_t coming_ = 0;  // of the frame between begin() and end()
-  int64_t oldest_ = 0;  // page that has a place
+  int64_t oldest_ = 0;  // page that has a slot
   int64_t lost_between_ = 0;
   Patience writes_, reads_;  // while either rests nothing is written; while reads do, nothing is read
   Counters counters_;

@@ -7,14 +7,14 @@
 namespace mosaic {
 
 CoarseKeys::CoarseKeys(Region& region, const CoarseShape& s, Ops& ops)
-    : shape_(s), ops_(ops), page_bytes_(k_block_bytes(kCodec, s.page.head_dim)) {
+    : shape_(s), ops_(ops), page_bytes_(k_panel_bytes(kCodec, s.page.head_dim)) {
   const char* const name = "archive";
   if (s.groups == 0) return;
   data_ = region.take_for_kernels(name, Size(s.lanes) * pages() * page_bytes_);
   sums_ = region.take<float>(name, Size(s.lanes) * s.page.row());
-  means_ = region.take<float>(name, Size(kBatch) * s.page.row());
-  to_ = region.take<std::byte*>(name, kBatch);
-  at_ = region.take<int32_t>(name, kBatch);
+  means_ = region.take<float>(name, Size(kAtOnce) * s.page.row());
+  to_ = region.take<std::byte*>(name, kAtOnce);
+  at_ = region.take<int32_t>(name, kAtOnce);
 }
 
 void CoarseKeys::make_room(int64_t first, int n, const float* key_means) {
@@ -24,7 +24,7 @@ void CoarseKeys::make_room(int64_t first, int n, const float* key_means) {
   }
 }
 
-// Two neighbours become one. No place is written before it was read: a group's own lies before those of its halves.
+// Two neighbours become one. No index is written before it was read: a group's own lies before those of its halves.
 void CoarseKeys::halve(int lane, int64_t tokens, const float* key_mean) {
   const auto whole = static_cast<int>(tokens / group_);
   const auto read = [&](int group, float* to) {
@@ -32,15 +32,15 @@ void CoarseKeys::halve(int lane, int64_t tokens, const float* key_mean) {
                 nullptr, row(), key_mean);
   };
   for (int first = 0; first + 1 < whole;) {
-    const int n = std::min(kBatch / 2, (whole - first) / 2);
+    const int n = std::min(kAtOnce / 2, (whole - first) / 2);
     for (int i = 0; i < n; ++i) {
       read(first + 2 * i, means_ + static_cast<size_t>(i) * row());
-      read(first + 2 * i + 1, means_ + static_cast<size_t>(kBatch / 2 + i) * row());
+      read(first + 2 * i + 1, means_ + static_cast<size_t>(kAtOnce / 2 + i) * row());
     }
     ops_.wait();
     for (int i = 0; i < n; ++i) {
       float* const a = means_ + static_cast<size_t>(i) * row();
-      const float* const b = means_ + static_cast<size_t>(kBatch / 2 + i) * row();
+      const float* const b = means_ + static_cast<size_t>(kAtOnce / 2 + i) * row();
       for (size_t c = 0; c < row(); ++c) a[c] = 0.5f * (a[c] + b[c]);
       const int group = first / 2 + i;
       to_[i] = page(lane, group / kPageTokens);
@@ -75,7 +75,7 @@ void CoarseKeys::add(int lane, int64_t first, const float* k, int n, const float
     std::fill_n(sum, row(), 0.0f);
     to_[made] = page(lane, group / kPageTokens);
     at_[made] = group % kPageTokens;
-    if (++made == kBatch) {
+    if (++made == kAtOnce) {
       flush(made, key_mean);
       made = 0;
     }

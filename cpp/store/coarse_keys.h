@@ -2,7 +2,7 @@
 // before RoPE, less the lane's mean key. Groups begin at one token; when a lane has as many as there is room for, two
 // neighbours become one, up to a page of 16: early in a stream the index is fine, late it is coarse, and its bytes stay.
 // Tokens are numbered from 0 in the order in which they came, the same in every lane; with
-// groups of 16 the oldest group's place is used again. Not thread-safe.
+// groups of 16 the oldest group's index is used again. Not thread-safe.
 #pragma once
 
 #include "backend/ops.h"
@@ -45,11 +45,11 @@ class CoarseKeys {
   size_t page_bytes_;
   std::byte* data_ = nullptr;  // [lanes, pages, page_bytes_]
   float* sums_ = nullptr;      // [lanes, row] of the group that is not whole
-  float* means_ = nullptr;     // [kBatch, row]
-  std::byte** to_ = nullptr;   // [kBatch]
-  int32_t* at_ = nullptr;      // [kBatch]
+  float* means_ = nullptr;     // [kAtOnce, row]
+  std::byte** to_ = nullptr;   // [kAtOnce]
+  int32_t* at_ = nullptr;      // [kAtOnce]
   int group_ = 1;
-  static constexpr int kBatch = 32;
+  static constexpr int kAtOnce = 32;
 };
 
 }  // namespace mosaic

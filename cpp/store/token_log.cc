@@ -37,8 +37,8 @@ TokenLog::TokenLog(Region& region, const LogShape& s, Ops& ops)
   mean_k_ = region.take<float>(name, lanes * row());
   mean_v_ = region.take<float>(name, lanes * row());
   mean_tokens_ = region.take<int32_t>(name, lanes);
-  row_pages_ = region.take<std::byte*>(name, kBatch);
-  row_at_ = region.take<int32_t>(name, kBatch);
+  row_pages_ = region.take<std::byte*>(name, kAtOnce);
+  row_at_ = region.take<int32_t>(name, kAtOnce);
 }
 
 void TokenLog::learn_mean(int lane, const float* k, const float* v, int tokens) {
@@ -55,8 +55,8 @@ void TokenLog::learn_mean(int lane, const float* k, const float* v, int tokens) 
 
 void TokenLog::add(int lane, const Run& run, TokenSlot* slots) {
   if (run.n > free(lane)) throw InvariantError("TokenLog: more tokens than slots; the policy must give some up first.");
-  for (int first = 0; first < run.n; first += kBatch) {
-    const int n = std::min(kBatch, run.n - first);
+  for (int first = 0; first < run.n; first += kAtOnce) {
+    const int n = std::min(kAtOnce, run.n - first);
     if (first > 0) ops_.wait();  // kernels under way read the lists
     for (int i = 0; i < n; ++i) {
       const TokenSlot slot = slots[first + i] = next_slot(lane);
@@ -154,7 +154,7 @@ void TokenLog::settle(int lane, TokenSlot slot, float score) {
   score_[at_token(lane, slot)] = finite_half(score);
 }
 
-void TokenLog::give_up(int lane, TokenSlot slot) {
+void TokenLog::erase(int lane, TokenSlot slot) {
   const size_t page = at_page(lane, slot / kPageTokens);
   if ((rows_[page] & bit(slot)) == 0) throw InvariantError("TokenLog: a token was given up twice.");
   rows_[page] &= static_cast<uint16_t>(~bit(slot));

@@ -83,7 +83,7 @@ class TokenLog {
   float value_norm(int lane, TokenSlot slot) const { return half_to_float(score_[at_token(lane, slot)]); }
   // The token is heard no more, and this is what it is worth.
   void settle(int lane, TokenSlot slot, float score);
-  void give_up(int lane, TokenSlot slot);
+  void erase(int lane, TokenSlot slot);
 
   void check_invariants() const;
 
@@ -120,9 +120,9 @@ class TokenLog {
   float* mean_k_;       // [lanes, row]
   float* mean_v_;       // [lanes, row]
   int32_t* mean_tokens_;
-  std::byte** row_pages_;  // [kBatch] of one encode_rows
+  std::byte** row_pages_;  // [kAtOnce] of one encode_rows
   int32_t* row_at_;
-  static constexpr int kBatch = 256;
+  static constexpr int kAtOnce = 256;
 };
 
 }  // namespace mosaic

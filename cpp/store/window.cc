@@ -38,13 +38,13 @@ size_t Window::first_token(Strip strip, int frame) const {
     case Strip::kFirstFrame:
       return prefix;
     case Strip::kFrame: {  // the stream's first frame is written where it will stay
-      const int64_t number = pushed_ - size_ + frame, others = number - first_places();
-      return prefix + (others < 0 ? 0 : static_cast<size_t>(first_places() + others % ring_size())) * each;
+      const int64_t number = pushed_ - size_ + frame, others = number - first_slots();
+      return prefix + (others < 0 ? 0 : static_cast<size_t>(first_slots() + others % ring_size())) * each;
     }
     case Strip::kBranch:
       break;
   }
-  return prefix + static_cast<size_t>(ring_size() + first_places()) * each;
+  return prefix + static_cast<size_t>(ring_size() + first_slots()) * each;
 }
 
 Window::Piece Window::piece(Strip strip, int lane, int i, int tokens, int frame) const {

@@ -104,7 +104,7 @@ class Window {
   int ring_size() const { return shape_.frames + 1; }  // kept + being encoded
   int slot(int i) const { return (head_ + i) % ring_size(); }
   size_t first_token(Strip strip, int frame) const;  // of a lane
-  int first_places() const { return shape_.keeps_first ? 1 : 0; }
+  int first_slots() const { return shape_.keeps_first ? 1 : 0; }
   std::byte* page(int lane, size_t token) const {
     return slab_ + (static_cast<size_t>(lane) * lane_pages_ + token / kPageTokens) * page_bytes_;
   }

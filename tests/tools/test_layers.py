@@ -20,8 +20,6 @@ GOOD = {
     "cpp/backend/ops.h": '#include <memory>\n#include "codec/codec.h"\n',
     "cpp/backend/cuda/cuda_device.cc": "#include <cuda_runtime.h>\n",
     "cpp/memory/arena.h": '#include "backend/device.h"\n',
-    "cpp/policy/policies.def": 'MOSAIC_POLICY("full", FullPolicy)\nMOSAIC_POLICY("window", Window)\n',
-    "cpp/policy/window.cc": "",
     "cpp/policy/full.h": '#include "store/page.h"\n#include "policy/policy.h"\n',
     "cpp/bindings/module.cc": '#include <pybind11/pybind11.h>\n#include "runtime/kv_memory.h"\n',
     "python/mosaic_edge/engine.py": "from . import _core\nfrom mosaic_edge._core import KvMemory\n",
@@ -137,12 +135,6 @@ BAD = [
         "cpp/codec/codecs.def",
         'MOSAIC_CODEC(kK2V2, "k2v2", Lattice<2, 2>)\n',
         "'lattice' is listed, but there is no cpp/codec/lattice.h",
-    ),
-    ("cpp/policy/policies.def", 'MOSAIC_POLICY("lru", Lru)\n', "no cpp/policy/lru.h or cpp/policy/lru.cc"),
-    (
-        "cpp/policy/policies.def",
-        'MOSAIC_POLICY("lru-k", LruK)\n',
-        "no cpp/policy/lru_k.h or cpp/policy/lru_k.cc",
     ),
 ]
 

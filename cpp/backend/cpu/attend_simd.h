@@ -86,7 +86,7 @@ struct Units {
   void prefetch(int unit, int head) const {
     if (unit >= pages) return;
     const PageEntry& page = a.pages[unit];
-    const size_t bytes = k_block_bytes(page.codec, a.shape.head_dim) + v_block_bytes(page.codec, a.shape.head_dim);
+    const size_t bytes = k_panel_bytes(page.codec, a.shape.head_dim) + v_panel_bytes(page.codec, a.shape.head_dim);
     const std::byte* const from = page.data + static_cast<size_t>(head) * bytes;
     for (size_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at, 0, 2);
   }

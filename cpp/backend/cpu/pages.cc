@@ -13,7 +13,7 @@ namespace {
 // K panel of a head; its V panel follows.
 template <class Byte>
 Byte* k_panel(CodecId codec, PageShape shape, int head, Byte* data) {
-  const size_t bytes = k_block_bytes(codec, shape.head_dim) + v_block_bytes(codec, shape.head_dim);
+  const size_t bytes = k_panel_bytes(codec, shape.head_dim) + v_panel_bytes(codec, shape.head_dim);
   return data + static_cast<size_t>(head) * bytes;
 }
 

@@ -163,7 +163,7 @@ TEST_CASE("keys are written, read and weighed alone in pages that end behind the
     for (int codec = 0; codec < kCodecs; ++codec) {
       const auto id = static_cast<CodecId>(codec);
       if (!codec_is_record(id)) continue;
-      const size_t keys = k_block_bytes(id, d), whole = data_bytes(id, shape);
+      const size_t keys = k_panel_bytes(id, d), whole = data_bytes(id, shape);
       for (const std::string& name : implementations()) {
         CAPTURE(name);
         CAPTURE(codec_name(id));

@@ -77,7 +77,7 @@ TEST_CASE("denser codecs take fewer bytes and every block is a multiple of 64, a
   for (int d : {1, 5, 32, 64, 80, 128, 129}) {
     for (size_t i = 0; i < std::size(kPageCodecs); ++i) {
       const size_t aligned = codec_is_record(kPageCodecs[i]) && !codec_is_exact(kPageCodecs[i]) ? 32 : 64;
-      CHECK(k_block_bytes(kPageCodecs[i], d) % aligned == 0);
+      CHECK(k_panel_bytes(kPageCodecs[i], d) % aligned == 0);
       CHECK(page_bytes(kPageCodecs[i], {3, d}) % 64 == 0);
       if (i > 0 && d >= 32) CHECK(page_bytes(kPageCodecs[i], {3, d}) < page_bytes(kPageCodecs[i - 1], {3, d}));
     }
@@ -125,7 +125,7 @@ TEST_CASE("equal tokens give equal bytes whatever the page held before, and rows
         for (int t = count; t < kPageTokens; ++t) {
           for (int ch = 0; ch < shape.head_dim; ++ch) {
             if (codec_is_exact(codec)) CHECK(decltype(c)::k(block, shape.head_dim, ch, t) == 0);
-            CHECK(decltype(c)::v(block + k_block_bytes(codec, shape.head_dim), shape.head_dim, t, ch) == 0);
+            CHECK(decltype(c)::v(block + k_panel_bytes(codec, shape.head_dim), shape.head_dim, t, ch) == 0);
           }
         }
       });

@@ -70,8 +70,8 @@ struct ArchiveWorld {
     archive->check_invariants();
   }
   void give_up(int lane, int64_t token) {
-    if (archive->give_up(lane, static_cast<uint32_t>(token))) gone[lane].insert(token);
-    CHECK(!archive->give_up(lane, static_cast<uint32_t>(token)));  // not twice
+    if (archive->mark_given_up(lane, static_cast<uint32_t>(token))) gone[lane].insert(token);
+    CHECK(!archive->mark_given_up(lane, static_cast<uint32_t>(token)));  // not twice
   }
   // The page's tokens that were given up, as they come back; wrong: how many are not what was written.
   std::set<int64_t> read(int lane, int64_t page, int* wrong) {

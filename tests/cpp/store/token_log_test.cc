@@ -83,7 +83,7 @@ TEST_CASE("a log holds exactly the tokens that were added and not given up, unde
           const auto slot = static_cast<TokenSlot>(world.random() % static_cast<unsigned>(world.log->capacity()));
           if (!world.log->holds(lane, slot)) continue;
           kept[lane].erase(world.log->positions(lane)[slot]);
-          world.log->give_up(lane, slot);
+          world.log->erase(lane, slot);
           for (auto& frame : heard) std::erase(frame, std::pair{slot, lane});
         }
         const int first = world.position;
@@ -107,7 +107,7 @@ TEST_CASE("every slot of a log can be taken, however its tokens went") {
   const auto slots = world.add(0, 64);
   CHECK(world.log->free(0) == 0);
   for (const TokenSlot s : slots) world.log->settle(0, s, 1);
-  for (size_t i = 0; i < slots.size(); i += 3) world.log->give_up(0, slots[i]);
+  for (size_t i = 0; i < slots.size(); i += 3) world.log->erase(0, slots[i]);
   world.add(0, world.log->free(0));
   CHECK(world.log->free(0) == 0);
   CHECK(world.read(0).size() == 64);
@@ -117,8 +117,8 @@ TEST_CASE("what is still heard stands in few pages: a settled page is emptied fo
   LogWorld world(8);
   const auto old = world.add(0, 128);
   for (const TokenSlot s : old) world.log->settle(0, s, 1);
-  for (size_t i = 0; i < old.size(); i += 8) world.log->give_up(0, old[i]);  // two holes in every page
-  std::map<TokenSlot, int> before;                                           // positions of what is kept
+  for (size_t i = 0; i < old.size(); i += 8) world.log->erase(0, old[i]);  // two holes in every page
+  std::map<TokenSlot, int> before;                                         // positions of what is kept
   for (TokenSlot s = 0; s < world.log->capacity(); ++s)
     if (world.log->holds(0, s)) before[s] = world.log->positions(0)[s];
   world.add(0, 16);
