@@ -35,7 +35,7 @@ int window_frames(const MemoryConfig& c, bool records) {
 
 // Half precision is dear beside records: where window and question would take more of the cap than this, a byte a number
 // has to do, so that more tokens are kept.
-constexpr uint64_t kDearWindow = 8;
+constexpr uint64_t kDearWindow = 16;
 
 CodecId window_codec(const MemoryConfig& c, bool records) {
   if (c.window_codec) return *c.window_codec;

@@ -25,6 +25,8 @@ _UNITS = {
     "gb": 10**9,
 }
 _MOST_BYTES = 1 << 50
+_SMALL_MODEL = 4096  # bytes of keys and values a token
+_BYTES_OF_A_THREAD = 16 << 20
 BACKENDS = ("cpu", "cuda")
 
 
@@ -152,7 +154,8 @@ class SessionConfig:
     """Of the cap, bytes for pages in a GPU's own memory, beside its window and tables; the other packed pages
     lie in pinned host memory. None: all on the GPU."""
     kernel_threads: int = 0
-    """Threads of the CPU kernels, each with scratch inside the cap; 0: one for a small model, else all."""
+    """Threads of the CPU kernels, each with scratch inside the cap; 0: one for a small model, else one for every
+    16 MiB of the cap, at most as many as there are cores."""
     faults: int = 0
     """For tests: every nth page read from, written to or given a slot on disk fails; 0: none."""
     trace: str | None = None
@@ -236,8 +239,11 @@ class SessionConfig:
         return 0 if size is None else parse_bytes(size, knob)
 
     def core_threads(self, spec: VlmSpec) -> int:
-        """Threads of the CPU kernels: handing work over costs more than it brings for a small model."""
-        return self.kernel_threads or (1 if spec.kv_bytes_per_token <= 4096 else os.cpu_count() or 1)
+        """Threads of the CPU kernels: handing work over costs more than it brings for a small model, and each one's
+        scratch, up to a mebibyte, is the cap's."""
+        if self.kernel_threads or spec.kv_bytes_per_token <= _SMALL_MODEL:
+            return self.kernel_threads or 1
+        return max(min(os.cpu_count() or 1, parse_bytes(self.memory) // _BYTES_OF_A_THREAD), 1)
 
     def core_settings(self, spec: VlmSpec | None = None) -> dict[str, float | str]:
         """The policy's settings as numbers and words: those of the model's card, then the session's own."""

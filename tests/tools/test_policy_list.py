@@ -1,4 +1,4 @@
-"""cpp/policy/policies.cmake: policies are listed by what stands in their files; an odd line stops the build."""
+"""cpp/policy/policies.cmake: policies are listed by what stands in their files; odd lines stop the build."""
 
 import shutil
 import subprocess

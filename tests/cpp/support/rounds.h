@@ -1,6 +1,5 @@
 // How long long tests are: in full, or an eighth in slow builds - sanitizers, and builds with asserts - which look for
-// what a single round does wrong. On an emulated CPU (tools/aarch64) a fifth, and a third of other long loops and
-// seeds; tools/aarch64 names the test cases that it leaves out.
+// what a single round does wrong. On an emulated CPU (tools/aarch64) a fifth, and a third of other long loops and seeds.
 #pragma once
 
 namespace mosaic::testing {

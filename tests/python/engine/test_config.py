@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, get_type_hints
 
 import pytest
@@ -119,3 +119,18 @@ def test_the_keywords_an_editor_completes_are_the_fields_of_the_config() -> None
     assert get_type_hints(SessionSettings, localns=names) == config
     assert list(SessionSettings.__annotations__) == [field.name for field in fields(SessionConfig)]
     assert SessionSettings.__required_keys__ == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("memory", "asked", "threads"),
+    [("2MiB", 0, 1), ("31MiB", 0, 1), ("33MiB", 0, 2), ("64MiB", 0, 4), ("1GiB", 0, 6), ("2MiB", 5, 5)],
+)
+def test_a_small_cap_pays_for_few_kernel_threads(
+    memory: str, asked: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 6)
+    small, large = Engine(NumpyVlm()).spec, replace(Engine(NumpyVlm()).spec, layers=24, kv_heads=8)
+    assert small.kv_bytes_per_token <= 4096 < large.kv_bytes_per_token
+    config = SessionConfig(memory=memory, kernel_threads=asked)
+    assert config.core_threads(large) == threads
+    assert config.core_threads(small) == (asked or 1)
