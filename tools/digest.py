@@ -97,7 +97,7 @@ def plans() -> str:
         {"exact": "fp32", "packed": "int8", "scenes": 5, "branch_tokens": 300, "window_frames": 12},
         {"disk_bytes": 100, "max_cluster_tokens": 9, "exact_share": 0.4},
     ]  # fmt: skip
-    for policy, shape, more in itertools.product(_core.policies(), shapes, knobs):
+    for policy, shape, more in itertools.product(sorted(_core.policies()), shapes, knobs):
         for cap in (1 << 18, 700_001, 1 << 22, 64 << 20, 1 << 30):
             memory = {"cap_bytes": cap, "spill_dir": tempfile.gettempdir(), **more}
             try:
@@ -191,7 +191,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     print("plans", plans(), flush=True)
-    for policy in _core.policies():
+    for policy in sorted(_core.policies()):
         for name, (model, memory) in VARIANTS.items():
             print(policy, name, session(policy, {}, model, memory), flush=True)
         for settings in SETTINGS.get(policy, []):
