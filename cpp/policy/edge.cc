@@ -7,6 +7,7 @@
 //   likeness a token nearly the same as one that is worth more (centred keys and centred values) is missed less:
 //            its worth is taken by 1 - c^4
 //   give up  the least, one by one; what is left is never averaged
+//   most_tokens  a model that gets worse the more it reads (one trained on short streams) keeps no more than this
 //   recall   with a disk, a question reads the share of what was given up that it attends most, beside all that is kept
 // What it does on trained decoders stands in docs/results/decoders.md. unit="summaries" is the earlier edge (edge_summaries.cc).
 #include <algorithm>
@@ -29,13 +30,16 @@ struct EdgeSettings {
   Score score = Score::kBoth;
   bool likeness = true;
   double recall = 0.05;  // of what was given up and is on disk
+  int most_tokens = 0;
 };
 
 class Edge final : public Policy, public Retention {
  public:
   explicit Edge(const EdgeSettings& settings) : s_(settings) {}
   const char* name() const override { return "edge"; }
-  PolicyNeeds needs() const override { return {.group = {.records = true}, .share = {.index = 0.05}}; }
+  PolicyNeeds needs() const override {
+    return {.group = {.records = true}, .share = {.index = 0.05, .most_tokens = s_.most_tokens}};
+  }
   Retention* retention() override { return this; }
   void admit(const ClusterStore&, const AdmitBatch&, Placement*) override {}
   int evict(const ClusterStore&, const Need&, Eviction*, int) override { return 0; }
@@ -105,6 +109,7 @@ MOSAIC_POLICY("edge", make_edge) {
       .number("key_power", &s.key_power, 0, 2)
       .flag("likeness", &s.likeness)
       .number("recall", &s.recall, 0, 1)
+      .number("most_tokens", &s.most_tokens, 0, 1 << 24)
       .finish();
   s.score = static_cast<Score>(score);
   return std::make_unique<Edge>(s);

@@ -65,6 +65,7 @@ struct PolicyNeeds {
     // By token: most members of a cluster that stand in pages. kAll: max_cluster_tokens; kWithDisk: a page of them where
     // there is a disk, else none; 0: none, every byte is a summary's.
     int members = kAll;
+    int most_tokens = 0;   // by records: a KV head keeps at most these; 0: as many as fit
     bool refuses = false;  // lets nothing go: a frame that does not fit is refused before anything changes
   } share{};
 

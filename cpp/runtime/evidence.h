@@ -1,5 +1,5 @@
-// Evidence: how much attention the answer paid to each moment. Mass is summed per time stamp in a small fixed table;
-// what finds no room is counted as other(), never lost silently. Not thread-safe.
+// Evidence: how much attention the answer paid to each moment. Mass is summed per time stamp in a small fixed table:
+// in a full one the heaviest stay, and what finds no room is counted as other(), never lost silently. Not thread-safe.
 #pragma once
 
 #include <algorithm>
@@ -26,26 +26,30 @@ class Evidence {
 
   void clear() {
     std::fill_n(mass_, capacity_, 0.0);
-    size_ = lost_ = 0;
+    lost_ = 0;
     other_ = 0;
   }
+  // Where a moment finds no room, the one near it that weighs least makes way, or it does itself.
   void add(int64_t first_ms, int64_t last_ms, double mass) {
     if (!(mass > 0)) return;
     const auto n = static_cast<uint32_t>(capacity_);
-    auto at = (static_cast<uint32_t>(first_ms) * 2654435761u ^ static_cast<uint32_t>(last_ms) * 40503u) % n;
-    for (int probe = 0; probe < capacity_; ++probe, at = (at + 1) % n) {
+    const uint32_t home = home_of(first_ms, last_ms) % n;
+    uint32_t least = home;
+    for (uint32_t probe = 0; probe < kProbes; ++probe) {
+      const uint32_t at = (home + probe) % n;
       const bool taken = mass_[at] > 0;
-      if (taken && (span_[at].first != first_ms || span_[at].last != last_ms)) continue;
-      if (!taken) {
-        if (size_ >= capacity_ / 4 * 3) break;
-        ++size_;
+      if (!taken || (span_[at].first == first_ms && span_[at].last == last_ms)) {
         span_[at] = {first_ms, last_ms};
+        mass_[at] += mass;
+        return;
       }
-      mass_[at] += mass;
-      return;
+      if (mass_[at] < mass_[least]) least = at;
     }
-    other_ += mass;
     ++lost_;
+    other_ += std::min(mass, mass_[least]);
+    if (mass <= mass_[least]) return;
+    span_[least] = {first_ms, last_ms};
+    mass_[least] = mass;
   }
   // What is known to be there, but not where.
   void add_other(double mass) { other_ += mass; }
@@ -53,21 +57,26 @@ class Evidence {
   Moment moment(int i) const { return {span_[i].first, span_[i].last, mass_[i]}; }
   int capacity() const { return capacity_; }
   double other() const { return other_; }
-  int lost() const { return lost_; }  // moments that found no room
+  int lost() const { return lost_; }  // times that a moment found no room
 
  private:
   struct Span {
     TimeMs first, last;
   };
+  // Times are multiples of a frame's: the high bits of a product are all of them, the low ones are not.
+  static uint32_t home_of(int64_t first_ms, int64_t last_ms) {
+    const uint64_t mixed = static_cast<uint64_t>(first_ms) * 0x9e3779b97f4a7c15u + static_cast<uint64_t>(last_ms);
+    return static_cast<uint32_t>(mixed * 0xd1b54a32d192ed03u >> 32);
+  }
   static int capacity_for(uint64_t cap_bytes) {  // a power of two
     int n = 512;
     while (n < 16384 && static_cast<uint64_t>(n) * 2 * 16 <= cap_bytes / 128) n *= 2;
     return n;
   }
+  static constexpr uint32_t kProbes = 16;
   int capacity_;
   double* mass_;
   Span* span_;
-  int size_ = 0;
   int lost_ = 0;
   double other_ = 0;
 };

@@ -131,7 +131,9 @@ Choice with_archive(const Request& r, Choice at) {
 
 // As many pages as what is left over holds.
 Choice with_slots(const Request& r, Choice at) {
-  const int64_t most = r.needs.group.records ? kMostLane : std::min(kMostSlots, kMostLane * r.lanes);
+  int64_t most = r.needs.group.records ? kMostLane : std::min(kMostSlots, kMostLane * r.lanes);
+  if (const int tokens = r.needs.share.most_tokens; tokens > 0)
+    most = std::max<int64_t>(at.slots, std::min<int64_t>(most, pages_for(tokens) + 1));  // the search stops below it
   int64_t low = at.slots, high = at.slots;
   const auto fit = [&](int64_t slots) {
     at.slots = slots;

@@ -97,6 +97,21 @@ std::set<int> kept(const KvMemory& memory, int lane) {
   return found;
 }
 
+TEST_CASE("most_tokens bounds what a head keeps under any cap, and nothing else of the plan") {
+  for (const int most : {16, 40, 500}) {
+    MemoryConfig config = small_config(8 << 20);
+    PlayedStream bounded(config, "edge", {{"most_tokens", most}}), free(config, "edge");
+    CHECK(bounded.memory->records()->log().capacity() == (most + 15) / 16 * 16);
+    CHECK(free.memory->records()->log().capacity() > 500);
+    CHECK(bounded.memory->plan().total_bytes < free.memory->plan().total_bytes);
+    CHECK(bounded.memory->plan().window.codec == free.memory->plan().window.codec);
+    for (int i = 0; i < 120; ++i) bounded.frame(6);
+    for (int lane = 0; lane < bounded.memory->plan().window.lanes; ++lane)
+      CHECK(bounded.memory->records()->log().size(lane) <= bounded.memory->records()->log().capacity());
+    bounded.memory->check_invariants();
+  }
+}
+
 }  // namespace
 
 TEST_CASE("edge gives up the tokens that received least, weighed by their values, head by head") {

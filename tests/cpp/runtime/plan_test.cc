@@ -138,7 +138,7 @@ TEST_CASE("what a cap accepts every larger one does, and a refusal names the lea
   CHECK(tried > 3 * rounds);
 }
 
-TEST_CASE("beside records window and question are in half precision until they take an eighth of the cap") {
+TEST_CASE("beside records window and question are in half precision until they take a sixteenth of the cap") {
   const Backend backend = make_backend("cpu", 1);
   MemoryConfig config = small_config();
   config.model.layers = 8, config.model.head_dim = config.model.rope.head_dim = config.model.rope.rotary_dim = 64;
@@ -149,16 +149,16 @@ TEST_CASE("beside records window and question are in half precision until they t
   };
   const uint64_t token = 8 * page_bytes(CodecId::kFp16, {config.model.kv_heads, 64}) / kPageTokens;
   const uint64_t exact = (3ull * config.model.frame_tokens + 16) * token;
-  CHECK(codec("edge", 8 * exact + 8) == CodecId::kFp16);
-  CHECK(codec("edge", 8 * exact - 8) == CodecId::kK8V8);
-  CHECK(codec("mosaic", 8 * exact - 8) == CodecId::kFp16);
+  CHECK(codec("edge", 16 * exact + 8) == CodecId::kFp16);
+  CHECK(codec("edge", 16 * exact - 8) == CodecId::kK8V8);
+  CHECK(codec("mosaic", 16 * exact - 8) == CodecId::kFp16);
   config.window_codec = CodecId::kFp16;
-  CHECK(codec("edge", 8 * exact - 8) == CodecId::kFp16);
+  CHECK(codec("edge", 16 * exact - 8) == CodecId::kFp16);
   config.window_codec = std::nullopt;
   config.exact = CodecId::kFp32;
-  CHECK(codec("edge", 8 * exact - 8) == CodecId::kFp32);
+  CHECK(codec("edge", 16 * exact - 8) == CodecId::kFp32);
   config.window_codec = CodecId::kInt4;
-  CHECK_THROWS_WITH_AS(codec("edge", 8 * exact), doctest::Contains("window_codec=int4"), InvalidInput);
+  CHECK_THROWS_WITH_AS(codec("edge", 16 * exact), doctest::Contains("window_codec=int4"), InvalidInput);
 }
 
 }  // namespace
