@@ -61,7 +61,10 @@ SENSES = {
             "cpp/runtime/plan.h", "python/*",
         ),
     ),
-    "panel": Sense("one head's keys, or values, of a page", ("cpp/codec/*", "cpp/backend/*", "cpp/store/coarse_keys.cc", "python/*")),
+    "panel": Sense(
+        "one head's keys, or values, of a page",
+        ("cpp/codec/*", "cpp/backend/*", "cpp/store/coarse_keys.cc", "python/*"),
+    ),
     "radius": Sense(
         "distance within which a token may join a cluster",
         ("cpp/policy/*", "cpp/bindings/policy*", "cpp/runtime/admission.cc", "python/*"),

@@ -49,7 +49,8 @@ EDGE = {
         "with a disk: the share of what was given up that a question reads a head, 16 tokens at least",
     ),
     "most_tokens": Said(
-        "0", "tokens that a head keeps at most, for models that get worse the more they read; 0: as many as fit"
+        "0",
+        "tokens that a head keeps at most, for models that get worse the more they read; 0: as many as fit",
     ),
 }
 EDGE_SUMMARIES = {

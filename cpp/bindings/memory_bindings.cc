@@ -192,6 +192,7 @@ py::dict plan_dict(const Plan& plan) {
   out["clusters"] = plan.store.index.capacity;
   out["scenes"] = plan.store.scenes;
   out["window_frames"] = plan.config.window_frames;
+  out["window_codec"] = codec_name(plan.window.codec);
   out["retrieve_tokens"] = plan.config.retrieve_tokens;
   out["branch_tokens"] = plan.config.branch_tokens;
   return out;

@@ -104,7 +104,7 @@ class SessionConfig:
     """Codec of open pages, and of window and question where window_codec names no other: "fp16" or "fp32"."""
     window_codec: str | None = None
     """Codec of prefix, window and question: "fp16", "fp32" or "k8v8" (a byte a number). Default: the exact
-    one; for `edge` by tokens k8v8 where fp16 would take over an eighth of the memory."""
+    one; for `edge` by tokens k8v8 where fp16 would take over a sixteenth of the memory."""
     packed: str | None = None
     """Codec of what yields first: "k5v3", "k4v4", "k4v3", "k3v3", "k2v2", "k8v8" (single tokens: what `edge`
     keeps), "int4", "int8" or the exact one. Default: k5v3 for `edge`, exact for `full`, else int4."""
@@ -154,8 +154,8 @@ class SessionConfig:
     """Of the cap, bytes for pages in a GPU's own memory, beside its window and tables; the other packed pages
     lie in pinned host memory. None: all on the GPU."""
     kernel_threads: int = 0
-    """Threads of the CPU kernels, each with scratch inside the cap; 0: one for a small model, else one for every
-    16 MiB of the cap, at most as many as there are cores."""
+    """Threads of the CPU kernels, each with scratch inside the cap; 0: one for a small model, else one for
+    every 16 MiB of the cap, at most as many as there are cores."""
     faults: int = 0
     """For tests: every nth page read from, written to or given a slot on disk fails; 0: none."""
     trace: str | None = None
@@ -239,8 +239,8 @@ class SessionConfig:
         return 0 if size is None else parse_bytes(size, knob)
 
     def core_threads(self, spec: VlmSpec) -> int:
-        """Threads of the CPU kernels: handing work over costs more than it brings for a small model, and each one's
-        scratch, up to a mebibyte, is the cap's."""
+        """Threads of the CPU kernels: handing work over costs more than it brings for a small model, and each
+        one's scratch, up to a mebibyte, is the cap's."""
         if self.kernel_threads or spec.kv_bytes_per_token <= _SMALL_MODEL:
             return self.kernel_threads or 1
         return max(min(os.cpu_count() or 1, parse_bytes(self.memory) // _BYTES_OF_A_THREAD), 1)
@@ -248,6 +248,8 @@ class SessionConfig:
     def core_settings(self, spec: VlmSpec | None = None) -> dict[str, float | str]:
         """The policy's settings as numbers and words: those of the model's card, then the session's own."""
         card = spec.policy_settings.get(self.policy, {}) if spec and isinstance(self.policy, str) else {}
+        if self.policy_settings.get("unit", card.get("unit")) != card.get("unit"):
+            card = {}  # what it chose is of its own unit
         return {
             name: value if isinstance(value, str) else float(value)
             for name, value in {**card, **self.policy_settings}.items()

@@ -95,7 +95,7 @@ def run_cell(
         cap = cell.cap.bytes_of(full)
     if cell.disk:
         more["disk"] = cell.disk
-    traced = stream.traced(SessionConfig(**more))
+    traced = stream.traced(SessionConfig(**more)) and _window_is_exact(engine, cap, more)
     row: Row = {
         "policy": cell.label, "difficulty": stream.difficulty, "frames": frames, "seed": stream.seed,
         "cap": cell.cap.label, "cap_share": cell.cap.share_of(full), "cap_bytes": cap,
@@ -112,6 +112,15 @@ def run_cell(
         return {**row, "error": str(error)}, None
     row |= run.found | {"seconds": round(time.perf_counter() - began, 3)}
     return row, np.stack(run.logits) if run.logits else None
+
+
+def _window_is_exact(engine: Engine, cap: int, settings: dict[str, Any]) -> bool:
+    """Do a windowed model's frames see each other as they were, as they did when they were recorded?"""
+    try:
+        plan = engine.plan(memory=cap, **settings)
+    except _core.MemoryCapError:
+        return True  # there will be no session
+    return bool(plan["window_codec"] == SessionConfig(**settings).exact)
 
 
 class _Run:

@@ -107,13 +107,15 @@ def test_an_impossible_cap_ends_with_3_and_names_the_knob(run: Any, command: lis
 
 
 def test_a_plan_adds_up(run: Any) -> None:
-    plan = run("plan", "--memory", "2MiB", "--disk", "16MiB", "--json").json()
-    assert sum(part["bytes"] for part in plan["parts"]) == plan["total_bytes"] <= plan["cap_bytes"] == 2 << 20
-    assert [tier["medium"] for tier in plan["tiers"]] == ["device", "device", "disk"]
+    for policy, tiers in (("edge", ["device", "disk"]), ("mosaic", ["device", "device", "disk"])):
+        plan = run("plan", "--policy", policy, "--memory", "2MiB", "--disk", "16MiB", "--json").json()
+        parts = sum(part["bytes"] for part in plan["parts"])
+        assert parts == plan["total_bytes"] <= plan["cap_bytes"] == 2 << 20
+        assert [tier["medium"] for tier in plan["tiers"]] == tiers
     shown = run("plan", "--memory", "2MiB")
     assert shown.code == 0
     assert "window and question" in shown.out
-    assert "int4" in shown.out
+    assert "k5v3" in shown.out
 
 
 def test_doctor_names_backends_and_always_ends_with_0(run: Any, tmp_path: Path) -> None:

@@ -80,6 +80,19 @@ def test_policy_settings_become_numbers() -> None:
     }
 
 
+def test_what_a_card_chooses_yields_to_the_session_and_goes_with_its_unit() -> None:
+    card: dict[str, dict[str, float | str]] = {"edge": {"unit": "tokens", "most_tokens": 64, "listen": 8}}
+    spec = replace(NumpyVlm().spec, policy_settings=card)
+
+    def chosen(**settings: float | str) -> dict[str, float | str]:
+        return SessionConfig(policy_settings=settings).core_settings(spec)
+
+    assert chosen() == {"unit": "tokens", "most_tokens": 64.0, "listen": 8.0}
+    assert chosen(listen=4) == {"unit": "tokens", "most_tokens": 64.0, "listen": 4.0}
+    assert chosen(unit="tokens", listen=4) == {"unit": "tokens", "most_tokens": 64.0, "listen": 4.0}
+    assert chosen(unit="summaries") == {"unit": "summaries"}
+
+
 def test_a_model_without_mrope_has_no_sections() -> None:
     model = core_model(NumpyVlm().spec)
     assert model["rope"]["sections"] == []

@@ -12,6 +12,7 @@ import pytest
 import mosaic_edge.evaluation.runner as evaluation
 from mosaic_edge import _core
 from mosaic_edge.cli.eval import run_eval
+from mosaic_edge.config import SessionConfig
 from mosaic_edge.engine import Engine
 from mosaic_edge.evaluation.bootstrap import bootstrap_interval
 from mosaic_edge.evaluation.cells import full_cache_bytes, retrieves, run_cell, smallest_full_cap
@@ -145,10 +146,11 @@ def compare_with_real(engine: Engine, folder: Path, policy: str, share: float, *
     cell = Cell("plain", frames, parse_variant(policy), Cap(share=share), disk)
     row, logits = run_cell(engine, place, cell, more)
     assert logits is not None, row
-    assert row["traced"] == bool(engine.spec.video_window)
+    memory = {"memory": row["cap_bytes"], "policy": policy, "disk": disk or None, **more}
+    as_recorded = engine.plan(**memory)["window_codec"] == SessionConfig(**more).exact
+    assert row["traced"] == (bool(engine.spec.video_window) and as_recorded)
     told = iter(zip(row["answers"], logits, strict=True))
     world = World(7, frames)
-    memory = {"memory": row["cap_bytes"], "policy": policy, "disk": disk or None, **more}
     with engine.session(**memory) as session:
         for frame in range(frames):
             session.append(world.render(frame), float(frame))
@@ -171,6 +173,7 @@ def test_a_replayed_cell_equals_a_real_session(policy: str, window: int, tmp_pat
     share = 4.0 if policy == "mukv" else 2.0  # a segment of frames waits in its window
     compare_with_real(engine, tmp_path, policy, share)
     compare_with_real(engine, tmp_path, policy, share, exact="fp16", max_cluster_tokens=5)
+    compare_with_real(engine, tmp_path, policy, share, window_codec="fp16")
 
 
 def test_a_replayed_cell_equals_a_real_session_of_mosaic_tiny(tmp_path: Path) -> None:
