@@ -245,7 +245,7 @@ async function ask(id, question, since) {
 
 function showReply(id, reply, item, said, how) {
   said.textContent = reply.answer;
-  how.textContent = `first token ${Math.round(reply.first_token_ms)} ms · ${reply.tokens} tokens` + (reply.finish === "length" ? " · cut at its length" : "");
+  how.textContent = `first token ${Math.round(reply.first_token_ms)} ms · ${reply.tokens} ${reply.tokens === 1 ? "token" : "tokens"}` + (reply.finish === "length" ? " · cut at its length" : "");
   state.marks = reply.evidence.map((e) => ({ ...e, id }));
   if (!reply.evidence.length) return;
   const row = make("div", "evidence");
