@@ -40,9 +40,7 @@ class Visit:
         self.page.set_default_timeout(1e3 * PATIENCE)
         self.wrong: list[str] = []
         self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
-        self.page.on(
-            "console", lambda said: self.wrong.append(said.text) if said.type == "error" else None
-        )
+        self.page.on("console", lambda said: self.wrong.append(said.text) if said.type == "error" else None)
         self.url = f"http://127.0.0.1:{service.client.port}/"
 
     def __enter__(self) -> Any:
@@ -80,13 +78,14 @@ def test_a_question_is_asked_and_its_evidence_is_seen(
         assert page.inner_text("#answers .said") == said["answer"]
         shown = len(said["evidence"][:4])
         page.wait_for_function(
-            "count => [...document.querySelectorAll('.evidence img')].filter(i => i.naturalWidth).length === count",
+            "count => [...document.querySelectorAll('.evidence img')].filter(i => i.naturalWidth).length"
+            " === count",
             arg=shown,
         )
         page.wait_for_function("count => document.querySelectorAll('#marks i').length === count",
                                arg=len(said["evidence"]))  # fmt: skip
-        drawn = "document.querySelector('#chart').getContext('2d').getImageData(0, 0, 300, 150).data.some(Boolean)"
-        assert page.evaluate(drawn)
+        drawn = "document.querySelector('#chart').getContext('2d').getImageData(0, 0, 300, 150).data"
+        assert page.evaluate(f"{drawn}.some(Boolean)")
         stats = service.client.good("GET", path)
         assert str(stats["tokens"]["seen"]) in page.inner_text("#tokens").replace(",", "")
         assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
@@ -127,4 +126,6 @@ def test_the_page_holds_nothing_of_others_and_no_data(service: Service, tmp_path
             assert "script-src 'self'" in response.headers["content-security-policy"]
             text = response.read().decode()
         assert "http://" not in text.replace("http://www.w3.org", "") and "https://" not in text
-        assert "innerHTML" not in text and " style=" not in text and "onclick=" not in text.split("<script")[0]
+        assert (
+            "innerHTML" not in text and " style=" not in text and "onclick=" not in text.split("<script")[0]
+        )
