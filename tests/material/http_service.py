@@ -17,6 +17,7 @@ from mosaic_edge.engine import Engine
 from mosaic_edge.models.vlm import Attend, FloatArray
 from mosaic_edge.serve.app import make_app
 from mosaic_edge.serve.metrics import Metrics
+from mosaic_edge.serve.requests import Bodies
 from mosaic_edge.serve.server import listen
 from mosaic_edge.serve.sessions import ServeSettings, Sessions
 from mosaic_edge.serve.thumbnails import as_jpeg
@@ -134,10 +135,10 @@ def until(holds: Callable[[], Any]) -> None:
 
 
 class Service:
-    """A server that runs: its client, its sessions, its model."""
+    """A server that runs: its client, its sessions, its model, what it holds of bodies."""
 
-    def __init__(self, client: Client, sessions: Sessions, model: GatedVlm) -> None:
-        self.client, self.sessions, self.model = client, sessions, model
+    def __init__(self, client: Client, sessions: Sessions, model: GatedVlm, bodies: Bodies) -> None:
+        self.client, self.sessions, self.model, self.bodies = client, sessions, model, bodies
 
 
 @contextmanager
@@ -151,15 +152,14 @@ def serving(memory: str = "8MiB", model: GatedVlm | None = None, **settings: Any
     )
     metrics.watch(sessions)
     with listen("127.0.0.1", 0) as listener:
-        config = uvicorn.Config(
-            make_app(sessions, metrics, TOKEN), log_config=None, timeout_graceful_shutdown=1
-        )
+        app = make_app(sessions, metrics, TOKEN)
+        config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
             until(lambda: server.started)
-            yield Service(Client(listener.getsockname()[1]), sessions, model)
+            yield Service(Client(listener.getsockname()[1]), sessions, model, app.state.bodies)
         finally:
             model.gate.set()
             sessions.stop()

@@ -110,8 +110,8 @@ def routes(sessions: Sessions) -> APIRouter:
     async def put_frame(name: str, request: Request) -> dict[str, Any]:
         served = sessions.get(name)
         described = Described.model_validate(dict(request.query_params))
-        data = await body_of(request, FRAME_BYTES)
-        return await take(served, data, described)
+        async with body_of(request, FRAME_BYTES) as data:
+            return await take(served, data, described)
 
     @router.post("/sessions/{name}/questions")
     async def ask(name: str, request: Request) -> Response:

@@ -16,6 +16,7 @@ from mosaic_edge.serve import api, frames_socket, openai, page
 from mosaic_edge.serve.auth import Auth
 from mosaic_edge.serve.errors import RefusedError, refusal
 from mosaic_edge.serve.metrics import CONTENT_TYPE, Metrics
+from mosaic_edge.serve.requests import Bodies
 from mosaic_edge.serve.sessions import Sessions
 
 _SWEEP_SECONDS = 5.0
@@ -32,6 +33,7 @@ def make_app(sessions: Sessions, metrics: Metrics, token: str) -> FastAPI:
         sessions.stop()
 
     app = FastAPI(title="mosaic-edge", openapi_url=None, lifespan=lifespan)
+    app.state.bodies = Bodies()
     for router in (
         openai.routes(sessions),
         api.routes(sessions),

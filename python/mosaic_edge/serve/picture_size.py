@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import struct
 
-MOST_PIXELS = 1 << 25
+MOST_PIXELS = 1 << 24
 _KINDS = "JPEG, PNG, WebP or GIF"
 
 

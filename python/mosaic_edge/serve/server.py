@@ -43,6 +43,7 @@ def run(app: FastAPI, sessions: Sessions, listener: socket.socket) -> None:
         access_log=False,
         server_header=False,
         ws_max_size=FRAME_BYTES,
+        ws_max_queue=2,
         limit_concurrency=MOST_CONNECTIONS,
         timeout_graceful_shutdown=1,
     )

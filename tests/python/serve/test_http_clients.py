@@ -218,3 +218,25 @@ def test_a_client_that_never_reads_its_answer_holds_nobody_up(service: Service) 
     assert service.client.good("POST", f"{path}/questions", {"question": QUESTION})["answer"]
     for one in deaf:
         one.close()
+
+
+def test_bodies_that_wait_take_so_much_memory_and_no_more(service: Service) -> None:
+    path, bodies = service.client.session(), service.bodies
+    bodies.most = 3 * len(jpeg(1)) + 10
+    service.model.gate.clear()
+    told: list[int] = []
+    threads = [
+        threading.Thread(
+            target=lambda: told.append(service.client.call("PUT", f"{path}/frames?pts=1", jpeg(1))[0])
+        )
+        for _ in range(7)
+    ]
+    for thread in threads:
+        thread.start()
+    until(lambda: told.count(429) == 4)
+    assert 0 < bodies.held <= bodies.most
+    service.model.gate.set()
+    for thread in threads:
+        thread.join()
+    assert told.count(200) == 3
+    until(lambda: bodies.held == 0)

@@ -93,7 +93,7 @@ def png(width: int, height: int) -> bytes:
         ("", b"#EXTM3U\nfile:///etc/passwd\n", "no JPEG"),
         ("", b"\xff\xd8\xff", "no JPEG"),
         ("", b"\xff\xd8\xff\xe0\0\x04ab" * 3, "no JPEG"),
-        ("", png(50_000, 50_000), "expected 1 to 33554432"),
+        ("", png(50_000, 50_000), "expected 1 to 16777216"),
         ("", png(0, 5), "0 x 5 pixels"),
         ("", png(6, 5)[:60], "frame"),
         ("width=8&height=8", b"1234", "8 x 8 pixels of RGB are 192"),
