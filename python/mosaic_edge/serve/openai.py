@@ -10,6 +10,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
@@ -25,7 +26,7 @@ from mosaic_edge.serve.errors import RefusedError
 from mosaic_edge.serve.requests import CHAT_BYTES, json_of
 from mosaic_edge.serve.responses import EventStream, unless_gone, whole
 from mosaic_edge.serve.served import Image, ServedSession
-from mosaic_edge.serve.sessions import Sessions
+from mosaic_edge.serve.sessions import Sessions, UnknownSessionError
 
 MOST_PARTS = 256
 
@@ -169,7 +170,12 @@ async def _served(sessions: Sessions, asked: Chat) -> tuple[ServedSession, Calla
     if asked.session is not None:
         return sessions.get(asked.session), _nothing
     served = await asyncio.to_thread(sessions.open, asked.memory, {})
-    return served, lambda: sessions.close(served.name, "request")
+
+    async def close() -> None:
+        with suppress(UnknownSessionError):  # it was idle for too long, or somebody ended it
+            await sessions.close(served.name, "request")
+
+    return served, close
 
 
 def _frames(

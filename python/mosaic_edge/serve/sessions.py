@@ -75,6 +75,7 @@ class Sessions:
         """How many sessions ended, by why."""
         self._lock = threading.Lock()
         self._open: dict[str, ServedSession] = {}
+        self._ending: dict[str, ServedSession] = {}
         self._opening = 0
         self._gone = Counts()
         self._stopping = False
@@ -131,7 +132,8 @@ class Sessions:
     def counts(self) -> Counts:
         """Of all sessions there ever were."""
         with self._lock:
-            return sum((served.counts for served in self._open.values()), self._gone)
+            there = [*self._open.values(), *self._ending.values()]
+            return sum((served.counts for served in there), self._gone)
 
     async def close(self, name: str, why: str = "deleted") -> None:
         """End a session and wait for it. UnknownSessionError where there is none."""
@@ -162,9 +164,16 @@ class Sessions:
             served = self._open.pop(name, None)
             if served is None:
                 raise UnknownSessionError(f"session {name[:40]!r}: it was ended meanwhile")
-            self._gone += served.counts
+            self._ending[name] = served
             self.ended[why] += 1
-        return served.end()
+        future = served.end()
+        future.add_done_callback(lambda _: self._note_end(name))
+        return future
+
+    def _note_end(self, name: str) -> None:
+        """Nothing happens in it any more."""
+        with self._lock:
+            self._gone += self._ending.pop(name).counts
 
     def _plan(self, whole: int, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], int]:
         """Fields of SessionConfig, what they would take, and the bytes of thumbnails beside that."""

@@ -89,6 +89,7 @@ def as_jpeg(image: NDArray[np.uint8], most_wide: int) -> bytes:
     encoder.width = max(2, round(frame.width * scale / 2) * 2)
     encoder.height = max(2, round(frame.height * scale / 2) * 2)
     encoder.pix_fmt, encoder.time_base = "yuvj420p", Fraction(1, 25)
+    encoder.thread_count = 1  # threads cost more to start than a small picture takes
     encoder.options = {"qmin": "4", "qmax": "8"}
     shrunk = frame.reformat(encoder.width, encoder.height, "yuvj420p")
     shrunk.pts = 0
