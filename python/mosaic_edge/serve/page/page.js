@@ -135,7 +135,7 @@ function showTimeline(stats) {
     const mark = make("i");
     mark.style.left = `${100 * Math.max(0, m.start - first) / span}%`;
     mark.style.width = `${100 * Math.max(0, m.end - m.start) / span}%`;
-    mark.style.opacity = 0.45 + 0.55 * m.score;
+    mark.style.opacity = 0.6 + 0.4 * m.score;
     mark.title = `${clock(m.start)} to ${clock(m.end)}, ${Math.round(100 * m.score)} % of what was looked at`;
     return mark;
   }));
