@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import json
 import threading
@@ -124,6 +125,10 @@ def events_of(response: Any) -> Iterator[dict[str, Any]]:
 
 def jpeg(number: int) -> bytes:
     return as_jpeg(np.ascontiguousarray(picture(number)), 64)
+
+
+def data_url(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def until(holds: Callable[[], Any]) -> None:

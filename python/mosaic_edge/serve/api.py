@@ -101,6 +101,13 @@ def routes(sessions: Sessions) -> APIRouter:
     async def one_session(name: str) -> dict[str, Any]:
         return sessions.get(name).stats()
 
+    @router.get("/sessions/{name}/history")
+    async def history(name: str) -> dict[str, Any]:
+        """Bytes by tier since it was opened."""
+        served = sessions.get(name)
+        seconds_open, data = served.history.seconds, served.history.samples()
+        return {"object": "list", "data": data, "seconds": seconds_open, "tiers": served.account["tiers"]}
+
     @router.delete("/sessions/{name}")
     async def delete_session(name: str) -> dict[str, Any]:
         await sessions.close(name)

@@ -27,6 +27,7 @@ from mosaic_edge.serve.requests import CHAT_BYTES, json_of
 from mosaic_edge.serve.responses import EventStream, unless_gone, whole
 from mosaic_edge.serve.served import Image, ServedSession
 from mosaic_edge.serve.sessions import Sessions, UnknownSessionError
+from mosaic_edge.sources.files import check_window
 
 MOST_PARTS = 256
 
@@ -182,7 +183,8 @@ def _frames(
     sessions: Sessions, media: list[Picture | Video], fps: float | None
 ) -> Callable[[], Iterator[tuple[Image, float]]]:
     """Frames of all parts, one after the other on one timeline: a picture is a frame, and a video goes on a
-    frame time after what came before."""
+    frame time after what came before. ValueError for a bad fps."""
+    check_window(fps)
     step = 1.0 / (fps or sessions.engine.spec.fps)
 
     def frames() -> Iterator[tuple[Image, float]]:

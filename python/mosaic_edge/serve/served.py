@@ -21,6 +21,7 @@ from mosaic_edge.errors import MemoryCapError
 from mosaic_edge.serve.answers import Answer, StoppedError
 from mosaic_edge.serve.budget import Share
 from mosaic_edge.serve.feed import Feed
+from mosaic_edge.serve.history import History
 from mosaic_edge.serve.thumbnails import Thumbnails
 from mosaic_edge.serve.turns import Turns
 from mosaic_edge.serve.worker import Worker
@@ -65,6 +66,8 @@ class ServedSession:
         self.created = time.time()
         self.drawn_bytes = share.drawn_bytes
         self.account: dict[str, Any] = session.memory()
+        self.history = History()
+        self.history.note(self.account)
         self.touched = time.monotonic()
         self._first_token = first_token
         self._counts = Counts()
@@ -203,6 +206,7 @@ class ServedSession:
         self.count(**more)
         if not self._ended.is_set():  # else it may be closed
             self.account = self._session.memory()
+            self.history.note(self.account)
 
     def _close(self) -> None:
         try:

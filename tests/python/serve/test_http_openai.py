@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import http.server
 import json
 import subprocess
@@ -15,7 +14,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-from http_service import PATIENCE, QUESTION, TOKEN, Service, jpeg, serving
+from http_service import PATIENCE, QUESTION, TOKEN, Service, data_url, jpeg, serving
 from mosaic_edge.engine import Engine
 from mosaic_edge.pictures import as_rgb
 from mosaic_edge.sampling import SamplingParams
@@ -40,10 +39,6 @@ def client(service: Service) -> OpenAI:
 def client_of(service: Service, token: str = TOKEN) -> OpenAI:
     url = f"http://127.0.0.1:{service.client.port}/v1"
     return OpenAI(base_url=url, api_key=token, max_retries=0, timeout=PATIENCE)
-
-
-def data_url(kind: str, data: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def picture_part(number: int) -> dict[str, Any]:

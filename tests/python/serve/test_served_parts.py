@@ -10,6 +10,7 @@ import pytest
 
 from http_service import until
 from mosaic_edge.pictures import as_rgb
+from mosaic_edge.serve.history import MOST, History
 from mosaic_edge.serve.picture_size import MOST_PIXELS, check_picture
 from mosaic_edge.serve.thumbnails import Thumbnails, as_jpeg
 from mosaic_edge.serve.turns import Turns
@@ -88,6 +89,23 @@ def test_sizes_are_read_from_the_headers_of_every_kind() -> None:
         for length in range(len(data) if len(data) < 40 else 30):
             with pytest.raises(ValueError):  # and no other error, wherever it is cut
                 check_picture(data[:length])
+
+
+def test_a_history_keeps_its_beginning_and_its_end_in_so_many_samples(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("mosaic_edge.serve.history.time.monotonic", lambda: clock[0])
+    kept = History(step=1.0)
+    for i in range(5000):
+        clock[0] = 100.0 + i / 2
+        kept.note({"tiers": [{"used_bytes": i}, {"used_bytes": 2 * i}]})
+        assert len(kept.samples()) <= MOST
+    samples = kept.samples()
+    assert samples[0] == {"seconds": 0.0, "used_bytes": [0, 0]}
+    assert all(s["used_bytes"] == [2 * s["seconds"], 4 * s["seconds"]] for s in samples)
+    gaps = np.diff([s["seconds"] for s in samples])
+    assert gaps.min() >= 1 and gaps.max() <= 2 * gaps.min() and samples[-1]["seconds"] > 2490
 
 
 def test_a_worker_makes_calls_in_order_and_none_after_its_last() -> None:

@@ -3,9 +3,9 @@
 // set as text.
 
 const KEY = "mosaic-edge-token";
-const POLL_MS = 1000, MOST_SAMPLES = 1800, STRIP = 8;
+const POLL_MS = 1000, STRIP = 8;
 const $ = (id) => document.getElementById(id);
-const state = { current: null, samples: new Map(), shown: null, strip: "", marks: [], urls: new Map(), camera: null, asking: null };
+const state = { current: null, samples: [], shown: null, strip: "", marks: [], asking: null };
 
 function make(tag, className, text) {
   const made = document.createElement(tag);
@@ -150,8 +150,14 @@ function bandsOf(stats) {
   ];
 }
 
+function samplesOf(stats, history) {
+  const fixed = bandsOf(stats)[0].bytes, dram = stats.tiers.map((tier) => tier.medium !== "disk");
+  const samples = history.data.map((s) => ({ at: s.seconds, bands: [fixed, ...s.used_bytes.filter((_, i) => dram[i])] }));
+  return [...samples, { at: history.seconds, bands: bandsOf(stats).map((band) => band.bytes) }];
+}
+
 function showMemory(stats) {
-  const samples = state.samples.get(stats.id), bands = bandsOf(stats);
+  const bands = bandsOf(stats);
   const disk = stats.tiers.filter((tier) => tier.medium === "disk").map((t) => `disk ${bytes(t.used_bytes)} of ${bytes(t.capacity_bytes)}`);
   $("taken").textContent = [`${bytes(stats.taken_bytes)} taken of a cap of ${bytes(stats.cap_bytes)}`, ...disk].join(" · ");
   $("legend").replaceChildren(...bands.map((band) => {
@@ -162,7 +168,7 @@ function showMemory(stats) {
   }));
   const t = stats.tokens, kinds = ["exact", "quantised", "spilled", "collapsed", "dropped"].filter((kind) => t[kind]);
   $("tokens").textContent = t.seen ? `Of ${t.seen.toLocaleString()} tokens: ${kinds.map((k) => `${Math.round(100 * t[k] / t.seen)} % ${k}`).join(", ")}` : "";
-  draw($("chart"), samples, stats.cap_bytes, bands.map((band) => band.color));
+  draw($("chart"), state.samples, stats.cap_bytes, bands.map((band) => band.color));
 }
 
 function draw(canvas, samples, cap, colors) {
@@ -173,7 +179,7 @@ function draw(canvas, samples, cap, colors) {
   const pen = canvas.getContext("2d");
   pen.scale(scale, scale);
   const left = 4, right = width - 4, top = 20, bottom = height - 18;
-  const began = samples[0].at, until = Math.max(samples.at(-1).at, began + 30000);
+  const began = 0, until = Math.max(samples.at(-1).at, 30);
   const x = (at) => left + (right - left) * (at - began) / (until - began), y = (n) => bottom - (bottom - top) * n / (cap * 1.02);
   const below = samples.map(() => 0);
   colors.forEach((name, band) => {
@@ -197,9 +203,9 @@ function draw(canvas, samples, cap, colors) {
   pen.fillStyle = color("--soft");
   pen.font = "12px system-ui, sans-serif";
   pen.fillText(`cap ${bytes(cap)}`, left, y(cap) - 5);
-  pen.fillText("since the page was opened", left, height - 4);
+  pen.fillText("since it was opened", left, height - 4);
   pen.textAlign = "right";
-  pen.fillText(clock((until - began) / 1000), right, height - 4);
+  pen.fillText(clock(until), right, height - 4);
 }
 
 // ---- questions
@@ -349,7 +355,6 @@ function showList(list) {
   if ($("sessions").dataset.ids !== wanted) {
     $("sessions").dataset.ids = wanted;
     $("sessions").replaceChildren(...sessions.map((s) => Object.assign(make("option", "", `${s.source?.name ?? "clients"} · ${s.id.slice(0, 6)}`), { value: s.id })));
-    for (const id of state.samples.keys()) if (!wanted.includes(id)) state.samples.delete(id);
   }
   if (state.current) $("sessions").value = state.current;
   $("budget-fill").style.width = `${100 * list.drawn_bytes / list.budget_bytes}%`;
@@ -362,14 +367,10 @@ async function look() {
   const list = await json("/v1/sessions");
   trouble(null);
   showList(list);
-  for (const stats of list.data) {
-    const samples = state.samples.get(stats.id) ?? [];
-    samples.push({ at: Date.now(), bands: bandsOf(stats).map((band) => band.bytes) });
-    if (samples.length > MOST_SAMPLES) state.samples.set(stats.id, samples.filter((_, i) => i % 2));
-    else state.samples.set(stats.id, samples);
-  }
   state.latest = list.data.find((s) => s.id === state.current);
-  if (state.latest) showSession(state.latest);
+  if (!state.latest) return;
+  state.samples = samplesOf(state.latest, await json(`/v1/sessions/${state.current}/history`));
+  showSession(state.latest);
 }
 
 async function watch() {
