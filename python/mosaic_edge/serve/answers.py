@@ -65,13 +65,17 @@ class Answer:
             self.fail(error)
             return False
 
+    def stop(self) -> None:
+        """Its session ends."""
+        self.fail(StoppedError("the session was ended before its answer was"))
+
     def fail(self, error: Exception) -> None:
         """It ends with `error`."""
         self._put(error)
 
     def _is_over(self) -> bool:
         if self._ended.is_set():
-            self._put(StoppedError("the session was ended before its answer was"))
+            self.stop()
             return True
         return self._left.is_set()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
@@ -76,6 +77,7 @@ class ServedSession:
         self._worker = Worker(f"session {name}")
         self._ended = threading.Event()
         self._closing: Future[None] | None = None
+        self._answers: weakref.WeakSet[Answer] = weakref.WeakSet()
         self._feed: Feed | None = None
         self._first_pts: float | None = None
         self._last_pts: float | None = None
@@ -130,6 +132,8 @@ class ServedSession:
         """Begin to answer; keywords are Session.ask's."""
         arrived = self.touched = time.monotonic()
         answer = Answer(self._ended)
+        with self._counting:
+            self._answers.add(answer)
 
         def first() -> None:
             self._first_token(time.monotonic() - arrived)
@@ -152,6 +156,8 @@ class ServedSession:
         if self._feed is not None:
             self._feed.end()
         with self._counting:
+            for answer in self._answers:  # whoever waits for one hears of it now, not after a long step
+                answer.stop()
             if self._closing is None:
                 self._closing = self._worker.end(self._close)
             return self._closing

@@ -23,8 +23,8 @@ ODD = st.one_of(
 )  # fmt: skip
 SESSION_FIELDS = (
     "memory", "source", "fps", "policy", "policy_settings", "exact", "window_codec", "packed",
-    "window_frames", "branch_tokens", "retrieve_tokens", "clusters", "scenes", "exact_share", "positions", "skip_alike",
-    "summaries", "overflow", "disk",
+    "window_frames", "branch_tokens", "retrieve_tokens", "clusters", "scenes", "exact_share",
+    "positions", "skip_alike", "summaries", "overflow", "disk",
 )  # fmt: skip
 ASKED_FIELDS = ("question", "since", "dialogue", "max_tokens", "temperature", "top_k", "top_p", "seed")
 CHAT_FIELDS = ("messages", "model", "max_completion_tokens", "n", "session", "memory", "fps", "since")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,8 +19,9 @@ from typing import Any
 import pytest
 from websockets.sync.client import connect
 
+import http_service
 import mosaic_edge
-from http_service import PATIENCE, QUESTION, Client, jpeg
+from http_service import PATIENCE, QUESTION, Client, jpeg, until
 from mosaic_edge import cli
 
 PACKAGE = Path(mosaic_edge.__file__).parents[1]
@@ -70,6 +73,50 @@ def test_a_signal_ends_it_well_whatever_clients_do(number: signal.Signals) -> No
         assert running.stderr is not None
         assert (code, running.stderr.read()) == (0, "")
         assert took < 20, "two seconds where nothing else runs"
+
+
+LONG = """
+from http_service import GatedVlm, TOKEN
+from mosaic_edge.engine import Engine
+from mosaic_edge.serve.app import make_app
+from mosaic_edge.serve.metrics import Metrics
+from mosaic_edge.serve.server import listen, run
+from mosaic_edge.serve.sessions import ServeSettings, Sessions
+model = GatedVlm()
+sessions = Sessions(Engine(model), ServeSettings("8MiB", {"policy": "window"}))
+model.gate.clear()
+with listen("127.0.0.1", 0) as listener:
+    print(listener.getsockname()[1], flush=True)
+    run(make_app(sessions, Metrics(), TOKEN), sessions, listener)
+"""
+"""A server whose model takes minutes for a step."""
+
+
+def test_a_step_of_the_model_that_is_long_is_cut_off() -> None:
+    material = Path(http_service.__file__).parent
+    environment = {**os.environ, "PYTHONPATH": f"{PACKAGE}:{material}", "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-c", LONG]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as running:
+        try:
+            assert running.stdout is not None
+            client = Client(int(running.stdout.readline()))
+            path = client.session()
+            stuck = threading.Thread(target=ended, args=(client, f"{path}/questions"))
+            stuck.start()
+            until(lambda: client.good("GET", path)["waiting"])
+            sent = time.monotonic()
+            running.terminate()
+            assert running.wait(PATIENCE) == 0
+            assert time.monotonic() - sent < 20, "two seconds where nothing else runs"
+            stuck.join()
+        finally:
+            running.kill()
+
+
+def ended(client: Client, path: str) -> None:
+    """Ask, of a server that ends meanwhile."""
+    with suppress(OSError, ValueError, http.client.HTTPException):
+        client.call("POST", path, {"question": QUESTION})
 
 
 def test_the_token_is_the_files_where_there_is_one_and_is_not_shown(tmp_path: Path) -> None:
