@@ -13,8 +13,9 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mosaic_edge.serve.errors import RefusedError
+from mosaic_edge.serve.page import PATHS
 
-OPEN = ("/", "/healthz", "/page.css", "/page.js", "/icon.svg")
+OPEN = ("/healthz", *PATHS)
 """What is there for everybody: no data is in it."""
 WEBSOCKET = "mosaic-edge"
 _BEARER = "bearer."

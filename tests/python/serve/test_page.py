@@ -119,7 +119,7 @@ def test_a_session_is_opened_by_hand_refused_by_name_and_ended(browser: Any, ser
 
 
 def test_the_page_holds_nothing_of_others_and_no_data(service: Service, tmp_path: Path) -> None:
-    for path, kind in (("/", "text/html"), ("/page.js", "text/javascript"), ("/page.css", "text/css")):
+    for path, kind in (("/", "text/html"), ("/page.js", "text/javascript"), ("/drawn.js", "text/javascript")):
         service.client.token = None
         with service.client.open("GET", path) as response:
             assert response.status == 200 and response.headers["content-type"].startswith(kind)

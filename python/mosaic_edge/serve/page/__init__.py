@@ -1,4 +1,4 @@
-"""The page at "/": one HTML file, its style and its script, as they are; no data is in them."""
+"""The page at "/": one HTML file, its style and its scripts, as they are; no data is in them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from starlette.responses import Response
 _FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
-    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    **{f"/{name}": (name, "text/javascript; charset=utf-8") for name in ("page.js", "client.js", "drawn.js")},
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
+PATHS = tuple(_FILES)
 _HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
