@@ -19,7 +19,8 @@ playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is no
 
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--disable-quic",
+    "--disable-component-update", "--disable-sync", "--disable-quic", "--use-fake-device-for-media-stream",
+    "--use-fake-ui-for-media-stream",
 )  # fmt: skip
 DESKTOP, PHONE = {"width": 1280, "height": 860}, {"width": 390, "height": 844}
 
@@ -116,6 +117,20 @@ def test_a_session_is_opened_by_hand_refused_by_name_and_ended(browser: Any, ser
         page.wait_for_selector("#empty:not([hidden])")
     assert service.sessions.budget.drawn_bytes == 0
     assert [line for line in visit.wrong if "507" not in line] == []
+
+
+def test_the_camera_of_the_device_feeds_a_session(browser: Any, service: Service) -> None:
+    visit = Visit(browser, service, PHONE)
+    with visit as page:
+        page.goto(f"{visit.url}#token={TOKEN}")
+        page.click("#first")
+        page.select_option("#open-source", "camera")
+        page.fill("#open-fps", "20")
+        page.click("#open-form button:not([type=button])")
+        page.wait_for_selector("#live:not([hidden])")
+        until(lambda: service.client.good("GET", "/v1/sessions")["data"][0]["frames"] >= 3)
+        assert service.client.good("GET", "/v1/sessions")["data"][0]["refused"] == 0
+    assert visit.wrong == []
 
 
 def test_the_page_holds_nothing_of_others_and_no_data(service: Service, tmp_path: Path) -> None:
