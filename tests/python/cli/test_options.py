@@ -29,6 +29,7 @@ COMMANDS: dict[str, list[str]] = {
     "live": ["--source", "{video}"],
     "plan": [],
     "run": ["--source", "{video}", "--ask", "what colour was the ball ?"],
+    "serve": [],
     "stress": ["--frames", "16", "--out", "{folder}/stress"],
 }
 

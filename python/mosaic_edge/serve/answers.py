@@ -1,0 +1,84 @@
+"""An answer on its way from the thread of a session, where it is made, to a client, who may leave."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+from mosaic_edge.reply import Reply
+from mosaic_edge.session import Session
+
+
+class StoppedError(RuntimeError):
+    """The session or the server ended before the answer did."""
+
+
+class Answer:
+    """Pieces of text, then the Reply, or what went wrong. `leave()` from the client's side ends it after the
+    token in hand, and the session is free for the next."""
+
+    def __init__(self, ended: threading.Event) -> None:
+        self._ended = ended
+        self._left = threading.Event()
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[str | Reply | Exception] = asyncio.Queue()
+
+    def leave(self) -> None:
+        """Nobody reads it any more."""
+        self._left.set()
+
+    async def next(self) -> str | Reply:
+        """The next piece, at last the Reply. Raises what the question did."""
+        event = await self._events.get()
+        if isinstance(event, Exception):
+            raise event
+        return event
+
+    async def whole(self) -> Reply:
+        """The Reply alone."""
+        while not isinstance(event := await self.next(), Reply):
+            pass
+        return event
+
+    def make(self, session: Session, question: str, first: Callable[[], None], **asking: object) -> bool:
+        """Ask, in the session's thread; first() is called at the first piece. Whether it was answered: not
+        where the client left, or the session ended."""
+        try:
+            if self._is_over():
+                return False
+            stream = session.ask(question, stream=True, **asking)  # type: ignore[call-overload]
+            try:
+                for number, piece in enumerate(stream):
+                    if number == 0:
+                        first()
+                    if piece:
+                        self._put(piece)
+                    if self._is_over():
+                        return False
+                self._put(stream.reply)
+                return True
+            finally:
+                stream.close()
+        except Exception as error:
+            self.fail(error)
+            return False
+
+    def stop(self) -> None:
+        """Its session ends."""
+        self.fail(StoppedError("the session was ended before its answer was"))
+
+    def fail(self, error: Exception) -> None:
+        """It ends with `error`."""
+        self._put(error)
+
+    def _is_over(self) -> bool:
+        if self._ended.is_set():
+            self.stop()
+            return True
+        return self._left.is_set()
+
+    def _put(self, event: str | Reply | Exception) -> None:
+        with suppress(RuntimeError):  # the loop is gone, and so is who waits in it
+            self._loop.call_soon_threadsafe(self._events.put_nowait, event)

@@ -1,0 +1,182 @@
+"""The sessions of a server: opened within one budget, found by name, ended when they are idle."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mosaic_edge.config import parse_bytes
+from mosaic_edge.engine import Engine
+from mosaic_edge.question import seconds
+from mosaic_edge.serve.budget import Budget
+from mosaic_edge.serve.media import Media
+from mosaic_edge.serve.served import Counts, ServedSession
+from mosaic_edge.serve.thumbnails import Thumbnails
+from mosaic_edge.serve.worker import BusyError
+
+MOST_SESSIONS = 256
+DEFAULT_SHARE = 8
+"""A session that names no memory gets the budget's so-manieth part."""
+FROM_CLIENTS = (
+    "policy", "policy_settings", "exact", "window_codec", "packed", "window_frames", "branch_tokens",
+    "retrieve_tokens", "clusters", "scenes", "max_cluster_tokens", "exact_share", "index_share", "positions",
+    "skip_alike", "summaries", "refresh_every", "overflow",
+)  # fmt: skip
+"""Fields of SessionConfig that clients may set: none names a file, a disk, a device or threads."""
+
+
+class UnknownSessionError(LookupError):
+    """There is no such session, or no more."""
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """What the server is told when it is started."""
+
+    memory: int | str
+    """The budget: all sessions together, their thumbnails included."""
+    session: dict[str, Any] = field(default_factory=dict)
+    """Fields of SessionConfig, but for memory: what a session has that its client does not set."""
+    session_memory: int | str | None = None
+    """Of a session whose client names none, thumbnails included; None: an eighth of the budget."""
+    thumbnails: int | str = "256KiB"
+    """Of every session's memory, for its pictures; none where that is more than a quarter of it."""
+    idle: float | None = None
+    """Seconds without a frame or a question after which a session is ended; None: never."""
+    media: Path | None = None
+    """The folder of files that clients may name; None: none."""
+    sources: dict[str, str] = field(default_factory=dict)
+    """Cameras and streams that sessions may watch, by the name that clients know."""
+    hosts: tuple[str, ...] = ()
+    """Hosts that pictures and videos may be fetched from."""
+    most_frames: int = 4096
+    """Of one video in a question."""
+
+
+class Sessions:
+    """All there are. Opening, finding and ending is for any thread."""
+
+    def __init__(
+        self, engine: Engine, settings: ServeSettings, first_token: Callable[[float], None] = lambda _: None
+    ) -> None:
+        """ValueError or MemoryCapError where a session as the settings have it cannot be."""
+        self.engine, self.settings = engine, settings
+        self.budget = Budget(parse_bytes(settings.memory))
+        self.media = Media(settings.media, settings.sources, settings.hosts)
+        self.first_token = first_token
+        self.ended = {"deleted": 0, "idle": 0, "request": 0}
+        """How many sessions ended, by why."""
+        self._lock = threading.Lock()
+        self._open: dict[str, ServedSession] = {}
+        self._ending: dict[str, ServedSession] = {}
+        self._opening = 0
+        self._gone = Counts()
+        self._stopping = False
+        default = settings.session_memory or self.budget.cap_bytes // DEFAULT_SHARE
+        self._default_bytes = parse_bytes(default, "session_memory")
+        self._quota = parse_bytes(settings.thumbnails, "thumbnails")
+        if settings.idle is not None and not seconds(settings.idle, "idle") > 0:
+            raise ValueError(f"idle={settings.idle:g}: expected more than zero seconds")
+        self._plan(self._default_bytes, {})
+
+    def open(self, memory: int | str | None, settings: dict[str, Any], why: str = "deleted") -> ServedSession:
+        """A session of so many bytes in all. BudgetSpentError where the budget has them not, BusyError where
+        there are too many; what SessionConfig and the plan say of the settings."""
+        whole = self._default_bytes if memory is None else parse_bytes(memory)
+        for name in settings:
+            if name not in FROM_CLIENTS:
+                raise ValueError(
+                    f"{name}: a session is opened with memory, source, fps, {', '.join(FROM_CLIENTS)}"
+                )
+        fields, plan, quota = self._plan(whole, settings)
+        name = secrets.token_hex(6)
+        with self._lock:
+            if self._stopping or len(self._open) + self._opening >= MOST_SESSIONS:
+                raise BusyError(f"the server has {len(self._open)} sessions and opens no more")
+            self._opening += 1
+        try:
+            share = self.budget.draw("session", int(plan["total_bytes"]) + quota)
+            try:
+                session = self.engine.session(**fields)
+                thumbnails = Thumbnails(quota)
+                served = ServedSession(name, session, share, plan["lanes"], thumbnails, self.first_token)
+            except BaseException:
+                share.give_back()
+                raise
+            with self._lock:
+                self._open[name] = served
+        finally:
+            with self._lock:
+                self._opening -= 1
+        return served
+
+    def get(self, name: str) -> ServedSession:
+        """The session of that name. UnknownSessionError where there is none."""
+        try:
+            return self._open[name]
+        except KeyError:
+            raise UnknownSessionError(f"session {name[:40]!r}: there is none, or it was ended") from None
+
+    def all(self) -> list[ServedSession]:
+        """Those that are open, the oldest first."""
+        with self._lock:
+            return list(self._open.values())
+
+    def counts(self) -> Counts:
+        """Of all sessions there ever were."""
+        with self._lock:
+            there = [*self._open.values(), *self._ending.values()]
+            return sum((served.counts for served in there), self._gone)
+
+    async def close(self, name: str, why: str = "deleted") -> None:
+        """End a session and wait for it. UnknownSessionError where there is none."""
+        await asyncio.wrap_future(self._end(name, why))
+
+    def end_idle(self) -> list[Future[None]]:
+        """End those in which nothing was done for `idle` seconds."""
+        idle = self.settings.idle
+        if idle is None:
+            return []
+        due = time.monotonic() - idle
+        names = [served.name for served in self.all() if served.is_idle and served.touched < due]
+        return [self._end(name, "idle") for name in names]
+
+    def stop(self) -> None:
+        """Open no more and end all, without waiting."""
+        self._stopping = True
+        for served in self.all():
+            served.end()
+
+    def wait(self, seconds: float) -> bool:
+        """After stop(): whether all ended within so many seconds."""
+        return not wait([served.end() for served in self.all()], seconds).not_done
+
+    def _end(self, name: str, why: str) -> Future[None]:
+        self.get(name)
+        with self._lock:
+            served = self._open.pop(name, None)
+            if served is None:
+                raise UnknownSessionError(f"session {name[:40]!r}: it was ended meanwhile")
+            self._ending[name] = served
+            self.ended[why] += 1
+        future = served.end()
+        future.add_done_callback(lambda _: self._note_end(name))
+        return future
+
+    def _note_end(self, name: str) -> None:
+        """Nothing happens in it any more."""
+        with self._lock:
+            self._gone += self._ending.pop(name).counts
+
+    def _plan(self, whole: int, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], int]:
+        """Fields of SessionConfig, what they would take, and the bytes of thumbnails beside that."""
+        quota = self._quota if self._quota <= whole // 4 else 0
+        fields = {**self.settings.session, **settings, "memory": whole - quota}
+        return fields, self.engine.plan(**fields), quota

@@ -1,0 +1,158 @@
+"""`mosaic-edge serve` as a process: the token it prints, and its end, whatever clients do."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from websockets.sync.client import connect
+
+import http_service
+import mosaic_edge
+from http_service import PATIENCE, QUESTION, Client, jpeg, until
+from mosaic_edge import cli
+
+PACKAGE = Path(mosaic_edge.__file__).parents[1]
+
+
+@contextmanager
+def process(*options: str) -> Iterator[tuple[subprocess.Popen[str], Client, dict[str, Any]]]:
+    words = [sys.executable, "-m", "mosaic_edge.cli", "serve", "--port", "0", "--json", "--memory", "8MiB"]
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [*words, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as running:
+        try:
+            assert running.stdout is not None
+            lines = ""
+            while not lines.endswith("}\n"):
+                lines += running.stdout.readline()
+            said = json.loads(lines)
+            yield running, Client(int(said["url"].rpartition(":")[2]), said["token"]), said
+        finally:
+            running.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_well_whatever_clients_do(number: signal.Signals) -> None:
+    with process() as (running, client, said):
+        assert said["url"].startswith("http://127.0.0.1:")
+        path = client.session(memory="1MiB")
+        client.good("PUT", f"{path}/frames?pts=0", jpeg(1))
+        silent = socket.create_connection(("127.0.0.1", client.port))
+        half = socket.create_connection(("127.0.0.1", client.port))
+        half.sendall(b"POST /v1/sessions HTTP/1.1\r\nHost: x\r\n")
+        slow = socket.create_connection(("127.0.0.1", client.port))
+        slow.sendall(
+            f"PUT {path}/frames HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {client.token}\r\n"
+            "Content-Length: 100000\r\n\r\n123".encode()
+        )
+        url = f"ws://127.0.0.1:{client.port}{path}/frames"
+        with suppress(Exception), connect(url, additional_headers=client.headers) as frames:
+            events = client.open("POST", f"{path}/questions", {"question": QUESTION, "stream": True})
+            frames.send(jpeg(2))
+            sent = time.monotonic()
+            running.send_signal(number)
+            code = running.wait(PATIENCE)
+            took = time.monotonic() - sent
+            events.close()
+        for left in (silent, half, slow):
+            left.close()
+        assert running.stderr is not None
+        assert (code, running.stderr.read()) == (0, "")
+        assert took < 20, "two seconds where nothing else runs"
+
+
+LONG = """
+from http_service import GatedVlm, TOKEN
+from mosaic_edge.engine import Engine
+from mosaic_edge.serve.app import make_app
+from mosaic_edge.serve.metrics import Metrics
+from mosaic_edge.serve.server import listen, run
+from mosaic_edge.serve.sessions import ServeSettings, Sessions
+model = GatedVlm()
+sessions = Sessions(Engine(model), ServeSettings("8MiB", {"policy": "window"}))
+model.gate.clear()
+with listen("127.0.0.1", 0) as listener:
+    print(listener.getsockname()[1], flush=True)
+    run(make_app(sessions, Metrics(), TOKEN), sessions, listener)
+"""
+"""A server whose model takes minutes for a step."""
+
+
+def test_a_step_of_the_model_that_is_long_is_cut_off() -> None:
+    material = Path(http_service.__file__).parent
+    environment = {**os.environ, "PYTHONPATH": f"{PACKAGE}:{material}", "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-c", LONG]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as running:
+        try:
+            assert running.stdout is not None
+            client = Client(int(running.stdout.readline()))
+            path = client.session()
+            stuck = threading.Thread(target=ended, args=(client, f"{path}/questions"))
+            stuck.start()
+            until(lambda: client.good("GET", path)["waiting"])
+            sent = time.monotonic()
+            running.terminate()
+            assert running.wait(PATIENCE) == 0
+            assert time.monotonic() - sent < 20, "two seconds where nothing else runs"
+            stuck.join()
+        finally:
+            running.kill()
+
+
+def ended(client: Client, path: str) -> None:
+    """Ask, of a server that ends meanwhile."""
+    with suppress(OSError, ValueError, http.client.HTTPException):
+        client.call("POST", path, {"question": QUESTION})
+
+
+def test_the_token_is_the_files_where_there_is_one_and_is_not_shown(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.touch(0o600)
+    token.write_text("of-the-file-0123456789\n")
+    with process("--token-file", str(token)) as (_, client, said):
+        assert said["token"] is None
+        assert client.refused(401, "GET", "/v1/models")
+        client.token = "of-the-file-0123456789"
+        assert client.good("GET", "/v1/models")["data"][0]["id"] == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (["--memory", "64KiB"], 3, "needs at least"),
+        (["--session-memory", "none"], 2, "session_memory='none'"),
+        (["--source", "door"], 2, "expected NAME=WHERE"),
+        (["--media", "/no/such/folder"], 2, "expected a folder"),
+        (["--token-file", "/no/such/file"], 2, "No such file"),
+        (["--port", "99999"], 2, "port=99999"),
+        (["--host", "no host"], 2, "host='no host'"),
+        (["--idle", "-1"], 2, "idle=-1"),
+    ],
+)
+def test_what_cannot_be_served_is_one_line_and_no_server(
+    options: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["serve", *options]) == code
+    told = capsys.readouterr()
+    assert said in told.err and told.err.count("\n") == 1
+    assert told.out == ""
+
+
+def test_two_servers_do_not_share_a_port(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert cli.main(["serve", "--port", str(taken.getsockname()[1])]) == 2
+    assert "cannot be listened at" in capsys.readouterr().err

@@ -1,0 +1,121 @@
+"""Parts of the server that stand alone: turns, thumbnails inside their quota, sizes read from headers."""
+
+from __future__ import annotations
+
+import struct
+import threading
+
+import numpy as np
+import pytest
+
+from http_service import until
+from mosaic_edge.pictures import as_rgb
+from mosaic_edge.serve.history import MOST, History
+from mosaic_edge.serve.picture_size import MOST_PIXELS, check_picture
+from mosaic_edge.serve.thumbnails import Thumbnails, as_jpeg
+from mosaic_edge.serve.turns import Turns
+from mosaic_edge.serve.worker import BusyError, Worker
+
+
+def test_turns_are_taken_in_the_order_they_were_asked_for() -> None:
+    turns, order = Turns(), []
+
+    def take(number: int) -> None:
+        with turns:
+            order.append(number)
+
+    threads = [threading.Thread(target=take, args=(i,)) for i in range(13)]
+    with turns:
+        for number, thread in enumerate(threads, 1):
+            thread.start()
+            until(lambda number=number: len(turns._waiting) == number)
+        assert order == []
+    for thread in threads:
+        thread.join()
+    assert order == list(range(13))
+    with pytest.raises(ZeroDivisionError), turns:
+        raise ZeroDivisionError
+    take(13)
+    assert order[-1] == 13, "a turn that failed is over"
+
+
+@pytest.mark.parametrize("quota", [0, 3000, 60_000])
+def test_thumbnails_stay_inside_their_quota_and_spread_over_the_stream(quota: int) -> None:
+    kept, random = Thumbnails(quota), np.random.default_rng(7)
+    for i in range(150):
+        wide, high = random.integers(1, 200, 2)
+        kept.add(random.integers(0, 255, (high, wide, 3), dtype=np.uint8), float(i))
+        assert kept.used_bytes <= quota
+    if quota < 60_000:
+        return
+    found = [kept.nearest(at) for at in (-1.0, 75.0, 149.0, 1e9)]
+    times = [one[0] for one in found if one is not None]
+    assert len(times) == 4 and times[0] == 0.0 and times[2] == times[3]
+    assert abs(times[1] - 75) <= 150 / 4 and times[2] > 150 / 2
+
+
+def test_a_thumbnail_is_the_frame_made_small() -> None:
+    image = np.zeros((120, 320, 3), np.uint8)
+    image[:, 160:] = (200, 40, 90)
+    kept = Thumbnails(100_000)
+    kept.add(image, 5.0)
+    newest, small = kept.newest(), kept.nearest(0.0)
+    assert newest is not None and small is not None and newest[0] == small[0] == 5.0
+    assert as_rgb(newest[1]).shape == (120, 320, 3)
+    shown = as_rgb(small[1])
+    assert shown.shape == (60, 160, 3)
+    assert np.abs(shown[:, 100:].mean((0, 1)) - (200, 40, 90)).max() < 12
+    assert shown[:, :60].mean() < 12
+
+
+def test_sizes_are_read_from_the_headers_of_every_kind() -> None:
+    wide, high = 5000, 7000
+    vp8x = (
+        b"RIFF\0\0\0\0WEBPVP8X"
+        + bytes(8)
+        + (wide - 1).to_bytes(3, "little")
+        + (high - 1).to_bytes(3, "little")
+    )
+    vp8 = b"RIFF\0\0\0\0WEBPVP8 " + bytes(10) + struct.pack("<HH", wide, high)
+    vp8l = b"RIFF\0\0\0\0WEBPVP8L" + bytes(5) + struct.pack("<I", (wide - 1) | (high - 1) << 14)
+    gif = b"GIF89a" + struct.pack("<HH", wide, high)
+    jpeg = bytearray(as_jpeg(np.zeros((8, 8, 3), np.uint8), 8))
+    at = jpeg.index(b"\xff\xc0")
+    jpeg[at + 5 : at + 9] = struct.pack(">HH", high, wide)
+    assert wide * high > MOST_PIXELS
+    for data in (vp8x, vp8, vp8l, gif, bytes(jpeg)):
+        with pytest.raises(ValueError, match="5000 x 7000 pixels"):
+            check_picture(data)
+        for length in range(len(data) if len(data) < 40 else 30):
+            with pytest.raises(ValueError):  # and no other error, wherever it is cut
+                check_picture(data[:length])
+
+
+def test_a_history_keeps_its_beginning_and_its_end_in_so_many_samples(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("mosaic_edge.serve.history.time.monotonic", lambda: clock[0])
+    kept = History(step=1.0)
+    for i in range(5000):
+        clock[0] = 100.0 + i / 2
+        kept.note({"tiers": [{"used_bytes": i}, {"used_bytes": 2 * i}]})
+        assert len(kept.samples()) <= MOST
+    samples = kept.samples()
+    assert samples[0] == {"seconds": 0.0, "used_bytes": [0, 0]}
+    assert all(s["used_bytes"] == [2 * s["seconds"], 4 * s["seconds"]] for s in samples)
+    gaps = np.diff([s["seconds"] for s in samples])
+    assert gaps.min() >= 1 and gaps.max() <= 2 * gaps.min() and samples[-1]["seconds"] > 2490
+
+
+def test_a_worker_makes_calls_in_order_and_none_after_its_last() -> None:
+    worker, made = Worker("w"), []
+    futures = [worker.submit(lambda i=i: made.append(i)) for i in range(7)]
+    failing = worker.submit(lambda: 1 / 0)
+    last = worker.end(lambda: made.append("last"))
+    last.result()
+    assert made == [*range(7), "last"]
+    assert all(future.done() for future in futures)
+    assert isinstance(failing.exception(), ZeroDivisionError)
+    with pytest.raises(BusyError, match="being closed"):
+        worker.submit(lambda: None)
