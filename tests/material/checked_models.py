@@ -18,10 +18,11 @@ TEMPLATE = (
 )
 
 
-def write_llava(folder: Path) -> Path:
-    """LLaVA 1.5: 16 tokens a frame, byte tokens. Its AutoProcessor needs no torchvision."""
+def write_llava(folder: Path, **text: Any) -> Path:
+    """LLaVA 1.5: 16 tokens a frame, byte tokens. Its AutoProcessor needs no torchvision. text: of its
+    decoder, what is to be other than TEXT."""
     config = tf.LlavaConfig(
-        vision_config=CLIP, text_config=TEXT | dict(model_type="llama") | rope(1e4),
+        vision_config=CLIP, text_config=TEXT | dict(model_type="llama") | rope(1e4) | text,
         image_token_index=ID["<image>"], tie_word_embeddings=False,
     )  # fmt: skip
     made = tf.LlavaProcessor(
@@ -86,6 +87,91 @@ def write_llava_next_video(folder: Path) -> Path:
         video_token="<video>", image_token="<image>", num_additional_image_tokens=1,
     )  # fmt: skip
     (folder / "processor_config.json").write_text(json.dumps(whole))
+    return folder
+
+
+def write_video_llama3(folder: Path) -> Path:
+    """VideoLLaMA 3: patches of 14, four of them a token, at any aspect. AutoProcessor needs torchvision."""
+    vision = dict(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, patch_size=14,
+    )  # fmt: skip
+    config = tf.VideoLlama3Config(
+        vision_config=vision, text_config=TEXT | dict(model_type="qwen2") | rope(),
+        image_token_id=ID["<|image_pad|>"], video_token_id=ID["<|video_pad|>"],
+    )  # fmt: skip
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for c in m['content'] %}"
+        + "{% if c['type'] == 'video' %}<|video_pad|>\n{% else %}{{ c['text'] }}{% endif %}{% endfor %}"
+        + "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    saved(tf.VideoLlama3ForConditionalGeneration(config), tokenizer(template), folder)
+    size = {"shortest_edge": 16 * 28 * 28, "longest_edge": 16384 * 28 * 28}
+    rules = HALVES | dict(size=size, resample=3, patch_size=14, temporal_patch_size=1)
+    settings = {
+        "preprocessor_config": rules | dict(image_processor_type="VideoLlama3ImageProcessor", merge_size=1),
+        "video_preprocessor_config": rules
+        | dict(video_processor_type="VideoLlama3VideoProcessor", merge_size=2, use_token_compression=True),
+        "processor_config": dict(processor_class="VideoLlama3Processor"),
+    }
+    return with_settings(folder, settings)
+
+
+def write_perception_lm(folder: Path) -> Path:
+    """PerceptionLM: 64 patches of timm's tower pooled to 16 tokens a frame, under scaled rotary positions.
+    timm and torchvision are needed by the library."""
+    words = tokenizer()
+    own = [
+        "<|begin_of_text|>", "<|image|>", "<|video|>", "<|start_header_id|>", "<|end_header_id|>",
+        "<|eot_id|>",
+    ]  # fmt: skip
+    words.add_special_tokens({"additional_special_tokens": own, "bos_token": own[0]})
+    ids = dict(zip(own, words.convert_tokens_to_ids(own), strict=True))
+    tower = dict(
+        model_type="timm_wrapper", architecture="vit_pe_core_tiny_patch16_384", do_pooling=False,
+        num_labels=0, initializer_range=0.02,
+        model_args=dict(
+            embed_dim=32, depth=2, num_heads=2, img_size=[112, 112], patch_size=14, global_pool="",
+            ref_feat_shape=[8, 8], use_post_transformer_norm=False, init_values=0.1, class_token=True,
+        ),
+    )  # fmt: skip
+    scaled = rope(5e5, rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0)
+    scaled["rope_scaling"]["original_max_position_embeddings"] = 1024
+    config = tf.PerceptionLMConfig(
+        vision_config=tower, text_config=TEXT | dict(model_type="llama", vocab_size=VOCAB + 8) | scaled,
+        image_token_id=ids["<|image|>"], video_token_id=ids["<|video|>"], projector_pooling_ratio=2,
+        vision_use_cls_token=True, tie_word_embeddings=False,
+    )  # fmt: skip
+    words.chat_template = (
+        "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n"
+        + "{% for c in m['content'] %}{% if c['type'] == 'video' %}<|video|>{% else %}{{ c['text'] | trim }}"
+        + "{% endif %}{% endfor %}<|eot_id|>{% endfor %}"
+        + "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+    )
+    saved(tf.PerceptionLMForConditionalGeneration(config), words, folder)
+    said = json.loads((folder / "tokenizer_config.json").read_text())
+    said["extra_special_tokens"] = {"image_token": "<|image|>", "video_token": "<|video|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(said))
+    size = {"height": 112, "width": 112}
+    rules = HALVES | dict(size=size, resample=3)
+    tiles = dict(tile_size=112, max_num_tiles=36, vision_input_type="thumb+tile")
+    settings = {
+        "preprocessor_config": rules | tiles | dict(image_processor_type="PerceptionLMImageProcessorFast"),
+        "video_preprocessor_config": rules | dict(video_processor_type="PerceptionLMVideoProcessor"),
+        "processor_config": dict(processor_class="PerceptionLMProcessor", patch_size=14, pooling_ratio=2),
+    }
+    return with_settings(folder, settings)
+
+
+HALVES: dict[str, Any] = dict(
+    do_resize=True, do_rescale=True, do_normalize=True, do_convert_rgb=True, rescale_factor=1 / 255,
+    image_mean=[0.5, 0.5, 0.5], image_std=[0.5, 0.5, 0.5],
+)  # fmt: skip
+
+
+def with_settings(folder: Path, settings: dict[str, dict[str, Any]]) -> Path:
+    """Files of processors that need torchvision to be made."""
+    for name, said in settings.items():
+        (folder / f"{name}.json").write_text(json.dumps(said))
     return folder
 
 

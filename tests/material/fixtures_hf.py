@@ -46,7 +46,10 @@ def tokenizer(chat_template: str | None = None) -> Any:
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     raw.decoder = decoders.ByteLevel()
     raw.add_special_tokens(list(SPECIAL))
-    made = tf.PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", eos_token="<end>")
+    made = tf.PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token="<pad>", eos_token="<end>",
+        model_input_names=["input_ids", "attention_mask"],  # as of decoders: no kinds of tokens
+    )  # fmt: skip
     if chat_template is not None:
         made.chat_template = chat_template
     return made

@@ -122,6 +122,7 @@ SOURCES: dict[str, Source] = {
     "qwen2_5_vl": Source(_qwen2_5_vl),
     "qwen3_vl": Source(_qwen3_vl),
     "internvl": Source(_small_text),
+    "internvl3_5": Source(_small_text),
     "llava_onevision": Source(_small_text, ONEVISION_TOKENS),
     "smolvlm": Source(_small_text, SMOL_TOKENS, words=False),
     "idefics3_granite_docling": Source(_small_text),

@@ -1,9 +1,11 @@
 """Run by published.py in a process of its own, where torchvision is to be had: `mosaic-edge check` of a
-folder, and what AutoProcessor made of the clip: published_check.py PIXELS.npy FOLDER OPTIONS."""
+folder, and what AutoProcessor made of the clip: published_check.py PIXELS.npy FOLDER OPTIONS. The option
+--write=NAME has checked_models write the folder before, for models that cannot even be made without."""
 
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +21,15 @@ for _name in ("nms", "qnms"):
 from mosaic_edge import cli  # noqa: E402
 from mosaic_edge.evaluation.check import checkpoint, script  # noqa: E402
 
+WRITE = "--write="
+
 
 def main(pixels_file: str, folder: str, *options: str) -> int:
     """The command's exit code."""
     torch.set_num_threads(1)
+    for option in (option for option in options if option.startswith(WRITE)):
+        getattr(import_module("checked_models"), f"write_{option.removeprefix(WRITE)}")(Path(folder))
+    options = tuple(option for option in options if not option.startswith(WRITE))
     made: list[script.Inputs] = []
 
     def noted(*given: object) -> script.Inputs:

@@ -30,6 +30,7 @@ INTRO = (
 )
 IMAGES = "no video processor: a frame is an image, without tiles"
 OWN = "configuration of our own"
+WHOLE = "its processor leaves out tokens that equal those of the frame before: here all are read"
 EXCEPTIONS = {
     "qwen3_vl": STAMPS,
     "smolvlm": INTRO,
@@ -37,6 +38,8 @@ EXCEPTIONS = {
     "llava": IMAGES,
     "ovis2": f"{IMAGES}; {OWN}",
     "llava_next_video": OWN,
+    "video_llama_3": f"{WHOLE}; {OWN}",
+    "perception_lm": OWN,
     "ONNX llava": f"{OWN}, no processor in it",
     "ONNX qwen2.5-vl": f"{OWN}, no processor in it",
     "ONNX qwen3-vl": f"{OWN}, no processor in it; without DeepStack, which graphs cannot have",
@@ -118,6 +121,8 @@ def checks(root: Path, keep: Path | None, steps: int) -> Iterator[Family]:
         yield done(kind, limit, lambda folder, kind=kind: write_published(kind, folder))
     yield done("llava_next_video", [], checked_models.write_llava_next_video)
     yield done("ovis2", [], checked_models.write_ovis2)
+    yield done("video_llama_3", [], checked_models.write_video_llama3)
+    yield done("perception_lm", ["--write=perception_lm"], lambda folder: folder)
     (root / "exports").mkdir()
     exporter = Exporter(root / "exports")
     ask = ["--ask", "w11 w13 w90"]

@@ -44,7 +44,7 @@ def fetch(
     """
     names = _listed(model)
     if names is None:
-        folder = _snapshot(model, None, local_files_only=True)
+        folder = _cached(model)
         _log.info("%s: the hub cannot be asked; what its cache has is taken: %s", model, folder)
         return folder, chosen(layout, layout_of(names_in(folder)))
     kind = chosen(layout, layout_of(names))
@@ -102,7 +102,7 @@ def sizes_on_hub(model: str) -> dict[str, int]:
         found = huggingface_hub.model_info(model, files_metadata=True).siblings or []
         return {file.rfilename: int(file.size or 0) for file in found}
     except Exception:  # offline, or no such model: what the cache has decides, and says what is wrong
-        return sizes_in(_snapshot(model, None, local_files_only=True))
+        return sizes_in(_cached(model))
 
 
 def sizes_in(folder: Path) -> dict[str, int]:
@@ -115,12 +115,24 @@ def _listed(model: str) -> list[str] | None:
     import huggingface_hub
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    try:
-        return list(huggingface_hub.list_repo_files(model))
+    try:  # one request: listing its tree is tried again and again where there is no network
+        found = huggingface_hub.model_info(model, timeout=10).siblings or []
+        return [file.rfilename for file in found]
     except RepositoryNotFoundError as error:
         raise _not_to_be_had(model, error) from None
     except Exception:  # offline, or told to be: what the cache has decides
         return None
+
+
+def _cached(model: str) -> Path:
+    """The snapshot in the hub's cache. It need not be whole: of a repository only what is wanted was fetched,
+    and what is missing of that is named when it is read. ModelError where there is none."""
+    import huggingface_hub
+
+    for name in ("config.json", "genai_config.json", "tokenizer.json"):
+        if isinstance(found := huggingface_hub.try_to_load_from_cache(model, name), str):
+            return Path(found).parent
+    return _snapshot(model, None, local_files_only=True)
 
 
 def _snapshot(model: str, patterns: list[str] | None, **settings: Any) -> Path:

@@ -30,5 +30,6 @@ _QWEN2 = PatchBounds(128 * 28 * 28, 768 * 28 * 28)
 _QWEN3 = PatchBounds(128 * 32 * 32, 768 * 32 * 32, whole_video=True)
 PATCH_BOUNDS: Mapping[str, PatchBounds] = {
     "qwen2_vl": _QWEN2, "qwen2_5_vl": _QWEN2, "qwen3_vl": _QWEN3, "qwen3_vl_moe": _QWEN3,
+    "video_llama_3": PatchBounds(128 * 28 * 28, 768 * 28 * 28, whole_video=True),
 }  # fmt: skip
 """By model_type."""

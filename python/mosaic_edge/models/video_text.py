@@ -61,6 +61,11 @@ def _seconds(pts: float, number: int) -> str:
     return f"<{pts:.1f} seconds><|vision_start|>"
 
 
+def _timed(pts: float, number: int) -> str:
+    """VideoLLaMA 3: a comma between frames."""
+    return f"{',' if number else ''}Time {pts:.1f}s:"
+
+
 _CHATML_NEXT = "<|im_end|>\n<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
 _SMOL_NEXT = "<end_of_utterance>\nUser: {question}<end_of_utterance>\nAssistant:"
 _IDEFICS = Prompt("<|im_start|>User:", "{question}<end_of_utterance>\nAssistant:", _SMOL_NEXT)
@@ -83,6 +88,17 @@ _ONEVISION = Prompt(
     "\n{question}<|im_end|><|im_start|>assistant\n",
     "<|im_end|><|im_start|>user \n{question}<|im_end|><|im_start|>assistant\n",
 ).behind_video(NEWLINE)
+_LLAMA3_NEXT = (
+    "<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n{question}<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n"
+)
+_PERCEPTION = Prompt(
+    "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nYou are a helpful language and vision "
+    "assistant. You are able to understand the visual content that the user provides, and assist the user "
+    "with a variety of tasks using natural language.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n",
+    "{question}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+    _LLAMA3_NEXT,
+)
 # The published intro counts the frames and the length of the video, which a stream does not know: left
 # without numbers.
 _SMOLVLM2 = (
@@ -118,8 +134,14 @@ VIDEO_TEXTS: Mapping[str, VideoText] = {
         lead=_started,
         trail="<IMG_GRID><IMG_END>",
     ),
+    "perception_lm": VideoText(_PERCEPTION, mark="<|video|>"),
     "qwen2_vl": _QWEN2,
     "qwen2_5_vl": _QWEN2,
     "qwen3_vl": _QWEN3,
     "qwen3_vl_moe": _QWEN3,
+    "video_llama_3": VideoText(
+        Prompt("<|im_start|>user\n", "{question}<|im_end|>\n<|im_start|>assistant\n", _CHATML_NEXT),
+        mark="<|video_pad|>",
+        lead=_timed,
+    ),
 }

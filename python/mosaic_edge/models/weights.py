@@ -39,5 +39,17 @@ def weights_of(
     stored = sum(sizes[name] for name in tensors)
     text = config.get("text_config") or {}
     said = next((str(c[k]) for c in (config, text) for k in ("dtype", "torch_dtype") if c.get(k)), "")
-    unpacked = config.get("quantization_config", {}).get("quant_method") == "fp8" or _HALF.fullmatch(said)
-    return Weights(taken, stored, stored * 2 if unpacked else stored)
+    grown = _unpacked(config.get("quantization_config") or text.get("quantization_config") or {})
+    return Weights(taken, stored, stored * (grown or (2 if _HALF.fullmatch(said) else 1)))
+
+
+def _unpacked(how: Mapping[str, Any]) -> int:
+    """How many times its bytes a quantised checkpoint takes where it is unpacked to 16 bits a weight; 0 where
+    it is not."""
+    method = how.get("quant_method")
+    if method in ("fp8", "mxfp4"):
+        return 2 if method == "fp8" else 4
+    groups = how.get("config_groups") if method == "compressed-tensors" else None
+    said = [group.get("weights") for group in groups.values()] if isinstance(groups, Mapping) else []
+    bits = [int(weights["num_bits"]) for weights in said if weights and weights.get("num_bits")]
+    return 16 // min(bits) if bits and 0 < min(bits) <= 16 else 0

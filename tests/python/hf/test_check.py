@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from checked_models import write_llava, write_llava_next_video, write_ovis2
 from mosaic_edge import cli
@@ -27,6 +28,7 @@ from published import PROCESSORS, checked
 from videos import MakeVideo
 
 CLIP = drawn(5, 60, 92)
+OLD = int(transformers.__version__.split(".")[0]) < 5
 STEPS = 8
 
 
@@ -62,6 +64,24 @@ def test_ovis2_reads_its_tags_as_its_tower_has_them(tmp_path: Path) -> None:
 @pytest.mark.skipif(not PROCESSORS.is_dir(), reason="needs tools/setup published")
 def test_llava_next_video_is_as_in_the_script(tmp_path: Path) -> None:
     found = checked(write_llava_next_video(tmp_path / "model"), tmp_path, "--steps", "8")
+    assert {row["what"]: row["equal"] for row in found.said["rows"]} == dict.fromkeys(NAMES, True)
+    assert found.row("tokens a frame")["detail"].endswith(": 96")
+    assert found.code == 0
+
+
+@pytest.mark.skipif(not PROCESSORS.is_dir(), reason="needs tools/setup published")
+@pytest.mark.skipif(OLD, reason="needs transformers 5: before, there is none")
+def test_video_llama3_is_as_in_the_script_that_keeps_all_tokens(tmp_path: Path) -> None:
+    found = checked(tmp_path / "model", tmp_path, "--write=video_llama3", "--steps", "8")
+    assert {row["what"]: row["equal"] for row in found.said["rows"]} == dict.fromkeys(NAMES, True)
+    assert found.row("tokens a frame")["detail"].endswith(": 45, 45, 45, 45, 45, 45")
+    assert found.code == 0
+
+
+@pytest.mark.skipif(not (PROCESSORS / "timm").is_dir(), reason="needs tools/setup published")
+@pytest.mark.skipif(OLD, reason="needs transformers 5: before, timm's towers have no SDPA")
+def test_perception_lm_is_as_in_the_script(tmp_path: Path) -> None:
+    found = checked(tmp_path / "model", tmp_path, "--write=perception_lm", "--steps", "8")
     assert {row["what"]: row["equal"] for row in found.said["rows"]} == dict.fromkeys(NAMES, True)
     assert found.row("tokens a frame")["detail"].endswith(": 96")
     assert found.code == 0
@@ -201,6 +221,20 @@ def test_a_processor_that_cannot_be_loaded_leaves_every_row_uncompared(folder: P
     assert {row.equal for row in found.values()} == {None}
     assert all("AutoProcessor cannot be used" in row.detail for row in found.values())
     assert not passed(found.values())
+
+
+def test_what_autoprocessor_lacks_is_named_with_how_to_get_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacking(*given: object) -> None:
+        raise ImportError(
+            "\nQwen2VLVideoProcessor requires the Torchvision library but it was not found here"
+        )
+
+    monkeypatch.setattr("mosaic_edge.evaluation.check.checkpoint.inputs_of", lacking)
+    found = rows(Engine.load(folder, device="cpu"))
+    why = "not compared: AutoProcessor cannot be used (it needs torchvision: pip install torchvision)"
+    assert {row.detail for row in found.values()} == {why}
 
 
 def test_positions_are_told_apart_by_a_single_frame_that_stands_one_on(folder: Path) -> None:

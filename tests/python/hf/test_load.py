@@ -184,6 +184,19 @@ def test_a_limit_that_a_family_cannot_keep_is_refused(tmp_path: Path) -> None:
     Engine.load(folder, device="cpu", tokens_per_frame=4)
 
 
+def test_the_familys_own_limit_of_tokens_can_be_asked_for_and_is_in_the_plan(copy: Path) -> None:
+    said = json.loads((copy / "preprocessor_config.json").read_text())
+    said["size"] = {"shortest_edge": 784, "longest_edge": 28 * 28 * 400}
+    said = {key: value for key, value in said.items() if key not in ("min_pixels", "max_pixels")}
+    (copy / "preprocessor_config.json").write_text(json.dumps(said))
+    usual, native = (Engine.load(copy, device="cpu", **how) for how in ({}, {"tokens_per_frame": "native"}))
+    assert usual.plan(memory="64MiB")["native_tokens_per_frame"] == native.spec.tokens_per_frame == 400
+    assert usual.spec.tokens_per_frame == 196
+    large = np.zeros((600, 900, 3), np.uint8)
+    sizes = [len(engine.model.encode(large, 0.0, 0.0, 0).tokens) for engine in (usual, native)]
+    assert 150 < sizes[0] <= 196 and 300 < sizes[1] <= 400
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

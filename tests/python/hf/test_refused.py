@@ -111,10 +111,13 @@ def test_only_what_is_missing_is_named(
     check_quantised("mine", {}, gpu=False)
 
 
+UNPACKED = "unpacked to the type it was made of"
+
+
 def test_doctor_says_of_every_format_whether_it_can_be_read_here(monkeypatch: pytest.MonkeyPatch) -> None:
     lacking(monkeypatch, "compressed_tensors", "accelerate")
     found = {one["name"]: one for one in examine()["quantised"]}
     assert found.keys() == FORMATS.keys()
-    assert found["compressed-tensors"] == {"name": "compressed-tensors", "ok": True, "detail": ""}
+    assert found["compressed-tensors"] == {"name": "compressed-tensors", "ok": True, "detail": UNPACKED}
     assert found["gptq"]["detail"] == "needs gptqmodel, optimum: pip install gptqmodel optimum"
     assert found["fp8"]["ok"]

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
@@ -106,7 +107,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, list[str]], list[Any
             asked.append(allow_patterns)
             return str(folder)
 
-        monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda model: names)
+        info = SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in names])
+        monkeypatch.setattr(huggingface_hub, "model_info", lambda model, **_: info)
         monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
         return asked
 
@@ -162,10 +164,10 @@ def test_what_lies_in_the_cache_is_said_to_be_it_where_the_hub_cannot_be_asked(
     hub(tmp_path, [])
     (tmp_path / "config.json").write_text("{}")
 
-    def unreachable(model: str) -> list[str]:
+    def unreachable(model: str, **_: Any) -> None:
         raise OSError("no route to host")
 
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", unreachable)
+    monkeypatch.setattr(huggingface_hub, "model_info", unreachable)
     with caplog.at_level("INFO", "mosaic_edge"):
         assert fetch("someone/some", None, lambda names: names)[0] == tmp_path
     assert caplog.messages == [
@@ -187,6 +189,16 @@ SIZES = {
         ({"torch_dtype": "bfloat16"}, None, Weights("transformers", 150, 150)),
         ({"text_config": {"dtype": "float16"}}, None, Weights("transformers", 150, 300)),
         ({"quantization_config": {"quant_method": "fp8"}}, None, Weights("transformers", 150, 300)),
+        (
+            {
+                "quantization_config": {
+                    "quant_method": "compressed-tensors",
+                    "config_groups": {"group_0": {"weights": {"num_bits": 4}}},
+                }
+            },
+            None,
+            Weights("transformers", 150, 600),
+        ),
         ({}, "onnx", Weights("onnx", 100, 100)),
     ],
 )

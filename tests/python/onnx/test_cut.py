@@ -13,50 +13,14 @@ from onnx import numpy_helper
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from fixtures_models import HIDDEN, Handmade, build_with_genai
-from mosaic_edge.models.onnx.cut import CutGraph, cut
+from mosaic_edge.models.onnx.cut import cut
 from mosaic_edge.models.onnx.decoder import CutDecoder
 from mosaic_edge.models.onnx.sites import GraphCutError
 from mosaic_edge.models.rope import recover_frequencies, recover_theta
 from mosaic_edge.models.vlm import RopeSpec
-from uncut_decoder import NumpyMemory, Uncut, ValueMemory, flat_positions
+from uncut_decoder import assert_same
 
 Build = Callable[..., Path]
-
-
-def assert_same(
-    model: onnx.ModelProto, tolerance: float = 1e-4, multi: bool = False, folder: str = "", head: int = 0
-) -> CutGraph:
-    """Prefix, three frames of 16 and a question: uncut token by token and in chunks, cut in chunks, tensors
-    copied and bound.
-    """
-    graph = cut(model, {"head_dim": head} if head else {}, folder)
-    cut_decoder, memory = CutDecoder(graph, "test", 1, folder), NumpyMemory(graph)
-    binding, beside = CutDecoder(graph, "test", 1, folder, bound_bytes=0), NumpyMemory(graph)
-    values, apart = CutDecoder(graph, "test", 1, folder, as_values=True), ValueMemory(graph)
-    by_token, by_chunk = Uncut(model, head), Uncut(model, head)
-    rng = np.random.default_rng(3)
-    at = 0
-    for size in (5, 16, 16, 16, 7, 1, 1):
-        embeds = rng.standard_normal((size, HIDDEN)).astype(np.float32)
-        positions = flat_positions(at, size)
-        if multi and size == 16:
-            positions = positions[:1] + np.stack(
-                [np.zeros(16), np.arange(16) // 4, np.arange(16) % 4], 1
-            ).astype(int)
-        at = int(positions.max()) + 1
-        chunk = by_chunk.run(embeds, positions)
-        token = np.concatenate([by_token.run(embeds[i : i + 1], positions[i : i + 1]) for i in range(size)])
-        memory.begin(positions)
-        logits = cut_decoder.run(embeds, memory.attend, want_logits=True)
-        assert logits is not None and logits.shape == (chunk.shape[1],) and logits.dtype == np.float32
-        beside.begin(positions)
-        np.testing.assert_allclose(binding.run(embeds, beside.attend), logits, atol=1e-5, rtol=0)
-        apart.begin(positions)
-        np.testing.assert_allclose(values.run(embeds, apart), logits, atol=1e-5, rtol=0)
-        assert np.ptp(token[-1]) > 0.5
-        np.testing.assert_allclose(logits, chunk[-1], atol=tolerance, rtol=0)
-        np.testing.assert_allclose(logits, token[-1], atol=tolerance, rtol=0)
-    return graph
 
 
 @pytest.fixture(scope="session")

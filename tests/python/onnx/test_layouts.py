@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from exported_models import Exporter
@@ -21,6 +22,7 @@ from mosaic_edge import Engine, _core
 from mosaic_edge.cli import app
 from mosaic_edge.models.onnx import cut_cache
 from mosaic_edge.models.onnx.files import VARIANTS, ModelFiles
+from mosaic_edge.models.onnx.pooling import halved
 from mosaic_edge.models.onnx.vlm import OnnxVlm
 from mosaic_edge.models.vlm import ModelError
 from videos import MakeVideo
@@ -233,6 +235,26 @@ def test_pictures_in_a_row_and_their_mask_are_one_frame(handmade: Path) -> None:
     got = OnnxVlm.load(handmade).encode(frame, 0.0, 0.0, 0)
     np.testing.assert_array_equal(got.tokens, want.tokens)
     np.testing.assert_array_equal(got.embedding, want.embedding)
+
+
+@pytest.mark.parametrize("side", [1, 2, 5, 7, 13, 27])
+def test_a_square_of_tokens_is_halved_as_torch_interpolates(side: int) -> None:
+    tokens = np.random.default_rng(side).standard_normal((side * side, 6)).astype(np.float32)
+    square = torch.from_numpy(tokens).T.reshape(1, 6, side, side)
+    size = [-(-side // 2)] * 2
+    want = torch.nn.functional.interpolate(square, size=size, mode="bilinear").reshape(6, -1).T.numpy()
+    np.testing.assert_allclose(halved(tokens), want, atol=1e-5)
+
+
+def test_frames_of_llava_onevision_are_pooled_behind_its_encoder(handmade: Path) -> None:
+    frame = np.random.default_rng(0).integers(0, 256, (9, 11, 3), np.uint8)
+    whole = OnnxVlm.load(handmade).encode(frame, 0.0, 0.0, 0)
+    (handmade / "config.json").write_text(json.dumps({"model_type": "llava_onevision"}))
+    (handmade / "mosaic.json").write_text(json.dumps(MOSAIC | {"tokens_per_frame": 1, "grid": [1, 1]}))
+    pooled = OnnxVlm.load(handmade)
+    made = pooled.encode(frame, 0.0, 0.0, 0)
+    assert (len(whole.tokens), len(made.tokens), pooled.spec.tokens_per_frame) == (4, 1, 1)
+    np.testing.assert_allclose(made.tokens[0], whole.tokens.mean(axis=0), atol=1e-6)
 
 
 def test_an_embedding_graph_that_also_takes_features_gets_none(handmade: Path) -> None:

@@ -48,8 +48,10 @@ def check_checkpoint(engine: Engine, clip: Clip, steps: int) -> list[Row]:
     try:
         inputs = inputs_of(Path(family.name), str(family.config.model_type), clip)
     except Exception as error:  # ImportError, a template that refuses, sizes: the library has many
-        why = " ".join(str(error).split())[:200]
-        return not_compared(NAMES, f"AutoProcessor cannot be used ({type(error).__name__}: {why})")
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        if isinstance(error, ImportError) and "torchvision" in why.lower():
+            why = "it needs torchvision: pip install torchvision"
+        return not_compared(NAMES, f"AutoProcessor cannot be used ({why})")
     with watching(vlm) as ours, hearing(family.model) as heard:
         stream(engine, clip, steps)
     vlm.release()

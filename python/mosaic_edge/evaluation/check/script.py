@@ -27,8 +27,9 @@ _MARKS = ("image_token_id", "video_token_id", "image_token_index", "video_token_
 _WHOLE: dict[str, dict[str, Any]] = {
     "idefics3": {"do_image_splitting": False},
     "ovis2": {"crop_to_patches": False},
+    "video_llama_3": {"use_token_compression": False},
 }
-"""By model_type: a stream's frames are not cut into tiles."""
+"""By model_type: a stream's frames are not cut into tiles, nor freed of what the frame before showed."""
 
 
 def inputs_of(folder: Path, kind: str, clip: Clip) -> Inputs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mosaic_edge.models.hf.family import Family
-from mosaic_edge.models.hf.qwen_families import Qwen2Vl, Qwen3Vl, Qwen25Vl
+from mosaic_edge.models.hf.qwen_families import Qwen2Vl, Qwen3Vl, Qwen25Vl, VideoLlama3
 from mosaic_edge.models.hf.refused import HAS
 from mosaic_edge.models.hf.square_families import (
     Idefics3,
@@ -12,12 +12,14 @@ from mosaic_edge.models.hf.square_families import (
     LlavaNextVideo,
     LlavaOneVision,
     Ovis2,
+    PerceptionLm,
     SmolVlm,
 )  # fmt: skip
 from mosaic_edge.models.vlm import ModelError
 
 FAMILIES: tuple[type[Family], ...] = (
     Qwen25Vl, Qwen2Vl, Qwen3Vl, LlavaOneVision, LlavaNextVideo, SmolVlm, Idefics3, InternVl, Llava, Ovis2,
+    VideoLlama3, PerceptionLm,
 )  # fmt: skip
 
 

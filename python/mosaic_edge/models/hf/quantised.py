@@ -30,7 +30,7 @@ FORMATS: Mapping[str, Format] = {
     "awq": Format(("gptqmodel", "accelerate")),
     "gptq": Format(("gptqmodel", "optimum")),
     "bitsandbytes": Format(("bitsandbytes", "accelerate")),
-    "compressed-tensors": Format(("compressed_tensors",)),
+    "compressed-tensors": Format(("compressed_tensors",), on_cpu="unpacked to the type it was made of"),
     "torchao": Format(("torchao",)),
     "fp8": Format(("accelerate",), on_cpu="unpacked to bfloat16, twice its size"),
     "mxfp4": Format(("accelerate",), on_cpu="unpacked to bfloat16, four times its size"),
@@ -72,6 +72,13 @@ def check_quantised(name: str, said: Mapping[str, Any], gpu: bool) -> None:
     if lacks is not None:
         named = method or "no quant_method"
         raise ModelError(f"{name}: its weights are quantised ({named}), which needs {lacks}")
+
+
+def unpack(model: Any) -> None:
+    """compressed-tensors unpacks its weights in the first forward of a whole model; here its parts are
+    called."""
+    if hasattr(model, "ct_decompress_hook"):
+        model.hf_quantizer.compressor.decompress_model(model)
 
 
 def _is_old_bitsandbytes(said: Mapping[str, Any]) -> bool:

@@ -31,9 +31,14 @@ class Qwen2Vl(Family):
         return int(self.images.temporal_patch_size)
 
     @property
+    def _merge(self) -> int:
+        """Patches that a token is wide and high."""
+        return int(self.images.merge_size)
+
+    @property
     def _side(self) -> int:
         """Pixels that a token is wide and high."""
-        return int(self.images.patch_size) * int(self.images.merge_size)
+        return int(self.images.patch_size) * self._merge
 
     def largest(self) -> tuple[int, int]:
         """As many tokens as the limit says: a picture may be that many columns wide."""
@@ -62,9 +67,9 @@ class Qwen2Vl(Family):
         bounds = self._bounds()
         # A small frame is enlarged to the least, each side rounded up: a quarter leaves room for that.
         size = {"shortest_edge": min(bounds[0], max(1, most // 4)), "longest_edge": min(bounds[1], most)}
-        made = [self._pixels(one, size=size) for one in frames]
+        made = [self._pixels(one, size=size, merge_size=self._merge) for one in frames]
         grid = made[0]["image_grid_thw"]
-        columns = int(grid[0, 2]) // int(self.images.merge_size)
+        columns = int(grid[0, 2]) // self._merge
         return Picture(self._features(self._together([one["pixel_values"] for one in made]), grid), columns)
 
     def _together(self, patches: list[torch.Tensor]) -> torch.Tensor:
@@ -134,3 +139,25 @@ class Qwen3Vl(Qwen2Vl):
         else:
             first, deep = made.pooler_output, made.deepstack_features
         return torch.cat([joined(part) for part in (first, *deep)], dim=-1)
+
+
+class VideoLlama3(Qwen2Vl):
+    """VideoLLaMA 3: Qwen's patches, a frame at a time, time stamps in words, positions in one row. Its video
+    processor leaves out tokens that equal those of the frame before; a memory that may give that frame up
+    reads them all.
+    """
+
+    types = ("video_llama_3",)
+    axes = 1
+
+    @property
+    def _merge(self) -> int:
+        """Of a video; an image's patches stay apart."""
+        return int(self.videos.get("merge_size", 2))
+
+    def _features(self, pixels: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+        sizes = torch.tensor([self._merge], device=grid.device)
+        return pooled(self.model.get_video_features(pixels, grid, sizes))
+
+    def _vision_type(self) -> torch.dtype:
+        return self.model.vision_model.dtype

@@ -20,7 +20,6 @@ HAS: Mapping[str, str] = {
     "mllama": "cross-attention layers",
     "llama4": "layers that attend in chunks and layers without rotation",
     "kimi_vl": "keys and values in a compressed form",
-    "video_llama_3": "frames that leave out what the frame before showed",
 }
 """Of families that users try: the part that is no attention over everything kept."""
 

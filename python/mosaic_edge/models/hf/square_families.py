@@ -1,5 +1,6 @@
 """Families whose frame is one square picture of a fixed number of tokens: LLaVA, LLaVA-NeXT-Video,
-LLaVA-OneVision, SmolVLM and Idefics 3, InternVL, Ovis 2. None cuts tiles out of a frame, as for a video."""
+LLaVA-OneVision, SmolVLM and Idefics 3, InternVL, Ovis 2, PerceptionLM. None cuts tiles out of a frame, as for
+a video."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from math import isqrt
 from typing import Any
 
 import torch
-from transformers import CLIPImageProcessor
+import transformers
 
 from mosaic_edge.models.hf.family import Family, Picture, pooled, square
 from mosaic_edge.models.vlm import FrameArray
@@ -39,7 +40,9 @@ class LlavaNextVideo(Family):
         """One crop, pooled."""
         sizes = {name: self.videos[name] for name in ("size", "crop_size") if name in self.videos}
         keep = {name: getattr(self.images, name) for name in ("image_mean", "image_std", "resample")}
-        pixels = self._pixels(frame, processor=CLIPImageProcessor(**keep), **sizes)["pixel_values"]
+        # Named where it is used: without torchvision transformers has a remark on it, whatever the family.
+        crop = transformers.CLIPImageProcessor(**keep)
+        pixels = self._pixels(frame, processor=crop, **sizes)["pixel_values"]
         features = self.model.get_video_features(
             pixels[None],
             vision_feature_layer=self.config.vision_feature_layer,
@@ -137,3 +140,15 @@ class Ovis2(Family):
         pixels = self._pixels(frame, crop_to_patches=False, **self._video_size())["pixel_values"]
         made = self.model.get_image_features(pixel_values=pixels)
         return square(pooled(made[0] if isinstance(made, tuple) else made))  # transformers 4: the tags behind
+
+
+class PerceptionLm(Family):
+    """PerceptionLM: the whole frame as one tile, pooled 2 x 2; its tower is timm's."""
+
+    types = ("perception_lm",)
+
+    def encode(self, frame: FrameArray) -> Picture:
+        """One square, without tiles, as its video processor has it."""
+        side = int(self.videos.get("size", {}).get("height", self.images.tile_size))
+        pixels = self._pixels(frame, vision_input_type="vanilla", tile_size=side)["pixel_values"]
+        return square(pooled(self.model.get_image_features(pixel_values=pixels)))

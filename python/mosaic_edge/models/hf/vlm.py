@@ -22,6 +22,7 @@ from mosaic_edge.models.generation import sampling_said
 from mosaic_edge.models.hf.attention import attending, give_back, take_over
 from mosaic_edge.models.hf.family import Family, Limit, Picture
 from mosaic_edge.models.hf.load import Parts, load_parts
+from mosaic_edge.models.hf.quantised import unpack
 from mosaic_edge.models.hf.refused import check_layers
 from mosaic_edge.models.hf.rope import longest_context, rope_of, zero_positions
 from mosaic_edge.models.hf.square_families import Llava
@@ -106,6 +107,7 @@ class HfVlm:
                 f"{name}: {type(parts.model).__name__} has no head: load it with AutoModelForImageTextToText"
             )
         family = parts.family(name, parts.model, parts.images, parts.videos, tokens_per_frame)
+        unpack(parts.model)
         language = family.language
         config = language.config
         check_layers(name, config.to_dict())

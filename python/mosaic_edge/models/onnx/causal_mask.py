@@ -9,10 +9,9 @@ from contextlib import suppress
 
 import numpy as np
 import onnx
-import onnxruntime as ort
-from onnx import helper
 
-from mosaic_edge.models.onnx.sites import GraphIndex, past_layer
+from mosaic_edge.models.onnx.graph_part import GraphPart
+from mosaic_edge.models.onnx.sites import GraphIndex
 
 _TRIALS = ((0, 5), (3, 4), (7, 1))  # tokens before, tokens now
 _FAR = (
@@ -21,7 +20,6 @@ _FAR = (
     1_023,
 )  # tokens before one: past any window that models have, or as far as a table of masks goes
 _MASKED = -1e4  # exporters use anything from -1e4 to minus infinity
-_TYPES = {1: np.float32, 6: np.int32, 7: np.int64, 9: np.bool_, 10: np.float16}
 
 
 def _is_causal(value: np.ndarray, before: int, now: int) -> bool:
@@ -35,9 +33,9 @@ class CausalProof:
     """Runs the makers of masks; each mask once, since all layers share it."""
 
     def __init__(self, model: onnx.ModelProto, index: GraphIndex, folder: str = "") -> None:
-        self._model = model
-        self._index = index
-        self._folder = folder
+        self.model = model
+        self.index = index
+        self.folder = folder
         self._known: dict[str, str] = {}
 
     def refutes(self, mask: str) -> str:
@@ -50,21 +48,16 @@ class CausalProof:
         return self._known[mask]
 
     def _run(self, mask: str) -> str:
-        session, inputs = self._maker(mask)
-
-        def made(before: int, now: int) -> np.ndarray:
-            feed = {name: self._trial(name, before, now) for name in inputs}
-            return np.asarray(session.run([mask], feed)[0])
-
+        part = GraphPart(self.model, self.index, self.folder, [mask])
         for before, now in _TRIALS:
-            value = made(before, now)
+            (value,) = part.run(before, now)
             if value.ndim < 2 or value.shape[-2:] != (now, before + now):
                 return f"its shape is {list(value.shape)} for {now} tokens after {before}"
             if not _is_causal(value, before, now):
                 return f"it masks otherwise for {now} tokens after {before}"
         for before in _FAR:
             with suppress(Exception):  # a graph may hold a table of masks, which ends
-                value = made(before, 1)
+                (value,) = part.run(before, 1)
                 if value.ndim >= 2 and value.shape[-2:] == (1, before + 1):
                     return (
                         ""
@@ -72,52 +65,3 @@ class CausalProof:
                         else f"it is a window: not all of {before} tokens are seen"
                     )
         return ""
-
-    def _maker(self, mask: str) -> tuple[ort.InferenceSession, list[str]]:
-        """The part of the graph that makes `mask`, as a session, and the graph inputs it takes."""
-        index = self._index
-        needed: set[str] = set()
-        stack = [mask]
-        while stack:
-            name = stack.pop()
-            if name and name not in needed:
-                needed.add(name)
-                stack += index.producer[name].input if name in index.producer else ()
-        inputs = [name for name in index.inputs if name in needed]
-        graph = helper.make_graph(
-            [node for node in index.graph.node if any(name in needed for name in node.output)],
-            "mask",
-            [index.inputs[name] for name in inputs],
-            [onnx.ValueInfoProto(name=mask)],
-            [tensor for name, tensor in index.initializers.items() if name in needed],
-        )
-        model = helper.make_model(
-            graph, opset_imports=self._model.opset_import, functions=self._model.functions
-        )
-        model.ir_version = self._model.ir_version
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        if self._folder:
-            options.add_session_config_entry(
-                "session.model_external_initializers_file_folder_path", self._folder
-            )
-        providers = ["CPUExecutionProvider"]
-        return ort.InferenceSession(model.SerializeToString(), options, providers=providers), inputs
-
-    def _trial(self, name: str, before: int, now: int) -> np.ndarray:
-        """An input of one sequence without padding; of embeddings and past only the shape can matter."""
-        value = self._index.inputs[name].type.tensor_type
-        shape = self._index.shape(name) or []
-        kind = _TYPES[value.elem_type]
-        if past_layer(name) is not None:
-            sizes = [n or 1 for n in shape]
-            sizes[-2] = before
-            return np.zeros(sizes, kind)
-        if name == "position_ids":
-            positions: np.ndarray = np.arange(before, before + now, dtype=kind)
-            return np.broadcast_to(positions, (*[n or 1 for n in shape[:-1]], now)).copy()
-        if "mask" in name:
-            return np.ones((1, before + now), kind)
-        if len(shape) == 3:
-            return np.zeros((1, now, shape[2] or 1), kind)
-        raise ValueError(f"it is made from '{name}'")

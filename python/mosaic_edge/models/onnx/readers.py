@@ -2,8 +2,9 @@
 differently.
 
 READERS is the list of what is understood; before those nodes com.microsoft RotaryEmbedding or
-MRotaryEmbedding or ONNX RotaryEmbedding (rotary.py). A mask that the graph makes itself is run and must be
-the causal one (causal_mask.py). Every attribute and input is either understood or refused by name, so that a
+MRotaryEmbedding or ONNX RotaryEmbedding (rotary.py); attention of single operators is found and proven by
+running it (single_operators.py, single_proof.py). A mask that the graph makes itself is run and must be the
+causal one (causal_mask.py). Every attribute and input is either understood or refused by name, so that a
 newer operator never changes the arithmetic unseen. A new node is one entry of READERS and its function.
 """
 
@@ -17,6 +18,8 @@ import onnx
 
 from mosaic_edge.models.onnx.causal_mask import CausalProof
 from mosaic_edge.models.onnx.rotary import LAYOUT_OPS, check_attributes, is_rotary, rotary_before
+from mosaic_edge.models.onnx.single_operators import find_pieces
+from mosaic_edge.models.onnx.single_proof import SingleProof
 from mosaic_edge.models.onnx.sites import (
     MICROSOFT,
     AttentionSite,
@@ -86,9 +89,14 @@ def find_sites(index: GraphIndex, proof: CausalProof) -> list[AttentionSite]:
             f"the decoder has no past_key_values.N.key inputs (it has: {', '.join(index.inputs) or 'none'})"
         )
     sites: list[AttentionSite] = []
+    single = {pieces.node.output[0]: pieces for pieces in find_pieces(index, past)}
+    laid = {concat.output[0] for pieces in single.values() for concat in pieces.concats}
+    prover = SingleProof(proof)
     for node in index.graph.node:
         reader = reader_of(node)
-        if reader is not None:
+        if node.output and (pieces := single.get(node.output[0])) is not None:
+            sites.append(prover.site(pieces))
+        elif reader is not None:
             sites.append(_read(node, reader, Graph(past, index, proof)))
         elif node.op_type in _OTHER_ATTENTION:
             raise GraphCutError(
@@ -97,10 +105,10 @@ def find_sites(index: GraphIndex, proof: CausalProof) -> list[AttentionSite]:
             )
         else:
             for name in node.input:
-                if name in past and node.op_type != "Shape":
+                if name in past and node.op_type != "Shape" and node.output[0] not in laid:
                     raise GraphCutError(
-                        f"{label(node)} takes {name}: attention made of single operators cannot be cut; "
-                        "export with GroupQueryAttention, MultiHeadAttention or Attention"
+                        f"{label(node)} takes {name}: attention made of single operators in no known "
+                        "order cannot be cut; export with GroupQueryAttention or Attention"
                     )
     bypassed = {id(rotary) for site in sites for rotary in site.rotary_nodes}
     for node in index.graph.node:

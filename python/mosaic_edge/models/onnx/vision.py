@@ -16,6 +16,7 @@ import numpy as np
 import onnxruntime as ort
 
 from mosaic_edge.models.frames import FrameRules, PatchRules
+from mosaic_edge.models.onnx.pooling import POOLED, halved
 from mosaic_edge.models.onnx.trial import TrialSession
 from mosaic_edge.models.vlm import FloatArray, FrameArray, ModelError
 
@@ -61,6 +62,7 @@ class VisionGraph:
         """
         self._session = session
         self._hidden = hidden
+        self._pooled = said.family in POOLED
         self._pixels, self._mask, self._grid_input = _signature(session, where)
         self.rules = FrameRules.read(said.mosaic, said.images)
         self._patches: PatchRules | None = None
@@ -145,6 +147,7 @@ class VisionGraph:
             shapes = ", ".join(f"{name} {list(v.shape)}" for name, v in named.items())
             raise ModelError(f"the vision encoder gives no features of width {hidden} (it gives: {shapes})")
         tokens = np.ascontiguousarray(features.reshape(-1, hidden), np.float32)
+        tokens = halved(tokens) if self._pooled else tokens
         if embedding is None:
             return tokens, tokens.mean(axis=0)
         return tokens, np.ascontiguousarray(embedding.reshape(-1), np.float32)
