@@ -14,20 +14,20 @@ import random
 import shutil
 import warnings
 from collections import Counter
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from cases import must
+from mutations import mutated_bytes, mutated_json
 
 import mosaic_edge.models
 from mosaic_edge.engine import Engine
 from mosaic_edge.models import load_model, prompt, tokenizer, weights_on_disk
 from mosaic_edge.models.directory import read_json
 from mosaic_edge.models.sandbox import limited
-from mosaic_edge.models.schema import TABLES, Kind, Table
+from mosaic_edge.models.schema import TABLES
 from mosaic_edge.models.vlm import ModelError
 
 if WITH_TORCH := find_spec("torch") is not None and find_spec("transformers") is not None:
@@ -45,14 +45,12 @@ FLOAT_JSON = (*(name for name in ONNX_JSON if name != "genai_config.json"), "gen
               "tokenizer_config.json")  # fmt: skip
 GRAPHS = ("decoder_model_merged_q4.onnx", "embed_tokens.onnx", "vision_encoder.onnx")
 
-
-def keys_of(table: Table) -> set[str]:
-    """Of a table and the tables in it."""
-    inner = (keys_of(kind) for kind in table.values() if not isinstance(kind, Kind))
-    return set(table).union(*inner)
-
-
-KEYS = sorted(keys_of(TABLES))
+TEMPLATES = (
+    b"", b"{{ question", b"{% for m in messages %}{{ m.content[-1].text }}{% endfor %}", b"\xff\xfe",
+    b"{% for m in messages %}{% for c in m.content %}{% if c.type != 'text' %}<image>{% else %}"
+    b"{{ c.text }}{% endif %}{% endfor %}{% endfor %}", b"{{ ''.__class__ }}", b"{{ 'a' * 10**9 }}",
+    b"\x1b[2J{{ messages }}",
+)  # fmt: skip
 
 
 class Directory:
@@ -178,100 +176,3 @@ def mutated_tensors(rng: random.Random, data: bytes) -> bytes:
     header = mutated_json(rng, json.loads(data[8:end]))
     length = len(header) if rng.random() < 0.9 else rng.choice([0, 1, 1 << 40, (1 << 64) - 1])
     return length.to_bytes(8, "little") + header + data[end:]
-
-
-def mutated_bytes(rng: random.Random, data: bytes) -> bytes:
-    """A few changes: flipped, cut out, doubled, overwritten by another part."""
-    changed = bytearray(data)
-    for _ in range(rng.choice([1, 1, 2, 8])):
-        if not changed:
-            break
-        at, length = rng.randrange(len(changed)), rng.choice([1, 2, 7, 100, 5000])
-        kind = rng.randrange(5)
-        if kind == 0:
-            changed[at] ^= 1 << rng.randrange(8)
-        elif kind == 1:
-            del changed[at : at + length]
-        elif kind == 2:
-            changed[at:at] = changed[at : at + length]
-        elif kind == 3:
-            other = rng.randrange(len(changed))
-            changed[at : at + length] = changed[other : other + length]
-        else:
-            del changed[at:]
-    return bytes(changed)
-
-
-STRANGE: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1, 2, 1e9, 1e300, -1e300, 1 << 31, 1 << 64, 10**400, float("nan"),
-    float("inf"), 0.5, "", "x", "../../etc/passwd", "/dev/zero", "\0", "\ud800", "{{", "{question}",
-    "a" * 5000, [], {}, [[]], [1, 2, 3], ["x"], {"x": {"y": []}}, "1", "nan",
-)  # fmt: skip
-
-
-NO_DOCUMENTS = (b"", b"[" * 200_000, b"null", b"[]", b"\xff\xfe{}", b'{"a": 1}' * 2, b"{" + b" " * 9000)
-TEMPLATES = (
-    b"", b"{{ question", b"{% for m in messages %}{{ m.content[-1].text }}{% endfor %}", b"\xff\xfe",
-    b"{% for m in messages %}{% for c in m.content %}{% if c.type != 'text' %}<image>{% else %}"
-    b"{{ c.text }}{% endif %}{% endfor %}{% endfor %}", b"{{ ''.__class__ }}", b"{{ 'a' * 10**9 }}",
-    b"\x1b[2J{{ messages }}",
-)  # fmt: skip
-
-
-def mutated_json(rng: random.Random, value: Any) -> bytes:
-    """The document with some of its values changed, or its text."""
-    if rng.random() < 0.15:
-        return mutated_bytes(rng, json.dumps(value).encode())
-    if rng.random() < 0.01:
-        return rng.choice(NO_DOCUMENTS)
-    document = json.loads(json.dumps(value))
-    for _ in range(rng.choice([1, 1, 1, 2, 5])):
-        document = changed_value(rng, document)
-    return json.dumps(document).encode(errors="surrogatepass")
-
-
-def changed_value(rng: random.Random, document: Any) -> Any:
-    """One place of the document, by chance, is changed."""
-    places: list[tuple[Any, Any]] = []
-
-    def walk(node: Any, depth: int) -> None:
-        if depth > 12:
-            return
-        keys = node if isinstance(node, dict) else range(min(len(node), 40)) if isinstance(node, list) else ()
-        for key in keys:
-            places.append((node, key))
-            walk(node[key], depth + 1)
-
-    walk(document, 0)
-    if not places:
-        return rng.choice(STRANGE)
-    node, key = rng.choice(places)
-    changes: list[Callable[[], Any]] = [
-        lambda: node.__setitem__(key, rng.choice(STRANGE)),
-        lambda: node.__setitem__(key, rng.choice(STRANGE)),
-        lambda: node.__setitem__(key, rng.choice(places)[0]),
-        lambda: node.__delitem__(key),
-        lambda: node.__setitem__(key, nearby(rng, node[key])),
-        lambda: isinstance(node, dict) and node.__setitem__(rng.choice(KEYS), rng.choice(STRANGE)),
-        lambda: isinstance(node, dict) and node.__setitem__(rng.choice(["x", "", "\ud800"]), 1),
-    ]
-    before = json.dumps(document)
-    rng.choice(changes)()
-    try:
-        json.dumps(document)
-    except ValueError:  # a ring
-        return json.loads(before)
-    return document
-
-
-def nearby(rng: random.Random, value: Any) -> Any:
-    """A value of the same kind."""
-    if isinstance(value, bool):
-        return not value
-    if isinstance(value, int | float):
-        return rng.choice([value + 1, value - 1, -value, value * 1000, value // 3, 0])
-    if isinstance(value, str):
-        return rng.choice([value + "x", value[1:], value * 3, value.upper()])
-    if isinstance(value, list):
-        return rng.choice([value[1:], value * 2, value[::-1], [value]])
-    return rng.choice(STRANGE)
