@@ -16,10 +16,8 @@ std::vector<BackendInfo> list_backends() {
 
 Backend make_backend(const std::string& name, int threads) {
   if (name == "cpu") {
-    if (threads < 0 || threads > 1024) {
-      throw DeviceError("cpu: " + std::to_string(threads) +
-                        " threads asked for. Set threads= to 0 (one per core) or more.");
-    }
+    if (threads < 0 || threads > 1024)
+      throw DeviceError("kernel_threads=" + std::to_string(threads) + ": expected 0 (one per core) to 1024");
     return {std::make_unique<cpu::CpuDevice>(), cpu::make_ops(cpu::implementations().back(), threads)};
   }
   if (name == "cuda") return cuda::make();

@@ -1,7 +1,9 @@
 // The scale that int8, int4 and k8v8 have: x = low + step * code, code in [0, levels]. Low rounds down and step rounds up in
 // half precision, so the codes always span the group and nothing is clipped: a key channel far from zero would lose
-// more to a rounded low than to its codes. Asymmetric, because key channels carry an offset (the bias of k_proj): over
-// such channels it has less than half the error of a symmetric scale of as many codes (tests/cpp/codec/codec_test.cc).
+// more to a rounded low than to its codes. Only a step whose last level would pass 65504 rounds down: what is decoded may
+// be kept in half precision again, where a page that grows comes back to an exact slot. Asymmetric, because key channels
+// carry an offset (the bias of k_proj): over such channels it has less than half the error of a symmetric scale of as many
+// codes (tests/cpp/codec/codec_test.cc).
 #pragma once
 
 #include <cmath>
@@ -25,14 +27,15 @@ MOSAIC_HD inline half_t half_neighbour(half_t h, bool up) {  // the next represe
 }
 
 MOSAIC_HD inline AffineScale affine_scale(float low, float high, int levels) {
-  constexpr float kLargest = 65504.0f;
   AffineScale scale;
-  low = low < -kLargest ? -kLargest : low > kLargest ? kLargest : low;
+  low = low < -kMostHalf ? -kMostHalf : low > kMostHalf ? kMostHalf : low;
   scale.low = float_to_half(low);
   if (half_to_float(scale.low) > low) scale.low = half_neighbour(scale.low, false);
   const float step = (high - half_to_float(scale.low)) / static_cast<float>(levels);
-  scale.step = float_to_half(step < kLargest ? step : kLargest);
+  scale.step = float_to_half(step < kMostHalf ? step : kMostHalf);
   if (half_to_float(scale.step) < step) scale.step = half_neighbour(scale.step, true);
+  const float last = half_to_float(scale.low) + static_cast<float>(levels) * half_to_float(scale.step);
+  if (last > kMostHalf) scale.step = half_neighbour(scale.step, false);
   return scale;
 }
 

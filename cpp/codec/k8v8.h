@@ -61,10 +61,7 @@ struct K8V8 {
       low = number < low ? number : low;
       high = number > high ? number : high;
     }
-    AffineScale scale = affine_scale(low, high, kLevels);
-    // Its step is rounded up: the last level must stay what half precision holds, for what is decoded may be kept in it.
-    if (half_to_float(scale.low) + kLevels * half_to_float(scale.step) > kMostCoded)
-      scale.step = half_neighbour(scale.step, false);
+    const AffineScale scale = affine_scale(low, high, kLevels);
     steps(panel)[token] = scale.step;
     steps(panel)[kPageTokens + token] = scale.low;
     const float from = half_to_float(scale.low), inverse = scale.step == 0 ? 0 : 1.0f / half_to_float(scale.step);

@@ -73,6 +73,8 @@ SpillFile::SpillFile(const std::string& directory, size_t slot_bytes, int slots,
     throw InvalidInput("a spill file needs at least one slot of one byte; got " + std::to_string(slots) + " of " +
                        std::to_string(slot_bytes) + " bytes");
   }
+  if (directory.find('\0') != std::string::npos)  // the system would open what stands before it
+    throw InvalidInput("spill_dir= holds a zero byte, as no path does");
   free_bits_ = static_cast<uint64_t*>(memory);
   checksums_ = reinterpret_cast<uint32_t*>(free_bits_ + words(slots));
   for (size_t w = 0; w < words(slots); ++w) {

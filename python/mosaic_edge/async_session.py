@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -29,6 +29,7 @@ class AsyncSession:
     def __init__(self, session: Session) -> None:
         self.session = session
         self._thread = ThreadPoolExecutor(1, "mosaic-session")
+        self._closing: Future[None] | None = None
 
     async def append(self, frame: Any, pts: float | None = None) -> None:
         """Session.append."""
@@ -53,16 +54,19 @@ class AsyncSession:
             while (piece := await self._call(next, pieces, None)) is not None:
                 yield piece
         finally:
-            await self._call(reply.close)
+            if self._closing is None:
+                await asyncio.shield(self._call(reply.close))
 
     async def memory(self) -> dict[str, Any]:
         """Session.memory."""
         return await self._call(self.session.memory)
 
     async def close(self) -> None:
-        """Session.close, after what was called before it."""
-        await self._call(self.session.close)
-        self._thread.shutdown(wait=False)
+        """Session.close, after what was called before it, also where who waits for it is cancelled."""
+        if self._closing is None:
+            self._closing = self._thread.submit(self.session.close)
+            self._thread.shutdown(wait=False)
+        await asyncio.shield(asyncio.wrap_future(self._closing))
 
     async def __aenter__(self) -> AsyncSession:
         return self
@@ -73,5 +77,7 @@ class AsyncSession:
         await self.close()
 
     async def _call(self, function: Callable[..., _Result], *arguments: Any, **named: Any) -> _Result:
+        if self._closing is not None:
+            raise ValueError("the session is closed")
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, lambda: function(*arguments, **named))

@@ -17,7 +17,10 @@ class OutputFile:
 
     def __init__(self, path: str | Path, knob: str) -> None:
         self.path = regular(path, knob)
-        descriptor, name = tempfile.mkstemp(".part", f".{self.path.name[:100]}.", self.path.parent)
+        try:
+            descriptor, name = tempfile.mkstemp(".part", f".{self.path.name[:100]}.", self.path.parent)
+        except OSError as error:  # of a name that nobody gave
+            raise OSError(error.errno, f"{knob}=: {error.strerror}", os.fspath(path)) from None
         os.close(descriptor)
         self._aside = Path(name)
         self._process = os.getpid()

@@ -139,6 +139,7 @@ class Game:
         self.prefix_left = settings["prefix_tokens"]
         width = self.kv_heads * self.head_dim
         self.centres = self.numbers.standard_normal((6, width)).astype(np.float32)
+        self.loud = settings["overflow"] == "saturate" and rng.random() < 0.2
 
     def step(self) -> str:
         kinds: list[tuple[int, str, Callable[[], object]]] = [
@@ -185,7 +186,10 @@ class Game:
             (self.centres[at] + more).astype(np.float32).reshape(tokens, self.kv_heads, self.head_dim)
             for at, more in zip((which, 5 - which), noise, strict=True)
         )
-        if (kind := rng.randrange(200)) < 6:
+        if self.loud and rng.random() < 0.5:  # most of them saturate
+            k *= np.float32(rng.choice([1e4, 1e5]))
+            v *= np.float32(rng.choice([1e4, 1e5]))
+        elif (kind := rng.randrange(200)) < 6:
             k *= np.float32(1e4)
         elif kind < 9:
             v *= np.float32(0)

@@ -112,11 +112,13 @@ def _plain(value: Any) -> Any:
 
 WALL_CLOCK_S = 1e9
 """Seconds from here on (2001) are the time of day, as cameras and recordings have it, not of a stream."""
+_LAST_YEAR_S = 2.5e11
+"""Of the year 9892: no calendar has what a file may claim behind it."""
 
 
 def clock(seconds: float) -> str:
     """Seconds as m:ss, or h:mm:ss from an hour on; the time of day as date and time, here."""
-    if seconds >= WALL_CLOCK_S:
+    if WALL_CLOCK_S <= seconds < _LAST_YEAR_S:
         return datetime.fromtimestamp(seconds).isoformat(" ", "seconds")
     whole = max(0, round(seconds))
     hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60

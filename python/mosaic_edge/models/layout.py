@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
+from mosaic_edge.models.vlm import ModelError
+
 Layout = Literal["onnx", "transformers"]
 LAYOUTS: tuple[Layout, ...] = ("onnx", "transformers")
 _WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth")
@@ -36,6 +38,10 @@ def chosen(layout: str | None, found: Layout) -> Layout:
 
 
 def names_in(folder: Path) -> list[str]:
-    """The files of a directory and of its onnx/, as layout_of() takes them."""
-    inside = [*folder.iterdir(), *((folder / "onnx").iterdir() if (folder / "onnx").is_dir() else ())]
+    """The files of a directory and of its onnx/, as layout_of() takes them. ModelError where they cannot be
+    listed."""
+    try:
+        inside = [*folder.iterdir(), *((folder / "onnx").iterdir() if (folder / "onnx").is_dir() else ())]
+    except OSError as error:
+        raise ModelError(f"{folder}: its files cannot be listed ({error.strerror or error})") from None
     return [path.relative_to(folder).as_posix() for path in inside]

@@ -77,7 +77,10 @@ class Account:
     def _begin(self) -> None:
         """A file with its header, made aside and put in place, which the one before leaves."""
         assert self._path is not None
-        descriptor, aside = tempfile.mkstemp(".part", f".{self._path.name[:100]}.", self._path.parent)
+        try:
+            descriptor, aside = tempfile.mkstemp(".part", f".{self._path.name[:100]}.", self._path.parent)
+        except OSError as error:  # of a name that nobody gave
+            raise OSError(error.errno, f"account=: {error.strerror}", os.fspath(self._path)) from None
         file = os.fdopen(descriptor, "w", newline="")
         try:
             csv.writer(file).writerow(COLUMNS)

@@ -17,6 +17,7 @@ from av.stream import Disposition
 
 from mosaic_edge.sources.decoding import reason
 from mosaic_edge.sources.frame_source import SourceError, Where, is_held
+from mosaic_edge.sources.lists import check_list
 
 CONNECT_S = READ_S = 10.0
 """The longest that a connection may take, and a stream say nothing."""
@@ -76,6 +77,7 @@ def check_there(where: Where) -> None:
             raise SourceError(path, None, "it is a directory, not a video file")
         if file.is_file() and file.stat().st_size == 0:
             raise SourceError(path, None, "the file is empty (0 bytes)")
+        check_list(path)
     except OSError as error:
         raise SourceError(path, None, error.strerror or str(error)) from error
 

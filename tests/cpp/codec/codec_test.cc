@@ -177,6 +177,32 @@ TEST_CASE("constant, tiny, huge and offset groups never clip and never overflow"
   }
 }
 
+TEST_CASE("what a group decodes to at the ends of half precision may be kept in half precision again") {
+  const PageShape shape{1, 4};
+  cpu::PlainOps ops;
+  for (const CodecId codec : {CodecId::kInt8, CodecId::kInt4}) {
+    const float step = codec == CodecId::kInt8 ? 520.0f : 8800.0f;
+    for (const float low : {-65504.0f, -3.0f, 0.0f, 60000.0f, 65000.0f, 65472.0f}) {
+      CAPTURE(codec_name(codec));
+      CAPTURE(low);
+      Tokens in{std::vector<float>(64, low), std::vector<float>(64, low)};
+      for (int i = 0; i < 64; i += 5) in.k[i] = in.v[i] = 65504;
+      const auto page = encode(codec, shape, in, 16, 0);
+      Tokens out{std::vector<float>(64), std::vector<float>(64)};
+      ops.decode(codec, shape, page.data(), 0, 16, out.k.data(), out.v.data(), 4);
+      const auto again = encode(CodecId::kFp16, shape, out, 16, 0);
+      Tokens kept{std::vector<float>(64), std::vector<float>(64)};
+      ops.decode(CodecId::kFp16, shape, again.data(), 0, 16, kept.k.data(), kept.v.data(), 4);
+      for (int i = 0; i < 64; ++i) {
+        CHECK(std::abs(kept.k[i] - in.k[i]) <= step);  // infinity is not
+        CHECK(std::abs(kept.v[i] - in.v[i]) <= step);
+        CHECK(out.k[i] <= 65504);
+        CHECK(out.v[i] <= 65504);
+      }
+    }
+  }
+}
+
 TEST_CASE("over keys with an offset an asymmetric scale beats a symmetric one of as many codes") {
   const PageShape shape{1, 128};
   const Tokens in = make_tokens(shape, 16, 11);

@@ -109,6 +109,7 @@ TEST_CASE("a directory that is missing, is a file or cannot be written is an err
     CHECK_THROWS_AS(SpillFile(directory.path, 4096, 8, memory), SpillError);
     chmod(directory.path.c_str(), 0700);
   }
+  CHECK_THROWS_AS(SpillFile(directory.path + std::string("\0x", 2), 4096, 8, memory), InvalidInput);
   CHECK_THROWS_AS(SpillFile(directory.path, 0, 8, memory), InvalidInput);
   CHECK_THROWS_AS(SpillFile(directory.path, 4096, 0, memory), InvalidInput);
 }

@@ -110,3 +110,10 @@ def test_times_of_the_world_are_shown_as_such() -> None:
     assert clock(moment) == shown
     assert shown in show_evidence([{"start": moment, "end": moment + 4, "score": 0.5}])
     assert clock(47 * 86400.0) == "1128:00:00"
+
+
+@pytest.mark.parametrize("claimed", [2.5e11, 1e12, 1e18])
+def test_times_that_no_calendar_has_are_shown_all_the_same(claimed: float) -> None:
+    hours = int(claimed) // 3600
+    assert clock(claimed).startswith(f"{hours}:")
+    assert f"{hours}:" in show_evidence([{"start": claimed, "end": claimed + 4, "score": 0.5}])

@@ -18,6 +18,8 @@ import pytest
 
 import mosaic_edge
 from mosaic_edge import cli
+from mosaic_edge.cli import doctor
+from mosaic_edge.cli.check import show_check
 from mosaic_edge.cli.demo import show_demo
 from mosaic_edge.cli.output import DataConsole, visible
 from mosaic_edge.cli.run import show_run
@@ -81,6 +83,20 @@ def test_questions_answers_and_names_are_printed_as_they_are(text: str) -> None:
         "runs": [{"policy": text, "right": 1, "asked": 1, "answers": [answer]}],
     }
     assert printed(show_demo, demo).count(visible(text)) == 6
+
+
+@pytest.mark.parametrize("text", MARKED)
+def test_what_a_directory_says_of_itself_is_printed_as_it_is(text: str) -> None:
+    checked = {
+        "model": text,
+        "layout": "onnx",
+        "frames": [1, 2, 3],
+        "rows": [{"what": text, "equal": None, "detail": text}],
+    }
+    examined = doctor.examine() | {"weights": {"ok": False, "detail": f"{text}: no such model directory"}}
+    for shown, times in ((printed(show_check, checked), 3), (printed(doctor.show_doctor, examined), 1)):
+        assert shown.count(visible(text)) == times
+        assert not any(c in shown for c in "\x1b\x07\x9b\u202e")
 
 
 def test_what_can_be_seen_stays_and_what_acts_is_shown_as_its_escape() -> None:

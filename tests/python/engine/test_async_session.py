@@ -93,7 +93,40 @@ def test_errors_are_the_sessions_own_and_a_closed_session_says_so() -> None:
                 await session.append("text")
             with pytest.raises(ValueError, match="no text"):
                 await session.ask(" ")
-        with pytest.raises(RuntimeError):
-            await session.append(picture(0))
+        for call in (session.append(picture(0)), session.ask(QUESTION), session.memory()):
+            with pytest.raises(ValueError, match="the session is closed"):
+                await call
+        await session.close()
+
+    asyncio.run(under_asyncio())
+
+
+def test_a_close_whose_waiter_is_cancelled_closes_all_the_same() -> None:
+    """And a stream that is open then ends without an error of its own."""
+
+    async def under_asyncio() -> None:
+        session = opened()
+        await session.append(picture(0), 0.0)
+        pieces = session.stream(QUESTION)
+        assert await anext(pieces)
+        busy, go_on = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            busy.set()
+            assert go_on.wait(30)
+
+        held = asyncio.create_task(session._call(hold))
+        assert await asyncio.to_thread(busy.wait, 30)
+        closing = asyncio.create_task(session.close())
+        await asyncio.sleep(0)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        go_on.set()
+        await held
+        await session.close()
+        with pytest.raises(ValueError, match="the session is closed"):
+            session.session.memory()
+        await pieces.aclose()  # type: ignore[attr-defined]
 
     asyncio.run(under_asyncio())

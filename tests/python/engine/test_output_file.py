@@ -72,6 +72,9 @@ def test_a_path_that_can_hold_no_file_is_refused_before_anything_starts(
             with session() as opened:
                 stream_live(opened, Frames(3, lambda i: pytest.fail("it started")), account=path)
     assert knob in str(error.value) or isinstance(error.value, OSError)
+    assert ".part" not in str(error.value)
+    if isinstance(error.value, OSError):
+        assert os.fspath(error.value.filename) == path
     with session(trace=str(tmp_path / "good.json")):  # the trace of the process is free again
         pass
     assert not list(tmp_path.glob("*.part"))

@@ -95,6 +95,13 @@ def test_a_folder_in_ram_that_was_asked_for_is_taken_with_a_warning(mounts: Path
     assert SessionConfig().spill_dir is None
 
 
+def test_a_folder_whose_name_no_path_can_have_opens_no_other(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="spill_dir= holds a zero byte"):
+        Engine(NumpyVlm()).session(
+            memory="1MiB", disk="4MiB", policy="rekv", kernel_threads=1, spill_dir=f"{tmp_path}\0/no"
+        )
+
+
 def test_doctor_says_where_a_spill_file_would_be_in_ram(mounts: Path) -> None:
     found = examine(f"{mounts}/ram")["spill"]
     assert found["ok"] is False and "in RAM (tmpfs)" in found["detail"] and "spill_dir=" in found["detail"]

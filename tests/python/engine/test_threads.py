@@ -7,6 +7,10 @@ import sys
 
 import pytest
 
+from mosaic_edge.engine import Engine
+from mosaic_edge.errors import DeviceError
+from numpy_vlm import NumpyVlm
+
 NO_ROOM_FOR_STACKS = """
 import resource
 import threading
@@ -65,6 +69,12 @@ def test_workers_that_cannot_start_are_an_error_that_names_the_knob_and_the_next
     said, finish = ran.stdout.splitlines()
     assert said.startswith("kernel_threads=1000: only ") and "Lower kernel_threads=" in said
     assert finish in ("end", "length")
+
+
+@pytest.mark.parametrize("threads", [1025, 100_000, (1 << 31) - 1])
+def test_more_threads_than_any_machine_has_are_refused_by_the_knob_there_is(threads: int) -> None:
+    with pytest.raises(DeviceError, match=f"^kernel_threads={threads}: expected 0 .* to 1024$"):
+        Engine(NumpyVlm()).session(memory="1MiB", kernel_threads=threads)
 
 
 @pytest.mark.parametrize("policy", ["edge", "mosaic", "python"])

@@ -75,6 +75,37 @@ def test_sizes_are_checked_against_the_weights_before_anything_is_built(
     assert text.startswith(f"{folder / 'config.json'}: {section}.{key}") and said in text
 
 
+@pytest.mark.parametrize(
+    ("section", "said", "lacking"),
+    [
+        ("vision_config", {"num_channels": 1_000_000}, "patch_embedding.weight"),
+        ("text_config", {"num_attention_heads": 65536, "head_dim": 1024}, "q_proj.weight"),
+    ],
+)
+def test_a_weight_that_the_files_lack_is_not_made_up_at_the_size_that_is_said(
+    folder: Path, section: str, said: dict[str, int], lacking: str
+) -> None:
+    change(folder, "config.json", lambda config: config[section].update(said))
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: weight for name, weight in weights.items() if not name.endswith(lacking)}
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    text = refused(folder)
+    assert text.startswith(f"{folder / 'config.json'}: makes a model of ") and lacking in text
+
+
+@pytest.mark.parametrize("section", [None, "text_config"])
+@pytest.mark.parametrize("key", ["patch_size", "image_size", "depth"])
+@pytest.mark.parametrize("value", [0, "x", {}, [1, 2, 3]])
+def test_a_size_is_a_size_in_whatever_section_it_stands(
+    folder: Path, section: str | None, key: str, value: object
+) -> None:
+    change(
+        folder, "config.json", lambda config: (config[section] if section else config).update({key: value})
+    )
+    place = f"{section}.{key}" if section else key
+    assert refused(folder).startswith(f"{folder / 'config.json'}: {place}={value!r}: expected a whole number")
+
+
 def test_attention_is_ours_whatever_the_config_says(folder: Path) -> None:
     evil = {"attn_implementation": "kernels-community/evil", "_attn_implementation": "evil/evil"}
     change(folder, "config.json", lambda config: (config.update(evil), config["text_config"].update(evil)))
@@ -102,8 +133,18 @@ def test_an_index_of_shards_maps_names_to_names(folder: Path, found: object) -> 
     assert "weight_map=" in refused(folder)
 
 
-@pytest.mark.parametrize("header", [b"[" * 100_000, b'{"a":' * 50_000 + b"1" + b"}" * 50_000, b"[1]"])
-def test_a_header_that_is_nested_too_deep_is_refused(folder: Path, header: bytes) -> None:
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"[" * 100_000,
+        b'{"a":' * 50_000 + b"1" + b"}" * 50_000,
+        b"[1]",
+        *(b'{"a": {"data_offsets": [0, %s]}}' % end for end in (b"Infinity", b"1e400", b"-1e400", b"NaN")),
+    ],
+)
+def test_a_header_that_is_nested_too_deep_or_counts_to_no_number_is_refused(
+    folder: Path, header: bytes
+) -> None:
     (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     assert "header cannot be read" in refused(folder)
 

@@ -224,3 +224,16 @@ def test_doctor_says_whether_weights_fit_and_reads_none(
     assert not found["ok"] and "too large" in found["detail"]
     assert "no such model directory" in doctor.examine(model="not/a/folder")["weights"]["detail"]
     assert "weights" not in doctor.examine()
+
+
+def test_a_directory_that_cannot_be_listed_is_an_error_of_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(_: Path) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", denied)
+    with pytest.raises(ModelError, match=r": its files cannot be listed \(Permission denied\)$"):
+        Engine.load(tmp_path)
+    found = doctor.examine(model=str(tmp_path))["weights"]
+    assert not found["ok"] and "Permission denied" in found["detail"]

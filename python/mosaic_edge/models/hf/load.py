@@ -23,6 +23,7 @@ from mosaic_edge.models.hf.families import family_of
 from mosaic_edge.models.hf.family import Family
 from mosaic_edge.models.hf.quantised import check_quantised
 from mosaic_edge.models.hf.refused import check_layers
+from mosaic_edge.models.hf.sizes import Stored, check_built, check_sizes
 from mosaic_edge.models.hub import PICKLES
 from mosaic_edge.models.image_settings import video_settings
 from mosaic_edge.models.prompt import chat_template_in
@@ -72,8 +73,10 @@ def load_parts(
     if quantization not in (None, "int4", "int8"):
         raise ValueError(f"quantization={quantization!r}: expected None, 'int4' or 'int8'")
     check_directory(folder, (*_FILES, *(PICKLES if allow_pickle else ())))
-    check_sizes(folder, config, check_weights(folder, allow_pickle))
+    stored = check_weights(folder, allow_pickle)
+    check_sizes(folder, config, stored)
     built = _config(folder)
+    check_built(folder, built, stored)
     template = chat_template_in(folder)
     images = _image_processor(folder)
     tokenizer = _tokenizer(folder)
@@ -128,14 +131,6 @@ def _config(folder: Path) -> Any:
     return config
 
 
-@dataclass(frozen=True)
-class Stored:
-    """What the weight files hold, as their headers say; of pickles no number of tensors is known."""
-
-    tensors: int
-    bytes: int
-
-
 def _weights_in(folder: Path) -> list[Path]:
     """Files of tensors; what a Mac lays beside each (._model.safetensors) is none."""
     return sorted(file for file in folder.glob("*.safetensors") if not file.name.startswith("._"))
@@ -162,40 +157,6 @@ def check_weights(folder: Path, allow_pickle: bool) -> Stored:
     return Stored(1 << 30, sum(file.stat().st_size for file in pickles))
 
 
-_MOST_NUMBERS = 16
-"""Of a byte of the weight files, whatever they are packed as."""
-
-
-def check_sizes(folder: Path, config: dict[str, Any], stored: Stored) -> None:
-    """What config.json makes transformers build, against the weights there are. ModelError names the key."""
-    at = folder / "config.json"
-    sections = {"": config, **{f"{name}.": config.get(name) for name in ("text_config", "vision_config")}}
-    for section, said in sections.items():
-        if not isinstance(said, dict):
-            continue
-        for key in ("num_hidden_layers", "depth"):
-            if said.get(key, 0) > stored.tensors:
-                raise ModelError(
-                    f"{at}: {section}{key}={said[key]}: the weight files hold {stored.tensors} tensors"
-                )
-        width, patch = said.get("hidden_size", 1), _least(said.get("patch_size", 1))
-        numbers = {
-            "vocab_size": said.get("vocab_size", 1) * width,
-            "intermediate_size": _least(said.get("intermediate_size", 1)) * width,
-            "image_size": (_least(said.get("image_size", 1)) // patch) ** 2 * width,
-        }
-        for key, count in numbers.items():
-            if count > _MOST_NUMBERS * stored.bytes:
-                raise ModelError(
-                    f"{at}: {section}{key}={said.get(key)} (of width {width}) makes a tensor of {count} "
-                    f"numbers: the weight files hold {stored.bytes} bytes"
-                )
-
-
-def _least(size: Any) -> int:
-    return int(min(size)) if isinstance(size, list) else int(size)
-
-
 def _check_safetensors(file: Path) -> int:
     """How many tensors are in it. ModelError if it is not whole."""
     size = file.stat().st_size
@@ -209,7 +170,7 @@ def _check_safetensors(file: Path) -> int:
             end = max(
                 (int(t["data_offsets"][1]) for name, t in header.items() if name != "__metadata__"), default=0
             )
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError):
             raise ModelError(f"{file}: its safetensors header cannot be read") from None
     if size != 8 + length + end:
         raise ModelError(f"{file}: truncated or damaged: {size} bytes, its header says {8 + length + end}")
