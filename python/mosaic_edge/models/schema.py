@@ -112,6 +112,7 @@ IDS = whole(0, (1 << 31) - 1) | list_of(whole(0, (1 << 31) - 1), 1, 4096)
 MEAN = number(-1e4, 1e4) | list_of(number(-1e4, 1e4), 3, 3)
 DEVIATION = number(0, 1e4) | list_of(number(0, 1e4), 3, 3)
 RATE = number(0, 1000)
+SETTING = number(-1e300, 1e300) | WORD
 THETA = number(0, 1e15)
 PIXELS = whole(1, 1 << 40)
 SIZE = SIDE | list_of(SIDE, 2, 2) | map_of(PIXELS)
@@ -231,9 +232,7 @@ TABLES: Mapping[str, Table] = {
         "fps": RATE,
         "video_window": whole(0, 1 << 16),
         "context": whole(0, 1 << 24),
-        "policy_settings": {
-            "edge": {"unit": Kind('"tokens" or "summaries"', lambda value: value in ("tokens", "summaries"))}
-        },
+        "policy_settings": map_of(map_of(SETTING)),  # by policy; which it has, and their ranges, the core says
         "tokens_per_frame": whole(1, 1 << 20),
         "grid": list_of(whole(1, 1 << 20), 2, 2),
         "image_size": PAIR,
@@ -249,7 +248,9 @@ TABLES: Mapping[str, Table] = {
 """By the file's name."""
 
 
-def card_settings(mosaic: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+def card_settings(mosaic: Mapping[str, Any]) -> dict[str, dict[str, float | str]]:
     """Of a checked mosaic.json, the policy settings that suit its model, by the policy's name."""
-    unit = mosaic.get("policy_settings", {}).get("edge", {}).get("unit")
-    return {"edge": {"unit": unit}} if unit is not None else {}
+    return {
+        policy: {name: value if isinstance(value, str) else float(value) for name, value in settings.items()}
+        for policy, settings in mosaic.get("policy_settings", {}).items()
+    }

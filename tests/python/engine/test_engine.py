@@ -467,3 +467,12 @@ def test_a_session_is_made_of_a_config_of_keywords_or_of_keywords_over_a_config(
     assert engine.plan(config) == engine.plan(memory="1MiB", policy="window", kernel_threads=1)
     with pytest.raises(TypeError, match="nonsense"):
         engine.session(config, nonsense=1)  # type: ignore[call-arg]
+
+
+def test_the_card_of_mosaic_tiny_bounds_what_edge_keeps_whatever_the_cap() -> None:
+    engine = Engine.load("mosaic-tiny", threads=1)
+    card = engine.spec.policy_settings["edge"]
+    assert set(card) == {"unit", "most_tokens"}
+    lanes = engine.spec.layers * engine.spec.kv_heads
+    pages = {memory: engine.plan(memory=memory)["tiers"][0]["pages"] for memory in ("1MiB", "8MiB", "64MiB")}
+    assert pages["8MiB"] == pages["64MiB"] == lanes * float(card["most_tokens"]) / 16 > pages["1MiB"]
