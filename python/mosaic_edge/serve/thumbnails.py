@@ -70,10 +70,9 @@ class Thumbnails:
         if len(small) > room:
             return
         while self._used + len(small) > room:
+            if len(self._pictures) <= 1:
+                return
             del self._times[1::2], self._pictures[1::2]
-            if len(self._pictures) == 1:
-                self._times.clear()
-                self._pictures.clear()
             self._used = sum(map(len, self._pictures))
             self._stride *= 2
         self._times.append(pts)

@@ -250,6 +250,19 @@ def test_a_source_and_a_question_take_turns_however_long_either_is(make_video: M
         assert (stats["frames"], stats["questions"], stats["source"]["error"]) == (60, 7, None)
 
 
+def test_a_session_that_keeps_all_is_full_and_can_still_be_asked(make_video: MakeVideo) -> None:
+    video = make_video(times=[i / 2 for i in range(120)])
+    with serving(media=video.parent, thumbnails="64KiB") as service:
+        path = service.client.session(source=video.name, fps=2.0, policy="full", memory="256KiB")
+        until(lambda: not service.client.good("GET", path)["source"]["running"])
+        stats = service.client.good("GET", path)
+        assert 0 < stats["frames"] < 120 and "full" in stats["source"]["error"]
+        error = service.client.refused(507, "PUT", f"{path}/frames?pts=500", jpeg(1))
+        assert error["code"] == "memory_cap"
+        assert service.client.good("GET", path)["frames"] == stats["frames"]
+        assert service.client.good("POST", f"{path}/questions", {"question": QUESTION})["answer"]
+
+
 def test_the_path_of_a_file_cannot_be_told_from_that_of_none(tmp_path: Path) -> None:
     media = tmp_path / "media"
     media.mkdir()
