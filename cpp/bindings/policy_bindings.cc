@@ -178,4 +178,13 @@ std::unique_ptr<Policy> policy_from(const py::object& policy, const py::dict& se
 
 }  // namespace mosaic::bindings
 
-void bind_policy(py::module_& m) { mosaic::bindings::bind_policy_objects(m); }
+void bind_policy(py::module_& m) {
+  mosaic::bindings::bind_policy_objects(m);
+  m.def(
+      "check_policy",
+      [](const std::string& policy, const py::dict& settings) {
+        mosaic::bindings::policy_from(py::str(policy), settings);
+      },
+      py::arg("policy"), py::arg("settings"),
+      "Raises InvalidInput where there is no policy of this name, or it has no such settings.");
+}

@@ -11,8 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
+from mosaic_edge import _core
 from mosaic_edge.models.vlm import ModelError
 
 
@@ -232,7 +234,7 @@ TABLES: Mapping[str, Table] = {
         "fps": RATE,
         "video_window": whole(0, 1 << 16),
         "context": whole(0, 1 << 24),
-        "policy_settings": map_of(map_of(SETTING)),  # by policy; which it has, and their ranges, the core says
+        "policy_settings": map_of(map_of(SETTING)),  # by policy; which there are the core says
         "tokens_per_frame": whole(1, 1 << 20),
         "grid": list_of(whole(1, 1 << 20), 2, 2),
         "image_size": PAIR,
@@ -248,9 +250,18 @@ TABLES: Mapping[str, Table] = {
 """By the file's name."""
 
 
-def card_settings(mosaic: Mapping[str, Any]) -> dict[str, dict[str, float | str]]:
-    """Of a checked mosaic.json, the policy settings that suit its model, by the policy's name."""
-    return {
+def card_settings(folder: Path, mosaic: Mapping[str, Any]) -> dict[str, dict[str, float | str]]:
+    """Of the mosaic.json of a folder, the policy settings that suit its model, by the policy's name.
+
+    ModelError where the core has no such policy, setting or value.
+    """
+    chosen = {
         policy: {name: value if isinstance(value, str) else float(value) for name, value in settings.items()}
         for policy, settings in mosaic.get("policy_settings", {}).items()
     }
+    try:
+        for policy, settings in chosen.items():
+            _core.check_policy(policy, settings)
+    except _core.InvalidInput as error:
+        raise ModelError(f"{folder / 'mosaic.json'}: policy_settings: {error}") from None
+    return chosen

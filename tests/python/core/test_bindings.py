@@ -78,6 +78,7 @@ RIGHT: dict[str, Right] = {
     "plan": (lambda: None, [MODEL, MEMORY, "edge", {}, "cpu", 1]),
     "backends": (lambda: None, []),
     "policies": (lambda: None, []),
+    "check_policy": (lambda: None, ["edge", {"listen": 4}]),
     "trace_start": (lambda: None, []),
     "trace_stop": (lambda: None, []),
     "trace_span": (lambda: None, ["forward", 1, 2]),

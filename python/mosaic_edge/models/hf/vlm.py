@@ -161,7 +161,7 @@ class HfVlm:
             eos_token_ids=_end_tokens(parts, mosaic),
             video_window=int(mosaic.get("video_window", 0)),
             context=_context(mosaic, config),
-            policy_settings=card_settings(mosaic),
+            policy_settings=card_settings(parts.folder, mosaic),
             sampling=_sampling(parts.model),
             fps=float(mosaic.get("fps", 1.0)),
             template=question,

@@ -262,7 +262,7 @@ def _spec_of(
         eos_token_ids=settings.end_tokens(files.folder),
         video_window=int(mosaic.get("video_window", 0)),
         context=settings.context(),
-        policy_settings=card_settings(mosaic),
+        policy_settings=card_settings(files.folder, mosaic),
         fps=float(mosaic.get("fps", 1.0)),
         sampling=settings.sampling(files.folder),
         prefix=words.prefix,
