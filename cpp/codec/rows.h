@@ -81,6 +81,13 @@ inline void get_v_row(const std::byte* panel, int d, int token, float* to) {
   if constexpr (C::kHadamard) leave_hadamard(to, d, C::V::scale(panel, d, token), nullptr);
 }
 
+// What is decoded may be coded again, exactly, in half precision: a code in the Hadamard basis may err past its range.
+template <class C>
+inline void keep_to_half(float* row, int d) {
+  if constexpr (C::kHadamard)
+    for (int c = 0; c < d; ++c) row[c] = coded_number(row[c]);
+}
+
 // The bytes that are one token's in a head's panels of a record codec: visit(offset, size) for pieces that lie at
 // offset + token x size.
 template <class C, class Visit>

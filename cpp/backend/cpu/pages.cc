@@ -103,8 +103,12 @@ void PlainOps::decode(CodecId codec, PageShape shape, const std::byte* data, int
     for (int head = 0; head < shape.heads; ++head) {
       const std::byte* const kb = k_panel(codec, shape, head, data);
       for (int t = begin; t < end; ++t) {
-        get_k_row<C>(kb, d, t, mean_of(key_mean, head, d), k + (t - begin) * stride + head * d);
-        if (v != nullptr) get_v_row<C>(kb + k_panel_of<C>(d), d, t, v + (t - begin) * stride + head * d);
+        const size_t to = (t - begin) * stride + head * d;
+        get_k_row<C>(kb, d, t, mean_of(key_mean, head, d), k + to);
+        keep_to_half<C>(k + to, d);
+        if (v == nullptr) continue;
+        get_v_row<C>(kb + k_panel_of<C>(d), d, t, v + to);
+        keep_to_half<C>(v + to, d);
       }
     }
   });

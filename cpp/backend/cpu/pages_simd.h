@@ -3,6 +3,7 @@
 #pragma once
 
 #include "backend/cpu/tile_simd.h"
+#include "codec/rows.h"
 
 namespace mosaic::cpu {
 namespace {
@@ -251,6 +252,7 @@ inline void decode_page(CodecId codec, PageShape shape, const std::byte* data, i
       const std::byte* const panel = data + static_cast<size_t>(head) * head_bytes_of<C>(d);
       const float* const mean = key_mean != nullptr ? key_mean + head * d : nullptr;
       decode_keys<C>(panel, tile, mean, begin, end, k + head * d, stride);
+      for (int t = begin; t < end; ++t) keep_to_half<C>(k + (t - begin) * stride + head * d, d);
       if (v == nullptr) continue;
       const ValuePanel<C> values(panel + k_panel_of<C>(d), d);
       for (int t = begin; t < end; ++t) {
@@ -260,6 +262,7 @@ inline void decode_page(CodecId codec, PageShape shape, const std::byte* data, i
           values(t, row);
           leave_hadamard(tile, row);
           copy_row(row, d, to);
+          keep_to_half<C>(to, d);
         } else {
           values(t, to);
         }

@@ -3,6 +3,7 @@
 // multiply-add, so that the bytes of a page are those of the CPU backend.
 #include "backend/cuda/kernels.h"
 #include "backend/cuda/record_row.h"
+#include "codec/coded_number.h"
 
 namespace mosaic::MOSAIC_SIMT {
 namespace {
@@ -158,6 +159,7 @@ MOSAIC_DEVICE void decode_head(CodecId codec, int d, const std::byte* kb, int be
         } else {
           decode_record<typename C::V>(vb, d, begin + i / 2, true, nullptr, &row);
         }
+        for (float& number : row.x) number = coded_number(number);  // as keep_to_half() does
         put_row(row, d, (i % 2 == 0 ? k : v) + to);
       }
     } else {

@@ -72,6 +72,32 @@ TEST_CASE("rows written into several pages are the rows of pages encoded at once
   }
 }
 
+TEST_CASE("what any codec decodes of numbers at the ends of half precision may be kept in half precision again") {
+  Random random(5);
+  for (const PageShape shape : {PageShape{1, 16}, {2, 20}, {1, 33}, {2, 64}}) {
+    const auto row = static_cast<size_t>(shape.row());
+    const auto signs = random.normals(32 * row, 1);
+    std::vector<float> k(16 * row), v(16 * row), k_out(16 * row), v_out(16 * row);
+    for (size_t i = 0; i < k.size(); ++i) k[i] = signs[i] < 0 ? -65504.0f : 65504.0f;
+    for (size_t i = 0; i < v.size(); ++i) v[i] = signs[k.size() + i] < 0.5f ? 0.0f : 65504.0f;
+    for (int codec = 0; codec < kCodecs; ++codec) {
+      const auto id = static_cast<CodecId>(codec);
+      for (const std::string& name : implementations()) {
+        CAPTURE(name);
+        CAPTURE(codec_name(id));
+        CAPTURE(shape.head_dim);
+        Kernels kernels(name, 2, record_limits(shape));
+        std::vector<std::byte> page(data_bytes(id, shape));
+        kernels->encode(id, shape, k.data(), v.data(), row, 16, page.data());
+        kernels->decode(id, shape, page.data(), 0, 16, k_out.data(), v_out.data(), row);
+        const auto past = [](float x) { return !(std::abs(x) <= 65504.0f); };
+        CHECK(std::none_of(k_out.begin(), k_out.end(), past));
+        CHECK(std::none_of(v_out.begin(), v_out.end(), past));
+      }
+    }
+  }
+}
+
 TEST_CASE("a moved row is the same bits, wherever it stood, and nothing else of the page changes") {
   Random random(5);
   for (const PageShape shape : {PageShape{1, 64}, {2, 33}, {3, 20}}) {
