@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,6 +33,24 @@ def compared(
     out = tmp_path_factory.mktemp("out")
     yield kind, folder, checked(folder, out, "--dtype", "fp32", "--steps", "8", *limit)
     torch.set_num_threads(before)
+
+
+def mixture(config: dict[str, Any]) -> None:
+    """Qwen3-VL's own mixture of experts, with so few experts that a test can hold them."""
+    config["model_type"] = "qwen3_vl_moe"
+    config["architectures"] = ["Qwen3VLMoeForConditionalGeneration"]
+    config["vision_config"]["model_type"] = "qwen3_vl_moe"
+    config["text_config"].update(
+        model_type="qwen3_vl_moe_text", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=96,
+        decoder_sparse_step=1, norm_topk_prob=True, mlp_only_layers=[],
+    )  # fmt: skip
+
+
+def test_a_mixture_of_experts_is_as_in_the_script(tmp_path: Path) -> None:
+    folder = write_published("qwen3_vl", tmp_path / "model", mixture)
+    found = checked(folder, tmp_path, "--dtype", "fp32", "--steps", "8", "--tokens-per-frame", "64")
+    assert {row["what"]: row["equal"] for row in found.said["rows"]} == dict.fromkeys(NAMES, True)
+    assert found.row("logits")["difference"] < 1e-4
 
 
 def test_the_command_is_green(compared: tuple[str, Path, Checked]) -> None:
