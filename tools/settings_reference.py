@@ -38,7 +38,10 @@ VALUE_WEIGHT = Said("1", "weight of values beside keys when tokens are compared;
 RADIUS = Said("0.02", "squared distance within which a token joins a cluster, at the start")
 EDGE = {
     "unit": Said("tokens", "what is kept: single tokens, or summaries of like ones (the next table)"),
-    "score": Said("both", "what a token is worth: attention received, value norm, or their product"),
+    "score": Said(
+        "both",
+        "what a token is worth: attention received, value norm, their product; newest: age alone",
+    ),
     "listen": Said("16", "frames whose attention to a token is counted"),
     "key_power": Said(
         "0.5", "attention counts times the keys that shared it, to this power; 0: as it was received"
@@ -81,7 +84,7 @@ INFINIPOT_V = {
     "alpha": Said("0.5", "of what is kept, chosen by TaR (unlike the newest frames); the rest by VaN"),
     "keep": Said("0.75", "of a full memory, what stays when it is thinned"),
     "recent": Said("0.125", "of the tokens, the newest, in whole frames, which stay"),
-    "pool": Said("1", "average value norms over neighbours"),
+    "pool": Said("0", "average value norms over neighbours"),
     "order": Said("both", "both signals, one of them, the worst first, or every n-th token"),
 }
 REKV = {
@@ -105,6 +108,19 @@ for _size, _share, _attention, _k, _weight in (
     MUKV[f"{_size}_attention"] = Said(_attention, "weight of attention received; the rest is the frequency's")
     MUKV[f"{_size}_k"] = Said(_k, f"{_size} units read for a question")
     MUKV[f"{_size}_weight"] = Said(_weight, "weight of the likeness to the best segments")
+
+for _policy in (MOSAIC, REKV, MUKV):
+    _policy["frames_read"] = Said(
+        "kept",
+        "what a frame reads while it streams: all pages in memory, the newest `newest_tokens` of them, or "
+        "what its own queries choose, as for a question; a model with a video window reads that instead",
+    )
+    _policy["newest_tokens"] = Said("15000", "with frames_read=newest, tokens of a layer")
+    _policy["query"] = Said(
+        "question",
+        "tokens by whose queries a question chooses: those of the bare question, the last of them, or all, "
+        "the template's too",
+    )
 
 LISTS: tuple[tuple[str, Mapping[str, str], Mapping[str, Said]], ...] = (
     ("edge", {"unit": "tokens"}, EDGE),

@@ -331,7 +331,9 @@ void bind_memory(py::module_& m) {
           "`trail` are text. t_position: the frame's M-RoPE position, counted from the end of the prefix; -1: the next "
           "one.")
       .def(
-          "begin_text", [](KvMemory& self, int tokens) { self.begin_text(tokens); }, py::arg("tokens"))
+          "begin_text", [](KvMemory& self, int tokens, int lead, int trail) { self.begin_text(tokens, lead, trail); },
+          py::arg("tokens"), py::arg("lead") = 0, py::arg("trail") = 0,
+          "Start a block of text; of a question's tokens the first `lead` and the last `trail` are its template's.")
       .def(
           "attend",
           [](KvMemory& self, int layer, const py::object& q, const py::object& k, const py::object& v,

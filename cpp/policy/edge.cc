@@ -22,7 +22,12 @@ namespace mosaic {
 
 namespace {
 
-enum class Score : uint8_t { kReceived, kNorm, kBoth };
+enum class Score : uint8_t {
+  kReceived,
+  kNorm,
+  kBoth,
+  kNewest,  // all alike, so that the oldest goes: StreamingLLM's window (arXiv 2309.17453), a token at a time
+};
 
 struct EdgeSettings {
   int listen = 16;  // frames
@@ -51,6 +56,7 @@ class Edge final : public Policy, public Retention {
   bool compares() const override { return s_.likeness; }
   double recall_share() const override { return s_.recall; }
   float worth(float received, float value_norm) const override {
+    if (s_.score == Score::kNewest) return 1;
     return s_.score == Score::kReceived ? received : s_.score == Score::kNorm ? value_norm : received * value_norm;
   }
   int pick_victims(const TokenLog& log, const Listening& heard, int lane, int need, Victim* out) override;
@@ -104,7 +110,7 @@ MOSAIC_POLICY("edge", make_edge) {
   int unit_chosen = 0, score = static_cast<int>(s.score);
   SettingReader("edge", settings)
       .choice("unit", &unit_chosen, {"tokens", "summaries"})
-      .choice("score", &score, {"received", "value_norm", "both"})
+      .choice("score", &score, {"received", "value_norm", "both", "newest"})
       .number("listen", &s.listen, 1, 256)
       .number("key_power", &s.key_power, 0, 2)
       .flag("likeness", &s.likeness)

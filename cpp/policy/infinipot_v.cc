@@ -22,7 +22,7 @@ struct InfiniPotSettings {
   double alpha = 0.5;     // share of TaR in what is kept
   double keep = 0.75;     // of a full pot
   double recent = 0.125;  // of the tokens, in whole frames
-  bool pool = true;       // average the value norms over neighbours
+  bool pool = false;      // average the value norms over neighbours
   Order order = Order::kBoth;
 };
 

@@ -7,10 +7,13 @@
 namespace mosaic {
 
 PolicyNeeds Mosaic::needs() const {
-  return {
-      .group = {.by_token = true, .scenes = has_scenes(), .eager_splits = s_.eager, .value_weight = s_.value_weight},
-      .means = PolicyNeeds::Means::kAttended,
-      .read = {.of = PolicyNeeds::Reading::Of::kChosen}};
+  return {.group = {.by_token = true,
+                    .scenes = has_scenes(),
+                    .grows_on_disk = !fills() && !s_.by_frame,
+                    .eager_splits = s_.eager,
+                    .value_weight = s_.value_weight},
+          .means = PolicyNeeds::Means::kAttended,
+          .read = s_.read};
 }
 
 void Mosaic::bind(const StoreShape& shape, Region& region) {
@@ -177,8 +180,9 @@ MOSAIC_POLICY("mosaic", make_mosaic) {
       .number("scene_tau", &s.scene_tau, 0, 4)
       .number("value_weight", &s.value_weight, 0, 100)
       .number("read_scenes", &s.read_scenes, 0, 1e6)
-      .number("thin", &s.thin, 0, 1)
-      .finish();
+      .number("thin", &s.thin, 0, 1);
+  read_frames_read(reader, &s.read);
+  read_query(reader, &s.read).finish();
   return std::make_unique<Mosaic>(s);
 }
 

@@ -43,6 +43,7 @@ struct MosaicSettings {
   ScoreMode score = ScoreMode::kMass;  // kDot, the mean query's dot product, is the paper's
   int read_scenes = 0;                 // scenes read for a question; 0: all
   float thin = 0.25f;                  // under pressure a token within this share of the radius joins the summary only
+  PolicyNeeds::Reading read{.of = PolicyNeeds::Reading::Of::kChosen};
 };
 
 class Mosaic final : public Policy {

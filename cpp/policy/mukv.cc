@@ -17,6 +17,7 @@
 #include <cmath>
 
 #include "policy/mukv_search.h"
+#include "policy/retrieval.h"
 
 namespace mosaic {
 
@@ -33,6 +34,8 @@ struct MukvSettings {
   std::array<double, kKinds> attention{0.5, 0.7, 0.8};  // weight of attention received, the rest is the energy's
   Signal signal = Signal::kBoth;
   SearchSettings search;
+  // The paper's 64 units are about 8,300 tokens of 196 a frame.
+  PolicyNeeds::Reading read{.of = PolicyNeeds::Reading::Of::kChosenOnHost, .frames = 42};
 };
 
 // The same on every machine, and for the same token in every layer.
@@ -55,8 +58,7 @@ class Mukv final : public Policy {
     needs.group.frames = s_.segment;
     needs.group.attention_received = s_.signal == Signal::kBoth || s_.signal == Signal::kAttention;
     needs.means = PolicyNeeds::Means::kScored;
-    needs.read.of = PolicyNeeds::Reading::Of::kChosenOnHost;
-    needs.read.frames = 42;                           // the paper's 64 units are about 8,300 tokens of 196 a frame
+    needs.read = s_.read;
     needs.share.least_clusters = s_.segment * 5 + 1;  // a segment, of four super-patches a frame
     needs.share.index = kIndexShare;
     return needs;
@@ -292,7 +294,8 @@ MOSAIC_POLICY("mukv", make_mukv) {
   each(kPatch, "patch");
   each(kFrame, "frame");
   each(kSegment, "segment");
-  reader.finish();
+  read_frames_read(reader, &s.read);
+  read_query(reader, &s.read).finish();
   s.signal = static_cast<Signal>(signal);
   s.search.retrieval = static_cast<Retrieval>(retrieval);
   s.search.mass = score == 1;

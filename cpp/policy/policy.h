@@ -33,6 +33,8 @@ struct PolicyNeeds {
     bool scenes = false;     // frames are clustered by their embedding, clusters live inside a scene
     int frames = 1;          // frames admitted together (by token, no scenes)
     bool unbounded = false;  // a cluster may grow without end: it is never split, merged or packed as one
+    bool grows_on_disk =
+        false;  // where there is a disk a cluster takes all that joins it, and what is too large stays whole
     bool eager_splits = false;        // a cluster on disk is fetched to be cut; false: the cut waits until it is read
     bool attention_received = false;  // admit() wants what attention each token received while it was in the window
     float value_weight = 0;           // of values beside keys in the metric of clusters
@@ -46,6 +48,7 @@ struct PolicyNeeds {
   } means = Means::kNone;
 
   struct Reading {
+    static constexpr int kAll = PolicyNeeds::kAll;
     enum class Of : uint8_t {
       kEverything,    // that is stored
       kChosen,        // what select() chooses, by ops on the query
@@ -56,6 +59,13 @@ struct PolicyNeeds {
     int frames = 0;
     // Summaries attended at once, in frames' worth of tokens, named by select(). kAll: all of them.
     int summary_frames = kAll;
+    // What a frame reads while it streams, where the model has no video window of its own and select() chooses for a
+    // question: what select() says, or pages in DRAM, newest clusters first, as many tokens as `newest`. kAll: all of
+    // them. What lies on disk, or beyond, is read as its summary where those are attended.
+    enum class Frames : uint8_t { kChosen, kKept } by_frames = Frames::kChosen;
+    int newest = kAll;
+    // Tokens of a question's first pass that select() is given: all, template and all; those of the bare question; its last.
+    enum class Query : uint8_t { kAll, kQuestion, kLast } query = Query::kAll;
   } read{};
 
   struct Sharing {
@@ -72,6 +82,7 @@ struct PolicyNeeds {
   bool has_means() const { return means != Means::kNone; }
   bool attends_means() const { return means == Means::kAttended; }
   bool selects() const { return read.of != Reading::Of::kEverything; }
+  bool frames_read_kept() const { return selects() && read.by_frames == Reading::Frames::kKept; }
   bool reads_query() const { return read.of == Reading::Of::kChosenOnHost; }
 };
 

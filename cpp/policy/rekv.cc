@@ -12,22 +12,20 @@ namespace {
 
 struct RekvSettings {
   ScoreMode score = ScoreMode::kDot;  // kMass: attention mass per head and question token
-  int frames = 64;                    // read in a layer, as far as the budget of tokens goes
+  // frames: read for a question in a layer, as far as the budget of tokens goes
+  PolicyNeeds::Reading read{.of = PolicyNeeds::Reading::Of::kChosen, .frames = 64};
 };
 
 class Rekv final : public Policy {
  public:
   explicit Rekv(const RekvSettings& settings) : s_(settings) {}
   const char* name() const override { return "rekv"; }
-  PolicyNeeds needs() const override {
-    return {.means = PolicyNeeds::Means::kScored,
-            .read = {.of = PolicyNeeds::Reading::Of::kChosen, .frames = s_.frames}};
-  }
+  PolicyNeeds needs() const override { return {.means = PolicyNeeds::Means::kScored, .read = s_.read}; }
   void admit(const ClusterStore&, const AdmitBatch&, Placement* out) override { out[0] = {}; }
   void select(const ClusterStore& store, const SelectQuery& query, const SelectScratch& scratch,
               SelectResult* result) override {
     const int n = score_clusters(store, query, s_.score, scratch);
-    take_best(store, query, n, s_.frames, scratch, result);
+    take_best(store, query, n, s_.read.frames, scratch, result);
   }
   int evict(const ClusterStore& store, const Need& need, Eviction* out, int capacity) override {
     if (const int n = spill_oldest(store, need, out, capacity); n > 0) return n;
@@ -43,7 +41,9 @@ class Rekv final : public Policy {
 MOSAIC_POLICY("rekv", make_rekv) {
   RekvSettings s;
   SettingReader reader("rekv", settings);
-  read_score(reader, &s.score).number("frames", &s.frames, 1, 1 << 16).finish();
+  read_score(reader, &s.score).number("frames", &s.read.frames, 1, 1 << 16);
+  read_frames_read(reader, &s.read);
+  read_query(reader, &s.read).finish();
   return std::make_unique<Rekv>(s);
 }
 

@@ -51,6 +51,24 @@ void take_best(const ClusterStore& store, const SelectQuery& query, int n, int m
   }
 }
 
+SettingReader& read_frames_read(SettingReader& reader, PolicyNeeds::Reading* read) {
+  using Frames = PolicyNeeds::Reading::Frames;
+  constexpr int kNewest = 15'000;  // ReKV's window
+  int choice = 0, newest = kNewest;
+  reader.choice("frames_read", &choice, {"kept", "newest", "chosen"}).number("newest_tokens", &newest, 1, 1 << 24);
+  read->by_frames = choice == 2 ? Frames::kChosen : Frames::kKept;
+  read->newest = choice == 1 ? newest : PolicyNeeds::kAll;
+  return reader;
+}
+
+SettingReader& read_query(SettingReader& reader, PolicyNeeds::Reading* read) {
+  using Query = PolicyNeeds::Reading::Query;
+  int choice = 0;
+  reader.choice("query", &choice, {"question", "last", "mean"});
+  read->query = choice == 0 ? Query::kQuestion : choice == 1 ? Query::kLast : Query::kAll;
+  return reader;
+}
+
 SettingReader& read_score(SettingReader& reader, ScoreMode* mode) {
   int choice = *mode == ScoreMode::kMass ? 0 : 1;
   reader.choice("score", &choice, {"mass", "dot"});

@@ -19,6 +19,12 @@ void score_rows(const ClusterStore& store, const SelectQuery& query, ScoreMode m
 void take_best(const ClusterStore& store, const SelectQuery& query, int n, int most, const SelectScratch& scratch,
                SelectResult* result);
 
+// Reads "frames_read": kept, newest (of it, the newest `newest_tokens`) or chosen as for a question.
+SettingReader& read_frames_read(SettingReader& reader, PolicyNeeds::Reading* read);
+
+// Reads "query": question (its bare tokens), last (the last of them) or mean (of all, the template's too).
+SettingReader& read_query(SettingReader& reader, PolicyNeeds::Reading* read);
+
 // Reads "score": mass (attention mass per head and question token) or dot (mean query, dot product).
 SettingReader& read_score(SettingReader& reader, ScoreMode* mode);
 

@@ -21,6 +21,7 @@ Admission::Scratch::Scratch(Region& region, const Plan& plan)
   k = region.take<float>("frame scratch", tokens * plan.store.page.row());
   v = region.take<float>("frame scratch", tokens * plan.store.page.row());
   meta = region.take<TokenMeta>("frame scratch", tokens);
+  joined = region.take<int32_t>("frame scratch", tokens);
   attention_received = region.take<float>("frame scratch", plan.window.attention_received ? tokens : 0);
   evictions = region.take<Eviction>("frame scratch", kEvictions);
 }
@@ -176,6 +177,22 @@ void Admission::admit_tokens(int lane, const Batch& batch) {
   for (int i = 0; i < n; ++i) {
     file(lane, i, batch);
     ++filed_;
+  }
+  learn_opened(lane, asked.tokens);
+}
+
+// Tokens that opened a cluster together were filed one by one: it learns them once more, as a run.
+void Admission::learn_opened(int lane, const Run& run) {
+  const ClusterIndex& index = store_.index(lane);
+  if (!index.has_means()) return;
+  for (const ClusterId c : scratch_.labels.opened()) {
+    int n = 0;
+    for (int i = 0; i < run.n; ++i) {
+      const Placement to = scratch_.labels.at(i);
+      scratch_.joined[i] = to.cluster == c && to.together != kNone ? c : kNone;
+      n += scratch_.joined[i] == c ? 1 : 0;
+    }
+    if (n > 1 && index.is_live(c) && index.count(c) == n) store_.learn_again(lane, c, run, scratch_.joined);
   }
 }
 

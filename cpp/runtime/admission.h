@@ -22,6 +22,7 @@ class Admission {
     float* v;
     TokenMeta* meta;  // [batch tokens]
     Labels labels;
+    int32_t* joined;            // [batch tokens] labels of one cluster
     float* attention_received;  // [batch tokens], if the policy wants it
     Eviction* evictions;        // [kEvictions]
   };
@@ -58,6 +59,7 @@ class Admission {
   int read_batch(int lane);
   void file(int lane, int i, const Batch& batch);
   void join_opened(int lane, int i, const Run& token);
+  void learn_opened(int lane, const Run& run);
   struct Filed {
     Short missing = Short::kNothing;
     int slots = 1;  // what it may need at once

@@ -71,7 +71,7 @@ void KvMemory::attend_layer(const LayerArrays& given, std::optional<void*> strea
 
 void KvMemory::attend_lane(int lane, const float* q, const float* k, const float* v, float* out) {
   const Since since{asking_ ? since_ms_ : Clock::kNever, &store_.clock()};
-  BlockSelection& s = selector_.ready(lane, {block_, block_tokens_, since, next_position_}, q);
+  BlockSelection& s = selector_.ready(lane, {block_, block_tokens_, lead_, trail_, since, next_position_}, q);
   block_positions(&s);
   const BlockSelection::Table& table = s.upload(*backend_.ops, block_tokens_);
 

@@ -8,7 +8,9 @@ namespace mosaic {
 
 SelectionScratch::SelectionScratch(Region& region, const Plan& p) {
   const auto take = [&]<class T>(T** to, Size n) { *to = region.take<T>("selections", n); };
-  const Size clusters = p.store.index.capacity, tokens = p.select_tokens, rows = p.select_rows, block = p.max_block;
+  const Size tokens = std::max(p.select_tokens, p.frame_tokens);
+  const Size clusters = p.store.index.capacity, block = p.max_block;
+  const Size rows = std::max(p.select_rows, p.frame_rows);
   take(&order, tokens + rows);
   take(&result.chosen, clusters);
   take(&result.attend, rows);
@@ -26,14 +28,14 @@ SelectionScratch::SelectionScratch(Region& region, const Plan& p) {
 namespace {
 
 template <class Take>
-BlockSelection::Table make_table(const Plan& p, bool has_private, const Take& take) {
+BlockSelection::Table make_table(const Plan& p, int entries, int tokens, int rows, bool has_private, const Take& take) {
   BlockSelection::Table t{};
-  take(&t.pages, p.select_entries);
-  take(&t.positions, p.select_tokens);
-  if (p.config.model.rope.is_multi()) take(&t.places, Size(p.select_tokens) * 2);
-  take(&t.rows, p.select_rows);
-  take(&t.row_positions, Size(p.select_rows) * 3);
-  take(&t.row_bias, p.select_rows);
+  take(&t.pages, entries);
+  take(&t.positions, tokens);
+  if (p.config.model.rope.is_multi()) take(&t.places, Size(tokens) * 2);
+  take(&t.rows, rows);
+  take(&t.row_positions, Size(rows) * 3);
+  take(&t.row_bias, rows);
   // Kernels of several lanes may be under way at once, each with positions of its own.
   if (has_private) take(&t.q_positions, Size(p.max_block) * 3);
   return t;
@@ -41,17 +43,19 @@ BlockSelection::Table make_table(const Plan& p, bool has_private, const Take& ta
 
 }  // namespace
 
-BlockSelection::BlockSelection(Region& region, const Plan& p, const SelectionScratch& scratch)
-    : max_entries_(p.select_entries), max_tokens_(p.select_tokens), max_rows_(p.select_rows) {
+BlockSelection::BlockSelection(Region& region, const Plan& p, const SelectionScratch& scratch, int entries, int tokens,
+                               int rows)
+    : max_entries_(entries), max_tokens_(tokens), max_rows_(rows) {
   const bool apart = region.has_private();
-  table_ = make_table(p, apart, [&]<class T>(T** to, Size n) { *to = region.take<T>("selections", n); });
+  table_ = make_table(p, entries, tokens, rows, apart,
+                      [&]<class T>(T** to, Size n) { *to = region.take<T>("selections", n); });
   ids_ = region.take<PageId>("selections", max_entries_);
   if (!apart) {
     table_.q_positions = scratch.q_positions;
     there_ = table_;
   } else {
     metas_ = region.take<const TokenMeta*>("selections", max_entries_);
-    there_ = make_table(p, apart, [&]<class T>(T** to, Size n) {
+    there_ = make_table(p, entries, tokens, rows, apart, [&]<class T>(T** to, Size n) {
       *to = reinterpret_cast<T*>(region.take_private("selections", n * sizeof(T)));
     });
   }

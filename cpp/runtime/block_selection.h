@@ -15,12 +15,12 @@ namespace mosaic {
 
 // Scratch that the selections of all lanes share while one is built and attended.
 struct SelectionScratch {
-  uint64_t* order;       // [select_tokens + select_rows] sort keys
+  uint64_t* order;       // [tokens + rows of the largest] sort keys
   SelectScratch select;  // the policy's, while it chooses
   SelectResult result;   // room for one choice: the next one is written over it
   uint8_t* chosen;       // [clusters]
-  float* page_mass;      // [select_tokens + max_block]
-  float* row_mass;       // [select_rows]
+  float* page_mass;      // [tokens of the largest + max_block]
+  float* row_mass;       // [rows of the largest]
   int32_t* q_positions;  // [max_block, 3]
   float* lse;            // [max_block, q_heads]
   SelectionScratch(Region& region, const Plan& plan);
@@ -42,7 +42,10 @@ class BlockSelection {
     float* row_bias;         // [select_rows]
     int32_t* q_positions;    // [max_block, 3] of the block's own tokens
   };
-  BlockSelection(Region& region, const Plan& plan, const SelectionScratch& scratch);
+  BlockSelection(Region& region, const Plan& plan, const SelectionScratch& scratch)
+      : BlockSelection(region, plan, scratch, plan.select_entries, plan.select_tokens, plan.select_rows) {}
+  // One of another size.
+  BlockSelection(Region& region, const Plan& plan, const SelectionScratch& scratch, int entries, int tokens, int rows);
 
   void clear();
   // Tokens [begin, end) of a page. page: its id, or kNone for pages of the window. False: the table is full.

@@ -34,6 +34,7 @@ void KvMemory::begin(BlockKind kind, int tokens) {
   block_ = kind;
   block_tokens_ = tokens;
   next_layer_ = 0;
+  lead_ = trail_ = 0;
   reads_now_ = 0;
 }
 
@@ -77,8 +78,11 @@ void KvMemory::begin_frame(const FrameInfo& frame) {
   selector_.clear();
 }
 
-void KvMemory::begin_text(int tokens) {
+void KvMemory::begin_text(int tokens, int lead, int trail) {
   const OneCaller::Turn turn(caller_);
+  if (lead < 0 || trail < 0 || int64_t{lead} + trail > std::max(tokens - 1, 0))
+    throw InvalidInput("KvMemory: a template of lead=" + std::to_string(lead) + " and trail=" + std::to_string(trail) +
+                       " leaves nothing of a text block of " + std::to_string(tokens) + " tokens.");
   if (!asking_) {
     if (frames_ > 0 || window_.prefix_tokens + tokens > plan_.config.prefix_tokens)
       throw InvalidInput(
@@ -91,6 +95,8 @@ void KvMemory::begin_text(int tokens) {
   }
   if (tokens < 1 || tokens > plan_.max_block) throw InvalidInput("KvMemory: a text block needs at least one token.");
   begin(asking_ ? BlockKind::kQuestion : BlockKind::kPrefix, tokens);
+  lead_ = lead;
+  trail_ = trail;
   if (asking_ && passes_ == 0) evidence_.clear();  // of a first pass that was refused half way
   if (!asking_) {
     selector_.clear();

@@ -76,7 +76,8 @@ class KvMemory {
   KvMemory(const MemoryConfig& config, std::unique_ptr<Policy> policy, Backend backend, SpillIo* io = nullptr);
 
   void begin_frame(const FrameInfo& frame);
-  void begin_text(int tokens);
+  // Of a question's tokens the first `lead` and the last `trail` are its template's.
+  void begin_text(int tokens, int lead = 0, int trail = 0);
   // q [T, q_heads, D], k, v [T, kv_heads, D] before rotation, out [T, q_heads, D]; contiguous, T as begun. They may lie in
   // host memory or in the device's own: what the device reaches is not copied. `out` is written when this returns; but where
   // a stream is given (of the device's kind, null its default) and all four lie on the device, that work is queued in
@@ -153,6 +154,7 @@ class KvMemory {
   BlockKind block_ = BlockKind::kNone;
   std::atomic<int> block_tokens_{0};
   int next_layer_ = 0;
+  int lead_ = 0, trail_ = 0;  // tokens of the text block that are its template's
   FrameInfo frame_{};
   FrameLayout layout_;          // of the frame that was begun
   int32_t next_position_ = 0;   // original index of the next token

@@ -14,6 +14,7 @@ constexpr uint64_t kFetchShare = 16;  // of the cap for read copies of disk page
 constexpr int64_t kMostDiskSlots = 1 << 28;
 constexpr int kSinks = 4;  // first tokens that every later one attends to; where the prefix has them, frames are alike
 constexpr int kLeastRead = 32;      // pages of an archive, by a lane
+constexpr int kLeastKept = 32;      // pages of a lane that a frame reads beside twice its share
 constexpr int kBehindContext = 64;  // positions
 
 // Whole frames of at most `tokens` in all; where frames are smaller than the largest more of them fit, within reason.
@@ -42,7 +43,8 @@ void shape_lanes(const Request& r, Plan* plan) {
   // Packing a cluster without end needs two pages of scratch.
   s.max_run = std::max({needs.group.by_token ? most_members(needs, plan->config) : 0, batch,
                         needs.group.unbounded ? 2 * kPageTokens : 0});
-  s.max_members = needs.group.unbounded ? std::numeric_limits<int>::max() : keeps_members(r, *plan) ? s.max_run : 0;
+  const bool grows = needs.group.unbounded || (needs.group.grows_on_disk && plan->config.disk_bytes > 0);
+  s.max_members = grows ? std::numeric_limits<int>::max() : keeps_members(r, *plan) ? s.max_run : 0;
   s.scenes = needs.group.scenes ? plan->config.scenes : 0;
 }
 
@@ -158,7 +160,7 @@ void shape_window(const Request& r, Plan* plan) {
 }
 
 // What is read at most: the fixed parts, and as much of the store as the policy reads. Returns the store's pages.
-int64_t shape_selections(const Request& r, int64_t lane_slots, Plan* plan) {
+int64_t shape_selections(const Request& r, int64_t lane_slots, int64_t dram_slots, Plan* plan) {
   const PolicyNeeds& needs = r.needs;
   const MemoryConfig& c = plan->config;
   const int frame_tokens = c.model.frame_tokens;
@@ -182,10 +184,21 @@ int64_t shape_selections(const Request& r, int64_t lane_slots, Plan* plan) {
     plan->select_rows =
         std::min(plan->select_rows, (Size(needs.read.summary_frames) * frame_tokens).to_int("summaries"));
   plan->max_block = std::max({frame_tokens, c.branch_tokens, c.prefix_tokens});
+  if (needs.frames_read_kept() && c.model.video_window == 0) {
+    // Lanes share the slots: by token one may hold more than its share, in a small store much more.
+    const int64_t share = dram_slots / r.lanes + 1;
+    const Size kept = needs.group.by_token ? std::min(dram_slots, 2 * share + kLeastKept) : share;
+    const int most = needs.read.newest == PolicyNeeds::kAll ? kMostCounted : needs.read.newest;
+    plan->frame_entries = (kept + fixed_pages).to_int("pages that a frame reads");
+    plan->frame_tokens = (Size(std::min<int64_t>((kept * kPageTokens).value(), most)) + fixed_tokens)
+                             .to_int("tokens that a frame reads");
+    plan->frame_rows = needs.has_means() ? capacity : 0;
+  }
   const Size beyond = c.model.rope.grid_follows_time ? frame_tokens : 0;
   plan->rope_positions =
       plan->original ? plan->context + kBehindContext
-                     : (Size(plan->select_tokens) + plan->select_rows + plan->max_block + kBehindContext + beyond)
+                     : (Size(std::max(plan->select_tokens, plan->frame_tokens)) +
+                        std::max(plan->select_rows, plan->frame_rows) + plan->max_block + kBehindContext + beyond)
                            .to_int("positions");
   return read_pages.value();
 }
@@ -274,7 +287,7 @@ Plan lay_out(const Request& r, const Choice& choice) {
   if (!choice.disk) plan.config.disk_bytes = 0;
   shape_lanes(r, &plan);
   StoreShape& s = plan.store;
-  int64_t on_disk = 0, lane_slots = choice.slots;
+  int64_t on_disk = 0, lane_slots = choice.slots, dram_slots = choice.slots;
   if (r.needs.group.records) {
     shape_log(r, choice, &plan);
   } else {
@@ -282,6 +295,7 @@ Plan lay_out(const Request& r, const Choice& choice) {
     int64_t all_slots = 0;
     for (const TierSpec& tier : s.tiers) all_slots += tier.slots;
     lane_slots = all_slots / s.lanes + 1;
+    dram_slots = all_slots - on_disk;
   }
   s.index.dim = r.needs.has_means() ? s.page.row() : 0;
   s.index.capacity = r.needs.group.records ? 0
@@ -289,7 +303,7 @@ Plan lay_out(const Request& r, const Choice& choice) {
                          ? plan.config.clusters
                          : static_cast<int>(lane_slots / pages_for(plan.config.model.frame_tokens) + 2);
   shape_window(r, &plan);
-  const int64_t read_pages = shape_selections(r, lane_slots, &plan);
+  const int64_t read_pages = shape_selections(r, lane_slots, dram_slots, &plan);
   s.fetch_slots = fetch_slots(choice, plan, read_pages, on_disk);
   count_parts(r, &plan);
   return plan;

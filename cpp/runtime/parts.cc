@@ -40,8 +40,10 @@ Parts::Parts(Region& region, const Plan& plan, Policy& policy, Ops& ops, SpillIo
       evidence(region, plan.sized_for_bytes) {
   if (Retention* const retention = policy.retention()) records.emplace(region, plan, ops, *retention, io);
   const int count = records ? 1 : plan.store.lanes;
-  selections.reserve(static_cast<size_t>(count));
+  selections.reserve(static_cast<size_t>(count) + 1);
   for (int i = 0; i < count; ++i) selections.emplace_back(region, plan, selecting);
+  if (plan.frame_tokens > 0)
+    selections.emplace_back(region, plan, selecting, plan.frame_entries, plan.frame_tokens, plan.frame_rows);
   take_kernel_scratch(region, plan, ops);
   policy.bind(plan.store, region);
 }

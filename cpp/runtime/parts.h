@@ -24,8 +24,9 @@ struct Parts {
   ClusterStore store;
   std::optional<Records> records;  // of a policy by records; the store is empty then
   RopeTable rope;
-  SelectionScratch selecting;              // what the selections of all lanes share while one is built
-  std::vector<BlockSelection> selections;  // [lanes]; one for all where everything is read anew
+  SelectionScratch selecting;  // what the selections of all lanes share while one is built
+  std::vector<BlockSelection>
+      selections;  // [lanes], one for all where everything is read anew; one more for frames that read what is kept
   Admission::Scratch admitting;
   Staging staging;
   Evidence evidence;

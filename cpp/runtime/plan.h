@@ -30,6 +30,10 @@ struct Plan {
   int select_entries = 0;  // pages, tokens and summaries attended at most, per layer
   int select_tokens = 0;
   int select_rows = 0;
+  // The same by a frame that reads what is kept, in one table for all lanes; 0: frames read as questions do.
+  int frame_entries = 0;
+  int frame_tokens = 0;
+  int frame_rows = 0;
   bool summaries = false;  // means stand for what is not read; false: they are for scoring
   bool original = false;   // positions, as rule and model have it
   int context = 0;         // positions there are then

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "core/trace.h"
 #include "runtime/positions.h"
@@ -10,9 +11,10 @@
 namespace mosaic {
 
 BlockSelection& Selector::ready(int lane, const Reader& reader, const float* q) {
-  BlockSelection& s = selection(lane);
-  if (records_) backend_.ops->wait();  // until the lane before this one has read the table
-  if (records_ || !s.ready) {
+  BlockSelection& s = selection(lane, reader);
+  const bool anew = records_ || reads_kept(reader);
+  if (anew) backend_.ops->wait();  // until the lane before this one has read the table
+  if (anew || !s.ready) {
     const bool frames_alone = reader.kind == BlockKind::kFrame && model().video_window > 0;
     if (reader.kind == BlockKind::kPrefix || frames_alone) {
       select_window(lane, reader);
@@ -36,7 +38,7 @@ void Selector::add_strip(BlockSelection* s, int lane, Strip strip, int tokens, i
 }
 
 void Selector::select_window(int lane, const Reader& reader) {
-  BlockSelection* s = &selection(lane);
+  BlockSelection* s = &selection(lane, reader);
   s->clear();
   s->reserve(0, 0);
   add_strip(s, lane, Strip::kPrefix, window_.prefix_tokens);
@@ -54,13 +56,19 @@ void Selector::finish(BlockSelection* s) {
 SelectResult Selector::choose_clusters(int lane, const Reader& reader, const float* q) {
   SelectQuery query;
   query.lane = lane;
-  query.q = q;
-  query.tokens = reader.tokens;
   query.q_heads = model().q_heads / plan_.layer_lanes;
   query.q_stride = static_cast<size_t>(model().q_heads) * static_cast<size_t>(model().head_dim);
+  int first = 0, end = reader.tokens;
+  if (query_ != PolicyNeeds::Reading::Query::kAll) {
+    first = reader.lead;
+    end -= reader.trail;
+    if (query_ == PolicyNeeds::Reading::Query::kLast && reader.kind == BlockKind::kQuestion) first = end - 1;
+  }
+  query.q = q + static_cast<size_t>(first) * query.q_stride;
+  query.tokens = end - first;
   if (reads_query_) {
     const size_t row = static_cast<size_t>(query.q_heads) * static_cast<size_t>(model().head_dim);
-    query.q = staging_.readable(q, static_cast<size_t>(reader.tokens - 1) * query.q_stride + row, backend_);
+    query.q = staging_.readable(query.q, static_cast<size_t>(query.tokens - 1) * query.q_stride + row, backend_);
   }
   query.scale = model().scale;
   query.max_tokens = plan_.config.retrieve_tokens;
@@ -111,13 +119,13 @@ int Selector::add_page(BlockSelection* s, PageId id, Since since) {
   return read;
 }
 
-void Selector::add_cluster(BlockSelection* s, int lane, ClusterId c, Since since) {
+void Selector::add_cluster(BlockSelection* s, int lane, ClusterId c, Since since, bool from_disk) {
   const ClusterIndex& index = store_.index(lane);
   const Cluster& cluster = index[c];
   int read = 0;
   for (PageId id = cluster.head; id != kNone;) {
     const PageId next = store_.pages()[id].next;  // a page that is lost leaves the chain
-    read += add_page(s, id, since);
+    if (from_disk || !store_.tiers().is_disk(store_.pages()[id].tier)) read += add_page(s, id, since);
     id = next;
   }
   // What is not in the pages that were read is attended through the mean.
@@ -129,7 +137,7 @@ void Selector::add_cluster(BlockSelection* s, int lane, ClusterId c, Since since
 
 // Empty but for what is read before anything else: prefix and first frame. Room is kept for the dialogue.
 BlockSelection* Selector::begin(int lane, const Reader& reader) {
-  BlockSelection* s = &selection(lane);
+  BlockSelection* s = &selection(lane, reader);
   s->clear();
   const int branch = reader.kind == BlockKind::kQuestion ? plan_.config.branch_tokens : 0;
   s->reserve(Window::most_pieces(branch), branch);
@@ -152,6 +160,8 @@ void Selector::select_stored(int lane, const Reader& reader, const float* q) {
   add_newest_frames(s, lane, reader);  // what never yields comes first, so that there is always room for it
   if (!selects_) {
     read_everything(s, lane, reader);
+  } else if (reads_kept(reader)) {
+    read_kept(s, lane);
   } else {
     read_chosen(s, lane, reader, q);
   }
@@ -175,6 +185,26 @@ void Selector::read_everything(BlockSelection* s, int lane, const Reader& reader
   const ClusterIndex& index = store_.index(lane);
   for (const ClusterId c : index.live())
     if (index[c].last_time >= reader.since.ms) add_cluster(s, lane, c, reader.since);
+}
+
+// Newest first: what finds no room in the table, or is older than what a frame may read, is read as its summary.
+void Selector::read_kept(BlockSelection* s, int lane) {
+  const ClusterIndex& index = store_.index(lane);
+  int32_t* const order = scratch_.select.rows;
+  const auto n = static_cast<ptrdiff_t>(index.live().size());
+  std::copy(index.live().begin(), index.live().end(), order);
+  std::sort(order, order + n, [&](ClusterId a, ClusterId b) {
+    return index[a].touched != index[b].touched ? index[a].touched > index[b].touched : a < b;
+  });
+  const int most = newest_ == PolicyNeeds::Reading::kAll ? std::numeric_limits<int>::max() : newest_;
+  const int before = s->attended();
+  for (int32_t* c = order; c < order + n; ++c) {
+    if (s->attended() - before + index[*c].paged <= most) {
+      add_cluster(s, lane, *c, {}, false);
+    } else if (attends_means()) {
+      s->add_row(*c, index[*c], index.count(*c));
+    }
+  }
 }
 
 void Selector::read_chosen(BlockSelection* s, int lane, const Reader& reader, const float* q) {

@@ -20,6 +20,8 @@ enum class BlockKind : uint8_t { kNone, kFrame, kPrefix, kQuestion };
 struct Reader {
   BlockKind kind = BlockKind::kNone;
   int tokens = 0;
+  int lead = 0;               // of a question's tokens, the first that are its template's,
+  int trail = 0;              // and the last
   Since since;                // what is older is not read
   int32_t next_position = 0;  // original, of the token after the stream's last
 };
@@ -32,6 +34,8 @@ class Selector {
       : plan_(plan),
         reads_query_(policy.needs().reads_query()),
         selects_(policy.needs().selects()),
+        newest_(policy.needs().read.newest),
+        query_(policy.needs().read.query),
         policy_(policy),
         backend_(backend),
         window_(window),
@@ -54,26 +58,33 @@ class Selector {
   const ModelShape& model() const { return plan_.config.model; }
   bool attends_means() const { return plan_.summaries && plan_.config.summaries; }
   void select_window(int lane, const Reader& reader);
-  BlockSelection& selection(int lane) { return selections_[records_ ? 0 : static_cast<size_t>(lane)]; }
+  // A frame that reads what is kept: built anew for every lane, in one table.
+  bool reads_kept(const Reader& reader) const { return plan_.frame_tokens > 0 && reader.kind == BlockKind::kFrame; }
+  BlockSelection& selection(int lane, const Reader& reader) {
+    return selections_[static_cast<size_t>(records_ ? 0 : reads_kept(reader) ? plan_.window.lanes : lane)];
+  }
   BlockSelection* begin(int lane, const Reader& reader);
   void add_newest_frames(BlockSelection* s, int lane, const Reader& reader);
   void select_stored(int lane, const Reader& reader, const float* q);
   void select_records(int lane, const Reader& reader);
   void finish(BlockSelection* s);
   void read_everything(BlockSelection* s, int lane, const Reader& reader);
+  void read_kept(BlockSelection* s, int lane);
   void read_chosen(BlockSelection* s, int lane, const Reader& reader, const float* q);
   // The policy's choice, best first. It stands in the scratch until the next one is made.
   SelectResult choose_clusters(int lane, const Reader& reader, const float* q);
   void keep_within(const ClusterIndex& index, int max_tokens, SelectResult* result) const;
   void request_ahead(int lane, const Reader& reader, const float* q);
   void add_strip(BlockSelection* s, int lane, Strip strip, int tokens, int frame = 0);
-  void add_cluster(BlockSelection* s, int lane, ClusterId c, Since since);
+  void add_cluster(BlockSelection* s, int lane, ClusterId c, Since since, bool from_disk = true);
   int add_page(BlockSelection* s, PageId id, Since since);
   void append_branch(BlockSelection* s, int lane, int32_t next_position);
   void resolve(BlockSelection* s);
 
   const Plan& plan_;
   const bool reads_query_, selects_;
+  const int newest_;  // tokens that a frame reads of what is kept
+  const PolicyNeeds::Reading::Query query_;
   Policy& policy_;
   Backend& backend_;
   Window& window_;
@@ -81,7 +92,7 @@ class Selector {
   std::optional<Records>& records_;
   Staging& staging_;
   SelectionScratch& scratch_;
-  std::vector<BlockSelection>& selections_;  // [lanes]; one for all where everything is read anew
+  std::vector<BlockSelection>& selections_;  // as in Parts
   int64_t unread_pages_ = 0;
 };
 

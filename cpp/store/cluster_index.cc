@@ -80,9 +80,9 @@ void ClusterIndex::close(ClusterId c) {
   free_[free_count_++] = c;
 }
 
-void ClusterIndex::touch(ClusterId c, const TokenMeta& meta, int64_t time, int32_t frame) {
+void ClusterIndex::touch(ClusterId c, int nth, const TokenMeta& meta, int64_t time, int32_t frame) {
   Cluster& cluster = clusters_[c];
-  const double n = count_[c];  // already counts this token
+  const double n = nth;
   if (n <= 1) {
     cluster.first_time = cluster.last_time = time;
     cluster.mean_position = meta.position;

@@ -76,8 +76,8 @@ class ClusterIndex {
   ClusterId open(SceneId scene, int32_t frame);
   // Give the row back. Its pages must be gone.
   void close(ClusterId c);
-  // Account a token that joined c (the means are the caller's through Ops::update_centroids).
-  void touch(ClusterId c, const TokenMeta& meta, int64_t time, int32_t frame);
+  // Account a token that joined c as its nth, from 1 (the means are the caller's through Ops::update_centroids).
+  void touch(ClusterId c, int nth, const TokenMeta& meta, int64_t time, int32_t frame);
   // Fold the summary of `from` into `into`: means weighted by count, pooled variance, joined time range. The caller has
   // moved the pages; `from` is closed. value_weight as in AssignArgs.
   void absorb(ClusterId into, ClusterId from, float value_weight);

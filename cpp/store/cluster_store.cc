@@ -91,26 +91,41 @@ float ClusterStore::variance_with(int lane, ClusterId c, const float* k, const f
   return static_cast<float>((n * index.variance(c) + 2 - 2 * s) / (n + 1));
 }
 
-void ClusterStore::learn(int lane, ClusterId c, const Run& token, int32_t frame) {
+void ClusterStore::update(int lane, const Run& run, const int32_t* labels) {
   ClusterIndex& index = this->index(lane);
+  UpdateArgs args;
+  args.k = run.k;
+  args.v = run.v;
+  args.items = run.n;
+  args.dim = static_cast<int>(row());
+  args.stride = row();
+  args.labels = labels;
+  args.mean_k = index.mean_k();
+  args.mean_v = index.mean_v();
+  args.count = index.counts();
+  args.variance = index.variances();
+  args.value_weight = shape_.value_weight;
+  ops_.for_host().update_centroids(args);
+}
+
+// A run is learned at once: its mean is rounded to half once, not once a token.
+void ClusterStore::learn(int lane, ClusterId c, const Run& run, int32_t frame) {
+  ClusterIndex& index = this->index(lane);
+  const int before = index.count(c);
   if (index.has_means()) {
-    UpdateArgs args;
-    args.k = token.k;
-    args.v = token.v;
-    args.items = 1;
-    args.dim = static_cast<int>(row());
-    args.stride = row();
-    args.labels = &c;
-    args.mean_k = index.mean_k();
-    args.mean_v = index.mean_v();
-    args.count = index.counts();
-    args.variance = index.variances();
-    args.value_weight = shape_.value_weight;
-    ops_.for_host().update_centroids(args);
+    update(lane, run, run_.labels(c, run.n));
   } else {
-    ++index.counts()[c];
+    index.counts()[c] += run.n;
   }
-  index.touch(c, *token.meta, clock_.time(*token.meta), frame);
+  for (int i = 0; i < run.n; ++i) index.touch(c, before + i + 1, run.meta[i], clock_.time(run.meta[i]), frame);
+}
+
+void ClusterStore::learn_again(int lane, ClusterId c, const Run& run, const int32_t* labels) {
+  ClusterIndex& index = this->index(lane);
+  index.counts()[c] = 0;
+  index.variances()[c] = 0;
+  update(lane, run, labels);
+  ++index[c].version;
 }
 
 void ClusterStore::release_page(PageId page) {
@@ -279,10 +294,7 @@ Short ClusterStore::open(int lane, SceneId scene, const Run& run, int32_t frame,
   const ClusterId c = index.open(scene, frame);
   index[c].tag = tag;
   if (paged) write_pages(lane, c, run);
-  for (int i = 0; i < run.n; ++i) {
-    const size_t at = static_cast<size_t>(i) * row();
-    learn(lane, c, Run{run.k + at, run.v + at, run.meta + i, 1}, frame);
-  }
+  learn(lane, c, run, frame);
   if (!paged) account_unpaged(lane, c, run.n);
   account_.seen += run.n;
   *made = c;

@@ -8,6 +8,7 @@
 // Mechanism, no choices. Not thread-safe: KvMemory's caller holds the lock; only CopyEngine has a thread of its own.
 #pragma once
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <vector>
@@ -39,8 +40,8 @@ struct StoreShape {
   std::vector<TierSpec> tiers;  // hot to cold
   int fetch_slots = 0;          // read copies of disk pages
   int max_run = 0;              // most tokens that are reshaped at once; most tokens of one batch
-  int max_members = 0;          // of one cluster; what joins it beyond is in its summary alone. At most max_run, or no
-                                // cluster is ever split or merged
+  int max_members = 0;          // of one cluster; what joins it beyond is in its summary alone. One with more than
+                                // max_run is never split
   std::string spill_dir;        // where the spill file is made, if there is a disk tier
   float value_weight = 0;       // of the metric of clusters (AssignArgs)
 };
@@ -81,6 +82,9 @@ class ClusterStore {
   void absorb(int lane, ClusterId c, const Run& token, int32_t frame);
   // A new cluster of these tokens, whole (a frame as a unit); `made` is its id.
   Short open(int lane, SceneId scene, const Run& run, int32_t frame, ClusterId* made, uint8_t tag = 0);
+  // c holds tokens of this run and no others, those whose label it is, and learned them one by one: its mean and variance
+  // are made anew from all of them, rounded to half once. labels: [n] c or kNone.
+  void learn_again(int lane, ClusterId c, const Run& run, const int32_t* labels);
   // Tokens that are kept nowhere.
   void drop_tokens(int n) {
     account_.seen += n;
@@ -131,6 +135,7 @@ class ClusterStore {
  private:
   size_t row() const { return static_cast<size_t>(shape_.page.row()); }
   CodecId codec(int tier) const { return shape_.tiers[static_cast<size_t>(tier)].codec; }
+  int most_cut() const { return std::min(shape_.max_members, shape_.max_run); }
   // The counter of an account that tokens of a tier stand in.
   int64_t& counter_in(TokenAccount& account, int tier) const;
   int64_t& counter_of(int tier) { return counter_in(account_, tier); }
@@ -138,7 +143,8 @@ class ClusterStore {
   bool holds_token_in_mean(int lane, ClusterId c) const;
   // Members of c are no longer in pages: n tokens stand in its mean now, or nowhere.
   void account_unpaged(int lane, ClusterId c, int n);
-  void learn(int lane, ClusterId c, const Run& token, int32_t frame);
+  void update(int lane, const Run& run, const int32_t* labels);
+  void learn(int lane, ClusterId c, const Run& run, int32_t frame);
   void note_times(Page* page, const TokenMeta* meta, int n) const;
   Short materialise(int lane, ClusterId c);
   Short add_row(int lane, ClusterId c, const Run& token);

@@ -38,8 +38,8 @@ ClusterId ClusterStore::cut(int lane, ClusterId c, int n, int32_t frame) {
   write_pages(lane, b, run_.run(zeros, n - zeros));
   index.counts()[c] = residual;
   if (residual == 0) index.variances()[c] = 0;
-  for (int i = 0; i < zeros; ++i) learn(lane, c, run_.run(i, 1), frame);
-  for (int i = zeros; i < n; ++i) learn(lane, b, run_.run(i, 1), frame);
+  learn(lane, c, run_.run(0, zeros), frame);
+  learn(lane, b, run_.run(zeros, n - zeros), frame);
   index[c].born = index[b].born = born;
   ++counters_.splits;
   return b;
@@ -58,7 +58,8 @@ Short ClusterStore::split(int lane, ClusterId c, const Run& token, int32_t frame
     if (s == Short::kNothing) ++counters_.splits;
     return s;
   };
-  if (index[c].paged == 0) return open_alone();  // only a summary: nothing to cut
+  // Only a summary: nothing to cut. Or more than can be cut.
+  if (index[c].paged == 0 || index[c].paged > most_cut()) return open_alone();
   if (free_slots() < slots_to_split(lane, c)) return Short::kSlots;
   const bool fetched = index[c].disk_pages > 0;
   const int members = read_members(lane, c);
@@ -79,7 +80,7 @@ Short ClusterStore::split(int lane, ClusterId c, const Run& token, int32_t frame
 Short ClusterStore::defer(int lane, ClusterId c, const Run& token, int32_t frame, ClusterId* made) {
   ClusterIndex& index = this->index(lane);
   const ClusterId buffer = index[c].buffer;
-  if (buffer != kNone && index[buffer].paged < shape_.max_members / 2) {
+  if (buffer != kNone && index[buffer].paged < most_cut() / 2) {
     *made = buffer;
     return append(lane, buffer, token, frame);
   }
@@ -100,7 +101,7 @@ bool ClusterStore::settle(int lane, ClusterId c, int32_t frame) {
   const ClusterId buffer = index[c].buffer;
   if (buffer == kNone) return false;
   // Join, then cut in two. Where they do not fit together they simply stay two clusters.
-  if (index[c].paged + index[buffer].paged + 1 > shape_.max_members || index[c].paged == 0) {
+  if (index[c].paged + index[buffer].paged + 1 > most_cut() || index[c].paged == 0) {
     index[buffer].buffer_of = kNone;
     index[c].buffer = kNone;
     return true;
@@ -115,16 +116,35 @@ bool ClusterStore::settle(int lane, ClusterId c, int32_t frame) {
   return true;
 }
 
+// Pages that lie in DRAM become as few as their tokens need; what is on disk, or on its way there, stays as it is.
 void ClusterStore::compact(int lane, ClusterId c) {
   Cluster& cluster = index(lane)[c];
-  int pages = 0;
+  const auto open = [&](PageId id) { return !tiers_.is_disk(pages_[id].tier) && pages_[id].spilling == 0; };
+  int pages = 0, tokens = 0;
   for (PageId id = cluster.head; id != kNone; id = pages_[id].next) {
-    if (tiers_.is_disk(pages_[id].tier) || pages_[id].spilling != 0) return;
-    ++pages;
+    pages += open(id) ? 1 : 0;
+    tokens += open(id) ? pages_[id].count : 0;
   }
-  if (cluster.paged > shape_.max_run || pages <= pages_for(cluster.paged)) return;
-  const int n = read_members(lane, c);
-  release_pages(lane, c);
+  if (tokens > shape_.max_run || pages <= pages_for(tokens)) return;
+  int n = 0;
+  PageId before = kNone;
+  for (PageId id = cluster.head; id != kNone;) {
+    const Page page = pages_[id];
+    if (!open(id)) {
+      before = id;
+    } else {
+      const PageView view = tiers_.page(page.tier, page.slot);
+      ops_.decode(codec(page.tier), shape_.page, view.data, 0, page.count, run_.k(n), run_.v(n), row());
+      std::memcpy(run_.meta(n), view.meta, static_cast<size_t>(page.count) * sizeof(TokenMeta));
+      n += page.count;
+      (before == kNone ? cluster.head : pages_[before].next) = page.next;
+      if (cluster.tail == id) cluster.tail = before;
+      cluster.paged -= page.count;
+      release_page(id);
+    }
+    id = page.next;
+  }
+  ops_.wait();
   write_pages(lane, c, run_.run(0, n));
 }
 

@@ -20,6 +20,12 @@ RunScratch::RunScratch(Region& region, int max_run, size_t dim, float value_weig
   v_ = region.take<float>("scratch", rows * dim);
   meta_ = region.take<TokenMeta>("scratch", rows);
   side_ = region.take<uint8_t>("scratch", rows);
+  labels_ = region.take<int32_t>("scratch", rows);
+}
+
+const int32_t* RunScratch::labels(int32_t cluster, int n) {
+  std::fill_n(labels_, n, cluster);
+  return labels_;
 }
 
 void RunScratch::put(int i, const Run& token) {

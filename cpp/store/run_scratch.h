@@ -16,6 +16,8 @@ class RunScratch {
   float* v(int i) { return v_ + static_cast<size_t>(i) * dim_; }
   TokenMeta* meta(int i) { return meta_ + i; }
   Run run(int first, int n) { return {k(first), v(first), meta(first), n}; }
+  // [n] labels of an Ops::update_centroids by which n tokens join one cluster; n: as many as rows.
+  const int32_t* labels(int32_t cluster, int n);
   int spare() const { return max_run_; }  // a row that no member takes
   void put(int i, const Run& token);
   // n rows from `from` on go to `to`, which is not behind it.
@@ -38,6 +40,7 @@ class RunScratch {
   float* v_;
   TokenMeta* meta_;
   uint8_t* side_;
+  int32_t* labels_;
 };
 
 }  // namespace mosaic

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from datetime import timedelta
 from numbers import Real
 from typing import Any
@@ -42,6 +43,23 @@ def question_tokens(
     before, _, after = template.partition(_FIELD)
     plain = None if special_tokens else (len(before), len(before) + len(question))
     return model.tokenize(before + question + after, plain)
+
+
+def template_tokens(model: Vlm, ids: Sequence[int], follow_up: bool = False) -> tuple[int, int]:
+    """How many of a question's `ids` are the template's, before the question and behind it.
+
+    A token that has characters of both, where the tokenizer joins them, counts as the question's.
+    """
+    template = (model.spec.follow_up if follow_up else "") or model.spec.template
+    before, _, after = template.partition(_FIELD)
+    lead = _alike(ids, model.tokenize(before)) if before else 0
+    trail = _alike(ids[::-1], model.tokenize(after)[::-1]) if after else 0
+    lead = min(lead, len(ids) - 1)
+    return lead, min(trail, len(ids) - 1 - lead)
+
+
+def _alike(a: Sequence[int], b: Sequence[int]) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def seconds(value: Any, name: str) -> float:

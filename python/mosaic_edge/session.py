@@ -25,7 +25,7 @@ from mosaic_edge.memory_attend import MemoryAttend
 from mosaic_edge.models.vlm import EncodedFrame, FloatArray, FrameArray, Vlm
 from mosaic_edge.open_sessions import hold_at_exit
 from mosaic_edge.pictures import as_rgb
-from mosaic_edge.question import check_arguments, question_tokens, seconds
+from mosaic_edge.question import check_arguments, question_tokens, seconds, template_tokens
 from mosaic_edge.reply import Reply, ReplyStream
 from mosaic_edge.sampling import Sampler, SamplingParams
 from mosaic_edge.trace import Trace
@@ -247,10 +247,11 @@ class Session:
         since = None if since is None else seconds(since, "since")
         with self._alone():
             ids = question_tokens(self._model, question, self._talking, special_tokens)
+            around = template_tokens(self._model, ids, self._talking)
         result: list[Reply] = []
         self.check_room(len(ids))
         sampling = SamplingParams.from_model(self._spec) if sampling is None else sampling
-        pieces = self._answer(ids, since, dialogue, sampling, stream, result)
+        pieces = self._answer(ids, around, since, dialogue, sampling, stream, result)
         if stream:
             return ReplyStream(pieces, lambda: result[0] if result else None)
         for _ in pieces:
@@ -376,10 +377,12 @@ class Session:
         with self._trace.span("forward"):
             return self._model.forward(embeds, self._attend, want_logits)
 
-    def _block(self, embeds: FloatArray, want_logits: bool) -> NDArray[np.float32] | None:
-        """A block of text."""
+    def _block(
+        self, embeds: FloatArray, want_logits: bool, lead: int = 0, trail: int = 0
+    ) -> NDArray[np.float32] | None:
+        """A block of text, of a question the first `lead` and last `trail` tokens its template's."""
         with self._block_or_nothing() as memory:
-            memory.begin_text(len(embeds))
+            memory.begin_text(len(embeds), lead, trail)
             logits = self._forward(embeds, want_logits)
             memory.commit()
             return logits
@@ -387,6 +390,7 @@ class Session:
     def _answer(
         self,
         ids: list[int],
+        around: tuple[int, int],
         since: float | None,
         dialogue: bool,
         sampling: SamplingParams,
@@ -405,7 +409,7 @@ class Session:
                     self._settle()
                     self._end_pair()
                     self._memory.open_question(None if since is None else since - self._origin)
-                    first_logits = logits = self._block(self._model.embed_text(ids), want_logits=True)
+                    first_logits = logits = self._block(self._model.embed_text(ids), True, *around)
                     first_token = time.perf_counter() - began
                     moments = [
                         (first + self._origin, last + self._origin, mass)
@@ -430,7 +434,7 @@ class Session:
                         yield piece
                     if len(answer) < limit or dialogue:
                         with self._alone():
-                            next_logits = self._block(self._model.embed_text([token]), want_logits=True)
+                            next_logits = self._block(self._model.embed_text([token]), True)
                         assert next_logits is not None
                         logits = next_logits
                 if len(said) > len(sent):  # what was held back to the end

@@ -114,6 +114,21 @@ TEST_CASE("most_tokens bounds what a head keeps under any cap, and nothing else 
 
 }  // namespace
 
+TEST_CASE("edge whose tokens are all worth the same keeps the newest, in every head") {
+  PlayedStream stream(plain_config(300 << 10, CodecId::kFp32), "edge", {{"score", "newest"}}, 5);
+  for (int i = 0; i < 60; ++i) {
+    stream.frame(9 + i % 8);
+    if (i < 50) continue;
+    for (int lane = 0; lane < 6; ++lane) {
+      const std::set<int> now = kept(*stream.memory, lane);
+      REQUIRE(now.size() > 32);
+      CHECK(*now.begin() > 0);
+      CHECK(*now.rbegin() - *now.begin() + 1 == static_cast<int>(now.size()));
+      CHECK(*now.rbegin() == stream.frame_starts[static_cast<size_t>(i - 1)] - 1);  // two frames are in the window
+    }
+  }
+}
+
 TEST_CASE("edge gives up the tokens that received least, weighed by their values, head by head") {
   for (const auto& [listen, key_power] : {std::pair{3, 0.0}, {6, 0.5}, {6, 1.0}}) {
     PlayedStream stream(plain_config(150 << 10, CodecId::kFp32), "edge",

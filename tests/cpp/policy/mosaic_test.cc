@@ -244,6 +244,45 @@ TEST_CASE("unknown words for a setting are refused with those there are; publish
   CHECK(make_policy("mosaic", {{"published", 1}, {"value_weight", 2}})->needs().group.value_weight == 2);
 }
 
+TEST_CASE(
+    "with a disk that holds everything mosaic keeps every token, however alike they are and however few its clusters") {
+  for (const int prototypes : {3, 16})
+    for (const int clusters : {16, 40}) {
+      INFO(prototypes << " prototypes, " << clusters << " clusters");
+      TemporaryDirectory directory;
+      MemoryConfig config = small_config(700 << 10);
+      config.window_frames = 3;
+      config.branch_tokens = 32;
+      config.max_cluster_tokens = 32;
+      config.clusters = clusters;
+      config.disk_bytes = 64 << 20;
+      config.spill_dir = directory.path;
+      PlayedStream stream(config, "mosaic");
+      stream.prototypes = prototypes;
+      for (int i = 0; i < 160; ++i) {
+        stream.room = (i / 20) % 4;
+        stream.frame(16);
+        if (i % 16 == 15) stream.ask(4, 1, false);
+        stream.memory->check_invariants();
+      }
+      const MemoryStats s = stream.memory->stats();
+      const MemoryStats::Tier& on_disk = s.tier[s.tiers - 1];
+      REQUIRE(on_disk.medium == Medium::disk);
+      REQUIRE(on_disk.used_bytes < on_disk.capacity_bytes);
+      CHECK(s.tokens.collapsed == 0);
+      CHECK(s.tokens.dropped == 0);
+      CHECK(s.tokens.exact + s.tokens.quantised + s.tokens.spilled == 160 * 16 * 3);
+      // Of every position once, in every lane: window and first frame, single tokens in their mean, pages wherever they lie.
+      const ClusterStore& store = stream.memory->store();
+      int64_t held = 0;
+      for (int lane = 0; lane < 3; ++lane)
+        for (const ClusterId c : store.index(lane).live())
+          held += std::max<int64_t>(store.index(lane)[c].paged, store.index(lane).count(c) == 1 ? 1 : 0);
+      CHECK(held == (160 - 4) * 16 * 3);
+      CHECK(s.tokens.spilled > 0);
+    }
+}
+
 TEST_CASE("every ablation keeps every invariant under pressure, and two runs answer the same bits") {
   const std::vector<PolicySettings> ablations = {
       {{"levels", "visual"}},

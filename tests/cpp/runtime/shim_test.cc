@@ -15,8 +15,9 @@ using mosaic::testing::PlayedStream;
 
 namespace {
 
-PlayedStream on_shim(const MemoryConfig& config, const std::string& policy, testing::ShimControl* control = nullptr) {
-  return PlayedStream(config, make_policy(policy, {}), testing::make_shim(3, control));
+PlayedStream on_shim(const MemoryConfig& config, const std::string& policy, testing::ShimControl* control = nullptr,
+                     const PolicySettings& settings = {}) {
+  return PlayedStream(config, make_policy(policy, settings), testing::make_shim(3, control));
 }
 
 // Frames are attended by tensor cores, whose factors are halves where pages are.
@@ -96,13 +97,14 @@ TEST_CASE("a memory on the CUDA kernels that holds and reads everything answers 
 
 TEST_CASE("pages pass from the kernels' memory to the host's and to disk, and come back whole") {
   mosaic::testing::TemporaryDirectory directory;
+  const PolicySettings from_disk{{"frames_read", "chosen"}};  // frames read pages of the disk too
   for (const bool disk : {false, true}) {
     MemoryConfig config = everything(true);
     config.device_bytes = disk ? 12 << 10 : 60 << 10;  // some of them; the rest are the host's
     if (disk) {
       config.disk_bytes = 8 << 20, config.spill_dir = directory.path;
       config.retrieve_tokens = 1000, config.cap_bytes = 1 << 20;
-      const auto policy = make_policy("rekv", {});
+      const auto policy = make_policy("rekv", from_disk);
       const Backend backend = testing::make_shim();
       for (bool fits = false; !fits;
            config.cap_bytes += 16 << 10) {  // little more than it needs: most pages go to disk
@@ -113,7 +115,7 @@ TEST_CASE("pages pass from the kernels' memory to the host's and to disk, and co
       }
     }
     CAPTURE(disk);
-    PlayedStream stream = on_shim(config, disk ? "rekv" : "full");
+    PlayedStream stream = disk ? on_shim(config, "rekv", nullptr, from_disk) : on_shim(config, "full");
     for (int i = 0; i < 40; ++i) {
       CHECK(stream.frame(i % 3 == 0 ? 13 : 16, true) < kHalf);
       stream.memory->check_invariants();

@@ -17,7 +17,7 @@ PAGE = 16
 LAYERS, Q_HEADS, HEADS, DIM = 2, 4, 2, 12
 LANES = LAYERS * HEADS
 TIE = 1e-5
-SETTINGS: dict[str, Any] = {"alpha": 0.5, "keep": 0.75, "recent": 0.125, "pool": True, "order": "both"}
+SETTINGS: dict[str, Any] = {"alpha": 0.5, "keep": 0.75, "recent": 0.125, "pool": False, "order": "both"}
 KERNELS = ((0.1, 3, 3, 3), (0.2, 0, 2, 2), (0.4, 0, 0, 1))  # variation below which: frames, rows, columns
 
 # Keys and values of frame f in every lane: ([lanes, tokens, DIM], the same).

@@ -50,7 +50,7 @@ class StreamRun:
                 session.append(picture_of(sentence), float(number))
                 frame_ms.append(1e3 * (time.perf_counter() - start))
                 while later and later[0].asked == number + 1:
-                    replies.append(self._ask(session, later.pop(0)))
+                    replies.append(self._ask(session, model, later.pop(0)))
                 if tick is not None:
                     tick(number + 1)
             stats = session.memory()
@@ -73,8 +73,9 @@ class StreamRun:
 
         return forward
 
-    def _ask(self, session: Session, question: Question) -> Reply:
-        return session.ask(asked(self.decoder, question), sampling=ONE_TOKEN, special_tokens=True)
+    def _ask(self, session: Session, model: NarratedVlm, question: Question) -> Reply:
+        model.expects(question)
+        return session.ask(question.text, sampling=ONE_TOKEN, special_tokens=True)
 
     def _counted(self, engine: Engine, stats: Row) -> Row:
         frames, asked_for = len(self.stream.sentences), max(len(self.stream.questions), 1)

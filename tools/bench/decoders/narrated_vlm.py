@@ -6,6 +6,7 @@ The only file of this bench that knows the protocol (mosaic_edge/models/vlm.py).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -54,8 +55,13 @@ class NarratedVlm:
 
     @property
     def spec(self) -> VlmSpec:
-        """What the model is."""
+        """What the model is. Its template goes on with how the answer to `expects` begins."""
         return self._spec
+
+    def expects(self, question: Question) -> None:
+        """The question asked next; the end of the turn and the answer's beginning are no part of it."""
+        template = prompt_of(self._decoder)[1] + _turn(self._decoder)[2] + question.opening
+        self._spec = replace(self._spec, template=template)
 
     def encode(self, frame: FrameArray, pts: float, elapsed: float, number: int) -> EncodedFrame:
         """The tokens of the sentence, and their mean as the frame's embedding."""
