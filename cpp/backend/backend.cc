@@ -18,7 +18,7 @@ Backend make_backend(const std::string& name, int threads) {
   if (name == "cpu") {
     if (threads < 0 || threads > 1024) {
       throw DeviceError("cpu: " + std::to_string(threads) +
-                        " threads asked for. Set threads= to 0 (one per core) or more.");
+                        " threads asked for. Set kernel_threads= from 0 (one per core) to 1024.");
     }
     return {std::make_unique<cpu::CpuDevice>(), cpu::make_ops(cpu::implementations().back(), threads)};
   }

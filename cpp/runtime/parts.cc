@@ -43,6 +43,7 @@ Parts::Parts(Region& region, const Plan& plan, Policy& policy, Ops& ops, SpillIo
   selections.reserve(static_cast<size_t>(count));
   for (int i = 0; i < count; ++i) selections.emplace_back(region, plan, selecting);
   take_kernel_scratch(region, plan, ops);
+  core_rows = region.rows().size();
   policy.bind(plan.store, region);
 }
 
