@@ -112,7 +112,11 @@ def test_a_plan_adds_up(run: Any) -> None:
     assert [tier["medium"] for tier in plan["tiers"]] == ["device", "device", "disk"]
     shown = run("plan", "--memory", "2MiB")
     assert shown.code == 0
+    assert "mosaic-tiny, policy" in shown.out
     assert "window and question" in shown.out
+    taken = {part["name"] for part in plan["parts"] if part["bytes"]}
+    assert "token log" not in taken | set(shown.out.splitlines())
+    assert " 0 B" not in shown.out
     assert "int4" in shown.out
 
 
