@@ -14,6 +14,7 @@ import pytest
 import typer
 
 from mosaic_edge import cli
+from mosaic_edge.session import Session
 from videos import MakeVideo
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -189,9 +190,10 @@ def test_the_first_lines_of_the_readme_run(monkeypatch: Any, make_video: MakeVid
     monkeypatch.setattr(builtins, "input", lambda prompt="": next(asked, ""))
     camera, session = blocks(ROOT / "README.md")[:2]
     assert "/dev/video0" in camera and len(camera.splitlines()) <= 14
-    space: dict[str, Any] = {}
-    exec(compile(camera.replace("/dev/video0", str(video)), "README.md", "exec"), space)
-    assert space["session"].memory()["frames"] == 20
-    space["session"].close()
+    frames, close = [], Session.close
+    monkeypatch.setattr(Session, "close", lambda self: (frames.append(self.memory()["frames"]), close(self)))
+    exec(compile(camera.replace("/dev/video0", str(video)), "README.md", "exec"), {})
+    assert frames == [20]
+    monkeypatch.setattr(Session, "close", close)
     exec(compile(session, "README.md", "exec"), {})
     assert "seen" in capsys.readouterr().out
