@@ -2,8 +2,9 @@
 
     models, world, sources  <-  engine  <-  evaluation, serve  <-  cli
 
-An import inside a function and one for the type checker count like any other. models/onnx and models/hf know
-nothing of each other, and what lies beside them knows neither, but for models/__init__.py, which chooses.
+An import inside a function, one for the type checker and one by name (import_module) count like any other;
+what the package's own __init__ hands out on demand is not looked at. models/onnx and models/hf know nothing
+of each other, and what lies beside them knows neither, but for models/__init__.py, which chooses.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ BELOW = {
 APART = ("onnx", "hf")  # of models
 ROOT_NAMES = {"_core", "DEFAULT_POLICY", "__version__"}  # of mosaic_edge itself, for everyone
 FOREIGN_C = {"ctypes", "cffi", "pybind11"}  # other ways from Python into C++
+NOT_SHIPPED = {"tools", "tests"}
+IMPORTERS = {"__import__", "import_module"}
 
 
 def check_imports(path: Path, text: str, root: Path) -> Iterator[str]:
@@ -41,6 +44,8 @@ def check_imports(path: Path, text: str, root: Path) -> Iterator[str]:
         first, *inside = name.split(".")
         if first in FOREIGN_C or first == "_core":
             yield f"{at}; C++ is reached only through mosaic_edge._core"
+        elif first in NOT_SHIPPED:
+            yield f"{at}; {first}/ is not part of the package"
         elif first == PACKAGE:
             for fault in _faults(path.parts[2:], inside, root):
                 yield f"{at}; {fault}"
@@ -52,6 +57,13 @@ def _imports(path: Path, tree: ast.Module, root: Path) -> Iterator[tuple[int, st
     """(line, module) of every import; of `from a import b` a.b where that is a module, or no module can be
     meant."""
     package = list(path.parts[1:-1])
+    importers = IMPORTERS | {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if alias.name in IMPORTERS
+    }
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -61,10 +73,33 @@ def _imports(path: Path, tree: ast.Module, root: Path) -> Iterator[tuple[int, st
             for alias in node.names:
                 whole = f"{base}.{alias.name}"
                 yield node.lineno, whole if base == PACKAGE or _is_module(whole, root) else base
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module") and node.args:
-            name = node.args[0]
-            if isinstance(name, ast.Constant) and isinstance(name.value, str):
-                yield node.lineno, name.value
+        elif (
+            isinstance(node, ast.Call)
+            and ast.unparse(node.func).split(".")[-1] in importers
+            and (name := _named(node, package))
+        ):
+            yield node.lineno, name
+
+
+def _named(call: ast.Call, package: list[str]) -> str:
+    """The module import_module or __import__ is given; of an f-string what stands before the first brace."""
+    given = {keyword.arg: keyword.value for keyword in call.keywords}
+    name = call.args[0] if call.args else given.get("name")
+    if isinstance(name, ast.JoinedStr):
+        start = name.values[0] if name.values else None
+        text = _text(start).rpartition(".")[0]
+        return "" if text == PACKAGE else text
+    text = _text(name)
+    if not text.startswith("."):
+        return text
+    anchor = _text(call.args[1] if len(call.args) > 1 else given.get("package"))
+    parts = anchor.split(".") if anchor else package
+    inside = text.lstrip(".")
+    return ".".join([*parts[: len(parts) - (len(text) - len(inside)) + 1], inside])
+
+
+def _text(node: ast.expr | None) -> str:
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
 
 
 def _is_module(name: str, root: Path) -> bool:
@@ -81,7 +116,10 @@ def _layer(parts: tuple[str, ...]) -> str | None:
 
 def _faults(parts: tuple[str, ...], target: list[str], root: Path) -> Iterator[str]:
     """What is wrong with a module of `parts` importing mosaic_edge.<target>."""
-    if not target or target[0] in ROOT_NAMES or parts == ("__init__.py",):
+    if not target:
+        yield "inside the package a module is imported by its own name"
+        return
+    if target[0] in ROOT_NAMES:
         return
     if not _is_module(f"{PACKAGE}.{target[0]}", root):
         yield "inside the package a name is imported from the module that defines it"

@@ -9,6 +9,7 @@
 #include <cmath>
 #include <optional>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "bindings/gil.h"
@@ -265,20 +266,29 @@ py::dict stats_dict(const KvMemory& memory) {
   return out;
 }
 
+// What a page takes of the spill file.
+size_t spilled_page_bytes(const Plan& plan) {
+  if (plan.archive.pages > 0) return SpillFile::stride_of(data_bytes(plan.archive.codec, plan.archive.page));
+  for (const TierSpec& tier : plan.store.tiers)
+    if (tier.medium == Medium::disk) return SpillFile::stride_of(page_bytes(tier.codec, plan.store.page));
+  return 0;
+}
+
 // faults: 0, or every nth page read, written and acquired of the spill file fails; the io lives as long as the memory.
 std::shared_ptr<KvMemory> make_memory(const py::dict& model, const py::dict& memory, const py::object& policy,
                                       const py::dict& settings, const std::string& backend, int threads, int faults) {
   const MemoryConfig config = config_from(model, memory);
+  auto chosen = bindings::policy_from(policy, settings);
+  Backend kernels = make_backend(backend, threads);
   std::shared_ptr<FaultyIo> io;
   if (faults != 0) {
-    if (config.disk_bytes == 0)
-      throw InvalidInput("faults=" + std::to_string(faults) + " needs a disk tier: set disk=.");
-    const PageShape page{config.model.kv_heads, config.model.head_dim};
-    io = std::make_shared<FaultyIo>(faults,
-                                    SpillFile::stride_of(page_bytes(config.packed.value_or(CodecId::kInt4), page)));
+    const size_t page = spilled_page_bytes(make_plan(config, *chosen, kernels));
+    if (page == 0)
+      throw InvalidInput("faults=" + std::to_string(faults) +
+                         " needs a disk tier: set disk=, and a policy that uses it.");
+    io = std::make_shared<FaultyIo>(faults, page);
   }
-  auto* const made =
-      new KvMemory(config, bindings::policy_from(policy, settings), make_backend(backend, threads), io.get());
+  auto* const made = new KvMemory(config, std::move(chosen), std::move(kernels), io.get());
   return {made, [io](KvMemory* gone) {
             // In a fork a GPU's driver is not there, not even to give memory back.
             if (!gone->device().is_gpu() || gone->caller().is_in_its_process()) delete gone;

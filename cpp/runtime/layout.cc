@@ -1,10 +1,10 @@
 #include "runtime/layout.h"
 
 #include <algorithm>
-#include <string_view>
 
 #include "core/error.h"
 #include "runtime/parts.h"
+#include "runtime/plan_parts.h"
 
 namespace mosaic {
 
@@ -215,63 +215,10 @@ int fetch_slots(const Choice& choice, const Plan& plan, int64_t read_pages, int6
   return static_cast<int>(std::min({both, copies, on_disk}));
 }
 
-// The region's rows by the part of the plan they belong to, and what makes that part smaller.
-struct PartOfPlan {
-  std::string_view row;  // begins with
-  const char* part;
-  const char* knob;
-};
-constexpr const char* kWindowKnob = "window_frames= or branch_tokens=";
-constexpr const char* kReadKnob = "retrieve_tokens= or disk=";
-constexpr const char* kPagesKnob = "max_cluster_tokens= or disk=";
-constexpr const char* kIndexKnob = "clusters=, scenes= or disk=";
-constexpr const char* kPolicyKnob = "the policy's settings or clusters=";
-constexpr PartOfPlan kParts[] = {
-    {"window", "window and question", kWindowKnob},
-    {"selections", "selections", kReadKnob},
-    {"rope", "rope", "retrieve_tokens=, or take positions=\"contiguous\""},
-    {"kernel scratch", "kernel scratch", "threads= or branch_tokens="},
-    {"staging", "staging", kWindowKnob},
-    {"frame scratch", "frame scratch", kWindowKnob},
-    {"evidence", "evidence", kWindowKnob},
-    {"policy", "policy", kPolicyKnob},
-    {"token log", "token log", "memory="},
-    {"archive", "disk index and copies", "disk= or retrieve_tokens="},
-    {"attention received", "attention received", kPolicyKnob},
-    {"record scratch", "record scratch", kPolicyKnob},
-    {"pages ", "pages", kPagesKnob},
-    {"page meta", "pages", kPagesKnob},
-    {"free lists", "pages", kPagesKnob},
-    {"spill checksums", "pages", kPagesKnob},
-    {"index", "index", kIndexKnob},
-    {"scenes", "scenes", kIndexKnob},
-    {"fetch cache", "fetch cache", kReadKnob},
-    {"page table", "page table and split scratch", kPagesKnob},
-    {"scratch", "page table and split scratch", kPagesKnob},
-    {"spill staging", "page table and split scratch", kPagesKnob},
-    {"copy queue", "page table and split scratch", kPagesKnob},
-};
-
 void count_parts(const Request& r, Plan* plan) {
   Region region = Region::counting(r.has_private);
   const Parts parts(region, *plan, *r.policy, *r.ops);
-  for (const PartOfPlan& known : kParts)
-    if (plan->parts.empty() || plan->parts.back().name != known.part)
-      plan->parts.push_back({known.part, 0, known.knob});
-  for (const Region::Row& row : region.rows()) {
-    const auto* const known = std::find_if(std::begin(kParts), std::end(kParts), [&](const PartOfPlan& one) {
-      return std::string_view(row.name).starts_with(one.row);
-    });
-    // What a policy from elsewhere books under a name of its own.
-    const std::string name = known != std::end(kParts) ? known->part : row.name;
-    const auto part =
-        std::find_if(plan->parts.begin(), plan->parts.end(), [&](const auto& p) { return p.name == name; });
-    if (part != plan->parts.end()) {
-      part->bytes += row.bytes;
-    } else {
-      plan->parts.push_back({name, row.bytes, kPolicyKnob});
-    }
-  }
+  plan->parts = parts_of(region.rows(), parts.core_rows);
   plan->total_bytes = region.used();
   plan->private_bytes = region.private_used();
 }

@@ -45,6 +45,7 @@ Parts::Parts(Region& region, const Plan& plan, Policy& policy, Ops& ops, SpillIo
   if (plan.frame_tokens > 0)
     selections.emplace_back(region, plan, selecting, plan.frame_entries, plan.frame_tokens, plan.frame_rows);
   take_kernel_scratch(region, plan, ops);
+  core_rows = region.rows().size();
   policy.bind(plan.store, region);
 }
 

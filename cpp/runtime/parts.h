@@ -2,6 +2,7 @@
 // counting region they are the account of a plan, and good for nothing else.
 #pragma once
 
+#include <cstddef>
 #include <optional>
 #include <vector>
 
@@ -30,6 +31,7 @@ struct Parts {
   Admission::Scratch admitting;
   Staging staging;
   Evidence evidence;
+  size_t core_rows = 0;  // of the region's account; what follows is the policy's
 };
 
 }  // namespace mosaic

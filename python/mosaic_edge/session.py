@@ -22,7 +22,7 @@ from mosaic_edge.evidence import time_ranges
 from mosaic_edge.held_frame import HeldFrame
 from mosaic_edge.held_policy import weakly_held
 from mosaic_edge.memory_attend import MemoryAttend
-from mosaic_edge.models.vlm import EncodedFrame, FloatArray, FrameArray, Vlm
+from mosaic_edge.models.vlm import EncodedFrame, FloatArray, FrameArray, PairVlm, Vlm
 from mosaic_edge.open_sessions import hold_at_exit
 from mosaic_edge.pictures import as_rgb
 from mosaic_edge.question import check_arguments, question_tokens, seconds, template_tokens
@@ -108,7 +108,8 @@ class Session:
 
     def _pair(self, image: FrameArray, pts: float) -> None:
         """Hold a frame until as many are there as make a picture; one of another size begins a new one."""
-        self._model.check(*image.shape[:2])  # type: ignore[attr-defined]  # models of such pictures have it
+        if isinstance(self._model, PairVlm):
+            self._model.check(*image.shape[:2])
         if not self._held.fits(image):
             self._end_pair()
         if not self._held.add(image, pts):

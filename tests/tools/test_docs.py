@@ -14,6 +14,7 @@ import pytest
 import typer
 
 from mosaic_edge import cli
+from mosaic_edge.session import Session
 from videos import MakeVideo
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -137,6 +138,49 @@ def test_every_file_of_the_project_that_is_named_in_code_exists(page: Path) -> N
     assert sorted(name for name in named - drafts if not (ROOT / name).exists()) == []
 
 
+ABOUT_CODE = [ROOT / "cpp" / "DESIGN.md", ROOT / "CONTRIBUTING.md"]
+SOURCES = [
+    path.relative_to(ROOT).as_posix()
+    for top in ("cpp", "python", "tests", "tools")
+    for path in (ROOT / top).rglob("*.*")
+    if path.suffix in {".h", ".cc", ".cu", ".def", ".py"}
+]
+ELSEWHERE = {"bf16.h", "every_other.cc", "doctest.h"}  # drafts of CONTRIBUTING, a package
+
+
+def sources_named(name: str) -> list[str]:
+    return [path for path in SOURCES if f"/{path}".endswith(f"/{name}")]
+
+
+def files_and_names_that_are_not_there(text: str) -> list[str]:
+    """Of code spans: source files by the end of their path, and `name` of every `file`: `name`, `name`."""
+    spans = " ".join(re.findall(r"`([^`\n]*)`", text))
+    files = set(re.findall(r"(?<![\w/.*-])[\w/.-]*\w\.(?:h|cc|cu|def|py)\b", spans))
+    missing = {name for name in files if name.rpartition("/")[2] not in ELSEWHERE and not sources_named(name)}
+    for file, names in re.findall(r"`([\w/]+\.(?:h|cc|py))`: (`\w+`(?:, `\w+`)*)", text):
+        code = "".join(read(ROOT / path) for path in sources_named(file))
+        missing |= {
+            f"{file}: {name}" for name in re.findall(r"\w+", names) if not re.search(rf"\b{name}\b", code)
+        }
+    return sorted(missing)
+
+
+@pytest.mark.parametrize("page", ABOUT_CODE, ids=[page.name for page in ABOUT_CODE])
+def test_every_source_file_and_name_in_it_that_a_page_about_the_code_gives_is_there(page: Path) -> None:
+    assert files_and_names_that_are_not_there(read(page)) == []
+
+
+def test_a_file_or_a_name_in_it_that_is_gone_is_found() -> None:
+    text = (
+        '`runtime/plan.cc`: `make_plan`, `nobody` in `gone/plan.cc`, (`#include "store/gone.h"`), `*_gone.cc`'
+    )
+    assert files_and_names_that_are_not_there(text) == [
+        "gone/plan.cc",
+        "runtime/plan.cc: nobody",
+        "store/gone.h",
+    ]
+
+
 def test_the_first_lines_of_the_readme_run(monkeypatch: Any, make_video: MakeVideo, capsys: Any) -> None:
     """With a file for the camera and a question at hand; the last block to run is the session's."""
     pytest.importorskip("onnxruntime")
@@ -146,9 +190,10 @@ def test_the_first_lines_of_the_readme_run(monkeypatch: Any, make_video: MakeVid
     monkeypatch.setattr(builtins, "input", lambda prompt="": next(asked, ""))
     camera, session = blocks(ROOT / "README.md")[:2]
     assert "/dev/video0" in camera and len(camera.splitlines()) <= 14
-    space: dict[str, Any] = {}
-    exec(compile(camera.replace("/dev/video0", str(video)), "README.md", "exec"), space)
-    assert space["session"].memory()["frames"] == 20
-    space["session"].close()
+    frames, close = [], Session.close
+    monkeypatch.setattr(Session, "close", lambda self: (frames.append(self.memory()["frames"]), close(self)))
+    exec(compile(camera.replace("/dev/video0", str(video)), "README.md", "exec"), {})
+    assert frames == [20]
+    monkeypatch.setattr(Session, "close", close)
     exec(compile(session, "README.md", "exec"), {})
     assert "seen" in capsys.readouterr().out

@@ -14,7 +14,10 @@ ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / "tools" / "check_layers.py"
 
 GOOD = {
-    "cpp/core/ids.h": "#pragma once\n#include <cstdint>\n",
+    "cpp/DESIGN.md": "\n" * 600,
+    "cpp/core/ids.h": '#pragma once\n#include <cstdint>\n/* once:\n#include "store/page.h"\n*/\n',
+    "cpp/core/clock.h": "int a = 1'000, b = 1'0;\n#include <cstdint>\n",
+    "cpp/core/text.cc": 'auto a = R"(\n#include "store/page.h"\n)";\n// \\\n#include "store/page.h"\n',
     "cpp/codec/codecs.def": '// the list\nMOSAIC_CODEC(kFp16, "fp16", Fp16)\n',
     "cpp/codec/fp16.h": '#include "core/ids.h"\n',
     "cpp/backend/ops.h": '#include <memory>\n#include "codec/codec.h"\n',
@@ -24,7 +27,7 @@ GOOD = {
     "cpp/bindings/module.cc": '#include <pybind11/pybind11.h>\n#include "runtime/kv_memory.h"\n',
     "python/mosaic_edge/engine.py": "from . import _core\nfrom mosaic_edge._core import KvMemory\n",
     "python/mosaic_edge/models/tiny/__init__.py": "",
-    "python/mosaic_edge/__init__.py": "_HOME = {}\n",
+    "python/mosaic_edge/__init__.py": "__import__(f'mosaic_edge.{_HOME[0]}')\n",
     "python/mosaic_edge/config.py": "from mosaic_edge import DEFAULT_POLICY, _core\n",
     "python/mosaic_edge/models/__init__.py": "def f():\n    from mosaic_edge.models.onnx import vlm\n",
     "python/mosaic_edge/models/vlm.py": "import numpy as np\n",
@@ -135,6 +138,97 @@ BAD = [
         "cpp/codec/codecs.def",
         'MOSAIC_CODEC(kK2V2, "k2v2", Lattice<2, 2>)\n',
         "'lattice' is listed, but there is no cpp/codec/lattice.h",
+    ),
+    # Spelled so that a careless reader sees nothing.
+    (
+        "cpp/store/page.h",
+        '#include "store/../runtime/plan.h"\n',
+        "store/../runtime/plan.h; write project includes",
+    ),
+    ("cpp/store/page.h", "#include <../runtime/plan.h>\n", "../runtime/plan.h; write project includes"),
+    ("cpp/store/page.h", '#include "./runtime/plan.h"\n', "./runtime/plan.h; write project includes"),
+    ("cpp/store/page.h", "#include <cpp/runtime/plan.h>\n", "cpp/runtime/plan.h; write project includes"),
+    ("cpp/store/page.h", '#include /**/ "runtime/plan.h"\n', "page.h:1: includes runtime/plan.h; store"),
+    (
+        "cpp/store/page.h",
+        '/* a\nb */ #include /* c\n */ "runtime/plan.h"\n',
+        "page.h:2: includes runtime/plan.h",
+    ),
+    ("cpp/store/page.h", '\n#include \\\n "runtime/plan.h"\n', "page.h:2: includes runtime/plan.h; store"),
+    ("cpp/store/page.h", '\n#inc\\\nlude "runtime/parts.h"\n', "page.h:2: includes runtime/parts.h; store"),
+    (
+        "cpp/store/page.h",
+        'char c = \'"\';\n#include "runtime/log.h"\n',
+        "page.h:2: includes runtime/log.h; store",
+    ),
+    (
+        "cpp/store/page.h",
+        '#define P "runtime/plan.h"\n#include P\n',
+        "page.h:2: includes P; an include names",
+    ),
+    *(
+        (
+            f"cpp/store/page{end}",
+            '#include "policy/policy.h"\n',
+            f"page{end}:1: includes policy/policy.h; store",
+        )
+        for end in (".inl", ".inc", ".hh", ".hxx", ".cuh")
+    ),
+    ("cpp/store/page.inl", "\n" * 501, "cpp/store/page.inl:501: 501 lines; a file stops at 500"),
+    ("cpp/thing.cc", '#include "core/ids.h"\n', "'thing.cc' is not a layer"),
+    ("cpp/store/page.h", "#include <pybind11/numpy.h>\n", "pybind11/numpy.h; headers of Python only"),
+    ("cpp/core/ids.h", "#include <Python.h>\n", "Python.h; headers of Python only under cpp/bindings"),
+    *(
+        ("cpp/backend/cpu/attend.cc", f"#include <{header}>\n", f"{header}; CUDA headers only")
+        for header in ("mma.h", "driver_types.h", "nvrtc.h", "cutlass/cutlass.h", "vector_types.h")
+    ),
+    *(
+        ("cpp/bindings/module.cc", f"#include <{header}>\n", f"{header}; no Torch under cpp/")
+        for header in ("caffe2/core/tensor.h", "c10/core/Device.h")
+    ),
+    ("cpp/store/PageUtils.h", "", "'PageUtils' is a grab-bag name"),
+    ("cpp/store/shared_stuff.h", "", "'shared_stuff' is a grab-bag name"),
+    ("tools/demo-helpers.py", "", "'demo-helpers' is a grab-bag name"),
+    (
+        "cpp/codec/int3.h",
+        "struct Int3 {\n  static constexpr bool kRecord = false;\n};\n",
+        "codecs.def does not list",
+    ),
+    ("python/second/__init__.py", "", "'second' stands beside mosaic_edge"),
+    (
+        "python/mosaic_edge/engine.py",
+        "import mosaic_edge\n",
+        "engine.py:1: imports mosaic_edge; inside the package",
+    ),
+    (
+        "python/mosaic_edge/world/script.py",
+        "import mosaic_edge as m\n",
+        "script.py:1: imports mosaic_edge; inside",
+    ),
+    (
+        "python/mosaic_edge/engine.py",
+        "from tools.demo import show\n",
+        "tools.demo; tools/ is not part of the package",
+    ),
+    (
+        "python/mosaic_edge/__init__.py",
+        "from mosaic_edge.cli import run\n",
+        "__init__.py:1: imports mosaic_edge.cli.run",
+    ),
+    *(
+        (
+            "python/mosaic_edge/engine.py",
+            f"{line}\n",
+            f"imports mosaic_edge.cli{rest}; engine may import only",
+        )
+        for line, rest in (
+            ("__import__('mosaic_edge.cli.a')", ".a"),
+            ("import importlib as i; i.import_module(name='mosaic_edge.cli.b')", ".b"),
+            ("importlib.import_module('.cli.c', 'mosaic_edge')", ".c"),
+            ("importlib.import_module('.cli.d', package=__package__)", ".d"),
+            ("from importlib import import_module as load; load('mosaic_edge.cli.e')", ".e"),
+            ("importlib.import_module(f'mosaic_edge.cli.{name}')", ""),
+        )
     ),
 ]
 

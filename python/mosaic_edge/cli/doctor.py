@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-import mosaic_edge
+from mosaic_edge import __version__
 from mosaic_edge.cli import command
 from mosaic_edge.cli.options import Json
 from mosaic_edge.cli.output import console, print_json, visible
@@ -60,7 +60,7 @@ def examine(spill_dir: str | None = None, model: str | None = None) -> dict[str,
     memory = _memory()
     weights = {} if model is None else {"weights": _weights(model, memory["available_bytes"])}
     return weights | {
-        "mosaic_edge": mosaic_edge.__version__,
+        "mosaic_edge": __version__,
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
         "instruction_sets": _instruction_sets(),
@@ -163,7 +163,7 @@ def _quantised(gpu: bool) -> list[dict[str, Any]]:
 
 
 def _model() -> dict[str, Any]:
-    folder = Path(mosaic_edge.__file__).parent / "models" / "tiny"
+    folder = Path(__file__).parents[1] / "models" / "tiny"
     size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) if folder.is_dir() else 0
     if not list(folder.rglob("*.onnx")):
         return {"ok": False, "detail": f"mosaic-tiny is not in {folder}"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -29,7 +30,7 @@ def make_plan(model: ModelOptions, session: SessionOptions) -> dict[str, Any]:
     engine = model.load()
     plan = engine.plan(**session.keywords())
     plan["parts"] = [{"name": name, "bytes": size} for name, size in plan["parts"]]
-    plan["model"] = engine.spec.name
+    plan["model"] = Path(model.model).name
     plan["policy"] = session.policy
     disk = session.keywords().get("disk")
     if disk is not None:
@@ -52,7 +53,7 @@ def show_plan(plan: dict[str, Any], console: Console) -> None:
     parts.add_column("part")
     parts.add_column("bytes", justify="right")
     parts.add_column("share", justify="right")
-    for part in plan["parts"]:
+    for part in (part for part in plan["parts"] if part["bytes"]):
         parts.add_row(part["name"], format_bytes(part["bytes"]), f"{part['bytes'] / cap:.1%}")
     parts.add_section()
     parts.add_row("all", format_bytes(plan["total_bytes"]), f"{plan['total_bytes'] / cap:.1%}")

@@ -170,8 +170,7 @@ class Vlm(Protocol):
 
         With a temporal_patch_size over 1 it may be so many frames of one size, [temporal_patch_size, H, W,
         3]: `pts` is then the middle of the first and the last, `elapsed` the first's, `number` counts
-        pictures. A frame alone stands for all. Such a model has `check(height, width)` too: ValueError for a
-        size that it could not encode.
+        pictures. A frame alone stands for all. Such a model may be a `PairVlm`.
         """
         ...
 
@@ -195,4 +194,14 @@ class Vlm(Protocol):
 
         Returns the logits [vocab_size] of the last token, or None without `want_logits` (frames need none).
         """
+        ...
+
+
+@runtime_checkable
+class PairVlm(Vlm, Protocol):
+    """A model with a temporal_patch_size over 1 that says beforehand which sizes it cannot encode: a session
+    asks before it holds a frame, so that one is refused when it comes and not when its picture is whole."""
+
+    def check(self, height: int, width: int) -> None:
+        """Raises ValueError for a frame of a size that `encode` would refuse."""
         ...

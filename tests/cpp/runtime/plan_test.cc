@@ -8,6 +8,7 @@
 
 #include "core/error.h"
 #include "runtime/plan.h"
+#include "runtime/plan_parts.h"
 #include "support/memory_fakes.h"
 #include "support/played_stream.h"
 #include "support/rounds.h"
@@ -159,6 +160,23 @@ TEST_CASE("beside records window and question are in half precision until they t
   CHECK(codec("edge", 16 * exact - 8) == CodecId::kFp32);
   config.window_codec = CodecId::kInt4;
   CHECK_THROWS_WITH_AS(codec("edge", 16 * exact), doctest::Contains("window_codec=int4"), InvalidInput);
+}
+
+TEST_CASE("a row of the account is in one part, a policy's own is the policy's, and a stranger's is a defect") {
+  Region region = Region::counting();
+  region.take<float>("window", 16);
+  region.take<std::byte>("kernel scratch", 128);
+  region.take<float>("tables of mine", 32);
+  const auto part = [](const std::vector<Plan::Part>& parts, const std::string& name) {
+    return *std::find_if(parts.begin(), parts.end(), [&](const Plan::Part& one) { return one.name == name; });
+  };
+  const auto parts = parts_of(region.rows(), 2);
+  CHECK(part(parts, "window and question").bytes == 64);
+  CHECK(part(parts, "kernel scratch").bytes == 128);
+  CHECK(std::string(part(parts, "kernel scratch").knob) == "kernel_threads= or branch_tokens=");
+  CHECK(part(parts, "tables of mine").bytes == 128);
+  CHECK(doctest::String(part(parts, "tables of mine").knob) == doctest::Contains("the policy's settings"));
+  CHECK_THROWS_WITH_AS(parts_of(region.rows(), 3), doctest::Contains("tables of mine"), InvariantError);
 }
 
 }  // namespace

@@ -114,8 +114,10 @@ def test_a_plan_adds_up(run: Any) -> None:
         assert [tier["medium"] for tier in plan["tiers"]] == tiers
     shown = run("plan", "--memory", "2MiB")
     assert shown.code == 0
+    assert "mosaic-tiny, policy" in shown.out
     assert "window and question" in shown.out
     assert "k5v3" in shown.out
+    assert " 0 B" not in shown.out
 
 
 def test_doctor_names_backends_and_always_ends_with_0(run: Any, tmp_path: Path) -> None:

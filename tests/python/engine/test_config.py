@@ -147,3 +147,8 @@ def test_a_small_cap_pays_for_few_kernel_threads(
     config = SessionConfig(memory=memory, kernel_threads=asked)
     assert config.core_threads(large) == threads
     assert config.core_threads(small) == (asked or 1)
+
+
+def test_threads_that_a_cap_cannot_hold_are_named_by_the_knob_of_the_memorys_kernels() -> None:
+    with pytest.raises(MemoryError, match=r" kernel_threads= or branch_tokens="):
+        Engine(NumpyVlm()).session(memory="300KiB", kernel_threads=16)

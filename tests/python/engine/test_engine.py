@@ -23,7 +23,6 @@ from videos import MakeVideo
 
 QUESTION = "what colour was the ball ?"
 OTHER = "what was in the kitchen ?"
-POLICIES = ("mosaic", "full", "window", "uniform")
 SMALL = "400KiB"
 """Of a stream of a few hundred frames, a part."""
 
@@ -55,7 +54,7 @@ def session() -> Iterator[Session]:
         yield opened
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", _core.policies())
 def test_an_answer_is_made_of_known_words_and_points_into_the_stream(policy: str) -> None:
     with open_session(policy=policy) as session:
         fill(session, 41)
@@ -190,7 +189,7 @@ def test_a_question_longer_than_its_room_names_the_knob(session: Session) -> Non
     session.ask(QUESTION, sampling=SHORT)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", _core.policies())
 def test_an_impossible_cap_names_the_knob(policy: str) -> None:
     engine = Engine(NumpyVlm())
     for attempt in (engine.session, engine.plan):
@@ -257,7 +256,7 @@ def test_a_dialogue_is_remembered_and_its_room_is_bounded(session: Session) -> N
     assert session.memory()["events"]["dropped_dialogue_tokens"] > 0
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", _core.policies())
 def test_two_runs_are_identical(policy: str) -> None:
     def once() -> tuple[bytes, dict[str, Any], Any]:
         with open_session(policy=policy, memory="2MiB" if policy == "full" else SMALL) as session:

@@ -198,7 +198,7 @@ SELECT = [
     ([0.5], "expected cluster ids"),
     ("best", "expected cluster ids"),
 ]
-RELIEVE = [
+EVICT = [
     (3, "expected a list of Eviction"),
     ([("drop", 0, 0)], "expected a list of Eviction"),
     (lambda _: [Eviction.drop(9, 0)], "lane 9 of 2"),
@@ -212,7 +212,7 @@ RELIEVE = [
 
 @pytest.mark.parametrize(
     ("method", "what", "said"),
-    [("admit", *a) for a in ADMIT] + [("select", *s) for s in SELECT] + [("evict", *r) for r in RELIEVE],
+    [("admit", *a) for a in ADMIT] + [("select", *s) for s in SELECT] + [("evict", *r) for r in EVICT],
 )
 def test_a_wrong_answer_is_refused_in_one_line_that_names_the_policy(
     method: str, what: Any, said: str
