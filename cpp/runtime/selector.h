@@ -52,7 +52,7 @@ class Selector {
 
  private:
   const ModelShape& model() const { return plan_.config.model; }
-  bool attends_means() const { return plan_.summaries && plan_.config.summaries; }
+  bool attends_means() const { return plan_.attends_means && plan_.config.summaries; }
   void select_window(int lane, const Reader& reader);
   BlockSelection& selection(int lane) { return selections_[records_ ? 0 : static_cast<size_t>(lane)]; }
   BlockSelection* begin(int lane, const Reader& reader);
