@@ -261,7 +261,7 @@ void Admission::file(int lane, int i, const Batch& batch) {
   }
   // No room could be made: the nearest summary takes it, or it is dropped; both are counted.
   const ClusterId nearest = scratch_.labels.at(i).cluster;
-  if (nearest >= 0 && plan_.summaries) {
+  if (nearest >= 0 && plan_.attends_means) {
     store_.absorb(lane, nearest, token, batch.frame.number);
   } else {
     store_.drop_tokens(1);

@@ -97,7 +97,7 @@ void KvMemory::attend_lane(int lane, const float* q, const float* k, const float
   args.rows = table.rows;
   args.row_positions = table.row_positions;
   args.row_bias = table.row_bias;
-  args.n_rows = s.rows();
+  args.n_rows = s.summaries();
   args.block_k = k;
   args.block_v = v;
   args.kv_stride = static_cast<size_t>(model().kv_heads) * static_cast<size_t>(model().head_dim);
@@ -109,7 +109,7 @@ void KvMemory::attend_lane(int lane, const float* q, const float* k, const float
   if (block_ == BlockKind::kQuestion && records_ && records_->recalls(lane) &&
       records_->recall(lane, args, s, parts_.selecting, since))
     return attend_lane(lane, q, k, v, out);  // once more, over both
-  reads_now_ += s.attended() + s.rows();
+  reads_now_ += s.attended() + s.summaries();
   if (block_ == BlockKind::kQuestion && passes_ == 0) collect_evidence(args, s, lane);
   if (block_ == BlockKind::kFrame && plan_.window.attention_received) collect_attention_received(args, s, lane);
   if (block_ == BlockKind::kFrame && records_) {
@@ -189,9 +189,9 @@ void KvMemory::collect_evidence(const AttendArgs& args, const BlockSelection& s,
   }
   if (records_) return;
   const ClusterIndex& index = store_.index(lane);
-  for (int i = 0; i < s.rows(); ++i) {
+  for (int i = 0; i < s.summaries(); ++i) {
     // Summaries are many, and most are hardly looked at: those would crowd out what was read.
-    const Cluster& cluster = index[s.row(i)];
+    const Cluster& cluster = index[s.summary(i)];
     const float mass = parts_.selecting.row_mass[i];
     if (mass < 1e-3f * static_cast<float>(args.q_heads)) {
       evidence_.add_other(mass);

@@ -45,7 +45,7 @@ BlockSelection::Table make_table(const Plan& p, int entries, int tokens, int row
 
 BlockSelection::BlockSelection(Region& region, const Plan& p, const SelectionScratch& scratch, int entries, int tokens,
                                int rows)
-    : max_entries_(entries), max_tokens_(tokens), max_rows_(rows) {
+    : max_entries_(entries), max_tokens_(tokens), max_summaries_(rows) {
   const bool apart = region.has_private();
   table_ = make_table(p, entries, tokens, rows, apart,
                       [&]<class T>(T** to, Size n) { *to = region.take<T>("selections", n); });
@@ -62,9 +62,9 @@ BlockSelection::BlockSelection(Region& region, const Plan& p, const SelectionScr
 }
 
 void BlockSelection::clear() {
-  n_entries_ = n_tokens_ = n_rows_ = n_attended_ = 0;
+  n_entries_ = n_tokens_ = n_summaries_ = n_attended_ = 0;
   finished_entries_ = finished_tokens_ = 0;
-  sent_entries_ = sent_tokens_ = sent_rows_ = 0;
+  sent_entries_ = sent_tokens_ = sent_summaries_ = 0;
   behind_ = {};
   first_heard_ = kNone;
   ready = false;
@@ -87,8 +87,8 @@ bool BlockSelection::add_page(PageId page, PageView view, CodecId codec, int beg
   return true;
 }
 
-bool BlockSelection::add_rows(int page, const std::byte* data, CodecId codec, uint16_t rows, const int32_t* positions,
-                              const uint16_t* places) {
+bool BlockSelection::add_tokens(int page, const std::byte* data, CodecId codec, uint16_t rows, const int32_t* positions,
+                                const uint16_t* places) {
   const PageEntry entry{data, n_tokens_, rows, codec};
   if (rows == 0) return true;
   if (entries_left() < 1 || tokens_left() < entry.span()) return false;
@@ -115,13 +115,13 @@ void BlockSelection::move(int entry, PageView view, CodecId codec) {
   sent_entries_ = std::min(sent_entries_, entry);
 }
 
-bool BlockSelection::add_row(ClusterId c, const Cluster& cluster, int tokens) {
-  if (n_rows_ == max_rows_) return false;
-  table_.rows[n_rows_] = c;
-  table_.row_positions[3 * n_rows_] = static_cast<int32_t>(std::llround(cluster.mean_position));
-  table_.row_positions[3 * n_rows_ + 1] = cluster.h;
-  table_.row_positions[3 * n_rows_ + 2] = cluster.w;
-  table_.row_bias[n_rows_++] = std::log(static_cast<float>(tokens));
+bool BlockSelection::add_summary(ClusterId c, const Cluster& cluster, int tokens) {
+  if (n_summaries_ == max_summaries_) return false;
+  table_.rows[n_summaries_] = c;
+  table_.row_positions[3 * n_summaries_] = static_cast<int32_t>(std::llround(cluster.mean_position));
+  table_.row_positions[3 * n_summaries_ + 1] = cluster.h;
+  table_.row_positions[3 * n_summaries_ + 2] = cluster.w;
+  table_.row_bias[n_summaries_++] = std::log(static_cast<float>(tokens));
   return true;
 }
 
@@ -130,14 +130,14 @@ void BlockSelection::finish(bool original, int room, const RopeSpec& rope, Selec
   finished_tokens_ = n_tokens_;
   ready = true;
   int32_t highest = -1;
-  for (int i = 0; i < n_tokens_ + n_rows_; ++i) highest = std::max(highest, position(i));
+  for (int i = 0; i < n_tokens_ + n_summaries_; ++i) highest = std::max(highest, position(i));
   original_ = original && highest < room;
   if (!original_) {
     const int n = ordered_ = sort_by_position(scratch.order);
     highest = original ? shorten_gaps(scratch.order, n, room) : close_up(rope, scratch.order, n);
   }
   behind_.picture = highest + 1;
-  for (int i = 0; i < n_rows_; ++i) {
+  for (int i = 0; i < n_summaries_; ++i) {
     int32_t* p = table_.row_positions + 3 * i;
     for (int axis = 1; axis < 3; ++axis)
       p[axis] = rope.is_multi() ? rope.place_at(p[0], static_cast<uint16_t>(p[axis])) : p[0];
@@ -163,7 +163,7 @@ int32_t BlockSelection::position_of(int32_t came_at, const SelectionScratch& scr
 
 int BlockSelection::sort_by_position(uint64_t* order) {
   int n = 0;
-  for (int i = 0; i < n_tokens_ + n_rows_; ++i)
+  for (int i = 0; i < n_tokens_ + n_summaries_; ++i)
     if (position(i) >= 0)
       order[n++] = static_cast<uint64_t>(static_cast<uint32_t>(position(i))) << 32 | static_cast<uint32_t>(i);
   std::sort(order, order + n);
@@ -245,11 +245,11 @@ const BlockSelection::Table& BlockSelection::upload(Ops& ops, int tokens) {
   send(there_.pages, table_.pages, sent_entries_, n_entries_);
   send(there_.positions, table_.positions, sent_tokens_, n_tokens_);
   if (table_.places != nullptr) send(there_.places, table_.places, 2 * sent_tokens_, 2 * n_tokens_);
-  send(there_.rows, table_.rows, sent_rows_, n_rows_);
-  send(there_.row_positions, table_.row_positions, 3 * sent_rows_, 3 * n_rows_);
-  send(there_.row_bias, table_.row_bias, sent_rows_, n_rows_);
+  send(there_.rows, table_.rows, sent_summaries_, n_summaries_);
+  send(there_.row_positions, table_.row_positions, 3 * sent_summaries_, 3 * n_summaries_);
+  send(there_.row_bias, table_.row_bias, sent_summaries_, n_summaries_);
   send(there_.q_positions, table_.q_positions, 0, 3 * tokens);
-  sent_entries_ = n_entries_, sent_tokens_ = n_tokens_, sent_rows_ = n_rows_;
+  sent_entries_ = n_entries_, sent_tokens_ = n_tokens_, sent_summaries_ = n_summaries_;
   return there_;
 }
 

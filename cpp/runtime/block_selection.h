@@ -51,9 +51,9 @@ class BlockSelection {
   // Tokens [begin, end) of a page. page: its id, or kNone for pages of the window. False: the table is full.
   bool add_page(PageId page, PageView view, CodecId codec, int begin, int end);
   // Tokens of a page of a log: those of `rows`, whose positions (and places, where there are any) are given for all 16.
-  bool add_rows(int page, const std::byte* data, CodecId codec, uint16_t rows, const int32_t* positions,
-                const uint16_t* places);
-  bool add_row(ClusterId c, const Cluster& cluster, int tokens);
+  bool add_tokens(int page, const std::byte* data, CodecId codec, uint16_t rows, const int32_t* positions,
+                  const uint16_t* places);
+  bool add_summary(ClusterId c, const Cluster& cluster, int tokens);
   // Gives everything added its position: the original one where that is the rule and all stand below `room`, else closer.
   void finish(bool original, int room, const RopeSpec& rope, SelectionScratch& scratch);
   // After finish(): where a token that came at a position would stand among what is attended. scratch: finish()'s.
@@ -72,7 +72,7 @@ class BlockSelection {
   // Entries from this one on are of tokens that are still heard, or of the window; kNone: nothing of a log was added.
   int first_heard() const { return first_heard_; }
   void mark_heard() { first_heard_ = n_entries_; }
-  int rows() const { return n_rows_; }
+  int summaries() const { return n_summaries_; }
   const PageEntry& entry(int i) const { return table_.pages[i]; }
   // Of the tokens of a page of the store.
   const TokenMeta* meta(int entry) const {
@@ -80,7 +80,7 @@ class BlockSelection {
                              : reinterpret_cast<const TokenMeta*>(table_.pages[entry].data) - kPageTokens;
   }
   PageId page(int entry) const { return ids_[entry]; }
-  ClusterId row(int i) const { return table_.rows[i]; }
+  ClusterId summary(int i) const { return table_.rows[i]; }
   int32_t* q_positions() { return table_.q_positions; }
   // After finish(): what follows stands behind this.
   Behind behind() const { return behind_; }
@@ -123,13 +123,13 @@ class BlockSelection {
   int32_t close_up(const RopeSpec& rope, const uint64_t* order, int n);
   int32_t shorten_gaps(const uint64_t* order, int n, int room);
 
-  int max_entries_, max_tokens_, max_rows_;
+  int max_entries_, max_tokens_, max_summaries_;
   Table table_;  // the host's
   Table there_;  // the kernels'; the same where they share memory
   PageId* ids_;
   const TokenMeta** metas_ = nullptr;  // of each page; null: it lies in front of the data
-  int sent_entries_ = 0, sent_tokens_ = 0, sent_rows_ = 0;
-  int n_entries_ = 0, n_tokens_ = 0, n_rows_ = 0, n_attended_ = 0;
+  int sent_entries_ = 0, sent_tokens_ = 0, sent_summaries_ = 0;
+  int n_entries_ = 0, n_tokens_ = 0, n_summaries_ = 0, n_attended_ = 0;
   int finished_entries_ = 0, finished_tokens_ = 0;
   int ordered_ = 0;  // sort keys that finish() left in its scratch
   int reserved_entries_ = 0, reserved_tokens_ = 0;

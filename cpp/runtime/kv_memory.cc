@@ -275,9 +275,9 @@ MemoryStats KvMemory::count_stats() const {
       stats.disk = archive->disk();
       stats.copies = archive->copy_stats();
       stats.counters.lost_pages = archive->counters().lost_pages;
-      stats.counters.failed_spills = archive->counters().failed_writes;
+      stats.counters.failed_spills = archive->counters().failed_spills;
       stats.counters.fetched_pages = archive->counters().fetched_pages;
-      stats.counters.spill_pauses = archive->counters().write_pauses;
+      stats.counters.spill_pauses = archive->counters().spill_pauses;
       stats.counters.read_pauses = archive->counters().read_pauses;
       stats.counters.paused_frames = archive->counters().paused_frames;
     }

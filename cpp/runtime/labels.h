@@ -1,6 +1,6 @@
-// Labels: where the tokens of the block in hand go, in one lane. The policy writes them, admission reads them one by one,
+// Labels: where the tokens of the batch in hand go, in one lane. The policy writes them, admission reads them one by one,
 // and while it does clusters merge and go: Labels is told of all that yields, so that no label names a cluster that is
-// gone. It also knows the clusters that this block opened, which the policy could not know. Not thread-safe.
+// gone. It also knows the clusters that this batch opened, which the policy could not know. Not thread-safe.
 #pragma once
 
 #include <algorithm>
@@ -17,7 +17,7 @@ class Labels {
       : placement_(region.take<Placement>("frame scratch", tokens)),
         opened_(region.take<ClusterId>("frame scratch", tokens)) {}
 
-  // A block of n tokens of a lane, for the policy to write. kNone, 1: a frame as a whole.
+  // The n tokens of a lane, for the policy to write. kNone, 1: a frame as a whole.
   Placement* begin(int lane, int n) {
     lane_ = lane;
     n_ = n;
@@ -31,7 +31,7 @@ class Labels {
   Placement at(int i) const { return placement_[i]; }
   void set(int i, ClusterId cluster) { placement_[i].cluster = cluster; }
 
-  // The clusters opened for this block so far.
+  // The clusters opened for this batch so far.
   std::span<const ClusterId> opened() const { return {opened_, static_cast<size_t>(opened_count_)}; }
   // Token i opened a cluster; those behind it that are to share one with it have it now.
   void opened_for(int i, ClusterId made) {

@@ -33,7 +33,7 @@ void shape_lanes(const Request& r, Plan* plan) {
   plan->original = r.original;
   plan->context = r.context;
   plan->batch_frames = needs.group.by_token ? needs.group.frames : 1;
-  plan->summaries = needs.attends_means();
+  plan->attends_means = needs.attends_means();
   s.lanes = r.lanes;
   s.page = {per_head ? 1 : m.kv_heads, m.head_dim};
   s.embedding_dim = m.embedding_dim;

@@ -34,9 +34,9 @@ struct Plan {
   int frame_entries = 0;
   int frame_tokens = 0;
   int frame_rows = 0;
-  bool summaries = false;  // means stand for what is not read; false: they are for scoring
-  bool original = false;   // positions, as rule and model have it
-  int context = 0;         // positions there are then
+  bool attends_means = false;  // means stand for what is not read; false: they are for scoring
+  bool original = false;       // positions, as rule and model have it
+  int context = 0;             // positions there are then
   int rope_positions = 0;
   struct Part {
     std::string name;

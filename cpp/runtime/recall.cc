@@ -210,8 +210,8 @@ int64_t Recall::read(Archive* archive, int lane, BlockSelection* selection) {
   const int64_t lost = archive->fetch(lane);
   for (int i = 0; i < archive->count(lane); ++i) {
     const Archive::Piece& piece = archive->pieces(lane)[i];
-    if (!selection->add_rows(archived_page(piece.page), archive->copy(lane, i), archive->shape().codec, piece.rows,
-                             archive->positions(piece.page), archive->places(piece.page)))
+    if (!selection->add_tokens(archived_page(piece.page), archive->copy(lane, i), archive->shape().codec, piece.rows,
+                               archive->positions(piece.page), archive->places(piece.page)))
       throw InvariantError("Recall: more pages than a selection holds (a defect of the plan).");
   }
   return lost;

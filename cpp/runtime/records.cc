@@ -42,8 +42,8 @@ void Records::read(int lane, Since since, BlockSelection* selection) {
       if (!since.wants(positions[i], lows[i])) rows &= static_cast<uint16_t>(~(1u << i));
     page_first_[page] = selection->tokens() - std::countr_zero(rows);
     const size_t first = static_cast<size_t>(page) * kPageTokens;
-    if (!selection->add_rows(page, log_.data(lane, page), log_.codec(), rows, log_.positions(lane) + first,
-                             log_.places(lane) != nullptr ? log_.places(lane) + 2 * first : nullptr))
+    if (!selection->add_tokens(page, log_.data(lane, page), log_.codec(), rows, log_.positions(lane) + first,
+                               log_.places(lane) != nullptr ? log_.places(lane) + 2 * first : nullptr))
       throw InvariantError("Records: a lane holds more pages than a selection (a defect of the plan).");
   };
   for (int page = 0; page < log_.shape().pages; ++page)

@@ -132,7 +132,7 @@ void Selector::add_cluster(BlockSelection* s, int lane, ClusterId c, Since since
   const int rest = index.count(c) - read;
   const bool is_token = rest == 1 && index.count(c) == 1;  // exact, in the mean
   // A mean over older tokens too is not what since= asks for.
-  if ((attends_means() || is_token) && rest > 0 && cluster.first_time >= since.ms) s->add_row(c, cluster, rest);
+  if ((attends_means() || is_token) && rest > 0 && cluster.first_time >= since.ms) s->add_summary(c, cluster, rest);
 }
 
 // Empty but for what is read before anything else: prefix and first frame. Room is kept for the dialogue.
@@ -202,7 +202,7 @@ void Selector::read_kept(BlockSelection* s, int lane) {
     if (s->attended() - before + index[*c].paged <= most) {
       add_cluster(s, lane, *c, {}, false);
     } else if (attends_means()) {
-      s->add_row(*c, index[*c], index.count(*c));
+      s->add_summary(*c, index[*c], index.count(*c));
     }
   }
 }
@@ -219,7 +219,7 @@ void Selector::read_chosen(BlockSelection* s, int lane, const Reader& reader, co
   for (int i = 0; i < result.n; ++i) add_cluster(s, lane, result.chosen[i], reader.since);
   if (!attends_means()) return;
   const auto add_summary = [&](ClusterId c) {
-    if (scratch_.chosen[c] == 0 && index[c].first_time >= reader.since.ms) s->add_row(c, index[c], index.count(c));
+    if (scratch_.chosen[c] == 0 && index[c].first_time >= reader.since.ms) s->add_summary(c, index[c], index.count(c));
   };
   if (result.attended != SelectResult::kAll) {
     std::for_each_n(result.attend, result.attended, add_summary);

@@ -56,7 +56,7 @@ class Selector {
 
  private:
   const ModelShape& model() const { return plan_.config.model; }
-  bool attends_means() const { return plan_.summaries && plan_.config.summaries; }
+  bool attends_means() const { return plan_.attends_means && plan_.config.summaries; }
   void select_window(int lane, const Reader& reader);
   // A frame that reads what is kept: built anew for every lane, in one table.
   bool reads_kept(const Reader& reader) const { return plan_.frame_tokens > 0 && reader.kind == BlockKind::kFrame; }

@@ -102,7 +102,7 @@ void Archive::write(int lane, int64_t page) {
   std::byte* const memory = writing_ + static_cast<size_t>(next_write_) * page_bytes_;
   next_write_ = (next_write_ + 1) % kWrites;
   if (writes_.rests() || reads_.rests() || !file_->try_acquire(slot)) {
-    ++counters_.failed_writes;
+    ++counters_.failed_spills;
     to.page = kNone;
     lost_between_ += lose(lane, index_of(page));
     return;
@@ -120,9 +120,9 @@ int64_t Archive::finish(Write* write) {
     writes_.went_well();
     return 0;
   }
-  if (writes_.failed(status == Status::no_space)) ++counters_.write_pauses;
+  if (writes_.failed(status == Status::no_space)) ++counters_.spill_pauses;
   if (page < oldest_) return 0;
-  ++counters_.failed_writes;
+  ++counters_.failed_spills;
   return lose(write->lane, index_of(page));
 }
 

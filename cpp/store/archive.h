@@ -45,9 +45,9 @@ class Archive {
   };
   struct Counters {
     int64_t lost_pages = 0;     // came back wrong, or could not be read
-    int64_t failed_writes = 0;  // or found no slot
+    int64_t failed_spills = 0;  // or found no slot
     int64_t fetched_pages = 0;
-    int64_t write_pauses = 0;  // times the disk was left alone for a while because writes failed,
+    int64_t spill_pauses = 0;  // times the disk was left alone for a while because writes failed,
     int64_t read_pauses = 0;   // or reads
     int64_t paused_frames = 0;
   };

@@ -158,7 +158,7 @@ TEST_CASE(
       found += static_cast<int64_t>(world.read(lane, page_at, &wrong).size());
   CHECK(wrong == 0);
   CHECK(refused > 0);
-  CHECK(world.archive->counters().failed_writes > 0);
+  CHECK(world.archive->counters().failed_spills > 0);
   CHECK(world.archive->counters().lost_pages > 0);
   CHECK(found > 0);
   CHECK(world.archive->spilled() == given_up - world.lost);
@@ -220,7 +220,7 @@ TEST_CASE("an archive whose disk cannot be written leaves it alone for longer an
   ArchiveWorld world(64, CodecId::kFp32, false, &io);
   for (int f = 0; f < 60; ++f) world.frame(16);
   world.archive->drain();
-  CHECK(world.archive->counters().write_pauses >= 2);
+  CHECK(world.archive->counters().spill_pauses >= 2);
   CHECK(world.archive->counters().paused_frames > 30);
   CHECK(io.writes < 60);  // of 60 pages of every lane
   io.no_writes = false;
