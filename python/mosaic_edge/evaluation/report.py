@@ -21,8 +21,9 @@ def markdown(rows: Sequence[Row], settings: EvalSettings, jobs: int) -> str:
         f"Worlds at one frame a second, seeds {', '.join(map(str, settings.seeds))}, {disk}, model "
         f"{settings.model}. Cap: of the full 16-bit cache, everything the memory holds counted; `full` gets "
         "what it needs. Accuracy in percent with its 95 % interval; the best of a cap is bold. "
-        "Evidence named: the answer's time ranges hit it; read: a token of its frames was attended to, not a "
-        "summary alone (>=: the table of what was read was full). KL: of the first answer token, nats.",
+        "Evidence named: the answer's time ranges hit it (of right: among right answers); read: a token of "
+        "its frames was attended to, not a summary alone (>=: the table of what was read was full). "
+        "KL: of the first answer token, nats.",
     ]
     if jobs > 1:
         lines += ["", f"Times shared the machine with {jobs} processes: take them from --jobs 1."]
@@ -78,7 +79,8 @@ def _accuracy(rows: list[Row]) -> list[str]:
 def _costs(rows: list[Row]) -> list[str]:
     """One line a row with everything that is not accuracy."""
     heads = (
-        "policy", "cap", "taken", "questions", "evidence named / read", "KL to full",
+        "policy", "cap", "taken", "questions", "evidence named (of right) / read",
+        "KL to full",
         "first token p50 / p95 ms", "frame p50 / p99 ms", "splits", "moved", "GiB/h written",
         "same in any order",
     )  # fmt: skip
@@ -93,7 +95,8 @@ def _costs(rows: list[Row]) -> list[str]:
                 "all" if _is_full(row) else row["cap"],
                 format_bytes(row["taken_bytes"]),
                 row["questions"],
-                f"{row['evidence_recall']:.0%} / {unsure}{row['retrieval_recall']:.0%}",
+                f"{row['evidence_recall']:.0%} ({_number(row['evidence_of_right'], '.0%')}) / "
+                f"{unsure}{row['retrieval_recall']:.0%}",
                 _number(row["kl_to_full"], ".3f"),
                 f"{row['first_token_ms_p50']:.1f} / {row['first_token_ms_p95']:.1f}",
                 f"{row['frame_ms_p50']:.2f} / {row['frame_ms_p99']:.2f}",

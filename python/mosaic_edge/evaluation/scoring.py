@@ -65,12 +65,14 @@ def _answered(cells: list[Row], answers: list[Row]) -> Row:
     )
     turns = [cell["order_independent"] for cell in cells if cell["order_independent"]]
     asked = sum(turn["questions"] for turn in turns)
+    right = [a for a in answers if a["right"]]
     return {
         "accuracy": _share(answers, "right"),
         "ci_low": low,
         "ci_high": high,
         "questions": len(answers),
         "evidence_recall": _share(answers, "evidence_read"),
+        "evidence_of_right": _share(right, "evidence_read") if right else None,
         "retrieval_recall": 1.0 if holds_all else _share(answers, "retrieved"),
         "retrieval_recall_unsure": 0.0 if holds_all else _unsure(answers),
         "order_independent": sum(turn["same"] for turn in turns) / asked if asked else None,

@@ -30,7 +30,7 @@ from numpy_vlm import NumpyVlm
 ROW = {
     "policy", "reference", "difficulty", "frames", "cap", "cap_share", "cap_bytes", "disk_bytes", "seeds",
     "taken_bytes", "accuracy", "ci_low", "ci_high", "questions", "first_token_ms_p50", "first_token_ms_p95",
-    "first_token_ms_by_frames",
+    "first_token_ms_by_frames", "evidence_of_right",
     "frame_ms_p50", "frame_ms_p99", "evidence_recall", "retrieval_recall", "kl_to_full", "kl_to_full_p95",
     "order_independent", "by_kind", "by_delay", "tokens", "events", "disk", "tiers", "splits", "bytes_moved",
     "gib_per_hour_written", "memory_curve",
@@ -382,6 +382,7 @@ def test_a_row_joins_its_cells() -> None:
     assert row["gib_per_hour_written"] == 2.0
     assert row["tiers"] == [{**tier, "peak_bytes": 7}]
     assert row["evidence_recall"] == pytest.approx(1 / 3)
+    assert row["evidence_of_right"] == 0  # an answer named its evidence where it was wrong
     assert row["retrieval_recall"] == pytest.approx(2 / 3)
     assert row["order_independent"] == 7 / 8
 
