@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -30,7 +29,7 @@ def make_plan(model: ModelOptions, session: SessionOptions) -> dict[str, Any]:
     engine = model.load()
     plan = engine.plan(**session.keywords())
     plan["parts"] = [{"name": name, "bytes": size} for name, size in plan["parts"]]
-    plan["model"] = Path(model.model).name
+    plan["model"] = engine.spec.name
     plan["policy"] = session.policy
     disk = session.keywords().get("disk")
     if disk is not None:
