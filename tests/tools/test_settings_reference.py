@@ -59,7 +59,7 @@ def test_defaults_that_the_page_names_stand_in_the_policies(reference: Any) -> N
     for _, _, said in reference.LISTS:
         for name, (default, _) in said.items():
             found = re.findall(
-                rf"^  (?:int|float|double|bool) {name} = (true|false|[\d.]+)f?;", sources, re.M
+                rf"(?:^  (?:int|float|double|bool) |\.){name} = (true|false|[\d.]+)f?[;,}}]", sources, re.M
             )
             if found and re.fullmatch(r"[\d.]+", default):
                 assert float(default) in {float(values.get(value, value)) for value in found}, name
