@@ -127,7 +127,7 @@ def test_the_token_is_the_files_where_there_is_one_and_is_not_shown(tmp_path: Pa
         assert said["token"] is None
         assert client.refused(401, "GET", "/v1/models")
         client.token = "of-the-file-0123456789"
-        assert client.good("GET", "/v1/models")["data"][0]["id"] == "tiny"
+        assert client.good("GET", "/v1/models")["data"][0]["id"] == "mosaic-tiny"
 
 
 @pytest.mark.parametrize(
