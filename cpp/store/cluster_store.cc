@@ -59,11 +59,13 @@ int ClusterStore::pages_in(int lane, ClusterId c, int tier) const {
 
 int64_t& ClusterStore::counter_in(TokenAccount& account, int tier) const {
   if (tiers_.is_disk(tier)) return account.spilled;
-  return codec_is_exact(codec(tier)) ? account.exact : account.quantised;
+  return codec_is_exact(shape_.codec(tier)) ? account.exact : account.quantised;
 }
 
 // A cluster of one token needs no page where its mean, which is half precision, holds the token as exactly as a page would.
-bool ClusterStore::mean_may_hold_token(int lane) const { return index(lane).has_means() && codec(0) != CodecId::kFp32; }
+bool ClusterStore::mean_may_hold_token(int lane) const {
+  return index(lane).has_means() && shape_.codec(0) != CodecId::kFp32;
+}
 
 bool ClusterStore::holds_token_in_mean(int lane, ClusterId c) const {
   const ClusterIndex& index = this->index(lane);
@@ -179,7 +181,7 @@ void ClusterStore::write_pages(int lane, ClusterId c, const Run& run) {
     const PageView to = tiers_.page(tier, slot);
     std::memset(to.meta, 0, kPageMetaBytes);
     std::memcpy(to.meta, run.meta + at, static_cast<size_t>(n) * sizeof(TokenMeta));
-    ops_.encode(codec(tier), shape_.page, run.k + static_cast<size_t>(at) * row(),
+    ops_.encode(shape_.codec(tier), shape_.page, run.k + static_cast<size_t>(at) * row(),
                 run.v + static_cast<size_t>(at) * row(), row(), n, to.data);
     pages_.link(&index(lane)[c], page);
     counter_of(tier) += n;
@@ -218,14 +220,14 @@ Short ClusterStore::add_row(int lane, ClusterId c, const Run& token) {
   Page& page = pages_[tail];
   const int n = page.count;
   PageView view = tiers_.page(page.tier, page.slot);
-  if (codec_is_exact(codec(page.tier))) {
-    ops_.encode_row(codec(page.tier), shape_.page, token.k, token.v, n, view.data);
+  if (codec_is_exact(shape_.codec(page.tier))) {
+    ops_.encode_row(shape_.codec(page.tier), shape_.page, token.k, token.v, n, view.data);
   } else {
     // Keys share a scale per channel: the page is written anew, in an exact slot while one is free.
-    ops_.decode(codec(page.tier), shape_.page, view.data, 0, n, run_.k(0), run_.v(0), row());
+    ops_.decode(shape_.codec(page.tier), shape_.page, view.data, 0, n, run_.k(0), run_.v(0), row());
     ops_.wait();
     run_.put(n, token);
-    const SlotId hot = codec_is_exact(codec(0)) ? tiers_.acquire(0) : kNone;
+    const SlotId hot = codec_is_exact(shape_.codec(0)) ? tiers_.acquire(0) : kNone;
     if (hot != kNone) {
       const PageView to = tiers_.page(0, hot);
       std::memcpy(to.meta, view.meta, kPageMetaBytes);
@@ -236,7 +238,7 @@ Short ClusterStore::add_row(int lane, ClusterId c, const Run& token) {
       page.slot = hot;
       view = to;
     }
-    ops_.encode(codec(page.tier), shape_.page, run_.k(0), run_.v(0), row(), n + 1, view.data);
+    ops_.encode(shape_.codec(page.tier), shape_.page, run_.k(0), run_.v(0), row(), n + 1, view.data);
   }
   view.meta[n] = *token.meta;
   const int64_t time = clock_.time(*token.meta);

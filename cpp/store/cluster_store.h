@@ -44,6 +44,9 @@ struct StoreShape {
                                 // max_run is never split
   std::string spill_dir;        // where the spill file is made, if there is a disk tier
   float value_weight = 0;       // of the metric of clusters (AssignArgs)
+
+  CodecId codec(int tier) const { return tiers[static_cast<size_t>(tier)].codec; }
+  int most_cut() const { return std::min(max_members, max_run); }  // members of the largest cluster that is cut in two
 };
 
 // What a call is short of. kNothing means it was done.
@@ -134,8 +137,6 @@ class ClusterStore {
 
  private:
   size_t row() const { return static_cast<size_t>(shape_.page.row()); }
-  CodecId codec(int tier) const { return shape_.tiers[static_cast<size_t>(tier)].codec; }
-  int most_cut() const { return std::min(shape_.max_members, shape_.max_run); }
   // The counter of an account that tokens of a tier stand in.
   int64_t& counter_in(TokenAccount& account, int tier) const;
   int64_t& counter_of(int tier) { return counter_in(account_, tier); }

@@ -22,11 +22,11 @@ bool ClusterStore::demote(int lane, ClusterId c, int tier) {
     if (slot == kNone) break;
     const PageView from = tiers_.page(tier, page.slot), there = tiers_.page(to, slot);
     std::memcpy(there.meta, from.meta, kPageMetaBytes);
-    if (codec(to) == codec(tier)) {
-      ops_.copy(there.data, from.data, data_bytes(codec(to), shape_.page));
+    if (shape_.codec(to) == shape_.codec(tier)) {
+      ops_.copy(there.data, from.data, data_bytes(shape_.codec(to), shape_.page));
     } else {
-      ops_.decode(codec(tier), shape_.page, from.data, 0, page.count, run_.k(0), run_.v(0), row());
-      ops_.encode(codec(to), shape_.page, run_.k(0), run_.v(0), row(), page.count, there.data);
+      ops_.decode(shape_.codec(tier), shape_.page, from.data, 0, page.count, run_.k(0), run_.v(0), row());
+      ops_.encode(shape_.codec(to), shape_.page, run_.k(0), run_.v(0), row(), page.count, there.data);
     }
     tiers_.release(tier, page.slot);
     counter_of(tier) -= page.count;
@@ -135,7 +135,7 @@ bool ClusterStore::request(PageId id) {
 
 PageView ClusterStore::resident(PageId id, CodecId* codec) {
   Page& page = pages_[id];
-  *codec = this->codec(page.tier);
+  *codec = shape_.codec(page.tier);
   if (!tiers_.is_disk(page.tier)) return tiers_.page(page.tier, page.slot);
   if (page.staged == kNone && !request(id)) return {};
   const SlotId slot = page.staged;

@@ -59,7 +59,7 @@ Short ClusterStore::split(int lane, ClusterId c, const Run& token, int32_t frame
     return s;
   };
   // Only a summary: nothing to cut. Or more than can be cut.
-  if (index[c].paged == 0 || index[c].paged > most_cut()) return open_alone();
+  if (index[c].paged == 0 || index[c].paged > shape_.most_cut()) return open_alone();
   if (free_slots() < slots_to_split(lane, c)) return Short::kSlots;
   const bool fetched = index[c].disk_pages > 0;
   const int members = read_members(lane, c);
@@ -80,7 +80,7 @@ Short ClusterStore::split(int lane, ClusterId c, const Run& token, int32_t frame
 Short ClusterStore::defer(int lane, ClusterId c, const Run& token, int32_t frame, ClusterId* made) {
   ClusterIndex& index = this->index(lane);
   const ClusterId buffer = index[c].buffer;
-  if (buffer != kNone && index[buffer].paged < most_cut() / 2) {
+  if (buffer != kNone && index[buffer].paged < shape_.most_cut() / 2) {
     *made = buffer;
     return append(lane, buffer, token, frame);
   }
@@ -101,7 +101,7 @@ bool ClusterStore::settle(int lane, ClusterId c, int32_t frame) {
   const ClusterId buffer = index[c].buffer;
   if (buffer == kNone) return false;
   // Join, then cut in two. Where they do not fit together they simply stay two clusters.
-  if (index[c].paged + index[buffer].paged + 1 > most_cut() || index[c].paged == 0) {
+  if (index[c].paged + index[buffer].paged + 1 > shape_.most_cut() || index[c].paged == 0) {
     index[buffer].buffer_of = kNone;
     index[c].buffer = kNone;
     return true;
@@ -134,7 +134,7 @@ void ClusterStore::compact(int lane, ClusterId c) {
       before = id;
     } else {
       const PageView view = tiers_.page(page.tier, page.slot);
-      ops_.decode(codec(page.tier), shape_.page, view.data, 0, page.count, run_.k(n), run_.v(n), row());
+      ops_.decode(shape_.codec(page.tier), shape_.page, view.data, 0, page.count, run_.k(n), run_.v(n), row());
       std::memcpy(run_.meta(n), view.meta, static_cast<size_t>(page.count) * sizeof(TokenMeta));
       n += page.count;
       (before == kNone ? cluster.head : pages_[before].next) = page.next;
@@ -198,7 +198,7 @@ void ClusterStore::thin(int lane, ClusterId c, const uint8_t* keep) {
     const PageView view = tiers_.page(page.tier, page.slot);
     std::memset(view.meta, 0, kPageMetaBytes);
     std::memcpy(view.meta, run_.meta(0), static_cast<size_t>(n) * sizeof(TokenMeta));
-    ops_.encode(codec(page.tier), shape_.page, run_.k(0), run_.v(0), row(), n, view.data);
+    ops_.encode(shape_.codec(page.tier), shape_.page, run_.k(0), run_.v(0), row(), n, view.data);
     ops_.wait();  // what is left moves up
     counter_of(page.tier) += n - page.count;
     cluster.paged += n - page.count;
@@ -223,7 +223,7 @@ void ClusterStore::thin(int lane, ClusterId c, const uint8_t* keep) {
     const PageView view = tiers_.page(page.tier, page.slot);
     // The whole page behind what is held, then what stays moves up: one call is much cheaper than one for each token.
     if (kept > 0) {
-      ops_.decode(codec(page.tier), shape_.page, view.data, 0, page.count, run_.k(held), run_.v(held), row());
+      ops_.decode(shape_.codec(page.tier), shape_.page, view.data, 0, page.count, run_.k(held), run_.v(held), row());
       std::memcpy(run_.meta(held), view.meta, static_cast<size_t>(page.count) * sizeof(TokenMeta));
       ops_.wait();
     }
