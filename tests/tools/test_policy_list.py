@@ -1,7 +1,9 @@
 """cpp/policy/policies.cmake: policies are listed by what stands in their files; odd lines stop the build."""
 
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,8 @@ ROOT = Path(__file__).resolve().parents[2]
 LISTING = ROOT / "cpp" / "policy" / "policies.cmake"
 LINE = 'MOSAIC_POLICY("{name}", make_{stem}) {{\n'
 
-pytestmark = pytest.mark.skipif(shutil.which("cmake") is None, reason="needs cmake")
+CMAKE = shutil.which("cmake", path=os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])))
+"""Beside this Python, or on the path; without it nothing here is built."""
 
 
 def configured(folder: Path, files: dict[str, str]) -> tuple[list[str], str]:
@@ -25,8 +28,9 @@ def configured(folder: Path, files: dict[str, str]) -> tuple[list[str], str]:
         f"include({LISTING.as_posix()})\n"
     )
     build = folder / "build"
+    assert CMAKE is not None
     ran = subprocess.run(
-        ["cmake", "-S", str(folder), "-B", str(build)], capture_output=True, text=True, check=False
+        [CMAKE, "-S", str(folder), "-B", str(build)], capture_output=True, text=True, check=False
     )
     listed = build / "generated" / "policy" / "policies.def"
     return listed.read_text().split("\n")[:-1] if listed.is_file() else [], ran.stderr

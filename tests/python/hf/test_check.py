@@ -61,30 +61,31 @@ def test_ovis2_reads_its_tags_as_its_tower_has_them(tmp_path: Path) -> None:
     assert not np.isclose(model.embed_text(ids), table).any(axis=1).all()
 
 
+def assert_all_equal(found: Any, tokens: str) -> None:
+    """Every row is compared and equal; the row of tokens a frame ends with `tokens`."""
+    assert {row["what"]: row["equal"] for row in found.said["rows"]} == dict.fromkeys(NAMES, True)
+    assert found.row("tokens a frame")["detail"].endswith(tokens)
+    assert found.code == 0
+
+
 @pytest.mark.skipif(not PROCESSORS.is_dir(), reason="needs tools/setup published")
 def test_llava_next_video_is_as_in_the_script(tmp_path: Path) -> None:
     found = checked(write_llava_next_video(tmp_path / "model"), tmp_path, "--steps", "8")
-    assert {row["what"]: row["equal"] for row in found.said["rows"]} == dict.fromkeys(NAMES, True)
-    assert found.row("tokens a frame")["detail"].endswith(": 96")
-    assert found.code == 0
+    assert_all_equal(found, tokens=": 96")
 
 
 @pytest.mark.skipif(not PROCESSORS.is_dir(), reason="needs tools/setup published")
 @pytest.mark.skipif(OLD, reason="needs transformers 5: before, there is none")
 def test_video_llama3_is_as_in_the_script_that_keeps_all_tokens(tmp_path: Path) -> None:
     found = checked(tmp_path / "model", tmp_path, "--write=video_llama3", "--steps", "8")
-    assert {row["what"]: row["equal"] for row in found.said["rows"]} == dict.fromkeys(NAMES, True)
-    assert found.row("tokens a frame")["detail"].endswith(": 45, 45, 45, 45, 45, 45")
-    assert found.code == 0
+    assert_all_equal(found, tokens=": 45, 45, 45, 45, 45, 45")
 
 
 @pytest.mark.skipif(not (PROCESSORS / "timm").is_dir(), reason="needs tools/setup published")
 @pytest.mark.skipif(OLD, reason="needs transformers 5: before, timm's towers have no SDPA")
 def test_perception_lm_is_as_in_the_script(tmp_path: Path) -> None:
     found = checked(tmp_path / "model", tmp_path, "--write=perception_lm", "--steps", "8")
-    assert {row["what"]: row["equal"] for row in found.said["rows"]} == dict.fromkeys(NAMES, True)
-    assert found.row("tokens a frame")["detail"].endswith(": 96")
-    assert found.code == 0
+    assert_all_equal(found, tokens=": 96")
 
 
 def other_prompt(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
