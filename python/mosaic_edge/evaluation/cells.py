@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -160,15 +161,18 @@ class _Run:
         """The question with what was said, which moments were read, and how long that took."""
         reply = self._reply(session, question)
         self.logits.append(np.array(reply.logits, np.float32))
-        start, end = question.evidence
-        half = 0.5 / self.engine.spec.fps
+        fps = self.engine.spec.fps
+        half = 0.5 / fps
+        shown = [(start - half, end + half) for start, end in question.sightings]
+        named = reply.evidence
         return {
             **asdict(question),
             "frames": frames,
             "said": reply.text,
             "right": reply.text.split()[:1] == [question.answer],
-            "evidence_read": any(r.start - half <= end and start <= r.end + half for r in reply.evidence),
-            "retrieved": _retrieved(reply, start - half, end + half),
+            "evidence_read": any(r.start <= end and start <= r.end for r in named for start, end in shown),
+            "evidence_by_chance": named_by_chance([r.end - r.start for r in named], shown, frames / fps),
+            "retrieved": any(_retrieved(reply, start, end) for start, end in shown),
             "moments_full": reply.moments_lost > 0,
             "first_token_ms": round(1e3 * reply.first_token_seconds, 4),
         }
@@ -186,6 +190,20 @@ class _Run:
     def _reply(self, session: Session, question: Question) -> Reply:
         words = len(self.engine.model.tokenize(question.answer))
         return session.ask(question.text, sampling=SamplingParams(max_tokens=max(words, 1)))
+
+
+def named_by_chance(lengths: Sequence[float], shown: Sequence[tuple[float, float]], seconds: float) -> float:
+    """The chance that ranges of these lengths, laid anywhere in a stream of `seconds`, meet one that shows
+    the answer: what naming evidence is to be compared with.
+    """
+    missed = 1.0
+    for length in lengths:
+        met, covered = 0.0, 0.0  # starts of a range that meets one; where the last such stretch ended
+        for start, end in sorted((max(0.0, a - length), min(b, seconds - length)) for a, b in shown):
+            met += max(0.0, end - max(start, covered))
+            covered = max(covered, end)
+        missed *= 1.0 - min(1.0, met / max(seconds - length, 1e-9))
+    return 1.0 - missed
 
 
 def _retrieved(reply: Reply, start: float, end: float) -> bool:

@@ -17,7 +17,7 @@ from mosaic_edge.evaluation.settings import EvalSettings
 from mosaic_edge.evaluation.variants import Cell
 from mosaic_edge.models import TINY
 
-FORMAT = 3
+FORMAT = 4
 """Of a finished cell; another one's are measured again."""
 
 _PACKAGE = Path(__file__).resolve().parents[1]

@@ -65,7 +65,12 @@ def load_stream(folder: Path) -> EncodedStream:
     """Map what record_stream wrote into memory: it is there once for every worker."""
     facts = json.loads((folder / "stream.json").read_text())
     questions = {
-        int(frame): [Question(**{**q, "evidence": tuple(q["evidence"])}) for q in asked]
+        int(frame): [
+            Question(
+                **{**q, "evidence": tuple(q["evidence"]), "sightings": tuple(map(tuple, q["sightings"]))}
+            )
+            for q in asked
+        ]
         for frame, asked in facts["questions"].items()
     }
 

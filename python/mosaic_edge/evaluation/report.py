@@ -79,7 +79,7 @@ def _accuracy(rows: list[Row]) -> list[str]:
 def _costs(rows: list[Row]) -> list[str]:
     """One line a row with everything that is not accuracy."""
     heads = (
-        "policy", "cap", "taken", "questions", "evidence named (of right) / read",
+        "policy", "cap", "taken", "questions", "evidence named (of right, by chance) / read",
         "KL to full",
         "first token p50 / p95 ms", "frame p50 / p99 ms", "splits", "moved", "GiB/h written",
         "same in any order",
@@ -95,7 +95,8 @@ def _costs(rows: list[Row]) -> list[str]:
                 "all" if _is_full(row) else row["cap"],
                 format_bytes(row["taken_bytes"]),
                 row["questions"],
-                f"{row['evidence_recall']:.0%} ({_number(row['evidence_of_right'], '.0%')}) / "
+                f"{row['evidence_recall']:.0%} ({_number(row['evidence_of_right'], '.0%')}, "
+                f"{row['evidence_by_chance']:.0%}) / "
                 f"{unsure}{row['retrieval_recall']:.0%}",
                 _number(row["kl_to_full"], ".3f"),
                 f"{row['first_token_ms_p50']:.1f} / {row['first_token_ms_p95']:.1f}",

@@ -73,6 +73,7 @@ def _answered(cells: list[Row], answers: list[Row]) -> Row:
         "questions": len(answers),
         "evidence_recall": _share(answers, "evidence_read"),
         "evidence_of_right": _share(right, "evidence_read") if right else None,
+        "evidence_by_chance": _share(answers, "evidence_by_chance"),
         "retrieval_recall": 1.0 if holds_all else _share(answers, "retrieved"),
         "retrieval_recall_unsure": 0.0 if holds_all else _unsure(answers),
         "order_independent": sum(turn["same"] for turn in turns) / asked if asked else None,

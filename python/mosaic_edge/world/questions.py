@@ -55,7 +55,7 @@ Now = tuple[str, tuple[tuple[str, str], ...]]
 @dataclass(frozen=True)
 class Question:
     """`evidence` is the last time range (s) that shows the answer; `delay` the seconds from its end to the
-    asking.
+    asking; `sightings` every range that shows it, in order: on a long stream a thing comes again.
     """
 
     text: str
@@ -63,6 +63,7 @@ class Question:
     kind: str
     evidence: tuple[float, float]
     delay: float
+    sightings: tuple[tuple[float, float], ...] = ()
 
 
 def ask(
@@ -120,7 +121,7 @@ def _pool(kind: str, seen: Sequence[Seen], now: Now | None, at: float) -> list[Q
             text, answers = f"what colour was the {key[0]} in the {key[1]} ?", {s.colour for s in members}
         clear = [s for s in members if _clear(s, at)]
         if len(answers) == 1 and clear:
-            out.append(_question(text, answers.pop(), kind, clear[-1], at))
+            out.append(_question(text, answers.pop(), kind, clear, at))
     return out
 
 
@@ -128,9 +129,9 @@ def _clear(s: Seen, at: float) -> bool:
     return min(s.t1, at) - s.t0 >= CLEAR
 
 
-def _question(text: str, answer: str, kind: str, s: Seen, at: float) -> Question:
-    end = min(s.t1, at)
-    return Question(text, answer, kind, (s.t0, end), max(0.0, at - end))
+def _question(text: str, answer: str, kind: str, shown: Sequence[Seen], at: float) -> Question:
+    sightings = tuple((s.t0, min(s.t1, at)) for s in shown)
+    return Question(text, answer, kind, sightings[-1], max(0.0, at - sightings[-1][1]), sightings)
 
 
 def _about_order(kind: str, seen: Iterable[Seen], at: float) -> list[Question]:
@@ -145,7 +146,7 @@ def _about_order(kind: str, seen: Iterable[Seen], at: float) -> list[Question]:
         alone = all(i == k or abs(a - ages[k]) >= _margin(max(a, ages[k])) for i, a in enumerate(ages))
         if alone and _clear(best, at) and len({s.shape for s in members}) > 1:
             text = f"what was the {kind} object in the {room} ?"
-            out.append(_question(text, best.shape, kind, best, at))
+            out.append(_question(text, best.shape, kind, [best], at))
     return out
 
 
@@ -158,10 +159,10 @@ def _about_now(now: Now | None, at: float) -> list[Question]:
         return []
     room, objects = now
     evidence, out = (max(0.0, at - 1), at), []
-    out.append(Question("which room is seen now ?", room, "now", evidence, 0.0))
+    out.append(Question("which room is seen now ?", room, "now", evidence, 0.0, (evidence,)))
     if not objects:
-        out.append(Question("what is seen now ?", NOTHING, "now", evidence, 0.0))
+        out.append(Question("what is seen now ?", NOTHING, "now", evidence, 0.0, (evidence,)))
     if len(objects) == 1:
-        out.append(Question("what is seen now ?", objects[0][0], "now", evidence, 0.0))
-        out.append(Question("what colour is seen now ?", objects[0][1], "now", evidence, 0.0))
+        out.append(Question("what is seen now ?", objects[0][0], "now", evidence, 0.0, (evidence,)))
+        out.append(Question("what colour is seen now ?", objects[0][1], "now", evidence, 0.0, (evidence,)))
     return out

@@ -15,7 +15,13 @@ from mosaic_edge.cli.eval import run_eval
 from mosaic_edge.config import SessionConfig
 from mosaic_edge.engine import Engine
 from mosaic_edge.evaluation.bootstrap import bootstrap_interval
-from mosaic_edge.evaluation.cells import full_cache_bytes, retrieves, run_cell, smallest_full_cap
+from mosaic_edge.evaluation.cells import (
+    full_cache_bytes,
+    named_by_chance,
+    retrieves,
+    run_cell,
+    smallest_full_cap,
+)
 from mosaic_edge.evaluation.plots import PLOTS, draw
 from mosaic_edge.evaluation.recording import record_stream
 from mosaic_edge.evaluation.replay import TRACE, ReplayVlm, load_stream, question_plan
@@ -30,7 +36,7 @@ from numpy_vlm import NumpyVlm
 ROW = {
     "policy", "reference", "difficulty", "frames", "cap", "cap_share", "cap_bytes", "disk_bytes", "seeds",
     "taken_bytes", "accuracy", "ci_low", "ci_high", "questions", "first_token_ms_p50", "first_token_ms_p95",
-    "first_token_ms_by_frames", "evidence_of_right",
+    "first_token_ms_by_frames", "evidence_of_right", "evidence_by_chance",
     "frame_ms_p50", "frame_ms_p99", "evidence_recall", "retrieval_recall", "kl_to_full", "kl_to_full_p95",
     "order_independent", "by_kind", "by_delay", "tokens", "events", "disk", "tiers", "splits", "bytes_moved",
     "gib_per_hour_written", "memory_curve",
@@ -345,6 +351,7 @@ def answer(right: bool, kind: str, delay: float, frames: int = 4) -> dict[str, A
     return {
         "right": right, "kind": kind, "delay": delay, "first_token_ms": 2.0 * frames,
         "evidence_read": not right, "retrieved": right, "moments_full": False, "frames": frames,
+        "evidence_by_chance": 0.25 if right else 0.5,
     }  # fmt: skip
 
 
@@ -383,8 +390,22 @@ def test_a_row_joins_its_cells() -> None:
     assert row["tiers"] == [{**tier, "peak_bytes": 7}]
     assert row["evidence_recall"] == pytest.approx(1 / 3)
     assert row["evidence_of_right"] == 0  # an answer named its evidence where it was wrong
+    assert row["evidence_by_chance"] == pytest.approx(1 / 3)
     assert row["retrieval_recall"] == pytest.approx(2 / 3)
     assert row["order_independent"] == 7 / 8
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_ranges_laid_anywhere_meet_the_evidence_as_often_as_said(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    shown = [(float(a), float(a + rng.uniform(0, 9))) for a in rng.uniform(-1, 100, 6)]
+    lengths = rng.uniform(0, 12, 4)
+    met = np.zeros(200_000, bool)
+    for length in lengths:
+        start = rng.uniform(0, 100 - length, len(met))
+        for a, b in shown:
+            met |= (start <= b) & (a <= start + length)
+    assert named_by_chance(lengths.tolist(), shown, 100) == pytest.approx(met.mean(), abs=0.005)
 
 
 def test_retrieval_recall_tells_what_was_kept_from_what_was_lost(engine: Engine, tmp_path: Path) -> None:

@@ -89,10 +89,18 @@ def test_the_evidence_shows_the_answer_to_one_frame_a_second(seed: int) -> None:
     for q in world.questions(512, np.random.default_rng(0), 200):
         if q.kind == "now":
             continue
-        moments = range(int(np.ceil(q.evidence[0])), int(q.evidence[1]) + 1)
-        assert moments
-        for t in moments:
-            assert any(q.answer in (s.shape, s.colour, s.room) for s in world.visible_at(t))
+        assert q.sightings[-1] == q.evidence
+        assert list(q.sightings) == sorted(q.sightings)
+        for start, end in q.sightings:
+            moments = range(int(np.ceil(start)), int(end) + 1)
+            assert moments
+            for t in moments:
+                assert any(q.answer in (s.shape, s.colour, s.room) for s in world.visible_at(t))
+
+
+def test_on_a_long_stream_a_thing_is_seen_again() -> None:
+    asked = World(7, 4000).questions(3999, np.random.default_rng(0), 60)
+    assert max(len(q.sightings) for q in asked) > 3
 
 
 def test_a_long_world_offers_many_questions_about_moments_far_back() -> None:
