@@ -7,6 +7,7 @@
 
 #include "bindings/gil.h"
 #include "core/error.h"
+#include "memory/crc32c.h"
 #include "memory/snapshot.h"
 
 namespace py = pybind11;
@@ -53,6 +54,13 @@ py::bytes take(SnapshotReader& self, const std::string& tag, uint64_t most) {
 
 void bind_snapshot(py::module_& m) {
   m.attr("SNAPSHOT_FORMAT") = Snapshot::kFormat;
+  m.def(
+      "crc32c",
+      [](const py::bytes& data) {
+        const std::string_view all = data;
+        return crc32c(all.data(), all.size());
+      },
+      py::arg("data"), "The checksum of a snapshot's parts: for tools that make a changed file look whole.");
   py::class_<SnapshotWriter>(m, "SnapshotWriter", "Writes a snapshot to a file descriptor. See cpp/memory/snapshot.h.")
       .def(py::init<int>(), py::arg("fd"), py::call_guard<bindings::WithoutGil>())
       .def("add", &add, py::arg("tag"), py::arg("data"), "A section of its own, of bytes or a contiguous array.")

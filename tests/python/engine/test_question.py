@@ -188,7 +188,7 @@ def test_a_time_in_an_array_is_copied(session: Session) -> None:
     session.append(picture(60), moment)
     moment[...] = 99.0
     session.append(picture(61), 6.0)
-    assert list(session._gaps)[-2:] == [1.0, 1.0]
+    assert list(session._stream.gaps)[-2:] == [1.0, 1.0]
     session.append(picture(62), np.float32(7.0))
 
 
