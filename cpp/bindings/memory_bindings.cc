@@ -276,7 +276,8 @@ size_t spilled_page_bytes(const Plan& plan) {
 
 // faults: 0, or every nth page read, written and acquired of the spill file fails; the io lives as long as the memory.
 std::shared_ptr<KvMemory> make_memory(const py::dict& model, const py::dict& memory, const py::object& policy,
-                                      const py::dict& settings, const std::string& backend, int threads, int faults) {
+                                      const py::dict& settings, const std::string& backend, int threads, int faults,
+                                      SnapshotReader* snapshot) {
   const MemoryConfig config = config_from(model, memory);
   auto chosen = bindings::policy_from(policy, settings);
   Backend kernels = make_backend(backend, threads);
@@ -288,7 +289,13 @@ std::shared_ptr<KvMemory> make_memory(const py::dict& model, const py::dict& mem
                          " needs a disk tier: set disk=, and a policy that uses it.");
     io = std::make_shared<FaultyIo>(faults, page);
   }
-  auto* const made = new KvMemory(config, std::move(chosen), std::move(kernels), io.get());
+  KvMemory* made = nullptr;
+  if (snapshot == nullptr) {
+    made = new KvMemory(config, std::move(chosen), std::move(kernels), io.get());
+  } else {  // it may come through a pipe that a thread of Python's fills
+    const bindings::WithoutGil released;
+    made = new KvMemory(config, std::move(chosen), std::move(kernels), io.get(), snapshot);
+  }
   return {made, [io](KvMemory* gone) {
             // In a fork a GPU's driver is not there, not even to give memory back.
             if (!gone->device().is_gpu() || gone->caller().is_in_its_process()) delete gone;
@@ -313,7 +320,8 @@ void bind_memory(py::module_& m) {
   py::class_<KvMemory, std::shared_ptr<KvMemory>>(m, "KvMemory",
                                                   "One capped KV memory for one stream. See cpp/runtime/kv_memory.h.")
       .def(py::init(&make_memory), py::arg("model"), py::arg("memory"), py::arg("policy"),
-           py::arg("settings") = py::dict(), py::arg("backend") = "cpu", py::arg("threads") = 0, py::arg("faults") = 0)
+           py::arg("settings") = py::dict(), py::arg("backend") = "cpu", py::arg("threads") = 0, py::arg("faults") = 0,
+           py::arg("snapshot") = nullptr)
       .def(
           "begin_frame",
           [](KvMemory& self, double pts, const Array& embedding, int tokens, int grid_w, int lead, int trail,
@@ -442,6 +450,9 @@ and all four on the GPU the work is only queued in order with it.)")
             return bindings::StoreView{&self->store(), &self->caller(), self};
           },
           "What is kept, read-only: a StoreView.")
+      .def(
+          "save", [](KvMemory& self, SnapshotWriter& to) { self.save(to); }, py::arg("to"),
+          py::call_guard<bindings::WithoutGil>(), "All that later answers depend on; no block and no question is open.")
       .def("check_invariants", [](const KvMemory& self) { self.check_invariants(); })
       .def("drain", [](KvMemory& self) { self.drain(); }, py::call_guard<bindings::WithoutGil>());
 }

@@ -7,6 +7,7 @@ void bind_memory(pybind11::module_& m);
 void bind_ops(pybind11::module_& m);
 void bind_policy(pybind11::module_& m);
 void bind_signals(pybind11::module_& m);
+void bind_snapshot(pybind11::module_& m);
 void bind_store(pybind11::module_& m);
 void bind_trace(pybind11::module_& m);
 
@@ -16,6 +17,7 @@ PYBIND11_MODULE(_core, m) {
   bind_backend(m);
   bind_store(m);
   bind_policy(m);
+  bind_snapshot(m);
   bind_memory(m);
   bind_ops(m);
   bind_signals(m);

@@ -131,7 +131,34 @@ class PythonPolicy final : public Policy {
                           out, capacity);
   }
 
+  // Its state is bytes of its own making.
+  void serialize(Snapshot& s, const ClusterStore&) override {
+    const WithGil gil;
+    if (!py::hasattr(self_, "state") || !py::hasattr(self_, "set_state"))
+      throw InvalidInput("policy " + name_ +
+                         " has no state() and set_state(): a session of it cannot be saved. Give it " +
+                         "both: bytes that later calls depend on (b'' where none do), and what takes them back.");
+    std::string state;
+    if (!s.is_reading()) {
+      const py::object given = call_python(self_.attr("state"));
+      if (!py::isinstance<py::bytes>(given)) throw InvalidInput(who("state") + " returned no bytes.");
+      state = given.cast<std::string>();
+    }
+    auto n = static_cast<uint64_t>(state.size());
+    s.in_range(n, 0, kMostState, "bytes of the policy's state");
+    if (!s.is_reading() && n > kMostState)
+      throw InvalidInput(who("state") + " returned " + std::to_string(n) + " bytes, at most " +
+                         std::to_string(kMostState) + " are kept.");
+    for (uint64_t at = 0; at < n; at += Snapshot::kPartBytes) {  // grown as it comes
+      const auto step = static_cast<size_t>(std::min<uint64_t>(Snapshot::kPartBytes, n - at));
+      if (s.is_reading()) state.resize(static_cast<size_t>(at) + step);
+      s.bytes(state.data() + at, step);
+    }
+    if (s.is_reading()) call_python(self_.attr("set_state"), py::bytes(state));
+  }
+
  private:
+  static constexpr uint64_t kMostState = uint64_t{1} << 30;
   std::string who(const char* method) const { return "policy " + name_ + ": " + method; }
   // One object for all calls, which knows when the store is gone.
   const py::object& view_of_store(const ClusterStore& store) {

@@ -52,6 +52,18 @@ class Clock {
     return (i < 0 ? 0 : begun_[i].turn) * kTurnMs + low;
   }
   int64_t time(const TokenMeta& token) const { return time(token.position, token.time_low); }
+  // Snapshot is of a layer above.
+  template <class Snapshot>
+  void serialize(Snapshot& s) {
+    s.in_range(turns_, 0, static_cast<int>(begun_.size()), "turns of the clock");
+    for (int i = 0; i < turns_; ++i) {
+      s.item(begun_[i].position);
+      s.item(begun_[i].low);
+      s.in_range(begun_[i].turn, turn_of(kFirstMs), turn_of(kLastMs), "a turn of the clock");
+      s.require(i == 0 || (begun_[i].turn > begun_[i - 1].turn && begun_[i].position >= begun_[i - 1].position),
+                "the clock's turns rise");
+    }
+  }
 
  private:
   // A turn is what lies nearest to a multiple of its length.

@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "core/ids.h"
+#include "memory/snapshot.h"
 
 namespace mosaic {
 
@@ -53,6 +54,7 @@ class Arena {
   size_t slot_bytes() const { return slot_bytes_; }
   size_t capacity_bytes() const { return slab_bytes(slots_, slot_bytes_); }
 
+  void serialize(Snapshot& s) { s.in_range(peak_used_, used_slots(), slots_, "most slots of a tier that were used"); }
   // Throws InvariantError unless every slot is either in use or listed free exactly once.
   void check_invariants() const;
 

@@ -117,6 +117,14 @@ CopyStats CopyEngine::stats() const {
   return stats_;
 }
 
+void CopyEngine::serialize(Snapshot& s) {
+  std::lock_guard lock(mutex_);
+  for (uint64_t* count : {&stats_.reads, &stats_.writes, &stats_.failed, &stats_.runs, &stats_.bytes, &stats_.stalls})
+    s.item(*count);
+  for (double* seconds : {&stats_.busy_seconds, &stats_.stall_seconds})
+    s.finite(seconds, 1, "seconds of the copy thread are a number");
+}
+
 // The head of the ring and what follows it, as long as each is the file's next slot in the same direction.
 int CopyEngine::take_run(CopyRequest* out) {
   int n = 0;

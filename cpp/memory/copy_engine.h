@@ -18,6 +18,7 @@
 #include <thread>
 
 #include "core/ids.h"
+#include "memory/snapshot.h"
 #include "memory/spill_file.h"
 
 namespace mosaic {
@@ -32,6 +33,11 @@ class Completion {
   Status status() const {
     const uint8_t state = state_.load(std::memory_order_acquire);
     return state >= kFinished ? static_cast<Status>(state - kFinished) : Status::ok;
+  }
+
+  // As if a request had ended so: one that had, in the session this one is restored from.
+  void set_finished(Status status) {
+    state_.store(static_cast<uint8_t>(kFinished + static_cast<int>(status)), std::memory_order_release);
   }
 
  private:
@@ -82,6 +88,7 @@ class CopyEngine {
 
   int capacity() const { return capacity_; }
   CopyStats stats() const;
+  void serialize(Snapshot& s);  // the stats; nothing is under way
 
  private:
   void run();

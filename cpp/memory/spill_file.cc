@@ -299,6 +299,23 @@ SpillCounters SpillFile::counters() const {
           counts_.bad_checksums, counts_.io_errors,  counts_.no_space};
 }
 
+void SpillFile::set_counters(const SpillCounters& c) {
+  counts_.bytes_written = c.bytes_written;
+  counts_.bytes_read = c.bytes_read;
+  counts_.write_calls = c.write_calls;
+  counts_.read_calls = c.read_calls;
+  counts_.bad_checksums = c.bad_checksums;
+  counts_.io_errors = c.io_errors;
+  counts_.no_space = c.no_space;
+}
+
+void SpillFile::serialize(Snapshot& s) {
+  SpillCounters c = counters();
+  s.item(c);
+  if (s.is_reading()) set_counters(c);
+  s.in_range(peak_used_, used_, slots_, "most slots of the disk that were used");
+}
+
 void SpillFile::check_invariants() const {
   int free = 0;
   for (size_t w = 0; w < words(slots_); ++w) {

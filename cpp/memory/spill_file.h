@@ -17,6 +17,7 @@
 #include <string>
 
 #include "core/ids.h"
+#include "memory/snapshot.h"
 
 namespace mosaic {
 
@@ -93,6 +94,9 @@ class SpillFile {
   size_t slot_bytes() const { return slot_bytes_; }
   size_t capacity_bytes() const { return static_cast<size_t>(slots_) * stride_of(slot_bytes_); }
   SpillCounters counters() const;  // any thread
+  void set_counters(const SpillCounters& counters);
+  // Counters and the peak; the slots' own bytes are their owner's to write. No copy is under way.
+  void serialize(Snapshot& s);
   void check_invariants() const;
 
  private:

@@ -80,6 +80,10 @@ int TierChain::free_dram_slots() const {
   return n;
 }
 
+void TierChain::serialize(Snapshot& s) {
+  for (int tier = 0; tier < size_; ++tier) is_disk(tier) ? spill_->serialize(s) : arenas_[tier].serialize(s);
+}
+
 void TierChain::check_invariants() const {
   for (int tier = 0; tier < size_; ++tier) {
     if (!is_disk(tier)) arenas_[tier].check_invariants();

@@ -68,6 +68,8 @@ class TierChain {
   int peak_used(int tier) const { return is_disk(tier) ? spill_->peak_used() : arenas_[tier].peak_used(); }
   size_t used_bytes(int tier) const { return static_cast<size_t>(used_slots(tier)) * slot_bytes_[tier]; }
   size_t capacity_bytes(int tier) const { return static_cast<size_t>(specs_[tier].slots) * slot_bytes_[tier]; }
+  // Peaks and counters; pages are their owner's to write.
+  void serialize(Snapshot& s);
   void check_invariants() const;
 
  private:

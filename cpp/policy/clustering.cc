@@ -18,6 +18,7 @@ float distance_of(float similarity) { return std::max(0.0f, 2 - 2 * similarity);
 
 void Clustering::bind(const StoreShape& shape, Region& region, float radius, bool scenes) {
   scenes_ = scenes;
+  lanes_ = static_cast<size_t>(shape.lanes);
   clusters_ = static_cast<size_t>(std::max(shape.index.capacity, 1));
   const Size tokens = std::max(shape.max_run, kChunk), row = shape.page.row();
   radius_ = region.take<float>("policy", shape.lanes, radius);
@@ -155,6 +156,16 @@ int Clustering::pair_up(const ClusterStore& store, int lane, bool inside, Evicti
     radius_[lane] = std::max(radius_[lane], apart);
   }
   return n;
+}
+
+void Clustering::serialize(Snapshot& s) {
+  s.all_in_range(radius_, lanes_, 0.0f, std::numeric_limits<float>::infinity(), "a radius is a distance");
+  for (size_t i = 0; i < lanes_ * clusters_; ++i) {
+    s.in_range(near_[i].cluster, kNone, static_cast<ClusterId>(clusters_) - 1, "the nearest cluster");
+    s.item(near_[i].version);
+    s.item(near_[i].distance);
+    s.require(!std::isnan(near_[i].distance), "a distance is a number");
+  }
 }
 
 }  // namespace mosaic

@@ -28,6 +28,7 @@ class Clustering {
   // one while two clusters live.
   // Where there are many clusters some merge ahead of need, so that what a look-up costs is shared.
   int merge_closest(const ClusterStore& store, int lane, Eviction* out, int capacity);
+  void serialize(Snapshot& s);
 
  private:
   static constexpr int32_t kUnknown = -1, kLooking = -2;
@@ -53,6 +54,7 @@ class Clustering {
   float* v_ = nullptr;
   ClusterId* chunk_ = nullptr;  // [kChunk] clusters being looked up
   size_t clusters_ = 0;
+  size_t lanes_ = 0;
   bool scenes_ = false;
 };
 

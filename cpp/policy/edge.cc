@@ -48,6 +48,7 @@ class Edge final : public Policy, public Retention {
   Retention* retention() override { return this; }
   void admit(const ClusterStore&, const AdmitBatch&, Placement*) override {}
   int evict(const ClusterStore&, const Need&, Eviction*, int) override { return 0; }
+  void serialize(Snapshot&, const ClusterStore&) override {}
 
   int listen_frames() const override { return s_.listen; }
   float attention_weight(int keys) const override {  // about 1, so that sums fit a half

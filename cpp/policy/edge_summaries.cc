@@ -95,6 +95,7 @@ class EdgeOfSummaries final : public Policy {
     if (const int n = demote_coldest(store, need, out, capacity); n > 0) return n;
     return need.kind == Need::Kind::kHotSlots ? 0 : collapse_best(store, need.lane, out);
   }
+  void serialize(Snapshot& s, const ClusterStore&) override { clustering_.serialize(s); }
 
  private:
   SummarySettings s_;

@@ -11,6 +11,7 @@ class Full final : public Policy {
   PolicyNeeds needs() const override { return {.share = {.refuses = true}}; }
   void admit(const ClusterStore&, const AdmitBatch&, Placement* out) override { out[0] = {}; }
   int evict(const ClusterStore&, const Need&, Eviction*, int) override { return 0; }
+  void serialize(Snapshot&, const ClusterStore&) override {}
 };
 
 }  // namespace

@@ -106,6 +106,7 @@ class InfiniPotV final : public Policy {
     }
     return n;
   }
+  void serialize(Snapshot&, const ClusterStore&) override {}  // what it knows of a batch ends with the batch
 
  private:
   // Exact slots for the next tokens: the lane whose turn to grow comes last lets its full pages go. Those that are still

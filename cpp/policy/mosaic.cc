@@ -146,6 +146,14 @@ float Mosaic::tolerance(int lane, int count) const {
   return s_.tau == Tau::kAdaptive ? allowed * 2 * clustering_.radius(lane) : allowed;
 }
 
+void Mosaic::serialize(Snapshot& s, const ClusterStore& store) {
+  if (!fills()) clustering_.serialize(s);
+  for (int lane = 0; lane < (observed_ != nullptr ? store.shape().lanes : 0); ++lane) {
+    observed_[lane].low.serialize(s);
+    observed_[lane].high.serialize(s);
+  }
+}
+
 MOSAIC_POLICY("mosaic", make_mosaic) {
   MosaicSettings s;
   SettingReader reader("mosaic", settings);

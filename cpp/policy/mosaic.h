@@ -60,6 +60,7 @@ class Mosaic final : public Policy {
   void select(const ClusterStore& store, const SelectQuery& query, const SelectScratch& scratch,
               SelectResult* result) override;
   int evict(const ClusterStore& store, const Need& need, Eviction* out, int capacity) override;
+  void serialize(Snapshot& s, const ClusterStore& store) override;
 
  private:
   using Levels = MosaicSettings::Levels;

@@ -113,6 +113,11 @@ class Mukv final : public Policy {
       return n;
     return drop_oldest(store, need, out);
   }
+  void serialize(Snapshot& s, const ClusterStore& store) override {  // nothing but what it wrote into the store
+    for (int lane = 0; lane < store.shape().lanes; ++lane)
+      for (const ClusterId c : store.index(lane).live())
+        s.require(store.index(lane)[c].tag % 4 < kKinds, "a unit is a patch, a frame or a segment");
+  }
 
  private:
   static constexpr double kIndexShare = 0.5;

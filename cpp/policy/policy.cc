@@ -1,6 +1,7 @@
 #include "policy/policy.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 
 #include "core/error.h"
@@ -13,13 +14,33 @@ namespace mosaic {
 #undef MOSAIC_LISTED
 
 std::unique_ptr<Policy> make_policy(const std::string& wanted, const PolicySettings& settings) {
+  std::unique_ptr<Policy> made;
 #define MOSAIC_LISTED(name, factory) \
-  if (wanted == name) return factory(settings);
+  if (wanted == name) made = factory(settings);
 #include "policy/policies.def"
 #undef MOSAIC_LISTED
+  if (made != nullptr) {
+    made->note_settings(settings);
+    return made;
+  }
   std::string known;
   for (const std::string& name : policy_names()) known += (known.empty() ? "" : ", ") + name;
   throw InvalidInput("policy=\"" + wanted + "\" is not known; there are " + known + ".");
+}
+
+void Policy::note_settings(const PolicySettings& settings) {
+  std::vector<std::string> given;
+  for (const auto& [name, value] : settings) {
+    char digits[32];
+    const double* const number = value.number();  // as short as gives it again
+    given.push_back(name + "=" +
+                    (number == nullptr
+                         ? *value.word()
+                         : std::string(digits, std::to_chars(digits, digits + sizeof digits, *number).ptr)));
+  }
+  std::sort(given.begin(), given.end());
+  settings_text_.clear();
+  for (const std::string& one : given) settings_text_ += (settings_text_.empty() ? "" : " ") + one;
 }
 
 std::vector<std::string> policy_names() {

@@ -157,6 +157,20 @@ struct Eviction {
   const uint8_t* keep = nullptr;  // kThin: [members], in the order of the pages; 0: the token goes. The policy's memory
 };
 
+// A number, or one of a few words.
+struct SettingValue {
+  SettingValue(double number = 0) : value(number) {}  // NOLINT: settings read {{"alpha", 0.5}, {"score", "dot"}}
+  SettingValue(const char* word) : value(std::string(word)) {}
+  SettingValue(std::string word) : value(std::move(word)) {}
+  const double* number() const { return std::get_if<double>(&value); }
+  const std::string* word() const { return std::get_if<std::string>(&value); }
+  std::string text() const { return number() != nullptr ? std::to_string(*number()) : "\"" + *word() + "\""; }
+
+ private:
+  std::variant<double, std::string> value;
+};
+using PolicySettings = std::vector<std::pair<std::string, SettingValue>>;
+
 class OneCaller;
 class Retention;
 
@@ -198,21 +212,18 @@ class Policy {
   }
   // What yields. Returns how many of out[capacity] were filled; 0: nothing can, the request is refused.
   virtual int evict(const ClusterStore& store, const Need& need, Eviction* out, int capacity) = 0;
-};
+  // What later calls depend on, into a snapshot or out of one, where it is checked; the store is whole by then. Scratch is
+  // not part of it; an empty body says that there is no more. Throws InvalidInput by Snapshot::refuse().
+  virtual void serialize(Snapshot& s, const ClusterStore& store) = 0;
 
-// A number, or one of a few words.
-struct SettingValue {
-  SettingValue(double number = 0) : value(number) {}  // NOLINT: settings read {{"alpha", 0.5}, {"score", "dot"}}
-  SettingValue(const char* word) : value(std::string(word)) {}
-  SettingValue(std::string word) : value(std::move(word)) {}
-  const double* number() const { return std::get_if<double>(&value); }
-  const std::string* word() const { return std::get_if<std::string>(&value); }
-  std::string text() const { return number() != nullptr ? std::to_string(*number()) : "\"" + *word() + "\""; }
+  // How it was set, as make_policy() was told: what a snapshot of it must have been set to.
+  const std::string& settings_text() const { return settings_text_; }
+  void note_settings(const PolicySettings& settings);
 
  private:
-  std::variant<double, std::string> value;
+  std::string settings_text_;
 };
-using PolicySettings = std::vector<std::pair<std::string, SettingValue>>;
+
 // Throws InvalidInput naming the policies, or the settings of the policy, that there are.
 std::unique_ptr<Policy> make_policy(const std::string& name, const PolicySettings& settings);
 std::vector<std::string> policy_names();

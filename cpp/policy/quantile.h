@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "memory/snapshot.h"
+
 namespace mosaic {
 
 class RunningQuantile {
@@ -33,6 +35,12 @@ class RunningQuantile {
       const bool down = off <= -1 && position_[i] - position_[i - 1] > 1;
       if (up || down) move(i, up ? 1 : -1);
     }
+  }
+
+  void serialize(Snapshot& s) {
+    s.finite(height_, 5, "the markers of a quantile are numbers");
+    s.finite(position_, 5, "the markers of a quantile are numbers");
+    s.in_range(count_, 0, int64_t{1} << 60, "values of a quantile");
   }
 
   // The quantile of what was added; 0 before anything was.

@@ -31,6 +31,7 @@ class Rekv final : public Policy {
     if (const int n = spill_oldest(store, need, out, capacity); n > 0) return n;
     return drop_oldest_frame(store, out, capacity);
   }
+  void serialize(Snapshot&, const ClusterStore&) override {}
 
  private:
   RekvSettings s_;

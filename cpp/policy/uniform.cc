@@ -34,6 +34,9 @@ class Uniform final : public Policy {
       stride_ *= 2;
     }
   }
+  void serialize(Snapshot& s, const ClusterStore&) override {
+    s.in_range(stride_, 1, 1 << 30, "frames from one that is kept to the next");
+  }
 
  private:
   // A frame goes from every lane at once, so that all layers remember the same ones.

@@ -15,6 +15,7 @@ class SlidingWindow final : public Policy {
   int evict(const ClusterStore& store, const Need&, Eviction* out, int capacity) override {
     return drop_oldest_frame(store, out, capacity);
   }
+  void serialize(Snapshot&, const ClusterStore&) override {}
 };
 
 }  // namespace

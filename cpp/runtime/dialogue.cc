@@ -1,6 +1,7 @@
 #include "runtime/dialogue.h"
 
 #include <algorithm>
+#include <limits>
 
 namespace mosaic {
 
@@ -42,6 +43,17 @@ void Dialogue::shift(int gone) {
   for (int i = 0; i < left; ++i) window_.meta(Strip::kBranch, i) = window_.meta(Strip::kBranch, gone + i);
   window_.branch_tokens = left;
   start_ -= gone;
+}
+
+void Dialogue::serialize(Snapshot& s) {
+  s.in_range(turn_count_, 0, kTurns, "turns of the dialogue");
+  int left = window_.branch_tokens;
+  for (int i = 0; i < turn_count_; ++i) {
+    s.in_range(turns_[i], 1, std::max(left, 1), "tokens of a turn");
+    left -= turns_[i];
+  }
+  s.require(left == 0, "the dialogue is its turns");
+  s.in_range(dropped_, 0, std::numeric_limits<int64_t>::max(), "tokens of turns that left");
 }
 
 }  // namespace mosaic

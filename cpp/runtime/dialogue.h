@@ -20,6 +20,8 @@ class Dialogue {
   // The oldest turns leave until `tokens` more fit.
   void make_room(int tokens);
   int64_t dropped() const { return dropped_; }  // tokens of turns that left
+  // The kept turns; no question is open.
+  void serialize(Snapshot& s);
 
  private:
   static constexpr int kTurns = 64;

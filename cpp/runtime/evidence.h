@@ -5,9 +5,11 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 
 #include "core/clock.h"
 #include "memory/region.h"
+#include "memory/snapshot.h"
 
 namespace mosaic {
 
@@ -53,6 +55,16 @@ class Evidence {
   }
   // What is known to be there, but not where.
   void add_other(double mass) { other_ += mass; }
+  void serialize(Snapshot& s) {
+    s.in_range(lost_, 0, std::numeric_limits<int>::max(), "moments that found no room");
+    s.finite(&other_, 1, "attention to no moment is a number");
+    s.finite(mass_, static_cast<size_t>(capacity_), "attention to a moment is a number");
+    for (int i = 0; i < capacity_; ++i) {
+      if (mass_[i] == 0) continue;
+      s.item(span_[i].first);
+      s.item(span_[i].last);
+    }
+  }
   // The table as it stands, [capacity()]: entries with mass 0 are free.
   Moment moment(int i) const { return {span_[i].first, span_[i].last, mass_[i]}; }
   int capacity() const { return capacity_; }

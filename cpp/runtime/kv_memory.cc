@@ -11,7 +11,8 @@
 
 namespace mosaic {
 
-KvMemory::KvMemory(const MemoryConfig& config, std::unique_ptr<Policy> policy, Backend backend, SpillIo* io)
+KvMemory::KvMemory(const MemoryConfig& config, std::unique_ptr<Policy> policy, Backend backend, SpillIo* io,
+                   SnapshotReader* from)
     : backend_(std::move(backend)),
       policy_(std::move(policy)),
       plan_(make_plan(config, *policy_, backend_)),
@@ -24,7 +25,7 @@ KvMemory::KvMemory(const MemoryConfig& config, std::unique_ptr<Policy> policy, B
     throw InvariantError("KvMemory: took " + std::to_string(region_.used()) + " bytes, planned " +
                          std::to_string(plan_.total_bytes) + ".");
   policy_->serve(caller_);
-  note_stats();
+  from != nullptr ? restore(*from) : note_stats();
 }
 
 void KvMemory::begin(BlockKind kind, int tokens) {
@@ -290,6 +291,10 @@ MemoryStats KvMemory::count_stats() const {
 
 void KvMemory::check_invariants() const {
   const OneCaller::Turn turn(caller_);
+  check_all();
+}
+
+void KvMemory::check_all() const {
   store_.check_invariants();
   if (records_) records_->check_invariants();
   if (region_.used() > plan_.config.cap_bytes) throw InvariantError("KvMemory: the bytes taken pass the cap.");

@@ -9,7 +9,7 @@
 // frame leaves the window, the policy says where its tokens go. A question selects once per layer with its own query
 // and lives on a branch that is dropped, or kept as dialogue. A bad block (NaN, wrong layer) is refused whole: nothing
 // of it is filed. Everything is taken when this is built; append and ask allocate nothing.
-//   kv_memory.cc its life · attention.cc the seam · Selector what is read · Admission and Records what is kept ·
+//   kv_memory.cc its life · kv_memory_snapshot.cc into a file and back · attention.cc the seam · Selector what is read · Admission and Records what is kept ·
 //   positions.h where it stands
 // A device that fails ends the session, with an error that says so at every call; another may be opened.
 // One caller at a time (OneCaller): a second thread, a policy that calls the memory which is asking it, and a fork of the
@@ -73,7 +73,10 @@ struct MemoryStats {
 
 class KvMemory {
  public:
-  KvMemory(const MemoryConfig& config, std::unique_ptr<Policy> policy, Backend backend, SpillIo* io = nullptr);
+  // from: a snapshot to begin with, of a session that was the same in all that session_facts.h names; without one a session
+  // begins empty. Throws as save()'s reader does, and then there is no memory.
+  KvMemory(const MemoryConfig& config, std::unique_ptr<Policy> policy, Backend backend, SpillIo* io = nullptr,
+           SnapshotReader* from = nullptr);
 
   void begin_frame(const FrameInfo& frame);
   // Of a question's tokens the first `lead` and the last `trail` are its template's.
@@ -94,6 +97,8 @@ class KvMemory {
   // keep: question and answer stay readable for later questions, oldest turn out when the room is needed.
   void close_question(bool keep);
   bool asking() const { return asking_; }
+  // All that later answers depend on, streamed from where it lies; between blocks and questions. A kept dialogue is part of it.
+  void save(SnapshotWriter& to);
   const Evidence& evidence() const { return evidence_; }
 
   int block_tokens() const { return block_tokens_; }
@@ -117,6 +122,11 @@ class KvMemory {
   void file_block();
   void forget_block();
   void settle_read();
+  // kv_memory_snapshot.cc
+  void restore(SnapshotReader& from);
+  void serialize(Snapshot& s);
+  void check_end(const Snapshot& s) const;
+  void check_all() const;
   MemoryStats count_stats() const;
   void note_stats();
   [[noreturn]] void refuse_block(const std::string& why);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <limits>
+#include <vector>
 
 #include "core/error.h"
 #include "core/trace.h"
@@ -284,6 +285,49 @@ void Records::check_invariants() const {
         if (const TokenSlot s = heard_.slots(lane, f)[i];
             s != kNone && (!log_.holds(lane, s) || (log_.heard(lane, s / kPageTokens) >> (s % kPageTokens) & 1) == 0))
           throw InvariantError("Records: a token that is heard is not in the log.");
+}
+
+void Records::serialize(Snapshot& s, const Window& window, RestoredPage* room) {
+  s.section("LOG ");
+  log_.serialize(s, room);
+  heard_.serialize(s, log_);
+  s.item(account_);
+  for (const int64_t n :
+       {account_.seen, account_.exact, account_.quantised, account_.spilled, account_.collapsed, account_.dropped})
+    s.require(n >= 0 && n < int64_t{1} << 60, "an account counts from 0");
+  s.in_range(learned_frames_, 0, std::numeric_limits<int>::max() - 1, "frames that the mean is of");
+  s.in_range(admitted_, 0, int64_t{1} << 48, "tokens of a lane");
+  s.in_range(window_frames_, 0, heard_.frames(), "frames of the window that are heard");
+  check_heard(s, window);
+  if (!archive_) return;
+  s.section("ARCH");
+  archive_->serialize(s, log_.key_mean(0), room);
+}
+
+// The frames that are heard are those of the window and the ones that left it last; their tokens in the log, each once, are
+// what the log says is heard.
+void Records::check_heard(const Snapshot& s, const Window& window) const {
+  if (!s.is_reading()) return;
+  s.require(window_frames_ == window.frames(), "the window's frames are heard");
+  for (int f = 0; f < heard_.frames(); ++f) {
+    const int in_window = f - frames_in_log();
+    s.require(heard_.frame(f).in_log == (in_window < 0), "a frame is in the log, or in the window");
+    s.require(in_window < 0 || heard_.frame(f).tokens == window.frame(in_window).tokens, "a frame has one length");
+  }
+  std::vector<uint16_t> heard(static_cast<size_t>(log_.shape().pages));
+  for (int lane = 0; lane < log_.shape().lanes; ++lane) {
+    for (int page = 0; page < log_.shape().pages; ++page) heard[static_cast<size_t>(page)] = log_.heard(lane, page);
+    for (int f = 0; f < heard_.frames(); ++f)
+      for (int i = 0; i < heard_.frame(f).tokens; ++i) {
+        const TokenSlot slot = heard_.slots(lane, f)[i];
+        if (slot == kNone) continue;
+        uint16_t& left = heard[static_cast<size_t>(slot / kPageTokens)];
+        const auto bit = static_cast<uint16_t>(1u << (slot % kPageTokens));
+        s.require((left & bit) != 0 && f < frames_in_log(), "a token that is heard is in the log, once");
+        left &= static_cast<uint16_t>(~bit);
+      }
+    for (const uint16_t left : heard) s.require(left == 0, "what the log hears is of a frame that is heard");
+  }
 }
 
 }  // namespace mosaic

@@ -73,9 +73,12 @@ class Records {
   // The oldest frame of the window is kept for good elsewhere.
   void skip();
 
+  // Between blocks; the window is read already.
+  void serialize(Snapshot& s, const Window& window, RestoredPage* room);
   void check_invariants() const;
 
  private:
+  void check_heard(const Snapshot& s, const Window& window) const;
   void learn_first(const Window& window, const Rows& scratch, int lane);
   void end_learning();
   int read_frame(const Window& window, Strip strip, int frame, int lane, const Rows& scratch);

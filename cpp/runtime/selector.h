@@ -53,6 +53,7 @@ class Selector {
     if (records_) records_->forget_recalled();
   }
   int64_t unread_pages() const { return unread_pages_; }  // chosen, but no room to read them, or lost
+  void serialize(Snapshot& s) { s.item(unread_pages_); }  // choices are made anew
 
  private:
   const ModelShape& model() const { return plan_.config.model; }

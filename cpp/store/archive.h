@@ -16,6 +16,7 @@
 #include "memory/region.h"
 #include "store/coarse_keys.h"
 #include "store/patience.h"
+#include "store/restored_page.h"
 #include "store/run.h"
 
 namespace mosaic {
@@ -99,9 +100,15 @@ class Archive {
   uint64_t peak_bytes() const { return static_cast<uint64_t>(file_->peak_used()) * page_bytes_; }
   uint64_t capacity_bytes() const { return static_cast<uint64_t>(file_->slots()) * page_bytes_; }
   void drain() { engine_->drain(); }
+  // Between frames and questions: nothing is coming, nothing is chosen. key_means [lanes, row].
+  void serialize(Snapshot& s, const float* key_means, RestoredPage* room);
   void check_invariants() const;
 
  private:
+  void serialize_writes(Snapshot& s);
+  void serialize_tokens(Snapshot& s, RestoredPage* room);
+  void serialize_page(Snapshot& s, int lane, int index, const float* key_mean, RestoredPage* room);
+
   static constexpr int kWrites = 16;  // under way at most
   struct Write {
     int64_t page = kNone;

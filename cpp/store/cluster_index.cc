@@ -149,6 +149,57 @@ int ClusterIndex::of_scene(SceneId scene, int32_t* out) const {
   return n;
 }
 
+void ClusterIndex::serialize(Snapshot& s, int scenes, const TokenBounds& bounds) {
+  s.in_range(live_count_, 0, shape_.capacity, "clusters of a lane");
+  free_count_ = shape_.capacity - live_count_;
+  s.all_in_range(live_, static_cast<size_t>(live_count_), 0, shape_.capacity - 1, "a cluster has a row");
+  s.all_in_range(free_, static_cast<size_t>(free_count_), 0, shape_.capacity - 1, "a free row is one");
+  for (ClusterId c = 0; c < shape_.capacity; ++c) s.item(clusters_[c].version);
+  for (int i = 0; i < live_count_ && s.is_reading(); ++i) {
+    s.require(clusters_[live_[i]].live_at == kNone, "a row holds one cluster");
+    clusters_[live_[i]].live_at = i;
+  }
+  for (int i = 0; i < free_count_ && s.is_reading(); ++i) {  // marked while they are counted
+    Cluster& row = clusters_[free_[i]];
+    s.require(row.live_at == kNone && row.tag == 0, "a row is free once, or holds a cluster");
+    row.tag = 1;
+  }
+  for (int i = 0; i < free_count_ && s.is_reading(); ++i) clusters_[free_[i]].tag = 0;
+  for (int i = 0; i < live_count_; ++i) serialize_cluster(s, live_[i], scenes, bounds);
+  for (int i = 0; i < live_count_ && s.is_reading(); ++i) {
+    const Cluster& cluster = clusters_[live_[i]];
+    s.require(cluster.buffer == kNone || (is_live(cluster.buffer) && cluster.buffer != live_[i] &&
+                                          clusters_[cluster.buffer].buffer_of == live_[i]),
+              "a buffer knows its cluster");
+    s.require(
+        cluster.buffer_of == kNone || (is_live(cluster.buffer_of) && clusters_[cluster.buffer_of].buffer == live_[i]),
+        "a cluster knows its buffer");
+  }
+}
+
+void ClusterIndex::serialize_cluster(Snapshot& s, ClusterId c, int scenes, const TokenBounds& bounds) {
+  constexpr int32_t kMostTokens = 1 << 30;
+  Cluster& cluster = clusters_[c];
+  s.finite(&cluster.mean_position, 1, "a mean position is a number");
+  s.require(cluster.mean_position >= 0 && cluster.mean_position <= bounds.last_position, "a position is in the stream");
+  s.in_range(cluster.scene, kNone, scenes - 1, "a cluster's scene");
+  s.item(cluster.born);
+  s.item(cluster.touched);
+  s.in_range(cluster.buffer, kNone, shape_.capacity - 1, "a cluster's buffer");
+  s.in_range(cluster.buffer_of, kNone, shape_.capacity - 1, "a buffer's cluster");
+  s.item(cluster.h);
+  s.item(cluster.w);
+  s.require(bounds.hold(cluster.h, cluster.w), "a place is in the grid");
+  s.item(cluster.first_time);
+  s.item(cluster.last_time);
+  s.item(cluster.tag);
+  s.in_range(count_[c], 0, kMostTokens, "tokens of a cluster");
+  s.finite(variance_ + c, 1, "a variance is a number");
+  const auto dim = static_cast<size_t>(shape_.dim), at = static_cast<size_t>(c) * dim;
+  s.finite(mean_k_ + at, dim, "a mean is of numbers");
+  s.finite(mean_v_ + at, dim, "a mean is of numbers");
+}
+
 void ClusterIndex::relabel_scene(SceneId from, SceneId to) {
   for (int i = 0; i < live_count_; ++i) {
     Cluster& cluster = clusters_[live_[i]];

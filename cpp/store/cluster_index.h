@@ -12,6 +12,7 @@
 #include "backend/ops.h"
 #include "core/clock.h"
 #include "memory/region.h"
+#include "store/restored_page.h"
 
 namespace mosaic {
 
@@ -89,8 +90,12 @@ class ClusterIndex {
   int of_scene(SceneId scene, int32_t* out) const;
   // Every cluster of scene `from` becomes one of `to`.
   void relabel_scene(SceneId from, SceneId to);
+  // All but the chains of pages, which the store writes. scenes: that there may be.
+  void serialize(Snapshot& s, int scenes, const TokenBounds& bounds);
 
  private:
+  void serialize_cluster(Snapshot& s, ClusterId c, int scenes, const TokenBounds& bounds);
+
   Shape shape_;
   Cluster* clusters_;
   half_t* mean_k_ = nullptr;

@@ -4,6 +4,7 @@
 // missing the call says which, changes nothing, and the policy chooses what yields.
 //   cluster_store.cc  tokens in, pages and the account      reshape.cc  split, merge, compact
 //   movement.cc       demotion, spill and fetch             check.cc    the invariants
+//   cluster_store_snapshot.cc  into a file and out of one
 //   What is being written to the disk, and when a failing one is left alone, is SpillRing.
 // Mechanism, no choices. Not thread-safe: KvMemory's caller holds the lock; only CopyEngine has a thread of its own.
 #pragma once
@@ -133,9 +134,17 @@ class ClusterStore {
 
   SpillCounters disk() const { return tiers_.spill() != nullptr ? tiers_.spill()->counters() : SpillCounters{}; }
   CopyStats copies() const { return copies_ ? copies_->stats() : CopyStats{}; }
+  // Between blocks, nothing pinned: clusters, and the pages of each where they lie; slots and ids of pages
+  // are given anew. Saving leaves everything as it was, writes that are under way too.
+  void serialize(Snapshot& s, RestoredPage* room);
   void check_invariants() const;
 
  private:
+  struct PageState;  // of one page in a snapshot
+  void save_page(Snapshot& s, PageId id, RestoredPage* room);
+  void restore_page(Snapshot& s, int lane, ClusterId c, RestoredPage* room);
+  void restore_dram_page(Snapshot& s, const PageState& state, SlotId slot, RestoredPage* room);
+  void restore_disk_page(Snapshot& s, const PageState& state, SlotId slot, PageId id, RestoredPage* room);
   size_t row() const { return static_cast<size_t>(shape_.page.row()); }
   // The counter of an account that tokens of a tier stand in.
   int64_t& counter_in(TokenAccount& account, int tier) const;

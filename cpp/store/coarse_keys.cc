@@ -83,4 +83,21 @@ void CoarseKeys::add(int lane, int64_t first, const float* k, int n, const float
   flush(made, key_mean);
 }
 
+void CoarseKeys::serialize(Snapshot& s, int64_t tokens, const float* key_means, RestoredPage* room) {
+  s.in_range(group_, 1, kPageTokens, "tokens of a coarse key");
+  s.require((group_ & (group_ - 1)) == 0, "a coarse key is of 1, 2, 4, 8 or 16 tokens");
+  s.require(shape_.groups == 0 || group_ == kPageTokens || tokens <= int64_t{shape_.groups} * group_,
+            "there are no more coarse keys than there is room for");
+  if (shape_.groups == 0) return;
+  s.finite(sums_, static_cast<size_t>(shape_.lanes) * row(), "a sum of keys is a number");
+  for (int lane = 0; lane < shape_.lanes; ++lane)
+    for (int p = 0; p < pages(); ++p)
+      room->serialize(
+          s, page(lane, p), page_bytes_,
+          [&](const std::byte* data) {
+            return room->is_finite(kCodec, data, 0xffff, key_means + static_cast<size_t>(lane) * row(), true);
+          },
+          "a coarse key is of numbers");
+}
+
 }  // namespace mosaic

@@ -7,6 +7,7 @@
 
 #include "backend/ops.h"
 #include "memory/region.h"
+#include "store/restored_page.h"
 
 namespace mosaic {
 
@@ -33,6 +34,8 @@ class CoarseKeys {
   void make_room(int64_t first, int n, const float* key_means);
   // The lane's tokens from `first` on. Whole groups can be chosen from now on.
   void add(int lane, int64_t first, const float* k, int n, const float* key_mean);
+  // tokens: that came. key_means [lanes, row].
+  void serialize(Snapshot& s, int64_t tokens, const float* key_means, RestoredPage* page);
 
  private:
   size_t row() const { return static_cast<size_t>(shape_.page.row()); }

@@ -47,6 +47,8 @@ class FetchCache {
     }
     return best;
   }
+  // When it was last used; entries are written with their pages.
+  void serialize(Snapshot& s) { s.item(clock_); }
   void unpin_all() {
     for (SlotId s = 0; s < slots_; ++s) entries_[s].pinned = false;
   }

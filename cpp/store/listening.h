@@ -62,6 +62,21 @@ class Listening {
   }
   bool full() const { return size_ == capacity() - 1; }  // one more and the oldest must be forgotten
   void entered_log(int f) { ring_[slot(f)].in_log = true; }
+  // What the frames have received; what they are being paid is written anew for each frame. log: their tokens lie in it.
+  void serialize(Snapshot& s, const TokenLog& log) {
+    s.in_range(head_, 0, capacity() - 1, "the oldest frame that is heard");
+    s.in_range(size_, 0, shape_.frames, "frames that are heard");
+    for (int f = 0; f < size_; ++f) {
+      Frame& frame = ring_[slot(f)];
+      s.in_range(frame.tokens, 1, shape_.frame_tokens, "tokens of a frame that is heard");
+      s.flag(frame.in_log, "whether a frame is in the log");
+      for (int lane = 0; lane < shape_.lanes; ++lane) {
+        const auto tokens = static_cast<size_t>(frame.tokens);
+        s.finite(attention_received(lane, f), tokens, "attention received is a number");
+        s.all_in_range(slots(lane, f), tokens, kNone, log.capacity() - 1, "a token that is heard has a slot");
+      }
+    }
+  }
   void forget_oldest() {
     head_ = (head_ + 1) % capacity();
     --size_;

@@ -5,6 +5,8 @@
 
 #include <algorithm>
 
+#include "memory/snapshot.h"
+
 namespace mosaic {
 
 class Patience {
@@ -25,6 +27,11 @@ class Patience {
   // A frame passed. True if the disk rested meanwhile.
   bool pass_frame() { return left_ > 0 && left_-- > 0; }
   bool rests() const { return left_ > 0; }
+  void serialize(Snapshot& s) {
+    s.in_range(failures_, 0, kFailures, "failures of the disk");
+    s.in_range(next_, kFirst, kLongest, "the disk's next rest");
+    s.in_range(left_, 0, kLongest, "the disk's rest");
+  }
 
  private:
   static constexpr int kFailures = 8;

@@ -97,4 +97,12 @@ void SceneTable::merge(SceneId into, SceneId from) {
   --size_;
 }
 
+void SceneTable::serialize(Snapshot& s) {
+  const auto n = static_cast<size_t>(capacity_);
+  s.all_in_range(count_, n, 0, 1 << 30, "a scene has frames, or is free");
+  s.finite(variance_, n, "a variance is a number");
+  s.finite(mean_, n * static_cast<size_t>(dim_), "a mean is of numbers");
+  if (s.is_reading()) size_ = static_cast<int>(n) - static_cast<int>(std::count(count_, count_ + n, 0));
+}
+
 }  // namespace mosaic

@@ -7,6 +7,7 @@
 
 #include "core/ids.h"
 #include "memory/region.h"
+#include "memory/snapshot.h"
 
 namespace mosaic {
 
@@ -36,6 +37,7 @@ class SceneTable {
   // The two nearest scenes.
   std::pair<SceneId, SceneId> nearest_pair() const;
   void merge(SceneId into, SceneId from);
+  void serialize(Snapshot& s);
 
  private:
   float* row(SceneId s) const { return mean_ + static_cast<size_t>(s) * static_cast<size_t>(dim_); }

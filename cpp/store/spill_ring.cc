@@ -42,4 +42,23 @@ void SpillRing::failed(Status status) {
   if (patience_.failed(status == Status::no_space)) ++counters_.spill_pauses;
 }
 
+void SpillRing::serialize(Snapshot& s) {
+  s.in_range(size_, 0, kCapacity, "writes under way");
+  s.in_range(marked_, 0, size_, "older writes under way");
+  patience_.serialize(s);
+}
+
+int SpillRing::number_of(PageId page) const {
+  for (int number = 0; number < size_; ++number)
+    if (at(number).page == page) return number;
+  return kNone;
+}
+
+void SpillRing::put_back(int number, PageId page, SlotId slot, Status status) {
+  Write& write = writes_[static_cast<size_t>((first_ + number) % kCapacity)];
+  write.page = page;
+  write.slot = slot;
+  write.written.set_finished(status);
+}
+
 }  // namespace mosaic

@@ -49,7 +49,18 @@ class SpillRing {
   void succeeded() { patience_.went_well(); }
   void failed(Status status);
 
+  // Writes are through but not taken in. The pages themselves are the store's to write: it asks for each page's number
+  // among them, and puts it back there. Not to be used before it has.
+  void serialize(Snapshot& s);
+  int number_of(PageId page) const;
+  Status status_at(int number) const { return at(number).written.status(); }
+  SlotId slot_at(int number) const { return at(number).slot; }
+  bool is_empty_at(int number) const { return at(number).page == kNone; }
+  void put_back(int number, PageId page, SlotId slot, Status status);
+
  private:
+  const Write& at(int number) const { return writes_[static_cast<size_t>((first_ + number) % kCapacity)]; }
+
   static constexpr int kCapacity = 64;
 
   PageShape shape_;

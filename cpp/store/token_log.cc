@@ -175,4 +175,46 @@ void TokenLog::check_invariants() const {
   }
 }
 
+void TokenLog::serialize(Snapshot& s, RestoredPage* room) {
+  const auto lanes = static_cast<size_t>(shape_.lanes);
+  s.flag(learning_, "whether the log learns");
+  s.items(rows_, lanes * static_cast<size_t>(shape_.pages));
+  s.items(heard_, lanes * static_cast<size_t>(shape_.pages));
+  s.all_in_range(open_page_, lanes, 0, shape_.pages - 1, "the open page is one of the lane");
+  s.all_in_range(mean_tokens_, lanes, 0, 1 << 30, "a mean is of some tokens");
+  s.finite(mean_k_, lanes * row(), "a mean is of numbers");
+  s.finite(mean_v_, lanes * row(), "a mean is of numbers");
+  for (int lane = 0; lane < shape_.lanes; ++lane) {
+    if (s.is_reading()) size_[lane] = 0;
+    s.require(open_page_[lane] % step() == 0 && open_page_[lane] + step() <= shape_.pages, "the open page is whole");
+    for (int page = 0; page < shape_.pages; ++page) {
+      if (rows(lane, page) == 0) continue;
+      s.require(page % step() == 0 && page + step() <= shape_.pages, "a page of the log is whole");
+      serialize_page(s, lane, page, room);
+      if (s.is_reading()) size_[lane] += tokens_of(lane, page);
+    }
+  }
+}
+
+void TokenLog::serialize_page(Snapshot& s, int lane, int page, RestoredPage* room) {
+  const size_t at = at_token(lane, page * kPageTokens);
+  const uint16_t all = rows(lane, page);
+  s.items(position_ + at, kPageTokens);
+  s.items(time_low_ + at, kPageTokens);
+  if (place_ != nullptr) s.items(place_ + 2 * at, 2 * kPageTokens);
+  if (number_ != nullptr) s.items(number_ + at, kPageTokens);
+  s.finite(score_ + at, kPageTokens, "a score is a number");
+  s.items(likeness_ + at, kPageTokens);
+  for (size_t i = 0; i < kPageTokens; ++i) {
+    if ((all >> i & 1) == 0) continue;
+    s.require(room->bounds().hold(position_[at + i]), "a token of the log is in the stream");
+    s.require(place_ == nullptr || room->bounds().hold(place_[2 * (at + i)], place_[2 * (at + i) + 1]),
+              "a place is in the grid");
+  }
+  room->serialize(
+      s, data(lane, page), data_bytes(codec(), shape_.page),
+      [&](const std::byte* data) { return room->is_finite(codec(), data, all, key_mean(lane)); },
+      "a token of the log is of numbers");
+}
+
 }  // namespace mosaic

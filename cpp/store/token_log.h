@@ -19,6 +19,7 @@
 #include "backend/ops.h"
 #include "core/ids.h"
 #include "memory/region.h"
+#include "store/restored_page.h"
 #include "store/run.h"
 
 namespace mosaic {
@@ -85,9 +86,11 @@ class TokenLog {
   void settle(int lane, TokenSlot slot, float score);
   void erase(int lane, TokenSlot slot);
 
+  void serialize(Snapshot& s, RestoredPage* room);
   void check_invariants() const;
 
  private:
+  void serialize_page(Snapshot& s, int lane, int page, RestoredPage* room);
   size_t row() const { return static_cast<size_t>(shape_.page.row()); }
   size_t at_page(int lane, int page) const {
     return static_cast<size_t>(lane) * static_cast<size_t>(shape_.pages) + static_cast<size_t>(page);

@@ -8,6 +8,7 @@
 #include "backend/ops.h"
 #include "core/ids.h"
 #include "memory/region.h"
+#include "store/restored_page.h"
 
 namespace mosaic {
 
@@ -100,7 +101,12 @@ class Window {
   int prefix_tokens = 0;  // tokens filed in each strip
   int branch_tokens = 0;
 
+  void serialize(Snapshot& s, RestoredPage* room);
+
  private:
+  void serialize_frames(Snapshot& s);
+  bool is_finite(size_t page, const std::byte* data, RestoredPage* room) const;
+  void check_meta(const Snapshot& s, const TokenBounds& bounds) const;
   int ring_size() const { return shape_.frames + 1; }  // kept + being encoded
   int slot(int i) const { return (head_ + i) % ring_size(); }
   size_t first_token(Strip strip, int frame) const;  // of a lane

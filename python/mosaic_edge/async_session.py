@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -56,6 +57,10 @@ class AsyncSession:
         finally:
             if self._closing is None:
                 await asyncio.shield(self._call(reply.close))
+
+    async def save(self, path: str | Path, note: Any = None) -> None:
+        """Session.save."""
+        await self._call(self.session.save, path, note)
 
     async def memory(self) -> dict[str, Any]:
         """Session.memory."""

@@ -19,6 +19,8 @@ from mosaic_edge.models import TINY, load_model
 from mosaic_edge.models.vlm import Vlm, VlmSpec
 from mosaic_edge.reply import Reply, ReplyStream
 from mosaic_edge.session import Session
+from mosaic_edge.snapshot import Snapshot
+from mosaic_edge.snapshot_file import opened
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -97,6 +99,23 @@ class Engine:
         Raises MemoryCapError when the cap cannot hold the least there must be, ValueError for a bad setting.
         """
         return Session(self.model, _config(config, settings))
+
+    def restore(
+        self,
+        path: str | Path,
+        config: SessionConfig | None = None,
+        **settings: Unpack[SessionSettings],
+    ) -> Session:
+        """The session that `Session.save(path)` wrote, as if it had never ended.
+
+        Settings are the file's; `settings` (or `config`) say where things are (spill_dir=, trace=), give a
+        policy that is an object anew, and what else they say must be as it was: memory= of a file from
+        elsewhere bounds what it may take. Raises ValueError naming what differs (model, policy, a setting,
+        the format) or that the file is damaged, MemoryCapError and DeviceError as session().
+        """
+        with opened(path) as descriptor:
+            saved = Snapshot(descriptor)
+            return Session(self.model, saved.config(config, dict(settings)), saved)
 
 
 def _config(config: SessionConfig | None, settings: SessionSettings) -> SessionConfig:

@@ -28,6 +28,10 @@ class HeldFrame:
         self._times.append(pts)
         return len(self._frames) == self._together
 
+    def look(self) -> tuple[list[FrameArray], list[float]]:
+        """Those there are, and when each was seen."""
+        return self._frames, self._times
+
     def take(self) -> tuple[list[FrameArray], list[float]]:
         """The frames of a picture and when each was seen, the last one once more for those that are
         missing."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from mosaic_edge import _core
 
-_METHODS = ("admit", "select", "evict", "scene")
+_METHODS = ("admit", "select", "evict", "scene", "state", "set_state")
 _HELD = "_held_by_core"
 
 

@@ -6,9 +6,10 @@ import os
 import threading
 import time
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
 from statistics import median
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -19,7 +20,6 @@ from numpy.typing import NDArray
 from mosaic_edge import _core
 from mosaic_edge.config import SessionConfig
 from mosaic_edge.evidence import time_ranges
-from mosaic_edge.held_frame import HeldFrame
 from mosaic_edge.held_policy import weakly_held
 from mosaic_edge.memory_attend import MemoryAttend
 from mosaic_edge.models.vlm import EncodedFrame, FloatArray, FrameArray, PairVlm, Vlm
@@ -28,21 +28,19 @@ from mosaic_edge.pictures import as_rgb
 from mosaic_edge.question import check_arguments, question_tokens, seconds, template_tokens
 from mosaic_edge.reply import Reply, ReplyStream
 from mosaic_edge.sampling import Sampler, SamplingParams
+from mosaic_edge.snapshot import Snapshot, begin, piped
+from mosaic_edge.snapshot_file import replaced
+from mosaic_edge.stream_state import StreamState
 from mosaic_edge.trace import Trace
 
 if TYPE_CHECKING:
     from mosaic_edge.sources.frame_source import FrameSource, Where
 
-_FAR_SECONDS = 1e6
-"""A first frame's pts beyond it is a clock that did not begin with the stream (the time of day, or since a
-machine went up): the core, which holds 31 years, is given what passed since."""
-_MOST_SECONDS = 1e12
-
 
 class Session:
     """One stream: frames in, questions out, inside one cap. Calls from several threads take turns."""
 
-    def __init__(self, model: Vlm, config: SessionConfig) -> None:
+    def __init__(self, model: Vlm, config: SessionConfig, saved: Snapshot | None = None) -> None:
         self._model = model
         self._spec = model.spec
         self.config = config
@@ -53,12 +51,21 @@ class Session:
         self._turn_of: int | None = None
         self._streaming = False
         prefix = self._prefix = model.tokenize(self._spec.prefix) if self._spec.prefix else []
+        self.note = None if saved is None else saved.note
         self._trace = Trace(config.trace)
         try:
             model_shape, memory, policy, *others = config.core_arguments(self._spec, len(prefix))
+            if saved is not None:
+                saved.check(model, config)
+            reader: Any = None if saved is None else saved.reader
             self._memory: Any = _core.KvMemory(
-                model_shape, memory, weakly_held(policy), *others, config.faults
+                model_shape, memory, weakly_held(policy), *others, config.faults, reader
             )
+            self._stream = StreamState.of(self._spec, len(prefix))
+            if saved is not None:
+                self._stream = StreamState.from_document(self._spec, saved.stream)
+                self._stream.restore_pictures(self._spec, saved.stream, reader)
+                saved.reader.finish()
         except BaseException:
             self._trace.close()
             raise
@@ -66,18 +73,7 @@ class Session:
         most = max(self._spec.tokens_per_frame, self._branch_tokens, len(prefix))
         self._out: FloatArray = np.empty((most, self._spec.q_heads, self._spec.head_dim), np.float32)
         self._attend: MemoryAttend | None = MemoryAttend(self._memory, self._out, self.config.backend)
-        self._gaps: deque[float] = deque([1.0 / self._spec.fps], maxlen=31)
-        self._frames = self._pictures = 0  # taken in
-        self._seen = len(prefix)  # tokens
-        self._past_context = False
-        self._held = HeldFrame(self._spec.temporal_patch_size)
-        self._first_pts: float | None = None
-        self._origin = 0.0  # what the core counts seconds from
-        self._kept_picture: FloatArray | None = None  # of the last frame that was no duplicate
-        self._duplicates = 0
-        self._talking = False  # the dialogue holds a turn
-        self._last_pts: float | None = None
-        if prefix:
+        if prefix and saved is None:
             self._block(model.embed_text(prefix), want_logits=False)
         hold_at_exit(self)
 
@@ -92,15 +88,7 @@ class Session:
         image = as_rgb(frame)
         with self._my_turn(), self._alone():
             self._settle()
-            if pts is None:
-                pts = 0.0 if self._last_pts is None else self._last_pts + median(self._gaps)
-            pts = seconds(pts, "pts")
-            if self._last_pts is not None and pts < self._last_pts:
-                raise ValueError(f"pts={pts}: before the last frame's, {self._last_pts}; pts must not fall")
-            if abs(pts) > _MOST_SECONDS:
-                raise ValueError(f"pts={pts}: expected seconds within +-{_MOST_SECONDS:g}")
-            if self._first_pts is None:
-                self._origin = pts if abs(pts) > _FAR_SECONDS else 0.0
+            pts = self._stream.begin(pts)
             if self._spec.temporal_patch_size == 1:
                 self._picture([image], [pts], 1)
             else:
@@ -110,39 +98,39 @@ class Session:
         """Hold a frame until as many are there as make a picture; one of another size begins a new one."""
         if isinstance(self._model, PairVlm):
             self._model.check(*image.shape[:2])
-        if not self._held.fits(image):
+        if not self._stream.held.fits(image):
             self._end_pair()
-        if not self._held.add(image, pts):
-            self._note_time([pts])
+        if not self._stream.held.add(image, pts):
+            self._stream.note_time([pts])
             return
-        self._picture(*self._held.take(), self._spec.temporal_patch_size)
+        self._picture(*self._stream.held.take(), self._spec.temporal_patch_size)
 
     def _end_pair(self) -> None:
         """What is held becomes a picture, its last frame once more for those that are missing."""
-        if count := len(self._held):
-            self._picture(*self._held.take(), count)
+        if count := len(self._stream.held):
+            self._picture(*self._stream.held.take(), count)
 
     def _picture(self, images: list[FrameArray], times: list[float], count: int) -> None:
         """Take in the frames of one picture, of which `count` were seen and the others repeat the last."""
         image = images[0] if len(images) == 1 else np.stack(images)
         first = times[0]
         with self._trace.span("encode_frame"):
-            elapsed = 0.0 if self._first_pts is None else first - self._first_pts
-            encoded = self._model.encode(image, (first + times[-1]) / 2, elapsed, self._pictures)
+            elapsed = 0.0 if self._stream.first_pts is None else first - self._stream.first_pts
+            encoded = self._model.encode(image, (first + times[-1]) / 2, elapsed, self._stream.pictures)
         if not self._take(encoded, first):
-            self._duplicates += count
+            self._stream.duplicates += count
         else:
-            self._kept_picture = _picture_of(encoded)
-            self._pictures += 1
-            self._seen += len(encoded.tokens)
-            self._frames += count
-        self._note_time(times)
+            self._stream.kept_picture = _picture_of(encoded)
+            self._stream.pictures += 1
+            self._stream.seen += len(encoded.tokens)
+            self._stream.frames += count
+        self._stream.note_time(times)
 
     def _take(self, encoded: EncodedFrame, pts: float) -> bool:
         """Run a frame through the decoder; False, and nothing taken, for a duplicate that would be taken."""
         with self._block_or_nothing() as memory:
             memory.begin_frame(
-                pts - self._origin,
+                pts - self._stream.origin,
                 encoded.embedding,
                 len(encoded.tokens),
                 encoded.columns,
@@ -150,22 +138,12 @@ class Session:
                 encoded.trail,
                 encoded.t_position,
             )
-            if self._is_duplicate(encoded):
+            if self._stream.is_alike(_picture_of(encoded), self.config.skip_alike):
                 memory.abort()
                 return False
             self._forward(encoded.tokens, want_logits=False)
             memory.commit()
             return True
-
-    def _note_time(self, times: list[float]) -> None:
-        """Frames were seen: what counts as neighbouring moments follows the stream."""
-        for pts in times:
-            if self._first_pts is None:
-                self._first_pts = pts
-            if self._last_pts is None or pts > self._last_pts:
-                if self._last_pts is not None:
-                    self._gaps.append(pts - self._last_pts)
-                self._last_pts = pts
 
     def append_video(
         self,
@@ -193,14 +171,20 @@ class Session:
         count, shift = 0, 0.0
         with closing(source):
             for frame in source:
-                if not count and self._last_pts is not None and frame.pts <= self._last_pts:
-                    shift = self._last_pts + median(self._gaps) - frame.pts
+                if not count:
+                    shift = self.shift_of(frame.pts)
                 pts = frame.pts + shift
                 self.append(frame.image, pts)
                 count += 1
                 if progress is not None:
                     progress(pts, count)
         return count
+
+    def shift_of(self, first: float) -> float:
+        """Seconds to add to the times of a source whose first frame has this one, so that it goes on behind
+        what was seen: a frame time after it, or as they are."""
+        last = self._stream.last_pts
+        return 0.0 if last is None or first > last else self._stream.next_pts - first
 
     @overload
     def ask(
@@ -247,8 +231,8 @@ class Session:
         )
         since = None if since is None else seconds(since, "since")
         with self._alone():
-            ids = question_tokens(self._model, question, self._talking, special_tokens)
-            around = template_tokens(self._model, ids, self._talking)
+            ids = question_tokens(self._model, question, self._stream.talking, special_tokens)
+            around = template_tokens(self._model, ids, self._stream.talking)
         result: list[Reply] = []
         self.check_room(len(ids))
         sampling = SamplingParams.from_model(self._spec) if sampling is None else sampling
@@ -271,10 +255,37 @@ class Session:
         """Bytes by tier and part, where every token is; what was split, merged, collapsed, dropped, lost."""
         with self._alone():
             stats: dict[str, Any] = self._open().stats()
-            stats["frames"] = self._frames
-            stats["duplicate_frames"] = self._duplicates
-            stats["held_frames"] = len(self._held)  # of a picture that is not whole yet
+            stats["frames"] = self._stream.frames
+            stats["duplicate_frames"] = self._stream.duplicates
+            stats["held_frames"] = len(self._stream.held)  # of a picture that is not whole yet
             return stats
+
+    def save(self, path: str | Path, note: Any = None) -> None:
+        """Write all that later answers depend on into one file, in place of the one before when it is whole
+        and on the disk: Engine.restore(path) goes on from there. docs/saved-sessions.md.
+
+        note: plain data of the caller's own, which the restored session has as `note`. ValueError while an
+        answer is streamed, and for a policy's object without state() and set_state(); OSError where the
+        disk is full, and then the file before is as it was and the session goes on.
+        """
+        with self._my_turn(), replaced(path) as descriptor:
+            self._save(descriptor, note)
+
+    def fork(self, policy: Any = None) -> Session:
+        """Another session with the same content and settings, and a cap of its own; the two go on apart.
+        It is saved into a pipe and restored from it: no third copy is made. policy: where it is an object,
+        another one of its class. ValueError as save; MemoryCapError or DeviceError where there is no room."""
+        config = replace(self.config, trace=None, policy=self.config.policy if policy is None else policy)
+        with self._my_turn():
+            return piped(self._save, lambda saved: Session(self._model, config, saved))
+
+    def _save(self, descriptor: int, note: Any = None) -> None:
+        with self._alone():
+            self._settle()
+            writer = begin(descriptor, self._model, self.config, self._stream.document(), note)
+            self._memory.save(writer)
+            self._stream.save_pictures(writer)
+            writer.finish()
 
     def check_invariants(self) -> None:
         """Recount everything; raises InvariantError on a defect. Slow."""
@@ -353,15 +364,6 @@ class Session:
             raise ValueError("the session is closed")
         return self._memory
 
-    def _is_duplicate(self, encoded: EncodedFrame) -> bool:
-        """Whether the picture says no more than the last one that was kept: mean cosine of its tokens, place
-        by place."""
-        limit, before, now = self.config.skip_alike, self._kept_picture, _picture_of(encoded)
-        if not limit or before is None or before.shape != now.shape:
-            return False
-        lengths = np.linalg.norm(now, axis=1) * np.linalg.norm(before, axis=1)
-        return bool(np.mean((now * before).sum(axis=1) / np.maximum(lengths, 1e-30)) >= limit)
-
     @contextmanager
     def _block_or_nothing(self) -> Iterator[Any]:
         """The memory; a block that the body begins is forgotten if anything fails before its end."""
@@ -409,11 +411,11 @@ class Session:
                 with self._alone():
                     self._settle()
                     self._end_pair()
-                    self._memory.open_question(None if since is None else since - self._origin)
+                    self._memory.open_question(None if since is None else since - self._stream.origin)
                     first_logits = logits = self._block(self._model.embed_text(ids), True, *around)
                     first_token = time.perf_counter() - began
                     moments = [
-                        (first + self._origin, last + self._origin, mass)
+                        (first + self._stream.origin, last + self._stream.origin, mass)
                         for first, last, mass in self._memory.evidence()
                     ]
                     lost = self._memory.evidence_lost
@@ -447,7 +449,7 @@ class Session:
             finally:
                 self._streaming = False
                 self._end_question(keep)
-        gap = median(self._gaps)
+        gap = median(self._stream.gaps)
         span = gap * (
             self._spec.temporal_patch_size - 1
         )  # a picture's last frame comes so long after its first
@@ -463,11 +465,11 @@ class Session:
     def _check_context(self, asked: int) -> None:
         """Warn, once, when a question reads more than the model has positions for."""
         context = self._spec.context
-        if not context or self._past_context or self._seen + asked <= context:
+        if not context or self._stream.past_context or self._stream.seen + asked <= context:
             return
         read = int(self._memory.stats()["read"]["questions"]) + asked
         if read > context:
-            self._past_context = True
+            self._stream.past_context = True
             warnings.warn(
                 f"{self._spec.name}: a question reads {read} tokens, but the model was trained on {context} "
                 "positions; answers get worse past them. Lower memory= or tokens_per_frame=, or use a policy "
@@ -488,7 +490,7 @@ class Session:
                 if self._memory.asking:
                     self._memory.close_question(False)
                 raise
-            self._talking |= keep
+            self._stream.talking |= keep
 
 
 def _picture_of(encoded: EncodedFrame) -> FloatArray:

@@ -4,6 +4,8 @@ neither crash, hang, pass the cap nor raise anything raw. KIND:
 core      calls of a raw `_core.KvMemory`, any policy and settings, whole and broken arguments (core_calls.py)
 sessions  append, ask, stream, memory, close of a Session (session_calls.py)
 models    mutated files of a model directory, at the door and loaded (model_files.py)
+states    mutated files of saved sessions, half of them with right checksums (state_files.py)
+kills     a service that is killed at random moments while it saves, and started anew (kills.py)
 sockets   mutated bytes of clients of `live`'s socket (socket_bytes.py)
 
 A case is all that one seed decides, in a child process of its own: `--seed N --cases 1` plays it again. With
@@ -25,6 +27,8 @@ KINDS = {
     "sessions": "session_calls",
     "models": "model_files",
     "sockets": "socket_bytes",
+    "states": "state_files",
+    "kills": "kills",
 }
 
 

@@ -17,6 +17,8 @@ from mosaic_edge.cli.options import (
     ModelOptions,
     SessionOptions,
     SourceOptions,
+    StateDir,
+    StateEvery,
     TraceFile,
     traced,
 )
@@ -24,7 +26,12 @@ from mosaic_edge.cli.output import clock, complain, console, end_with, print_jso
 from mosaic_edge.cli.progress import StreamView
 
 if TYPE_CHECKING:
+    from mosaic_edge.engine import Engine, Session
+    from mosaic_edge.serve.state import StateFolder
     from mosaic_edge.sources import Frame, FrameSource, SourceError
+
+_NAME = "live"
+"""Of the one session there is, in --state."""
 
 
 @command
@@ -42,19 +49,24 @@ def live(
     give_up: Annotated[
         float, typer.Option(help="Seconds of trying in vain after which a camera is given up; inf: never.")
     ] = 30.0,
+    state: StateDir = None,
+    state_every: StateEvery = 5.0,
     trace: TraceFile = None,
     json: Json = False,
 ) -> None:
     """Stream a camera until it ends or SIGTERM, answering over a socket.
 
     A camera that breaks off is opened again until --give-up; then one line says why, and the exit code is 1.
-    Frames that come while the model is busy are dropped: the newest is looked at.
+    Frames that come while the model is busy are dropped: the newest is looked at. With --state the session
+    goes on where the last one ended, however it ended.
     """
     from mosaic_edge.serve import stream_live
+    from mosaic_edge.serve.state import SavedStream, StateFolder
     from mosaic_edge.sources import LiveSource, SourceError, open_live
 
     if trace is not None and account is not None and trace.resolve() == account.resolve():
         raise ValueError(f"trace={str(trace)!r} and account= are one path")
+    folder = None if state is None else StateFolder(state, 60.0 * state_every, complain)
     engine = model.load()
     asking = answers.keywords(engine)
     fps = engine.spec.fps if reading.fps is None else reading.fps
@@ -63,7 +75,8 @@ def live(
         frames = open_live(source, fps, give_up_s=give_up, notify=complain)
     except SourceError as error:
         frames = _broken_off(error)
-    with closing(frames), engine.session(**traced(session.keywords(), trace)) as opened:
+    settings = traced(session.keywords(), trace)
+    with closing(frames), _begun(engine, folder, settings) as opened:
         health = frames.stats if isinstance(frames, LiveSource) else None
         with StreamView(opened, "live", not json, health) as view:
             ended = stream_live(
@@ -74,6 +87,7 @@ def live(
                 every=every,
                 progress=view.tick,
                 asking=asking,
+                state=None if folder is None else SavedStream(folder, _NAME, opened),
             )
         memory = opened.memory()
     result: dict[str, Any] = {"source": source, **asdict(ended), "seconds": view.seconds, "memory": memory}
@@ -85,6 +99,15 @@ def live(
             line += f", {ended.dropped} dropped, {ended.reconnects} reconnects"
         console().print(line, soft_wrap=True)
     end_with(ended.error, 1)
+
+
+def _begun(engine: Engine, folder: StateFolder | None, settings: dict[str, Any]) -> Session:
+    """The session that was saved, or a new one."""
+    if folder is not None:
+        saved = folder.restore(_NAME, lambda file: engine.restore(file, **settings))
+        if saved is not None:
+            return saved
+    return engine.session(**settings)
 
 
 def _broken_off(error: SourceError) -> Generator[Frame, None, None]:

@@ -28,6 +28,11 @@ TraceFile = Annotated[
     Path | None,
     typer.Option("--trace", help="Write a trace for Perfetto (ui.perfetto.dev) or chrome://tracing."),
 ]
+StateDir = Annotated[
+    Path | None,
+    typer.Option("--state", help="Folder that sessions are saved in and, when started anew, restored from."),
+]
+StateEvery = Annotated[float, typer.Option("--state-every", help="Minutes from one saving to the next.")]
 _ProfileName = Annotated[
     str | None,
     typer.Option(help="A board's settings, by name or as a .toml: `doctor` lists them; options win."),

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mosaic_edge.cli import command
-from mosaic_edge.cli.options import Json, ModelOptions, SessionOptions
+from mosaic_edge.cli.options import Json, ModelOptions, SessionOptions, StateDir, StateEvery
 from mosaic_edge.cli.output import complain, console, print_json
 
 
@@ -39,9 +39,13 @@ def serve(
     allow_host: Annotated[
         list[str] | None, typer.Option(help="Host that pictures and videos may be fetched from.")
     ] = None,
+    state: StateDir = None,
+    state_every: StateEvery = 5.0,
     json: Json = False,
 ) -> None:
     """Serve sessions over HTTP until SIGTERM; --memory is the cap over all of them.
+
+    With --state sessions that clients opened go on when the server is started anew.
 
     Clients need the token, in the header "Authorization: Bearer TOKEN". docs/serve.md has the routes.
     """
@@ -51,6 +55,7 @@ def serve(
         from mosaic_edge.serve.metrics import Metrics
         from mosaic_edge.serve.server import listen, run
         from mosaic_edge.serve.sessions import ServeSettings, Sessions
+        from mosaic_edge.serve.state import StateFolder
     except ModuleNotFoundError as error:
         raise ImportError(f"{error.name} is not installed: pip install 'mosaic_edge[serve]'") from None
 
@@ -64,6 +69,7 @@ def serve(
         media=media,
         sources=_named(source or []),
         hosts=tuple(allow_host or ()),
+        state=None if state is None else StateFolder(state, 60.0 * state_every, complain),
     )
     metrics = Metrics()
     sessions = Sessions(model.load(), settings, metrics.first_token)

@@ -19,6 +19,7 @@ from typing import Any
 from mosaic_edge.question import seconds
 from mosaic_edge.serve.account import Account
 from mosaic_edge.serve.questions import answering
+from mosaic_edge.serve.state import SavedStream
 from mosaic_edge.session import Session
 from mosaic_edge.sources import FrameSource, LiveSource, SourceError
 
@@ -44,20 +45,22 @@ def stream_live(
     every: float = 10.0,
     progress: Callable[[float, int], None] | None = None,
     asking: Mapping[str, Any] | None = None,
+    state: SavedStream | None = None,
 ) -> Streamed:
     """Stream `source` (any FrameSource) until it ends, or until SIGTERM or SIGINT; both are a good end.
 
     socket: a Unix socket to answer at while frames go in. account: a CSV of the memory account, with a row
     every `every` seconds. progress(pts seconds, frames) is called after every frame. asking: keywords of
-    Session.ask for what the socket is asked. The source is closed at the end. Signals are handled where
-    Python can do that: in the main thread.
+    Session.ask for what the socket is asked. state: where the session is saved every so often, and at the
+    end. A session that was restored goes on a frame time after its last. The source is closed at the end.
+    Signals are handled where Python can do that: in the main thread.
     A source that breaks off raises nothing here: `error` of the result says what was wrong.
     """
     if not seconds(every, "every") > 0:
         raise ValueError(f"every={every:g}: expected more than zero seconds")
     if None not in (socket, account) and Path(str(socket)).resolve() == Path(str(account)).resolve():
         raise ValueError(f"socket={str(socket)!r} and account= are one path")
-    frames, error = 0, None
+    frames, error, shift = 0, None, 0.0
     with (
         closing(source),
         Account(session, None if account is None else Path(account), every) as book,
@@ -67,13 +70,22 @@ def stream_live(
         try:
             for frame in source:
                 with stop.later():
-                    session.append(frame.image, frame.pts)
+                    if not frames:
+                        shift = session.shift_of(frame.pts)
+                    pts = frame.pts + shift
+                    session.append(frame.image, pts)
                     frames += 1
-                    book.tick(frame.pts, frames)
+                    book.tick(pts, frames)
+                    if state is not None:
+                        state.tick()
                     if progress is not None:
-                        progress(frame.pts, frames)
+                        progress(pts, frames)
         except SourceError as broken:
             error = str(broken)
+        finally:
+            if state is not None:
+                with stop.later():
+                    state.save()
     if isinstance(source, LiveSource):
         live = source.stats()
         return Streamed(frames, error, live.dropped, live.reconnects)

@@ -170,7 +170,7 @@ async def _served(sessions: Sessions, asked: Chat) -> tuple[ServedSession, Calla
     """The session that is asked, and what closes it if it is the request's own."""
     if asked.session is not None:
         return sessions.get(asked.session), _nothing
-    served = await asyncio.to_thread(sessions.open, asked.memory, {})
+    served = await asyncio.to_thread(sessions.open, asked.memory, {}, keep=False)
 
     async def close() -> None:
         with suppress(UnknownSessionError):  # it was idle for too long, or somebody ended it

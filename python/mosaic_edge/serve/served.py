@@ -23,9 +23,10 @@ from mosaic_edge.serve.answers import Answer, StoppedError
 from mosaic_edge.serve.budget import Share
 from mosaic_edge.serve.feed import Feed
 from mosaic_edge.serve.history import History
+from mosaic_edge.serve.state import StateFolder
 from mosaic_edge.serve.thumbnails import Thumbnails
 from mosaic_edge.serve.turns import Turns
-from mosaic_edge.serve.worker import Worker
+from mosaic_edge.serve.worker import BusyError, Worker
 from mosaic_edge.session import Session
 from mosaic_edge.sources import FrameSource
 
@@ -60,8 +61,11 @@ class ServedSession:
         lanes: int,
         thumbnails: Thumbnails,
         first_token: Callable[[float], None],
+        state: StateFolder | None = None,
     ) -> None:
+        """state: where it is saved; a session that was restored goes on as its note says."""
         self.name, self._session, self._share = name, session, share
+        self._state = state
         self.thumbnails = thumbnails
         self._lanes = lanes
         self.created = time.time()
@@ -82,6 +86,8 @@ class ServedSession:
         self._first_pts: float | None = None
         self._last_pts: float | None = None
         self._newest: float | None = None
+        if session.note is not None:
+            self._go_on(session.note)
 
     def feed(self, name: str, source: FrameSource) -> None:
         """Stream `source` into it from now on."""
@@ -146,12 +152,22 @@ class ServedSession:
         self._worker.submit(make)
         return answer
 
+    def save(self) -> Future[bool] | None:
+        """Into its file, in its turn; None where it has too much to do now, or no file."""
+        if self._state is None:
+            return None
+        try:
+            return self._worker.submit(self._save)
+        except BusyError:
+            return None
+
     async def close(self) -> None:
         """End its source, its answers and its thread, and give its share back."""
         await asyncio.wrap_future(self.end())
 
-    def end(self) -> Future[None]:
-        """As close, without waiting; calling it twice is fine."""
+    def end(self, *, keep: bool = False) -> Future[None]:
+        """As close, without waiting; calling it twice is fine. keep: it is saved first, and restored when
+        the server is started anew; else its file goes too."""
         self._ended.set()
         if self._feed is not None:
             self._feed.end()
@@ -159,7 +175,7 @@ class ServedSession:
             for answer in self._answers:  # whoever waits for one hears of it now, not after a long step
                 answer.stop()
             if self._closing is None:
-                self._closing = self._worker.end(self._close)
+                self._closing = self._worker.end(lambda: self._close(keep))
             return self._closing
 
     def stats(self) -> dict[str, Any]:
@@ -214,8 +230,31 @@ class ServedSession:
             self.account = self._session.memory()
             self.history.note(self.account)
 
-    def _close(self) -> None:
+    def _save(self) -> bool:
+        assert self._state is not None
+        with self._turns:
+            note = {
+                "created": self.created,
+                "counts": asdict(self._counts),
+                "first_pts": self._first_pts,
+                "last_pts": self._last_pts,
+            }
+            return self._state.save(self.name, lambda file: self._session.save(file, note))
+
+    def _go_on(self, note: dict[str, Any]) -> None:
+        """As what _save wrote says. ValueError for anything else."""
         try:
+            self.created = float(note["created"])
+            self._counts = Counts(**{name: int(number) for name, number in note["counts"].items()})
+            pts = [None if note[n] is None else float(note[n]) for n in ("first_pts", "last_pts")]
+        except (AttributeError, KeyError, TypeError, OverflowError):
+            raise ValueError("note: is none of a session of this server") from None
+        self._first_pts, self._last_pts = pts
+
+    def _close(self, keep: bool) -> None:
+        try:
+            if self._state is not None:
+                self._save() if keep else self._state.forget(self.name)
             self._session.close()
         finally:
             self._share.give_back()

@@ -22,6 +22,9 @@ MOST_CONNECTIONS = 512
 END_SECONDS = 1.7
 """From SIGTERM to the end, whatever clients and the model do; connections have the first second of it."""
 
+SAVE_SECONDS = 30.0
+"""The same where sessions are saved at the end."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -49,11 +52,12 @@ def run(app: FastAPI, sessions: Sessions, listener: socket.socket) -> None:
     )
     before = {number: signal.signal(number, _ignore) for number in (signal.SIGTERM, signal.SIGINT)}
     try:  # uvicorn raises the signal once more when it is through: for our handler, which ignores it
-        server = _Server(config, sessions.stop)
+        most = END_SECONDS if sessions.settings.state is None else SAVE_SECONDS
+        server = _Server(config, sessions.stop, most)
         with _log_of(server):
             server.run(sockets=[listener])
         sessions.stop()
-        sessions.wait(END_SECONDS)
+        sessions.wait(most)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -62,9 +66,9 @@ def run(app: FastAPI, sessions: Sessions, listener: socket.socket) -> None:
 class _Server(uvicorn.Server):
     """Ends answers, sources and connections at once, and the process where a step of the model is long."""
 
-    def __init__(self, config: uvicorn.Config, stop: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, stop: Callable[[], None], end_seconds: float) -> None:
         super().__init__(config)
-        self._stop = stop
+        self._stop, self._end_seconds = stop, end_seconds
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal came."""
@@ -73,11 +77,11 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
     def _end(self) -> None:
-        due = time.monotonic() + END_SECONDS
+        due = time.monotonic() + self._end_seconds
         self._stop()
         time.sleep(max(0.0, due - time.monotonic()))
         _log.warning("a step of the model was cut off")
-        os._exit(0)  # nothing is left to be written: what is on disk has no name
+        os._exit(0)  # what is on disk has no name, and a saved session is whole or the one before
 
 
 @contextmanager

@@ -15,11 +15,15 @@ from typing import Any
 from mosaic_edge.config import parse_bytes
 from mosaic_edge.engine import Engine
 from mosaic_edge.question import seconds
-from mosaic_edge.serve.budget import Budget
+from mosaic_edge.serve.budget import Budget, Share
 from mosaic_edge.serve.media import Media
 from mosaic_edge.serve.served import Counts, ServedSession
+from mosaic_edge.serve.state import StateFolder
 from mosaic_edge.serve.thumbnails import Thumbnails
 from mosaic_edge.serve.worker import BusyError
+from mosaic_edge.session import Session
+from mosaic_edge.snapshot import Snapshot
+from mosaic_edge.snapshot_file import opened
 
 MOST_SESSIONS = 256
 DEFAULT_SHARE = 8
@@ -58,6 +62,8 @@ class ServeSettings:
     """Hosts that pictures and videos may be fetched from."""
     most_frames: int = 4096
     """Of one video in a question."""
+    state: StateFolder | None = None
+    """Where sessions are saved, and restored from when the server is started; None: they end with it."""
 
 
 class Sessions:
@@ -79,16 +85,22 @@ class Sessions:
         self._opening = 0
         self._gone = Counts()
         self._stopping = False
+        self._stopped = threading.Event()
         default = settings.session_memory or self.budget.cap_bytes // DEFAULT_SHARE
         self._default_bytes = parse_bytes(default, "session_memory")
         self._quota = parse_bytes(settings.thumbnails, "thumbnails")
         if settings.idle is not None and not seconds(settings.idle, "idle") > 0:
             raise ValueError(f"idle={settings.idle:g}: expected more than zero seconds")
         self._plan(self._default_bytes, {})
+        if settings.state is not None:
+            for name in settings.state.names():
+                settings.state.restore(name, lambda file, name=name: self._restore(name, file))  # type: ignore[misc]
+            threading.Thread(target=self._save_always, name="mosaic-save", daemon=True).start()
 
-    def open(self, memory: int | str | None, settings: dict[str, Any], why: str = "deleted") -> ServedSession:
-        """A session of so many bytes in all. BudgetSpentError where the budget has them not, BusyError where
-        there are too many; what SessionConfig and the plan say of the settings."""
+    def open(self, memory: int | str | None, settings: dict[str, Any], *, keep: bool = True) -> ServedSession:
+        """A session of so many bytes in all; keep: it is saved where others are. BudgetSpentError where the
+        budget has them not, BusyError where there are too many; what SessionConfig and the plan say of the
+        settings."""
         whole = self._default_bytes if memory is None else parse_bytes(memory)
         for name in settings:
             if name not in FROM_CLIENTS:
@@ -105,17 +117,57 @@ class Sessions:
             share = self.budget.draw("session", int(plan["total_bytes"]) + quota)
             try:
                 session = self.engine.session(**fields)
-                thumbnails = Thumbnails(quota)
-                served = ServedSession(name, session, share, plan["lanes"], thumbnails, self.first_token)
+                # A request's own session ends with it: nobody would know it again.
+                state = self.settings.state if keep else None
+                return self._enter(name, session, share, plan, quota, state)
             except BaseException:
                 share.give_back()
                 raise
-            with self._lock:
-                self._open[name] = served
         finally:
             with self._lock:
                 self._opening -= 1
+
+    def _enter(
+        self,
+        name: str,
+        session: Session,
+        share: Share,
+        plan: dict[str, Any],
+        quota: int,
+        state: StateFolder | None,
+    ) -> ServedSession:
+        thumbnails = Thumbnails(quota)
+        served = ServedSession(name, session, share, plan["lanes"], thumbnails, self.first_token, state)
+        with self._lock:
+            self._open[name] = served
         return served
+
+    def _restore(self, name: str, file: Path) -> None:
+        """A session of an earlier run, within the budget. What of the settings is the server's own is as it
+        is told now."""
+        own = {n: v for n, v in self.settings.session.items() if n not in FROM_CLIENTS}
+        with opened(file) as descriptor:
+            saved = Snapshot(descriptor)
+            config = saved.config(None, own)
+            plan = self.engine.plan(config)
+            memory = parse_bytes(config.memory)
+            quota = self._quota if self._quota <= (memory + self._quota) // 4 else 0
+            share = self.budget.draw("session", int(plan["total_bytes"]) + quota)
+            try:
+                session = Session(self.engine.model, config, saved)
+                self._enter(name, session, share, plan, quota, self.settings.state)
+            except BaseException:
+                share.give_back()
+                raise
+
+    def _save_always(self) -> None:
+        """Every so often, one session after the other: the disk is one."""
+        state = self.settings.state
+        assert state is not None
+        while not self._stopped.wait(state.every):
+            for served in self.all():
+                if (saving := served.save()) is not None:
+                    wait([saving])
 
     def get(self, name: str) -> ServedSession:
         """The session of that name. UnknownSessionError where there is none."""
@@ -149,14 +201,15 @@ class Sessions:
         return [self._end(name, "idle") for name in names]
 
     def stop(self) -> None:
-        """Open no more and end all, without waiting."""
+        """Open no more and end all, without waiting; what is kept is saved."""
         self._stopping = True
+        self._stopped.set()
         for served in self.all():
-            served.end()
+            served.end(keep=True)
 
     def wait(self, seconds: float) -> bool:
         """After stop(): whether all ended within so many seconds."""
-        return not wait([served.end() for served in self.all()], seconds).not_done
+        return not wait([served.end(keep=True) for served in self.all()], seconds).not_done
 
     def _end(self, name: str, why: str) -> Future[None]:
         self.get(name)

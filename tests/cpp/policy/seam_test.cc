@@ -56,6 +56,7 @@ class Pot final : public Policy {
     out[0] = {.kind = Eviction::Kind::kThin, .lane = lane, .cluster = store.index(lane).live()[0], .keep = keep_};
     return 1;
   }
+  void serialize(Snapshot&, const ClusterStore&) override {}
 
  private:
   static size_t members(const StoreShape& shape) {
@@ -177,6 +178,7 @@ TEST_CASE("what a policy takes is part of the plan, and taking other than it cou
     }
     void admit(const ClusterStore&, const AdmitBatch&, Placement* out) override { out[0] = {}; }
     int evict(const ClusterStore&, const Need&, Eviction*, int) override { return 0; }
+    void serialize(Snapshot&, const ClusterStore&) override {}
   };
   CHECK_THROWS_AS(PlayedStream(small_config(), std::make_unique<Greedy>()), InvariantError);
 }

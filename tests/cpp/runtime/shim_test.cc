@@ -224,6 +224,7 @@ TEST_CASE("out is not written after attend has thrown, whatever was queued befor
       return needs;
     }
     void bind(const StoreShape& shape, Region& region) override { real->bind(shape, region); }
+    void serialize(Snapshot& s, const ClusterStore& store) override { real->serialize(s, store); }
     void admit(const ClusterStore& store, const AdmitBatch& batch, Placement* out) override {
       real->admit(store, batch, out);
     }

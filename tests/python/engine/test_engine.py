@@ -313,7 +313,7 @@ def test_closing_the_session_ends_a_streamed_answer_with_a_clear_error(session: 
 def test_one_gap_in_time_changes_neither_the_default_time_nor_what_is_neighbouring(session: Session) -> None:
     session.append(picture(23), 600.0)
     session.append(picture(24))
-    assert session._last_pts == pytest.approx(601.0)
+    assert session._stream.last_pts == pytest.approx(601.0)
 
 
 @pytest.mark.parametrize("since", [float("nan"), float("inf")])

@@ -188,7 +188,7 @@ def test_a_time_in_an_array_is_copied(session: Session) -> None:
     session.append(picture(60), moment)
     moment[...] = 99.0
     session.append(picture(61), 6.0)
-    assert list(session._gaps)[-2:] == [1.0, 1.0]
+    assert list(session._stream.gaps)[-2:] == [1.0, 1.0]
     session.append(picture(62), np.float32(7.0))
 
 
@@ -295,7 +295,7 @@ def test_errors_are_short_whatever_was_given(session: Session) -> None:
     json.dumps(str(error.value))
 
 
-@pytest.mark.parametrize("step", ["_is_duplicate", "_forward"])
+@pytest.mark.parametrize("step", ["is_alike", "_forward"])
 def test_an_interrupt_between_two_steps_of_a_frame_leaves_nothing_open(
     session: Session, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,7 +305,7 @@ def test_an_interrupt_between_two_steps_of_a_frame_leaves_nothing_open(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(session, step, interrupt)
+        patch.setattr(session._stream if step == "is_alike" else session, step, interrupt)
         with pytest.raises(KeyboardInterrupt):
             session.append(picture(70), 7.0)
     goes_on(session, before)

@@ -1,0 +1,154 @@
+"""--state: what a service saw outlives its process, however that ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from http_service import QUESTION, serving, until
+from mosaic_edge import SamplingParams, stream_live
+from mosaic_edge.engine import Engine, Session
+from mosaic_edge.serve.state import SavedStream, StateFolder
+from mosaic_edge.sources import Frame
+from numpy_vlm import NumpyVlm, picture
+
+ONE = SamplingParams(max_tokens=1)
+SETTINGS: dict[str, Any] = {"memory": "1MiB", "policy": "mosaic"}
+
+
+class Frames:
+    """Frames from `first` on, a second apart; then the process is told to stop."""
+
+    def __init__(self, first: int, count: int, shift: float = 0.0) -> None:
+        self.first, self.count, self.shift = first, count, shift
+
+    def __iter__(self) -> Iterator[Frame]:
+        for number in range(self.first, self.first + self.count):
+            yield Frame(picture(number), number + self.shift, number)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+        raise AssertionError("SIGTERM was not obeyed")
+
+    def close(self) -> None:
+        pass
+
+
+def begun(engine: Engine, folder: StateFolder) -> Session:
+    return folder.restore("live", lambda file: engine.restore(file, **SETTINGS)) or engine.session(**SETTINGS)
+
+
+def test_a_stream_that_sigterm_ended_goes_on_where_it_was_when_it_is_started_anew(tmp_path: Path) -> None:
+    engine, said = Engine(NumpyVlm()), list[str]()
+    folder = StateFolder(tmp_path / "state", 3600, said.append)
+    for first, shift in ((0, 0.0), (10, -10.0)):  # the second camera's clock begins at 0 again
+        with begun(engine, folder) as session:
+            ended = stream_live(session, Frames(first, 10, shift), state=SavedStream(folder, "live", session))
+            assert (ended.frames, ended.error) == (10, None)
+    assert said == [f"state: {folder.file('live')} was restored"]
+    with begun(engine, folder) as again, engine.session(**SETTINGS) as whole:
+        for number in range(20):
+            whole.append(picture(number), float(number))
+        assert again.memory()["frames"] == 20
+        one, other = again.ask(QUESTION, sampling=ONE), whole.ask(QUESTION, sampling=ONE)
+        assert one.logits.tobytes() == other.logits.tobytes()
+        assert one.evidence == other.evidence
+
+
+def test_a_stream_is_saved_as_often_as_it_is_told(tmp_path: Path) -> None:
+    saved = []
+    with Engine(NumpyVlm()).session(**SETTINGS) as session:
+        often = StateFolder(tmp_path, 1e-9)
+        state = SavedStream(often, "live", session)
+        for number in range(3):
+            session.append(picture(number))
+            state.tick()
+            saved.append(often.file("live").read_bytes())
+        assert len(set(saved)) == 3
+        seldom = StateFolder(tmp_path, 3600)
+        state = SavedStream(seldom, "other", session)
+        state.tick()
+        assert not seldom.file("other").exists()
+
+
+def test_files_that_are_refused_are_named_and_kept_aside_each_under_its_own_name(tmp_path: Path) -> None:
+    engine, said = Engine(NumpyVlm()), list[str]()
+    folder = StateFolder(tmp_path, 3600, said.append)
+    for text in ("one", "two"):
+        folder.file("live").write_text(text)
+        with begun(engine, folder) as session:
+            assert session.memory()["frames"] == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["live.session.refused-1", "live.session.refused-2"]
+    assert (tmp_path / "live.session.refused-2").read_text() == "two"
+    assert said[1] == (
+        f"state: {folder.file('live')} was not restored and is kept as live.session.refused-2: "
+        "snapshot: the file is no saved session."
+    )
+
+
+def test_a_folder_that_cannot_be_written_costs_the_saving_and_not_the_stream(tmp_path: Path) -> None:
+    said = list[str]()
+    with Engine(NumpyVlm()).session(**SETTINGS) as session:
+        folder = StateFolder(tmp_path / "state", 1e-9, said.append)
+        folder.path.rmdir()
+        state = SavedStream(folder, "live", session)
+        session.append(picture(0))
+        state.tick()
+        assert len(said) == 1 and "was not saved: " in said[0]
+        session.append(picture(1))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="is no folder"):
+        StateFolder(tmp_path / "file", 60)
+    with pytest.raises(ValueError, match="state_every=0"):
+        StateFolder(tmp_path, 0)
+
+
+def test_sessions_of_clients_are_there_again_when_the_server_is_started_anew(tmp_path: Path) -> None:
+    folder = StateFolder(tmp_path, 3600)
+    with serving(state=folder) as first:
+        client = first.client
+        kept, deleted = client.session(memory="1MiB"), client.session(memory="1MiB", policy="edge")
+        for number in range(5):
+            client.put(kept, number, float(number))
+        answer = client.good("POST", f"{kept}/questions", {"question": QUESTION, "max_tokens": 3})
+        before = client.good("GET", kept)
+        client.call("DELETE", deleted)
+        drawn = first.sessions.budget.drawn_bytes
+    assert folder.names() == [kept.rpartition("/")[2]]
+    with serving(state=folder) as again:
+        client = again.client
+        assert again.sessions.budget.drawn_bytes == drawn
+        after = client.good("GET", kept)
+        for name in ("created", "frames", "questions", "first_seconds", "last_seconds", "tokens"):
+            assert after[name] == before[name], name
+        asked = client.good("POST", f"{kept}/questions", {"question": QUESTION, "max_tokens": 3})
+        assert (asked["answer"], asked["evidence"]) == (answer["answer"], answer["evidence"])
+        client.put(kept, 5, 5.0)
+        client.call("DELETE", kept)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_no_longer_fits_the_budget_is_kept_aside(tmp_path: Path) -> None:
+    said = list[str]()
+    folder = StateFolder(tmp_path, 3600, said.append)
+    with serving(state=folder) as first:
+        first.client.session(memory="3MiB")
+    with serving("2MiB", state=folder) as again:
+        assert again.sessions.all() == []
+    assert "of the server's budget are left" in said[-1]
+    assert [p.name.partition(".")[2] for p in tmp_path.iterdir()] == ["session.refused-1"]
+
+
+def test_the_server_saves_every_so_often_what_it_may_lose_to_a_power_cut(tmp_path: Path) -> None:
+    with serving(state=StateFolder(tmp_path, 0.01)) as one:
+        path = one.client.session()
+        one.client.put(path, 1, 0.0)
+        file = tmp_path / f"{path.rpartition('/')[2]}.session"
+        until(file.exists)
+        with Engine(NumpyVlm()).restore(file) as session:
+            assert session.memory()["frames"] <= 1
