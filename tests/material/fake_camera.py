@@ -132,7 +132,7 @@ def to_rtsp(peer: socket.socket) -> Send:
         units = nal_units(bytes(packet))
         for unit in units:
             marker = 0x80 if unit is units[-1] else 0
-            rtp = struct.pack(">BBHII", 0x80, 96 | marker, count & 0xFFFF, ticks, 1) + unit
+            rtp = struct.pack(">BBHII", 0x80, 96 | marker, count & 0xFFFF, ticks & 0xFFFFFFFF, 1) + unit
             peer.sendall(b"$\0" + struct.pack(">H", len(rtp)) + rtp)
             count += 1
 

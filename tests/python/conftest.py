@@ -27,11 +27,11 @@ def exporter(tmp_path_factory: pytest.TempPathFactory) -> Exporter:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Longer runs of tests that play in real time."""
-    parser.addoption("--camera-seconds", type=int, default=8, help="of test_slow_model.py; 600: ten minutes")
+    parser.addoption("--camera-seconds", type=int, default=10, help="of test_slow_model.py; 600: ten minutes")
 
 
 @pytest.fixture
 def camera_seconds(request: pytest.FixtureRequest) -> int:
     """How long the camera of test_slow_model.py sends."""
-    seconds: int = request.config.getoption("--camera-seconds", default=8)
+    seconds: int = request.config.getoption("--camera-seconds", default=10)
     return seconds

@@ -42,6 +42,9 @@ def live(
     give_up: Annotated[
         float, typer.Option(help="Seconds of trying in vain after which a camera is given up; inf: never.")
     ] = 30.0,
+    power_aware: Annotated[
+        bool, typer.Option("--power-aware", help="Fewer frames while the board is hot, or behind.")
+    ] = False,
     trace: TraceFile = None,
     json: Json = False,
 ) -> None:
@@ -51,6 +54,7 @@ def live(
     Frames that come while the model is busy are dropped: the newest is looked at.
     """
     from mosaic_edge.serve import stream_live
+    from mosaic_edge.serve.rate import RateGovernor
     from mosaic_edge.sources import LiveSource, SourceError, open_live
 
     if trace is not None and account is not None and trace.resolve() == account.resolve():
@@ -74,6 +78,7 @@ def live(
                 every=every,
                 progress=view.tick,
                 asking=asking,
+                rate=RateGovernor(fps, say=complain) if power_aware else None,
             )
         memory = opened.memory()
     result: dict[str, Any] = {"source": source, **asdict(ended), "seconds": view.seconds, "memory": memory}

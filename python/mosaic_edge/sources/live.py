@@ -95,6 +95,7 @@ class LiveSource:
         self._trouble: str | None = None
         self._timeline: Timeline[tuple[Picture, float]] | None = None
         self._current: Connection | None = None
+        self._stirred: float | None = None  # when its thread was last in no call
 
     def __iter__(self) -> Iterator[Frame]:
         self._closed = (
@@ -127,6 +128,18 @@ class LiveSource:
         if (current := self._current) is not None:
             current.abort()
 
+    def set_fps(self, fps: float) -> None:
+        """Give so many frames a second from the next picture on, from any thread."""
+        check_window(fps)
+        self.fps = fps
+
+    def stuck(self, seconds: float) -> str | None:
+        """Why its thread stands still, where nothing ended a call by its timeout and `seconds`; else None."""
+        quiet = 0.0 if self._stirred is None else time.monotonic() - self._stirred
+        if quiet <= max(*self._timeout, LONGEST_PAUSE_S) + seconds:
+            return None
+        return f"{self._name} did not answer for {quiet:.0f} s, nor end by its timeout"
+
     def stats(self) -> LiveStats:
         """How it does, from any thread."""
         newest = self._queue.newest
@@ -157,14 +170,14 @@ class LiveSource:
         except Exception as error:
             queue.end(error)
         finally:
-            self._connected = False
+            self._connected, self._stirred = False, None
 
     def _connections(self, queue: NewestFirst, closed: threading.Event) -> SourceError | None:
         """Read until it is over; what to say of the end."""
         began, pause, ticks = time.monotonic(), FIRST_PAUSE_S, Ticks(self.fps)
         clean = False
         while not closed.is_set():
-            before = queue.newest
+            before, self._stirred = queue.newest, time.monotonic()
             cause, over = self._connection(queue, closed, ticks)
             self._connected = False
             if closed.is_set():
@@ -179,6 +192,7 @@ class LiveSource:
             if tried + pause > self._give_up_s:
                 why = f"no frame in {tried:.0f} s of trying ({self._trouble})"
                 return None if clean else SourceError(self._name, reached, why)
+            self._stirred = time.monotonic()
             self._say(f"{self._trouble}; opened again in {pause:g} s")
             closed.wait(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
@@ -201,8 +215,9 @@ class LiveSource:
             for picture, raw in connection.pictures():
                 if closed.is_set():
                     break
-                arrived = time.monotonic()
+                self._stirred = arrived = time.monotonic()
                 self._note_frame()
+                ticks.change(self.fps)
                 for (shown, came), pts in self._timeline.take((picture, arrived), raw, arrived):
                     if ticks.take(pts):
                         queue.put(shown, pts, came)
