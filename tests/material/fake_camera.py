@@ -3,9 +3,10 @@
     with camera("rtsp", [[{"frames": 50, "fps": 25}, {"stall": 60}], [{"frames": 9}]]) as url: ...
 
 Each list is a connection: it sends that many frames (fps 0 or none: as fast as they go), says nothing for so
-many seconds, and hangs up at its end. The next begins with a new clock; frames carry their number
-(numbered.py), which goes on. After the last connection nobody is there. Kinds: "rtsp" (RTP over the
-connection), "tcp" (MPEG-TS), "http" (MJPEG: pictures without times).
+many seconds, and hangs up at its end. The next begins with a new clock; so does what follows, at
+{"clock": ticks}. Frames carry their number (numbered.py), which goes on. After the last connection nobody is
+there. Kinds: "rtsp" (RTP over the connection), "tcp" (MPEG-TS), "http" (MJPEG: pictures without times).
+log: a file of a double for every frame, when it was sent by time.monotonic(), which all processes share.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 
@@ -35,11 +36,11 @@ Send = Callable[[av.Packet, int], None]
 
 
 @contextmanager
-def camera(kind: str, plan: Plan) -> Iterator[str]:
+def camera(kind: str, plan: Plan, log: Path | None = None) -> Iterator[str]:
     """Its URL, while the process lives."""
     paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen(
-        [sys.executable, __file__, kind, json.dumps(plan)],
+        [sys.executable, __file__, kind, json.dumps(plan), str(log or os.devnull)],
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": paths},
         text=True,
@@ -131,7 +132,7 @@ def to_rtsp(peer: socket.socket) -> Send:
         units = nal_units(bytes(packet))
         for unit in units:
             marker = 0x80 if unit is units[-1] else 0
-            rtp = struct.pack(">BBHII", 0x80, 96 | marker, count & 0xFFFF, ticks, 1) + unit
+            rtp = struct.pack(">BBHII", 0x80, 96 | marker, count & 0xFFFF, ticks & 0xFFFFFFFF, 1) + unit
             peer.sendall(b"$\0" + struct.pack(">H", len(rtp)) + rtp)
             count += 1
 
@@ -145,7 +146,7 @@ KINDS = {
 }
 
 
-def serve(kind: str, plan: Plan) -> None:
+def serve(kind: str, plan: Plan, log: BinaryIO) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     print(listener.getsockname()[1], flush=True)
     speak, codec, pixels = KINDS[kind]
@@ -158,12 +159,14 @@ def serve(kind: str, plan: Plan) -> None:
             send, encode, clock = speak(peer), encoder(codec, pixels), 0
             for act in acts:
                 due = time.monotonic()
+                clock = int(act.get("clock", clock))
                 for _ in range(int(act.get("frames", 0))):
                     frame = av.VideoFrame.from_ndarray(numbered(number % 1024), format="rgb24")
                     frame = frame.reformat(format=pixels)
                     frame.pts, number, clock = clock, number + 1, clock + 3600
                     for packet in encode.encode(frame):
                         send(packet, int(packet.pts or 0))
+                    log.write(struct.pack("d", time.monotonic()))
                     if act.get("fps"):
                         due += 1 / act["fps"]
                         time.sleep(max(0.0, due - time.monotonic()))
@@ -174,4 +177,5 @@ def serve(kind: str, plan: Plan) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], json.loads(sys.argv[2]))
+    with Path(sys.argv[3]).open("wb", buffering=0) as sent:
+        serve(sys.argv[1], json.loads(sys.argv[2]), sent)

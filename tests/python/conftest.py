@@ -23,3 +23,15 @@ def _hears_interrupts() -> Iterator[None]:
 def exporter(tmp_path_factory: pytest.TempPathFactory) -> Exporter:
     """Models as others' exporters write them; see exported_models.py."""
     return Exporter(tmp_path_factory.mktemp("exported"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Longer runs of tests that play in real time."""
+    parser.addoption("--camera-seconds", type=int, default=10, help="of test_slow_model.py; 600: ten minutes")
+
+
+@pytest.fixture
+def camera_seconds(request: pytest.FixtureRequest) -> int:
+    """How long the camera of test_slow_model.py sends."""
+    seconds: int = request.config.getoption("--camera-seconds", default=10)
+    return seconds

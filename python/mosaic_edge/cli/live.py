@@ -51,6 +51,9 @@ def live(
     ] = 30.0,
     state: StateDir = None,
     state_every: StateEvery = 5.0,
+    power_aware: Annotated[
+        bool, typer.Option("--power-aware", help="Fewer frames while the board is hot, or behind.")
+    ] = False,
     trace: TraceFile = None,
     json: Json = False,
 ) -> None:
@@ -61,6 +64,7 @@ def live(
     goes on where the last one ended, however it ended.
     """
     from mosaic_edge.serve import stream_live
+    from mosaic_edge.serve.rate import RateGovernor
     from mosaic_edge.serve.state import SavedStream, StateFolder
     from mosaic_edge.sources import LiveSource, SourceError, open_live
 
@@ -88,6 +92,7 @@ def live(
                 progress=view.tick,
                 asking=asking,
                 state=None if folder is None else SavedStream(folder, _NAME, opened),
+                rate=RateGovernor(fps, say=complain) if power_aware else None,
             )
         memory = opened.memory()
     result: dict[str, Any] = {"source": source, **asdict(ended), "seconds": view.seconds, "memory": memory}

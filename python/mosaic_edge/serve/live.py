@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -19,7 +20,9 @@ from typing import Any
 from mosaic_edge.question import seconds
 from mosaic_edge.serve.account import Account
 from mosaic_edge.serve.questions import answering
+from mosaic_edge.serve.rate import RateGovernor
 from mosaic_edge.serve.state import SavedStream
+from mosaic_edge.serve.watchdog import Watchdog
 from mosaic_edge.session import Session
 from mosaic_edge.sources import FrameSource, LiveSource, SourceError
 
@@ -46,14 +49,16 @@ def stream_live(
     progress: Callable[[float, int], None] | None = None,
     asking: Mapping[str, Any] | None = None,
     state: SavedStream | None = None,
+    rate: RateGovernor | None = None,
 ) -> Streamed:
     """Stream `source` (any FrameSource) until it ends, or until SIGTERM or SIGINT; both are a good end.
 
     socket: a Unix socket to answer at while frames go in. account: a CSV of the memory account, with a row
     every `every` seconds. progress(pts seconds, frames) is called after every frame. asking: keywords of
     Session.ask for what the socket is asked. state: where the session is saved every so often, and at the
-    end. A session that was restored goes on a frame time after its last. The source is closed at the end.
-    Signals are handled where Python can do that: in the main thread.
+    end. A session that was restored goes on a frame time after its last. rate: says how many frames a second
+    a live source gives. The source is closed at the end. Signals are handled where Python can do that, in
+    the main thread; there systemd's watchdog is told that the stream goes on, if it asks.
     A source that breaks off raises nothing here: `error` of the result says what was wrong.
     """
     if not seconds(every, "every") > 0:
@@ -66,6 +71,7 @@ def stream_live(
         Account(session, None if account is None else Path(account), every) as book,
         answering(session, None if socket is None else Path(socket), asking),
         _Stop() as stop,
+        _watched(stop, source) if stop.handles else nullcontext(),
     ):
         try:
             for frame in source:
@@ -80,6 +86,8 @@ def stream_live(
                         state.tick()
                     if progress is not None:
                         progress(pts, frames)
+                if rate is not None and isinstance(source, LiveSource):
+                    source.set_fps(rate.step(stop.took, time.monotonic()))
         except SourceError as broken:
             error = str(broken)
         finally:
@@ -92,15 +100,23 @@ def stream_live(
     return Streamed(frames, error)
 
 
+def _watched(stop: _Stop, source: FrameSource) -> Watchdog:
+    live = source if isinstance(source, LiveSource) else None
+    return Watchdog(lambda seconds: stop.stuck(seconds) or (live.stuck(seconds) if live else None))
+
+
 class _Stop:
     """SIGTERM and SIGINT end the body: at once while it waits for the camera, else after the frame."""
 
     def __init__(self) -> None:
         self._busy = self._wanted = False
+        self._began = 0.0
+        self.handles = threading.current_thread() is threading.main_thread()
+        self.took = 0.0
+        """Seconds of the last frame."""
 
     def __enter__(self) -> _Stop:
-        mine = threading.current_thread() is threading.main_thread()
-        numbers = (signal.SIGTERM, signal.SIGINT) if mine else ()
+        numbers = (signal.SIGTERM, signal.SIGINT) if self.handles else ()
         self._before = {number: signal.signal(number, self._ask) for number in numbers}
         return self
 
@@ -111,11 +127,16 @@ class _Stop:
 
     @contextmanager
     def later(self) -> Iterator[None]:
-        self._busy = True
+        self._began, self._busy = time.monotonic(), True
         yield
-        self._busy = False
+        self._busy, self.took = False, time.monotonic() - self._began
         if self._wanted:
             raise KeyboardInterrupt
+
+    def stuck(self, seconds: float) -> str | None:
+        """Whether the frame in hand takes longer than that."""
+        took = time.monotonic() - self._began
+        return f"a frame takes over {took:.0f} s" if self._busy and took > seconds else None
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self._wanted = True

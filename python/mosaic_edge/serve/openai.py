@@ -27,7 +27,7 @@ from mosaic_edge.serve.requests import CHAT_BYTES, json_of
 from mosaic_edge.serve.responses import EventStream, unless_gone, whole
 from mosaic_edge.serve.served import Image, ServedSession
 from mosaic_edge.serve.sessions import Sessions, UnknownSessionError
-from mosaic_edge.sources.files import check_window
+from mosaic_edge.sources.where import check_window
 
 MOST_PARTS = 256
 

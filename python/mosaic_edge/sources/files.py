@@ -6,7 +6,6 @@ the end, in one line: `SourceError` names the file, the time that was reached an
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Generator, Iterator
@@ -27,16 +26,11 @@ from mosaic_edge.sources.decoding import (
 )
 from mosaic_edge.sources.encryption import encryption_of
 from mosaic_edge.sources.frame_source import Frame, SourceError, Where, is_held
-from mosaic_edge.sources.opening import (
-    check_there,
-    is_pipe,
-    name_of,
-    open_container,
-    video_stream,
-)
-from mosaic_edge.sources.registry import scheme
+from mosaic_edge.sources.opening import open_container, video_stream
+from mosaic_edge.sources.registry import FILE_SCHEMES, scheme
 from mosaic_edge.sources.seeking import has_index, seek_before, skip_before
 from mosaic_edge.sources.timeline import Ticks, Timeline
+from mosaic_edge.sources.where import check_there, check_window, is_pipe, name_of
 
 # A file that ends this much before the duration it declares was cut off.
 TRUNCATION_TOLERANCE_S = 0.5
@@ -45,7 +39,7 @@ _STEP_S = 1.0 / 30
 """Between pictures of a stream that does not say how many come a second."""
 
 
-@scheme("file", "http", "https", "ftp", "unix", "tcp", "tls", "udp", "rtp", "srt")
+@scheme(*FILE_SCHEMES)
 class VideoSource:
     """The frames of a video file, in order, at most `fps` of them a second.
 
@@ -225,16 +219,6 @@ class VideoSource:
         if len(container.streams) == 1 and container.duration is not None:
             return container.duration / av.time_base
         return None
-
-
-def check_window(fps: float | None, start: float = 0.0, end: float | None = None) -> None:
-    """ValueError, naming it, for what is no rate, or no stretch of time."""
-    if fps is not None and not 0 < fps < math.inf:
-        raise ValueError(f"fps: got {fps}, expected a positive number or None for every frame")
-    if not 0 <= start < math.inf:
-        raise ValueError(f"start: got {start}, expected seconds from 0 on")
-    if end is not None and not end > start:
-        raise ValueError(f"end: got {end}, expected more than start={start}")
 
 
 def _timed(

@@ -12,30 +12,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from fractions import Fraction
-from urllib.parse import urlsplit
 
-from av import VideoFrame
-from av.container import InputContainer
-from av.error import FFmpegError
-from av.format import Flags
-
-from mosaic_edge.sources.decoding import Damage, decode, has_flag, packets_of, upright
-from mosaic_edge.sources.files import VideoSource, check_window
+from mosaic_edge.sources.connection import Connection, Picture
 from mosaic_edge.sources.frame_source import Frame, FrameSource, SourceError
 from mosaic_edge.sources.newest import NewestFirst
-from mosaic_edge.sources.opening import (
-    CONNECT_S,
-    READ_S,
-    check_there,
-    is_pipe,
-    is_url,
-    name_of,
-    open_container,
-    video_stream,
-)
+from mosaic_edge.sources.readers import connect
 from mosaic_edge.sources.registry import known_schemes, open_source, scheme_of
 from mosaic_edge.sources.timeline import Ticks, Timeline
+from mosaic_edge.sources.where import CONNECT_S, READ_S, check_there, check_window, is_pipe, is_url, name_of
 
 GIVE_UP_S = 30.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 10.0
@@ -98,7 +82,7 @@ class LiveSource:
         self.path = os.fspath(path)
         if start or end is not None:
             raise ValueError(f"start, end: {name_of(path)} is live and has neither; close() ends it")
-        check_there(path)
+        self._check()
         self.fps = fps
         self._name = name_of(path)
         self._timeout = connect_s, read_s
@@ -109,8 +93,9 @@ class LiveSource:
         self._reconnects = self._dropped = self._broken = 0
         self._connected = False
         self._trouble: str | None = None
-        self._pixel: Fraction | None = None
-        self._timeline: Timeline[tuple[VideoFrame, float]] | None = None
+        self._timeline: Timeline[tuple[Picture, float]] | None = None
+        self._current: Connection | None = None
+        self._stirred: float | None = None  # when its thread was last in no call
 
     def __iter__(self) -> Iterator[Frame]:
         self._closed = (
@@ -126,8 +111,8 @@ class LiveSource:
             given = 0
             while (taken := self._queue.take()) is not None:
                 try:
-                    image = upright(taken[0], self._pixel)
-                except (FFmpegError, ValueError):
+                    image = taken[0].image()
+                except ValueError:
                     self._broken += 1
                     continue
                 yield Frame(image, taken[1], given)
@@ -140,6 +125,20 @@ class LiveSource:
         """End it, from any thread: the iteration ends with what it is at."""
         self._closed.set()
         self._queue.end(at_once=True)
+        if (current := self._current) is not None:
+            current.abort()
+
+    def set_fps(self, fps: float) -> None:
+        """Give so many frames a second from the next picture on, from any thread."""
+        check_window(fps)
+        self.fps = fps
+
+    def stuck(self, seconds: float) -> str | None:
+        """Why its thread stands still, where nothing ended a call by its timeout and `seconds`; else None."""
+        quiet = 0.0 if self._stirred is None else time.monotonic() - self._stirred
+        if quiet <= max(*self._timeout, LONGEST_PAUSE_S) + seconds:
+            return None
+        return f"{self._name} did not answer for {quiet:.0f} s, nor end by its timeout"
 
     def stats(self) -> LiveStats:
         """How it does, from any thread."""
@@ -154,6 +153,13 @@ class LiveSource:
             trouble=self._trouble,
         )
 
+    def _check(self) -> None:
+        """SourceError for what cannot be there."""
+        check_there(self.path)
+
+    def _connect(self, connect_s: float, read_s: float) -> Connection:
+        return connect(self.path, self.FORMAT, (connect_s, read_s))
+
     def _new_queue(self) -> NewestFirst:
         return NewestFirst(_is_local_pipe(self.path))
 
@@ -164,16 +170,18 @@ class LiveSource:
         except Exception as error:
             queue.end(error)
         finally:
-            self._connected = False
+            self._connected, self._stirred = False, None
 
     def _connections(self, queue: NewestFirst, closed: threading.Event) -> SourceError | None:
         """Read until it is over; what to say of the end."""
         began, pause, ticks = time.monotonic(), FIRST_PAUSE_S, Ticks(self.fps)
         clean = False
         while not closed.is_set():
-            before = queue.newest
+            before, self._stirred = queue.newest, time.monotonic()
             cause, over = self._connection(queue, closed, ticks)
             self._connected = False
+            if closed.is_set():
+                break
             if queue.newest != before:
                 began, pause, clean = time.monotonic(), FIRST_PAUSE_S, cause is None
             self._trouble = cause or "the sender ended the stream"
@@ -184,6 +192,7 @@ class LiveSource:
             if tried + pause > self._give_up_s:
                 why = f"no frame in {tried:.0f} s of trying ({self._trouble})"
                 return None if clean else SourceError(self._name, reached, why)
+            self._stirred = time.monotonic()
             self._say(f"{self._trouble}; opened again in {pause:g} s")
             closed.wait(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
@@ -193,38 +202,33 @@ class LiveSource:
         self, queue: NewestFirst, closed: threading.Event, ticks: Ticks
     ) -> tuple[str | None, bool]:
         """One connection: why it broke off (None: the sender ended it), and whether it is over."""
-        damage = Damage()
         try:
-            with open_container(self.path, self.FORMAT, self._timeout, live=True) as container:
-                video = video_stream(container, self._name, None)
-                timeline = self._continued(container, float(video.average_rate or 30))
-                recorded = _is_recording(self.path, container)
-                queue.patient = recorded or _is_local_pipe(self.path)
-                self._pixel = video.sample_aspect_ratio
-                queue.begin(1.0 / min(self.fps or math.inf, float(video.average_rate or 30)))
-                for picture in decode(packets_of(container, video, damage), video, damage):
-                    arrived = time.monotonic()
-                    self._note_frame()
-                    for (shown, came), pts in timeline.take((picture, arrived), picture.time, arrived):
-                        if ticks.take(pts):
-                            queue.put(shown, pts, came)
-                    if closed.is_set():
-                        return None, True
-                for (shown, came), pts in timeline.rest():
-                    if ticks.take(pts):
-                        queue.put(shown, pts, came)
+            self._current = connection = self._connect(*self._timeout)
         except SourceError as error:
             return error.cause, _is_local_pipe(self.path)
+        try:
+            rate = connection.rate or 30.0
+            if self._timeline is None:  # a connection that follows another goes on with its own
+                self._timeline = Timeline(1.0 / rate, breaks=True, timeless=connection.timeless)
+            queue.patient = connection.patient or _is_local_pipe(self.path)
+            queue.begin(1.0 / min(self.fps or math.inf, rate))
+            for picture, raw in connection.pictures():
+                if closed.is_set():
+                    break
+                self._stirred = arrived = time.monotonic()
+                self._note_frame()
+                ticks.change(self.fps)
+                for (shown, came), pts in self._timeline.take((picture, arrived), raw, arrived):
+                    if ticks.take(pts):
+                        queue.put(shown, pts, came)
+            for (shown, came), pts in self._timeline.rest():
+                if ticks.take(pts):
+                    queue.put(shown, pts, came)
+            return connection.broke_off, connection.over or _is_local_pipe(self.path)
         finally:
-            self._broken += damage.count - (damage.broke_off is not None)
-        return damage.broke_off, recorded or _is_local_pipe(self.path)
-
-    def _continued(self, container: InputContainer, rate: float) -> Timeline[tuple[VideoFrame, float]]:
-        """The timeline, which a connection that follows another goes on with."""
-        if self._timeline is None:
-            timeless = has_flag(container, Flags.no_timestamps)
-            self._timeline = Timeline(1.0 / rate, breaks=True, timeless=timeless)
-        return self._timeline
+            self._broken += connection.broken
+            self._current = None
+            connection.close()
 
     def _note_frame(self) -> None:
         if not self._connected:
@@ -248,7 +252,7 @@ def open_live(
     """As open_source, but what is no file on a disk is live: a pipe and a stream over TCP or HTTP, too."""
     name = scheme_of(where)
     opener = known_schemes().get(name)
-    if opener is VideoSource and (is_url(where) or is_pipe(where)):
+    if opener is known_schemes().get("file") and (is_url(where) or is_pipe(where)):
         opener = LiveSource
     if isinstance(opener, type) and issubclass(opener, LiveSource):
         return opener(where, fps, give_up_s=give_up_s, notify=notify)
@@ -258,9 +262,3 @@ def open_live(
 def _is_local_pipe(path: str) -> bool:
     """Whoever writes into it waits for who reads; when it ends, nothing comes behind."""
     return not is_url(path) and not path.startswith("/dev/video") and is_pipe(path)
-
-
-def _is_recording(path: str, container: InputContainer) -> bool:
-    """A file on a web server has a length."""
-    web = urlsplit(path).scheme.lower() in ("http", "https", "ftp")
-    return web and bool(container.duration)

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
-from av import VideoFrame
+from mosaic_edge.sources.connection import Picture
 
 MOST_WAITING = 16
 MOST_BYTES = 32 << 20
@@ -19,7 +19,7 @@ _LEAK = 0.1
 
 @dataclass(frozen=True)
 class _Waiting:
-    picture: VideoFrame
+    picture: Picture
     pts: float
     size: int
     due: float
@@ -58,13 +58,13 @@ class NewestFirst:
         self._interval = interval
         self._last, self._lead, self._hasty = None, 0.0, False
 
-    def put(self, picture: VideoFrame, pts: float, arrived: float) -> None:
+    def put(self, picture: Picture, pts: float, arrived: float) -> None:
         """A picture seen at `pts` seconds of the stream came at `arrived`."""
         with self._changed:
             if self._ended:
                 return
             self._note_pace(pts, arrived)
-            size = sum(plane.buffer_size for plane in picture.planes)
+            size = picture.nbytes
             while self._waiting and not self._ended and self._is_full(size):
                 if self.patient and not self._is_old(self._waiting[0]):
                     self._changed.wait(self._interval)
@@ -77,7 +77,7 @@ class NewestFirst:
             self.newest = arrived
             self._changed.notify_all()
 
-    def take(self) -> tuple[VideoFrame, float] | None:
+    def take(self) -> tuple[Picture, float] | None:
         """The next picture to be looked at and its time; None at the end, or the error it ended with."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._ended)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import stat
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,10 +16,7 @@ from av.stream import Disposition
 
 from mosaic_edge.sources.decoding import reason
 from mosaic_edge.sources.frame_source import SourceError, Where, is_held
-from mosaic_edge.sources.lists import check_list
-
-CONNECT_S = READ_S = 10.0
-"""The longest that a connection may take, and a stream say nothing."""
+from mosaic_edge.sources.where import CONNECT_S, READ_S, is_pipe, is_url, name_of
 
 # What a stream may open by itself (segments of a playlist, parts of a session), by what it came through.
 _WEB = "http,https,httpproxy,tls,tcp,crypto,data"
@@ -28,58 +24,6 @@ _PROTOCOLS = {"": "file,crypto,data", "file": "file,crypto,data", "http": _WEB, 
 _PROTOCOLS |= dict.fromkeys(("rtsp", "rtsps"), "rtp,srtp,udp,tcp,tls,http,https")
 _PROTOCOLS |= dict.fromkeys(("rtmp", "rtmps"), "rtmp,rtmps,tcp,tls")
 _PROTOCOLS |= {"tls": "tls,tcp", "ftp": "ftp,tcp", "rtp": "rtp,udp", "srt": "srt,udp"}
-
-
-def is_url(where: str) -> bool:
-    """Whether it is not a path."""
-    return "://" in where
-
-
-def is_pipe(where: Where) -> bool:
-    """Whether it can be read once, from its beginning: a FIFO, a pipe, a terminal."""
-    if is_held(where):
-        return not isinstance(where, bytes) and not _seekable(where)
-    path = os.fspath(where)  # type: ignore[arg-type]
-    if is_url(path):
-        return urlsplit(path).scheme.lower() in ("tcp", "unix", "udp")
-    try:
-        kind = Path(path).stat().st_mode
-    except OSError:
-        return False
-    return not (stat.S_ISREG(kind) or stat.S_ISDIR(kind))
-
-
-def name_of(where: Where) -> str:
-    """For messages. The password of a URL is nobody's business who reads them."""
-    if isinstance(where, bytes):
-        return f"<{len(where)} bytes>"
-    if is_held(where):
-        name = getattr(where, "name", None)
-        return name if isinstance(name, str) else f"<{type(where).__name__}>"
-    path = os.fspath(where)  # type: ignore[arg-type]
-    before, at, after = path.rpartition("@")
-    head, colon, secret = before.rpartition(":")
-    if is_url(path) and at and colon and not secret.startswith("//") and "/" not in secret:
-        return f"{head}:***@{after}"
-    return path
-
-
-def check_there(where: Where) -> None:
-    """SourceError for a path where no video can be."""
-    if is_held(where) or is_url(os.fspath(where)):  # type: ignore[arg-type]
-        return
-    path = os.fspath(where)  # type: ignore[arg-type]
-    file = Path(path)
-    try:
-        if not file.exists():
-            raise SourceError(path, None, "no such file")
-        if file.is_dir():
-            raise SourceError(path, None, "it is a directory, not a video file")
-        if file.is_file() and file.stat().st_size == 0:
-            raise SourceError(path, None, "the file is empty (0 bytes)")
-        check_list(path)
-    except OSError as error:
-        raise SourceError(path, None, error.strerror or str(error)) from error
 
 
 def open_container(
@@ -133,11 +77,6 @@ def video_stream(container: InputContainer, name: str, wanted: int | None) -> Vi
     if video.codec_context is None:
         raise SourceError(name, None, "there is no decoder for its video codec")
     return video
-
-
-def _seekable(file: Any) -> bool:
-    seekable = getattr(file, "seekable", None)
-    return bool(seekable()) if callable(seekable) else hasattr(file, "seek")
 
 
 def _is_mp4(where: Where) -> bool:

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from mosaic_edge.sources.frame_source import FrameSource, is_held
+from mosaic_edge.sources.readers import HOW_TO_READ, MODULES, is_installed
 
 if TYPE_CHECKING:
     from mosaic_edge.sources.frame_source import Where
@@ -23,16 +24,19 @@ class Opener(Protocol):
         ...
 
 
+FILE_SCHEMES = ("file", "http", "https", "ftp", "unix", "tcp", "tls", "udp", "rtp", "srt")
+"""Of files, and of what is opened like one."""
+
 _Class = TypeVar("_Class", bound=Opener)
 _OPENERS: dict[str, Opener] = {}
 
 
-def scheme(*names: str) -> Callable[[_Class], _Class]:
-    """Mark a class as what opens "name://..."."""
+def scheme(*names: str, without: str | None = None) -> Callable[[_Class], _Class]:
+    """Mark a class as what opens "name://...". without: only where that module is not installed."""
 
     def mark(opener: _Class) -> _Class:
-        for name in names:
-            _OPENERS[name] = opener
+        if without is None or not is_installed(without):
+            _OPENERS.update(dict.fromkeys(names, opener))
         return opener
 
     return mark
@@ -42,12 +46,22 @@ def known_schemes() -> dict[str, Opener]:
     """Every scheme there is, after a look into this folder."""
     package = __name__.rpartition(".")[0]
     for module in pkgutil.iter_modules(import_module(package).__path__):
-        import_module(f"{package}.{module.name}")
+        _import_if_read(f"{package}.{module.name}")
     return dict(sorted(_OPENERS.items()))
 
 
+def _import_if_read(module: str) -> None:
+    try:
+        import_module(module)
+    except ModuleNotFoundError as error:  # what it reads with is not installed
+        if str(error.name).partition(".")[0] not in MODULES:
+            raise
+
+
 def scheme_of(where: str) -> str:
-    """Of a URL its own ("rtsp"), of a camera's device "v4l2", of any other path "file"."""
+    """Of a URL its own ("rtsp"), of a pipeline "gst", of a device "v4l2", of any other path "file"."""
+    if where.startswith("gst:"):
+        return "gst"
     if found := re.match(r"([a-zA-Z][a-zA-Z0-9+.-]+)://", where):
         return found[1].lower()
     return "v4l2" if where.startswith("/dev/video") else "file"
@@ -66,9 +80,15 @@ def open_source(
     """
     schemes = known_schemes()
     if is_held(where):
-        return schemes["file"](where, fps, start, end)
+        return _named("file", schemes)(where, fps, start, end)
     path = os.fspath(where)  # type: ignore[arg-type]
     name = scheme_of(path)
-    if name not in schemes:
+    if name not in schemes and name not in FILE_SCHEMES:
         raise ValueError(f"source={path!r}: expected a path or one of {', '.join(schemes)}://")
-    return schemes[name](where, fps, start, end)
+    return _named(name, schemes)(where, fps, start, end)
+
+
+def _named(name: str, schemes: dict[str, Opener]) -> Opener:
+    if name not in schemes:
+        raise ModuleNotFoundError(f"nothing here reads video: {HOW_TO_READ}")
+    return schemes[name]

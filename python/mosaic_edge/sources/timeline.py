@@ -180,6 +180,13 @@ class Ticks:
         self._anchor: float | None = None
         self._tick = 0
 
+    def change(self, fps: float | None) -> None:
+        """Another rate, from the next picture on, which is taken."""
+        if fps is not None:
+            fps = min(fps, self.MOST)
+        if fps != self._fps:
+            self._fps, self._anchor, self._tick = fps, None, 0
+
     def take(self, pts: float) -> bool:
         """Whether the picture seen at `pts` is taken."""
         if self._fps is None:

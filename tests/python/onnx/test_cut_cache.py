@@ -17,6 +17,7 @@ from mosaic_edge.models.onnx import cut_cache
 from mosaic_edge.models.onnx.cut import CutGraph
 from mosaic_edge.models.onnx.cut_cache import CachedCut, open_pieces
 from mosaic_edge.models.onnx.decoder import CutDecoder
+from mosaic_edge.models.onnx.graph_file import data_folder
 from mosaic_edge.models.vlm import ModelError
 
 
@@ -39,7 +40,7 @@ def write(folder: Path, external: bool = False, **made: object) -> Path:
 
 def logits(pieces: CutGraph | CachedCut, decoder: Path) -> np.ndarray:
     embeds = np.random.default_rng(0).standard_normal((5, HIDDEN)).astype(np.float32)
-    run = CutDecoder(pieces, "test", 1, str(decoder.parent)).run(embeds, lambda layer, q, k, v: q)
+    run = CutDecoder(pieces, "test", 1, str(data_folder(decoder))).run(embeds, lambda layer, q, k, v: q)
     assert run is not None
     return run
 
@@ -255,3 +256,21 @@ def test_another_decoder_of_the_folder_keeps_its_cut(tmp_path: Path, place: Path
     open_pieces(other, {}, least_bytes=0)
     open_pieces(write(decoder.parent, layers=4), {}, least_bytes=0)
     assert len(entries(place)) == 2, "of the decoder that changed the old cut is gone, the other's is there"
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_graph_and_its_data_may_be_links_of_the_hubs_cache(tmp_path: Path, place: Path, kept: bool) -> None:
+    plain = write(tmp_path / "plain", external=True, layers=3)
+    blobs, snapshot = tmp_path / "models--a--b" / "blobs", tmp_path / "models--a--b" / "snapshots" / "0123"
+    shutil.copytree(plain.parent, blobs)
+    snapshot.mkdir(parents=True)
+    for number, name in enumerate(["decoder.onnx", "decoder.onnx_data"]):
+        (blobs / name).rename(blobs / f"{number:064x}")
+        (snapshot / name).symlink_to(f"../../blobs/{number:064x}")
+    linked = snapshot / "decoder.onnx"
+    least = 0 if kept else None
+    made = logits(open_pieces(linked, {}, least), linked)
+    np.testing.assert_array_equal(made, logits(open_pieces(plain, {}), plain))
+    again = open_pieces(linked, {}, least)
+    assert isinstance(again, CachedCut if kept else CutGraph)
+    np.testing.assert_array_equal(logits(again, linked), made)

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from fake_camera import Plan, camera
-from mosaic_edge.sources import LiveSource, SourceError, live, open_live, open_source
+from mosaic_edge.sources import LiveSource, SourceError, ffmpeg, open_live, open_source
 from numbered import number_of, write_numbered
 
 KINDS = ["rtsp", "tcp", "http"]
@@ -84,7 +84,7 @@ def test_a_camera_that_is_not_there_is_given_up_and_says_why() -> None:
 
 
 def test_a_picture_that_does_not_convert_costs_itself_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = live.upright
+    real = ffmpeg.upright
 
     def upright(picture: Any, pixel: Any) -> Any:
         image = real(picture, pixel)
@@ -92,7 +92,7 @@ def test_a_picture_that_does_not_convert_costs_itself_alone(monkeypatch: pytest.
             raise ValueError("a format that nobody knows")
         return image
 
-    monkeypatch.setattr(live, "upright", upright)
+    monkeypatch.setattr(ffmpeg, "upright", upright)
     with camera("tcp", [[{"frames": 75}]]) as url:
         source = LiveSource(url, 5.0, **QUICK)
         assert [number for number, _ in seen(source)[0]] == [n for n in range(0, 75, 5) if n % 3 != 1]

@@ -6,10 +6,11 @@ import threading
 import time
 from collections.abc import Callable
 
-import av
+import numpy as np
 import pytest
 
 from mosaic_edge.sources import newest
+from mosaic_edge.sources.connection import RgbPicture
 from mosaic_edge.sources.newest import MOST_WAITING, NewestFirst
 
 
@@ -28,8 +29,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return made
 
 
-def frame(size: int = 16) -> av.VideoFrame:
-    return av.VideoFrame(size, size, "yuv420p")
+def frame(size: int = 16) -> RgbPicture:
+    return RgbPicture(np.zeros((size // 2, size, 3), np.uint8))
 
 
 def play(

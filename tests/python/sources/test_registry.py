@@ -20,6 +20,7 @@ from mosaic_edge.sources import (
     registry,
 )
 from mosaic_edge.sources.cameras import NetworkCamera, V4l2Camera
+from mosaic_edge.sources.gstreamer import GStreamerSource
 from numpy_vlm import NumpyVlm, picture
 from videos import MakeVideo
 
@@ -33,6 +34,7 @@ from videos import MakeVideo
         ("tcp://127.0.0.1:5000", VideoSource),
         ("/dev/video7", V4l2Camera),
         ("rtsp://camera/stream", NetworkCamera),
+        ("gst:v4l2src device=/dev/video0 ! videorate", GStreamerSource),
     ],
 )
 def test_a_path_or_url_says_which_source_it_is(where: str, opener: type) -> None:

@@ -24,7 +24,7 @@ from mosaic_edge.models.cache_folder import MARKER, cache_folder, is_abandoned, 
 from mosaic_edge.models.onnx.cut import CUTTER_VERSION, CutGraph, cut
 from mosaic_edge.models.onnx.facts import DecoderFacts
 from mosaic_edge.models.onnx.files import bytes_on_disk
-from mosaic_edge.models.onnx.graph_file import external_files, read_graph
+from mosaic_edge.models.onnx.graph_file import data_folder, external_files, read_graph
 from mosaic_edge.models.vlm import RopeSpec
 
 LEAST_BYTES = 64 << 20
@@ -66,15 +66,15 @@ def open_pieces(
     it.
     """
     if bytes_on_disk(decoder) < (LEAST_BYTES if least_bytes is None else least_bytes):
-        return cut(read_graph(decoder), hints, str(decoder.parent))
+        return cut(read_graph(decoder), hints, str(data_folder(decoder)))
     try:
         cuts = cache_folder() / "cuts"
     except OSError:
-        return cut(read_graph(decoder), hints, str(decoder.parent))
+        return cut(read_graph(decoder), hints, str(data_folder(decoder)))
     entry = cuts / _key(decoder, hints)
     if (found := _read(entry, decoder)) is not None:
         return found
-    graph = cut(read_graph(decoder), hints, str(decoder.parent))
+    graph = cut(read_graph(decoder), hints, str(data_folder(decoder)))
     with suppress(OSError):
         _write(entry, decoder, graph)
         _remove_stale(entry, decoder)
@@ -109,7 +109,7 @@ def _add_file(digest: hashlib.blake2b, path: Path) -> None:
 
 def _identity(decoder: Path, names: Sequence[str]) -> list[list[object]]:
     """Name, bytes and time of the external data files; a missing one makes the identity differ."""
-    stats = [(name, decoder.parent / name) for name in sorted(names)]
+    stats = [(name, data_folder(decoder) / name) for name in sorted(names)]
     return [[n, p.stat().st_size, p.stat().st_mtime_ns] if p.is_file() else [n, -1, 0] for n, p in stats]
 
 

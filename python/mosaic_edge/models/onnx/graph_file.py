@@ -41,7 +41,23 @@ def read_graph(path: Path) -> onnx.ModelProto:
                 f"{data}: external data of {data.stat().st_size} bytes, {path.name} needs {end}: truncated"
             )
     _check_made(path, model.graph)
+    if path.is_symlink():
+        _name_blobs(path, model)
     return model
+
+
+def data_folder(path: Path) -> Path:
+    """Where the external data of a graph lies, as read_graph() names it. In a snapshot of the hub's cache the
+    graph and its data are links into the blobs, which ONNX and ONNX Runtime follow only from there."""
+    return path.resolve().parent if path.is_symlink() else path.parent
+
+
+def _name_blobs(path: Path, model: onnx.ModelProto) -> None:
+    """Call external data by what the links lead to."""
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = (path.parent / entry.value).resolve().name
 
 
 def external_files(model: onnx.ModelProto) -> dict[str, int]:

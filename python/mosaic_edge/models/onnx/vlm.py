@@ -24,7 +24,7 @@ from mosaic_edge.models.onnx.decoder import CutDecoder, open_session, session_op
 from mosaic_edge.models.onnx.embedding import TextEmbedding
 from mosaic_edge.models.onnx.facts import DecoderFacts
 from mosaic_edge.models.onnx.files import ModelFiles, bytes_on_disk, decoder_hints
-from mosaic_edge.models.onnx.graph_file import read_graph
+from mosaic_edge.models.onnx.graph_file import data_folder, read_graph
 from mosaic_edge.models.onnx.sites import GraphCutError
 from mosaic_edge.models.onnx.trial import TrialSession
 from mosaic_edge.models.onnx.vision import PixelSettings, VisionGraph
@@ -95,7 +95,7 @@ class OnnxVlm:
             pieces = open_pieces(files.decoder, decoder_hints(config, genai))
         except GraphCutError as error:
             raise GraphCutError(f"{files.decoder}: {error}") from None
-        decoder = CutDecoder(pieces, str(files.decoder), threads, str(files.decoder.parent), device)
+        decoder = CutDecoder(pieces, str(files.decoder), threads, str(data_folder(files.decoder)), device)
         for other in (files.vision, files.embeddings):
             read_graph(other)
         options = session_options(threads)
