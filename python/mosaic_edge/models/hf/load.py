@@ -24,6 +24,7 @@ from mosaic_edge.models.hf.family import Family
 from mosaic_edge.models.hf.mapped import MappedWeights, type_of_files
 from mosaic_edge.models.hf.quantised import check_quantised
 from mosaic_edge.models.hf.refused import check_layers
+from mosaic_edge.models.hf.rope import check_rope_type
 from mosaic_edge.models.hf.sizes import Stored, check_built, check_sizes
 from mosaic_edge.models.hf.weight_only import quantise
 from mosaic_edge.models.hub import PICKLES
@@ -66,7 +67,9 @@ def load_parts(
     if not config:
         raise ModelError(f"{folder}: no config.json")
     family = family_of(str(config.get("model_type", "")), str(folder))
-    check_layers(str(folder), config.get("text_config") or config)
+    text = config.get("text_config") or config
+    check_layers(str(folder), text)
+    check_rope_type(str(folder), text.get("rope_parameters") or text.get("rope_scaling") or {})
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
     quantised = config.get("quantization_config") or config.get("text_config", {}).get("quantization_config")
     check_quantised(str(folder), quantised or {}, target != "cpu")
