@@ -12,6 +12,7 @@ import transformers
 from checked_models import write_llava
 from fixtures_hf import FAMILIES, write_checkpoint
 from mosaic_edge import Engine
+from mosaic_edge.models.hf import weight_only
 from mosaic_edge.models.hf.load import load_parts
 from mosaic_edge.models.hf.mapped import MappedWeights
 
@@ -77,3 +78,22 @@ def test_no_page_of_what_was_converted_stays(
     assert len(seen) > 10 and max(seen) < size / 4
     # In int8 tower and embeddings are the files' own.
     assert resident(folder) < size / 4
+
+
+@pytest.mark.parametrize("how", ["int8", "int4"])
+def test_weights_that_are_quantised_by_rows_are_those_that_are_at_once(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchao import quantization as ao
+
+    monkeypatch.setattr(weight_only, "_BLOCK", 7 * 64)
+    torch.manual_seed(3)
+    whole = torch.nn.Linear(64, 45, dtype=torch.bfloat16)
+    weight = whole.weight.data.clone()
+    config = weight_only._config(ao, how, weight)
+    made = weight_only._by_rows(ao, config, weight, MappedWeights(whole, "cpu", None))
+    ao.quantize_(whole, config)
+    assert made is not None and made.shape == whole.weight.shape
+    assert torch.equal(made.dequantize(), whole.weight.data.dequantize())
+    x = torch.randn(5, 64, dtype=torch.bfloat16)
+    assert torch.equal(torch.nn.functional.linear(x, made, whole.bias), whole(x))

@@ -11,6 +11,8 @@ from mosaic_edge.models.vlm import ModelError
 
 _GROUP = 32
 """Inputs that share a scale, in 4 bits."""
+_BLOCK = 1 << 18
+"""Numbers that are quantised at a time."""
 
 
 def quantise(model: Any, how: str, weights: MappedWeights) -> None:
@@ -30,9 +32,34 @@ def quantise(model: Any, how: str, weights: MappedWeights) -> None:
                 continue
             weights.settle(module)  # one at a time: nothing else of the model is held twice
             before = module.weight.data
-            ao.quantize_(module, _config(ao, how, before), filter_fn=lambda *_: True)
+            config = _config(ao, how, before)
+            made = None if before.is_cuda else _by_rows(ao, config, before, weights)
+            if made is None:
+                ao.quantize_(module, config, filter_fn=lambda *_: True)
+            else:
+                module.weight = torch.nn.Parameter(made, requires_grad=False)
+            del made
             weights.let_go(before)
-            weights.tidy()  # torchao leaves cycles that hold what it calculated with
+            weights.tidy()
+
+
+def _by_rows(ao: Any, config: Any, weight: torch.Tensor, weights: MappedWeights) -> torch.Tensor | None:
+    """A weight quantised some rows at a time: torchao calculates with six times what it is given, and no row
+    has to do with another. None where its tensors are not made of rows (before 0.14)."""
+    made: list[Any] = []
+    for rows in weight.split(max(1, _BLOCK // weight.shape[1])):
+        part = torch.nn.Linear(weight.shape[1], len(rows), bias=False, device="meta")
+        part.weight = torch.nn.Parameter(rows, requires_grad=False)
+        ao.quantize_(part, config, filter_fn=lambda *_: True)
+        made.append(part.weight.data)
+        names, context = made[-1].__tensor_flatten__()
+        inner = [getattr(made[-1], name) for name in names]
+        if any(type(x) is not torch.Tensor or len(x) != len(rows) for x in inner):
+            return None
+    weights.let_go(weight)
+    joined = {name: torch.cat([getattr(block, name) for block in made]) for name in names}
+    whole: torch.Tensor = type(made[0]).__tensor_unflatten__(joined, context, weight.shape, weight.stride())
+    return whole
 
 
 def _config(ao: Any, how: str, weight: torch.Tensor) -> Any:
