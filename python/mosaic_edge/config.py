@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from mosaic_edge import DEFAULT_POLICY
 from mosaic_edge.models.vlm import VlmSpec
 from mosaic_edge.spill_folder import spill_folder
+from mosaic_edge.thinking_room import room_to_think
 
 if TYPE_CHECKING:
     from mosaic_edge._core import Policy
@@ -117,7 +118,8 @@ class SessionConfig:
     """Newest frames that are kept whole and always read; 0: what the model's own video window needs,
     at least 3; for a model without one 8, with `edge` by tokens 1 to 4, by the cap."""
     branch_tokens: int = 0
-    """Room for dialogue, question and answer together, in tokens; 0: a sixteenth of the cap, 32 to 512."""
+    """Room for dialogue, question and answer together, in tokens; 0: a sixteenth of the cap, 32 to 512; for a
+    model that thinks a quarter of it, up to 2,560, where the rest then fits."""
     retrieve_tokens: int = 0
     """Stored tokens read per layer for a question, by policies that read a part; 0: by policy and cap, at
     most 64 frames. `edge`: per layer and KV head, of what is on disk; 0: by the cap, 64 to 4,096."""
@@ -196,6 +198,10 @@ class SessionConfig:
 
     def core_arguments(self, spec: VlmSpec, prefix_tokens: int) -> tuple[Any, ...]:
         """Of the core's plan() and KvMemory(): model, memory, policy, settings, backend, threads."""
+        made = self._core_arguments(spec, prefix_tokens)
+        return made if self.branch_tokens or not spec.thinks else room_to_think(made, spec)
+
+    def _core_arguments(self, spec: VlmSpec, prefix_tokens: int) -> tuple[Any, ...]:
         return (
             core_model(spec),
             self.core_memory(spec, prefix_tokens),

@@ -18,6 +18,7 @@ from mosaic_edge.config import SessionConfig, SessionSettings
 from mosaic_edge.models import TINY, load_model
 from mosaic_edge.models.vlm import Vlm, VlmSpec
 from mosaic_edge.reply import Reply, ReplyStream
+from mosaic_edge.sampling import SamplingParams
 from mosaic_edge.session import Session
 from mosaic_edge.snapshot import Snapshot
 from mosaic_edge.snapshot_file import opened
@@ -83,13 +84,16 @@ class Engine:
         self, config: SessionConfig | None = None, **settings: Unpack[SessionSettings]
     ) -> dict[str, Any]:
         """How `session(config, **settings)` would split its cap, taking nothing; what a picture takes,
-        what it would at its own size, and the positions there are. Raises MemoryCapError."""
+        what it would at its own size, and the positions there are; whether the model thinks, and most tokens
+        of thought and answer. Raises MemoryCapError."""
         config = _config(config, settings)
         prefix = self.model.tokenize(self.spec.prefix) if self.spec.prefix else []
         plan: dict[str, Any] = _core.plan(*config.core_arguments(self.spec, len(prefix)))
         plan["tokens_per_frame"] = self.spec.tokens_per_frame
         plan["native_tokens_per_frame"] = self.spec.native_tokens_per_frame or self.spec.tokens_per_frame
         plan["context"] = self.spec.context
+        plan["thinks"] = self.spec.thinks
+        plan["max_tokens"] = min(SamplingParams.from_model(self.spec).max_tokens, plan["branch_tokens"])
         return plan
 
     def session(self, config: SessionConfig | None = None, **settings: Unpack[SessionSettings]) -> Session:

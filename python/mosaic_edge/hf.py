@@ -34,7 +34,7 @@ def generate(
     video: Where | Iterable[FrameArray],
     question: str,
     fps: float = 1.0,
-    max_new_tokens: int = 128,
+    max_new_tokens: int | None = None,
     tokens_per_frame: Limit = None,
     sampling: SamplingParams | None = None,
     **settings: Unpack[SessionSettings],
@@ -42,8 +42,8 @@ def generate(
     """Stream a video through `model` under a cap and ask one question about it.
 
     video: a file (its path, its bytes, or open), or RGB frames uint8 [H, W, 3] at `fps` a second (an array
-    [N, H, W, 3] too). sampling overrides max_new_tokens. settings: fields of SessionConfig (memory=, 256 MiB
-    by default, policy=, ...).
+    [N, H, W, 3] too). max_new_tokens: 256 by default, 2,048 for a model that thinks; sampling= overrides it.
+    settings: fields of SessionConfig (memory=, 256 MiB by default, policy=, ...).
     While it runs, the attention of the model's decoder is the registered one: the memory's in runs for a
     session, SDPA in every other, so that the model works as before in other threads too; then it is as it
     was. Raises ModelError, MemoryCapError, SourceError.
@@ -55,7 +55,8 @@ def generate(
     settings.setdefault("memory", "256MiB")
     vlm = wrap(model, processor, tokens_per_frame)
     try:
-        sampling = sampling or SamplingParams.from_model(vlm.spec, max_tokens=max_new_tokens)
+        most = {} if max_new_tokens is None else {"max_tokens": max_new_tokens}
+        sampling = sampling or SamplingParams.from_model(vlm.spec, **most)
         with Engine(vlm).session(**settings) as session:
             if isinstance(video, str | os.PathLike) or is_held(video):
                 session.append_video(cast("Where", video), fps=fps)

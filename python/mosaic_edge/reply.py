@@ -17,6 +17,7 @@ class Reply:
     """An answer, where in the stream it was read, and how long it took."""
 
     text: str
+    """The answer alone; empty where a thought was cut off before it (`thinking`, `finish`)."""
     evidence: tuple[TimeRange, ...]
     tokens: int
     finish: Literal["end", "length"]
@@ -32,10 +33,13 @@ class Reply:
     out."""
     moments_lost: int = 0
     """Moments that the core's table of them (a 64th of the cap) had no room for."""
+    thinking: str = ""
+    """What a model that thinks said before its answer, without the marks around it."""
 
 
 class ReplyStream:
-    """Iterates over the pieces of an answer as they are drawn; `reply` is the whole once it has ended.
+    """Iterates over the pieces of an answer as they are drawn; `reply` is the whole once it has ended. While
+    a model thinks, pieces are empty.
 
     Until the stream is exhausted or closed the session takes no frame and no other question (ValueError).
     """
@@ -67,6 +71,7 @@ def reply_document(question: str, reply: Reply) -> dict[str, Any]:
     return {
         "question": question,
         "answer": reply.text,
+        "thinking": reply.thinking,
         "evidence": [asdict(moment) for moment in reply.evidence],
         "first_token_ms": 1e3 * reply.first_token_seconds,
         "seconds": reply.seconds,

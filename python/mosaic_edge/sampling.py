@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from mosaic_edge.models.vlm import VlmSpec
 
+THINKING_TOKENS = 2048
+"""Most tokens of an answer and the thought before it."""
 _COLDEST, _HOTTEST = 1e-6, 1e6
 """Of temperatures: logits divided by less than this are no longer finite, by more all alike."""
 
@@ -56,8 +58,9 @@ class SamplingParams:
     @classmethod
     def from_model(cls, spec: VlmSpec, **changes: Any) -> SamplingParams:
         """As the model's makers have it drawn (generation_config.json), `changes` over that. `ask` takes this
-        where it is given nothing; SamplingParams() is greedy."""
-        return cls(**{**spec.sampling, **changes})
+        where it is given nothing; SamplingParams() is greedy. A model that thinks has THINKING_TOKENS."""
+        most = {"max_tokens": THINKING_TOKENS} if spec.thinks else {}
+        return cls(**{**most, **spec.sampling, **changes})
 
     @staticmethod
     def _fits_temperature(value: Any) -> bool:

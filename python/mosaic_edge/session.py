@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mosaic_edge import _core
+from mosaic_edge.answer_text import AnswerText
 from mosaic_edge.config import SessionConfig
 from mosaic_edge.evidence import time_ranges
 from mosaic_edge.held_policy import weakly_held
@@ -403,7 +404,7 @@ class Session:
         began = time.perf_counter()
         sampler = Sampler(sampling, self._prefix + ids)
         answer: list[int] = []
-        said = sent = ""
+        text = AnswerText(self._spec.thinking)
         with self._my_turn():
             self._streaming = stream
             keep = False  # a turn that failed is not part of the dialogue; one that was stopped early is
@@ -431,17 +432,15 @@ class Session:
                     answer.append(token)
                     with self._alone():
                         said = self._model.detokenize(answer)
-                    # A character may take several tokens: until its last it reads as U+FFFD and is held back.
-                    if said.startswith(sent) and not said.endswith("\ufffd"):
-                        piece, sent = said[len(sent) :], said
+                    if (piece := text.piece(said)) is not None:
                         yield piece
                     if len(answer) < limit or dialogue:
                         with self._alone():
                             next_logits = self._block(self._model.embed_text([token]), True)
                         assert next_logits is not None
                         logits = next_logits
-                if len(said) > len(sent):  # what was held back to the end
-                    yield said[len(sent) :]
+                if rest := text.rest():
+                    yield rest
                 keep = dialogue
             except GeneratorExit:
                 keep = dialogue
@@ -455,12 +454,9 @@ class Session:
         )  # a picture's last frame comes so long after its first
         moments = [(start, end + span, mass) for start, end, mass in moments]
         evidence = time_ranges(moments, gap=1.5 * gap)
-        seconds = time.perf_counter() - began
-        result.append(
-            Reply(
-                said, evidence, len(answer), finish, first_token, seconds, first_logits, tuple(moments), lost
-            )
-        )
+        times = first_token, time.perf_counter() - began
+        about = len(answer), finish, *times, first_logits, tuple(moments), lost
+        result.append(Reply(text.text, evidence, *about, thinking=text.thought))
 
     def _check_context(self, asked: int) -> None:
         """Warn, once, when a question reads more than the model has positions for."""

@@ -73,3 +73,5 @@ def show_plan(plan: dict[str, Any], console: Console) -> None:
         f"a question has {plan['branch_tokens']} tokens and reads {plan['retrieve_tokens']:,} a layer",
         soft_wrap=True,
     )
+    said = "the model thinks: thought and answer have" if plan["thinks"] else "an answer has"
+    console.print(f"{said} at most {plan['max_tokens']:,} tokens", soft_wrap=True)

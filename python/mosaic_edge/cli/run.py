@@ -146,6 +146,8 @@ def show_run(result: dict[str, Any], console: Console) -> None:
         console.print(line, soft_wrap=True)
         wait = f"first token after {a['first_token_ms']:.1f} ms"
         cut = f"; cut off after {a['tokens']} tokens" if a["finish"] == "length" else ""
+        if cut and a["thinking"] and not a["answer"]:
+            cut += ", in its thought: raise --max-tokens and --branch-tokens"
         console.print(f"  read from {show_evidence(a['evidence'])}; {wait}{cut}", soft_wrap=True)
     memory = result["memory"]
     stream = f"{result['frames']} frames up to {clock(result['reached_seconds'] or 0)}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mosaic_edge.models.prompt import NEWLINE, chat_template_in, prompt_from, special_tokens_in
+from mosaic_edge.models.thinking import Thinking, thinking_of
 from mosaic_edge.models.tokenizer import TextTokenizer
 from mosaic_edge.models.video_text import VIDEO_TEXTS, VideoText
 from mosaic_edge.models.vlm import ModelError
@@ -26,6 +27,7 @@ class ModelText:
     follow_up: str = ""
     video: VideoText | None = None
     tokens: int = 0
+    thinking: Thinking | None = None
 
 
 def family_name(config: Mapping[str, Any], genai: Mapping[str, Any]) -> str:
@@ -39,7 +41,10 @@ def text_of(folder: Path, mosaic: Mapping[str, Any], kind: str, tokenizer: TextT
     video = VIDEO_TEXTS.get(kind)
     template = None if "prefix" in mosaic or "template" in mosaic else chat_template_in(folder)
     if template is None or video is None:
-        text = ModelText(mosaic.get("prefix", ""), mosaic.get("template", "{question}"))
+        question = mosaic.get("template", "{question}")
+        text = ModelText(
+            mosaic.get("prefix", ""), question, thinking=thinking_of(None, question, tokenizer.has)
+        )
         tokenizer.check(f"{folder / 'mosaic.json'}: prefix", text.prefix)
         tokenizer.check(f"{folder / 'mosaic.json'}: template", text.template.replace("{question}", ""))
         return text
@@ -50,7 +55,8 @@ def text_of(folder: Path, mosaic: Mapping[str, Any], kind: str, tokenizer: TextT
         tokenizer.check(f"{folder}: {part} of its prompt", written.replace("{question}", ""))
     video = video.parted(prompt.between)
     try:
-        return ModelText(prefix, question, follow_up, video, most_tokens(video, tokenizer))
+        thinking = thinking_of(template, question, tokenizer.has)
+        return ModelText(prefix, question, follow_up, video, most_tokens(video, tokenizer), thinking)
     except ValueError as error:
         raise ModelError(f"{folder}: text around a picture: {error}") from None
 

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 
 from mosaic_edge.models.directory import is_trusted, plain_file
 from mosaic_edge.models.sandbox import limited
+from mosaic_edge.models.thinking import MARKS
 from mosaic_edge.models.vlm import ModelError
 
 _LISTED_WORDS = 400
@@ -43,12 +44,27 @@ class TextTokenizer:
         return made
 
     def _whole_texts(self) -> None:
+        self._show_marks()
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._added = {i: t.content for i, t in self._tokenizer.get_added_tokens_decoder().items()}
         self._plain: Tokenizer | None = None
         unknown = getattr(self._tokenizer.model, "unk_token", None)
         self._unknown = self._tokenizer.token_to_id(unknown) if unknown else None
+
+    def _show_marks(self) -> None:
+        """Marks of thoughts are read in answers, also where the vocabulary has them for control tokens."""
+        shown = {mark for pair in MARKS for mark in pair}
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        if any(token.special and token.content in shown for token in added):
+            document = json.loads(self._tokenizer.to_str())
+            for token in document["added_tokens"]:
+                token["special"] &= token["content"] not in shown
+            self._tokenizer = Tokenizer.from_str(json.dumps(document))
+
+    def has(self, token: str) -> bool:
+        """Whether it is one token of the vocabulary."""
+        return self._tokenizer.token_to_id(token) is not None
 
     def encode(self, text: str, plain: tuple[int, int] | None = None) -> list[int]:
         """Token ids of `text`, none added. ValueError names a word the vocabulary lacks and, if short, lists

@@ -14,6 +14,8 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from mosaic_edge.models.thinking import Thinking
+
 FloatArray: TypeAlias = NDArray[np.float32]
 FrameArray: TypeAlias = NDArray[np.uint8]
 
@@ -122,6 +124,8 @@ class VlmSpec:
     """The text of a question after an answer that the dialogue keeps; "": `template`."""
     prefix: str = ""
     """The text before the video (a system prompt), possibly empty."""
+    thinking: Thinking | None = None
+    """How it marks a thought before its answer; None: it has none."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.prefix, str):
@@ -130,6 +134,11 @@ class VlmSpec:
             raise ModelError(
                 f"{self.name}: template={self.template!r}: expected text with {{question}} in it, once"
             )
+
+    @property
+    def thinks(self) -> bool:
+        """Whether its answers begin with a thought, as a rule."""
+        return self.thinking is not None and self.thinking.usual
 
     @property
     def kv_bytes_per_token(self) -> int:

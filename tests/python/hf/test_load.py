@@ -22,6 +22,7 @@ from mosaic_edge import ModelError
 from mosaic_edge.engine import Engine
 from mosaic_edge.models.hf.load import check_weights
 from mosaic_edge.models.hf.rope import rope_of
+from mosaic_edge.models.thinking import Thinking
 from mosaic_edge.sampling import SamplingParams
 
 
@@ -319,3 +320,22 @@ def test_a_model_without_a_head_is_named(checkpoint: Path) -> None:
     processor.image_processor = transformers.AutoImageProcessor.from_pretrained(checkpoint)
     with pytest.raises(ModelError, match="Qwen2_5_VLModel has no head: load it with AutoModelForImageText"):
         mosaic_edge.hf.wrap(whole.model, processor)
+
+
+THINKING_CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for c in m.content %}{% if c.type == 'video' %}"
+    "<|vision_start|><|video_pad|><|vision_end|>{% else %}{{ c.text }}{% endif %}{% endfor %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+)
+
+
+def test_a_checkpoint_with_a_template_that_opens_a_thought_thinks(tmp_path: Path) -> None:
+    folder = write_checkpoint("qwen3_vl", tmp_path, THINKING_CHAT)
+    engine = Engine.load(folder, device="cpu", threads=1, tokens_per_frame=16)
+    assert engine.spec.thinking == Thinking("<think>", "</think>", opened=True)
+    assert engine.spec.template.endswith("<|im_start|>assistant\n<think>\n")
+    with engine.session(memory="16MiB") as session:
+        session.append(picture(0), 0.0)
+        reply = session.ask("what?", sampling=SamplingParams(max_tokens=5))
+    assert (reply.text, reply.finish) == ("", "length")  # of random weights, which close nothing
+    assert reply.thinking

@@ -38,7 +38,7 @@ def checkpoint(kind: str, scaled: dict[str, Any], folder: Path) -> Path:
     write_checkpoint(kind, folder)
     config = json.loads((folder / "config.json").read_text())
     text = config["text_config"]
-    before = text.pop("rope_parameters", None) or text
+    before = {**text, **(text.get("rope_scaling") or {}), **(text.pop("rope_parameters", None) or {})}
     multi = {"mrope_section": before["mrope_section"]} if kind.startswith("qwen") else {}
     text.update(rope_theta=before["rope_theta"], rope_scaling=scaled | multi)
     (folder / "config.json").write_text(json.dumps(config))

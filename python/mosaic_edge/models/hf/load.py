@@ -21,9 +21,12 @@ from tokenizers import Tokenizer
 from mosaic_edge.models.directory import check_directory, is_there, named_file, read_json
 from mosaic_edge.models.hf.families import family_of
 from mosaic_edge.models.hf.family import Family
+from mosaic_edge.models.hf.mapped import MappedWeights, type_of_files
 from mosaic_edge.models.hf.quantised import check_quantised
 from mosaic_edge.models.hf.refused import check_layers
+from mosaic_edge.models.hf.rope import check_rope_type
 from mosaic_edge.models.hf.sizes import Stored, check_built, check_sizes
+from mosaic_edge.models.hf.weight_only import quantise
 from mosaic_edge.models.hub import PICKLES
 from mosaic_edge.models.image_settings import video_settings
 from mosaic_edge.models.prompt import chat_template_in
@@ -64,7 +67,9 @@ def load_parts(
     if not config:
         raise ModelError(f"{folder}: no config.json")
     family = family_of(str(config.get("model_type", "")), str(folder))
-    check_layers(str(folder), config.get("text_config") or config)
+    text = config.get("text_config") or config
+    check_layers(str(folder), text)
+    check_rope_type(str(folder), text.get("rope_parameters") or text.get("rope_scaling") or {})
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
     quantised = config.get("quantization_config") or config.get("text_config", {}).get("quantization_config")
     check_quantised(str(folder), quantised or {}, target != "cpu")
@@ -72,6 +77,8 @@ def load_parts(
         raise ValueError(f"dtype={dtype!r}: expected fp32, fp16 or bf16")
     if quantization not in (None, "int4", "int8"):
         raise ValueError(f"quantization={quantization!r}: expected None, 'int4' or 'int8'")
+    if quantization is not None and quantised:
+        raise ValueError(f"quantization={quantization!r}: {folder} is quantised already")
     check_directory(folder, (*_FILES, *(PICKLES if allow_pickle else ())))
     stored = check_weights(folder, allow_pickle)
     check_sizes(folder, config, stored)
@@ -80,14 +87,29 @@ def load_parts(
     template = chat_template_in(folder)
     images = _image_processor(folder)
     tokenizer = _tokenizer(folder)
-    quiet = not sys.stderr.isatty() and transformers.utils.logging.is_progress_bar_enabled()
+    wanted = _type_for(dtype, config, target)
     pickled = allow_pickle and not _weights_in(folder)
+    stays = quantised is not None  # a pre-quantised checkpoint is and lies as transformers made it
+    filed = None if stays or pickled else type_of_files(built, stored, wanted)
+    model = _read_weights(folder, built, filed or wanted, pickled)
+    model.eval().requires_grad_(False)
+    if not stays:
+        weights = MappedWeights(model, target, wanted if filed else None)
+        if quantization is not None:
+            quantise(model, quantization, weights)
+        weights.settle(model)
+    return Parts(folder, model, images, video_settings(folder), tokenizer, template, family)
+
+
+def _read_weights(folder: Path, built: Any, dtype: torch.dtype, pickled: bool) -> Any:
+    """The model of a configuration with its weights. ModelError for those that are not there, too."""
+    quiet = not sys.stderr.isatty() and transformers.utils.logging.is_progress_bar_enabled()
     if quiet:  # no bar in a pipe
         transformers.utils.logging.disable_progress_bar()
     try:
         model, found = transformers.AutoModelForImageTextToText.from_pretrained(
             folder,
-            dtype=_type_for(dtype, config, target),
+            dtype=dtype,
             local_files_only=True,
             trust_remote_code=False,
             config=built,
@@ -102,19 +124,12 @@ def load_parts(
             transformers.utils.logging.enable_progress_bar()
     missing = sorted(map(str, found["missing_keys"]))
     if missing:  # transformers goes on with random ones
+        version = read_json(folder / "config.json").get("transformers_version", "no version")
         raise ModelError(
             f"{folder}: {len(missing)} weights are not in it, {missing[0]} first, as transformers "
-            f"{transformers.__version__} names them; config.json says it was saved by "
-            f"{config.get('transformers_version', 'no version')}"
+            f"{transformers.__version__} names them; config.json says it was saved by {version}"
         )
-    model.eval().requires_grad_(False)
-    if quantised is None:  # a pre-quantised checkpoint lies where transformers put it
-        model.to(target)
-    if quantization is not None:
-        if quantised is not None:
-            raise ValueError(f"quantization={quantization!r}: {folder} is quantised already")
-        quantise(model, family, quantization)
-    return Parts(folder, model, images, video_settings(folder), tokenizer, template, family)
+    return model
 
 
 def _config(folder: Path) -> Any:
@@ -145,7 +160,10 @@ def check_weights(folder: Path, allow_pickle: bool) -> Stored:
         raise ModelError(f"{folder}: shard {missing[0]} is missing ({len(missing)} of {len(shards)} are)")
     files = [named_file(folder, name, index) for name in shards] or _weights_in(folder)
     if files:
-        return Stored(sum(map(_check_safetensors, files)), sum(file.stat().st_size for file in files))
+        headers = [_check_safetensors(file) for file in files]
+        types = {str(tensor.get("dtype")) for header in headers for tensor in header.values()}
+        size = sum(file.stat().st_size for file in files)
+        return Stored(sum(map(len, headers)), size, frozenset(types))
     pickles = sorted(file for pattern in PICKLES for file in folder.glob(pattern))
     if not pickles:
         raise ModelError(f"{folder}: no *.safetensors")
@@ -157,8 +175,8 @@ def check_weights(folder: Path, allow_pickle: bool) -> Stored:
     return Stored(1 << 30, sum(file.stat().st_size for file in pickles))
 
 
-def _check_safetensors(file: Path) -> int:
-    """How many tensors are in it. ModelError if it is not whole."""
+def _check_safetensors(file: Path) -> dict[str, Any]:
+    """What its header says of its tensors. ModelError if it is not whole."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(8)
@@ -166,15 +184,14 @@ def _check_safetensors(file: Path) -> int:
         if len(start) < 8 or not 2 <= length <= min(size - 8, _HEADER_BYTES):
             raise ModelError(f"{file}: not a safetensors file, or cut off in its header ({size} bytes)")
         try:
-            header = json.loads(stream.read(length))
-            end = max(
-                (int(t["data_offsets"][1]) for name, t in header.items() if name != "__metadata__"), default=0
-            )
+            header: dict[str, Any] = json.loads(stream.read(length))
+            header.pop("__metadata__", None)
+            end = max((int(tensor["data_offsets"][1]) for tensor in header.values()), default=0)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError):
             raise ModelError(f"{file}: its safetensors header cannot be read") from None
     if size != 8 + length + end:
         raise ModelError(f"{file}: truncated or damaged: {size} bytes, its header says {8 + length + end}")
-    return len(header)
+    return header
 
 
 def _image_processor(folder: Path) -> Any:
@@ -219,31 +236,3 @@ def _type_for(dtype: str | None, config: dict[str, Any], device: str) -> Any:
         (str(c[key]) for c in (config, text) for key in ("dtype", "torch_dtype") if c.get(key)), "float32"
     ).removeprefix("torch.")
     return torch.float32 if device == "cpu" and stored == "float16" else _TYPES.get(stored, torch.float32)
-
-
-def quantise(model: Any, family: type[Family], how: str) -> None:
-    """Weights of the decoder's linear layers in 4 or 8 bits, activations as they are (torchao). Vision tower
-    and head stay.
-
-    int8: one scale an output channel. int4: groups of 32 inputs; on a GPU in bfloat16 four bits a weight,
-    elsewhere torchao holds each in a byte: the rounding is int4's, the memory int8's.
-    """
-    try:
-        from torchao import quantization as ao
-    except ImportError:
-        raise ModelError(f"quantization={how!r} needs torchao: pip install 'mosaic_edge[hf]'") from None
-    language = getattr(model.model, "text_model", None) or model.model.language_model
-    weight = next(language.parameters())
-    group = 32
-
-    def chosen(module: torch.nn.Module, _: str) -> bool:
-        return isinstance(module, torch.nn.Linear) and (how == "int8" or module.in_features % group == 0)
-
-    config: Any
-    if how == "int8":
-        config = ao.Int8WeightOnlyConfig()
-    elif weight.is_cuda and weight.dtype == torch.bfloat16:
-        config = ao.Int4WeightOnlyConfig(group_size=group, int4_packing_format="tile_packed_to_4d")
-    else:
-        config = ao.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=ao.PerGroup(group))
-    ao.quantize_(language.layers, config, filter_fn=chosen)

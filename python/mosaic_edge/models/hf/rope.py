@@ -29,12 +29,7 @@ def rope_of(name: str, language: Any, axes: int) -> RopeSpec:
     rotary = language.rotary_emb
     settings = rope_settings(language.config)
     theta = float(settings.get("rope_theta") or getattr(language.config, "rope_theta", None) or 1e4)
-    kind = rope_type(settings)
-    if kind not in (*_PLAIN, *_SCALED):
-        raise ModelError(
-            f"{name}: rope_type={kind!r} is not known to the memory; "
-            f"there are {', '.join((*_PLAIN, *_SCALED))}"
-        )
+    kind = check_rope_type(name, settings)
     # Two types change the module's table while a long text is read: what it began with is kept beside it.
     table = (
         getattr(rotary, "original_inv_freq", rotary.inv_freq)
@@ -68,6 +63,17 @@ def rope_of(name: str, language: Any, axes: int) -> RopeSpec:
     return RopeSpec(
         2 * n, theta, _pairs(name, language, n) if axes == 1 else "half", sections, frequencies=scaled
     )
+
+
+def check_rope_type(name: str, settings: Mapping[str, Any]) -> str:
+    """The type that a config says. ModelError for one that is not known."""
+    kind = rope_type(settings)
+    if kind not in (*_PLAIN, *_SCALED):
+        raise ModelError(
+            f"{name}: rope_type={kind!r} is not known to the memory; "
+            f"there are {', '.join((*_PLAIN, *_SCALED))}"
+        )
+    return kind
 
 
 def _pairs(name: str, language: Any, n: int) -> Literal["half", "interleaved"]:

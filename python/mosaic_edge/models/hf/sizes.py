@@ -25,6 +25,8 @@ class Stored:
 
     tensors: int
     bytes: int
+    types: frozenset[str] = frozenset()
+    """Of the tensors, as safetensors names them."""
 
 
 def check_sizes(folder: Path, config: dict[str, Any], stored: Stored) -> None:
@@ -56,14 +58,8 @@ def check_sizes(folder: Path, config: dict[str, Any], stored: Stored) -> None:
 def check_built(folder: Path, built: Any, stored: Stored) -> None:
     """All that transformers makes of a configuration, counted on a device that holds nothing. A weight that
     the files lack would be made up, at the size that is said, before it is known to be missing."""
-    on_meta = getattr(
-        getattr(transformers, "initialization", None), "meta_device_safe_creation_ops", nullcontext
-    )
     try:
-        with torch.device("meta"), on_meta():
-            model = transformers.AutoModelForImageTextToText.from_config(
-                copy.deepcopy(built), trust_remote_code=False
-            )
+        model = on_meta(built)
     except Exception:  # from_pretrained() fails by it too, and says what is wrong
         return
     sizes = {name: x.numel() for name, x in (*model.named_parameters(), *model.named_buffers())}
@@ -72,6 +68,17 @@ def check_built(folder: Path, built: Any, stored: Stored) -> None:
         raise ModelError(
             f"{folder / 'config.json'}: makes a model of {count} numbers, {sizes[largest]} of them "
             f"{largest}: the weight files hold {stored.bytes} bytes"
+        )
+
+
+def on_meta(built: Any, **how: Any) -> Any:
+    """The model of a configuration, on a device that holds nothing. Raises whatever transformers does."""
+    creation = getattr(
+        getattr(transformers, "initialization", None), "meta_device_safe_creation_ops", nullcontext
+    )
+    with torch.device("meta"), creation():
+        return transformers.AutoModelForImageTextToText.from_config(
+            copy.deepcopy(built), trust_remote_code=False, **how
         )
 
 

@@ -30,6 +30,7 @@ from mosaic_edge.models.model_text import most_tokens
 from mosaic_edge.models.prompt import NEWLINE, Prompt, named_template, prompt_from
 from mosaic_edge.models.rope import absolute_position
 from mosaic_edge.models.schema import card_settings
+from mosaic_edge.models.thinking import thinking_of
 from mosaic_edge.models.tokenizer import TextTokenizer
 from mosaic_edge.models.video_text import VideoText
 from mosaic_edge.models.vlm import (
@@ -125,6 +126,7 @@ class HfVlm:
             special = {key: str(token) for key, token in parts.tokenizer.special_tokens_map.items()}
             prompt = prompt_from(template, special, words.mark, words.prompt, origin)
         else:  # a model made for streams says itself how it is asked
+            template = None
             prompt = Prompt(mosaic.get("prefix", ""), mosaic.get("template", "{question}"))
         words = words.parted(prompt.between)
         text = most_tokens(words, tokenizer)
@@ -167,6 +169,7 @@ class HfVlm:
             template=question,
             follow_up=follow_up,
             prefix=prefix,
+            thinking=thinking_of(template, question, tokenizer.has),
         )
         return cls(
             family, head, tokenizer, words, spec, fixed="image_size" in mosaic and isinstance(family, Llava)

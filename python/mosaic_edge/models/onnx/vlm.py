@@ -268,4 +268,5 @@ def _spec_of(
         prefix=words.prefix,
         template=words.template,
         follow_up=words.follow_up,
+        thinking=words.thinking,
     )
