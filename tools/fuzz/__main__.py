@@ -45,9 +45,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--state", type=Path, help="a JSON file that remembers how far earlier runs came")
     parser.add_argument("--workers", type=int, default=1, help="cases at a time")
     given = parser.parse_args(arguments)
-    play = import_module(KINDS[given.kind]).play
+    kind = import_module(KINDS[given.kind])
+    if hasattr(kind, "prepare"):
+        kind.prepare()  # what every case needs, once before they are forked
     tally = cases.Tally.read(given.state, given.kind, given.seed)
-    cases.run(play, tally, given.seconds, given.cases, given.workers)
+    cases.run(kind.play, tally, given.seconds, given.cases, given.workers)
     print(tally.line())
     return 1 if tally.found else 0
 

@@ -33,9 +33,10 @@ def recover_theta(cos: NDArray[np.floating], sin: NDArray[np.floating]) -> float
             float(round(measured)),
             measured,
         ]
-    errors = [_error(t, c, s, loose) for t in candidates]
-    for theta, error in zip(candidates, errors, strict=True):
-        if error <= 1.0:
+    errors = []
+    for theta in candidates:
+        errors.append(_error(theta, c, s, loose))
+        if errors[-1] <= 1.0:
             return theta
     raise ValueError(
         f"the rotary tables [{cos.shape[0]}, {half}] are not those of one theta "
