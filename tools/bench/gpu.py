@@ -45,7 +45,7 @@ def main() -> int:
     parser.add_argument("--only", choices=("kernels", "streams"), help="half of it")
     parser.add_argument("--lines", type=Path, help="append the rows to this file")
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, tiny")
-    parser.add_argument("--seconds", type=float, default=30.0, help="most seconds of one stream")
+    parser.add_argument("--seconds", type=float, default=240.0, help="of all streams")
     parser.add_argument("--policies", default=",".join(POLICIES))
     options = parser.parse_args()
     if options.only != "streams" and options.bench is None:

@@ -200,8 +200,12 @@ def bench_streams(
     only: list[str],
     emit: Callable[[dict[str, Any]], None],
 ) -> bool:
-    """A row for each shape and policy; a cell that fails says why and the others go on. True: none failed."""
-    good = True
+    """A row for each shape and policy; a cell that fails says why and the others go on. True: none failed.
+
+    budget: seconds for all of them. Each gets an even part of what is left, so that what one does not need is
+    for those behind it.
+    """
+    good, ends, cells = True, time.perf_counter() + budget, len(shapes) * len(only)
     for shape in shapes:
         decoder = Decoder(shape, device)
         weights = sum(part.numel() * part.element_size() for layer in decoder.layers for part in layer)
@@ -213,10 +217,11 @@ def bench_streams(
                 "weight_bytes": weights,
             }
             try:
-                row |= Stream(core, decoder, policy).run(budget)
+                row |= Stream(core, decoder, policy).run((ends - time.perf_counter()) / cells)
             except Exception as error:
                 row["error"] = f"{type(error).__name__}: {error}"
                 good = False
+            cells -= 1
             emit(row)
         del decoder
         if device.is_cuda:

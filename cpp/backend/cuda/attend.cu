@@ -8,12 +8,14 @@
 #include "backend/cuda/attend_parts.h"
 #include "backend/cuda/attend_tile.h"
 #include "backend/cuda/kernels.h"
+#include "backend/cuda/packed_lane.h"
 
 namespace mosaic::MOSAIC_SIMT {
 namespace {
 
-// What split-KV aims at: blocks a processor, but no more query rows than this, for each of which there is scratch.
-constexpr int kMostBlocks = 4, kRowsAProcessor = 128;
+// Split-KV fills the processors once, with the blocks they hold side by side, and gives a split a unit a warp where there are
+// as many. No more query rows a processor than this, for each of which there is scratch.
+constexpr int kBlocksAProcessor = 2, kUnitsASplit = 4, kRowsAProcessor = 128;
 
 // Two numbers of a token's values, `half` channels apart.
 template <class C>
@@ -186,31 +188,51 @@ attend_kernel(const AttendArgs a, const RopeTable rope, const Parts parts) {
   }
 }
 
-constexpr int kJoinThreads = 64;
+constexpr int kMergeThreads = 64;
+constexpr int kJoinThreads = 128, kJoinWarps = kJoinThreads / simt::kWarp;
 
-// The splits of one query row (a block each) -> out, lse. `out` null: lse alone.
+// The splits of one query row (a block each) -> out, lse. `out` null: lse alone. Threads weigh splits; then warps take
+// splits and lanes channels, so that a row's parts are read side by side. Shared: [splits], [kJoinWarps][d], [2 kJoinWarps].
 MOSAIC_KERNEL(kJoinThreads, 1)
 combine_kernel(const Parts parts, int splits, int q_heads, int d, float* out, size_t stride, float* lse) {
   const size_t row = static_cast<size_t>(simt::block_x()), rows = static_cast<size_t>(simt::blocks_x());
-  float top = -INFINITY, total = 0;
-  for (int s = 0; s < splits; ++s) top = fmaxf(top, parts.lse[s * rows + row]);
-  for (int s = 0; s < splits && top != -INFINITY; ++s) {
-    total += simt::exp2_of((parts.lse[s * rows + row] - top) * kLog2E);
+  const int warp = simt::thread() / simt::kWarp;
+  float* const weight = simt::shared<float>();
+  float* const sums = weight + splits;
+  float* const space = sums + kJoinWarps * d;
+  float top = -INFINITY;
+  for (int s = simt::thread(); s < splits; s += kJoinThreads) top = fmaxf(top, parts.lse[s * rows + row]);
+  top = simt::max_lanes(top, simt::kWarp);
+  if (lane() == 0) space[warp] = top;
+  simt::barrier();
+  for (int w = 0; w < kJoinWarps; ++w) top = fmaxf(top, space[w]);
+  float total = 0;
+  for (int s = simt::thread(); s < splits; s += kJoinThreads) {
+    weight[s] = top == -INFINITY ? 0.0f : simt::exp2_of((parts.lse[s * rows + row] - top) * kLog2E);
+    total += weight[s];
   }
+  total = simt::sum_block(total, space + kJoinWarps);
   if (simt::thread() == 0) lse[row] = total > 0 ? top + simt::log2_of(total) * kLn2 : -INFINITY;
   if (out == nullptr) return;
+  for (int c = lane(); c < d; c += simt::kWarp) {
+    float sum = 0;
+#pragma unroll 4  // loads in flight
+    for (int s = warp; s < splits; s += kJoinWarps) {
+      // A split that found nothing weighs nothing, whatever lies there.
+      if (weight[s] > 0) sum += weight[s] * parts.out[(s * rows + row) * d + c];
+    }
+    sums[warp * d + c] = sum;
+  }
+  simt::barrier();
   float* const to = out + row / q_heads * stride + row % q_heads * d;
   for (int c = simt::thread(); c < d; c += kJoinThreads) {
     float sum = 0;
-    for (int s = 0; s < splits && total > 0; ++s) {
-      const float weight = simt::exp2_of((parts.lse[s * rows + row] - top) * kLog2E);
-      sum += weight * parts.out[(s * rows + row) * d + c];
-    }
+    for (int w = 0; w < kJoinWarps; ++w) sum += sums[w * d + c];
     to[c] = total > 0 ? sum / total : 0.0f;
   }
 }
 
-MOSAIC_KERNEL(kJoinThreads, 1)
+MOSAIC_KERNEL(kMergeThreads, 1)
 merge_kernel(float* out, float* lse, const float* other_out, const float* other_lse, int d) {
   const size_t row = static_cast<size_t>(simt::block_x());
   const float a = lse[row], b = other_lse[row], top = fmaxf(a, b);
@@ -218,7 +240,7 @@ merge_kernel(float* out, float* lse, const float* other_out, const float* other_
   if (top == -INFINITY) return;
   const float mine = simt::exp2_of((a - top) * kLog2E), theirs = simt::exp2_of((b - top) * kLog2E);
   const float inverse = 1.0f / (mine + theirs);
-  for (int c = simt::thread(); c < d; c += kJoinThreads) {
+  for (int c = simt::thread(); c < d; c += kMergeThreads) {
     float* const to = out + row * d + c;
     *to = (*to * mine + other_out[row * d + c] * theirs) * inverse;
   }
@@ -243,16 +265,21 @@ void attend_any(const simt::Queue& on, const AttendArgs& a, float* scratch) {
                        " channels; at most 256 on this device.");
   const bool on_tensor_cores = kValues && a.shape.head_dim <= kMostTensorHead;
   const int query_rows = a.tokens * (a.q_heads / a.shape.heads);
-  const int rows = on_tensor_cores ? tensor_rows(query_rows) : query_rows <= 8 ? 8 : 16;
+  const int tensor_rows = query_rows <= kDecodeRows ? kDecodeRows : kPrefillRows;
+  const int rows = on_tensor_cores ? tensor_rows : query_rows <= 8 ? 8 : 16;
   const int tiles = (query_rows + rows - 1) / rows;
   const int units = a.n_pages + row_units(a) + block_units(a, a.tokens);
-  const int wanted = std::min(kMostBlocks, kRowsAProcessor / rows) * on.processors / (tiles * a.shape.heads);
-  const int splits = std::max(1, std::min(wanted, units));
+  const int wave = std::min(kBlocksAProcessor, kRowsAProcessor / rows) * on.processors / (tiles * a.shape.heads);
+  const int splits = std::max(1, std::min(wave, (units + kUnitsASplit - 1) / kUnitsASplit));
   const size_t all_rows = static_cast<size_t>(a.tokens) * static_cast<size_t>(a.q_heads);
   Parts parts;
   if (splits > 1) parts.lse = scratch, parts.out = scratch + static_cast<size_t>(splits) * all_rows;
   if (on_tensor_cores) {
-    queue_tensor(on, a, splits, parts);
+    const RopeTable rope = a.rope != nullptr ? *a.rope : RopeTable();
+    QueueAttend& queue = rows == kPrefillRows ? queue_prefill
+                         : !packs(a, rope)    ? queue_decode
+                                              : *(a.shape.head_dim == 64 ? &queue_decode_64 : &queue_decode_128);
+    queue(on, a, rope, splits, parts);
   } else if (a.shape.head_dim <= 128) {
     rows == 8 ? queue_attend<8, 128, kValues>(on, a, splits, parts)
               : queue_attend<16, 128, kValues>(on, a, splits, parts);
@@ -261,7 +288,8 @@ void attend_any(const simt::Queue& on, const AttendArgs& a, float* scratch) {
               : queue_attend<16, 256, kValues>(on, a, splits, parts);
   }
   if (splits == 1) return;
-  simt::launch(on, "attend", combine_kernel, {static_cast<unsigned>(all_rows)}, kJoinThreads, 0, parts, splits,
+  const size_t bytes = static_cast<size_t>(splits + kJoinWarps * (a.shape.head_dim + 2)) * sizeof(float);
+  simt::launch(on, "attend", combine_kernel, {static_cast<unsigned>(all_rows)}, kJoinThreads, bytes, parts, splits,
                a.q_heads, a.shape.head_dim, kValues ? a.out : nullptr, a.q_stride, a.lse);
 }
 
@@ -278,7 +306,7 @@ void attend_lse(const simt::Queue& on, const AttendArgs& args, float* scratch) {
 void merge(const simt::Queue& on, float* out, float* lse, const float* other_out, const float* other_lse, int rows,
            int head_dim) {
   if (rows == 0) return;
-  simt::launch(on, "merge", merge_kernel, {static_cast<unsigned>(rows)}, kJoinThreads, 0, out, lse, other_out,
+  simt::launch(on, "merge", merge_kernel, {static_cast<unsigned>(rows)}, kMergeThreads, 0, out, lse, other_out,
                other_lse, head_dim);
 }
 

@@ -38,10 +38,12 @@ MOSAIC_DEVICE float lse_of(float top, float total) {
   return total > 0 ? (top + simt::log2_of(total)) * kLn2 : -INFINITY;
 }
 
-// attend_tensor.cu: heads of kMostTensorHead channels at most. Query rows of a tile, for so many of a KV head; and its
-// launch.
+// attend_tensor.h: heads of kMostTensorHead channels at most. A file a kernel, so that none takes long to compile: query
+// rows of one tile of kDecodeRows, or of tiles of kPrefillRows; heads whose packed pages are read from their planes.
 inline constexpr int kMostTensorHead = 128;
-int tensor_rows(int query_rows);
-void queue_tensor(const simt::Queue& on, const AttendArgs& a, int splits, const Parts& parts);
+inline constexpr int kDecodeRows = 16, kPrefillRows = 128;
+using QueueAttend = void(const simt::Queue& on, const AttendArgs& a, const RopeTable& rope, int splits,
+                         const Parts& parts);
+QueueAttend queue_prefill, queue_decode, queue_decode_64, queue_decode_128;
 
 }  // namespace mosaic::MOSAIC_SIMT

@@ -186,7 +186,7 @@ MOSAIC_DEVICE void load_channel(const std::byte* panel, int d, int channel, int 
   }
 }
 
-// Channels [first, first + 8) of a token of a V panel; zeros beyond d.
+// Channels [first, first + 8) of a token of a V panel; zeros beyond d. A codec that has no wide loads here reads its own v.
 template <class C>
 MOSAIC_DEVICE void load_values(const std::byte* panel, int d, int token, int first, float* x) {
   constexpr bool kInt8 = std::is_same_v<C, Int8>, kInt4 = std::is_same_v<C, Int4>;
@@ -205,13 +205,8 @@ MOSAIC_DEVICE void load_values(const std::byte* panel, int d, int token, int fir
       }
       return;
     }
-  } else if constexpr (std::is_same_v<C, K8V8>) {
-    const float low = simt::widen(C::lows(panel)[token]), step = simt::widen(C::steps(panel)[token]);
-    const uint8_t* const codes = C::codes(panel) + static_cast<size_t>(token) * d;
-    for (int i = 0; i < 8; ++i) x[i] = first + i < d ? low + step * static_cast<float>(codes[first + i]) : 0.0f;
   }
-  if constexpr (!std::is_same_v<C, K8V8>)
-    for (int i = 0; i < 8; ++i) x[i] = first + i < d ? C::v(panel, d, token, first + i) : 0.0f;
+  for (int i = 0; i < 8; ++i) x[i] = first + i < d ? C::v(panel, d, token, first + i) : 0.0f;
 }
 
 // Pages whose rows are decoded whole, a warp a row; their keys and values go another way than items do.

@@ -1,8 +1,9 @@
 // top_k in one block, without scratch: the k-th largest key by its bytes (four histograms of radix select), then every
 // index that is above it, and of those that equal it the first, in order (a scan by votes), then a bitonic sort of the
-// k found - in shared memory while they fit, else where they lie. A key is the score's bits as an unsigned number of
-// the same order; a number of key and index is never equal to another, so the sort needs no stability and the bytes are
-// the same every time.
+// k found in shared memory. A k that does not fit there is taken in runs, each of what comes behind the last: five more
+// reads of the scores a run, and nothing is sorted where it lies, which may be the host's memory. A key is the score's bits
+// as an unsigned number of the same order; a number of key and index is never equal to another, so the sort needs no
+// stability and the bytes are the same every time.
 #include <bit>
 
 #include "backend/cuda/kernels.h"
@@ -33,8 +34,7 @@ MOSAIC_DEVICE uint64_t rank_of(const float* score, int32_t i) {
 }
 
 // Sorts n items into falling order: comparators all point one way, so those that reach beyond n are left out.
-template <class Get, class Swap>
-MOSAIC_DEVICE void sort_falling(int n, const Get& get, const Swap& swap) {
+MOSAIC_DEVICE void sort_falling(int n, uint64_t* item) {
   const auto end = static_cast<unsigned>(n);
   for (unsigned width = 2; width / 2 < end; width *= 2) {
     for (unsigned step = width / 2; step > 0; step /= 2) {
@@ -43,15 +43,18 @@ MOSAIC_DEVICE void sort_falling(int n, const Get& get, const Swap& swap) {
         const unsigned within = i & (step - 1), base = (i - within) * 2, low = base + within;
         if (base >= end) break;
         const unsigned high = 2 * step == width ? base + width - 1 - within : low + step;  // the first step mirrors
-        if (high < end && get(static_cast<int>(low)) < get(static_cast<int>(high)))
-          swap(static_cast<int>(low), static_cast<int>(high));
+        if (high < end && item[low] < item[high]) {
+          const uint64_t x = item[low];
+          item[low] = item[high], item[high] = x;
+        }
       }
     }
   }
   simt::barrier();
 }
 
-MOSAIC_KERNEL(kThreads, 1) top_k_kernel(const float* score, int n, int k, int32_t* index) {
+// The k largest of those not above `bound` -> index, in falling order. Returns the next bound.
+MOSAIC_DEVICE uint64_t take_run(const float* score, int n, int k, uint64_t bound, int32_t* index) {
   Shared& at = *simt::shared<Shared>();
   const int thread = simt::thread(), warp = thread / simt::kWarp, lane = thread % simt::kWarp;
   // `prefix`: the leading bytes of the k-th largest key; `left`: how many of those that have them are taken.
@@ -61,8 +64,9 @@ MOSAIC_KERNEL(kThreads, 1) top_k_kernel(const float* score, int n, int k, int32_
     for (int i = lane; i < kBins; i += simt::kWarp) at.count[warp][i] = 0;
     simt::barrier();
     for (int i = thread; i < n; i += kThreads) {
-      const uint32_t key = ordered(score[i]);
-      if ((key & mask) == prefix) simt::count_one(&at.count[warp][key >> shift & 255u]);
+      const uint64_t rank = rank_of(score, i);
+      const auto key = static_cast<uint32_t>(rank >> 32);
+      if (rank <= bound && (key & mask) == prefix) simt::count_one(&at.count[warp][key >> shift & 255u]);
     }
     simt::barrier();
     if (thread < kBins) {
@@ -85,8 +89,10 @@ MOSAIC_KERNEL(kThreads, 1) top_k_kernel(const float* score, int n, int k, int32_
   int above_before = 0, equal_before = 0;  // in the rounds so far
   for (int first = 0; first < n; first += kThreads) {
     const int i = first + thread;
-    const uint32_t key = i < n ? ordered(score[i]) : 0;
-    const bool is_above = i < n && key > prefix, is_equal = i < n && key == prefix;
+    const uint64_t rank = i < n ? rank_of(score, i) : 0;
+    const auto key = static_cast<uint32_t>(rank >> 32);
+    const bool is_there = i < n && rank <= bound, is_above = is_there && key > prefix,
+               is_equal = is_there && key == prefix;
     const unsigned above = simt::ballot(is_above), equal = simt::ballot(is_equal), lower = (1u << lane) - 1;
     simt::barrier();  // the last round's counts have been read
     if (lane == 0) at.above[warp] = simt::ones(above), at.equal[warp] = simt::ones(equal);
@@ -101,23 +107,20 @@ MOSAIC_KERNEL(kThreads, 1) top_k_kernel(const float* score, int n, int k, int32_
   }
   simt::barrier();
 
-  if (k <= kInShared) {
-    uint64_t* const item = reinterpret_cast<uint64_t*>(at.count);
-    for (int i = thread; i < k; i += kThreads) item[i] = rank_of(score, index[i]);
-    const auto swap = [&](int a, int b) {
-      const uint64_t x = item[a];
-      item[a] = item[b], item[b] = x;
-    };
-    sort_falling(k, [&](int i) { return item[i]; }, swap);
-    for (int i = thread; i < k; i += kThreads)
-      index[i] = static_cast<int32_t>(0xffffffffu - static_cast<uint32_t>(item[i]));
-  } else {
-    const auto swap = [&](int a, int b) {
-      const int32_t x = index[a];
-      index[a] = index[b], index[b] = x;
-    };
-    sort_falling(k, [&](int i) { return rank_of(score, index[i]); }, swap);
-  }
+  uint64_t* const item = reinterpret_cast<uint64_t*>(at.count);
+  for (int i = thread; i < k; i += kThreads) item[i] = rank_of(score, index[i]);
+  sort_falling(k, item);
+  for (int i = thread; i < k; i += kThreads)
+    index[i] = static_cast<int32_t>(0xffffffffu - static_cast<uint32_t>(item[i]));
+  const uint64_t least = item[k - 1];
+  simt::barrier();  // all have read it
+  return least - 1;
+}
+
+MOSAIC_KERNEL(kThreads, 1) top_k_kernel(const float* score, int n, int k, int32_t* index) {
+  uint64_t bound = ~uint64_t{0};
+  for (int first = 0; first < k; first += kInShared)
+    bound = take_run(score, n, k - first < kInShared ? k - first : kInShared, bound, index + first);
 }
 
 }  // namespace

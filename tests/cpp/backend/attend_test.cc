@@ -86,6 +86,11 @@ const AttendShape kShapes[] = {
     {.heads = 1, .group = 1, .head_dim = 1, .tokens = 33, .pages = 2, .rows = 1, .block = true, .rope = no_rope()},
     {.heads = 2, .group = 2, .head_dim = 32, .tokens = 70, .pages = 20, .rows = 3, .block = true, .rope = half(32)},
     {.heads = 4, .group = 7, .head_dim = 128, .tokens = 19, .pages = 17, .block = true, .rope = half(128)},
+    // At most eight query rows: CUDA reads packed pages from their planes (cuda/attend_packed.h).
+    {.heads = 2, .group = 4, .head_dim = 64, .tokens = 2, .pages = 43, .rows = 5, .block = true, .rope = half(64)},
+    {.heads = 1, .group = 8, .head_dim = 128, .tokens = 1, .pages = 23, .rope = multi(16, 24, 24, false)},
+    {.heads = 2, .group = 1, .head_dim = 64, .tokens = 3, .pages = 21, .block = true, .rope = multi(8, 12, 12, false)},
+    {.heads = 1, .group = 3, .head_dim = 128, .tokens = 2, .pages = 12, .block = true, .rope = multi(24, 20, 20, true)},
 };
 
 // Against the plain loops. Tensor cores round the operands of all parts but the exact ones.
@@ -124,6 +129,31 @@ TEST_CASE("every instruction set attends as the plain loops do, with one thread 
         kernels->attend(world.args);
         check_near(world.out, out, tolerance(name, shape));
         check_near(world.lse, lse, tolerance(name, shape));
+      }
+    }
+  }
+}
+
+TEST_CASE("packed pages alone, of every codec, are attended as the plain loops do by few query rows and by many") {
+  unsigned seed = 400;
+  for (int codec = 0; codec < kCodecs; ++codec) {
+    if (!codec_is_record(static_cast<CodecId>(codec))) continue;
+    for (const int d : {64, 128}) {
+      for (const int tokens : {1, 6}) {
+        const AttendShape shape{
+            .heads = 2, .group = 4, .head_dim = d, .tokens = tokens, .pages = 37, .rope = half(d), .codec = codec};
+        AttendWorld world(shape, ++seed);
+        Kernels plain("plain", 1, limits_of(shape));
+        plain->attend(world.args);
+        const auto out = world.out, lse = world.lse;
+        for (const std::string& name : implementations()) {
+          CAPTURE(name);
+          CAPTURE(seed);
+          Kernels kernels(name, 1, limits_of(shape));
+          kernels->attend(world.args);
+          check_near(world.out, out, tolerance(name, shape));
+          check_near(world.lse, lse, tolerance(name, shape));
+        }
       }
     }
   }

@@ -1,6 +1,6 @@
 // attend against attention written down once more in float64: over the tokens as they are decoded, with angles of their
 // own. What is allowed is said per codec: the CPU's kernels and exact pages in fp32; tensor cores round the operands of
-// quantised and fp16 pages and of summaries to halves, an error of at most 2^-11 of a number (attend_tensor.cu).
+// quantised and fp16 pages and of summaries to halves, an error of at most 2^-11 of a number (attend_tensor.h).
 #include <doctest/doctest.h>
 
 #include <cmath>

@@ -41,7 +41,7 @@ struct Kernels {
   Ops* operator->() const { return ops.get(); }
 };
 
-// Whether attend rounds what it multiplies to halves, but for fp32 pages and the causal block (cuda/attend_tensor.cu).
+// Whether attend rounds what it multiplies to halves, but for fp32 pages and the causal block (cuda/attend_tensor.h).
 inline bool on_tensor_cores(const std::string& name, int head_dim) {
   return (name == "shim" || name == "cuda") && head_dim <= 128;
 }

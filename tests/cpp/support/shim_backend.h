@@ -20,6 +20,6 @@ struct ShimControl {
 };
 
 // processors: how many the kernels think there are; few, so that work is cut in odd places.
-Backend make_shim(int processors = 3, ShimControl* control = nullptr);
+Backend make_shim(int processors = 6, ShimControl* control = nullptr);
 
 }  // namespace mosaic::testing

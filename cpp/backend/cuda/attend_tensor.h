@@ -17,21 +17,21 @@
 // H100 (132 processors x 4 x 1.7 GHz) issues 900 G/s: 0.71 G units/s, so 1.9, 3.3 and 5.9 TB/s where memory gives 3.35:
 // int4 is bound by rotating keys, int8 by both, fp16 by memory. An AGX Orin (16 x 4 x 1.3 GHz): 0.066 G units/s, so
 // 0.17, 0.31 and 0.54 TB/s where memory gives 0.2: int4 by both, the rest by memory.
-#include <algorithm>
+#pragma once
 
+#include "backend/cuda/attend_packed.h"
 #include "backend/cuda/attend_parts.h"
 #include "backend/cuda/attend_unit.h"
 
 namespace mosaic::MOSAIC_SIMT {
-namespace {
 
-constexpr int kSlots = 4, kGroupRows = 16;
-constexpr int kSteps = kMostTensorHead / 16;            // of channels; a head may have fewer
-constexpr float kKeys = 0x1p-6f;                        // what a key is multiplied with
-constexpr float kValues = 0x1p-2f, kWeights = 0x1p10f;  // their product is kSum, in either kind of unit
-constexpr float kExactValues = 0x1p-6f, kExactWeights = 0x1p14f;
-constexpr float kSum = 0x1p8f;
-constexpr float kLow = 0x1p11f;  // low halves are kept as many times larger, so that they are normal numbers too
+inline constexpr int kSlots = 4, kGroupRows = 16;
+inline constexpr int kSteps = kMostTensorHead / 16;            // of channels; a head may have fewer
+inline constexpr float kKeys = 0x1p-6f;                        // what a key is multiplied with
+inline constexpr float kValues = 0x1p-2f, kWeights = 0x1p10f;  // their product is kSum, in either kind of unit
+inline constexpr float kExactValues = 0x1p-6f, kExactWeights = 0x1p14f;
+inline constexpr float kSum = 0x1p8f;
+inline constexpr float kLow = 0x1p11f;  // low halves are kept as many times larger, so that they are normal numbers too
 
 MOSAIC_DEVICE float high_of(uint32_t word, int i) { return simt::widen(static_cast<half_t>(word >> 16 * i)); }
 
@@ -66,10 +66,16 @@ struct Step {
     return at;
   }
 };
-MOSAIC_DEVICE Step step_at(const AttendArgs& a, int u, int end) {
+// packed: units in the Hadamard basis are attended elsewhere, and no step has one.
+MOSAIC_DEVICE int step_from(const AttendArgs& a, int u, int end, bool packed) {
+  while (packed && u < end && in_hadamard(a, unit_at(a, u))) ++u;
+  return u;
+}
+MOSAIC_DEVICE Step step_at(const AttendArgs& a, int u, int end, bool packed) {
   Step step;
   for (int slots = 0; step.units < kSlots && u + step.units < end; ++step.units) {
     const Unit unit = unit_at(a, u + step.units);
+    if (packed && in_hadamard(a, unit)) break;
     const bool exact =
         unit.part == Part::kBlock || (unit.part == Part::kPage && a.pages[unit.index].codec == CodecId::kFp32);
     slots += exact ? 2 : 1;
@@ -351,11 +357,14 @@ MOSAIC_DEVICE void attend_unit(const Slot& high, const Slot& low, bool exact, in
 }
 
 // Grid: x a split, y a KV head, z a tile of 16 x kRowGroups query rows. Unit i of a step is of warp group i %
-// kUnitGroups.
-template <int kRowGroups, int kUnitGroups>
+// kUnitGroups. kHeadDim: of heads whose packed pages are attended from their planes (packs()); 0: any head, none of them.
+template <int kRowGroups, int kUnitGroups, int kHeadDim>
 MOSAIC_KERNEL(32 * kRowGroups * kUnitGroups, kUnitGroups > 1 ? 2 : 1)
-tensor_kernel(const AttendArgs a, const RopeTable rope, const Parts parts) {
+tensor_kernel(const AttendArgs args, const RopeTable rope, const Parts parts) {
   constexpr int kRows = kGroupRows * kRowGroups;
+  constexpr bool kPacked = kHeadDim != 0;
+  AttendArgs a = args;
+  if constexpr (kPacked) a.shape.head_dim = kHeadDim;
   const int d = a.shape.head_dim, group = a.q_heads / a.shape.heads, warp = simt::thread() / simt::kWarp;
   const int kv_head = simt::block_y(), first = simt::block_z() * kRows;
   const int all_rows = a.tokens * group, end_row = all_rows < first + kRows ? all_rows : first + kRows;
@@ -364,6 +373,12 @@ tensor_kernel(const AttendArgs a, const RopeTable rope, const Parts parts) {
       reinterpret_cast<TileKeys*>(slots + kSlots * slot_bytes(d));  // [2][4]: this step's, the next's
   float* const record = reinterpret_cast<float*>(keys + 2 * kSlots) + warp * d;
   const Run run = run_of(a, (end_row - 1) / group + 1);
+  using Packed = PackedSums<kPacked ? kHeadDim : simt::kWarp>;
+  Packed* const packed = reinterpret_cast<Packed*>(record + (simt::threads() / simt::kWarp - warp) * d);
+  if constexpr (kPacked) {
+    packed_sums<kHeadDim>(a, rope, run, kv_head, end_row - first, reinterpret_cast<PackedSpace<kHeadDim>*>(slots),
+                          packed);
+  }
 
   const int row_group = warp % kRowGroups, unit_group = warp / kRowGroups, first_row = first + kGroupRows * row_group;
   Rows rows;
@@ -374,17 +389,19 @@ tensor_kernel(const AttendArgs a, const RopeTable rope, const Parts parts) {
       slot_at(slots, i / (kTile * pitch_of(d)), d).key[i % (kTile * pitch_of(d))] = 0;
     }
   }
-  Step step = step_at(a, run.begin, run.end), next;
-  announce(a, rope, run.begin, step, kv_head, keys);
+  int u = step_from(a, run.begin, run.end, kPacked), then_u;
+  Step step = step_at(a, u, run.end, kPacked), next;
+  announce(a, rope, u, step, kv_head, keys);
   simt::barrier();
   TileKeys* now = keys;
-  for (int u = run.begin; u < run.end; u += step.units, step = next) {
+  for (; u < run.end; u = then_u, step = next) {
     load_step(a, rope, u, step, kv_head, now, slots);
-    load_records(a, rope, u, step, kv_head, now, slots, record);
+    if constexpr (!kPacked) load_records(a, rope, u, step, kv_head, now, slots, record);
     simt::barrier();
     TileKeys* const then = now == keys ? keys + kSlots : keys;
-    next = step_at(a, u + step.units, run.end);
-    announce(a, rope, u + step.units, next, kv_head, then);
+    then_u = step_from(a, u + step.units, run.end, kPacked);
+    next = step_at(a, then_u, run.end, kPacked);
+    announce(a, rope, then_u, next, kv_head, then);
     for (int i = unit_group; i < step.units && first_row < end_row; i += kUnitGroups) {
       const Slot high = slot_at(slots, step.slot(i), d), low = slot_at(slots, step.slot(i) + 1, d);
       attend_unit(high, low, step.is_exact(i), d, now[i], &rows);
@@ -431,10 +448,15 @@ tensor_kernel(const AttendArgs a, const RopeTable rope, const Parts parts) {
       const int row = i / d, c = i % d;
       float top = -INFINITY, total = 0, sum = 0;
       for (int part = 0; part < kUnitGroups; ++part) top = fmaxf(top, tops[part * kGroupRows + row]);
+      if constexpr (kPacked) top = fmaxf(top, packed->top[row]);
       for (int part = 0; part < kUnitGroups && top != -INFINITY; ++part) {
         const float worth = simt::exp2_of(tops[part * kGroupRows + row] - top);
         total += worth * totals[part * kGroupRows + row];
         sum += worth * sums[(part * kGroupRows + row) * width + c];
+      }
+      if constexpr (kPacked) {
+        const float worth = top == -INFINITY ? 0.0f : simt::exp2_of(packed->top[row] - top);
+        total += worth * packed->total[row], sum += worth * kSum * packed->sum[row][c];
       }
       const Result to = result_of(a, parts, kv_head, first + row);
       to.out[c] = total > 0 ? sum / (kSum * total) : 0.0f;
@@ -443,25 +465,16 @@ tensor_kernel(const AttendArgs a, const RopeTable rope, const Parts parts) {
   }
 }
 
-template <int kRowGroups, int kUnitGroups>
-void queue(const simt::Queue& on, const AttendArgs& a, int splits, const Parts& parts) {
+template <int kRowGroups, int kUnitGroups, int kHeadDim>
+void queue_tensor(const simt::Queue& on, const AttendArgs& a, const RopeTable& rope, int splits, const Parts& parts) {
   constexpr int kThreads = 32 * kRowGroups * kUnitGroups;
   const int rows = a.tokens * (a.q_heads / a.shape.heads), tile = kGroupRows * kRowGroups;
   const simt::Grid grid{static_cast<unsigned>(splits), static_cast<unsigned>(a.shape.heads),
                         static_cast<unsigned>((rows + tile - 1) / tile)};
   const size_t records = static_cast<size_t>(kThreads / simt::kWarp * a.shape.head_dim) * sizeof(float);
-  const size_t bytes = kSlots * slot_bytes(a.shape.head_dim) + 2 * kSlots * sizeof(TileKeys) + records;
-  const RopeTable rope = a.rope != nullptr ? *a.rope : RopeTable();
-  simt::launch(on, "attend", tensor_kernel<kRowGroups, kUnitGroups>, grid, kThreads, bytes, a, rope, parts);
-}
-
-}  // namespace
-
-int tensor_rows(int query_rows) { return query_rows <= kGroupRows ? kGroupRows : 8 * kGroupRows; }
-
-void queue_tensor(const simt::Queue& on, const AttendArgs& a, int splits, const Parts& parts) {
-  const int rows = a.tokens * (a.q_heads / a.shape.heads);
-  tensor_rows(rows) == kGroupRows ? queue<1, 4>(on, a, splits, parts) : queue<8, 1>(on, a, splits, parts);
+  const size_t packed = kHeadDim != 0 ? sizeof(PackedSums < kHeadDim != 0 ? kHeadDim : simt::kWarp >) : 0;
+  const size_t bytes = kSlots * slot_bytes(a.shape.head_dim) + 2 * kSlots * sizeof(TileKeys) + records + packed;
+  simt::launch(on, "attend", tensor_kernel<kRowGroups, kUnitGroups, kHeadDim>, grid, kThreads, bytes, a, rope, parts);
 }
 
 }  // namespace mosaic::MOSAIC_SIMT

@@ -1,0 +1,10 @@
+// attend by 16 query rows at most, of any head: the kernel of attend_tensor.h.
+#include "backend/cuda/attend_tensor.h"
+
+namespace mosaic::MOSAIC_SIMT {
+
+void queue_decode(const simt::Queue& on, const AttendArgs& a, const RopeTable& rope, int splits, const Parts& parts) {
+  queue_tensor<1, 4, 0>(on, a, rope, splits, parts);
+}
+
+}  // namespace mosaic::MOSAIC_SIMT

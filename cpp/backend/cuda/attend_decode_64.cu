@@ -1,0 +1,11 @@
+// attend by 8 query rows at most, of heads of 64 channels: the kernel of attend_tensor.h.
+#include "backend/cuda/attend_tensor.h"
+
+namespace mosaic::MOSAIC_SIMT {
+
+void queue_decode_64(const simt::Queue& on, const AttendArgs& a, const RopeTable& rope, int splits,
+                     const Parts& parts) {
+  queue_tensor<1, 4, 64>(on, a, rope, splits, parts);
+}
+
+}  // namespace mosaic::MOSAIC_SIMT
