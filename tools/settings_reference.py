@@ -51,6 +51,9 @@ EDGE = {
         "0.05",
         "with a disk: the share of what was given up that a question reads a head, 16 tokens at least",
     ),
+    "frames_recall": Said(
+        "0.05", "the same of a frame; 0 where the disk is slow: it is looked through for each"
+    ),
     "most_tokens": Said(
         "0",
         "tokens that a head keeps at most, for models that get worse the more they read; 0: as many as fit",

@@ -8,7 +8,8 @@
 //            its worth is taken by 1 - c^4
 //   give up  the least, one by one; what is left is never averaged
 //   most_tokens  a model that gets worse the more it reads (one trained on short streams) keeps no more than this
-//   recall   with a disk, a question reads the share of what was given up that it attends most, beside all that is kept
+//   recall   with a disk, a question reads the share of what was given up that it attends most, beside all that is kept;
+//            and so does a frame (frames_recall): no question finds what the frames after a token did not see
 // What it does on trained decoders stands in docs/results/decoders.md. unit="summaries" is the earlier edge (edge_summaries.cc).
 #include <algorithm>
 #include <bit>
@@ -34,7 +35,8 @@ struct EdgeSettings {
   double key_power = 0.5;
   Score score = Score::kBoth;
   bool likeness = true;
-  double recall = 0.05;  // of what was given up and is on disk
+  double recall = 0.05;         // of what was given up and is on disk
+  double frames_recall = 0.05;  // the same, by a frame
   int most_tokens = 0;
 };
 
@@ -56,6 +58,7 @@ class Edge final : public Policy, public Retention {
   }
   bool compares() const override { return s_.likeness; }
   double recall_share() const override { return s_.recall; }
+  double frames_recall_share() const override { return s_.frames_recall; }
   float worth(float received, float value_norm) const override {
     if (s_.score == Score::kNewest) return 1;
     return s_.score == Score::kReceived ? received : s_.score == Score::kNorm ? value_norm : received * value_norm;
@@ -116,6 +119,7 @@ MOSAIC_POLICY("edge", make_edge) {
       .number("key_power", &s.key_power, 0, 2)
       .flag("likeness", &s.likeness)
       .number("recall", &s.recall, 0, 1)
+      .number("frames_recall", &s.frames_recall, 0, 1)
       .number("most_tokens", &s.most_tokens, 0, 1 << 24)
       .finish();
   s.score = static_cast<Score>(score);

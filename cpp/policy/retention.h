@@ -26,8 +26,9 @@ class Retention {
   virtual float worth(float attention_received, float value_norm) const = 0;
   // Whether likeness to better tokens is wanted (TokenLog::likeness).
   virtual bool compares() const = 0;
-  // Of a lane's tokens on disk, the share that a question reads.
+  // Of a lane's tokens on disk, the share that a question reads, and the share that a frame reads.
   virtual double recall_share() const = 0;
+  virtual double frames_recall_share() const = 0;
   // At least `need` tokens of a full lane, those that are missed least. out [TokenLog::capacity()]; returns how many.
   virtual int pick_victims(const TokenLog& log, const Listening& heard, int lane, int need, Victim* out) = 0;
 };

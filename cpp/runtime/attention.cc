@@ -106,9 +106,11 @@ void KvMemory::attend_lane(int lane, const float* q, const float* k, const float
   const uint64_t attend_began = trace::begin();
   backend_.ops->attend(args);
   trace::end("attend", attend_began, lane);
-  if (block_ == BlockKind::kQuestion && records_ && records_->recalls(lane) &&
-      records_->recall(lane, args, s, parts_.selecting, since))
-    return attend_lane(lane, q, k, v, out);  // once more, over both
+  if (block_ != BlockKind::kPrefix && records_) {
+    const auto reader = block_ == BlockKind::kQuestion ? Recall::Reader::kQuestion : Recall::Reader::kFrame;
+    if (records_->recalls(reader, lane) && records_->recall(reader, lane, args, s, parts_.selecting, since))
+      return attend_lane(lane, q, k, v, out);  // once more, over both
+  }
   reads_now_ += s.attended() + s.summaries();
   if (block_ == BlockKind::kQuestion && passes_ == 0) collect_evidence(args, s, lane);
   if (block_ == BlockKind::kFrame && plan_.window.attention_received) collect_attention_received(args, s, lane);

@@ -177,7 +177,10 @@ void KvMemory::file_block() {
     next_position_ = frame_position_ + frame_steps(model().rope, layout_);
     frame_reads_ = reads_now_;
     ++frames_;
-    if (records_) records_->file(window_.frame(window_.frames() - 1));
+    if (records_) {
+      records_->forget_recalled();
+      records_->file(window_.frame(window_.frames() - 1));
+    }
     store_.poll_spills(false);
     if (window_.is_full()) admission_.admit_oldest();
   }

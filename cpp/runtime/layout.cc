@@ -13,9 +13,10 @@ namespace {
 constexpr uint64_t kFetchShare = 16;  // of the cap for read copies of disk pages, where one layer's fit
 constexpr int64_t kMostDiskSlots = 1 << 28;
 constexpr int kSinks = 4;  // first tokens that every later one attends to; where the prefix has them, frames are alike
-constexpr int kLeastRead = 32;      // pages of an archive, by a lane
-constexpr int kLeastKept = 32;      // pages of a lane that a frame reads beside twice its share
-constexpr int kBehindContext = 64;  // positions
+constexpr int kLeastRead = 32;       // pages of an archive, by a lane,
+constexpr uint64_t kReadShare = 32;  // or as many as this share of the cap holds: what is chosen lies scattered
+constexpr int kLeastKept = 32;       // pages of a lane that a frame reads beside twice its share
+constexpr int kBehindContext = 64;   // positions
 
 // Whole frames of at most `tokens` in all; where frames are smaller than the largest more of them fit, within reason.
 int pages_of_frames(int tokens, int frame_tokens) { return tokens / frame_tokens * pages_for(frame_tokens) + 16; }
@@ -74,7 +75,9 @@ void shape_log(const Request& r, const Choice& choice, Plan* plan) {
   a.codec = *c.packed;
   a.places = plan->log.places;
   a.folder = c.spill_dir;
-  a.most_read = std::min(a.pages, std::max(kLeastRead, c.retrieve_tokens / 8));
+  const auto room = static_cast<int>(std::min<uint64_t>(c.cap_bytes / kReadShare / data_bytes(a.codec, a.page),
+                                                        static_cast<uint64_t>(a.most_scanned())));
+  a.most_read = std::min(a.pages, std::max({kLeastRead, c.retrieve_tokens / 8, room}));
   a.copies_stay = Size(a.lanes) * a.most_read * data_bytes(a.codec, a.page) <= Size(c.cap_bytes / kFetchShare);
 }
 

@@ -15,8 +15,8 @@ constexpr float kMostMass = 1e30f;  // sums of it are finite
 
 }  // namespace
 
-Recall::Recall(Region& region, const ArchiveShape& s, Ops& ops, double share, int most_tokens)
-    : ops_(ops), share_(share), most_tokens_(most_tokens), most_read_(s.most_read) {
+Recall::Recall(Region& region, const ArchiveShape& s, Ops& ops, const Shares& shares, int most_tokens)
+    : ops_(ops), shares_(shares), most_tokens_(most_tokens), most_read_(s.most_read) {
   const char* const name = "archive";
   const Size at_once = std::max(Size(s.pages), Size(s.most_read) * kPageTokens);
   const Size in_all = std::max(Size(s.pages), Size(s.most_scanned()) * kPageTokens);
@@ -182,16 +182,17 @@ void Recall::keep_best(int pages) {
   for (int i = most; i < pages; ++i) rows_[order_[i]] = 0;
 }
 
-bool Recall::choose_pages(Archive* archive, int lane, const AttendArgs& args, const BlockSelection& selection,
-                          const SelectionScratch& scratch, Since since, int64_t* lost) {
+bool Recall::choose_pages(Reader reader, Archive* archive, int lane, const AttendArgs& args,
+                          const BlockSelection& selection, const SelectionScratch& scratch, Since since,
+                          int64_t* lost) {
   const trace::Span span("recall", lane);
   chosen_[lane] = 1;
   archive->set_count(lane, 0);
   const int pages = list_pages(*archive, lane, args, selection, scratch, since);
   if (pages == 0) return false;
   weigh_tokens(archive, lane, args, selection, scratch, pages, lost);
-  const auto share = static_cast<int64_t>(std::ceil(share_ * static_cast<double>(archive->spilled(lane))));
-  const int64_t most = std::min<int64_t>(std::max<int64_t>(share, kPageTokens), most_tokens_);
+  const auto wanted = static_cast<int64_t>(std::ceil(share(reader) * static_cast<double>(archive->spilled(lane))));
+  const int64_t most = std::min<int64_t>(std::max<int64_t>(wanted, kPageTokens), most_tokens_);
   if (pick(pages, most) > most_read_) {
     keep_best(pages);
     for (int p = 0; p < pages; ++p)

@@ -14,7 +14,9 @@ Records::Records(Region& region, const Plan& plan, Ops& ops, Retention& retentio
     : ops_(ops), retention_(retention), log_(region, plan.log, ops), heard_(region, plan.listening) {
   if (plan.archive.pages > 0) {
     archive_.emplace(region, plan.archive, ops, io);
-    recall_.emplace(region, plan.archive, ops, retention.recall_share(), plan.config.retrieve_tokens);
+    const bool frames_read = plan.config.model.video_window == 0;  // more than the window
+    const Recall::Shares shares{retention.recall_share(), frames_read ? retention.frames_recall_share() : 0};
+    recall_.emplace(region, plan.archive, ops, shares, plan.config.retrieve_tokens);
   }
   const char* const name = "record scratch";
   unpacked_k_ = region.take<float>(name, Size(kPageTokens) * plan.log.page.row());

@@ -33,15 +33,15 @@ class Records {
 
   // Pages of the log into what the lane reads, those with tokens that are still heard last. since: older ones are not.
   void read(int lane, Since since, BlockSelection* selection);
-  // Of a question: whether the lane's pages of the archive are still to be chosen; choosing, from what the question has
-  // just attended; and those pages into what the lane reads.
-  bool recalls(int lane) const {
-    return archive_ && recall_->share() > 0 && !recall_->has_chosen(lane) && archive_->spilled(lane) > 0;
+  // Of a question or a frame: whether the lane's pages of the archive are still to be chosen; choosing, from what the block
+  // has just attended; and those pages into what the lane reads.
+  bool recalls(Recall::Reader reader, int lane) const {
+    return archive_ && recall_->share(reader) > 0 && !recall_->has_chosen(lane) && archive_->spilled(lane) > 0;
   }
-  bool recall(int lane, const AttendArgs& args, const BlockSelection& selection, const SelectionScratch& scratch,
-              Since since) {  // false: there is nothing to read
+  bool recall(Recall::Reader reader, int lane, const AttendArgs& args, const BlockSelection& selection,
+              const SelectionScratch& scratch, Since since) {  // false: there is nothing to read
     int64_t lost = 0;
-    const bool again = recall_->choose_pages(&*archive_, lane, args, selection, scratch, since, &lost);
+    const bool again = recall_->choose_pages(reader, &*archive_, lane, args, selection, scratch, since, &lost);
     account_lost(lost);
     return again;
   }

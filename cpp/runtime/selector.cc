@@ -176,7 +176,7 @@ void Selector::select_records(int lane, const Reader& reader) {
   const trace::Span span("select", lane);
   BlockSelection* s = begin(lane, reader);
   records_->read(lane, reader.since, s);
-  if (reader.kind == BlockKind::kQuestion) records_->read_recalled(lane, s);
+  if (reader.kind != BlockKind::kPrefix) records_->read_recalled(lane, s);
   add_newest_frames(s, lane, reader);  // last: Records::listen counts on it
   finish(s);
 }

@@ -278,7 +278,7 @@ TEST_CASE("values as large as a half holds are ranked, kept and read") {
   stream.memory->check_invariants();
 }
 
-TEST_CASE("edge with a disk that holds everything, of which a question reads all, answers as full attention does") {
+TEST_CASE("edge with a disk that holds everything, of which questions and frames read all, answers as full attention does") {
   mosaic::testing::TemporaryDirectory directory;
   for (const bool multi : {false, true})
     for (const bool original : {false, true})
@@ -296,13 +296,13 @@ TEST_CASE("edge with a disk that holds everything, of which a question reads all
         config.index_share = 0.7;
         config.disk_bytes = 16 << 20;
         config.spill_dir = directory.path;
-        PlayedStream stream(config, "edge", {{"recall", 1}}, 3);
+        PlayedStream stream(config, "edge", {{"recall", 1}, {"frames_recall", 1}}, 3);
         CAPTURE(multi);
         CAPTURE(original);
         CAPTURE(cap);
         stream.prefix_block(5, true);
         for (int i = 0; i < 32; ++i) {
-          stream.frame(16);
+          CHECK(stream.frame(16, i % 8 == 7) < 3e-5);
           stream.memory->check_invariants();
         }
         const MemoryStats s = stream.memory->stats();
@@ -313,8 +313,8 @@ TEST_CASE("edge with a disk that holds everything, of which a question reads all
         // What was given up out of the page that is not whole yet is not read: frames of 16 fill whole pages.
         CHECK(stream.ask(3, 2, true, true) < 3e-5);
         CHECK(stream.ask(2, 1, false, true) < 3e-5);
-        CHECK(stream.ask(2, 0, false, true, 8000) < 3e-5);
         CHECK(stream.memory->stats().question_reads > s.frame_reads);
+        CHECK(stream.ask(2, 0, false, true, 8000) < 3e-5);
         stream.frame(16);
         CHECK(stream.ask(4, 2, false, true) < 3e-5);
         stream.memory->check_invariants();
@@ -353,7 +353,7 @@ TEST_CASE("what a question asks since is held of every token that comes from dis
     config.index_share = 0.2;
     config.disk_bytes = 16 << 20;
     config.spill_dir = directory.path;
-    PlayedStream stream(config, "edge", {{"recall", recall}}, 3);
+    PlayedStream stream(config, "edge", {{"recall", recall}, {"frames_recall", 0}}, 3);
     for (int i = 0; i < 700; ++i) stream.frame(4);
     CHECK(stream.memory->stats().tokens.spilled > 1000);
     for (const int32_t since : {300 * 500, 301 * 500, 502 * 500, 503 * 500}) {
