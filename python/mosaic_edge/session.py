@@ -60,7 +60,7 @@ class Session:
                 model_shape, memory, weakly_held(policy), *others, config.faults
             )
         except BaseException:
-            self._trace.close()
+            self._trace.discard()
             raise
         self._branch_tokens: int = self._memory.plan()["branch_tokens"]
         most = max(self._spec.tokens_per_frame, self._branch_tokens, len(prefix))
