@@ -68,7 +68,7 @@ class Session:
                 self._stream.restore_pictures(self._spec, saved.stream, reader)
                 saved.reader.finish()
         except BaseException:
-            self._trace.close()
+            self._trace.discard()
             raise
         self._branch_tokens: int = self._memory.plan()["branch_tokens"]
         most = max(self._spec.tokens_per_frame, self._branch_tokens, len(prefix))

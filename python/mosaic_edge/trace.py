@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mosaic_edge import _core
 from mosaic_edge.output_file import OutputFile
@@ -29,17 +29,18 @@ class Trace:
     """
 
     def __init__(self, path: str | Path | None) -> None:
-        self._file = None if path is None else OutputFile(path, "trace")
-        if self._file is None:
+        self._file: OutputFile | None = None
+        self._recording: Any = None
+        if path is None:
             return
+        file = OutputFile(path, "trace")
+        self._forget = weakref.finalize(self, file.discard)  # also of a session without close()
         try:
-            _core.trace_start()
+            self._recording = _core.TraceRecording()
         except BaseException:
-            self._file.discard()
+            file.discard()
             raise
-        # Also when a session is forgotten without close(): the next trace may start then.
-        self._stop = weakref.finalize(self, _core.trace_stop)
-        self._forget = weakref.finalize(self, self._file.discard)
+        self._file = file
 
     @contextmanager
     def span(self, name: Literal["encode_frame", "forward"]) -> Iterator[None]:
@@ -52,12 +53,22 @@ class Trace:
                 _core.trace_span(name, began, time.monotonic_ns())
 
     def close(self) -> None:
-        """End the trace and write it. Closing twice is fine. A disk that is full costs the trace alone,
-        with a warning: what the session answered is its caller's."""
-        file, self._file = self._file, None
+        """End the trace and write it. Closing twice is fine, and so is closing again what an interrupt kept
+        from its end. A disk that is full costs the trace alone, with a warning: what the session answered is
+        its caller's."""
+        file, failed = self._file, None
         if file is None:
             return
         try:
-            file.write(self._stop() or "")
+            file.write(self._recording.stop())
         except OSError as error:
-            warnings.warn(f"trace={str(file.path)!r}: not written ({error.strerror or error})", stacklevel=1)
+            failed = error.strerror or error
+        self._file = self._recording = None
+        if failed is not None:
+            warnings.warn(f"trace={str(file.path)!r}: not written ({failed})", stacklevel=1)
+
+    def discard(self) -> None:
+        """End the trace of a session that was refused; what lies at its path is left as it was."""
+        if self._file is not None:
+            self._file.discard()
+        self._file = self._recording = None

@@ -78,13 +78,13 @@ class Stream:
 
 def traced(work: Any, times: int) -> dict[str, float]:
     """Milliseconds a call of each span, and of all."""
-    _core.trace_start()
+    recording = _core.TraceRecording()
     began = time.perf_counter()
     for _ in range(times):
         work()
     spent: dict[str, float] = collections.defaultdict(float)
     spent["all"] = 1e3 * (time.perf_counter() - began) / times
-    for event in json.loads(_core.trace_stop())["traceEvents"]:
+    for event in json.loads(recording.stop())["traceEvents"]:
         if event.get("ph") == "X":
             spent[event["name"]] += event["dur"] / 1e3 / times
     return spent

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import mosaic_edge.models
 
@@ -60,7 +61,7 @@ def _rewire(path: Path, reader: str, names: dict[str, str]) -> None:
         if read & set(node.output):
             nodes.append(node)
             read |= set(node.input)
-    parts = (
+    parts: tuple[tuple[str, list[Any]], ...] = (
         ("output", kept),
         ("node", nodes[::-1]),
         ("input", [i for i in graph.input if i.name in read]),

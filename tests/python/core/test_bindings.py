@@ -79,8 +79,8 @@ RIGHT: dict[str, Right] = {
     "backends": (lambda: None, []),
     "policies": (lambda: None, []),
     "check_policy": (lambda: None, ["edge", {"listen": 4}]),
-    "trace_start": (lambda: None, []),
-    "trace_stop": (lambda: None, []),
+    "TraceRecording": (lambda: None, []),
+    "TraceRecording.stop": (_core.TraceRecording, []),
     "trace_span": (lambda: None, ["forward", 1, 2]),
     "KvMemory": (lambda: None, [MODEL, MEMORY, "edge", {}, "cpu", 1, 0]),
     "KvMemory.abort": (with_frame, []),
@@ -206,7 +206,7 @@ def test_wrong_arguments_of_a_binding_are_an_error_and_the_right_ones_work_after
     must_be_clean(lambda: resolve(name)(*right[:-1]), f"{name}: one less")
     must_be_clean(lambda: resolve(name)(nothing_of_this_name=1), f"{name}: a keyword")
     if name != "KvMemory.commit":  # of a memory without a block
-        resolve(name)(*right) if name != "trace_start" else _core.trace_stop()
+        resolve(name)(*right)
 
 
 @pytest.mark.parametrize("name", [n for n, item in ALL.items() if "." in n and callable(item)])

@@ -10,6 +10,7 @@ import random
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -83,3 +84,53 @@ def test_an_interrupt_anywhere_in_append_or_ask_leaves_a_session_that_works(sess
         works_on(session, pts + 1)
         pts += 2.0
     assert met > PLACES // 3
+
+
+def interrupted_at_opcode(work: Callable[[], object], at: int, files: tuple[str, ...]) -> bool:
+    """Run `work`, interrupted before the opcode number `at` of those files; whether it got so far."""
+    opcodes = 0
+
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:
+        nonlocal opcodes
+        if not frame.f_code.co_filename.endswith(files):
+            return None
+        frame.f_trace_opcodes = True
+        opcodes += event == "opcode"
+        if opcodes == at:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        work()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(None)
+    return False
+
+
+def test_an_interrupt_anywhere_in_opening_or_closing_a_traced_session_keeps_no_trace_running(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "trace.json"
+    files = ("trace.py", "weakref.py")
+    settings: dict[str, Any] = {"memory": "1MiB", "trace": str(path), "kernel_threads": 1}
+    opened: list[Session] = []
+    for at in range(1, 10_000):
+        met = interrupted_at_opcode(lambda: opened.append(Engine(NumpyVlm()).session(**settings)), at, files)
+        if not met:
+            break
+    assert at > 20
+    opened.pop().close()
+    for at in range(1, 10_000):
+        path.write_text("of before")
+        session = Engine(NumpyVlm()).session(**settings)
+        session.append(picture(0), 0.0)
+        met = interrupted_at_opcode(session.close, at, files)
+        session.close()
+        assert "encode_frame" in path.read_text()
+        if not met:
+            break
+    assert at > 20

@@ -71,8 +71,10 @@ def test_a_second_trace_a_folder_that_is_not_there_and_a_refused_cap_leave_the_w
     assert read(Path(first))[0]
     with pytest.raises(FileNotFoundError):
         engine.session(memory="1MiB", trace=str(tmp_path / "none" / "trace.json"))
+    Path(second).write_text("of before")
     with pytest.raises(MemoryCapError):
         engine.session(memory="1KiB", trace=second)
+    assert Path(second).read_text() == "of before"
     forgotten = engine.session(memory="1MiB", trace=second)
     del forgotten
     with engine.session(memory="1MiB", trace=second) as session:
