@@ -17,7 +17,6 @@ from typing import Any
 import torch
 import transformers
 from tokenizers import Tokenizer
-from transformers.utils import is_torchvision_available
 
 from mosaic_edge.models.directory import check_directory, is_there, named_file, read_json
 from mosaic_edge.models.hf.families import family_of
@@ -30,9 +29,8 @@ from mosaic_edge.models.hf.sizes import Stored, check_built, check_sizes
 from mosaic_edge.models.hf.weight_only import quantise
 from mosaic_edge.models.hub import PICKLES
 from mosaic_edge.models.image_settings import video_settings
-from mosaic_edge.models.prompt import IMAGE, chat_template_in
+from mosaic_edge.models.prompt import chat_template_in
 from mosaic_edge.models.tokenizer import check_tokenizer
-from mosaic_edge.models.video_text import VIDEO_TEXTS
 from mosaic_edge.models.vlm import ModelError
 
 _TYPES = {
@@ -87,7 +85,7 @@ def load_parts(
     built = _config(folder)
     check_built(folder, built, stored)
     template = chat_template_in(folder)
-    images = _image_processor(folder, family)
+    images = _image_processor(folder)
     tokenizer = _tokenizer(folder)
     wanted = _type_for(dtype, config, target)
     pickled = allow_pickle and not _weights_in(folder)
@@ -196,26 +194,18 @@ def _check_safetensors(file: Path) -> dict[str, Any]:
     return header
 
 
-def _image_processor(folder: Path, family: type[Family]) -> Any:
+def _image_processor(folder: Path) -> Any:
     names = ("preprocessor_config.json", "processor_config.json")
     if not any((folder / name).is_file() for name in names):
         raise ModelError(f"{folder}: no image processor: expected {' or '.join(names)} beside config.json")
     try:
         return transformers.AutoImageProcessor.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, **_as_videos(family)
+            folder, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:
         raise ModelError(
             f"{folder}: its image processor cannot be loaded ({' '.join(str(error).split())[:200]})"
         ) from None
-
-
-def _as_videos(family: type[Family]) -> dict[str, Any]:
-    """Video processors resize by torchvision. Up to transformers 5.2 an image processor does where it is told
-    to; later wherever it is installed."""
-    of_images = VIDEO_TEXTS[family.types[0]].mark == IMAGE
-    older = tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 3)
-    return {"use_fast": True} if older and not of_images and is_torchvision_available() else {}
 
 
 def _tokenizer(folder: Path) -> Any:
