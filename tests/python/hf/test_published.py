@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from mosaic_edge.evaluation.check.clip import drawn
 from mosaic_edge.evaluation.check.row import NAMES
@@ -53,10 +54,21 @@ def test_a_mixture_of_experts_is_as_in_the_script(tmp_path: Path) -> None:
     assert found.row("logits")["difference"] < 1e-4
 
 
+def red(kind: str) -> set[str]:
+    """What differs under transformers 5.2: SmolVLM 2's video processor resizes by another filter than its
+    image processor, and Idefics 3's generate() goes on from the second token otherwise than the same model
+    does without a cache."""
+    if not transformers.__version__.startswith("5.2."):
+        return set()
+    known = {"smolvlm": {"pixels", "features", "logits"}, "idefics3_granite_docling": {"greedy tokens"}}
+    return known.get(kind, set())
+
+
 def test_the_command_is_green(compared: tuple[str, Path, Checked]) -> None:
-    found = compared[2]
-    assert {row["what"]: row["equal"] for row in found.said["rows"]} == dict.fromkeys(NAMES, True)
-    assert found.code == 0 and found.said["error"] is None
+    kind, _, found = compared
+    green = {name: name not in red(kind) for name in NAMES}
+    assert {row["what"]: row["equal"] for row in found.said["rows"]} == green
+    assert (found.code, found.said["error"] is None) == (int(bool(red(kind))), not red(kind))
     # LLaVA 1.5 is full after seven frames, and a memory leaves room for the next one and the answer.
     assert found.said["frames"] == [5 if compared[0] == "llava" else 6, 140, 252]
 
@@ -72,16 +84,18 @@ def test_what_is_asked_and_shown_is_of_some_length(compared: tuple[str, Path, Ch
 def test_what_the_decoder_reads_and_gives_is_the_librarys_to_the_rounding_of_float32(
     compared: tuple[str, Path, Checked],
 ) -> None:
-    found = compared[2]
-    assert found.row("pixels")["difference"] < 1e-5
-    assert found.row("features")["difference"] < 2e-5
-    assert found.row("positions")["difference"] < 1e-4
-    assert found.row("logits")["difference"] < 1e-4
-    assert found.row("greedy tokens")["detail"] == "8 tokens"
+    kind, _, found = compared
+    bounds = {"pixels": 1e-5, "features": 2e-5, "positions": 1e-4, "logits": 1e-4}
+    over = {name for name, bound in bounds.items() if not found.row(name)["difference"] < bound}
+    assert over == red(kind) & set(bounds)
+    if "greedy tokens" not in red(kind):
+        assert found.row("greedy tokens")["detail"] == "8 tokens"
 
 
 def test_pixels_without_torchvision_are_nearly_the_processors(compared: tuple[str, Path, Checked]) -> None:
     kind, folder, found = compared
+    if "pixels" in red(kind):
+        pytest.skip("its video processor resizes by another filter")
     frames = drawn(*found.said["frames"]).frames
     ours = our_pixels(folder, frames, 64 if kind.startswith("qwen") else None)
     assert ours.size == found.pixels.size

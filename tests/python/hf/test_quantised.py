@@ -21,10 +21,12 @@ from mosaic_edge.evaluation.check.row import NAMES
 from mosaic_edge.sampling import SamplingParams
 from quantised_models import said_method, write_quantised
 
+VERSION = tuple(int(part) for part in transformers.__version__.split(".")[:2])
 FORMATS = (
     "compressed-tensors",
-    # transformers 4 pickles the one and has the other on a GPU alone
-    *(() if transformers.__version__.startswith("4.") else ("torchao", "fp8")),
+    # transformers 4 pickles the one, and up to 5.2 has the other on a GPU alone
+    *(() if VERSION < (5,) else ("torchao",)),
+    *(() if VERSION < (5, 3) else ("fp8",)),
     # 60 MB: not in the extra `dev`, only in `quantized`
     *(("bitsandbytes",) if find_spec("bitsandbytes") else ()),
 )

@@ -51,7 +51,12 @@ def inputs_of(folder: Path, kind: str, clip: Clip) -> Inputs:
             total_num_frames=count, fps=clip.fps, duration=count / clip.fps,
             frames_indices=list(range(count)), height=clip.frames.shape[1], width=clip.frames.shape[2],
         )  # fmt: skip
-        settings |= {"videos": [clip.frames], "video_metadata": [metadata], "do_sample_frames": False}
+        videos: list[Any] = [clip.frames]
+        if (
+            kind == "smolvlm"
+        ):  # it takes those of each text; up to transformers 5.2 it counts an array's frames
+            videos = [videos]
+        settings |= {"videos": videos, "video_metadata": [metadata], "do_sample_frames": False}
     made = processor(text=[text], return_tensors="pt", **settings)
     inputs = {
         name: torch.as_tensor(value) if name == "second_per_grid_ts" else value

@@ -40,8 +40,7 @@ class LlavaNextVideo(Family):
         """One crop, pooled."""
         sizes = {name: self.videos[name] for name in ("size", "crop_size") if name in self.videos}
         keep = {name: getattr(self.images, name) for name in ("image_mean", "image_std", "resample")}
-        # Named where it is used: without torchvision transformers has a remark on it, whatever the family.
-        crop = transformers.CLIPImageProcessor(**keep)
+        crop = _clip_processor()(**keep)
         pixels = self._pixels(frame, processor=crop, **sizes)["pixel_values"]
         features = self.model.get_video_features(
             pixels[None],
@@ -49,6 +48,15 @@ class LlavaNextVideo(Family):
             vision_feature_select_strategy=self.config.vision_feature_select_strategy,
         )
         return square(pooled(features))
+
+
+def _clip_processor() -> Any:
+    """CLIP's, with torchvision where that is installed, as video processors are; it had a name of its own up
+    to transformers 5.2. Without torchvision transformers has a remark on it, whatever the family: so it is
+    named where it is used."""
+    if transformers.utils.is_torchvision_available():
+        return getattr(transformers, "CLIPImageProcessorFast", transformers.CLIPImageProcessor)
+    return transformers.CLIPImageProcessor
 
 
 class LlavaOneVision(Family):
