@@ -11,14 +11,27 @@
 
 namespace mosaic {
 
+namespace {
+
+// Where what comes next stood, while the model has positions for it; 0: not any more. Then what it reads has come closer, or
+// is so little (since=) that it did not have to, and the block stands right behind it.
+int32_t next_in_context(const Plan& plan, int32_t next) {
+  return int64_t{next} + plan.config.branch_tokens <= plan.rope_positions ? next : 0;
+}
+
+}  // namespace
+
 void KvMemory::block_positions(BlockSelection* s) const {
-  const Positions positions = s->positions();
-  if (block_ == BlockKind::kFrame)
+  const bool frame = block_ == BlockKind::kFrame;
+  const bool fits = !frame || int64_t{frame_position_} + frame_steps(model().rope, layout_) <= plan_.rope_positions;
+  const Positions positions = fits ? s->positions() : Positions::kContiguous;
+  if (frame)
     return frame_positions(model().rope, layout_, first_of_frame(model().rope, positions, s->behind(), frame_position_),
                            s->q_positions());
   const bool question = block_ == BlockKind::kQuestion;
   const int first =
-      question ? first_of_text(positions, s->behind(), next_position_, window_.branch_tokens) : s->behind().position;
+      question ? first_of_text(positions, s->behind(), next_in_context(plan_, next_position_), window_.branch_tokens)
+               : s->behind().position;
   text_positions(block_tokens_, first, s->q_positions());
 }
 
@@ -71,7 +84,8 @@ void KvMemory::attend_layer(const LayerArrays& given, std::optional<void*> strea
 
 void KvMemory::attend_lane(int lane, const float* q, const float* k, const float* v, float* out) {
   const Since since{asking_ ? since_ms_ : Clock::kNever, &store_.clock()};
-  BlockSelection& s = selector_.ready(lane, {block_, block_tokens_, lead_, trail_, since, next_position_}, q);
+  BlockSelection& s =
+      selector_.ready(lane, {block_, block_tokens_, lead_, trail_, since, next_in_context(plan_, next_position_)}, q);
   block_positions(&s);
   const BlockSelection::Table& table = s.upload(*backend_.ops, block_tokens_);
 

@@ -11,6 +11,7 @@ import pytest
 
 from mosaic_edge import Engine
 from mosaic_edge.sampling import SamplingParams
+from numpy_vlm import NumpyVlm, picture
 
 QUESTION = "what colour was the ball ?"
 ONE = SamplingParams(max_tokens=1)
@@ -58,3 +59,19 @@ def test_a_long_stream_of_which_a_part_is_read_is_within_the_context(engine: Eng
 def test_a_plan_says_context_and_tokens_of_a_picture(engine: Engine) -> None:
     plan = engine.plan(memory="8MiB")
     assert (plan["context"], plan["tokens_per_frame"], plan["native_tokens_per_frame"]) == (128, 16, 16)
+
+
+def test_what_is_asked_of_nothing_behind_the_context_is_answered_as_before_the_first_frame() -> None:
+    """The question reads no frame, so where it stands is no matter: positions it has not are not read."""
+    model = NumpyVlm()
+    model._spec = replace(model.spec, context=256)
+    engine = Engine(model)
+    with (
+        engine.session(memory="1MiB", branch_tokens=32) as fresh,
+        engine.session(memory="1MiB", branch_tokens=32) as session,
+    ):
+        wanted = fresh.ask(QUESTION, sampling=ONE).logits
+        for number in range(120):
+            session.append(picture(number), float(number))
+        asked = session.ask(QUESTION, since=1e6, sampling=ONE)
+        np.testing.assert_allclose(asked.logits, wanted, atol=1e-5)
