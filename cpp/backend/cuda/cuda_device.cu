@@ -77,7 +77,7 @@ Device::Access access_of(const void* pointer) {
                        std::to_string(kOrdinal) + "; choose one GPU for the process by CUDA_VISIBLE_DEVICES.");
   return Device::Access::kKernels;
 }
-bool can_access(const void* pointer) { return access_of(pointer) != Device::Access::kHost; }
+bool can_access(const simt::Queue&, const void* pointer) { return access_of(pointer) != Device::Access::kHost; }
 
 void copy(const simt::Queue& queue, void* to, const void* from, size_t bytes) {
   MOSAIC_CUDA_TRY(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, static_cast<cudaStream_t>(queue.stream)));

@@ -15,7 +15,7 @@ void CudaOps::within(bool fits, const char* op) const {
 template <class... Pointer>
 void CudaOps::require_access(const char* op, const Pointer*... pointers) const {
   for (const void* pointer : {static_cast<const void*>(pointers)...}) {
-    if (pointer != nullptr && !target_.can_access(pointer))
+    if (pointer != nullptr && !target_.can_access(target_.queue, pointer))
       throw InvalidInput(std::string(target_.name) + ": " + op + " was given memory the device cannot reach. " +
                          "Allocate it with the backend's device.");
   }

@@ -16,7 +16,7 @@ struct Target {
   // Blocks until all that was queued has run; throws DeviceError if some of it failed.
   void (*finish)(const simt::Queue&);
   // Whether kernels can read and write there.
-  bool (*can_access)(const void*);
+  bool (*can_access)(const simt::Queue&, const void*);
   // Queues a copy; the host may be either side.
   void (*copy)(const simt::Queue&, void* to, const void* from, size_t bytes);
 };

@@ -189,6 +189,8 @@ class Stream {
  public:
   virtual ~Stream() = default;
   virtual void push(std::function<void()> work) { queued_.push_back(std::move(work)); }
+  // A kernel of that name, so that what is launched can be counted.
+  virtual void launch(const char* /*kernel*/, std::function<void()> work) { push(std::move(work)); }
   void drain() {
     std::vector<std::function<void()>> now;
     now.swap(queued_);
@@ -203,7 +205,7 @@ template <class... P, class... A>
 void launch(const Queue& on, const char* what, void (*kernel)(P...), Grid grid, int threads, size_t shared_bytes,
             const A&... args) {
   const auto work = [=] { run(what, grid, threads, shared_bytes, [&] { kernel(args...); }); };
-  on.stream != nullptr ? static_cast<Stream*>(on.stream)->push(work) : work();
+  on.stream != nullptr ? static_cast<Stream*>(on.stream)->launch(what, work) : work();
 }
 
 #endif

@@ -6,11 +6,13 @@
 #include <tuple>
 
 #include "backend/cuda/simt.h"
+#include "support/device_arrays.h"
 #include "support/memory_fakes.h"
 #include "support/played_stream.h"
 #include "support/shim_backend.h"
 
 using namespace mosaic;
+using mosaic::testing::OnDevice;
 using mosaic::testing::PlayedStream;
 
 namespace {
@@ -33,44 +35,6 @@ MemoryConfig everything(bool multi = false, CodecId codec = CodecId::kFp16) {
   if (multi) config.model.rope.sections[0] = 2, config.model.rope.sections[1] = config.model.rope.sections[2] = 3;
   return config;
 }
-
-// q, k, v and out where only kernels reach, as an engine on the device has them; nothing is waited for in between.
-class OnDevice {
- public:
-  OnDevice(PlayedStream* stream, testing::ShimControl* control, std::optional<void*> queue = nullptr)
-      : control_(control), stream_(queue) {
-    stream->hand_over = [this](PlayedStream* s, int layers) { attend(s, layers); };
-  }
-  ~OnDevice() { release(); }
-
- private:
-  float* there(const std::vector<float>& x) {
-    const size_t bytes = x.size() * sizeof(float);
-    auto* const memory = static_cast<float*>(control_->device->allocate_private(bytes));
-    pieces_.push_back(memory);
-    control_->device->copy_async(memory, x.data(), bytes);
-    return memory;
-  }
-  void release() {
-    for (float* piece : pieces_) control_->device->release(piece, 0);
-    pieces_.clear();
-  }
-  void attend(PlayedStream* s, int layers) {
-    control_->ops->wait();
-    release();
-    const auto n = static_cast<size_t>(s->block_tokens);
-    float *const q = there(s->q), *const k = there(s->k), *const v = there(s->v), *const out = there(s->out);
-    for (int l = 0; l < layers; ++l) {
-      const auto at = static_cast<size_t>(l) * n;
-      s->memory->attend(l, q + at * s->q_row(), k + at * s->row(), v + at * s->row(), out + at * s->q_row(), stream_);
-    }
-    control_->device->copy_async(s->out.data(), out, s->out.size() * sizeof(float));
-    control_->ops->wait();
-  }
-  testing::ShimControl* control_;
-  std::optional<void*> stream_;  // none: attend() waits for its out
-  std::vector<float*> pieces_;
-};
 
 }  // namespace
 

@@ -71,6 +71,27 @@ class ShimStream : public Stream {
       work();
     });
   }
+  void launch(const char* kernel, std::function<void()> work) override {
+    if (control_ != nullptr) ++control_->calls.launches, ++control_->calls.launches_of[kernel];
+    push(std::move(work));
+  }
+  void copy(void* to, const void* from, size_t bytes) {
+    const auto of_kernels = [](const void* pointer) {
+      const Piece* const piece = find(pointer);
+      return piece != nullptr && piece->of_kernels;
+    };
+    if (control_ != nullptr) {
+      ++control_->calls.copies;
+      control_->calls.link_bytes += of_kernels(to) != of_kernels(from) ? static_cast<int64_t>(bytes) : 0;
+    }
+    push([=] { std::memcpy(to, from, bytes); });
+  }
+  void count_wait() {
+    if (control_ != nullptr) ++control_->calls.waits;
+  }
+  void count_query() {
+    if (control_ != nullptr) ++control_->calls.queries;
+  }
   void count() {
     if (control_ == nullptr) return;
     refuse_if_lost();
@@ -98,6 +119,7 @@ void run_queued(const shim::simt::Queue& queue) {
       if (const Mapping m = mapping_of(memory, piece.bytes); piece.of_kernels)
         mprotect(m.base, m.size, yes ? PROT_READ | PROT_WRITE : PROT_NONE);
   };
+  static_cast<ShimStream*>(queue.stream)->count_wait();
   static_cast<ShimStream*>(queue.stream)->refuse_if_lost();
   open(true);
   try {
@@ -136,6 +158,7 @@ class ShimDevice final : public Device {
   }
   Access access(const void* pointer) const override {
     stream_.refuse_if_lost();
+    stream_.count_query();
     const Piece* const piece = find(pointer);
     return piece == nullptr ? Access::kHost : piece->of_kernels ? Access::kKernels : Access::kBoth;
   }
@@ -156,16 +179,14 @@ class ShimDevice final : public Device {
   void follow(void* stream) override {
     if (stream != nullptr) stream_.push([=] { static_cast<Stream*>(stream)->drain(); });
   }
-  void copy_async(void* to, const void* from, size_t bytes) override {
-    stream_.push([=] { std::memcpy(to, from, bytes); });
-  }
+  void copy_async(void* to, const void* from, size_t bytes) override { stream_.copy(to, from, bytes); }
   uint64_t record() override { return 0; }
   void wait(uint64_t) override { run_queued(queue); }
 
   shim::simt::Queue queue;
 
  private:
-  ShimStream stream_;
+  mutable ShimStream stream_;
 };
 
 }  // namespace
@@ -177,9 +198,12 @@ Backend make_shim(int processors, ShimControl* control) {
   target.name = "shim";
   target.queue = device->queue;
   target.finish = run_queued;
-  target.can_access = [](const void* pointer) { return find(pointer) != nullptr; };
+  target.can_access = [](const shim::simt::Queue& queue, const void* pointer) {
+    static_cast<ShimStream*>(queue.stream)->count_query();
+    return find(pointer) != nullptr;
+  };
   target.copy = [](const shim::simt::Queue& queue, void* to, const void* from, size_t bytes) {
-    static_cast<ShimStream*>(queue.stream)->push([=] { std::memcpy(to, from, bytes); });
+    static_cast<ShimStream*>(queue.stream)->copy(to, from, bytes);
   };
   auto ops = std::make_unique<shim::CudaOps>(target, cpu::make_ops(cpu::implementations().back(), 1));
   if (control != nullptr) control->device = device.get(), control->ops = ops.get();

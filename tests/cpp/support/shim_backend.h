@@ -3,9 +3,23 @@
 // touch; and CudaOps over the fibres of simt_cpu.cc.
 #pragma once
 
+#include <cstdint>
+#include <map>
+#include <string>
+
 #include "backend/backend.h"
 
 namespace mosaic::testing {
+
+// What a GPU would be asked: each launch, wait, look at a pointer and copy is a call of its driver.
+struct DeviceCalls {
+  int64_t launches = 0;
+  int64_t waits = 0;  // for all that is queued
+  int64_t queries = 0;
+  int64_t copies = 0;
+  int64_t link_bytes = 0;  // of copies between the kernels' own memory and the host's
+  std::map<std::string, int64_t> launches_of;
+};
 
 // The device as a test sees it, while the Backend lives.
 struct ShimControl {
@@ -17,6 +31,7 @@ struct ShimControl {
   bool lost = false;
   int allocations = 0;  // so far
   int work = 0;
+  DeviceCalls calls;
 };
 
 // processors: how many the kernels think there are; few, so that work is cut in odd places.

@@ -1,0 +1,128 @@
+// How often a session calls the driver of its device - launches, waits, looks at pointers, copies, bytes over the link - for a
+// frame, a question and a token of its answer, counted by the shim. Each call has a price on a GPU that no kernel can make
+// up for, so the counts are held here. MOSAIC_DEVICE_CALLS=1 prints them as the table of docs/results/gpu-counts.md.
+#include <doctest/doctest.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "support/device_arrays.h"
+#include "support/memory_fakes.h"
+
+using namespace mosaic;
+using mosaic::testing::DeviceCalls;
+using mosaic::testing::OnDevice;
+using mosaic::testing::PlayedStream;
+
+namespace {
+
+constexpr int kLayers = 2, kFrameTokens = 32, kQuestionTokens = 12;
+constexpr int kCounted = 4, kAnswer = 4;  // frames, tokens of the answer
+
+struct Case {
+  const char* name;
+  const char* policy;
+  PolicySettings settings;
+  uint64_t cap_bytes;
+  bool disk;
+  int frames;  // before those that count
+};
+
+// Caps that so many frames pass, but for a policy that refuses.
+const std::vector<Case>& cases() {
+  static const std::vector<Case> all = {
+      {"edge", "edge", {}, 420 << 10, false, 36},
+      {"edge, disk", "edge", {}, 260 << 10, true, 40},
+      {"edge, unit=summaries", "edge", {{"unit", "summaries"}}, 260 << 10, false, 20},
+      {"full", "full", {}, 4 << 20, false, 20},
+      {"infinipot-v", "infinipot-v", {}, 260 << 10, false, 20},
+      {"mosaic", "mosaic", {}, 260 << 10, false, 20},
+      {"mosaic, disk", "mosaic", {}, 340 << 10, true, 20},
+      {"mukv", "mukv", {}, 380 << 10, false, 20},
+      {"rekv", "rekv", {}, 260 << 10, false, 20},
+      {"uniform", "uniform", {}, 450 << 10, false, 20},
+      {"window", "window", {}, 260 << 10, false, 20},
+  };
+  return all;
+}
+
+DeviceCalls operator-(DeviceCalls a, const DeviceCalls& b) {
+  a.launches -= b.launches, a.waits -= b.waits, a.queries -= b.queries;
+  a.copies -= b.copies, a.link_bytes -= b.link_bytes;
+  for (const auto& [kernel, n] : b.launches_of) a.launches_of[kernel] -= n;
+  return a;
+}
+
+// Of one block each, on average.
+struct Calls {
+  double launches, queries, copies, link_bytes;  // a layer
+  double waits;
+};
+Calls of_blocks(const DeviceCalls& c, int blocks) {
+  const auto each = [&](int64_t n, int by) { return static_cast<double>(n) / (blocks * by); };
+  return {each(c.launches, kLayers), each(c.queries, kLayers), each(c.copies, kLayers), each(c.link_bytes, kLayers),
+          each(c.waits, 1)};
+}
+
+struct Counted {
+  Calls frame, question, token;
+};
+
+void print_kernels(const char* block, const DeviceCalls& c, int blocks) {
+  std::printf("<!-- %s:", block);
+  for (const auto& [kernel, n] : c.launches_of)
+    if (n > 0) std::printf(" %s %.2f", kernel.c_str(), static_cast<double>(n) / (blocks * kLayers));
+  std::printf(" -->\n");
+}
+
+Counted count(const Case& c, bool print) {
+  mosaic::testing::TemporaryDirectory directory;
+  MemoryConfig config = mosaic::testing::small_config(c.cap_bytes);
+  config.model.layers = kLayers, config.model.frame_tokens = kFrameTokens;
+  if (c.disk) config.disk_bytes = 8 << 20, config.spill_dir = directory.path;
+  testing::ShimControl control;
+  PlayedStream stream(config, make_policy(c.policy, c.settings), testing::make_shim(3, &control));
+  const OnDevice arrays(&stream, &control);
+  for (int i = 0; i < c.frames; ++i) stream.room = i / 6 % 6, stream.frame(kFrameTokens);
+  DeviceCalls before = control.calls;
+  for (int i = 0; i < kCounted; ++i) stream.frame(kFrameTokens);
+  const DeviceCalls frames = control.calls - before;
+  before = control.calls;
+  stream.open_question();
+  stream.pass(kQuestionTokens);
+  const DeviceCalls question = control.calls - before;
+  before = control.calls;
+  for (int i = 0; i < kAnswer; ++i) stream.pass(1);
+  const DeviceCalls tokens = control.calls - before;
+  stream.close_question(false);
+  stream.memory->check_invariants();
+  if (print) {
+    std::printf("<!-- %s -->\n", c.name);
+    print_kernels("frame", frames, kCounted);
+    print_kernels("question", question, 1);
+    print_kernels("token", tokens, kAnswer);
+  }
+  return {of_blocks(frames, kCounted), of_blocks(question, 1), of_blocks(tokens, kAnswer)};
+}
+
+void print_row(const char* policy, const char* block, const Calls& c) {
+  std::printf("| %s | %s | %.1f | %.1f | %.1f | %.1f | %.0f |\n", policy, block, c.launches, c.waits, c.queries,
+              c.copies, c.link_bytes);
+}
+
+}  // namespace
+
+TEST_CASE("a frame, a question and a token call the device no more often than they have to") {
+  const char* const wanted = std::getenv("MOSAIC_DEVICE_CALLS");
+  const bool print = wanted != nullptr, kernels = print && std::string(wanted) == "kernels";
+  for (const Case& c : cases()) {
+    CAPTURE(c.name);
+    const Counted counted = count(c, kernels);
+    if (!print) continue;
+    print_row(c.name, "frame", counted.frame);
+    print_row(c.name, "question", counted.question);
+    print_row(c.name, "token", counted.token);
+  }
+}
