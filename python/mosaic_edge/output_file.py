@@ -5,8 +5,9 @@ they are whole. What lies at the path is replaced only if it is a regular file.
 from __future__ import annotations
 
 import os
+import secrets
 import stat
-import tempfile
+import weakref
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,13 +18,14 @@ class OutputFile:
 
     def __init__(self, path: str | Path, knob: str) -> None:
         self.path = regular(path, knob)
+        self._aside = self.path.parent / f".{self.path.name[:100]}.{secrets.token_hex(8)}.part"
+        # Before there is a file: whatever interrupts what follows leaves none.
+        self._process = os.getpid()
+        weakref.finalize(self, _remove, self._aside, self._process)
         try:
-            descriptor, name = tempfile.mkstemp(".part", f".{self.path.name[:100]}.", self.path.parent)
+            self._aside.touch(0o600, exist_ok=False)
         except OSError as error:  # of a name that nobody gave
             raise OSError(error.errno, f"{knob}=: {error.strerror}", os.fspath(path)) from None
-        os.close(descriptor)
-        self._aside = Path(name)
-        self._process = os.getpid()
 
     def write(self, text: str) -> None:
         """Put `text` in place. OSError if it does not fit; what was there before is there still."""
@@ -36,11 +38,15 @@ class OutputFile:
             raise
 
     def discard(self) -> None:
-        """Leave everything as it was. Nothing to do after `write`, nor in a fork: it is not its file."""
-        if self._process != os.getpid():
-            return
+        """Leave everything as it was, as when it is forgotten. Nothing to do after `write`, nor in a fork: it
+        is not its file."""
+        _remove(self._aside, self._process)
+
+
+def _remove(aside: Path, process: int) -> None:
+    if process == os.getpid():
         with suppress(OSError):
-            self._aside.unlink(missing_ok=True)
+            aside.unlink(missing_ok=True)
 
 
 def regular(path: str | Path, knob: str) -> Path:

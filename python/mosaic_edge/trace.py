@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 import warnings
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,13 +33,8 @@ class Trace:
         if path is None:
             return
         file = OutputFile(path, "trace")
-        self._forget = weakref.finalize(self, file.discard)  # also of a session without close()
-        try:
-            self._recording = _core.TraceRecording()
-        except BaseException:
-            file.discard()
-            raise
-        self._file = file
+        self._recording = _core.TraceRecording()
+        self._file = file  # both end when they are forgotten: a session without close(), a refused one
 
     @contextmanager
     def span(self, name: Literal["encode_frame", "forward"]) -> Iterator[None]:
@@ -69,6 +63,4 @@ class Trace:
 
     def discard(self) -> None:
         """End the trace of a session that was refused; what lies at its path is left as it was."""
-        if self._file is not None:
-            self._file.discard()
         self._file = self._recording = None
