@@ -1,4 +1,4 @@
-"""Cells over a cluster: the same rows as in this process. The cluster is fake_ray, whose actors are processes."""
+"""Cells over a cluster: the same rows as in this process. It is played by fake_ray: an actor is a process."""
 
 from __future__ import annotations
 
@@ -44,12 +44,7 @@ def untimed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def test_a_cluster_gives_the_rows_of_one_process(cluster: None, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    rows = evaluate(
-        settings(),
-        tmp_path / "ray",
-        ray="local",
-        progress=lambda done, total, what: seen.append((done, total)),
-    )
+    rows = evaluate(settings(), tmp_path / "ray", ray="local", progress=lambda *step: seen.append(step[:2]))
     assert untimed(rows) == untimed(evaluate(settings(), tmp_path / "one"))
     assert len(rows) == 2 and seen[-1] == (6, 6)
     assert not hasattr(sys.modules["ray"], "_actors") or not sys.modules["ray"]._actors, "they are gone"
