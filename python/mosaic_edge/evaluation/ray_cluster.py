@@ -26,17 +26,17 @@ class Node:
         self._unpacked: dict[str, Path] = {}
 
     def work(
-        self, function: Callable[..., Any], arguments: list[Any], places: list[int], *packed: bytes
+        self, function: Callable[..., Any], arguments: list[Any], folders: list[int], *packed: bytes
     ) -> Any:
-        """Make the call. Arguments that are paths are folders of the driver's: those at `places` are unpacked
+        """Make the call. Arguments that are paths are folders of the driver's: those at `folders` are unpacked
         here, any other is a folder to write into. One that is the result is handed back as bytes."""
-        for at, data in zip(places, packed, strict=True):
+        for at, data in zip(folders, packed, strict=True):
             name = str(arguments[at])
             if name not in self._unpacked:
                 self._unpacked[name] = unpack(data, self._new_folder())
             arguments[at] = self._unpacked[name]
         for at, argument in enumerate(arguments):
-            if isinstance(argument, Path) and at not in places:
+            if isinstance(argument, Path) and at not in folders:
                 arguments[at] = self._new_folder()
         result = function(*arguments)
         return pack(result) if isinstance(result, Path) else result
@@ -89,13 +89,13 @@ class _Tasks:
             yield key, self._received(result) if isinstance(result, bytes) else result
 
     def _begin(self, node: Any, function: Callable[..., Any], arguments: list[Any]) -> Any:
-        places = [
+        folders = [
             at
             for at, argument in enumerate(arguments)
             if isinstance(argument, Path) and argument in self._stored
         ]
-        packed = [self._stored[arguments[at]] for at in places]
-        return node.work.remote(function, arguments, places, *packed)
+        packed = [self._stored[arguments[at]] for at in folders]
+        return node.work.remote(function, arguments, folders, *packed)
 
     def _received(self, packed: bytes) -> Path:
         """A stream that was recorded: in a folder here, which the driver deletes, and in the object store."""
