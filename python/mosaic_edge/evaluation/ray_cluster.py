@@ -28,8 +28,8 @@ class Node:
     def work(
         self, function: Callable[..., Any], arguments: list[Any], folders: list[int], *packed: bytes
     ) -> Any:
-        """Make the call. Arguments that are paths are folders of the driver's: those at `folders` are unpacked
-        here, any other is a folder to write into. One that is the result is handed back as bytes."""
+        """Make the call. Arguments that are paths are folders of the driver's: those at `folders` are
+        unpacked here, any other is a folder to write into. One that is the result is handed back as bytes."""
         for at, data in zip(folders, packed, strict=True):
             name = str(arguments[at])
             if name not in self._unpacked:
