@@ -55,6 +55,10 @@ def eval_(
         typer.Option(help="Policies that retrieve get a second row with such a spill file: 64MiB."),
     ] = None,
     jobs: Annotated[int, typer.Option(help="Processes. Times mean something with 1 only.")] = 1,
+    ray: Annotated[
+        str | None,
+        typer.Option(help="Address of a Ray cluster; its CPUs instead of --jobs. auto: the one here."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder of results; finished parts are kept.")] = Path("eval"),
     force: Annotated[bool, typer.Option("--force", help="Do finished parts again.")] = False,
     quick: Annotated[
@@ -79,12 +83,14 @@ def eval_(
         load=model.keywords(),
         session={**cells.more, "backend": cells.backend},
     )
-    result = run_eval(settings, out, jobs=jobs, force=force, quiet=json)
+    result = run_eval(settings, out, jobs=jobs, ray=ray, force=force, quiet=json)
     if json:
         print_json(result)
 
 
-def run_eval(settings: EvalSettings, out: Path, *, jobs: int, force: bool, quiet: bool) -> dict[str, Any]:
+def run_eval(
+    settings: EvalSettings, out: Path, *, jobs: int, force: bool, quiet: bool, ray: str | None = None
+) -> dict[str, Any]:
     """Measure what `out` lacks; write eval.json, eval.md and the plots there; print the tables."""
     from mosaic_edge.evaluation.plots import PLOTS, draw
     from mosaic_edge.evaluation.report import markdown
@@ -96,7 +102,7 @@ def run_eval(settings: EvalSettings, out: Path, *, jobs: int, force: bool, quiet
         def step(done: int, total: int, what: str) -> None:
             bar.update(task, completed=done, total=total, description=what)
 
-        rows = evaluate(settings, out, jobs=jobs, force=force, progress=step)
+        rows = evaluate(settings, out, jobs=jobs, ray=ray, force=force, progress=step)
     result = {"settings": {**asdict(settings), "jobs": jobs}, "rows": rows}
     table = markdown(rows, settings, jobs)
     (out / "eval.json").write_text(documents.dumps(result, indent=1) + "\n")

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -36,14 +37,23 @@ Progress = Callable[[int, int, str], None]
 
 
 def evaluate(
-    settings: EvalSettings, out: Path, *, jobs: int = 1, force: bool = False, progress: Progress | None = None
+    settings: EvalSettings,
+    out: Path,
+    *,
+    jobs: int = 1,
+    ray: str | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
 ) -> list[Row]:
     """Measure what is not yet in `out`, keep finished cells there (cells.jsonl, logits/), return the rows.
 
     jobs: processes. More than one shortens the run, but then the times (first_token_ms, frame_ms) share the
-    machine. Streams are recorded `jobs` at a time and deleted when their cells are done. Raises ValueError
-    for a bad setting, ModelError for a bad model; an impossible cap is a row with `error`.
+    machine. ray: the address of a Ray cluster whose CPUs are the processes instead (ray_cluster.py). Streams
+    are recorded as many at a time as there are processes, and deleted when their cells are done. Raises
+    ValueError for a bad setting, ModelError for a bad model; an impossible cap is a row with `error`.
     """
+    if ray is not None and jobs != 1:
+        raise ValueError(f"jobs={jobs}: with ray= the processes are the cluster's CPUs")
     if jobs < 1:
         raise ValueError(f"jobs={jobs}: expected at least 1")
     engine = _load(settings)
@@ -65,9 +75,9 @@ def evaluate(
     todo = list(streams.items())
     with (
         tempfile.TemporaryDirectory(prefix="mosaic-eval-") as folder,
-        _workers(settings, engine, jobs) as run,
+        _processes(settings, engine, jobs, ray) as (run, wide),
     ):
-        for wave in (todo[i : i + jobs] for i in range(0, len(todo), jobs)):
+        for wave in (todo[i : i + wide] for i in range(0, len(todo), wide)):
             recorded: dict[Any, Path] = {}
             for stream, made in run({s: (_record_task, settings, *s, Path(folder)) for s, _ in wave}):
                 recorded[stream] = made
@@ -145,11 +155,27 @@ def _cell_task(recorded: Path, cell: Cell, base: dict[str, Any]) -> tuple[Row, N
     return run_cell(_engine, recorded, cell, base)
 
 
+Run = Callable[[dict[Any, Any]], Iterator[tuple[Any, Any]]]
+"""run(tasks) yields (key, result) of every task (function, *arguments) as they end."""
+
+
 @contextmanager
-def _workers(
-    settings: EvalSettings, engine: Engine, jobs: int
-) -> Iterator[Callable[[dict[Any, Any]], Iterator[tuple[Any, Any]]]]:
-    """Gives run(tasks), which yields (key, result) of every task (function, *arguments) as they end."""
+def _processes(
+    settings: EvalSettings, engine: Engine, jobs: int, ray: str | None
+) -> Iterator[tuple[Run, int]]:
+    """What runs tasks, and how many at a time."""
+    if ray is not None:
+        from mosaic_edge.evaluation.ray_cluster import cluster
+
+        with cluster(ray, partial(_start, settings)) as (run, wide):
+            yield run, wide
+        return
+    with _workers(settings, engine, jobs) as run:
+        yield run, jobs
+
+
+@contextmanager
+def _workers(settings: EvalSettings, engine: Engine, jobs: int) -> Iterator[Run]:
     _start(settings, engine)
     if jobs == 1:
         yield lambda tasks: ((key, function(*rest)) for key, (function, *rest) in tasks.items())

@@ -54,7 +54,8 @@ class LiveSource:
     Args:
         path: a URL, a device or a pipe.
         fps: frames per second to give at most; None gives every frame the model has time for.
-        connect_s, read_s: seconds for a connection to be made, and for a stream to say something.
+        connect_s: seconds for a connection to be made.
+        read_s: seconds for a stream to say something.
         give_up_s: after so many seconds of trying in vain it ends: quietly if the sender ended the stream and
             is not there any more, else with SourceError. math.inf: never.
         notify: called with one line when it breaks off and when it is back, from the source's thread.
