@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import json
 import os
 import signal
 import socket
@@ -11,38 +10,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 from websockets.sync.client import connect
 
 import http_service
-import mosaic_edge
 from http_service import PATIENCE, QUESTION, Client, jpeg, until
 from mosaic_edge import cli
-
-PACKAGE = Path(mosaic_edge.__file__).parents[1]
-
-
-@contextmanager
-def process(*options: str) -> Iterator[tuple[subprocess.Popen[str], Client, dict[str, Any]]]:
-    words = [sys.executable, "-m", "mosaic_edge.cli", "serve", "--port", "0", "--json", "--memory", "8MiB"]
-    environment = {**os.environ, "PYTHONPATH": str(PACKAGE), "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        [*words, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    ) as running:
-        try:
-            assert running.stdout is not None
-            lines = ""
-            while not lines.endswith("}\n"):
-                lines += running.stdout.readline()
-            said = json.loads(lines)
-            yield running, Client(int(said["url"].rpartition(":")[2]), said["token"]), said
-        finally:
-            running.kill()
+from serve_process import PACKAGE, process
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

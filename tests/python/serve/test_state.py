@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -11,12 +12,14 @@ from typing import Any
 
 import pytest
 
-from http_service import QUESTION, serving, until
-from mosaic_edge import SamplingParams, stream_live
+from http_service import PATIENCE, QUESTION, jpeg, serving, until
+from mosaic_edge import SamplingParams, cli, stream_live
 from mosaic_edge.engine import Engine, Session
 from mosaic_edge.serve.state import SavedStream, StateFolder
 from mosaic_edge.sources import Frame
 from numpy_vlm import NumpyVlm, picture
+from serve_process import process
+from videos import MakeVideo
 
 ONE = SamplingParams(max_tokens=1)
 SETTINGS: dict[str, Any] = {"memory": "1MiB", "policy": "mosaic"}
@@ -152,3 +155,55 @@ def test_the_server_saves_every_so_often_what_it_may_lose_to_a_power_cut(tmp_pat
         until(file.exists)
         with Engine(NumpyVlm()).restore(file) as session:
             assert session.memory()["frames"] <= 1
+
+
+def test_live_goes_on_from_its_state_and_begins_anew_where_its_settings_changed(
+    make_video: MakeVideo, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "state"
+    words = [
+        "live",
+        "--source",
+        str(make_video()),
+        "--state",
+        str(folder),
+        "--fps",
+        "5",
+        "--json",
+        "--memory",
+    ]
+
+    def run(memory: str) -> tuple[int, str]:
+        capsys.readouterr()
+        assert cli.main([*words, memory]) == 0
+        out, err = capsys.readouterr()
+        return json.loads(out)["memory"]["frames"], err
+
+    frames, said = run("4MiB")
+    assert (frames > 0, said) == (True, "")
+    assert run("4MiB") == (2 * frames, f"mosaic-edge: state: {folder}/live.session was restored\n")
+    again, said = run("8MiB")
+    assert again == frames
+    assert "live.session.refused-1: snapshot: memory is '4194304' in the file and '8388608'" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_serve_as_a_process_has_its_sessions_again_however_it_ended(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    options = ["--state", str(tmp_path), "--state-every", "0.0005"]
+    with process(*options) as (running, client, _):
+        path = client.session(memory="1MiB")
+        client.good("PUT", f"{path}/frames?pts=0", jpeg(1))
+        file = tmp_path / f"{path.rpartition('/')[2]}.session"
+        until(file.exists)
+        saved = file.stat().st_mtime_ns
+        until(lambda: file.stat().st_mtime_ns != saved)  # one that began after the frame
+        saved = file.stat().st_mtime_ns
+        until(lambda: file.stat().st_mtime_ns != saved)
+        running.send_signal(number)
+        running.wait(PATIENCE)
+    with process(*options) as (_, client, _):
+        assert client.good("GET", path)["frames"] == 1
+        assert client.good("POST", f"{path}/questions", {"question": QUESTION})["answer"]
