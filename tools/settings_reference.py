@@ -48,11 +48,11 @@ EDGE = {
     ),
     "likeness": Said("1", "a token that is like a better one is worth less"),
     "recall": Said(
-        "0.05",
+        "0.1",
         "with a disk: the share of what was given up that a question reads a head, 16 tokens at least",
     ),
     "frames_recall": Said(
-        "0.05", "the same of a frame; 0 where the disk is slow: it is looked through for each"
+        "0.1", "the same of a frame; 0 where the disk is slow: it is looked through for each"
     ),
     "most_tokens": Said(
         "0",

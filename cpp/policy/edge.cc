@@ -35,8 +35,8 @@ struct EdgeSettings {
   double key_power = 0.5;
   Score score = Score::kBoth;
   bool likeness = true;
-  double recall = 0.05;         // of what was given up and is on disk
-  double frames_recall = 0.05;  // the same, by a frame
+  double recall = 0.1;         // of what was given up and is on disk
+  double frames_recall = 0.1;  // the same, by a frame
   int most_tokens = 0;
 };
 
@@ -45,7 +45,7 @@ class Edge final : public Policy, public Retention {
   explicit Edge(const EdgeSettings& settings) : s_(settings) {}
   const char* name() const override { return "edge"; }
   PolicyNeeds needs() const override {
-    return {.group = {.records = true}, .share = {.index = 0.05, .most_tokens = s_.most_tokens}};
+    return {.group = {.records = true}, .share = {.index = 0.1, .most_tokens = s_.most_tokens}};
   }
   Retention* retention() override { return this; }
   void admit(const ClusterStore&, const AdmitBatch&, Placement*) override {}
