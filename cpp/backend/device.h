@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 namespace mosaic {
 
@@ -25,6 +26,14 @@ class Device {
   // Who may use what lies there: the host alone, kernels alone, or both.
   enum class Access : uint8_t { kHost, kKernels, kBoth };
   virtual Access access(const void*) const { return Access::kBoth; }
+  // Arrays of a caller's, four at most, that kernels are given until the next ones are lent: the device takes it from here
+  // where they lie, and looks no more.
+  struct Lent {
+    const void* data = nullptr;
+    size_t bytes = 0;
+    Access access{};
+  };
+  virtual void lend(std::span<const Lent>) {}
   // Kernels queued from here on run after what was queued so far on a stream of the caller's (of this device's kind; null
   // is its default one), and the other way round.
   virtual void follow(void* /*stream*/) {}

@@ -3,8 +3,10 @@
 // handed over once. Calls are ordered; on an asynchronous backend they are queued on the stream the object was made with.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include "codec/codec.h"
 #include "core/dtype.h"
@@ -210,6 +212,61 @@ struct NumberFaults {
   int32_t beyond = 0;      // how many finite ones are beyond +-kMostHalf
 };
 
+// What a layer of a block needs before it is attended. Its pieces do not depend on each other, so that a backend may do
+// all of it at once.
+struct StageArgs {
+  // As check_numbers takes them; x null: none.
+  struct Numbers {
+    const float* x = nullptr;
+    size_t n = 0;
+    float* cut = nullptr;
+  };
+  std::array<Numbers, 3> numbers{};
+  NumberFaults* faults = nullptr;
+  // Tokens [first, first + count) of a run of pages in each lane, as encode_run takes them without a mean: those of lane i
+  // begin i * lane_pitch bytes behind, its numbers i * shape.row() behind in k and v.
+  CodecId codec{};
+  PageShape shape;
+  const float* k = nullptr;
+  const float* v = nullptr;
+  size_t stride = 0;
+  int first = 0;
+  int count = 0;
+  std::byte* pages = nullptr;
+  size_t pitch = 0;
+  int lanes = 1;
+  size_t lane_pitch = 0;
+  // Bytes to be copied, by words of 4.
+  struct Piece {
+    void* to = nullptr;
+    const void* from = nullptr;
+    size_t bytes = 0;
+  };
+  std::span<const Piece> pieces;
+};
+
+// Records of several lanes at once: item i is row `row[i]` of k, v, and becomes token at[i] of pages[i]; of its key the
+// mean `lane[i]` is taken.
+struct LaneRowsArgs {
+  CodecId codec{};
+  PageShape shape;
+  const float* k = nullptr;
+  const float* v = nullptr;
+  size_t stride = 0;
+  int items = 0;
+  const int32_t* row = nullptr;
+  const int32_t* lane = nullptr;
+  std::byte* const* pages = nullptr;
+  const int32_t* at = nullptr;
+  const float* key_mean = nullptr;  // [lanes, heads, head_dim]
+};
+// A record that goes to another place, bit for bit. Of several none begins where another ends.
+struct RowMove {
+  const std::byte* from;
+  std::byte* to;
+  int32_t from_at, to_at;
+};
+
 class Ops {
  public:
   virtual ~Ops() = default;
@@ -231,7 +288,8 @@ class Ops {
   virtual Ops& for_host() { return *this; }
 
   // Blocks until every call so far has run, so that the host may read what it wrote and reuse what it was given. What
-  // fills memory for later kernels - attend, encode*, move_row, decode*, gather, copy, check_numbers - may be queued; every
+  // fills memory for later kernels - attend*, mass_lanes, likeness_lanes, row_norm, encode*, move_row*, decode*, gather*, copy,
+  // stage, check_numbers - may be queued; every
   // other op has run when it returns.
   virtual void wait() {}
 
@@ -241,9 +299,21 @@ class Ops {
   // to the nearest that it does (NaN as it is).
   virtual void check_numbers(const float* x, size_t n, NumberFaults* faults, float* cut) = 0;
 
+  virtual void stage(const StageArgs& args);
+
   virtual void attend(const AttendArgs& args) = 0;
+  // Several lanes of a layer: alike but for pointers and for how many pages and summaries there are.
+  virtual void attend_lanes(std::span<const AttendArgs> lanes) {
+    for (const AttendArgs& lane : lanes) attend(lane);
+  }
   virtual void attention_mass(const MassArgs& args) = 0;
+  virtual void mass_lanes(std::span<const MassArgs> lanes) {
+    for (const MassArgs& lane : lanes) attention_mass(lane);
+  }
   virtual void likeness(const LikenessArgs& args) = 0;
+  virtual void likeness_lanes(std::span<const LikenessArgs> lanes) {
+    for (const LikenessArgs& lane : lanes) likeness(lane);
+  }
   virtual void add_recent_keys(const RecentKeysArgs& args) = 0;
   virtual void temporal_redundancy(const RedundancyArgs& args) = 0;
   virtual void row_norm(const NormArgs& args) = 0;
@@ -286,9 +356,46 @@ class Ops {
                           int count, std::byte* pages, size_t pitch, const float* key_mean = nullptr);
   virtual void decode_run(CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int first, int count,
                           float* k, float* v, size_t stride, const float* key_mean = nullptr);
+  // The same of several lanes, one behind the other in k and v: the run of lane i begins i * lane_pitch bytes behind.
+  virtual void decode_lanes(CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int lanes,
+                            size_t lane_pitch, int first, int count, float* k, float* v, size_t stride) {
+    for (int lane = 0; lane < lanes; ++lane) {
+      const size_t to = static_cast<size_t>(lane) * static_cast<size_t>(count) * stride;
+      decode_run(codec, shape, pages + static_cast<size_t>(lane) * lane_pitch, pitch, first, count, k + to, v + to,
+                 stride);
+    }
+  }
+  virtual void encode_lane_rows(const LaneRowsArgs& a) {
+    for (int i = 0; i < a.items; ++i) {
+      const size_t from = static_cast<size_t>(a.row[i]) * a.stride;
+      encode_row(a.codec, a.shape, a.k + from, a.v + from, a.at[i], a.pages[i],
+                 a.key_mean + static_cast<size_t>(a.lane[i]) * static_cast<size_t>(a.shape.row()));
+    }
+  }
+  virtual void move_rows(CodecId codec, PageShape shape, std::span<const RowMove> moves) {
+    for (const RowMove& move : moves) move_row(codec, shape, move.from, move.from_at, move.to, move.to_at);
+  }
+  // Several pages of one codec: page i takes the next min(16, count) rows of k, v (the last one what is left).
+  virtual void encode_pages(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count,
+                            std::byte* const* pages) {
+    for (int at = 0, page = 0; at < count; at += kPageTokens, ++page) {
+      const size_t from = static_cast<size_t>(at) * stride;
+      encode(codec, shape, k + from, v + from, stride, count - at < kPageTokens ? count - at : kPageTokens,
+             pages[page]);
+    }
+  }
   // Chosen tokens of several pages into dense rows: item i is token at[i] of pages[i].
   virtual void gather(const PageEntry* pages, const int32_t* at, int items, PageShape shape, float* k, float* v,
                       size_t stride, const float* key_mean = nullptr) = 0;
+  // The same where item i is of lane `lane[i]`, whose mean is that row of key_means.
+  virtual void gather_lanes(const PageEntry* pages, const int32_t* at, const int32_t* lane, int items, PageShape shape,
+                            float* k, float* v, size_t stride, const float* key_means) {
+    for (int i = 0; i < items; ++i) {
+      const size_t to = static_cast<size_t>(i) * stride;
+      gather(pages + i, at + i, 1, shape, k + to, v + to, stride,
+             key_means + static_cast<size_t>(lane[i]) * static_cast<size_t>(shape.row()));
+    }
+  }
 };
 
 // Calls piece(page, begin, end, tokens before) for every page that tokens [first, first + count) of a run touch.
@@ -300,6 +407,17 @@ MOSAIC_HD void for_pages_of_run(int first, int count, const Piece& piece) {
     piece(page, begin, end, at - first);
     at += end - begin;
   }
+}
+
+inline void Ops::stage(const StageArgs& a) {
+  for (const StageArgs::Numbers& numbers : a.numbers)
+    if (numbers.x != nullptr) check_numbers(numbers.x, numbers.n, a.faults, numbers.cut);
+  for (int lane = 0; lane < a.lanes && a.count > 0; ++lane) {
+    const size_t from = static_cast<size_t>(lane) * static_cast<size_t>(a.shape.row());
+    encode_run(a.codec, a.shape, a.k + from, a.v + from, a.stride, a.first, a.count,
+               a.pages + static_cast<size_t>(lane) * a.lane_pitch, a.pitch);
+  }
+  for (const StageArgs::Piece& piece : a.pieces) copy(piece.to, piece.from, piece.bytes);
 }
 
 inline void Ops::encode_run(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int first,

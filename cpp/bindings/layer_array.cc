@@ -16,6 +16,7 @@ struct Seen {
   bool contiguous = true;
   bool read_only = false;
   std::optional<void*> stream;
+  std::optional<Device::Access> lies;
   std::vector<int64_t> shape;
   py::object held;
 };
@@ -61,6 +62,7 @@ Seen see_dlpack(const py::object& given, bool gpu) {
     throw InvalidInput("on GPU " + std::to_string(device.second) +
                        ", the memory on GPU 0; choose one GPU for the process by CUDA_VISIBLE_DEVICES.");
   Seen s;
+  if (cuda) s.lies = Device::Access::kKernels;
   // -1: the producer orders nothing; the call's own stream= does.
   s.held = cuda ? given.attr("__dlpack__")(py::arg("stream") = -1) : given.attr("__dlpack__")();
   const auto* managed = static_cast<const dlpack::ManagedTensor*>(PyCapsule_GetPointer(s.held.ptr(), "dltensor"));
@@ -131,6 +133,7 @@ LayerArray::LayerArray(const char* name, const py::object& given, py::ssize_t to
   if (writable && s.read_only) throw InvalidInput(who + " cannot be written.");
   data_ = static_cast<float*>(s.data);
   stream_ = s.stream;
+  lies_ = s.lies;
   held_ = std::move(s.held);
 }
 

@@ -15,6 +15,8 @@
 #include <optional>
 #include <string>
 
+#include "backend/device.h"
+
 namespace mosaic::bindings {
 
 class LayerArray {
@@ -25,10 +27,13 @@ class LayerArray {
   float* data() const { return data_; }
   // The producer's stream that the array is only complete behind; 1 and 2 are CUDA's names of its default ones.
   std::optional<void*> stream() const { return stream_; }
+  // Where DLPack says that it lies.
+  std::optional<Device::Access> lies() const { return lies_; }
 
  private:
   float* data_ = nullptr;
   std::optional<void*> stream_;
+  std::optional<Device::Access> lies_;
   pybind11::object held_;  // what keeps the memory: an array, or a DLPack capsule
 };
 

@@ -385,10 +385,11 @@ void bind_memory(py::module_& m) {
               if (array.stream() && std::find(producers.begin(), producers.end(), *array.stream()) == producers.end())
                 producers.push_back(*array.stream());
             }
+            const ArraysLie lie = {at_q.lies(), at_k.lies(), at_v.lies(), at_out.lies()};
             const bindings::WithoutGil released;
             self.attend(layer, at_q.data(), at_k.data(), at_v.data(), at_out.data(),
                         stream ? std::optional<void*>(reinterpret_cast<void*>(*stream)) : std::nullopt, tokens,
-                        producers);
+                        producers, lie);
           },
           py::arg("layer"), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("out"), py::arg("tokens") = py::none(),
           py::arg("stream") = py::none(),

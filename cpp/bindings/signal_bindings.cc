@@ -78,6 +78,7 @@ Floats row_norm(Kernels& self, const py::object& x) {
   const NormArgs args{rows.array.data(), rows.items, rows.dim, rows.stride, norm.mutable_data()};
   const WithoutGil released;
   self.ops->row_norm(args);
+  self.ops->wait();
   return norm;
 }
 

@@ -242,6 +242,7 @@ class InfiniPotV final : public Policy {
       if (s_.alpha > 0)
         store.ops().temporal_redundancy({k_, cell_ + at, count, row, stride, recent_sum_, recent_count_, score_ + at});
     });
+    store.ops().wait();
     // An exact page of half precision may have overflowed: what is not a number is as dull, or as large, as can be.
     for (int i = 0; i < n; ++i) {
       if (s_.alpha > 0 && !std::isfinite(score_[i])) score_[i] = -1;

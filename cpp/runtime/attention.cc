@@ -1,6 +1,7 @@
 // The seam itself: where the tokens of a block stand, attention of every lane over what was selected for it, and the block's
 // keys and values into the window.
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstring>
 #include <string>
@@ -17,6 +18,10 @@ namespace {
 // is so little (since=) that it did not have to, and the block stands right behind it.
 int32_t next_in_context(const Plan& plan, int32_t next) {
   return int64_t{next} + plan.config.branch_tokens <= plan.rope_positions ? next : 0;
+}
+
+Recall::Reader recall_reader(BlockKind block) {
+  return block == BlockKind::kQuestion ? Recall::Reader::kQuestion : Recall::Reader::kFrame;
 }
 
 }  // namespace
@@ -36,7 +41,7 @@ void KvMemory::block_positions(BlockSelection* s) const {
 }
 
 void KvMemory::attend(int layer, const float* q, const float* k, const float* v, float* out,
-                      std::optional<void*> stream, int tokens, std::span<void* const> producers) {
+                      std::optional<void*> stream, int tokens, std::span<void* const> producers, const ArraysLie& lie) {
   const OneCaller::Turn turn(caller_);
   if (block_ == BlockKind::kNone)
     throw InvalidInput("KvMemory: attend() without a block; begin_frame() or begin_text() first.");
@@ -50,7 +55,8 @@ void KvMemory::attend(int layer, const float* q, const float* k, const float* v,
   bool beyond = false;
   try {
     on_device([&] {
-      fault = staging_.fault_of(given, *backend_.device, block_tokens_, &beyond);
+      staging_.look(given, *backend_.device, block_tokens_, lie);
+      fault = staging_.fault_of(given, block_tokens_, &beyond);
       if (!fault.empty()) return;
       for (void* const producer : producers) backend_.device->follow(producer);
       attend_layer(given, stream);
@@ -69,28 +75,40 @@ void KvMemory::attend(int layer, const float* q, const float* k, const float* v,
   ++next_layer_;
 }
 
+// Lanes from this one on that are attended together: those of the layer, where none is to be looked through for more.
+int KvMemory::lanes_together(int lane, int most) {
+  if (!selector_.stand_apart(block_)) return 1;
+  for (int i = 0; i < most && records_; ++i)
+    if (records_->recalls(recall_reader(block_), lane + i)) return 1;
+  return std::min(most, kTogether);
+}
+
 void KvMemory::attend_layer(const LayerArrays& given, std::optional<void*> stream) {
   const auto d = static_cast<size_t>(model().head_dim);
-  const auto each = static_cast<size_t>(plan_.layer_lanes);
-  const size_t q_lane = static_cast<size_t>(model().q_heads) * d / each;
-  const size_t kv_lane = static_cast<size_t>(model().kv_heads) * d / each;
+  const int each = plan_.layer_lanes, first = next_layer_ * each;
   const LayerArrays at = staging_.enter(given, backend_, next_layer_, block_tokens_, stream);
-  for (size_t i = 0; i < each; ++i)
-    attend_lane(next_layer_ * plan_.layer_lanes + static_cast<int>(i), at.q + i * q_lane, at.k + i * kv_lane,
-                at.v + i * kv_lane, at.out + i * q_lane);
+  StageArgs stage;
+  staging_.ask_for_numbers(given, next_layer_, block_tokens_, &stage);
+  for (int i = 0; i < each;) {
+    const int lanes = lanes_together(first + i, each - i);
+    const size_t q_before = static_cast<size_t>(i * (model().q_heads / each)) * d;
+    const size_t kv_before = static_cast<size_t>(i * (model().kv_heads / each)) * d;
+    const LayerArrays here{at.q + q_before, at.k + kv_before, at.v + kv_before, at.out + q_before};
+    block_ == BlockKind::kFrame ? stage_frame(first + i, lanes, here, &stage)
+                                : stage_text(first + i, lanes, here, &stage);
+    attend_lanes(first + i, lanes, here, &stage);
+    stage = {};
+    i += lanes;
+  }
   staging_.leave(given, backend_, block_tokens_, stream);
   if (store_.tiers().spill() != nullptr) backend_.ops->wait();  // read copies may be replaced from here on
 }
 
-void KvMemory::attend_lane(int lane, const float* q, const float* k, const float* v, float* out) {
-  const Since since{asking_ ? since_ms_ : Clock::kNever, &store_.clock()};
-  BlockSelection& s =
-      selector_.ready(lane, {block_, block_tokens_, lead_, trail_, since, next_in_context(plan_, next_position_)}, q);
-  block_positions(&s);
-  const BlockSelection::Table& table = s.upload(*backend_.ops, block_tokens_);
-
+// at: those of the lane.
+AttendArgs KvMemory::lane_args(int lane, const LayerArrays& at, const BlockSelection& s) const {
+  const BlockSelection::Table& table = s.there();
   AttendArgs args;
-  args.q = q;
+  args.q = at.q;
   args.tokens = block_tokens_;
   args.q_heads = model().q_heads / plan_.layer_lanes;
   args.q_stride = static_cast<size_t>(model().q_heads) * static_cast<size_t>(model().head_dim);
@@ -112,59 +130,114 @@ void KvMemory::attend_lane(int lane, const float* q, const float* k, const float
   args.row_positions = table.row_positions;
   args.row_bias = table.row_bias;
   args.n_rows = s.summaries();
-  args.block_k = k;
-  args.block_v = v;
+  args.block_k = at.k;
+  args.block_v = at.v;
   args.kv_stride = static_cast<size_t>(model().kv_heads) * static_cast<size_t>(model().head_dim);
-  args.out = out;
-  args.lse = parts_.selecting.lse;
+  args.out = at.out;
+  args.lse = parts_.selecting.lse +
+             static_cast<size_t>(lane % plan_.layer_lanes) * static_cast<size_t>(plan_.max_block * args.q_heads);
+  return args;
+}
+
+// at: those of the first lane. stage: what is to be done besides, before they are attended.
+void KvMemory::attend_lanes(int first, int lanes, const LayerArrays& at, StageArgs* stage) {
+  const Since since{asking_ ? since_ms_ : Clock::kNever, &store_.clock()};
+  const size_t q_lane = static_cast<size_t>(model().q_heads / plan_.layer_lanes * model().head_dim);
+  const size_t kv_lane = static_cast<size_t>(model().kv_heads / plan_.layer_lanes * model().head_dim);
+  std::array<AttendArgs, kTogether> args;
+  std::array<StageArgs::Piece, kTogether * BlockSelection::kMostPieces> pieces;
+  size_t n_pieces = 0;
+  for (int i = 0; i < lanes; ++i) {
+    const auto lane = static_cast<size_t>(i);
+    const LayerArrays here{at.q + lane * q_lane, at.k + lane * kv_lane, at.v + lane * kv_lane, at.out + lane * q_lane};
+    BlockSelection& s = selector_.ready(
+        first + i, {block_, block_tokens_, lead_, trail_, since, next_in_context(plan_, next_position_)}, here.q);
+    block_positions(&s);
+    n_pieces += static_cast<size_t>(s.changes(block_tokens_, pieces.data() + n_pieces));
+    args[lane] = lane_args(first + i, here, s);
+  }
+  const auto asked = std::span(args).first(static_cast<size_t>(lanes));
+  stage->pieces = {pieces.data(), n_pieces};
   const uint64_t attend_began = trace::begin();
-  backend_.ops->attend(args);
-  trace::end("attend", attend_began, lane);
-  if (block_ != BlockKind::kPrefix && records_) {
-    const auto reader = block_ == BlockKind::kQuestion ? Recall::Reader::kQuestion : Recall::Reader::kFrame;
-    if (records_->recalls(reader, lane) && records_->recall(reader, lane, args, s, parts_.selecting, since))
-      return attend_lane(lane, q, k, v, out);  // once more, over both
+  backend_.ops->stage(*stage);
+  backend_.ops->attend_lanes(asked);
+  trace::end("attend", attend_began, first);
+  BlockSelection& s = selector_.selection(first, block_);
+  const Recall::Reader reader = recall_reader(block_);
+  if (records_ && records_->recalls(reader, first) &&
+      records_->recall(reader, first, args[0], s, parts_.selecting, since)) {  // once more, over both
+    s.ready = false;
+    StageArgs nothing;
+    return attend_lanes(first, 1, at, &nothing);
   }
-  reads_now_ += s.attended() + s.summaries();
-  if (block_ == BlockKind::kQuestion && passes_ == 0) collect_evidence(args, s, lane);
-  if (block_ == BlockKind::kFrame && plan_.window.attention_received) collect_attention_received(args, s, lane);
-  if (block_ == BlockKind::kFrame && records_) {
-    const int seen = model().video_window > 0 ? std::min(window_.frames(), model().video_window - 1) : window_.frames();
-    records_->listen(args, s, lane, window_, seen, parts_.selecting.page_mass);
+  for (int i = 0; i < lanes; ++i) {
+    const BlockSelection& read = selector_.selection(first + i, block_);
+    reads_now_ += read.attended() + read.summaries();
   }
-  block_ == BlockKind::kFrame ? stage_frame(lane, k, v) : stage_text(lane, k, v);
+  if (!measures_attention()) return;
+  std::array<MassArgs, kTogether> mass;
+  for (int i = 0; i < lanes; ++i) mass[static_cast<size_t>(i)] = wanted_mass(args[static_cast<size_t>(i)], first + i);
+  backend_.ops->mass_lanes(std::span(mass).first(static_cast<size_t>(lanes)));
+  if (selector_.stand_apart(block_)) return;  // is collected when the block is committed
+  backend_.ops->wait();
+  for (int i = 0; i < lanes; ++i) collect_attention(first + i);
 }
 
 // k and v into the window. A block that is aborted leaves bytes there that nothing refers to.
-void KvMemory::stage_frame(int lane, const float* k, const float* v) {
+void KvMemory::stage_frame(int lane, int lanes, const LayerArrays& at, StageArgs* stage) {
   const auto row = static_cast<size_t>(model().kv_heads) * static_cast<size_t>(model().head_dim);
   const int32_t time_low = Clock::low(frame_.time_ms);
   for (int i = 0; lane == 0 && i < block_tokens_; ++i) {
     const TokenPlace place = place_in_frame(model().rope, layout_, i);
     window_.meta(Strip::kFrame, i, window_.frames()) = {frame_position_ + place.step, time_low, place.h, place.w};
   }
-  window_.write(*backend_.ops, Strip::kFrame, lane, 0, block_tokens_, k, v, row, window_.frames());
+  window_.write(stage, Strip::kFrame, lane, lanes, 0, block_tokens_, at.k, at.v, row, window_.frames());
 }
 
-void KvMemory::stage_text(int lane, const float* k, const float* v) {
+void KvMemory::stage_text(int lane, int lanes, const LayerArrays& at, StageArgs* stage) {
   const auto row = static_cast<size_t>(model().kv_heads) * static_cast<size_t>(model().head_dim);
   const bool prefix = block_ == BlockKind::kPrefix;
   const Strip strip = prefix ? Strip::kPrefix : Strip::kBranch;
   const int first = prefix ? window_.prefix_tokens : window_.branch_tokens;
   for (int i = 0; lane == 0 && i < block_tokens_; ++i)
     window_.meta(strip, first + i) = {prefix ? next_position_ + i : 0, kNoTime, kText, kText};
-  window_.write(*backend_.ops, strip, lane, first, block_tokens_, k, v, row);
+  window_.write(stage, strip, lane, lanes, first, block_tokens_, at.k, at.v, row);
+}
+
+// Whether the attention that the block pays is measured: for evidence, by a policy that wants it, or to listen.
+bool KvMemory::measures_attention() const {
+  if (block_ == BlockKind::kQuestion) return passes_ == 0;
+  return block_ == BlockKind::kFrame && (plan_.window.attention_received || records_);
+}
+
+MassArgs KvMemory::wanted_mass(const AttendArgs& args, int lane) {
+  MassArgs mass;
+  if (block_ == BlockKind::kFrame && records_) {
+    mass = records_->wanted(selector_.selection(lane, block_), parts_.selecting.page_mass_of(lane));
+  } else {
+    mass.page_mass = parts_.selecting.page_mass_of(lane);
+    mass.row_mass = parts_.selecting.row_mass_of(lane);
+    if (block_ == BlockKind::kFrame) {
+      mass.first_query = 0;
+      mass.block_mass = window_.attention_received(lane, window_.frames());
+    }
+  }
+  mass.attend = &args;
+  return mass;
+}
+
+void KvMemory::collect_attention(int lane) {
+  const BlockSelection& s = selector_.selection(lane, block_);
+  if (block_ == BlockKind::kQuestion) return collect_evidence(s, lane);
+  if (plan_.window.attention_received) collect_attention_received(s, lane);
+  if (!records_) return;
+  const int seen = model().video_window > 0 ? std::min(window_.frames(), model().video_window - 1) : window_.frames();
+  records_->listen(s, lane, block_tokens_, window_, seen, parts_.selecting.page_mass_of(lane));
 }
 
 // What this frame's queries pay to the frames of the window and to the frame itself (MuKV, arXiv 2605.22269).
-void KvMemory::collect_attention_received(const AttendArgs& args, const BlockSelection& s, int lane) {
-  MassArgs mass;
-  mass.attend = &args;
-  mass.page_mass = parts_.selecting.page_mass;
-  mass.row_mass = parts_.selecting.row_mass;
-  mass.first_query = 0;
-  mass.block_mass = window_.attention_received(lane, window_.frames());
-  backend_.ops->attention_mass(mass);
+void KvMemory::collect_attention_received(const BlockSelection& s, int lane) {
+  const float* const page_mass = parts_.selecting.page_mass_of(lane);
   for (int e = 0; e < s.entries(); ++e) {
     const PageEntry& entry = s.entry(e);
     if (s.page(e) != kNone) continue;
@@ -174,8 +247,7 @@ void KvMemory::collect_attention_received(const AttendArgs& args, const BlockSel
       for (int i = 0; i < tokens;) {
         const Window::Piece piece = window_.piece(Strip::kFrame, lane, i, tokens, f);
         if (piece.page.data == entry.data && rows_of(piece.begin, piece.end) == entry.rows)
-          for (int t = 0; t < piece.tokens(); ++t)
-            window_.attention_now(lane, f)[i + t] += mass.page_mass[entry.first + t];
+          for (int t = 0; t < piece.tokens(); ++t) window_.attention_now(lane, f)[i + t] += page_mass[entry.first + t];
         i += piece.tokens();
       }
     }
@@ -187,12 +259,10 @@ const TokenMeta* KvMemory::meta_of(const BlockSelection& s, int entry) const {
   return s.page(entry) == kNone ? window_.page_meta(s.entry(entry).data) : s.meta(entry);
 }
 
-void KvMemory::collect_evidence(const AttendArgs& args, const BlockSelection& s, int lane) {
-  MassArgs mass;
-  mass.attend = &args;
-  mass.page_mass = parts_.selecting.page_mass;
-  mass.row_mass = parts_.selecting.row_mass;
-  backend_.ops->attention_mass(mass);
+void KvMemory::collect_evidence(const BlockSelection& s, int lane) {
+  const float *const page_mass = parts_.selecting.page_mass_of(lane), *const row_mass =
+                                                                          parts_.selecting.row_mass_of(lane);
+  const int q_heads = model().q_heads / plan_.layer_lanes;
   const Clock& clock = store_.clock();
   for (int e = 0; e < s.entries(); ++e) {
     const PageEntry& entry = s.entry(e);
@@ -200,7 +270,7 @@ void KvMemory::collect_evidence(const AttendArgs& args, const BlockSelection& s,
     for (uint16_t left = entry.rows; left != 0; left &= static_cast<uint16_t>(left - 1)) {
       const int i = std::countr_zero(left);
       const int64_t time = recorded ? records_->time(clock, lane, s.page(e), i) : clock.time(meta_of(s, e)[i]);
-      if (time != Clock::kNever) evidence_.add(time, time, parts_.selecting.page_mass[entry.first + i - entry.begin()]);
+      if (time != Clock::kNever) evidence_.add(time, time, page_mass[entry.first + i - entry.begin()]);
     }
   }
   if (records_) return;
@@ -208,8 +278,8 @@ void KvMemory::collect_evidence(const AttendArgs& args, const BlockSelection& s,
   for (int i = 0; i < s.summaries(); ++i) {
     // Summaries are many, and most are hardly looked at: those would crowd out what was read.
     const Cluster& cluster = index[s.summary(i)];
-    const float mass = parts_.selecting.row_mass[i];
-    if (mass < 1e-3f * static_cast<float>(args.q_heads)) {
+    const float mass = row_mass[i];
+    if (mass < 1e-3f * static_cast<float>(q_heads)) {
       evidence_.add_other(mass);
     } else {
       evidence_.add(cluster.first_time, cluster.last_time, mass);

@@ -19,8 +19,12 @@ SelectionScratch::SelectionScratch(Region& region, const Plan& p) {
   take(&select.bias, clusters);
   take(&select.score, clusters);
   take(&chosen, clusters);
-  take(&page_mass, tokens + block);
-  take(&row_mass, rows);
+  apart = region.has_private();
+  const Size lanes = apart ? p.window.lanes : 1;
+  mass_tokens = (tokens + block).bytes();
+  mass_rows = rows.bytes();
+  take(&page_mass, (tokens + block) * lanes);
+  take(&row_mass, rows * lanes);
   take(&q_positions, block * 3);
   take(&lse, block * p.config.model.q_heads);
 }
@@ -237,10 +241,11 @@ bool BlockSelection::append_page(std::byte* data, CodecId codec, int begin, int 
   return true;
 }
 
-const BlockSelection::Table& BlockSelection::upload(Ops& ops, int tokens) {
-  if (there_.pages == table_.pages) return there_;
+int BlockSelection::changes(int tokens, StageArgs::Piece* pieces) {
+  if (there_.pages == table_.pages) return 0;
+  int n = 0;
   const auto send = [&]<class T>(T* to, const T* from, int begin, int end) {
-    if (begin < end) ops.copy(to + begin, from + begin, static_cast<size_t>(end - begin) * sizeof(T));
+    if (begin < end) pieces[n++] = {to + begin, from + begin, static_cast<size_t>(end - begin) * sizeof(T)};
   };
   send(there_.pages, table_.pages, sent_entries_, n_entries_);
   send(there_.positions, table_.positions, sent_tokens_, n_tokens_);
@@ -250,7 +255,7 @@ const BlockSelection::Table& BlockSelection::upload(Ops& ops, int tokens) {
   send(there_.row_bias, table_.row_bias, sent_summaries_, n_summaries_);
   send(there_.q_positions, table_.q_positions, 0, 3 * tokens);
   sent_entries_ = n_entries_, sent_tokens_ = n_tokens_, sent_summaries_ = n_summaries_;
-  return there_;
+  return n;
 }
 
 }  // namespace mosaic

@@ -19,8 +19,13 @@ struct SelectionScratch {
   SelectScratch select;  // the policy's, while it chooses
   SelectResult result;   // room for one choice: the next one is written over it
   uint8_t* chosen;       // [clusters]
-  float* page_mass;      // [tokens of the largest + max_block]
-  float* row_mass;       // [rows of the largest]
+  float* page_mass;      // [mass_tokens] tokens of the largest + max_block
+  float* row_mass;       // [mass_rows] rows of the largest
+  // Where kernels have memory of their own, a piece of each for every lane: then they are read once a block.
+  size_t mass_tokens, mass_rows;
+  bool apart;
+  float* page_mass_of(int lane) const { return page_mass + (apart ? static_cast<size_t>(lane) * mass_tokens : 0); }
+  float* row_mass_of(int lane) const { return row_mass + (apart ? static_cast<size_t>(lane) * mass_rows : 0); }
   int32_t* q_positions;  // [max_block, 3]
   float* lse;            // [max_block, q_heads]
   SelectionScratch(Region& region, const Plan& plan);
@@ -62,9 +67,12 @@ class BlockSelection {
   Positions positions() const { return original_ ? Positions::kOriginal : Positions::kContiguous; }
   // After finish(): a page whose tokens stand behind everything else, at consecutive positions (dialogue, question).
   bool append_page(std::byte* data, CodecId codec, int begin, int end, int first_position);
-  // The table where kernels reach it, with the positions of the block's `tokens`. What was sent before and has not changed
-  // since is not sent again; until the copies have run (Ops::wait) nothing here may change.
-  const Table& upload(Ops& ops, int tokens);
+  // The table where kernels reach it. What of it has changed since this was last called, and the positions of the block's
+  // `tokens`, goes there by the copies that are written to `pieces` (kMostPieces at most; returns how many): until those have
+  // run (Ops::wait) nothing here may change.
+  static constexpr int kMostPieces = 7;
+  const Table& there() const { return there_; }
+  int changes(int tokens, StageArgs::Piece* pieces);
 
   int entries() const { return n_entries_; }
   int tokens() const { return n_tokens_; }  // that have a position, a few between those attended among them

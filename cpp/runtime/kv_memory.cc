@@ -30,13 +30,19 @@ KvMemory::KvMemory(const MemoryConfig& config, std::unique_ptr<Policy> policy, B
 
 void KvMemory::begin(BlockKind kind, int tokens) {
   if (block_ != BlockKind::kNone) throw InvalidInput("KvMemory: a block is open; commit() or abort() it first.");
-  on_device([&] { backend_.ops->wait(); });  // tables that a block before this one queued are about to change
+  on_device([&] { wait_for_tables(); });
+  tables_read_ = false;
   staging_.clear();
   block_ = kind;
   block_tokens_ = tokens;
   next_layer_ = 0;
   lead_ = trail_ = 0;
   reads_now_ = 0;
+}
+
+void KvMemory::wait_for_tables() {
+  if (!tables_read_) backend_.ops->wait();
+  tables_read_ = true;
 }
 
 void KvMemory::begin_frame(const FrameInfo& frame) {
@@ -152,7 +158,10 @@ void KvMemory::commit() {
   try {
     on_device([&] { backend_.ops->wait(); });
     bool beyond = false;
+    tables_read_ = true;
     if (const std::string fault = staging_.found(&beyond); !fault.empty()) refuse_numbers(fault, beyond);
+    for (int lane = 0; lane < lanes() && measures_attention() && selector_.stand_apart(block_); ++lane)
+      collect_attention(lane);
   } catch (const DeviceError&) {
     forget_block();
     throw;
@@ -191,7 +200,7 @@ void KvMemory::open_question(int64_t since_ms) {
   if (block_ != BlockKind::kNone)
     throw InvalidInput("KvMemory: a block is open; commit() or abort() it before a question.");
   if (asking_) throw InvalidInput("KvMemory: a question is open already; close_question() first.");
-  on_device([&] { backend_.ops->wait(); });
+  on_device([&] { wait_for_tables(); });
   asking_ = true;
   since_ms_ = since_ms;
   dialogue_.begin_question();

@@ -85,9 +85,10 @@ class KvMemory {
   // host memory or in the device's own: what the device reaches is not copied. `out` is written when this returns; but where
   // a stream is given (of the device's kind, null its default) and all four lie on the device, that work is queued in
   // order with it, and nothing is waited for. tokens: what the arrays hold, -1: as begun. producers: streams of the
-  // device's kind that the arrays are only complete behind.
+  // device's kind that the arrays are only complete behind. lie: where q, k, v and out lie, so that the device is not asked.
   void attend(int layer, const float* q, const float* k, const float* v, float* out,
-              std::optional<void*> stream = std::nullopt, int tokens = -1, std::span<void* const> producers = {});
+              std::optional<void*> stream = std::nullopt, int tokens = -1, std::span<void* const> producers = {},
+              const ArraysLie& lie = {});
   void commit();
   // Forget the block that was begun.
   void abort();
@@ -137,13 +138,21 @@ class KvMemory {
   // attention.cc
   void attend_layer(const LayerArrays& given, std::optional<void*> stream);
   // A lane is all heads of a layer, or one of its KV heads with the query heads that share it.
-  void attend_lane(int lane, const float* q, const float* k, const float* v, float* out);
+  static constexpr int kTogether = 8;
+  int lanes_together(int lane, int most);
+  void attend_lanes(int first, int lanes, const LayerArrays& at, StageArgs* stage);
+  AttendArgs lane_args(int lane, const LayerArrays& at, const BlockSelection& selection) const;
   void block_positions(BlockSelection* selection) const;
-  void stage_frame(int lane, const float* k, const float* v);
-  void stage_text(int lane, const float* k, const float* v);
+  void stage_frame(int lane, int lanes, const LayerArrays& at, StageArgs* stage);
+  void stage_text(int lane, int lanes, const LayerArrays& at, StageArgs* stage);
   const TokenMeta* meta_of(const BlockSelection& s, int entry) const;
-  void collect_evidence(const AttendArgs& args, const BlockSelection& s, int lane);
-  void collect_attention_received(const AttendArgs& args, const BlockSelection& s, int lane);
+  bool measures_attention() const;
+  MassArgs wanted_mass(const AttendArgs& args, int lane);
+  void collect_attention(int lane);
+  void collect_evidence(const BlockSelection& s, int lane);
+  void collect_attention_received(const BlockSelection& s, int lane);
+  // What queued copies of the selections' tables read may change from here on.
+  void wait_for_tables();
 
   OneCaller caller_{"KvMemory"};
   Backend backend_;
@@ -163,6 +172,7 @@ class KvMemory {
   std::string failed_;  // what the device said when it failed
   BlockKind block_ = BlockKind::kNone;
   std::atomic<int> block_tokens_{0};
+  bool tables_read_ = true;  // nothing is queued that reads them
   int next_layer_ = 0;
   int lead_ = 0, trail_ = 0;  // tokens of the text block that are its template's
   FrameInfo frame_{};

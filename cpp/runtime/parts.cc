@@ -39,10 +39,11 @@ Parts::Parts(Region& region, const Plan& plan, Policy& policy, Ops& ops, SpillIo
       staging(region, plan),
       evidence(region, plan.sized_for_bytes) {
   if (Retention* const retention = policy.retention()) records.emplace(region, plan, ops, *retention, io);
-  const int count = records ? 1 : plan.store.lanes;
-  selections.reserve(static_cast<size_t>(count) + 1);
+  const int lanes = plan.window.lanes, count = records && !region.has_private() ? 1 : lanes;
+  const int frames = plan.frame_tokens == 0 ? 0 : region.has_private() ? lanes : 1;
+  selections.reserve(static_cast<size_t>(count + frames));
   for (int i = 0; i < count; ++i) selections.emplace_back(region, plan, selecting);
-  if (plan.frame_tokens > 0)
+  for (int i = 0; i < frames; ++i)
     selections.emplace_back(region, plan, selecting, plan.frame_entries, plan.frame_tokens, plan.frame_rows);
   take_kernel_scratch(region, plan, ops);
   core_rows = region.rows().size();

@@ -27,7 +27,8 @@ struct Parts {
   RopeTable rope;
   SelectionScratch selecting;  // what the selections of all lanes share while one is built
   std::vector<BlockSelection>
-      selections;  // [lanes], one for all where everything is read anew; one more for frames that read what is kept
+      selections;  // [lanes], then as many for frames that read what is kept; where kernels read the tables themselves, one
+                   // for all lanes is enough of those that are made anew for every lane
   Admission::Scratch admitting;
   Staging staging;
   Evidence evidence;

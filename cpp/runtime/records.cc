@@ -23,7 +23,7 @@ Records::Records(Region& region, const Plan& plan, Ops& ops, Retention& retentio
   unpacked_v_ = region.take<float>(name, Size(kPageTokens) * plan.log.page.row());
   const auto pages = static_cast<size_t>(plan.log.pages), tokens = pages * kPageTokens;
   const auto frame = static_cast<size_t>(plan.listening.frame_tokens), row = static_cast<size_t>(plan.log.page.row());
-  page_first_ = region.take<int32_t>(name, pages);
+  page_first_ = region.take<int32_t>(name, region.has_private() ? Size(plan.log.lanes) * pages : Size(pages));
   victims_ = region.take<Victim>(name, tokens);
   settled_ = region.take<TokenSlot>(name, frame);
   worth_ = region.take<float>(name, frame);
@@ -35,6 +35,7 @@ Records::Records(Region& region, const Plan& plan, Ops& ops, Retention& retentio
   k_ = region.take<float>(name, compared * frame * row);
   v_ = region.take<float>(name, compared * frame * row);
   at_ = region.take<int32_t>(name, compared * frame);
+  if (region.has_private()) take_together(region, plan);
 }
 
 void Records::read(int lane, Since since, BlockSelection* selection) {
@@ -43,7 +44,7 @@ void Records::read(int lane, Since since, BlockSelection* selection) {
                                                                                               page * kPageTokens;
     for (int i = 0; i < kPageTokens && since.asks(); ++i)
       if (!since.wants(positions[i], lows[i])) rows &= static_cast<uint16_t>(~(1u << i));
-    page_first_[page] = selection->tokens() - std::countr_zero(rows);
+    page_first(lane)[page] = selection->tokens() - std::countr_zero(rows);
     const size_t first = static_cast<size_t>(page) * kPageTokens;
     if (!selection->add_tokens(page, log_.data(lane, page), log_.codec(), rows, log_.positions(lane) + first,
                                log_.places(lane) != nullptr ? log_.places(lane) + 2 * first : nullptr))
@@ -56,33 +57,37 @@ void Records::read(int lane, Since since, BlockSelection* selection) {
     if (log_.heard(lane, page) != 0) add(page, log_.rows(lane, page));
 }
 
-void Records::listen(const AttendArgs& args, const BlockSelection& selection, int lane, const Window& window,
-                     int frames, float* mass) {
-  const trace::Span span("listen", lane);
-  const bool log_is_read = selection.first_heard() != kNone;
+MassArgs Records::wanted(const BlockSelection& selection, float* mass) const {
   MassArgs wanted;
-  wanted.attend = &args;
   wanted.page_mass = mass;
   wanted.first_query = 0;
-  wanted.first_page = log_is_read ? selection.first_heard() : 0;
+  wanted.first_page = selection.first_heard() != kNone ? selection.first_heard() : 0;
   wanted.block_mass = mass + selection.tokens();
-  ops_.attention_mass(wanted);
+  return wanted;
+}
+
+void Records::listen(const BlockSelection& selection, int lane, int tokens_now, const Window& window, int frames,
+                     const float* mass) {
+  const trace::Span span("listen", lane);
+  const bool log_is_read = selection.first_heard() != kNone;
+  const float* const block_mass = mass + selection.tokens();
+  const int32_t* const page_first = this->page_first(lane);
   const int first_read = window.frames() - frames;
   int in_window = selection.tokens();  // their tokens are the last ones, frame by frame
   for (int f = first_read; f < window.frames(); ++f) in_window -= window.frame(f).tokens;
-  const float weight = retention_.attention_weight(selection.attended() + args.tokens);
+  const float weight = retention_.attention_weight(selection.attended() + tokens_now);
   for (int f = 0; f <= heard_.frames(); ++f) {
     half_t* const now = heard_.now(lane, f);
-    const int tokens = f == heard_.frames() ? args.tokens : heard_.frame(f).tokens;
+    const int tokens = f == heard_.frames() ? tokens_now : heard_.frame(f).tokens;
     const TokenSlot* const slots = heard_.slots(lane, f);
     for (int i = 0; i < tokens; ++i) {
       float paid = 0;
       if (f == heard_.frames()) {
-        paid = wanted.block_mass[i];
+        paid = block_mass[i];
       } else if (f - frames_in_log() >= first_read) {
         paid = mass[in_window++];
       } else if (f < frames_in_log() && log_is_read && slots[i] != kNone) {
-        paid = mass[page_first_[slots[i] / kPageTokens] + slots[i] % kPageTokens];
+        paid = mass[page_first[slots[i] / kPageTokens] + slots[i] % kPageTokens];
       }
       now[i] = finite_half(paid * weight);
     }
@@ -90,6 +95,7 @@ void Records::listen(const AttendArgs& args, const BlockSelection& selection, in
 }
 
 void Records::file(const WindowFrame& frame) {
+  note_norms();
   heard_.file(frame.tokens);
   ++window_frames_;
   if (heard_.full()) {
@@ -143,6 +149,7 @@ void Records::admit(const Window& window, const Rows& scratch) {
   if (log_.is_learning() &&
       (log_.free(0) < window.frame(0).tokens || (++learned_frames_ > kLearnFrames && log_.size(0) >= kLearnTokens)))
     end_learning();
+  if (together_ != nullptr && !log_.is_learning() && !archive_) return admit_together(window, scratch.meta);
   for (int lane = 0; lane < log_.shape().lanes; ++lane) {
     if (!log_.knows_mean(lane)) learn_first(window, scratch, lane);
     Run run{scratch.k, scratch.v, scratch.meta, read_frame(window, Strip::kFrame, 0, lane, scratch)};
@@ -162,6 +169,7 @@ void Records::admit(const Window& window, const Rows& scratch) {
     TokenSlot* const slots = heard_.slots(lane, f);
     log_.add(lane, run, slots);
     ops_.row_norm({run.v, run.n, static_cast<int>(row), row, worth_});
+    ops_.wait();
     for (int i = 0; i < run.n; ++i) log_.note_value_norm(lane, slots[i], worth_[i]);
   }
   if (archive_ && !log_.is_learning()) account_lost(archive_->end());
@@ -201,18 +209,23 @@ int Records::make_room(int lane, int tokens) {
 void Records::settle_oldest() {
   const trace::Span span("settle");
   if (!heard_.frame(0).in_log) throw InvariantError("Records: a frame of the window cannot be settled.");
-  for (int lane = 0; lane < log_.shape().lanes; ++lane) {
-    const TokenSlot* const slots = heard_.slots(lane, 0);
-    const half_t* const received = heard_.attention_received(lane, 0);
-    int n = 0;
-    for (int i = 0; i < heard_.frame(0).tokens; ++i) {
-      if (slots[i] == kNone) continue;
-      worth_[n] = retention_.worth(half_to_float(received[i]), log_.value_norm(lane, slots[i]));
-      settled_[n] = slots[i];
-      log_.settle(lane, slots[i], worth_[n++]);
-    }
-    if (retention_.compares() && n > 0) compare(lane, n);
+  if (together_ != nullptr && retention_.compares()) return compare_together();
+  for (int lane = 0; lane < log_.shape().lanes; ++lane)
+    if (const int n = settle(lane, worth_, settled_); retention_.compares() && n > 0) compare(lane, n);
+}
+
+// The tokens of the oldest frame that are still kept; how many there are.
+int Records::settle(int lane, float* worth, TokenSlot* settled) {
+  const TokenSlot* const slots = heard_.slots(lane, 0);
+  const half_t* const received = heard_.attention_received(lane, 0);
+  int n = 0;
+  for (int i = 0; i < heard_.frame(0).tokens; ++i) {
+    if (slots[i] == kNone) continue;
+    worth[n] = retention_.worth(half_to_float(received[i]), log_.value_norm(lane, slots[i]));
+    settled[n] = slots[i];
+    log_.settle(lane, slots[i], worth[n++]);
   }
+  return n;
 }
 
 // How like the tokens that settle now are to better ones that are kept, and kept ones to them.
@@ -224,20 +237,8 @@ void Records::compare(int lane, int tokens) {
   }
   ops_.gather(entries_, at_, tokens, log_.shape().page, k_, v_, static_cast<size_t>(row), log_.key_mean(lane));
   ops_.wait();
-  int n = 0;
-  const half_t* const scores = log_.scores(lane);
-  uint8_t* const kept = log_.likeness(lane);
-  for (int page = 0; page < log_.shape().pages; ++page) {
-    const auto rows = static_cast<uint16_t>(log_.rows(lane, page) & ~log_.heard(lane, page));
-    if (rows == 0) continue;
-    const int first = page * kPageTokens;
-    entries_[n++] = {log_.data(lane, page), first + std::countr_zero(rows), rows, log_.codec()};
-    for (int i = first; i < first + kPageTokens; ++i) {
-      scores_[i] = half_to_float(scores[i]);
-      likes_[i] = static_cast<float>(kept[i]) / 255.0f;
-    }
-  }
-  for (int i = 0; i < tokens; ++i) worth_[i] = half_to_float(scores[settled_[i]]);
+  const int n = list_settled(lane, entries_, scores_, likes_);
+  for (int i = 0; i < tokens; ++i) worth_[i] = half_to_float(log_.scores(lane)[settled_[i]]);
   LikenessArgs args;
   args.k = k_;
   args.v = v_;
@@ -253,13 +254,37 @@ void Records::compare(int lane, int tokens) {
   args.item_like = like_;
   args.token_like = likes_;
   ops_.likeness(args);
-  const auto code = [](float like) { return static_cast<uint8_t>(std::clamp(like, 0.0f, 1.0f) * 255.0f + 0.5f); };
-  for (int e = 0; e < n; ++e)
-    for (uint16_t left = entries_[e].rows; left != 0; left &= static_cast<uint16_t>(left - 1)) {
-      const int slot = entries_[e].first - entries_[e].begin() + std::countr_zero(left);
-      kept[slot] = std::max(kept[slot], code(likes_[slot]));
+  keep_likeness(lane, {entries_, static_cast<size_t>(n)}, likes_, settled_, like_, tokens);
+}
+
+// The lane's pages of settled tokens, and by slot what those are worth and how like they are. Returns how many pages.
+int Records::list_settled(int lane, PageEntry* entries, float* scores, float* likes) const {
+  int n = 0;
+  const half_t* const worth = log_.scores(lane);
+  const uint8_t* const like = log_.likeness(lane);
+  for (int page = 0; page < log_.shape().pages; ++page) {
+    const auto rows = static_cast<uint16_t>(log_.rows(lane, page) & ~log_.heard(lane, page));
+    if (rows == 0) continue;
+    const int first = page * kPageTokens;
+    entries[n++] = {log_.data(lane, page), first + std::countr_zero(rows), rows, log_.codec()};
+    for (int i = first; i < first + kPageTokens; ++i) {
+      scores[i] = half_to_float(worth[i]);
+      likes[i] = static_cast<float>(like[i]) / 255.0f;
     }
-  for (int i = 0; i < tokens; ++i) kept[settled_[i]] = std::max(kept[settled_[i]], code(like_[i]));
+  }
+  return n;
+}
+
+void Records::keep_likeness(int lane, std::span<const PageEntry> entries, const float* likes, const TokenSlot* settled,
+                            const float* like, int tokens) {
+  uint8_t* const kept = log_.likeness(lane);
+  const auto code = [](float x) { return static_cast<uint8_t>(std::clamp(x, 0.0f, 1.0f) * 255.0f + 0.5f); };
+  for (const PageEntry& entry : entries)
+    for (uint16_t left = entry.rows; left != 0; left &= static_cast<uint16_t>(left - 1)) {
+      const int slot = entry.first - entry.begin() + std::countr_zero(left);
+      kept[slot] = std::max(kept[slot], code(likes[slot]));
+    }
+  for (int i = 0; i < tokens; ++i) kept[settled[i]] = std::max(kept[settled[i]], code(like[i]));
 }
 
 uint64_t Records::used_bytes() const {

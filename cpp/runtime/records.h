@@ -61,11 +61,13 @@ class Records {
     const int slot = id * kPageTokens + i;
     return clock.time(log_.positions(lane)[slot], log_.time_lows(lane)[slot]);
   }
-  // The attention this frame's queries pay to the frames that are heard, as far as they are read, and to the frame itself.
+  // Listening: what is to be measured of the attention that this frame's queries pay, mass: [tokens of the selection + of
+  // the block]; and, when it is there, to the frames that are heard, as far as they are read, and to the frame itself.
   // The newest `frames` of the window are the last entries of the selection; of the log there is what read() put there, or
-  // nothing (models whose video tokens see the window alone). mass: scratch [tokens of the selection + of the block].
-  void listen(const AttendArgs& args, const BlockSelection& selection, int lane, const Window& window, int frames,
-              float* mass);
+  // nothing (models whose video tokens see the window alone).
+  MassArgs wanted(const BlockSelection& selection, float* mass) const;
+  void listen(const BlockSelection& selection, int lane, int tokens, const Window& window, int frames,
+              const float* mass);
   // The frame that was encoded is committed and in the window.
   void file(const WindowFrame& frame);
   // The oldest frame of the window goes into the log.
@@ -89,7 +91,20 @@ class Records {
     account_.dropped += tokens;
   }
   void settle_oldest();
+  int settle(int lane, float* worth, TokenSlot* settled);
   void compare(int lane, int tokens);
+  int list_settled(int lane, PageEntry* entries, float* scores, float* likes) const;
+  void keep_likeness(int lane, std::span<const PageEntry> entries, const float* likes, const TokenSlot* settled,
+                     const float* like, int tokens);
+  int32_t* page_first(int lane) {
+    return page_first_ + (together_ ? static_cast<size_t>(lane) * static_cast<size_t>(log_.shape().pages) : 0);
+  }
+  // records_together.cc: many lanes in one launch of each kernel, where every launch and every wait has its price.
+  struct Together;
+  void take_together(Region& region, const Plan& plan);
+  void admit_together(const Window& window, TokenMeta* meta);
+  void note_norms();
+  void compare_together();
   int frames_in_log() const { return heard_.frames() - window_frames_; }
 
   Ops& ops_;
@@ -105,17 +120,36 @@ class Records {
   int64_t admitted_ = 0;                                      // tokens of a lane
   static constexpr int kLearnFrames = 8, kLearnTokens = 256;  // that the mean is of at least, where there is room
   int window_frames_ = 0;  // of the frames that are heard, how many are in the window
-  int32_t* page_first_;    // [pages] where a page's tokens are in the selection that was read last
-  Victim* victims_;        // [capacity]
-  PageEntry* entries_;     // [pages] of a comparison
-  int32_t* at_;            // [frame_tokens] of it
-  TokenSlot* settled_;     // [frame_tokens]
-  float* worth_;           // [frame_tokens]
-  float* like_;            // [frame_tokens]
-  float* scores_;          // [capacity]
-  float* likes_;           // [capacity]
-  float* k_;               // [frame_tokens, row]
+  int32_t*
+      page_first_;      // [pages] where a page's tokens are in the selection that was read last; together: of each lane
+  Victim* victims_;     // [capacity]
+  PageEntry* entries_;  // [pages] of a comparison
+  int32_t* at_;         // [frame_tokens] of it
+  TokenSlot* settled_;  // [frame_tokens]
+  float* worth_;        // [frame_tokens]
+  float* like_;         // [frame_tokens]
+  float* scores_;       // [capacity]
+  float* likes_;        // [capacity]
+  float* k_;            // [frame_tokens, row]
   float* v_;
+  // What lanes that are taken together need besides; null where one is taken after the other.
+  Together* together_ = nullptr;
+};
+
+struct Records::Together {
+  int lanes = 0;                            // at a time
+  float *k, *v;                             // [lanes, frame_tokens, row], of kernels alone
+  float* norm;                              // [all lanes, frame_tokens] of values that came last
+  int norm_frame = kNone, norm_tokens = 0;  // whose they are; kNone: they are noted
+  std::byte** pages;                        // [all lanes, frame_tokens] where new tokens go
+  int32_t *at, *row, *lane;
+  RowMove* moves;     // [all lanes, most_moves()]
+  PageEntry* stored;  // [lanes, pages] of a comparison
+  PageEntry* items;   // [lanes, frame_tokens]
+  int32_t *item_at, *item_lane;
+  TokenSlot* settled;     // [lanes, frame_tokens]
+  float *worth, *like;    // [lanes, frame_tokens]
+  float *scores, *likes;  // [lanes, capacity]
 };
 
 }  // namespace mosaic

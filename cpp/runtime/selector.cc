@@ -11,8 +11,8 @@
 namespace mosaic {
 
 BlockSelection& Selector::ready(int lane, const Reader& reader, const float* q) {
-  BlockSelection& s = selection(lane, reader);
-  const bool anew = records_ || reads_kept(reader);
+  BlockSelection& s = selection(lane, reader.kind);
+  const bool anew = scratch_.apart ? shares_copies(reader.kind) : records_ || reads_kept(reader.kind);
   if (anew) backend_.ops->wait();  // until the lane before this one has read the table
   if (anew || !s.ready) {
     const bool frames_alone = reader.kind == BlockKind::kFrame && model().video_window > 0;
@@ -38,7 +38,7 @@ void Selector::add_strip(BlockSelection* s, int lane, Strip strip, int tokens, i
 }
 
 void Selector::select_window(int lane, const Reader& reader) {
-  BlockSelection* s = &selection(lane, reader);
+  BlockSelection* s = &selection(lane, reader.kind);
   s->clear();
   s->reserve(0, 0);
   add_strip(s, lane, Strip::kPrefix, window_.prefix_tokens);
@@ -137,7 +137,7 @@ void Selector::add_cluster(BlockSelection* s, int lane, ClusterId c, Since since
 
 // Empty but for what is read before anything else: prefix and first frame. Room is kept for the dialogue.
 BlockSelection* Selector::begin(int lane, const Reader& reader) {
-  BlockSelection* s = &selection(lane, reader);
+  BlockSelection* s = &selection(lane, reader.kind);
   s->clear();
   const int branch = reader.kind == BlockKind::kQuestion ? plan_.config.branch_tokens : 0;
   s->reserve(Window::most_pieces(branch), branch);
@@ -160,7 +160,7 @@ void Selector::select_stored(int lane, const Reader& reader, const float* q) {
   add_newest_frames(s, lane, reader);  // what never yields comes first, so that there is always room for it
   if (!selects_) {
     read_everything(s, lane, reader);
-  } else if (reads_kept(reader)) {
+  } else if (reads_kept(reader.kind)) {
     read_kept(s, lane);
   } else {
     read_chosen(s, lane, reader, q);

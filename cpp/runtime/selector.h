@@ -48,6 +48,16 @@ class Selector {
   // What the lane reads for this block with query q, chosen when it has not been since the last clear(), complete with the
   // dialogue and every page where it lies now.
   BlockSelection& ready(int lane, const Reader& reader, const float* q);
+  // What ready() gave for the lane.
+  BlockSelection& selection(int lane, BlockKind kind) {
+    const bool kept = reads_kept(kind);
+    if (!scratch_.apart && (records_ || kept)) return selections_[kept ? static_cast<size_t>(plan_.window.lanes) : 0];
+    return selections_[static_cast<size_t>(lane + (kept ? plan_.window.lanes : 0))];
+  }
+  // Whether the lanes' selections stand beside each other, so that lanes can be attended together.
+  bool stand_apart(BlockKind kind) const {
+    return scratch_.apart && store_.tiers().spill() == nullptr && !shares_copies(kind);
+  }
   void clear() {
     for (BlockSelection& s : selections_) s.clear();
     if (records_) records_->forget_recalled();
@@ -59,10 +69,11 @@ class Selector {
   const ModelShape& model() const { return plan_.config.model; }
   bool attends_means() const { return plan_.attends_means && plan_.config.summaries; }
   void select_window(int lane, const Reader& reader);
-  // A frame that reads what is kept: built anew for every lane, in one table.
-  bool reads_kept(const Reader& reader) const { return plan_.frame_tokens > 0 && reader.kind == BlockKind::kFrame; }
-  BlockSelection& selection(int lane, const Reader& reader) {
-    return selections_[static_cast<size_t>(records_ ? 0 : reads_kept(reader) ? plan_.window.lanes : lane)];
+  // A frame that reads what is kept: from a table of its own.
+  bool reads_kept(BlockKind kind) const { return plan_.frame_tokens > 0 && kind == BlockKind::kFrame; }
+  // One lane's copies of what is on disk are written over the last one's.
+  bool shares_copies(BlockKind kind) const {
+    return plan_.archive.pages > 0 && !plan_.archive.copies_stay && kind != BlockKind::kPrefix;
   }
   BlockSelection* begin(int lane, const Reader& reader);
   void add_newest_frames(BlockSelection* s, int lane, const Reader& reader);

@@ -13,14 +13,6 @@ namespace {
 constexpr const char* kTooLarge =
     ", beyond 65504, the most that half precision holds (overflow=\"saturate\" takes that instead)";
 
-// Whether some, or all, of the arrays lie where only kernels reach.
-bool for_kernels(const LayerArrays& given, const Device& device, bool all) {
-  int n = 0;
-  for (const float* array : {given.q, given.k, given.v, static_cast<const float*>(given.out)})
-    n += device.access(array) == Device::Access::kKernels ? 1 : 0;
-  return all ? n == 4 : n > 0;
-}
-
 }  // namespace
 
 Staging::Staging(Region& region, const Plan& plan)
@@ -40,11 +32,22 @@ Staging::Staging(Region& region, const Plan& plan)
   v_ = region.take<float>("staging", tokens * kv_row_);
 }
 
-std::string Staging::fault_of(const LayerArrays& given, const Device& device, int tokens, bool* beyond) const {
+void Staging::look(const LayerArrays& given, Device& device, int tokens, const ArraysLie& lie) {
+  const std::array<const float*, 4> arrays = {given.q, given.k, given.v, given.out};
+  const auto n = sizes(tokens);
+  std::array<Device::Lent, 4> lent;
+  for (size_t i = 0; i < arrays.size(); ++i) {
+    lie_[i] = lie[i] ? *lie[i] : device.access(arrays[i]);
+    lent[i] = {arrays[i], n[i % n.size()] * sizeof(float), lie_[i]};  // out is as large as q
+  }
+  device.lend(lent);
+}
+
+std::string Staging::fault_of(const LayerArrays& given, int tokens, bool* beyond) const {
   const std::array<const float*, 3> from = {given.q, given.k, given.v};
   const auto n = sizes(tokens);
   for (size_t i = 0; i < from.size(); ++i) {
-    if (device.access(from[i]) == Device::Access::kKernels) continue;
+    if (lie_[i] == Device::Access::kKernels) continue;
     if (cuts_ ? all_finite(from[i], n[i]) : all_fit_half(from[i], n[i])) continue;
     size_t at = 0;
     while (cuts_ ? all_finite(from[i] + at, 1) : fits_half(from[i][at])) ++at;
@@ -81,27 +84,42 @@ void Staging::clear() {
 
 LayerArrays Staging::enter(const LayerArrays& given, Backend& backend, int layer, int tokens,
                            std::optional<void*> stream) {
-  if (for_kernels(given, *backend.device, false)) backend.device->follow(stream.value_or(nullptr));
+  if (any_for_kernels()) backend.device->follow(stream.value_or(nullptr));
+  const std::array<const float*, 3> from = {given.q, given.k, given.v};
+  const std::array<float*, 3> staged = {q_, k_, v_};
+  std::array<const float*, 3> at = from;
   const auto n = sizes(tokens);
-  const auto stage = [&](const float* from, float* staged, size_t count) -> const float* {
-    const Device::Access access = backend.device->access(from);
-    if (access == Device::Access::kKernels) {
-      backend.ops->check_numbers(from, count, faults_ + layer, cuts_ ? staged : nullptr);
-      return cuts_ ? staged : from;
-    }
-    if (cuts_ && !all_fit_half(from, count)) {
-      for (size_t i = 0; i < count; ++i) {
-        cut_by_host_ += fits_half(from[i]) ? 0 : 1;
-        staged[i] = cut_to_half(from[i]);
+  StageArgs look;
+  for (size_t i = 0; i < from.size(); ++i) {
+    if (lie_[i] == Device::Access::kKernels) {
+      if (!cuts_) continue;
+      look.numbers[i] = {from[i], n[i], staged[i]};
+      at[i] = staged[i];
+    } else if (cuts_ && !all_fit_half(from[i], n[i])) {
+      for (size_t j = 0; j < n[i]; ++j) {
+        cut_by_host_ += fits_half(from[i][j]) ? 0 : 1;
+        staged[i][j] = cut_to_half(from[i][j]);
       }
-      return staged;
+      at[i] = staged[i];
+    } else if (lie_[i] == Device::Access::kHost) {
+      std::memcpy(staged[i], from[i], n[i] * sizeof(float));
+      at[i] = staged[i];
     }
-    if (access != Device::Access::kHost) return from;
-    std::memcpy(staged, from, count * sizeof(float));
-    return staged;
-  };
-  return {stage(given.q, q_, n[0]), stage(given.k, k_, n[1]), stage(given.v, v_, n[2]),
-          backend.device->access(given.out) == Device::Access::kHost ? out_ : given.out};
+  }
+  if (cuts_ && any_for_kernels()) {  // what is cut has to be there before anybody reads it
+    look.faults = faults_ + layer;
+    backend.ops->stage(look);
+  }
+  return {at[0], at[1], at[2], lie_[3] == Device::Access::kHost ? out_ : given.out};
+}
+
+void Staging::ask_for_numbers(const LayerArrays& given, int layer, int tokens, StageArgs* stage) const {
+  if (cuts_) return;
+  const std::array<const float*, 3> from = {given.q, given.k, given.v};
+  const auto n = sizes(tokens);
+  for (size_t i = 0; i < from.size(); ++i)
+    if (lie_[i] == Device::Access::kKernels) stage->numbers[i] = {from[i], n[i], nullptr};
+  if (faults_ != nullptr) stage->faults = faults_ + layer;
 }
 
 const float* Staging::readable(const float* q, size_t n, Backend& backend) {
@@ -112,13 +130,12 @@ const float* Staging::readable(const float* q, size_t n, Backend& backend) {
 }
 
 void Staging::leave(const LayerArrays& given, Backend& backend, int tokens, std::optional<void*> stream) {
-  if (stream && for_kernels(given, *backend.device, true)) {  // nobody on the host reads or reuses anything of it
+  if (stream && all_for_kernels()) {  // nobody on the host reads or reuses anything of it
     backend.device->precede(*stream);
     return;
   }
   backend.ops->wait();
-  if (backend.device->access(given.out) == Device::Access::kHost)
-    std::memcpy(given.out, out_, sizes(tokens)[0] * sizeof(float));
+  if (lie_[3] == Device::Access::kHost) std::memcpy(given.out, out_, sizes(tokens)[0] * sizeof(float));
 }
 
 }  // namespace mosaic

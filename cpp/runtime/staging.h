@@ -2,6 +2,7 @@
 // host memory, where a device does not reach it, is copied through fixed buffers of the plan. Not thread-safe.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <optional>
 #include <string>
@@ -19,16 +20,23 @@ struct LayerArrays {
   float* out = nullptr;
 };
 
+// Where q, k, v and out lie, as far as whoever hands them over knows.
+using ArraysLie = std::array<std::optional<Device::Access>, 4>;
+
 class Staging {
  public:
   Staging(Region& region, const Plan& plan);
 
+  // Whose arrays the calls below are about. Asks the device where those lie of which that is not said.
+  void look(const LayerArrays& given, Device& device, int tokens, const ArraysLie& lie);
   // Why these arrays cannot be taken, as far as the host can see, or nothing; what it cannot see, kernels look at
   // (found()). beyond: whether that is a number that half precision does not hold. Nothing is changed yet.
-  std::string fault_of(const LayerArrays& given, const Device& device, int tokens, bool* beyond) const;
+  std::string fault_of(const LayerArrays& given, int tokens, bool* beyond) const;
   // The same arrays where kernels reach them, saturated if so configured. stream: the engine's, where it made what only
   // kernels reach; none: its device's default.
   LayerArrays enter(const LayerArrays& given, Backend& backend, int layer, int tokens, std::optional<void*> stream);
+  // What of them kernels still have to look at, before or beside anything else that they do with them.
+  void ask_for_numbers(const LayerArrays& given, int layer, int tokens, StageArgs* stage) const;
   // n numbers of a query that was entered, where the host reads them.
   const float* readable(const float* q, size_t n, Backend& backend);
   // The kernels' out goes where the engine wants it. Waits, unless the engine reads it by kernels on its stream.
@@ -44,11 +52,15 @@ class Staging {
     const auto n = static_cast<size_t>(tokens);
     return {n * q_row_, n * kv_row_, n * kv_row_};
   }
+  // Whether some, or all, of the arrays lie where only kernels reach.
+  bool any_for_kernels() const { return std::ranges::find(lie_, Device::Access::kKernels) != lie_.end(); }
+  bool all_for_kernels() const { return std::ranges::count(lie_, Device::Access::kKernels) == 4; }
   bool is_fault(const NumberFaults& faults) const { return faults.not_finite != 0 || (!cuts_ && faults.beyond > 0); }
 
   size_t q_row_, kv_row_, head_dim_;
   bool cuts_;  // what half precision does not hold; else it is a fault
   int layers_;
+  std::array<Device::Access, 4> lie_{};  // q, k, v, out
   int64_t cut_by_host_ = 0;
   float* q_ = nullptr;  // these null where kernels reach the host's memory and nothing is cut
   float* k_ = nullptr;

@@ -53,26 +53,39 @@ void TokenLog::learn_mean(int lane, const float* k, const float* v, int tokens) 
   }
 }
 
+void TokenLog::place_token(int lane, const Run& run, int i, TokenSlot* slots) {
+  const TokenSlot slot = slots[i] = next_slot(lane);
+  const TokenMeta& meta = run.meta[i];
+  const size_t at = at_token(lane, slot), page = at_page(lane, slot / kPageTokens);
+  rows_[page] |= bit(slot);
+  heard_[page] |= bit(slot);
+  position_[at] = meta.position;
+  time_low_[at] = meta.time_low;
+  if (place_ != nullptr) place_[2 * at] = meta.h, place_[2 * at + 1] = meta.w;
+  if (number_ != nullptr) number_[at] = run.number + static_cast<uint32_t>(i);
+  score_[at] = 0;
+  likeness_[at] = 0;
+  ++size_[lane];
+}
+
+int TokenLog::place(int lane, const Run& run, TokenSlot* slots, std::span<RowMove> moves) {
+  if (run.n > free(lane)) throw InvariantError("TokenLog: more tokens than slots; the policy must give some up first.");
+  moves_ = moves;
+  move_count_ = 0;
+  for (int i = 0; i < run.n; ++i) place_token(lane, run, i, slots);
+  moves_ = {};
+  return move_count_;
+}
+
 void TokenLog::add(int lane, const Run& run, TokenSlot* slots) {
   if (run.n > free(lane)) throw InvariantError("TokenLog: more tokens than slots; the policy must give some up first.");
   for (int first = 0; first < run.n; first += kAtOnce) {
     const int n = std::min(kAtOnce, run.n - first);
     if (first > 0) ops_.wait();  // kernels under way read the lists
     for (int i = 0; i < n; ++i) {
-      const TokenSlot slot = slots[first + i] = next_slot(lane);
-      const TokenMeta& meta = run.meta[first + i];
-      const size_t at = at_token(lane, slot), page = at_page(lane, slot / kPageTokens);
-      rows_[page] |= bit(slot);
-      heard_[page] |= bit(slot);
-      position_[at] = meta.position;
-      time_low_[at] = meta.time_low;
-      if (place_ != nullptr) place_[2 * at] = meta.h, place_[2 * at + 1] = meta.w;
-      if (number_ != nullptr) number_[at] = run.number + static_cast<uint32_t>(first + i);
-      score_[at] = 0;
-      likeness_[at] = 0;
-      ++size_[lane];
-      row_pages_[i] = data(lane, slot / kPageTokens);
-      row_at_[i] = slot % kPageTokens;
+      place_token(lane, run, first + i, slots);
+      row_pages_[i] = data(lane, slots[first + i] / kPageTokens);
+      row_at_[i] = slots[first + i] % kPageTokens;
     }
     const size_t from = static_cast<size_t>(first) * row();
     ops_.encode_rows(codec(), shape_.page, run.k + from, run.v + from, row(), n, row_pages_, row_at_, key_mean(lane));
@@ -137,7 +150,21 @@ int TokenLog::empty_settled_page(int lane) {
 
 void TokenLog::move(int lane, TokenSlot from, TokenSlot to) {
   const int from_page = from / kPageTokens, to_page = to / kPageTokens;
-  ops_.move_row(codec(), shape_.page, data(lane, from_page), from % kPageTokens, data(lane, to_page), to % kPageTokens);
+  const RowMove move{data(lane, from_page), data(lane, to_page), from % kPageTokens, to % kPageTokens};
+  if (moves_.empty()) {
+    ops_.move_row(codec(), shape_.page, move.from, move.from_at, move.to, move.to_at);
+  } else {  // what has moved already goes on in one move: its page is emptied, and nothing comes back to it
+    const auto asked = moves_.first(static_cast<size_t>(move_count_));
+    const auto before =
+        std::ranges::find_if(asked, [&](const RowMove& m) { return m.to == move.from && m.to_at == move.from_at; });
+    if (before != asked.end()) {
+      before->to = move.to, before->to_at = move.to_at;
+    } else {
+      if (static_cast<size_t>(move_count_) == moves_.size())
+        throw InvariantError("TokenLog: more moves than tokens come.");
+      moves_[static_cast<size_t>(move_count_++)] = move;
+    }
+  }
   const size_t a = at_token(lane, from), b = at_token(lane, to);
   position_[b] = position_[a];
   time_low_[b] = time_low_[a];

@@ -15,6 +15,7 @@
 #pragma once
 
 #include <bit>
+#include <span>
 
 #include "backend/ops.h"
 #include "core/ids.h"
@@ -79,6 +80,10 @@ class TokenLog {
   // Takes all tokens of a run (at most free() of them), heard for now; slots[i] is where token i went. What was queued
   // before must have run (Ops::wait): the lists that kernels read are written anew.
   void add(int lane, const Run& run, TokenSlot* slots);
+  // The same without the records themselves, which the caller writes when those that `moves` asks for have moved: what
+  // makes room is added there. Returns how many moves there are.
+  int place(int lane, const Run& run, TokenSlot* slots, std::span<RowMove> moves);
+  static constexpr int most_moves(int tokens) { return tokens + 2 * kPageTokens; }
   // The norm of its value, which a token keeps while it is heard: it lies where its score will.
   void note_value_norm(int lane, TokenSlot slot, float norm) { score_[at_token(lane, slot)] = finite_half(norm); }
   float value_norm(int lane, TokenSlot slot) const { return half_to_float(score_[at_token(lane, slot)]); }
@@ -103,6 +108,7 @@ class TokenLog {
   int page_for_new(int lane);
   int empty_settled_page(int lane);
   void move(int lane, TokenSlot from, TokenSlot to);
+  void place_token(int lane, const Run& run, int i, TokenSlot* slots);
 
   LogShape shape_;
   Ops& ops_;
@@ -123,6 +129,8 @@ class TokenLog {
   float* mean_k_;       // [lanes, row]
   float* mean_v_;       // [lanes, row]
   int32_t* mean_tokens_;
+  std::span<RowMove> moves_;  // where move() leaves what is to be moved, while place() is at work
+  int move_count_ = 0;
   std::byte** row_pages_;  // [kAtOnce] of one encode_rows
   int32_t* row_at_;
   static constexpr int kAtOnce = 256;

@@ -55,11 +55,22 @@ Window::Piece Window::piece(Strip strip, int lane, int i, int tokens, int frame)
       {meta_ + (at - static_cast<size_t>(begin)), page(lane, at)}, begin, std::min(kPageTokens, begin + tokens - i)};
 }
 
-void Window::write(Ops& ops, Strip strip, int lane, int first, int tokens, const float* k, const float* v,
-                   size_t stride, int frame) {
+void Window::write(StageArgs* stage, Strip strip, int lane, int lanes, int first, int tokens, const float* k,
+                   const float* v, size_t stride, int frame) const {
   const size_t at = first_token(strip, frame) + static_cast<size_t>(first);
-  ops.encode_run(shape_.codec, shape_.page, k, v, stride, static_cast<int>(at % kPageTokens), tokens, page(lane, at),
-                 page_bytes_);
+  stage->codec = shape_.codec, stage->shape = shape_.page;
+  stage->k = k, stage->v = v, stage->stride = stride;
+  stage->first = static_cast<int>(at % kPageTokens), stage->count = tokens;
+  stage->pages = page(lane, at), stage->pitch = page_bytes_;
+  stage->lanes = lanes, stage->lane_pitch = lane_pages_ * page_bytes_;
+}
+
+void Window::read_lanes(Ops& ops, int lane, int lanes, int tokens, float* k, float* v, TokenMeta* meta,
+                        int frame) const {
+  const size_t at = first_token(Strip::kFrame, frame);
+  ops.decode_lanes(shape_.codec, shape_.page, page(lane, at), page_bytes_, lanes, lane_pages_ * page_bytes_,
+                   static_cast<int>(at % kPageTokens), tokens, k, v, static_cast<size_t>(shape_.page.row()));
+  std::copy_n(meta_ + at, tokens, meta);
 }
 
 void Window::read(Ops& ops, Strip strip, int lane, int tokens, float* k, float* v, TokenMeta* meta, int frame) const {

@@ -98,15 +98,18 @@ size_t shared_floats(int d) {
   return static_cast<size_t>(kRows + kTile) * static_cast<size_t>(row_stride(d)) + kRows * kTile + 3 * kRows;
 }
 
-// Grid: x a split, y a KV head, z a tile of query rows.
+// Grid: x a split, y a KV head of a lane, z a tile of query rows.
 // The widest heads take more registers than two blocks of 256 threads leave them.
 template <int kRows, int kThreads, bool kValues>
 MOSAIC_KERNEL(kThreads, kThreads > 128 && kValues ? 1 : 2)
-attend_kernel(const AttendArgs a, const RopeTable rope, const Parts parts) {
+attend_kernel(MOSAIC_PARAMETER AttendLanes all, MOSAIC_PARAMETER RopeTable rope, const Parts parts_of_all) {
   constexpr int kLogits = kRows * kTile > kThreads ? kRows * kTile / kThreads : 1;  // of a thread
   constexpr int kPairs = kThreads / 2, kHalf = kRows / 2;                           // channels x rows of a thread
+  const int heads = all.lane[0].shape.heads, lane_of_layer = simt::block_y() / heads;
+  const AttendArgs& a = all.lane[lane_of_layer];
+  const Parts parts = parts_of_all.of_lane(a, lane_of_layer);
   const int d = a.shape.head_dim, stride = row_stride(d), group = a.q_heads / a.shape.heads;
-  const int kv_head = simt::block_y(), first = simt::block_z() * kRows;
+  const int kv_head = simt::block_y() % heads, first = simt::block_z() * kRows;
   const int left = a.tokens * group - first, rows = left < kRows ? left : kRows;
 
   float* const q = simt::shared<float>();
@@ -191,12 +194,15 @@ attend_kernel(const AttendArgs a, const RopeTable rope, const Parts parts) {
 constexpr int kMergeThreads = 64;
 constexpr int kJoinThreads = 128, kJoinWarps = kJoinThreads / simt::kWarp;
 
-// The splits of one query row (a block each) -> out, lse. `out` null: lse alone. Threads weigh splits; then warps take
-// splits and lanes channels, so that a row's parts are read side by side. Shared: [splits], [kJoinWarps][d], [2 kJoinWarps].
+// The splits of one query row (a block each) -> out, lse; lse alone without values. Threads weigh splits; then warps take
+// splits and lanes channels, so that a row's parts are read side by side. Grid: x a row, y a lane of the layer. Shared:
+// [splits], [kJoinWarps][d], [2 kJoinWarps].
 MOSAIC_KERNEL(kJoinThreads, 1)
-combine_kernel(const Parts parts, int splits, int q_heads, int d, float* out, size_t stride, float* lse) {
-  const size_t row = static_cast<size_t>(simt::block_x()), rows = static_cast<size_t>(simt::blocks_x());
-  const int warp = simt::thread() / simt::kWarp;
+combine_kernel(MOSAIC_PARAMETER AttendLanes all, const Parts parts_of_all, int splits, bool values) {
+  const AttendArgs& a = all.lane[simt::block_y()];
+  const Parts parts = parts_of_all.of_lane(a, simt::block_y());
+  const int d = a.shape.head_dim, warp = simt::thread() / simt::kWarp;
+  const size_t row = static_cast<size_t>(simt::block_x()), rows = parts.rows;
   float* const weight = simt::shared<float>();
   float* const sums = weight + splits;
   float* const space = sums + kJoinWarps * d;
@@ -212,8 +218,8 @@ combine_kernel(const Parts parts, int splits, int q_heads, int d, float* out, si
     total += weight[s];
   }
   total = simt::sum_block(total, space + kJoinWarps);
-  if (simt::thread() == 0) lse[row] = total > 0 ? top + simt::log2_of(total) * kLn2 : -INFINITY;
-  if (out == nullptr) return;
+  if (simt::thread() == 0) a.lse[row] = total > 0 ? top + simt::log2_of(total) * kLn2 : -INFINITY;
+  if (!values) return;
   for (int c = lane(); c < d; c += simt::kWarp) {
     float sum = 0;
 #pragma unroll 4  // loads in flight
@@ -224,7 +230,7 @@ combine_kernel(const Parts parts, int splits, int q_heads, int d, float* out, si
     sums[warp * d + c] = sum;
   }
   simt::barrier();
-  float* const to = out + row / q_heads * stride + row % q_heads * d;
+  float* const to = a.out + row / a.q_heads * a.q_stride + row % a.q_heads * d;
   for (int c = simt::thread(); c < d; c += kJoinThreads) {
     float sum = 0;
     for (int w = 0; w < kJoinWarps; ++w) sum += sums[w * d + c];
@@ -248,18 +254,22 @@ merge_kernel(float* out, float* lse, const float* other_out, const float* other_
 }
 
 template <int kRows, int kThreads, bool kValues>
-void queue_attend(const simt::Queue& on, const AttendArgs& a, int splits, const Parts& parts) {
+void queue_attend(const simt::Queue& on, const AttendLanes& all, int lanes, int splits, const Parts& parts) {
+  const AttendArgs& a = all.lane[0];
   const int tiles = (a.tokens * (a.q_heads / a.shape.heads) + kRows - 1) / kRows;
-  const simt::Grid grid{static_cast<unsigned>(splits), static_cast<unsigned>(a.shape.heads),
+  const simt::Grid grid{static_cast<unsigned>(splits), static_cast<unsigned>(lanes * a.shape.heads),
                         static_cast<unsigned>(tiles)};
   const size_t bytes = shared_floats<kRows>(a.shape.head_dim) * sizeof(float) + 2 * sizeof(TileKeys);
-  simt::launch(on, "attend", attend_kernel<kRows, kThreads, kValues>, grid, kThreads, bytes, a,
+  simt::launch(on, "attend", attend_kernel<kRows, kThreads, kValues>, grid, kThreads, bytes, all,
                a.rope != nullptr ? *a.rope : RopeTable(), parts);
 }
 
 template <bool kValues>
-void attend_any(const simt::Queue& on, const AttendArgs& a, float* scratch) {
-  if (a.tokens == 0) return;
+void attend_any(const simt::Queue& on, std::span<const AttendArgs> given, float* scratch) {
+  const AttendArgs& a = given[0];
+  const auto lanes = static_cast<int>(given.size());
+  AttendLanes all;
+  std::copy(given.begin(), given.end(), all.lane);
   if (a.shape.head_dim > kMostHead)
     throw InvalidInput("attend: heads of " + std::to_string(a.shape.head_dim) +
                        " channels; at most 256 on this device.");
@@ -268,29 +278,34 @@ void attend_any(const simt::Queue& on, const AttendArgs& a, float* scratch) {
   const int tensor_rows = query_rows <= kDecodeRows ? kDecodeRows : kPrefillRows;
   const int rows = on_tensor_cores ? tensor_rows : query_rows <= 8 ? 8 : 16;
   const int tiles = (query_rows + rows - 1) / rows;
-  const int units = a.n_pages + row_units(a) + block_units(a, a.tokens);
-  const int wave = std::min(kBlocksAProcessor, kRowsAProcessor / rows) * on.processors / (tiles * a.shape.heads);
+  int units = 0;  // of the longest
+  for (const AttendArgs& lane : given)
+    units = std::max(units, lane.n_pages + row_units(lane) + block_units(lane, lane.tokens));
+  const int wave =
+      std::min(kBlocksAProcessor, kRowsAProcessor / rows) * on.processors / (tiles * lanes * a.shape.heads);
   const int splits = std::max(1, std::min(wave, (units + kUnitsASplit - 1) / kUnitsASplit));
-  const size_t all_rows = static_cast<size_t>(a.tokens) * static_cast<size_t>(a.q_heads);
+  const size_t lane_rows = static_cast<size_t>(a.tokens) * static_cast<size_t>(a.q_heads);
+  const size_t all_rows = given.size() * lane_rows;
   Parts parts;
+  parts.rows = all_rows;
   if (splits > 1) parts.lse = scratch, parts.out = scratch + static_cast<size_t>(splits) * all_rows;
   if (on_tensor_cores) {
     const RopeTable rope = a.rope != nullptr ? *a.rope : RopeTable();
     QueueAttend& queue = rows == kPrefillRows ? queue_prefill
                          : !packs(a, rope)    ? queue_decode
                                               : *(a.shape.head_dim == 64 ? &queue_decode_64 : &queue_decode_128);
-    queue(on, a, rope, splits, parts);
+    queue(on, all, lanes, rope, splits, parts);
   } else if (a.shape.head_dim <= 128) {
-    rows == 8 ? queue_attend<8, 128, kValues>(on, a, splits, parts)
-              : queue_attend<16, 128, kValues>(on, a, splits, parts);
+    rows == 8 ? queue_attend<8, 128, kValues>(on, all, lanes, splits, parts)
+              : queue_attend<16, 128, kValues>(on, all, lanes, splits, parts);
   } else {
-    rows == 8 ? queue_attend<8, 256, kValues>(on, a, splits, parts)
-              : queue_attend<16, 256, kValues>(on, a, splits, parts);
+    rows == 8 ? queue_attend<8, 256, kValues>(on, all, lanes, splits, parts)
+              : queue_attend<16, 256, kValues>(on, all, lanes, splits, parts);
   }
   if (splits == 1) return;
   const size_t bytes = static_cast<size_t>(splits + kJoinWarps * (a.shape.head_dim + 2)) * sizeof(float);
-  simt::launch(on, "attend", combine_kernel, {static_cast<unsigned>(all_rows)}, kJoinThreads, bytes, parts, splits,
-               a.q_heads, a.shape.head_dim, kValues ? a.out : nullptr, a.q_stride, a.lse);
+  simt::launch(on, "attend", combine_kernel, {static_cast<unsigned>(lane_rows), static_cast<unsigned>(lanes)},
+               kJoinThreads, bytes, all, parts, splits, kValues);
 }
 
 }  // namespace
@@ -300,8 +315,12 @@ size_t attend_scratch(const simt::Queue& on, const Ops::Limits& limits) {
   return static_cast<size_t>(kRowsAProcessor * on.processors) * static_cast<size_t>(limits.shape.head_dim + 1);
 }
 
-void attend(const simt::Queue& on, const AttendArgs& args, float* scratch) { attend_any<true>(on, args, scratch); }
-void attend_lse(const simt::Queue& on, const AttendArgs& args, float* scratch) { attend_any<false>(on, args, scratch); }
+void attend(const simt::Queue& on, std::span<const AttendArgs> lanes, float* scratch) {
+  attend_any<true>(on, lanes, scratch);
+}
+void attend_lse(const simt::Queue& on, const AttendArgs& args, float* scratch) {
+  attend_any<false>(on, {&args, 1}, scratch);
+}
 
 void merge(const simt::Queue& on, float* out, float* lse, const float* other_out, const float* other_lse, int rows,
            int head_dim) {

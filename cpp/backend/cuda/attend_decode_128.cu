@@ -3,9 +3,9 @@
 
 namespace mosaic::MOSAIC_SIMT {
 
-void queue_decode_128(const simt::Queue& on, const AttendArgs& a, const RopeTable& rope, int splits,
+void queue_decode_128(const simt::Queue& on, const AttendLanes& all, int lanes, const RopeTable& rope, int splits,
                       const Parts& parts) {
-  queue_tensor<1, 4, 128>(on, a, rope, splits, parts);
+  queue_tensor<1, 4, 128>(on, all, lanes, rope, splits, parts);
 }
 
 }  // namespace mosaic::MOSAIC_SIMT

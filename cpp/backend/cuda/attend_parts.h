@@ -2,12 +2,25 @@
 #pragma once
 
 #include "backend/cuda/attend_unit.h"
+#include "backend/cuda/kernels.h"
 
 namespace mosaic::MOSAIC_SIMT {
 
+// Lanes that are attended together: alike but for pointers and for how many pages and summaries there are.
+struct AttendLanes {
+  AttendArgs lane[kMostLanes];
+};
+
 struct Parts {
-  float* out = nullptr;  // [splits, T, Hq, D], or null: one split, straight to the caller's
-  float* lse = nullptr;  // [splits, T, Hq]
+  float* out = nullptr;  // [splits, lanes, T, Hq, D], or null: one split, straight to the caller's
+  float* lse = nullptr;  // [splits, lanes, T, Hq]
+  size_t rows = 0;       // of all lanes
+
+  MOSAIC_DEVICE Parts of_lane(const AttendArgs& a, int lane) const {
+    if (lse == nullptr) return *this;
+    const size_t before = static_cast<size_t>(lane) * a.tokens * a.q_heads;
+    return {out + before * a.shape.head_dim, lse + before, rows};
+  }
 };
 
 // Units [begin, end) of this block's split, of all that the first `tokens` query tokens see, cut evenly.
@@ -30,7 +43,7 @@ MOSAIC_DEVICE Result result_of(const AttendArgs& a, const Parts& parts, int kv_h
   const int group = a.q_heads / a.shape.heads, token = row / group, head = kv_head * group + row % group;
   const size_t at = static_cast<size_t>(token) * a.q_heads + head, d = static_cast<size_t>(a.shape.head_dim);
   if (parts.lse == nullptr) return {a.out + static_cast<size_t>(token) * a.q_stride + head * d, a.lse + at};
-  const size_t part = simt::block_x() * (static_cast<size_t>(a.tokens) * a.q_heads) + at;
+  const size_t part = simt::block_x() * parts.rows + at;
   return {parts.out + part * d, parts.lse + part};
 }
 // Natural logarithm of `total` x 2^top.
@@ -42,7 +55,7 @@ MOSAIC_DEVICE float lse_of(float top, float total) {
 // rows of one tile of kDecodeRows, or of tiles of kPrefillRows; heads whose packed pages are read from their planes.
 inline constexpr int kMostTensorHead = 128;
 inline constexpr int kDecodeRows = 16, kPrefillRows = 128;
-using QueueAttend = void(const simt::Queue& on, const AttendArgs& a, const RopeTable& rope, int splits,
+using QueueAttend = void(const simt::Queue& on, const AttendLanes& all, int lanes, const RopeTable& rope, int splits,
                          const Parts& parts);
 QueueAttend queue_prefill, queue_decode, queue_decode_64, queue_decode_128;
 

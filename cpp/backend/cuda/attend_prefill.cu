@@ -3,8 +3,9 @@
 
 namespace mosaic::MOSAIC_SIMT {
 
-void queue_prefill(const simt::Queue& on, const AttendArgs& a, const RopeTable& rope, int splits, const Parts& parts) {
-  queue_tensor<8, 1, 0>(on, a, rope, splits, parts);
+void queue_prefill(const simt::Queue& on, const AttendLanes& all, int lanes, const RopeTable& rope, int splits,
+                   const Parts& parts) {
+  queue_tensor<8, 1, 0>(on, all, lanes, rope, splits, parts);
 }
 
 }  // namespace mosaic::MOSAIC_SIMT

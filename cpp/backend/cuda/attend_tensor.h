@@ -356,17 +356,19 @@ MOSAIC_DEVICE void attend_unit(const Slot& high, const Slot& low, bool exact, in
   }
 }
 
-// Grid: x a split, y a KV head, z a tile of 16 x kRowGroups query rows. Unit i of a step is of warp group i %
+// Grid: x a split, y a KV head of a lane, z a tile of 16 x kRowGroups query rows. Unit i of a step is of warp group i %
 // kUnitGroups. kHeadDim: of heads whose packed pages are attended from their planes (packs()); 0: any head, none of them.
 template <int kRowGroups, int kUnitGroups, int kHeadDim>
 MOSAIC_KERNEL(32 * kRowGroups * kUnitGroups, kUnitGroups > 1 ? 2 : 1)
-tensor_kernel(const AttendArgs args, const RopeTable rope, const Parts parts) {
+tensor_kernel(MOSAIC_PARAMETER AttendLanes all, MOSAIC_PARAMETER RopeTable rope, const Parts parts_of_all) {
   constexpr int kRows = kGroupRows * kRowGroups;
   constexpr bool kPacked = kHeadDim != 0;
-  AttendArgs a = args;
+  const int heads = all.lane[0].shape.heads, lane_of_layer = simt::block_y() / heads;
+  AttendArgs a = all.lane[lane_of_layer];
   if constexpr (kPacked) a.shape.head_dim = kHeadDim;
+  const Parts parts = parts_of_all.of_lane(a, lane_of_layer);
   const int d = a.shape.head_dim, group = a.q_heads / a.shape.heads, warp = simt::thread() / simt::kWarp;
-  const int kv_head = simt::block_y(), first = simt::block_z() * kRows;
+  const int kv_head = simt::block_y() % heads, first = simt::block_z() * kRows;
   const int all_rows = a.tokens * group, end_row = all_rows < first + kRows ? all_rows : first + kRows;
   std::byte* const slots = simt::shared<std::byte>();
   TileKeys* const keys =
@@ -466,15 +468,17 @@ tensor_kernel(const AttendArgs args, const RopeTable rope, const Parts parts) {
 }
 
 template <int kRowGroups, int kUnitGroups, int kHeadDim>
-void queue_tensor(const simt::Queue& on, const AttendArgs& a, const RopeTable& rope, int splits, const Parts& parts) {
+void queue_tensor(const simt::Queue& on, const AttendLanes& all, int lanes, const RopeTable& rope, int splits,
+                  const Parts& parts) {
+  const AttendArgs& a = all.lane[0];
   constexpr int kThreads = 32 * kRowGroups * kUnitGroups;
   const int rows = a.tokens * (a.q_heads / a.shape.heads), tile = kGroupRows * kRowGroups;
-  const simt::Grid grid{static_cast<unsigned>(splits), static_cast<unsigned>(a.shape.heads),
+  const simt::Grid grid{static_cast<unsigned>(splits), static_cast<unsigned>(lanes * a.shape.heads),
                         static_cast<unsigned>((rows + tile - 1) / tile)};
   const size_t records = static_cast<size_t>(kThreads / simt::kWarp * a.shape.head_dim) * sizeof(float);
   const size_t packed = kHeadDim != 0 ? sizeof(PackedSums < kHeadDim != 0 ? kHeadDim : simt::kWarp >) : 0;
   const size_t bytes = kSlots * slot_bytes(a.shape.head_dim) + 2 * kSlots * sizeof(TileKeys) + records + packed;
-  simt::launch(on, "attend", tensor_kernel<kRowGroups, kUnitGroups, kHeadDim>, grid, kThreads, bytes, a, rope, parts);
+  simt::launch(on, "attend", tensor_kernel<kRowGroups, kUnitGroups, kHeadDim>, grid, kThreads, bytes, all, rope, parts);
 }
 
 }  // namespace mosaic::MOSAIC_SIMT

@@ -23,7 +23,9 @@ target_compile_options(mosaic_options INTERFACE
   "$<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr;-Xcompiler=-Wall,-Wextra>"
   "$<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${MOSAIC_WERROR}>>:-Werror=all-warnings>")
 # The bytes of a page are those of the CPU backend: no a * b + c in one rounding where codes are made.
-set_source_files_properties(${PROJECT_SOURCE_DIR}/cpp/backend/cuda/pages.cu PROPERTIES COMPILE_OPTIONS -fmad=false)
+foreach(source pages stage)
+  set_source_files_properties(${PROJECT_SOURCE_DIR}/cpp/backend/cuda/${source}.cu PROPERTIES COMPILE_OPTIONS -fmad=false)
+endforeach()
 # What `doctor` compares with the GPU that is there, without touching it.
 string(REPLACE ";" " " architectures "${CMAKE_CUDA_ARCHITECTURES}")
 set_source_files_properties(${PROJECT_SOURCE_DIR}/cpp/backend/cuda/cuda_device.cu PROPERTIES

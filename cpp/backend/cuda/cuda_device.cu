@@ -111,13 +111,17 @@ CudaDevice::CudaDevice(int ordinal) : ordinal_(ordinal) {
 
 CudaDevice::~CudaDevice() { passed(cudaStreamSynchronize(stream())); }
 
-Device::Access CudaDevice::access(const void* pointer) const { return access_of(pointer); }
+Device::Access CudaDevice::access(const void* pointer) const {
+  const auto known = known_.find(pointer);
+  return known ? *known : access_of(pointer);
+}
 
 // The default stream, null, is that of the current device.
 void CudaDevice::follow(void* stream) {
   const OnDevice there(ordinal_);
   MOSAIC_CUDA_TRY(cudaEventRecord(order_.get(), static_cast<cudaStream_t>(stream)));
   MOSAIC_CUDA_TRY(cudaStreamWaitEvent(stream_.get(), order_.get()));
+  pending_ = true;
 }
 
 void CudaDevice::precede(void* stream) {
@@ -140,6 +144,7 @@ void* CudaDevice::allocate(size_t bytes) {
   }
   check(code, "cudaHostAlloc", __FILE__, __LINE__);
   std::memset(memory, 0, bytes);
+  known_.add(memory, bytes, Access::kBoth);
   return memory;
 }
 
@@ -159,11 +164,13 @@ void* CudaDevice::allocate_private(size_t bytes) {
   std::unique_ptr<void, decltype(give_back)> held(memory, give_back);
   MOSAIC_CUDA_TRY(cudaMemsetAsync(memory, 0, bytes, stream_.get()));
   MOSAIC_CUDA_TRY(cudaStreamSynchronize(stream_.get()));
+  known_.add(memory, bytes, Access::kKernels);
   return held.release();
 }
 
 void CudaDevice::release(void* memory, size_t) noexcept {
   if (memory == nullptr) return;
+  known_.remove(memory);
   cudaPointerAttributes attributes;
   passed(cudaStreamSynchronize(stream()));  // kernels may still read it
   if (!passed(cudaPointerGetAttributes(&attributes, memory))) return;
@@ -171,6 +178,7 @@ void CudaDevice::release(void* memory, size_t) noexcept {
 }
 
 void CudaDevice::copy_async(void* to, const void* from, size_t bytes) {
+  pending_ = true;
   MOSAIC_CUDA_TRY(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream()));
 }
 
@@ -204,6 +212,8 @@ Backend make() {
   target.queue.stream = device->stream();
   target.queue.processors = device->processors();
   target.queue.device = device->ordinal();
+  target.queue.pending = device->pending();
+  target.known = &device->known();
   target.finish = finish;
   target.can_access = can_access;
   target.copy = copy;

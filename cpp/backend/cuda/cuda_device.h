@@ -9,6 +9,7 @@
 #include <array>
 #include <memory>
 
+#include "backend/cuda/known_memory.h"
 #include "backend/device.h"
 
 namespace mosaic::cuda {
@@ -27,6 +28,7 @@ class CudaDevice final : public Device {
   bool has_private() const override { return true; }
   void* allocate_private(size_t bytes) override;
   Access access(const void* pointer) const override;
+  void lend(std::span<const Lent> arrays) override { known_.lend(arrays); }
   void follow(void* stream) override;
   void precede(void* stream) override;
   void release(void* memory, size_t bytes) noexcept override;
@@ -36,6 +38,8 @@ class CudaDevice final : public Device {
   cudaStream_t stream() const { return stream_.get(); }
   int processors() const { return processors_; }
   int ordinal() const { return ordinal_; }
+  const KnownMemory& known() const { return known_; }
+  bool* pending() { return &pending_; }
 
  private:
   struct Destroy {
@@ -54,6 +58,8 @@ class CudaDevice final : public Device {
   std::array<Event, kEvents> events_;
   Event order_;  // between our stream and a caller's
   uint64_t mark_ = 0;
+  KnownMemory known_;
+  bool pending_ = false;  // something may be under way in the stream
 };
 
 }  // namespace mosaic::cuda

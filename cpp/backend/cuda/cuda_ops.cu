@@ -15,7 +15,9 @@ void CudaOps::within(bool fits, const char* op) const {
 template <class... Pointer>
 void CudaOps::require_access(const char* op, const Pointer*... pointers) const {
   for (const void* pointer : {static_cast<const void*>(pointers)...}) {
-    if (pointer != nullptr && !target_.can_access(target_.queue, pointer))
+    if (pointer == nullptr) continue;
+    const auto known = target_.known->find(pointer);
+    if (known ? *known == Device::Access::kHost : !target_.can_access(target_.queue, pointer))
       throw InvalidInput(std::string(target_.name) + ": " + op + " was given memory the device cannot reach. " +
                          "Allocate it with the backend's device.");
   }
@@ -46,7 +48,9 @@ void CudaOps::check_attend(const char* op, const AttendArgs& a) const {
 }
 
 void CudaOps::copy(void* to, const void* from, size_t bytes) {
-  if (bytes > 0) target_.copy(target_.queue, to, from, bytes);
+  if (bytes == 0) return;
+  target_.queue.mark();
+  target_.copy(target_.queue, to, from, bytes);
 }
 
 void CudaOps::check_numbers(const float* x, size_t n, NumberFaults* faults, float* cut) {
@@ -55,29 +59,56 @@ void CudaOps::check_numbers(const float* x, size_t n, NumberFaults* faults, floa
   MOSAIC_SIMT::check_numbers(target_.queue, x, n, faults, cut);
 }
 
-void CudaOps::attend(const AttendArgs& a) {
-  if (a.tokens == 0) return;
-  check_attend("attend", a);
-  MOSAIC_SIMT::attend(target_.queue, a, scratch_);
+void CudaOps::stage(const StageArgs& a) {
+  for (const StageArgs::Numbers& numbers : a.numbers) require_access("stage", numbers.x, numbers.cut);
+  require_access("stage", a.faults);
+  if (a.count > 0) {
+    check_record("stage", a.codec);
+    check_head("stage", a.shape);
+    require_access("stage", a.k, a.v, a.pages);
+  }
+  for (const StageArgs::Piece& piece : a.pieces) require_access("stage", piece.to, piece.from);
+  MOSAIC_SIMT::stage(target_.queue, a);
+}
+
+void CudaOps::attend_lanes(std::span<const AttendArgs> lanes) {
+  if (lanes.empty() || lanes[0].tokens == 0) return;
+  for (const AttendArgs& a : lanes) check_attend("attend", a);
+  for (; !lanes.empty(); lanes = lanes.subspan(std::min<size_t>(lanes.size(), kMostLanes)))
+    MOSAIC_SIMT::attend(target_.queue, lanes.first(std::min<size_t>(lanes.size(), kMostLanes)), scratch_);
 }
 
 void CudaOps::attention_mass(const MassArgs& m) {
   if (m.attend->tokens == 0) return;
-  check_attend("attention_mass", *m.attend);
-  require_access("attention_mass", m.first_page < m.end_page() ? m.page_mass : nullptr,
-                 m.attend->n_rows > 0 ? m.row_mass : nullptr, m.block_mass);
-  MOSAIC_SIMT::attention_mass(target_.queue, m);
+  mass_lanes({&m, 1});
   done();
 }
 
+void CudaOps::mass_lanes(std::span<const MassArgs> lanes) {
+  if (lanes.empty() || lanes[0].attend->tokens == 0) return;
+  for (const MassArgs& m : lanes) {
+    check_attend("attention_mass", *m.attend);
+    require_access("attention_mass", m.first_page < m.end_page() ? m.page_mass : nullptr,
+                   m.attend->n_rows > 0 ? m.row_mass : nullptr, m.block_mass);
+  }
+  for (; !lanes.empty(); lanes = lanes.subspan(std::min<size_t>(lanes.size(), kMostLanes)))
+    MOSAIC_SIMT::attention_mass(target_.queue, lanes.first(std::min<size_t>(lanes.size(), kMostLanes)));
+}
+
 void CudaOps::likeness(const LikenessArgs& a) {
-  if (a.items == 0) return;
-  check_head("likeness", a.shape);
-  const bool pages = a.n_pages > 0;
-  require_access("likeness", a.k, a.v, a.key_mean, a.value_mean, pages ? a.pages : nullptr, a.item_score,
-                 pages ? a.token_score : nullptr, a.item_like, pages ? a.token_like : nullptr);
-  MOSAIC_SIMT::likeness(target_.queue, a);
+  likeness_lanes({&a, 1});
   done();
+}
+
+void CudaOps::likeness_lanes(std::span<const LikenessArgs> lanes) {
+  for (const LikenessArgs& a : lanes) {
+    check_head("likeness", a.shape);
+    const bool pages = a.n_pages > 0;
+    require_access("likeness", a.k, a.v, a.key_mean, a.value_mean, pages ? a.pages : nullptr, a.item_score,
+                   pages ? a.token_score : nullptr, a.item_like, pages ? a.token_like : nullptr);
+  }
+  for (; !lanes.empty(); lanes = lanes.subspan(std::min<size_t>(lanes.size(), kMostLikeLanes)))
+    MOSAIC_SIMT::likeness(target_.queue, lanes.first(std::min<size_t>(lanes.size(), kMostLikeLanes)));
 }
 
 void CudaOps::add_recent_keys(const RecentKeysArgs& a) {
@@ -98,7 +129,6 @@ void CudaOps::row_norm(const NormArgs& a) {
   if (a.items == 0) return;
   require_access("row_norm", a.x, a.norm);
   MOSAIC_SIMT::row_norm(target_.queue, a);
-  done();
 }
 
 void CudaOps::spectral_energy(const SpectralArgs& a) {
@@ -191,6 +221,46 @@ void CudaOps::encode_rows(CodecId codec, PageShape shape, const float* k, const 
   check_head("encode_rows", shape);
   require_access("encode_rows", k, v, pages, at, key_mean);
   MOSAIC_SIMT::encode_rows(target_.queue, codec, shape, k, v, stride, items, pages, at, key_mean);
+}
+
+void CudaOps::decode_lanes(CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int lanes,
+                           size_t lane_pitch, int first, int count, float* k, float* v, size_t stride) {
+  if (count <= 0 || lanes <= 0) return;
+  check_head("decode_lanes", shape);
+  require_access("decode_lanes", pages, k, v);
+  MOSAIC_SIMT::decode(target_.queue, codec, shape, pages, pitch, first, first + count, k, v, stride, nullptr, lanes,
+                      lane_pitch);
+}
+
+void CudaOps::encode_lane_rows(const LaneRowsArgs& a) {
+  if (a.items <= 0) return;
+  check_record("encode_lane_rows", a.codec);
+  check_head("encode_lane_rows", a.shape);
+  require_access("encode_lane_rows", a.k, a.v, a.row, a.lane, a.pages, a.at, a.key_mean);
+  MOSAIC_SIMT::encode_lane_rows(target_.queue, a);
+}
+
+void CudaOps::move_rows(CodecId codec, PageShape shape, std::span<const RowMove> moves) {
+  if (moves.empty()) return;
+  check_record("move_rows", codec);
+  require_access("move_rows", moves.data());
+  MOSAIC_SIMT::move_rows(target_.queue, codec, shape, moves);
+}
+
+void CudaOps::encode_pages(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count,
+                           std::byte* const* pages) {
+  if (count <= 0) return;
+  check_head("encode_pages", shape);
+  require_access("encode_pages", k, v, pages);
+  MOSAIC_SIMT::encode_pages(target_.queue, codec, shape, k, v, stride, count, pages);
+}
+
+void CudaOps::gather_lanes(const PageEntry* pages, const int32_t* at, const int32_t* lane, int items, PageShape shape,
+                           float* k, float* v, size_t stride, const float* key_means) {
+  if (items == 0) return;
+  check_head("gather_lanes", shape);
+  require_access("gather_lanes", pages, at, lane, k, v, key_means);
+  MOSAIC_SIMT::gather(target_.queue, pages, at, items, shape, k, v, stride, key_means, lane);
 }
 
 void CudaOps::move_row(CodecId codec, PageShape shape, const std::byte* from, int from_at, std::byte* to, int to_at) {

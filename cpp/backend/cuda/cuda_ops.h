@@ -5,6 +5,7 @@
 
 #include <memory>
 
+#include "backend/cuda/known_memory.h"
 #include "backend/cuda/simt.h"
 #include "backend/ops.h"
 
@@ -15,7 +16,8 @@ struct Target {
   simt::Queue queue;
   // Blocks until all that was queued has run; throws DeviceError if some of it failed.
   void (*finish)(const simt::Queue&);
-  // Whether kernels can read and write there.
+  const cuda::KnownMemory* known;  // the device's
+  // Whether kernels can read and write there, where that is not known.
   bool (*can_access)(const simt::Queue&, const void*);
   // Queues a copy; the host may be either side.
   void (*copy)(const simt::Queue&, void* to, const void* from, size_t bytes);
@@ -29,13 +31,17 @@ class CudaOps final : public Ops {
   size_t scratch_bytes(const Limits& limits) const override;
   void set_scratch(void* memory, const Limits& limits) override;
   Ops& for_host() override { return *host_; }
-  void wait() override { target_.finish(target_.queue); }
+  void wait() override { done(); }
 
   void copy(void* to, const void* from, size_t bytes) override;
   void check_numbers(const float* x, size_t n, NumberFaults* faults, float* cut) override;
-  void attend(const AttendArgs& args) override;
+  void stage(const StageArgs& args) override;
+  void attend(const AttendArgs& args) override { attend_lanes({&args, 1}); }
+  void attend_lanes(std::span<const AttendArgs> lanes) override;
   void attention_mass(const MassArgs& args) override;
+  void mass_lanes(std::span<const MassArgs> lanes) override;
   void likeness(const LikenessArgs& args) override;
+  void likeness_lanes(std::span<const LikenessArgs> lanes) override;
   void add_recent_keys(const RecentKeysArgs& args) override;
   void temporal_redundancy(const RedundancyArgs& args) override;
   void row_norm(const NormArgs& args) override;
@@ -58,6 +64,14 @@ class CudaOps final : public Ops {
                   std::byte* pages, size_t pitch, const float* key_mean) override;
   void decode_run(CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int first, int count, float* k,
                   float* v, size_t stride, const float* key_mean) override;
+  void decode_lanes(CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int lanes, size_t lane_pitch,
+                    int first, int count, float* k, float* v, size_t stride) override;
+  void encode_lane_rows(const LaneRowsArgs& args) override;
+  void move_rows(CodecId codec, PageShape shape, std::span<const RowMove> moves) override;
+  void encode_pages(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count,
+                    std::byte* const* pages) override;
+  void gather_lanes(const PageEntry* pages, const int32_t* at, const int32_t* lane, int items, PageShape shape,
+                    float* k, float* v, size_t stride, const float* key_means) override;
   void gather(const PageEntry* pages, const int32_t* at, int items, PageShape shape, float* k, float* v, size_t stride,
               const float* key_mean) override;
 
@@ -71,7 +85,12 @@ class CudaOps final : public Ops {
   void check_record(const char* op, CodecId codec) const;
   void check_head(const char* op, PageShape shape) const;
   // For what the host reads next.
-  void done() const { target_.finish(target_.queue); }
+  void done() const {
+    bool* const pending = target_.queue.pending;
+    if (pending != nullptr && !*pending) return;
+    target_.finish(target_.queue);
+    if (pending != nullptr) *pending = false;
+  }
 
   Target target_;
   std::unique_ptr<Ops> host_;

@@ -2,6 +2,8 @@
 // every pointer is one the device can read. `scratch` is what the op's own *_scratch() asked for.
 #pragma once
 
+#include <span>
+
 #include "backend/cuda/simt.h"
 #include "backend/ops.h"
 
@@ -19,19 +21,29 @@ void encode_rows(const simt::Queue& on, CodecId codec, PageShape shape, const fl
 void move_row(const simt::Queue& on, CodecId codec, PageShape shape, const std::byte* from, int from_at, std::byte* to,
               int to_at);
 void decode(const simt::Queue& on, CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int begin,
-            int end, float* k, float* v, size_t stride, const float* key_mean);
+            int end, float* k, float* v, size_t stride, const float* key_mean, int lanes = 1, size_t lane_pitch = 0);
+void encode_lane_rows(const simt::Queue& on, const LaneRowsArgs& args);
+void move_rows(const simt::Queue& on, CodecId codec, PageShape shape, std::span<const RowMove> moves);
+void encode_pages(const simt::Queue& on, CodecId codec, PageShape shape, const float* k, const float* v, size_t stride,
+                  int count, std::byte* const* pages);
+// lane: of each item, which of key_mean's rows is its; null: the first.
 void gather(const simt::Queue& on, const PageEntry* pages, const int32_t* at, int items, PageShape shape, float* k,
-            float* v, size_t stride, const float* key_mean);
+            float* v, size_t stride, const float* key_mean, const int32_t* lane = nullptr);
+
+void stage(const simt::Queue& on, const StageArgs& args);
 
 // Floats of scratch for the largest call within `limits`.
 size_t attend_scratch(const simt::Queue& on, const Ops::Limits& limits);
-void attend(const simt::Queue& on, const AttendArgs& args, float* scratch);
+// Lanes of one layer, at most kMostLanes, in one launch or two.
+inline constexpr int kMostLanes = 8;  // what a launch's arguments hold
+void attend(const simt::Queue& on, std::span<const AttendArgs> lanes, float* scratch);
 // lse alone: `out` is not written, values are not read.
 void attend_lse(const simt::Queue& on, const AttendArgs& args, float* scratch);
 void merge(const simt::Queue& on, float* out, float* lse, const float* other_out, const float* other_lse, int rows,
            int head_dim);
-void attention_mass(const simt::Queue& on, const MassArgs& args);
-void likeness(const simt::Queue& on, const LikenessArgs& args);
+void attention_mass(const simt::Queue& on, std::span<const MassArgs> lanes);
+inline constexpr int kMostLikeLanes = 16;
+void likeness(const simt::Queue& on, std::span<const LikenessArgs> lanes);
 
 size_t score_scratch(const simt::Queue& on, const Ops::Limits& limits);
 void score(const simt::Queue& on, const ScoreArgs& args, float* scratch);

@@ -1,6 +1,8 @@
 // likeness: a block of threads takes 16 tokens - of a page, or of the new ones - and goes through all items, 8 at a time: a
 // thread has a pair of item and token and sums over the heads. What is raised is never negative, and which block comes first
 // does not show in a maximum.
+#include <algorithm>
+
 #include "backend/cuda/kernels.h"
 #include "backend/cuda/record_row.h"
 
@@ -60,8 +62,14 @@ MOSAIC_DEVICE void load_tokens(const LikenessArgs& a, const PageEntry& page, int
   }
 }
 
-// Grid: x a page, then 16 items at a time. Shared: rows [2][16][d], and [128] what the threads found.
-MOSAIC_KERNEL(kThreads, 1) likeness_kernel(const LikenessArgs a) {
+struct LikenessLanes {
+  LikenessArgs lane[kMostLikeLanes];
+};
+
+// Grid: x a page, then 16 items at a time; y a lane. Shared: rows [2][16][d], and [128] what the threads found.
+MOSAIC_KERNEL(kThreads, 1) likeness_kernel(MOSAIC_PARAMETER LikenessLanes all) {
+  const LikenessArgs& a = all.lane[simt::block_y()];
+  if (simt::block_x() >= a.n_pages + (a.items + kPageTokens - 1) / kPageTokens) return;
   const int d = a.shape.head_dim, token = simt::thread() % kPageTokens;
   float* const rows = simt::shared<float>();
   float* const found = rows + 2 * kPageTokens * d;
@@ -105,20 +113,29 @@ MOSAIC_KERNEL(kThreads, 1) likeness_kernel(const LikenessArgs a) {
   a.token_like[at] = fmaxf(a.token_like[at], token_like);
 }
 
-MOSAIC_KERNEL(kThreads, 1) clear_kernel(float* x, int n) {
+// What the items' likeness is raised from. Grid: x 128 items, y a lane.
+MOSAIC_KERNEL(kThreads, 1) clear_kernel(MOSAIC_PARAMETER LikenessLanes all) {
+  const LikenessArgs& a = all.lane[simt::block_y()];
   const int i = simt::block_x() * kThreads + simt::thread();
-  if (i < n) x[i] = 0;
+  if (i < a.items) a.item_like[i] = 0;
 }
 
 }  // namespace
 
-void likeness(const simt::Queue& on, const LikenessArgs& a) {
-  if (a.items == 0) return;
-  simt::launch(on, "likeness", clear_kernel, {static_cast<unsigned>((a.items + kThreads - 1) / kThreads)}, kThreads, 0,
-               a.item_like, a.items);
-  const int blocks = a.n_pages + (a.items + kPageTokens - 1) / kPageTokens;
-  const size_t bytes = (2 * kPageTokens * static_cast<size_t>(a.shape.head_dim) + kThreads) * sizeof(float);
-  simt::launch(on, "likeness", likeness_kernel, {static_cast<unsigned>(blocks)}, kThreads, bytes, a);
+void likeness(const simt::Queue& on, std::span<const LikenessArgs> lanes) {
+  LikenessLanes all;
+  std::copy(lanes.begin(), lanes.end(), all.lane);
+  int items = 0, blocks = 0;
+  for (const LikenessArgs& a : lanes) {
+    items = std::max(items, a.items);
+    if (a.items > 0) blocks = std::max(blocks, a.n_pages + (a.items + kPageTokens - 1) / kPageTokens);
+  }
+  if (items == 0) return;
+  const auto count = static_cast<unsigned>(lanes.size());
+  simt::launch(on, "likeness", clear_kernel, {static_cast<unsigned>((items + kThreads - 1) / kThreads), count},
+               kThreads, 0, all);
+  const size_t bytes = (2 * kPageTokens * static_cast<size_t>(lanes[0].shape.head_dim) + kThreads) * sizeof(float);
+  simt::launch(on, "likeness", likeness_kernel, {static_cast<unsigned>(blocks), count}, kThreads, bytes, all);
 }
 
 }  // namespace mosaic::MOSAIC_SIMT

@@ -1,5 +1,7 @@
 // attention_mass: a block of threads takes one unit of keys and goes through every query row that counts, 16 at a time:
 // column sums need no atomics, and come out the same every time. A unit's keys are loaded once for each KV head.
+#include <algorithm>
+
 #include "backend/cuda/attend_tile.h"
 #include "backend/cuda/kernels.h"
 
@@ -15,19 +17,34 @@ size_t shared_floats(int d) {
 
 // What is wanted, as units: pages, then summaries, then the block.
 struct Wanted {
-  int first_page, pages, rows;
+  int first_page, pages, rows, block;
+  MOSAIC_HD int units() const { return pages + rows + block; }
   MOSAIC_DEVICE Unit unit(const AttendArgs& a, int i) const {
     if (i < pages) return {Part::kPage, first_page + i};
     return unit_at(a, a.n_pages + i - pages + (rows > 0 ? 0 : row_units(a)));
   }
 };
 
-// Grid: x a wanted unit, y a query head (by_head) or one for all.
+struct MassLane {
+  AttendArgs attend;
+  float *page_mass, *row_mass, *block_mass;
+  Wanted wanted;
+};
+struct MassLanes {
+  MassLane lane[kMostLanes];
+};
+
+// Grid: x a wanted unit, y a query head (by_head) or one for all, z a lane.
 MOSAIC_KERNEL(kThreads, 2)
-mass_kernel(const AttendArgs a, const RopeTable rope, int first_query, const MassArgs m, const Wanted wanted) {
-  const int d = a.shape.head_dim, stride = row_stride(d), all = a.q_heads / a.shape.heads;
-  const int group = m.by_head ? 1 : all, first_head = m.by_head ? simt::block_y() : 0;  // query heads that share a sum
-  const int end_head = m.by_head ? first_head + 1 : a.q_heads;
+mass_kernel(MOSAIC_PARAMETER MassLanes all, MOSAIC_PARAMETER RopeTable rope, int first_query, bool by_head,
+            size_t mass_stride) {
+  const MassLane& m = all.lane[simt::block_z()];
+  const AttendArgs& a = m.attend;
+  const Wanted& wanted = m.wanted;
+  if (simt::block_x() >= wanted.units()) return;
+  const int d = a.shape.head_dim, stride = row_stride(d), per_kv = a.q_heads / a.shape.heads;
+  const int group = by_head ? 1 : per_kv, first_head = by_head ? simt::block_y() : 0;  // query heads that share a sum
+  const int end_head = by_head ? first_head + 1 : a.q_heads;
   float* const q = simt::shared<float>();
   float* const k = q + kRows * stride;
   float* const sums = k + kTile * stride;  // [128]
@@ -42,7 +59,7 @@ mass_kernel(const AttendArgs a, const RopeTable rope, int first_query, const Mas
   simt::barrier();
   float mass = 0;
   for (int head = first_head; head < end_head; head += group) {
-    load_keys(a, rope, unit, head / all, *keys, k);
+    load_keys(a, rope, unit, head / per_kv, *keys, k);
     for (int first = from * group; first < a.tokens * group; first += kRows) {
       const int left = a.tokens * group - first;
       load_queries<kRows>(a, rope, head, group, first, left < kRows ? left : kRows, q);
@@ -67,43 +84,35 @@ mass_kernel(const AttendArgs a, const RopeTable rope, int first_query, const Mas
   if (unit.part == Part::kPage) {  // between attended tokens too: their mass is 0
     const PageEntry page = a.pages[unit.index];
     if (key >= page.begin() && key < page.end())
-      m.page_mass[result * m.mass_stride + page.first + key - page.begin()] = page.has(key) ? sum : 0.0f;
-  } else if (keys->bias[key] == -INFINITY) {
-    return;
-  } else if (unit.part == Part::kRows) {
-    m.row_mass[result * a.n_rows + unit.index + key] = sum;
+      m.page_mass[result * mass_stride + page.first + key - page.begin()] = page.has(key) ? sum : 0.0f;
+  } else if (unit.part == Part::kRows) {  // 0 where nobody sees it: its bias is -inf, or the queries come before it
+    if (unit.index + key < a.n_rows) m.row_mass[result * a.n_rows + unit.index + key] = sum;
   } else {
-    m.block_mass[result * a.tokens + unit.index + key] = sum;
+    if (unit.index + key < a.tokens) m.block_mass[result * a.tokens + unit.index + key] = sum;
   }
-}
-
-// A block token that no query sees is written too; so is a summary whose bias is -inf.
-MOSAIC_KERNEL(kThreads, 1) clear_kernel(float* x, int n) {
-  const int i = simt::block_x() * kThreads + simt::thread();
-  if (i < n) x[i] = 0;
-}
-
-void clear(const simt::Queue& on, float* x, int n) {
-  if (x == nullptr || n == 0) return;
-  simt::launch(on, "attention_mass", clear_kernel, {static_cast<unsigned>((n + kThreads - 1) / kThreads)}, kThreads, 0,
-               x, n);
 }
 
 }  // namespace
 
-void attention_mass(const simt::Queue& on, const MassArgs& m) {
-  const AttendArgs& a = *m.attend;
-  if (a.tokens == 0) return;
-  const int results = m.by_head ? a.q_heads : 1;
-  clear(on, m.row_mass, results * a.n_rows);
-  clear(on, m.block_mass, results * a.tokens);
-  const Wanted wanted{m.first_page, m.end_page() - m.first_page, m.row_mass != nullptr ? row_units(a) : 0};
-  const int units = wanted.pages + wanted.rows + (m.block_mass != nullptr ? block_units(a, a.tokens) : 0);
+void attention_mass(const simt::Queue& on, std::span<const MassArgs> lanes) {
+  MassLanes all;
+  int units = 0;
+  for (size_t i = 0; i < lanes.size(); ++i) {
+    const MassArgs& m = lanes[i];
+    const AttendArgs& a = *m.attend;
+    const Wanted wanted{m.first_page, m.end_page() - m.first_page, m.row_mass != nullptr ? row_units(a) : 0,
+                        m.block_mass != nullptr ? block_units(a, a.tokens) : 0};
+    all.lane[i] = {a, m.page_mass, m.row_mass, m.block_mass, wanted};
+    units = std::max(units, wanted.units());
+  }
   if (units == 0) return;
+  const MassArgs& m = lanes[0];
+  const AttendArgs& a = *m.attend;
   const size_t bytes = shared_floats(a.shape.head_dim) * sizeof(float) + sizeof(TileKeys);
-  const simt::Grid grid{static_cast<unsigned>(units), static_cast<unsigned>(results)};
-  simt::launch(on, "attention_mass", mass_kernel, grid, kThreads, bytes, a, a.rope != nullptr ? *a.rope : RopeTable(),
-               m.first_query < 0 ? a.tokens - 1 : m.first_query, m, wanted);
+  const simt::Grid grid{static_cast<unsigned>(units), static_cast<unsigned>(m.by_head ? a.q_heads : 1),
+                        static_cast<unsigned>(lanes.size())};
+  simt::launch(on, "attention_mass", mass_kernel, grid, kThreads, bytes, all, a.rope != nullptr ? *a.rope : RopeTable(),
+               m.first_query < 0 ? a.tokens - 1 : m.first_query, m.by_head, m.mass_stride);
 }
 
 }  // namespace mosaic::MOSAIC_SIMT

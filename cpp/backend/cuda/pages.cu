@@ -2,51 +2,18 @@
 // thread or a record's row per warp. Compiled without fused
 // multiply-add, so that the bytes of a page are those of the CPU backend.
 #include "backend/cuda/kernels.h"
+#include "backend/cuda/page_rows.h"
 #include "backend/cuda/record_row.h"
 #include "codec/coded_number.h"
 
 namespace mosaic::MOSAIC_SIMT {
 namespace {
 
-constexpr int kThreads = 128;
+constexpr int kThreads = kPageThreads;
 
-// Token `at` of a head's panels of a record codec, by the threads of a block. codes: shared, [warps][kMostHead].
-template <class C>
-MOSAIC_DEVICE void set_tokens(std::byte* kb, std::byte* vb, int d, int first, int count, const float* k, const float* v,
-                              size_t stride, const float* mean, uint8_t* codes) {
-  if constexpr (C::kHadamard) {
-    const int warp = simt::thread() / simt::kWarp;
-    uint8_t* const mine = codes + warp * kMostHead;
-    for (int row = warp; row < 2 * count; row += kThreads / simt::kWarp) {  // keys and values in turn
-      if (row % 2 != 0 && v == nullptr) continue;
-      const size_t from = static_cast<size_t>(row / 2) * stride;
-      if (row % 2 == 0) {
-        encode_record<typename C::K>(kb, d, first + row / 2, k + from, mean, mine);
-      } else {
-        encode_record<typename C::V>(vb, d, first + row / 2, v + from, nullptr, mine);
-      }
-    }
-  } else if constexpr (C::kExact) {  // number by number: a panel of one channel lies where a wider one has that channel
-    const size_t number = C::k_bytes(1) / kPageTokens;
-    for (int i = simt::thread(); i < count * d; i += kThreads) {
-      const int token = i / d, channel = i % d;
-      const size_t from = static_cast<size_t>(token) * stride + channel;
-      C::set_k(kb + static_cast<size_t>(channel) * C::k_bytes(1), 1, first + token, k + from);
-      if (v != nullptr) C::encode_v(vb + (static_cast<size_t>(first + token) * d + channel) * number, 1, 0, v + from);
-    }
-  } else if constexpr (C::kRecord) {
-    for (int token = simt::thread(); token < count; token += kThreads) {
-      C::set_k(kb, d, first + token, k + static_cast<size_t>(token) * stride);
-      if (v != nullptr) C::encode_v(vb, d, first + token, v + static_cast<size_t>(token) * stride);
-    }
-  }
-}
-
-// Grid: a block a head.
-MOSAIC_KERNEL(kThreads, 1)
-encode_kernel(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count, std::byte* page,
-              const float* key_mean) {
-  const int d = shape.head_dim, head = simt::block_x();
+MOSAIC_DEVICE void encode_head(CodecId codec, PageShape shape, int head, const float* k, const float* v, size_t stride,
+                               int count, std::byte* page, const float* key_mean) {
+  const int d = shape.head_dim;
   std::byte* const kb = page + head_offset(codec, d, head);
   const size_t k_bytes = k_panel(codec, d), words = head_bytes(codec, d) / sizeof(simt::Bytes16);
   for (size_t i = static_cast<size_t>(simt::thread()); i < words; i += kThreads) {
@@ -71,32 +38,28 @@ encode_kernel(CodecId codec, PageShape shape, const float* k, const float* v, si
   });
 }
 
-// Of tokens [begin, end) of a run those in page y, of head x.
-struct RunPiece {
-  int first, count;  // in the page
-  int before;        // of the run
-};
-MOSAIC_DEVICE RunPiece piece_of_run(int begin, int end) {
-  const int at = simt::block_y() * kPageTokens, first = at < begin ? begin - at : 0;
-  const int last = end - at < kPageTokens ? end - at : kPageTokens;
-  return {first, last - first, at + first - begin};
+// Grid: a block a head.
+MOSAIC_KERNEL(kThreads, 1)
+encode_kernel(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count, std::byte* page,
+              const float* key_mean) {
+  encode_head(codec, shape, simt::block_x(), k, v, stride, count, page, key_mean);
+}
+
+// Grid: x a head, y a page.
+MOSAIC_KERNEL(kThreads, 1)
+encode_pages_kernel(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count,
+                    std::byte* const* pages) {
+  const int first = simt::block_y() * kPageTokens, left = count - first;
+  const size_t from = static_cast<size_t>(first) * stride;
+  encode_head(codec, shape, simt::block_x(), k + from, v + from, stride, left < kPageTokens ? left : kPageTokens,
+              pages[simt::block_y()], nullptr);
 }
 
 // Grid: x a head, y a page of the run.
 MOSAIC_KERNEL(kThreads, 1)
 encode_run_kernel(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int begin, int end,
                   std::byte* pages, size_t pitch, const float* key_mean) {
-  const int d = shape.head_dim, head = simt::block_x();
-  const RunPiece piece = piece_of_run(begin, end);
-  if (piece.count <= 0) return;
-  const size_t from = static_cast<size_t>(piece.before) * stride + static_cast<size_t>(head) * d;
-  std::byte* const kb = pages + static_cast<size_t>(simt::block_y()) * pitch + head_offset(codec, d, head);
-  with_codec(codec, [&](auto c) {
-    using C = decltype(c);
-    if constexpr (C::kRecord)
-      set_tokens<C>(kb, kb + k_panel_of<C>(d), d, piece.first, piece.count, k + from, v + from, stride,
-                    mean_of(key_mean, head, d), simt::shared<uint8_t>());
-  });
+  set_run(codec, shape, simt::block_x(), simt::block_y(), begin, end, k, v, stride, pages, pitch, key_mean);
 }
 
 MOSAIC_DEVICE void set_token(CodecId codec, PageShape shape, int head, std::byte* page, int at, const float* k,
@@ -127,10 +90,9 @@ encode_rows_kernel(CodecId codec, PageShape shape, const float* k, const float* 
             key_mean);
 }
 
-MOSAIC_KERNEL(kThreads, 1)
-move_row_kernel(CodecId codec, PageShape shape, const std::byte* from, int from_at, std::byte* to, int to_at) {
-  const int d = shape.head_dim;
-  const size_t head = head_offset(codec, d, simt::block_x());
+MOSAIC_DEVICE void move_token(CodecId codec, int d, int head_index, const std::byte* from, int from_at, std::byte* to,
+                              int to_at) {
+  const size_t head = head_offset(codec, d, head_index);
   with_codec(codec, [&](auto c) {
     using C = decltype(c);
     if constexpr (C::kRecord) {
@@ -141,6 +103,24 @@ move_row_kernel(CodecId codec, PageShape shape, const std::byte* from, int from_
       });
     }
   });
+}
+
+MOSAIC_KERNEL(kThreads, 1)
+move_row_kernel(CodecId codec, PageShape shape, const std::byte* from, int from_at, std::byte* to, int to_at) {
+  move_token(codec, shape.head_dim, simt::block_x(), from, from_at, to, to_at);
+}
+
+// Grid: x an item, y a head.
+MOSAIC_KERNEL(kThreads, 1) move_rows_kernel(CodecId codec, PageShape shape, const RowMove* moves) {
+  const RowMove move = moves[simt::block_x()];
+  move_token(codec, shape.head_dim, simt::block_y(), move.from, move.from_at, move.to, move.to_at);
+}
+
+MOSAIC_KERNEL(kThreads, 1) encode_lane_rows_kernel(const LaneRowsArgs a) {
+  const int item = simt::block_x();
+  const size_t from = static_cast<size_t>(a.row[item]) * a.stride;
+  set_token(a.codec, a.shape, simt::block_y(), a.pages[item], a.at[item], a.k + from, a.v + from,
+            a.key_mean + static_cast<size_t>(a.lane[item]) * a.shape.row());
 }
 
 // Tokens [begin, begin + count) of one head -> rows of k, v.
@@ -172,23 +152,25 @@ MOSAIC_DEVICE void decode_head(CodecId codec, int d, const std::byte* kb, int be
   });
 }
 
-// Tokens [begin, end) of a run. Grid as encode_run_kernel's.
+// Tokens [begin, end) of a run. Grid as encode_run_kernel's, z a lane.
 MOSAIC_KERNEL(kThreads, 1)
 decode_kernel(CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int begin, int end, float* k,
-              float* v, size_t stride, const float* key_mean) {
+              float* v, size_t stride, const float* key_mean, size_t lane_pitch) {
   const int d = shape.head_dim, head = simt::block_x();
-  const RunPiece piece = piece_of_run(begin, end);
+  const RunPiece piece = piece_of_run(simt::block_y(), begin, end);
   if (piece.count <= 0) return;
-  const size_t to = static_cast<size_t>(piece.before) * stride + static_cast<size_t>(head) * d;
-  const std::byte* const page = pages + static_cast<size_t>(simt::block_y()) * pitch;
+  const size_t lane = static_cast<size_t>(simt::block_z()), row = lane * static_cast<size_t>(end - begin);
+  const size_t to = (row + static_cast<size_t>(piece.before)) * stride + static_cast<size_t>(head) * d;
+  const std::byte* const page = pages + lane * lane_pitch + static_cast<size_t>(simt::block_y()) * pitch;
   decode_head(codec, d, page + head_offset(codec, d, head), piece.first, piece.count, k + to,
               v != nullptr ? v + to : nullptr, stride, mean_of(key_mean, head, d));
 }
 
 MOSAIC_KERNEL(kThreads, 1)
 gather_kernel(const PageEntry* pages, const int32_t* at, PageShape shape, float* k, float* v, size_t stride,
-              const float* key_mean) {
+              const float* key_mean, const int32_t* lane) {
   const int d = shape.head_dim, item = simt::block_x(), head = simt::block_y();
+  if (lane != nullptr) key_mean += static_cast<size_t>(lane[item]) * shape.row();
   const PageEntry page = pages[item];
   const size_t to = static_cast<size_t>(item) * stride + static_cast<size_t>(head) * d;
   decode_head(page.codec, d, page.data + head_offset(page.codec, d, head), at[item], 1, k + to, v + to, stride,
@@ -203,33 +185,46 @@ simt::Grid items_of(PageShape shape, int items) {
   return {static_cast<unsigned>(items), static_cast<unsigned>(shape.heads)};
 }
 
-constexpr size_t kCodes = kThreads / simt::kWarp * kMostHead;  // bytes of the warps' codes
-
 }  // namespace
 
 void encode(const simt::Queue& on, CodecId codec, PageShape shape, const float* k, const float* v, size_t stride,
             int count, std::byte* page, const float* key_mean) {
-  simt::launch(on, "encode", encode_kernel, heads_of(shape), kThreads, kCodes, codec, shape, k, v, stride, count, page,
-               key_mean);
+  simt::launch(on, "encode", encode_kernel, heads_of(shape), kThreads, kPageCodes, codec, shape, k, v, stride, count,
+               page, key_mean);
 }
 
 void encode_run(const simt::Queue& on, CodecId codec, PageShape shape, const float* k, const float* v, size_t stride,
                 int begin, int end, std::byte* pages, size_t pitch, const float* key_mean) {
-  simt::launch(on, "encode_run", encode_run_kernel, heads_of(shape, end), kThreads, kCodes, codec, shape, k, v, stride,
-               begin, end, pages, pitch, key_mean);
+  simt::launch(on, "encode_run", encode_run_kernel, heads_of(shape, end), kThreads, kPageCodes, codec, shape, k, v,
+               stride, begin, end, pages, pitch, key_mean);
 }
 
 void encode_row(const simt::Queue& on, CodecId codec, PageShape shape, const float* k, const float* v, int at,
                 std::byte* page, const float* key_mean) {
-  simt::launch(on, "encode_row", encode_row_kernel, heads_of(shape), kThreads, kCodes, codec, shape, k, v, at, page,
+  simt::launch(on, "encode_row", encode_row_kernel, heads_of(shape), kThreads, kPageCodes, codec, shape, k, v, at, page,
                key_mean);
 }
 
 void encode_rows(const simt::Queue& on, CodecId codec, PageShape shape, const float* k, const float* v, size_t stride,
                  int items, std::byte* const* pages, const int32_t* at, const float* key_mean) {
   if (items == 0) return;
-  simt::launch(on, "encode_rows", encode_rows_kernel, items_of(shape, items), kThreads, kCodes, codec, shape, k, v,
+  simt::launch(on, "encode_rows", encode_rows_kernel, items_of(shape, items), kThreads, kPageCodes, codec, shape, k, v,
                stride, pages, at, key_mean);
+}
+
+void encode_lane_rows(const simt::Queue& on, const LaneRowsArgs& a) {
+  simt::launch(on, "encode_lane_rows", encode_lane_rows_kernel, items_of(a.shape, a.items), kThreads, kPageCodes, a);
+}
+
+void encode_pages(const simt::Queue& on, CodecId codec, PageShape shape, const float* k, const float* v, size_t stride,
+                  int count, std::byte* const* pages) {
+  simt::launch(on, "encode_pages", encode_pages_kernel, heads_of(shape, count), kThreads, kPageCodes, codec, shape, k,
+               v, stride, count, pages);
+}
+
+void move_rows(const simt::Queue& on, CodecId codec, PageShape shape, std::span<const RowMove> moves) {
+  simt::launch(on, "move_rows", move_rows_kernel, items_of(shape, static_cast<int>(moves.size())), kThreads, 0, codec,
+               shape, moves.data());
 }
 
 void move_row(const simt::Queue& on, CodecId codec, PageShape shape, const std::byte* from, int from_at, std::byte* to,
@@ -238,17 +233,19 @@ void move_row(const simt::Queue& on, CodecId codec, PageShape shape, const std::
 }
 
 void decode(const simt::Queue& on, CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int begin,
-            int end, float* k, float* v, size_t stride, const float* key_mean) {
+            int end, float* k, float* v, size_t stride, const float* key_mean, int lanes, size_t lane_pitch) {
   if (end <= begin) return;
-  simt::launch(on, "decode", decode_kernel, heads_of(shape, end), kThreads, 0, codec, shape, pages, pitch, begin, end,
-               k, v, stride, key_mean);
+  simt::Grid grid = heads_of(shape, end);
+  grid.z = static_cast<unsigned>(lanes);
+  simt::launch(on, "decode", decode_kernel, grid, kThreads, 0, codec, shape, pages, pitch, begin, end, k, v, stride,
+               key_mean, lane_pitch);
 }
 
 void gather(const simt::Queue& on, const PageEntry* pages, const int32_t* at, int items, PageShape shape, float* k,
-            float* v, size_t stride, const float* key_mean) {
+            float* v, size_t stride, const float* key_mean, const int32_t* lane) {
   if (items == 0) return;
   simt::launch(on, "gather", gather_kernel, items_of(shape, items), kThreads, 0, pages, at, shape, k, v, stride,
-               key_mean);
+               key_mean, lane);
 }
 
 }  // namespace mosaic::MOSAIC_SIMT

@@ -59,7 +59,7 @@ void score(const simt::Queue& on, const ScoreArgs& s, float* scratch) {
   attend_lse(on, a, scratch + static_cast<size_t>(s.tokens) * static_cast<size_t>(s.q_heads));
   MassArgs mass;
   mass.attend = &a, mass.row_mass = s.score, mass.first_query = 0;
-  attention_mass(on, mass);
+  attention_mass(on, {&mass, 1});
 }
 
 }  // namespace mosaic::MOSAIC_SIMT

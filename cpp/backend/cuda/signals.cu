@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "backend/cuda/kernels.h"
-#include "core/finite.h"
+#include "backend/cuda/number_check.h"
 
 namespace mosaic::MOSAIC_SIMT {
 namespace {
@@ -47,17 +47,8 @@ MOSAIC_KERNEL(kThreads, 4) redundancy_kernel(const RedundancyArgs a) {
 }
 
 MOSAIC_KERNEL(kThreads, 4) numbers_kernel(const float* x, size_t n, NumberFaults* faults, float* cut) {
-  const size_t all = static_cast<size_t>(simt::blocks_x()) * kThreads;
-  for (size_t i = static_cast<size_t>(simt::block_x()) * kThreads + static_cast<size_t>(simt::thread()); i < n;
-       i += all) {
-    const float number = x[i], there = cut_to_half(number);
-    if (!(number - number == 0)) {
-      faults->not_finite = 1;  // whoever writes, writes the same
-    } else if (there != number) {
-      simt::count_one(&faults->beyond);
-    }
-    if (cut != nullptr) cut[i] = there;
-  }
+  look_at_numbers(x, n, static_cast<size_t>(simt::block_x()) * kThreads + static_cast<size_t>(simt::thread()),
+                  static_cast<size_t>(simt::blocks_x()) * kThreads, faults, cut);
 }
 
 MOSAIC_KERNEL(kThreads, 4) norm_kernel(const NormArgs a) {

@@ -24,12 +24,14 @@
 #include "backend/cuda/cuda_check.h"
 #define MOSAIC_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
 #define MOSAIC_DEVICE __device__ __forceinline__
+#define MOSAIC_PARAMETER const __grid_constant__  // of a kernel, indexed where it lies
 #else
 #define MOSAIC_SIMT shim
 #include <functional>
 #include <vector>
 #define MOSAIC_KERNEL(threads, blocks) void
 #define MOSAIC_DEVICE inline
+#define MOSAIC_PARAMETER const
 #endif
 
 namespace mosaic::MOSAIC_SIMT::simt {
@@ -42,9 +44,14 @@ struct Grid {
 
 // Where kernels are queued, and how wide that device is: kernels cut their work by it, in the same way every time.
 struct Queue {
-  void* stream = nullptr;  // cudaStream_t; on the CPU a Stream, or null: kernels run at once
-  int processors = 1;      // streaming multiprocessors
-  int device = 0;          // the stream's
+  void* stream = nullptr;   // cudaStream_t; on the CPU a Stream, or null: kernels run at once
+  int processors = 1;       // streaming multiprocessors
+  int device = 0;           // the stream's
+  bool* pending = nullptr;  // set by whoever queues something; where nothing is, nobody has to wait
+
+  void mark() const {
+    if (pending != nullptr) *pending = true;
+  }
 };
 
 struct alignas(16) Bytes16 {
@@ -107,6 +114,8 @@ MOSAIC_DEVICE uint32_t pack(float low, float high) {
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
   return word;
 }
+// Said on the host, to be counted where that is wanted.
+inline void carried(const Queue&, const void*, const void*, size_t) {}
 // The line of memory there will be read soon. A hint: it brings bytes nearer and changes nothing.
 MOSAIC_DEVICE void prefetch(const void* line) { asm volatile("prefetch.global.L2 [%0];" ::"l"(line)); }
 
@@ -114,6 +123,7 @@ template <class... P, class... A>
 void launch(const Queue& on, const char* what, void (*kernel)(P...), Grid grid, int threads, size_t shared_bytes,
             const A&... args) {
   const cuda::OnDevice there(on.device);
+  on.mark();
   kernel<<<dim3(grid.x, grid.y, grid.z), dim3(static_cast<unsigned>(threads)), shared_bytes,
            static_cast<cudaStream_t>(on.stream)>>>(args...);
   cuda::check(cudaGetLastError(), what, __FILE__, __LINE__);
@@ -191,6 +201,8 @@ class Stream {
   virtual void push(std::function<void()> work) { queued_.push_back(std::move(work)); }
   // A kernel of that name, so that what is launched can be counted.
   virtual void launch(const char* /*kernel*/, std::function<void()> work) { push(std::move(work)); }
+  // Bytes that a kernel brings from one memory to another.
+  virtual void carried(const void* /*to*/, const void* /*from*/, size_t /*bytes*/) {}
   void drain() {
     std::vector<std::function<void()>> now;
     now.swap(queued_);
@@ -201,9 +213,14 @@ class Stream {
   std::vector<std::function<void()>> queued_;
 };
 
+inline void carried(const Queue& on, const void* to, const void* from, size_t bytes) {
+  if (on.stream != nullptr) static_cast<Stream*>(on.stream)->carried(to, from, bytes);
+}
+
 template <class... P, class... A>
 void launch(const Queue& on, const char* what, void (*kernel)(P...), Grid grid, int threads, size_t shared_bytes,
             const A&... args) {
+  on.mark();
   const auto work = [=] { run(what, grid, threads, shared_bytes, [&] { kernel(args...); }); };
   on.stream != nullptr ? static_cast<Stream*>(on.stream)->launch(what, work) : work();
 }

@@ -74,8 +74,10 @@ TEST_CASE("a window's tokens lie one behind the other, and no strip touches anot
           const auto x = rows_of_strip(static_cast<int>(p) + 10 * lane, parts[p].tokens, row);
           for (int i = 0; i < parts[p].tokens; ++i)
             window.meta(parts[p].strip, i, parts[p].frame) = {static_cast<int32_t>(p), i, 0, 0};
-          window.write(*backend.ops, parts[p].strip, lane, 0, parts[p].tokens, x.data(), x.data(),
+          StageArgs stage;
+          window.write(&stage, parts[p].strip, lane, 1, 0, parts[p].tokens, x.data(), x.data(),
                        static_cast<size_t>(row), parts[p].frame);
+          backend.ops->stage(stage);
         }
       for (int lane = 0; lane < s.lanes; ++lane)
         for (size_t p = 0; p < parts.size(); ++p) {
@@ -112,7 +114,9 @@ TEST_CASE("the ring keeps frames in order, and the first frame of the stream sta
   };
   for (int n = 0; n < 20; ++n) {
     const std::vector<float> x(17 * 8, static_cast<float>(n));
-    window.write(*backend.ops, Strip::kFrame, 1, 0, 17, x.data(), x.data(), 8, window.frames());
+    StageArgs stage;
+    window.write(&stage, Strip::kFrame, 1, 1, 0, 17, x.data(), x.data(), 8, window.frames());
+    backend.ops->stage(stage);
     window.embedding(window.frames())[0] = static_cast<float>(n);
     window.push({n, 17, n, 0});
     for (int i = 0; i < window.frames(); ++i) {

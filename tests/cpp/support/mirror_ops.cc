@@ -111,6 +111,100 @@ class MirrorOps final : public Ops {
     ops().attend(b);
     m.back();
   }
+  void stage(const StageArgs& a) override {
+    Mirror m(device());
+    StageArgs b = a;
+    for (StageArgs::Numbers& numbers : b.numbers)
+      numbers.x = m.in(numbers.x, numbers.n), numbers.cut = m.inout(numbers.cut, numbers.n);
+    b.faults = m.inout(a.faults, 1);
+    if (a.count > 0) {
+      const size_t row = size_of(a.shape.row()), lanes = size_of(a.lanes - 1);
+      b.k = m.in(a.k, extent(a.count, a.stride, a.shape.row()) + lanes * row);
+      b.v = m.in(a.v, extent(a.count, a.stride, a.shape.row()) + lanes * row);
+      b.pages = m.inout(a.pages, lanes * a.lane_pitch + run_bytes(a.codec, a.shape, a.first + a.count, a.pitch));
+    }
+    std::vector<StageArgs::Piece> pieces(a.pieces.begin(), a.pieces.end());
+    for (StageArgs::Piece& piece : pieces) {
+      piece.to = m.inout(static_cast<std::byte*>(piece.to), piece.bytes);
+      piece.from = m.in(static_cast<const std::byte*>(piece.from), piece.bytes);
+    }
+    b.pieces = pieces;
+    ops().stage(b);
+    m.back();
+  }
+  void attend_lanes(std::span<const AttendArgs> lanes) override {
+    Mirror m(device());
+    std::vector<RopeTable> ropes(lanes.size());
+    std::vector<AttendArgs> there;
+    for (size_t i = 0; i < lanes.size(); ++i) there.push_back(mirror(m, lanes[i], &ropes[i]));
+    ops().attend_lanes(there);
+    m.back();
+  }
+  void mass_lanes(std::span<const MassArgs> lanes) override {
+    Mirror m(device());
+    std::vector<RopeTable> ropes(lanes.size());
+    std::vector<AttendArgs> attend(lanes.size());
+    std::vector<MassArgs> there(lanes.begin(), lanes.end());
+    for (size_t i = 0; i < lanes.size(); ++i) {
+      attend[i] = mirror(m, *lanes[i].attend, &ropes[i]);
+      there[i].attend = &attend[i];
+      there[i].page_mass = m.inout(lanes[i].page_mass, page_tokens(*lanes[i].attend));
+      there[i].row_mass = m.inout(lanes[i].row_mass, size_of(attend[i].n_rows));
+      there[i].block_mass = m.inout(lanes[i].block_mass, size_of(attend[i].tokens));
+    }
+    ops().mass_lanes(there);
+    m.back();
+  }
+  void decode_lanes(CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int lanes, size_t lane_pitch,
+                    int first, int count, float* k, float* v, size_t stride) override {
+    Mirror m(device());
+    const size_t size = extent(lanes * count, stride, shape.row());
+    float *const to_k = m.inout(k, size), *const to_v = m.inout(v, size);
+    const size_t bytes = size_of(lanes - 1) * lane_pitch + run_bytes(codec, shape, first + count, pitch);
+    ops().decode_lanes(codec, shape, m.in(pages, bytes), pitch, lanes, lane_pitch, first, count, to_k, to_v, stride);
+    m.back();
+  }
+  void encode_lane_rows(const LaneRowsArgs& a) override {
+    Mirror m(device());
+    LaneRowsArgs b = a;
+    const size_t items = size_of(a.items), size = table_rows(a.row, a.items) * a.stride;
+    std::map<std::byte*, std::byte*> there;
+    std::vector<std::byte*>& list = pages_.emplace_back();
+    for (size_t i = 0; i < items; ++i) {
+      const auto [found, fresh] = there.try_emplace(a.pages[i], nullptr);
+      if (fresh) found->second = m.inout(a.pages[i], data_bytes(a.codec, a.shape));
+      list.push_back(found->second);
+    }
+    b.k = m.in(a.k, size), b.v = m.in(a.v, size), b.row = m.in(a.row, items), b.lane = m.in(a.lane, items);
+    b.pages = m.in(list.data(), items), b.at = m.in(a.at, items);
+    b.key_mean = m.in(a.key_mean, table_rows(a.lane, a.items) * size_of(a.shape.row()));
+    ops().encode_lane_rows(b);
+    m.back();
+    pages_.clear();
+  }
+  // All pages lie in one piece of memory, so that a record may go from one to another.
+  void move_rows(CodecId codec, PageShape shape, std::span<const RowMove> moves) override {
+    Mirror m(device());
+    std::map<const std::byte*, std::byte*> there;
+    std::vector<RowMove> list(moves.begin(), moves.end());
+    const auto mirrored = [&](const std::byte* page) {
+      const auto [found, fresh] = there.try_emplace(page, nullptr);
+      if (fresh) found->second = m.inout(const_cast<std::byte*>(page), data_bytes(codec, shape));
+      return found->second;
+    };
+    for (RowMove& move : list) move.from = mirrored(move.from), move.to = mirrored(move.to);
+    ops().move_rows(codec, shape, {m.in(list.data(), list.size()), list.size()});
+    m.back();
+  }
+  void encode_pages(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count,
+                    std::byte* const* pages) override {
+    Mirror m(device());
+    const size_t size = extent(count, stride, shape.row());
+    std::vector<std::byte*> list;
+    for (int i = 0; i < pages_for(count); ++i) list.push_back(m.inout(pages[i], data_bytes(codec, shape)));
+    ops().encode_pages(codec, shape, m.in(k, size), m.in(v, size), stride, count, m.in(list.data(), list.size()));
+    m.back();
+  }
   void attention_mass(const MassArgs& args) override {
     Mirror m(device());
     RopeTable rope;
@@ -126,16 +220,14 @@ class MirrorOps final : public Ops {
   }
   void likeness(const LikenessArgs& a) override {
     Mirror m(device());
-    LikenessArgs b = a;
-    const size_t items = extent(a.items, a.stride, a.shape.row()), row = size_of(a.shape.row());
-    size_t tokens = 0;
-    for (int i = 0; i < a.n_pages; ++i) tokens = std::max(tokens, size_of(a.pages[i].first + a.pages[i].span()));
-    b.k = m.in(a.k, items), b.v = m.in(a.v, items);
-    b.key_mean = m.in(a.key_mean, row), b.value_mean = m.in(a.value_mean, row);
-    b.pages = entries(m, a.pages, a.n_pages, a.shape);
-    b.item_score = m.in(a.item_score, size_of(a.items)), b.token_score = m.in(a.token_score, tokens);
-    b.item_like = m.inout(a.item_like, size_of(a.items)), b.token_like = m.inout(a.token_like, tokens);
-    ops().likeness(b);
+    ops().likeness(mirror(m, a));
+    m.back();
+  }
+  void likeness_lanes(std::span<const LikenessArgs> lanes) override {
+    Mirror m(device());
+    std::vector<LikenessArgs> there;
+    for (const LikenessArgs& a : lanes) there.push_back(mirror(m, a));
+    ops().likeness_lanes(there);
     m.back();
   }
   void add_recent_keys(const RecentKeysArgs& a) override {
@@ -281,6 +373,15 @@ class MirrorOps final : public Ops {
     ops().decode_run(codec, shape, from, pitch, first, count, to_k, to_v, stride, mean(m, key_mean, shape));
     m.back();
   }
+  void gather_lanes(const PageEntry* pages, const int32_t* at, const int32_t* lane, int items, PageShape shape,
+                    float* k, float* v, size_t stride, const float* key_means) override {
+    Mirror m(device());
+    const size_t size = extent(items, stride, shape.row()), n = size_of(items);
+    float *const to_k = m.inout(k, size), *const to_v = m.inout(v, size);
+    ops().gather_lanes(entries(m, pages, items, shape), m.in(at, n), m.in(lane, n), items, shape, to_k, to_v, stride,
+                       m.in(key_means, table_rows(lane, items) * size_of(shape.row())));
+    m.back();
+  }
   void gather(const PageEntry* pages, const int32_t* at, int items, PageShape shape, float* k, float* v, size_t stride,
               const float* key_mean) override {
     Mirror m(device());
@@ -312,6 +413,18 @@ class MirrorOps final : public Ops {
     std::vector<PageEntry>& there = m.keep(std::vector<PageEntry>(pages, pages + n));
     for (PageEntry& page : there) page.data = m.in(page.data, data_bytes(page.codec, shape));
     return m.in(there.data(), there.size());
+  }
+  static LikenessArgs mirror(Mirror& m, const LikenessArgs& a) {
+    LikenessArgs b = a;
+    const size_t items = extent(a.items, a.stride, a.shape.row()), row = size_of(a.shape.row());
+    size_t tokens = 0;
+    for (int i = 0; i < a.n_pages; ++i) tokens = std::max(tokens, size_of(a.pages[i].first + a.pages[i].span()));
+    b.k = m.in(a.k, items), b.v = m.in(a.v, items);
+    b.key_mean = m.in(a.key_mean, row), b.value_mean = m.in(a.value_mean, row);
+    b.pages = entries(m, a.pages, a.n_pages, a.shape);
+    b.item_score = m.in(a.item_score, size_of(a.items)), b.token_score = m.in(a.token_score, tokens);
+    b.item_like = m.inout(a.item_like, size_of(a.items)), b.token_like = m.inout(a.token_like, tokens);
+    return b;
   }
   static AttendArgs mirror(Mirror& m, const AttendArgs& a, RopeTable* rope) {
     AttendArgs b = a;

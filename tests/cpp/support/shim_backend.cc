@@ -61,6 +61,11 @@ void guard_tail(const std::byte* memory, size_t bytes, bool on) {
 #endif
 }
 
+bool of_kernels(const void* pointer) {
+  const Piece* const piece = find(pointer);
+  return piece != nullptr && piece->of_kernels;
+}
+
 // Fails where a test wants it to.
 class ShimStream : public Stream {
  public:
@@ -76,15 +81,15 @@ class ShimStream : public Stream {
     push(std::move(work));
   }
   void copy(void* to, const void* from, size_t bytes) {
-    const auto of_kernels = [](const void* pointer) {
-      const Piece* const piece = find(pointer);
-      return piece != nullptr && piece->of_kernels;
-    };
     if (control_ != nullptr) {
       ++control_->calls.copies;
       control_->calls.link_bytes += of_kernels(to) != of_kernels(from) ? static_cast<int64_t>(bytes) : 0;
     }
     push([=] { std::memcpy(to, from, bytes); });
+  }
+  void carried(const void* to, const void* from, size_t bytes) override {
+    if (control_ != nullptr && of_kernels(to) != of_kernels(from))
+      control_->calls.link_bytes += static_cast<int64_t>(bytes);
   }
   void count_wait() {
     if (control_ != nullptr) ++control_->calls.waits;
@@ -133,7 +138,10 @@ void run_queued(const shim::simt::Queue& queue) {
 
 class ShimDevice final : public Device {
  public:
-  explicit ShimDevice(ShimControl* control) : stream_(control) { queue.stream = &stream_; }
+  explicit ShimDevice(ShimControl* control) : stream_(control) {
+    queue.stream = &stream_;
+    queue.pending = &pending_;
+  }
   ~ShimDevice() override = default;
   const char* name() const override { return "shim"; }
   bool is_integrated() const override { return false; }
@@ -143,6 +151,7 @@ class ShimDevice final : public Device {
     auto* const memory = static_cast<std::byte*>(::operator new(bytes, kAligned));
     std::memset(memory, 0, bytes);
     given()[memory] = {bytes, false};
+    known.add(memory, bytes, Access::kBoth);
     return memory;
   }
   bool has_private() const override { return true; }
@@ -154,10 +163,12 @@ class ShimDevice final : public Device {
     std::byte* const memory = static_cast<std::byte*>(base) + size - round_up(bytes, 64);
     guard_tail(memory, bytes, true);
     given()[memory] = {bytes, true};
+    known.add(memory, bytes, Access::kKernels);
     return memory;
   }
   Access access(const void* pointer) const override {
     stream_.refuse_if_lost();
+    if (const auto there = known.find(pointer)) return *there;
     stream_.count_query();
     const Piece* const piece = find(pointer);
     return piece == nullptr ? Access::kHost : piece->of_kernels ? Access::kKernels : Access::kBoth;
@@ -166,6 +177,7 @@ class ShimDevice final : public Device {
     if (memory == nullptr) return;
     const auto piece = given().find(static_cast<const std::byte*>(memory));
     const Piece gone = piece->second;
+    known.remove(memory);
     given().erase(piece);
     if (gone.of_kernels) {
       guard_tail(static_cast<std::byte*>(memory), gone.bytes, false);
@@ -176,16 +188,23 @@ class ShimDevice final : public Device {
     }
   }
   // A caller's stream is a Stream, whose work waits until somebody needs it; null, the default one, has none.
+  void lend(std::span<const Lent> arrays) override { known.lend(arrays); }
   void follow(void* stream) override {
+    queue.mark();
     if (stream != nullptr) stream_.push([=] { static_cast<Stream*>(stream)->drain(); });
   }
-  void copy_async(void* to, const void* from, size_t bytes) override { stream_.copy(to, from, bytes); }
+  void copy_async(void* to, const void* from, size_t bytes) override {
+    queue.mark();
+    stream_.copy(to, from, bytes);
+  }
   uint64_t record() override { return 0; }
   void wait(uint64_t) override { run_queued(queue); }
 
   shim::simt::Queue queue;
+  cuda::KnownMemory known;
 
  private:
+  bool pending_ = false;
   mutable ShimStream stream_;
 };
 
@@ -197,6 +216,7 @@ Backend make_shim(int processors, ShimControl* control) {
   shim::Target target;
   target.name = "shim";
   target.queue = device->queue;
+  target.known = &device->known;
   target.finish = run_queued;
   target.can_access = [](const shim::simt::Queue& queue, const void* pointer) {
     static_cast<ShimStream*>(queue.stream)->count_query();

@@ -1,0 +1,154 @@
+// Records where lanes are taken together: the tokens that leave the window into the logs of many lanes, and what settles
+// compared, by one launch of each kernel. Their rows stay in memory of the kernels' own. What the host reads of it, norms of
+// values, is read when the next frame is committed, which waits anyway.
+#include <algorithm>
+#include <array>
+
+#include "core/trace.h"
+#include "runtime/records.h"
+
+namespace mosaic {
+
+namespace {
+
+constexpr uint64_t kShare = 64;  // of the cap, for rows and comparisons of the lanes that are taken together
+constexpr int kCompared = 16;    // lanes whose likeness is asked for at a time
+
+}  // namespace
+
+void Records::take_together(Region& region, const Plan& plan) {
+  const char* const name = "record scratch";
+  const Size frame = plan.listening.frame_tokens, all = plan.log.lanes, row = plan.log.page.row();
+  const Size pages = plan.log.pages, tokens = pages * kPageTokens;
+  const bool compares = retention_.compares();
+  const Size each = frame * row * (2 * sizeof(float)) + (compares ? tokens * (2 * sizeof(float)) : Size(0));
+  const int64_t fit = std::max<int64_t>(plan.sized_for_bytes / kShare / each.bytes(), plan.layer_lanes);
+  const auto lanes = static_cast<int>(std::min<int64_t>(fit, plan.log.lanes));
+  const Size some = lanes, compared = compares ? lanes : 0;
+  Together* const t = region.take<Together>(name, 1);
+  Together taken;
+  taken.lanes = lanes;
+  const auto take = [&]<class T>(T** to, Size n) { *to = region.take<T>(name, n); };
+  taken.k = reinterpret_cast<float*>(region.take_private(name, some * frame * row * sizeof(float)));
+  taken.v = reinterpret_cast<float*>(region.take_private(name, some * frame * row * sizeof(float)));
+  take(&taken.norm, all * frame);
+  take(&taken.pages, all * frame);
+  for (int32_t** list : {&taken.at, &taken.row, &taken.lane}) take(list, all * frame);
+  take(&taken.moves, all * TokenLog::most_moves(plan.listening.frame_tokens));
+  take(&taken.stored, compared * pages);
+  take(&taken.items, compared * frame);
+  for (int32_t** list : {&taken.item_at, &taken.item_lane, &taken.settled}) take(list, compared * frame);
+  for (float** list : {&taken.worth, &taken.like}) take(list, compared * frame);
+  for (float** list : {&taken.scores, &taken.likes}) take(list, compared * tokens);
+  if (region.is_counting()) return;
+  *t = taken;
+  together_ = t;
+}
+
+void Records::admit_together(const Window& window, TokenMeta* meta) {
+  Together& t = *together_;
+  const int f = frames_in_log(), tokens = window.frame(0).tokens, all = log_.shape().lanes;
+  const auto row = static_cast<size_t>(log_.shape().page.row());
+  int items = 0, moves = 0;
+  for (int first = 0; first < all; first += t.lanes) {
+    const int lanes = std::min(t.lanes, all - first), first_item = items, first_move = moves;
+    window.read_lanes(ops_, first, lanes, tokens, t.k, t.v, meta, 0);
+    ops_.row_norm({t.v, lanes * tokens, static_cast<int>(row), row,
+                   t.norm + static_cast<size_t>(first) * static_cast<size_t>(tokens)});
+    for (int lane = first; lane < first + lanes; ++lane) {
+      Run run{nullptr, nullptr, meta, make_room(lane, tokens)};
+      run.number = static_cast<uint32_t>(admitted_);
+      account_.seen += tokens;
+      account_.quantised += run.n;
+      for (int i = run.n; i < tokens; ++i) account_given_up(lane, run.number + static_cast<uint32_t>(i));
+      TokenSlot* const slots = heard_.slots(lane, f);
+      moves += log_.place(lane, run, slots,
+                          {t.moves + moves, static_cast<size_t>(TokenLog::most_moves(heard_.shape().frame_tokens))});
+      for (int i = 0; i < run.n; ++i, ++items) {
+        t.pages[items] = log_.data(lane, slots[i] / kPageTokens);
+        t.at[items] = slots[i] % kPageTokens;
+        t.row[items] = (lane - first) * tokens + i;
+        t.lane[items] = lane;
+      }
+    }
+    ops_.move_rows(log_.codec(), log_.shape().page, {t.moves + first_move, static_cast<size_t>(moves - first_move)});
+    ops_.encode_lane_rows({log_.codec(), log_.shape().page, t.k, t.v, row, items - first_item, t.row + first_item,
+                           t.lane + first_item, t.pages + first_item, t.at + first_item, log_.key_mean(0)});
+  }
+  t.norm_frame = f;
+  t.norm_tokens = tokens;
+  admitted_ += tokens;
+  heard_.entered_log(f);
+  --window_frames_;
+}
+
+// Of the tokens that came last, when what was queued then has run.
+void Records::note_norms() {
+  if (together_ == nullptr || together_->norm_frame == kNone) return;
+  Together& t = *together_;
+  const auto tokens = static_cast<size_t>(t.norm_tokens);
+  for (int lane = 0; lane < log_.shape().lanes; ++lane) {
+    const TokenSlot* const slots = heard_.slots(lane, t.norm_frame);
+    for (size_t i = 0; i < tokens; ++i)
+      if (slots[i] != kNone) log_.note_value_norm(lane, slots[i], t.norm[static_cast<size_t>(lane) * tokens + i]);
+  }
+  t.norm_frame = kNone;
+}
+
+void Records::compare_together() {
+  Together& t = *together_;
+  const LogShape& shape = log_.shape();
+  const auto row = static_cast<size_t>(shape.page.row()), capacity = static_cast<size_t>(log_.capacity());
+  const auto pages = static_cast<size_t>(shape.pages);
+  for (int first = 0; first < shape.lanes; first += t.lanes) {
+    const int lanes = std::min(t.lanes, shape.lanes - first);
+    int items = 0;
+    for (int lane = first; lane < first + lanes; ++lane) {
+      const int n = settle(lane, t.worth + items, t.settled + items);
+      for (int i = items; i < items + n; ++i) {
+        t.items[i] = {log_.data(lane, t.settled[i] / kPageTokens), 0, 0xffff, log_.codec()};
+        t.item_at[i] = t.settled[i] % kPageTokens;
+        t.item_lane[i] = lane;
+        t.worth[i] = half_to_float(log_.scores(lane)[t.settled[i]]);
+      }
+      items += n;
+    }
+    ops_.gather_lanes(t.items, t.item_at, t.item_lane, items, shape.page, t.k, t.v, row, log_.key_mean(0));
+    // Lanes with their items are found again by what the items say; lanes without any are not asked.
+    const auto each_lane = [&](const auto& visit) {
+      for (int begin = 0, end = 0; begin < items; begin = end) {
+        while (end < items && t.item_lane[end] == t.item_lane[begin]) ++end;
+        visit(t.item_lane[begin], static_cast<size_t>(t.item_lane[begin] - first), begin, end - begin);
+      }
+    };
+    std::array<LikenessArgs, kCompared> asked;
+    size_t n_asked = 0;
+    const auto ask = [&] {
+      ops_.likeness_lanes(std::span(asked).first(n_asked));
+      n_asked = 0;
+    };
+    each_lane([&](int lane, size_t place, int begin, int n) {
+      LikenessArgs& a = asked[n_asked++];
+      a = {};
+      a.k = t.k + static_cast<size_t>(begin) * row, a.v = t.v + static_cast<size_t>(begin) * row;
+      a.items = n, a.stride = row, a.shape = shape.page;
+      a.item_score = t.worth + begin, a.item_like = t.like + begin;
+      a.pages = t.stored + place * pages;
+      a.token_score = t.scores + place * capacity, a.token_like = t.likes + place * capacity;
+      a.n_pages = list_settled(lane, t.stored + place * pages, t.scores + place * capacity, t.likes + place * capacity);
+      a.key_mean = log_.key_mean(lane), a.value_mean = log_.value_mean(lane);
+      if (n_asked == asked.size()) ask();
+    });
+    ask();
+    ops_.wait();
+    each_lane([&](int lane, size_t place, int begin, int n) {
+      const PageEntry* const stored = t.stored + place * pages;
+      const auto rows = [&](int page) { return log_.rows(lane, page) & ~log_.heard(lane, page); };
+      size_t n_pages = 0;
+      for (int page = 0; page < shape.pages; ++page) n_pages += rows(page) != 0 ? 1 : 0;
+      keep_likeness(lane, {stored, n_pages}, t.likes + place * capacity, t.settled + begin, t.like + begin, n);
+    });
+  }
+}
+
+}  // namespace mosaic
