@@ -51,6 +51,11 @@ mass_kernel(MOSAIC_PARAMETER MassLanes all, MOSAIC_PARAMETER RopeTable rope, int
   TileKeys* const keys = reinterpret_cast<TileKeys*>(sums + kThreads);
   const Unit unit = wanted.unit(a, simt::block_x());
   const int key = simt::thread() % kTile;
+  if (unit.part == Part::kBlock && a.block_k == nullptr) {  // there is none: nobody pays it anything
+    if (simt::thread() < kTile && unit.index + key < a.tokens)
+      m.block_mass[static_cast<size_t>(first_head) * a.tokens + unit.index + key] = 0;
+    return;
+  }
   // Tokens of the block are seen from themselves on.
   const int from = unit.part == Part::kBlock && unit.index > first_query ? unit.index : first_query;
 
@@ -101,7 +106,7 @@ void attention_mass(const simt::Queue& on, std::span<const MassArgs> lanes) {
     const MassArgs& m = lanes[i];
     const AttendArgs& a = *m.attend;
     const Wanted wanted{m.first_page, m.end_page() - m.first_page, m.row_mass != nullptr ? row_units(a) : 0,
-                        m.block_mass != nullptr ? block_units(a, a.tokens) : 0};
+                        m.block_mass != nullptr ? (a.tokens + kTile - 1) / kTile : 0};
     all.lane[i] = {a, m.page_mass, m.row_mass, m.block_mass, wanted};
     units = std::max(units, wanted.units());
   }
