@@ -14,9 +14,9 @@
 namespace mosaic {
 namespace {
 
-using Clock = std::chrono::steady_clock;
+using Steady = std::chrono::steady_clock;
 
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+double seconds_since(Steady::time_point start) { return std::chrono::duration<double>(Steady::now() - start).count(); }
 
 }  // namespace
 
@@ -79,7 +79,7 @@ void CopyEngine::submit(const CopyRequest* requests, int n) {
     if (queued_ == capacity_) {
       work_.notify_one();  // this call may have queued what fills the ring
       ++stats_.stalls;
-      const auto start = Clock::now();
+      const auto start = Steady::now();
       room_.wait(lock, [this] { return queued_ < capacity_; });
       stats_.stall_seconds += seconds_since(start);
     }
@@ -150,7 +150,7 @@ void CopyEngine::run() {
     if (n == 0) return;  // told to stop, and nothing is left
     lock.unlock();
     room_.notify_all();
-    const auto start = Clock::now();
+    const auto start = Steady::now();
     for (int i = 0; i < n; ++i) {
       slots[i] = requests[i].slot;
       buffers[i] = requests[i].memory;

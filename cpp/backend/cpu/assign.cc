@@ -7,7 +7,7 @@
 namespace mosaic::cpu {
 namespace {
 
-float cosine(const float* a, const float* b, int n) {
+float float_cosine(const float* a, const float* b, int n) {
   float ab = 0, aa = 0, bb = 0;
   for (int i = 0; i < n; ++i) {
     ab += a[i] * b[i];
@@ -24,8 +24,8 @@ void widen(const half_t* from, int n, float* to) {
 }  // namespace
 
 float similarity(const float* xk, const float* xv, const float* ck, const float* cv, int dim, float value_weight) {
-  const float key = cosine(xk, ck, dim);
-  return value_weight == 0 ? key : (key + value_weight * cosine(xv, cv, dim)) / (1.0f + value_weight);
+  const float key = float_cosine(xk, ck, dim);
+  return value_weight == 0 ? key : (key + value_weight * float_cosine(xv, cv, dim)) / (1.0f + value_weight);
 }
 
 void PlainOps::assign(const AssignArgs& a) {

@@ -20,14 +20,24 @@ std::vector<Implementation> known() {
   return {{"plain", true, make_plain}, {"neon", true, make_ops_neon}};
 #else
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  [[maybe_unused]] const bool avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  return {{"plain", true, make_plain},
-          {"sse2", true, make_ops_sse2},
-          {"avx2", avx2, make_ops_avx2},
-          {"avx512", avx512, make_ops_avx512},
-          {"avx512bf16", avx512 && __builtin_cpu_supports("avx512bf16"), make_ops_avx512bf16}};
+  [[maybe_unused]] const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+  return {
+      {"plain", true, make_plain},
+      {"sse2", true, make_ops_sse2},
+#if !defined(MOSAIC_WITHOUT_AVX2)
+      {"avx2", avx2, make_ops_avx2},
+#endif
+#if !defined(MOSAIC_WITHOUT_AVX512)
+      {"avx512", avx512, make_ops_avx512},
+#endif
+#if !defined(MOSAIC_WITHOUT_AVX512BF16)
+      {"avx512bf16", bf16, make_ops_avx512bf16},
+#endif
+  };
 #endif
 }
 

@@ -1,5 +1,5 @@
 # One object of simd_ops.cc per instruction set; cpu_ops.cc picks one at run time. The first is the architecture's
-# baseline and needs no flags. Contraction (a * b + c as one instruction) is what makes the kernels fast: keep it on.
+# baseline and needs no flags; MOSAIC_SIMD_SETS leaves others out of a build that is for one machine. Contraction (a * b + c as one instruction) is what makes the kernels fast: keep it on.
 set(simd_source ${PROJECT_SOURCE_DIR}/cpp/backend/cpu/simd_ops.cc)
 list(REMOVE_ITEM MOSAIC_CORE_SOURCES ${simd_source})
 
@@ -17,6 +17,11 @@ else()
 endif()
 
 foreach(name IN LISTS simd_sets)
+  if(MOSAIC_SIMD_SETS AND NOT name IN_LIST MOSAIC_SIMD_SETS)
+    string(TOUPPER "MOSAIC_WITHOUT_${name}" without)
+    set_property(SOURCE ${PROJECT_SOURCE_DIR}/cpp/backend/cpu/cpu_ops.cc APPEND PROPERTY COMPILE_DEFINITIONS ${without})
+    continue()
+  endif()
   add_library(mosaic_simd_${name} OBJECT ${simd_source})
   target_link_libraries(mosaic_simd_${name} PRIVATE mosaic_options)
   target_compile_definitions(mosaic_simd_${name} PRIVATE MOSAIC_SIMD=${name})

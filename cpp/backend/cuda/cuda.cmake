@@ -32,3 +32,4 @@ set_source_files_properties(${PROJECT_SOURCE_DIR}/cpp/backend/cuda/cuda_device.c
   COMPILE_DEFINITIONS "MOSAIC_CUDA_ARCHITECTURES=\"${architectures}\"")
 list(FILTER MOSAIC_CORE_SOURCES EXCLUDE REGEX "/backend/cuda/(absent|simt_cpu)\\.cc$")
 list(APPEND MOSAIC_CORE_SOURCES ${MOSAIC_CUDA_SOURCES})
+set_source_files_properties(${MOSAIC_CUDA_SOURCES} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)  # MOSAIC_ONE_SHOT is for C++

@@ -463,7 +463,9 @@ std::unique_ptr<Ops> make_ops(const std::string& implementation, int threads) {
 std::vector<std::string> implementations() {
   static const std::vector<std::string> names = [] {
     auto all = cpu::implementations();
+#if !defined(MOSAIC_EMULATED)  // the shim is shipped nowhere, and takes most of an emulated CPU's time
     all.push_back("shim");
+#endif
     const BackendInfo cuda = cuda::info();
     if (cuda.available) {
       all.push_back("cuda");

@@ -17,7 +17,8 @@ std::unique_ptr<Ops> make_mirror(Backend backend);
 // "shim": the CUDA backend's kernels on the CPU; "cuda": on the GPU; else the CPU kernels of that name.
 std::unique_ptr<Ops> make_ops(const std::string& implementation, int threads);
 
-// Every implementation of Ops that runs here: those of the CPU, "shim", and "cuda" where there is a GPU.
+// Every implementation of Ops that runs here: those of the CPU, "shim" (not on an emulated CPU), and "cuda" where there is
+// a GPU.
 std::vector<std::string> implementations();
 
 // The fibres' order in the shim from now on: 0 rising, 1 falling, else shuffled by that seed.
