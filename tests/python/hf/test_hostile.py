@@ -182,7 +182,7 @@ def test_an_adapter_is_refused_instead_of_the_model_it_names(folder: Path) -> No
 
 def test_an_image_processor_that_does_not_fit_is_named_when_the_model_is_loaded(folder: Path) -> None:
     change(folder, "mosaic.json", lambda said: said.pop("image_size"))  # its processor is used then
-    change(folder, "preprocessor_config.json", lambda said: said.update(image_mean=None, do_normalize=True))
+    change(folder, "preprocessor_config.json", lambda said: said.update(size={"longest_edge": 28}))
     assert "its parts do not fit together" in refused(folder)
 
 
