@@ -41,10 +41,10 @@ void shape_lanes(const Request& r, Plan* plan) {
   s.spill_dir = plan->config.spill_dir;
   s.value_weight = needs.group.value_weight;
   const int batch = (Size(m.frame_tokens) * plan->batch_frames).to_int("tokens of the frames of a batch");
-  // Packing a cluster without end needs two pages of scratch.
-  s.max_run = std::max({needs.group.by_token ? most_members(needs, plan->config) : 0, batch,
-                        needs.group.unbounded ? 2 * kPageTokens : 0});
   const bool grows = needs.group.unbounded || (needs.group.grows_on_disk && plan->config.disk_bytes > 0);
+  // Packing a cluster without end needs two pages of scratch.
+  s.max_run =
+      std::max({needs.group.by_token ? most_members(needs, plan->config) : 0, batch, grows ? 2 * kPageTokens : 0});
   s.max_members = grows ? std::numeric_limits<int>::max() : keeps_members(r, *plan) ? s.max_run : 0;
   s.scenes = needs.group.scenes ? plan->config.scenes : 0;
 }

@@ -283,6 +283,31 @@ TEST_CASE(
     }
 }
 
+TEST_CASE("clusters that grow on a disk are merged right, however few tokens a cluster is meant to have") {
+  TemporaryDirectory directory;
+  MemoryConfig config = small_config(2 << 20);
+  config.model.frame_tokens = 6;
+  config.exact = CodecId::kFp32;
+  config.packed = CodecId::kFp16;
+  config.window_frames = 1;
+  config.branch_tokens = 32;
+  config.max_cluster_tokens = 5;
+  config.clusters = 6;
+  config.retrieve_tokens = 4096;
+  config.disk_bytes = 64 << 20;
+  config.spill_dir = directory.path;
+  PlayedStream stream(config, "mosaic", {{"frames_read", "chosen"}}, 3);
+  stream.prototypes = 3;
+  for (int i = 0; i < 40; ++i) {
+    stream.room = (i / 10) % 4;
+    stream.frame(6);
+    stream.memory->check_invariants();
+  }
+  CHECK(stream.memory->stats().counters.merges > 0);
+  CHECK(stream.memory->stats().tokens.collapsed + stream.memory->stats().tokens.dropped == 0);
+  CHECK(stream.ask(3, 1, false, true) < 3e-3);  // halves
+}
+
 TEST_CASE("every ablation keeps every invariant under pressure, and two runs answer the same bits") {
   const std::vector<PolicySettings> ablations = {
       {{"levels", "visual"}},
