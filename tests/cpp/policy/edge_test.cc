@@ -278,7 +278,8 @@ TEST_CASE("values as large as a half holds are ranked, kept and read") {
   stream.memory->check_invariants();
 }
 
-TEST_CASE("edge with a disk that holds everything, of which questions and frames read all, answers as full attention does") {
+TEST_CASE(
+    "edge with a disk that holds everything, of which questions and frames read all, answers as full attention does") {
   mosaic::testing::TemporaryDirectory directory;
   for (const bool multi : {false, true})
     for (const bool original : {false, true})
