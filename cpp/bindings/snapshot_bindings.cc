@@ -64,11 +64,13 @@ void bind_snapshot(py::module_& m) {
   py::class_<SnapshotWriter>(m, "SnapshotWriter", "Writes a snapshot to a file descriptor. See cpp/memory/snapshot.h.")
       .def(py::init<int>(), py::arg("fd"), py::call_guard<bindings::WithoutGil>())
       .def("add", &add, py::arg("tag"), py::arg("data"), "A section of its own, of bytes or a contiguous array.")
-      .def("finish", &SnapshotWriter::finish, py::call_guard<bindings::WithoutGil>(),
-           "The end; nothing is written after it.");
+      .def(
+          "finish", [](SnapshotWriter& self) { self.finish(); }, py::call_guard<bindings::WithoutGil>(),
+          "The end; nothing is written after it.");
   py::class_<SnapshotReader>(m, "SnapshotReader", "Reads a snapshot from a file descriptor.")
       .def(py::init<int>(), py::arg("fd"), py::call_guard<bindings::WithoutGil>())
       .def("take", &take, py::arg("tag"), py::arg("most"), "The bytes of the next section, which add() wrote.")
-      .def("finish", &SnapshotReader::finish, py::call_guard<bindings::WithoutGil>(),
-           "Nothing may stand behind the end.");
+      .def(
+          "finish", [](SnapshotReader& self) { self.finish(); }, py::call_guard<bindings::WithoutGil>(),
+          "Nothing may stand behind the end.");
 }

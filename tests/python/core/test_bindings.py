@@ -4,6 +4,8 @@ right call works. The table of right calls is compared with what the module has:
 from __future__ import annotations
 
 import math
+import os
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -71,6 +73,24 @@ def page() -> bytes:
     return bytes(kernels().encode("fp16", ones(3, 1, 4), ones(3, 1, 4)))
 
 
+NOWHERE = os.open(os.devnull, os.O_WRONLY)
+
+
+def writer() -> _core.SnapshotWriter:
+    return _core.SnapshotWriter(NOWHERE)
+
+
+def saved(text: bytes | None = None) -> int:
+    """A file of a snapshot with one section, or none."""
+    with tempfile.TemporaryFile() as file:
+        to = _core.SnapshotWriter(file.fileno())
+        if text is not None:
+            to.add("TEXT", text)
+        to.finish()
+        file.seek(0)
+        return os.dup(file.fileno())
+
+
 Right = tuple[Callable[[], Any], list[Any]]
 """What a method is called on, or nothing, and arguments that are right."""
 
@@ -95,6 +115,14 @@ RIGHT: dict[str, Right] = {
     "KvMemory.open_question": (memory, [0.0]),
     "KvMemory.plan": (memory, []),
     "KvMemory.stats": (memory, []),
+    "KvMemory.save": (memory, [writer()]),
+    "SnapshotWriter": (lambda: None, [NOWHERE]),
+    "SnapshotWriter.add": (writer, ["TEXT", b"x"]),
+    "SnapshotWriter.finish": (writer, []),
+    "SnapshotReader": (lambda: None, [saved()]),
+    "SnapshotReader.take": (lambda: _core.SnapshotReader(saved(b"x")), ["TEXT", 10]),
+    "SnapshotReader.finish": (lambda: _core.SnapshotReader(saved()), []),
+    "crc32c": (lambda: None, [b"x"]),
     "StoreView.clusters": (lambda: with_clusters().store, [0]),
     "StoreView.mean_k": (lambda: with_clusters().store, [0]),
     "StoreView.mean_v": (lambda: with_clusters().store, [0]),
@@ -185,6 +213,8 @@ def must_be_clean(call: Callable[[], object], what: str) -> None:
         assert "Unable to cast" not in str(error), what
     except _core.DeviceError as error:  # of a backend, a number of threads or a size that the machine has not
         assert "=" in str(error), what
+    except _core.SpillError as error:  # of a descriptor that is no file
+        assert "snapshot" in str(error), what
     except BaseException as error:
         pytest.fail(f"{what}: {type(error).__name__}: {error}")
 
