@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from mosaic_edge import DEFAULT_POLICY
 from mosaic_edge.models.vlm import VlmSpec
 from mosaic_edge.spill_folder import spill_folder
-from mosaic_edge.thinking_room import room_to_think
 
 if TYPE_CHECKING:
     from mosaic_edge._core import Policy
@@ -198,6 +197,8 @@ class SessionConfig:
 
     def core_arguments(self, spec: VlmSpec, prefix_tokens: int) -> tuple[Any, ...]:
         """Of the core's plan() and KvMemory(): model, memory, policy, settings, backend, threads."""
+        from mosaic_edge.thinking_room import room_to_think  # needs the core, which settings alone do not
+
         made = self._core_arguments(spec, prefix_tokens)
         return made if self.branch_tokens or not spec.thinks else room_to_think(made, spec)
 
