@@ -363,8 +363,9 @@ MOSAIC_KERNEL(32 * kRowGroups * kUnitGroups, kUnitGroups > 1 ? 2 : 1)
 tensor_kernel(const AttendArgs args, const RopeTable rope, const Parts parts) {
   constexpr int kRows = kGroupRows * kRowGroups;
   constexpr bool kPacked = kHeadDim != 0;
-  AttendArgs a = args;
-  if constexpr (kPacked) a.shape.head_dim = kHeadDim;
+  AttendArgs fixed = args;
+  if constexpr (kPacked) fixed.shape.head_dim = kHeadDim;
+  const AttendArgs& a = kPacked ? fixed : args;
   const int d = a.shape.head_dim, group = a.q_heads / a.shape.heads, warp = simt::thread() / simt::kWarp;
   const int kv_head = simt::block_y(), first = simt::block_z() * kRows;
   const int all_rows = a.tokens * group, end_row = all_rows < first + kRows ? all_rows : first + kRows;
