@@ -1,9 +1,12 @@
 #!/usr/bin/env python3
-"""Registers, stack and spills of every CUDA kernel, as ptxas has them: `python tools/kernel_resources.py`.
+"""Registers, spills, code and instructions of every CUDA kernel: `python tools/kernel_resources.py`.
 
 Compiles cpp/backend/cuda/*.cu for each architecture (default 87 and 90; --all: what the package ships) and
-prints a table (--json: rows). Ends with 1 when a kernel of attend or assign spills registers to local memory:
-those two are paid per token. nvcc: $CUDACXX, PATH, build/cuda (tools/setup cuda), /usr/local/cuda.
+prints a table (--json: rows; --write: docs/results/gpu-kernels.md). Registers and spills are ptxas' word;
+code and the instructions a warp needs for 16 packed keys are counted in SASS. Ends with 1 when a kernel of
+attend or assign spills more registers to local memory than is known of it, or takes more than LIMITS.
+nvcc: $CUDACXX, PATH, build/cuda (tools/setup cuda), /usr/local/cuda. nvdisasm: PATH, build/nvdisasm
+(tools/setup nvdisasm); without it nothing is counted.
 """
 
 from __future__ import annotations
@@ -15,14 +18,28 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from sass import Function, functions
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "cpp" / "backend" / "cuda"
 SHIPPED = (80, 86, 87, 89, 90, 110)
-WATCHED = ("attend", "attend_tensor", "assign")  # files whose kernels must not spill
+WATCHED = ("attend", "assign")  # kernels of files that begin so must not spill
+KERNELS = re.compile(r"_kernel|attend_tensor\.h")  # of files that have some
+KNOWN_SPILLS = {
+    ("attend_decode_128", 110): 8
+}  # bytes that are known: one register, stored once and loaded once
+SHOWN = ("attend_", "assign")  # what is paid per token, on tensor cores: the files on the page
+PACKED = re.compile(r'MOSAIC_CODEC\(\w+, "(\w+)", Planes<')
+TRANSPOSES = "MOVM"  # of the loops over packed pages alone: it turns weights into a right side
+LIMITS = {"k5v3": 1150, "k4v4": 1100, "k4v3": 1100, "k3v3": 1100, "k2v2": 850}
+"""Instructions of a warp for 16 packed keys and values of 128 channels, and eight queries."""
 NO_FMA = ("pages",)  # as cuda.cmake compiles them
 
 ENTRY = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\d+)'")
@@ -42,6 +59,9 @@ class Kernel:
     stack: int
     spill_stores: int
     spill_loads: int
+    name: str = ""  # as the linker has it
+    code: int = 0  # bytes
+    packed: dict[str, int] = field(default_factory=dict)  # codec: instructions for 16 keys
 
     @property
     def spilled(self) -> int:
@@ -68,7 +88,7 @@ def parse(file: str, text: str) -> list[Kernel]:
         elif (match := SPILLS.search(line)) and entry and about == entry[0]:
             frame = (int(match[1]), int(match[2]), int(match[3]))
         elif (match := REGISTERS.search(line)) and entry:
-            found.append(Kernel(file, readable(entry[0]), entry[1], int(match[1]), *frame))
+            found.append(Kernel(file, readable(entry[0]), entry[1], int(match[1]), *frame, entry[0]))
             entry = None
     return found
 
@@ -93,6 +113,27 @@ def find_nvcc() -> str | None:
     )
 
 
+def find_nvdisasm() -> str | None:
+    """What lists SASS, or None."""
+    place = ROOT / "build/nvdisasm/nvidia/cu13/bin/nvdisasm"
+    return shutil.which("nvdisasm") or (str(place) if place.is_file() else None)
+
+
+def packed_codecs() -> list[str]:
+    """In the order in which a kernel has their loops."""
+    return PACKED.findall((ROOT / "cpp/codec/codecs.def").read_text(encoding="utf-8"))
+
+
+def counted(kernel: Kernel, function: Function) -> Kernel:
+    """With what its SASS says."""
+    turns = [turn for turn in function.turns() if turn.opcodes[TRANSPOSES] > 0]
+    codecs = packed_codecs()
+    packed = {}
+    if len(turns) == len(codecs):
+        packed = {codec: turn.instructions for codec, turn in zip(codecs, turns, strict=True)}
+    return replace(kernel, code=16 * sum(map(len, function.blocks)), packed=packed)
+
+
 def compile_one(nvcc: str, source: Path, arch: int) -> list[Kernel]:
     """Compile one file for one architecture and read what ptxas says."""
     command = [
@@ -103,16 +144,58 @@ def compile_one(nvcc: str, source: Path, arch: int) -> list[Kernel]:
         f"-arch=sm_{arch}",
         "-cubin",
     ]
-    command += ["-Xptxas=-v", "-Werror=all-warnings", "-o", os.devnull, str(source)]
+    command += ["-Xptxas=-v", "-Werror=all-warnings"]
     command += ["-fmad=false"] if source.stem in NO_FMA else []
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise SystemExit(f"kernel_resources: {source.name} for sm_{arch} does not compile:\n{done.stderr}")
-    return parse(source.stem, done.stderr + done.stdout)
+    nvdisasm = find_nvdisasm()
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernels.cubin"
+        done = subprocess.run(
+            [*command, "-o", str(cubin), str(source)], capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            raise SystemExit(
+                f"kernel_resources: {source.name} for sm_{arch} does not compile:\n{done.stderr}"
+            )
+        kernels = parse(source.stem, done.stderr + done.stdout)
+        if nvdisasm is None:
+            return kernels
+        listing = subprocess.run([nvdisasm, "-c", str(cubin)], capture_output=True, text=True, check=True)
+    found = functions(listing.stdout)
+    return [counted(kernel, found[kernel.name]) for kernel in kernels]
+
+
+def faults_of(rows: list[Kernel]) -> list[str]:
+    """What must not be, in words."""
+    faults = [
+        f"{row.kernel} spills on sm_{row.arch}"
+        for row in rows
+        if row.spilled > KNOWN_SPILLS.get((row.file, row.arch), 0) and row.file.startswith(WATCHED)
+    ]
+    for row in rows:
+        if row.file == "attend_decode_128" and row.code > 0:
+            if not row.packed:
+                faults.append(f"{row.kernel} on sm_{row.arch}: its loops over packed pages are not found")
+            faults += [
+                f"{row.kernel} on sm_{row.arch} takes {count} instructions for 16 keys of {codec}, "
+                f"at most {LIMITS[codec]}"
+                for codec, count in row.packed.items()
+                if count > LIMITS[codec]
+            ]
+    return faults
+
+
+def show(rows: list[Kernel]) -> None:
+    """A table for a terminal."""
+    head = f"{'registers':>9} {'stack':>6} {'spilled':>8} {'code':>8}  instructions for 16 packed keys"
+    print(f"{'file':<18} {'kernel':<28} {'sm':>4} {head}")
+    for row in rows:
+        numbers = f"{row.arch:>4} {row.registers:>9} {row.stack:>6} {row.spilled:>8} {row.code:>8}"
+        packed = " ".join(f"{codec} {count}" for codec, count in row.packed.items())
+        print(f"{row.file:<18} {row.kernel:<28} {numbers}  {packed}".rstrip())
 
 
 def main() -> int:
-    """Print the table; 1 when a watched kernel spills more than is known of it."""
+    """Print the table; 1 when a kernel takes what it must not."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -121,26 +204,31 @@ def main() -> int:
     )
     parser.add_argument("--all", action="store_true", help="every architecture the package ships")
     parser.add_argument("--json", action="store_true", help="rows as JSON")
+    parser.add_argument("--write", action="store_true", help="write docs/results/gpu-kernels.md")
     options = parser.parse_args()
     nvcc = find_nvcc()
     if nvcc is None:
         print("kernel_resources: no nvcc. Run tools/setup cuda, or set CUDACXX=.", file=sys.stderr)
         return 1
     archs = SHIPPED if options.all else options.arch or (87, 90)
-    sources = sorted(path for path in FOLDER.glob("*.cu") if "_kernel" in path.read_text(encoding="utf-8"))
+    sources = sorted(path for path in FOLDER.glob("*.cu") if KERNELS.search(path.read_text(encoding="utf-8")))
+    if options.write:
+        sources = [source for source in sources if source.stem.startswith(SHOWN)]
     jobs = [(source, arch) for source in sources for arch in archs]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         rows = [row for found in pool.map(lambda job: compile_one(nvcc, *job), jobs) for row in found]
-    faults = [row for row in rows if row.spills and row.file in WATCHED]
     if options.json:
         print(json.dumps([asdict(row) for row in rows]))
+    elif options.write:
+        from kernel_page import PAGE, page
+
+        PAGE.write_text(page(rows), encoding="utf-8")
+        print(PAGE)
     else:
-        print(f"{'file':<12} {'kernel':<28} {'sm':>4} {'registers':>9} {'stack':>6} {'spilled':>8}")
-        for row in rows:
-            numbers = f"{row.arch:>4} {row.registers:>9} {row.stack:>6} {row.spilled:>8}"
-            print(f"{row.file:<12} {row.kernel:<28} {numbers}")
-    for row in faults:
-        print(f"kernel_resources: {row.kernel} spills on sm_{row.arch}", file=sys.stderr)
+        show(rows)
+    faults = faults_of(rows)
+    for fault in faults:
+        print(f"kernel_resources: {fault}", file=sys.stderr)
     return 1 if faults else 0
 
 

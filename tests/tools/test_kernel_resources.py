@@ -1,4 +1,4 @@
-"""tools/kernel_resources.py reads what ptxas says of each kernel, and only of kernels."""
+"""tools/kernel_resources.py reads what ptxas says of each kernel, and counts loops in SASS."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_watched_kernel_that_spills_fails_and_another_does_not(
 ) -> None:
     monkeypatch.setattr(tool, "find_nvcc", lambda: "nvcc")
     monkeypatch.setattr(sys, "argv", ["kernel_resources", "--arch", "87"])
-    for spilling, code in (("attend", 1), ("assign", 1), ("score", 0)):
+    for spilling, code in (("attend", 1), ("attend_decode", 1), ("assign", 1), ("score", 0)):
         monkeypatch.setattr(
             tool,
             "compile_one",
@@ -58,3 +58,75 @@ def test_a_watched_kernel_that_spills_fails_and_another_does_not(
         )
         assert tool.main() == code
         assert ("spills on sm_87" in capsys.readouterr().err) == bool(code)
+
+
+# A loop of two ways, the longer of which is rare, in front of a loop without products and an end.
+SASS = """
+.text._ZN6mosaic13tensor_kernelEv:
+_ZN6mosaic13tensor_kernelEv:
+        /*0000*/                   LDC R1, c[0x0][0x28] ;
+.L_x_1:
+        /*0010*/                   PRMT R2, R3, R4, R5 ;
+        /*0020*/                   HMMA.16816.F32 R8, R4, R6, R8 ;
+        /*0030*/               @P0 BRA `(.L_x_2) ;
+        /*0040*/                   FMUL R1, R1, R2 ;
+        /*0050*/                   FMUL R1, R1, R3 ;
+        /*0060*/                   FMUL R1, R1, R4 ;
+.L_x_2:
+        /*0070*/              @!P1 LOP3.LUT R2, R2, R3, R4, 0xe8, !PT ;
+        /*0080*/               @P2 BRA `(.L_x_1) ;
+.L_x_3:
+        /*0090*/                   IADD3 R1, R1, 0x1, RZ ;
+        /*00a0*/              @!P0 BRA `(.L_x_3) ;
+        /*00b0*/                   EXIT ;
+"""
+
+
+def test_a_turn_of_a_loop_is_the_shortest_way_round_that_has_its_products(tool: ModuleType) -> None:
+    (function,) = tool.functions(SASS).values()
+    (turn,) = function.turns()
+    assert (turn.instructions, turn.products, turn.meets) == (5, 1, False)
+    assert turn.opcodes == {"PRMT": 1, "HMMA": 1, "BRA": 2, "LOP3": 1}
+    assert sum(map(len, function.blocks)) == 12
+
+
+def test_a_loop_that_grows_past_its_limit_fails_and_so_does_one_that_is_not_found(tool: ModuleType) -> None:
+    few = tool.Kernel("attend_decode_128", "tensor_kernel", 90, 9, 0, 0, 0, code=16, packed=dict(tool.LIMITS))
+    assert tool.faults_of([few]) == []
+    more = tool.replace(few, packed=few.packed | {"k5v3": tool.LIMITS["k5v3"] + 1})
+    (fault,) = tool.faults_of([more])
+    assert f"takes {tool.LIMITS['k5v3'] + 1} instructions for 16 keys of k5v3" in fault
+    (fault,) = tool.faults_of([tool.replace(few, packed={})])
+    assert "not found" in fault
+    assert tool.faults_of([tool.replace(few, packed={}, code=0)]) == []  # there is no nvdisasm
+
+
+def test_every_packed_codec_has_a_limit(tool: ModuleType) -> None:
+    assert list(tool.LIMITS) == tool.packed_codecs()
+    assert "k5v3" in tool.LIMITS
+
+
+def test_the_page_has_every_packed_codec_on_every_processor_within_the_limits(tool: ModuleType) -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs/results/gpu-kernels.md").read_text(encoding="utf-8")
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "|" in line
+    ]
+    head = next(row for row in rows if row[0] == "codec" and row[-1].startswith("at most"))
+    assert head[1:-1] == [f"D = {dim}, sm_{arch}" for dim in (128, 64) for arch in (87, 90, 110)]
+    counted = {
+        row[0]: [int(cell) for cell in row[1:]]
+        for row in rows
+        if len(row) == len(head) and row[0] in tool.LIMITS
+    }
+    assert {codec: counts[-1] for codec, counts in counted.items()} == tool.LIMITS
+    assert all(0 < count <= counts[-1] for counts in counted.values() for count in counts)
+    spilled = {(row[0].split()[0], int(row[1])): int(row[3]) for row in rows if row[0].startswith(tool.SHOWN)}
+    assert {at: count for at, count in spilled.items() if count > 0} == tool.KNOWN_SPILLS
+    assert {file for file, _ in spilled} >= {"assign", "attend_prefill", "attend_decode_64"}
+
+
+def test_a_spill_that_is_known_passes_and_a_byte_more_does_not(tool: ModuleType) -> None:
+    (file, arch), known = next(iter(tool.KNOWN_SPILLS.items()))
+    assert tool.faults_of([tool.Kernel(file, "k_kernel", arch, 255, 0, known, 0)]) == []
+    assert tool.faults_of([tool.Kernel(file, "k_kernel", arch, 255, 0, known, 1)]) != []
+    assert tool.faults_of([tool.Kernel(file, "k_kernel", 90, 255, 0, 1, 0)]) != []

@@ -364,8 +364,9 @@ tensor_kernel(MOSAIC_PARAMETER AttendLanes all, MOSAIC_PARAMETER RopeTable rope,
   constexpr int kRows = kGroupRows * kRowGroups;
   constexpr bool kPacked = kHeadDim != 0;
   const int heads = all.lane[0].shape.heads, lane_of_layer = simt::block_y() / heads;
-  AttendArgs a = all.lane[lane_of_layer];
-  if constexpr (kPacked) a.shape.head_dim = kHeadDim;
+  AttendArgs fixed = all.lane[lane_of_layer];
+  if constexpr (kPacked) fixed.shape.head_dim = kHeadDim;
+  const AttendArgs& a = kPacked ? fixed : all.lane[lane_of_layer];
   const Parts parts = parts_of_all.of_lane(a, lane_of_layer);
   const int d = a.shape.head_dim, group = a.q_heads / a.shape.heads, warp = simt::thread() / simt::kWarp;
   const int kv_head = simt::block_y() % heads, first = simt::block_z() * kRows;

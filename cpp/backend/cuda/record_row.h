@@ -2,7 +2,6 @@
 // transforms go in the order of codec/rows.h, so a page has the bytes of the CPU's.
 #pragma once
 
-#include "backend/cuda/packed_levels.h"
 #include "backend/cuda/page_layout.h"
 #include "backend/cuda/simt.h"
 #include "codec/rows.h"
@@ -82,40 +81,14 @@ MOSAIC_DEVICE void encode_record(std::byte* panel, int d, int at, const float* x
   simt::meet_warp();  // and read
 }
 
-// The levels of a token of 128 channels: a lane's four codes are the fields of one byte of each plane of two bits.
-template <class Panel, int kParts>
-MOSAIC_DEVICE void load_levels(const std::byte* panel, int at, RowOf<kParts>* row) {
-  constexpr int kHead = 4 * simt::kWarp;
-  const auto* const bytes = reinterpret_cast<const uint8_t*>(panel) + at * simt::kWarp + lane();
-  Codes<1> codes = {};
-  codes.high[0] = bytes[0];
-  if constexpr (Panel::kBits >= 4) codes.low[0] = bytes[Panel::plane_at(kHead, 1)];
-  if constexpr (Panel::kBits % 2 == 1) {
-    const std::byte* const last = panel + Panel::plane_at(kHead, Panel::kPlanes - 1) + at * (kHead / 8);
-    codes.last = byte_row(simt::load<simt::Bytes16>(last), lane() / 8) >> lane() % 8;
-  }
-  const Nibbles nibbles[1] = {nibbles_of<Panel>(codes.high[0], codes.low[0])};
-#pragma unroll
-  for (int q = 0; q < 2; ++q) {
-    const uint32_t pair = simt::add_halves(widen_bytes(levels_of<Panel>(codes, nibbles, 0, 0, q), 0, 1), kLevelsBack);
-    row->x[q] = simt::widen(static_cast<half_t>(pair)), row->x[q + 2] = simt::widen(static_cast<half_t>(pair >> 16));
-  }
-#pragma unroll
-  for (int i = 4; i < kParts; ++i) row->x[i] = 0;
-}
-
 // Token `at` of a panel as numbers, mean (or null) added; zeros where it does not exist.
 template <class Panel, int kParts>
 MOSAIC_DEVICE void decode_record(const std::byte* panel, int d, int at, bool exists, const float* mean,
                                  RowOf<kParts>* row) {
-  if (kParts >= 4 && exists && d == 4 * simt::kWarp) {
-    load_levels<Panel>(panel, at, row);
-  } else {
 #pragma unroll
-    for (int i = 0; i < kParts; ++i) {
-      const int c = lane() + simt::kWarp * i;
-      row->x[i] = exists && c < d ? static_cast<float>(Panel::level(Panel::code_at(panel, d, at, c))) : 0.0f;
-    }
+  for (int i = 0; i < kParts; ++i) {
+    const int c = lane() + simt::kWarp * i;
+    row->x[i] = exists && c < d ? static_cast<float>(Panel::level(Panel::code_at(panel, d, at, c))) : 0.0f;
   }
   hadamard(row, d);
   const float scale = exists ? Panel::scale(panel, d, at) : 0.0f;
