@@ -47,7 +47,7 @@ def test_a_watched_kernel_that_spills_fails_and_another_does_not(
     tool: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(tool, "find_nvcc", lambda: "nvcc")
-    monkeypatch.setattr(sys, "argv", ["kernel_resources", "--arch", "87"])
+    monkeypatch.setattr(sys, "argv", ["kernel_resources", "--arch", "110"])
     for spilling, code in (("attend", 1), ("attend_decode", 1), ("assign", 1), ("score", 0)):
         monkeypatch.setattr(
             tool,
@@ -57,7 +57,7 @@ def test_a_watched_kernel_that_spills_fails_and_another_does_not(
             ],
         )
         assert tool.main() == code
-        assert ("spills on sm_87" in capsys.readouterr().err) == bool(code)
+        assert ("spills on sm_110" in capsys.readouterr().err) == bool(code)
 
 
 # A loop of two ways, the longer of which is rare, in front of a loop without products and an end.
