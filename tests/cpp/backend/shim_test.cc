@@ -73,6 +73,31 @@ void missed_shuffle_kernel(float* out) {
 }
 void crooked_load_kernel(const float* x) { simt::load<simt::Bytes16>(x + 1); }
 
+// Attention of the world: the same bits in any order of threads, near the plain loops' however wide the device is.
+void check_any_order(AttendWorld* world, const Ops::Limits& limits) {
+  Kernels("plain", 1, limits)->attend(world->args);
+  const auto out = world->out;
+  for (const int processors : {1, 40}) {
+    std::vector<float> first;
+    for (const unsigned order : {0u, 1u, 7u}) {
+      const Order scope(order);
+      Kernels kernels("shim", 1, limits);
+      kernels.ops = make_mirror(make_shim(processors));
+      kernels.memory.assign(kernels->scratch_bytes(limits), std::byte{0xff});
+      kernels->set_scratch(kernels.memory.data(), limits);
+      kernels->attend(world->args);
+      CAPTURE(processors);
+      CAPTURE(order);
+      if (order == 0) first = world->out;
+      CHECK(world->out == first);
+      bool near = true;
+      for (size_t i = 0; i < out.size(); ++i)
+        near = near && std::abs(world->out[i] - out[i]) <= 1e-2f * std::max(1.0f, std::abs(out[i]));
+      CHECK(near);
+    }
+  }
+}
+
 }  // namespace
 
 TEST_CASE("a missing barrier shows when threads run in another order") {
@@ -219,27 +244,7 @@ TEST_CASE("attention of few rows and of many is the same in any order of threads
                               .rope = {.rotary_dim = 32, .theta = 1e4f}};
       const Ops::Limits limits{.tokens = tokens, .q_heads = 6, .shape = {2, d}, .rows = 21};
       AttendWorld world(shape, 17);
-      Kernels("plain", 1, limits)->attend(world.args);
-      const auto out = world.out;
-      for (const int processors : {1, 40}) {
-        std::vector<float> first;
-        for (const unsigned order : {0u, 1u, 7u}) {
-          const Order scope(order);
-          Kernels kernels("shim", 1, limits);
-          kernels.ops = make_mirror(make_shim(processors));
-          kernels.memory.assign(kernels->scratch_bytes(limits), std::byte{0xff});
-          kernels->set_scratch(kernels.memory.data(), limits);
-          kernels->attend(world.args);
-          CAPTURE(processors);
-          CAPTURE(order);
-          if (order == 0) first = world.out;
-          CHECK(world.out == first);
-          bool near = true;
-          for (size_t i = 0; i < out.size(); ++i)
-            near = near && std::abs(world.out[i] - out[i]) <= 1e-2f * std::max(1.0f, std::abs(out[i]));
-          CHECK(near);
-        }
-      }
+      check_any_order(&world, limits);
     }
   }
 }
@@ -256,28 +261,8 @@ TEST_CASE("packed pages read from their planes give the same bits in any order o
                             .rope = {.rotary_dim = d, .theta = 1e4f}};
     const Ops::Limits limits{.tokens = 2, .q_heads = 8, .shape = {2, d}, .rows = 3};
     AttendWorld world(shape, 23);
-    Kernels("plain", 1, limits)->attend(world.args);
-    const auto out = world.out;
-    for (const int processors : {1, 40}) {
-      std::vector<float> first;
-      for (const unsigned order : {0u, 1u, 7u}) {
-        const Order scope(order);
-        Kernels kernels("shim", 1, limits);
-        kernels.ops = make_mirror(make_shim(processors));
-        kernels.memory.assign(kernels->scratch_bytes(limits), std::byte{0xff});
-        kernels->set_scratch(kernels.memory.data(), limits);
-        kernels->attend(world.args);
-        CAPTURE(d);
-        CAPTURE(processors);
-        CAPTURE(order);
-        if (order == 0) first = world.out;
-        CHECK(world.out == first);
-        bool near = true;
-        for (size_t i = 0; i < out.size(); ++i)
-          near = near && std::abs(world.out[i] - out[i]) <= 1e-2f * std::max(1.0f, std::abs(out[i]));
-        CHECK(near);
-      }
-    }
+    CAPTURE(d);
+    check_any_order(&world, limits);
   }
 }
 
