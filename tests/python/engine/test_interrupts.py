@@ -30,6 +30,18 @@ def session(request: pytest.FixtureRequest) -> Iterator[Session]:
         yield opened
 
 
+def stopped_by(trace: Callable[[FrameType, str, Any], Any], work: Callable[[], object]) -> bool:
+    """Run `work` under a trace that may interrupt it; whether it did."""
+    sys.settrace(trace)
+    try:
+        work()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(None)
+    return False
+
+
 def interrupted(work: Callable[[], object], at: int) -> bool:
     """Run `work`, interrupted as by a signal's handler when function number `at` is entered; whether it
     got so far."""
@@ -42,14 +54,7 @@ def interrupted(work: Callable[[], object], at: int) -> bool:
             sys.settrace(None)
             raise KeyboardInterrupt
 
-    sys.settrace(trace)
-    try:
-        work()
-    except KeyboardInterrupt:
-        return True
-    finally:
-        sys.settrace(None)
-    return False
+    return stopped_by(trace, work)
 
 
 def works_on(session: Session, pts: float) -> None:
@@ -101,14 +106,7 @@ def interrupted_at_opcode(work: Callable[[], object], at: int, files: tuple[str,
             raise KeyboardInterrupt
         return trace
 
-    sys.settrace(trace)
-    try:
-        work()
-    except KeyboardInterrupt:
-        return True
-    finally:
-        sys.settrace(None)
-    return False
+    return stopped_by(trace, work)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # where a file is forgotten
