@@ -29,16 +29,20 @@ uint32_t number_of(const char* tag) {
 
 }  // namespace
 
+std::string printable(std::string text) {
+  for (char& c : text)
+    if (c < 0x20 || c > 0x7e) c = '?';
+  return text;
+}
+
 uint32_t Snapshot::checksum(const Header& header, const std::byte* payload) {
   return crc32c(payload, header.bytes, crc32c(&header, offsetof(Header, crc)));
 }
 
 std::string Snapshot::name_of(uint32_t tag) {
-  char text[5] = {};
+  char text[sizeof tag];
   std::memcpy(text, &tag, sizeof tag);
-  for (char* c = text; c < text + 4; ++c)
-    if (*c < 0x20 || *c > 0x7e) *c = '?';
-  return text;
+  return printable({text, sizeof tag});
 }
 
 void Snapshot::refuse(const std::string& why) const {

@@ -29,6 +29,9 @@ namespace mosaic {
 
 static_assert(std::endian::native == std::endian::little, "snapshots are little-endian, as all targets are");
 
+// What a file says, in a line of an error: characters that a terminal would act on are question marks.
+std::string printable(std::string text);
+
 class Snapshot {
  public:
   static constexpr uint32_t kFormat = 1;

@@ -45,13 +45,6 @@ std::string rope_text(const ModelShape& m) {
   return all;
 }
 
-// Of a file: for a line of an error.
-std::string shown(std::string text) {
-  for (char& c : text)
-    if (c < 0x20 || c > 0x7e) c = '?';
-  return text;
-}
-
 std::string tiers_text(const Plan& plan) {
   std::string all;
   for (const TierSpec& tier : plan.store.tiers)
@@ -113,7 +106,7 @@ void serialize_facts(Snapshot& s, const std::vector<SessionFact>& facts) {
     const std::string name = text_of(fact.name), value = text_of(fact.value);
     s.require(name == fact.name, "facts come in one order");
     if (value != fact.value.substr(0, kLongest))
-      throw InvalidInput("snapshot: " + fact.name + " is '" + shown(value) + "' in the file and '" + fact.value +
+      throw InvalidInput("snapshot: " + fact.name + " is '" + printable(value) + "' in the file and '" + fact.value +
                          "' in this session. Change " + fact.knob + ", or begin a new session.");
   }
 }
