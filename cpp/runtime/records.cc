@@ -149,7 +149,9 @@ void Records::admit(const Window& window, const Rows& scratch) {
   if (log_.is_learning() &&
       (log_.free(0) < window.frame(0).tokens || (++learned_frames_ > kLearnFrames && log_.size(0) >= kLearnTokens)))
     end_learning();
-  if (together_ != nullptr && !log_.is_learning() && !archive_) return admit_together(window, scratch.meta);
+  // Lane by lane while a mean is to be learned, and while there is an archive.
+  if (together_ != nullptr && !log_.is_learning() && log_.knows_mean(0) && !archive_)
+    return admit_together(window, scratch.meta);
   for (int lane = 0; lane < log_.shape().lanes; ++lane) {
     if (!log_.knows_mean(lane)) learn_first(window, scratch, lane);
     Run run{scratch.k, scratch.v, scratch.meta, read_frame(window, Strip::kFrame, 0, lane, scratch)};
@@ -315,6 +317,7 @@ void Records::check_invariants() const {
 }
 
 void Records::serialize(Snapshot& s, const Window& window, RestoredPage* room) {
+  note_norms();  // else they would be when the next frame is filed
   s.section("LOG ");
   log_.serialize(s, room);
   heard_.serialize(s, log_);

@@ -213,7 +213,9 @@ void TokenLog::serialize(Snapshot& s, RestoredPage* room) {
   s.finite(mean_v_, lanes * row(), "a mean is of numbers");
   for (int lane = 0; lane < shape_.lanes; ++lane) {
     if (s.is_reading()) size_[lane] = 0;
-    s.require(open_page_[lane] % step() == 0 && open_page_[lane] + step() <= shape_.pages, "the open page is whole");
+    // A log smaller than an exact page takes no token while it learns; its open page is its first.
+    s.require(open_page_[lane] % step() == 0 && open_page_[lane] + std::min(step(), shape_.pages) <= shape_.pages,
+              "the open page is whole");
     for (int page = 0; page < shape_.pages; ++page) {
       if (rows(lane, page) == 0) continue;
       s.require(page % step() == 0 && page + step() <= shape_.pages, "a page of the log is whole");

@@ -177,11 +177,13 @@ TEST_CASE("what lies on disk, or is on its way there, is restored as it was") {
 }
 
 TEST_CASE("a session whose kernels have memory of their own is restored as one whose kernels have not") {
+  const auto shim = [] { return testing::make_shim(3, nullptr); };
   for (const Kind& kind : std::vector<Kind>{{"edge", {}}, {"mosaic", {}}, {"mukv", {}}}) {
     CAPTURE(std::string(kind.policy));
-    MemoryConfig config = config_for(kind.policy, "", 300 << 10);
-    play(config, kind, 2, 9, 4, [] { return testing::make_shim(3, nullptr); });
+    play(config_for(kind.policy, "", 300 << 10), kind, 2, 9, 4, shim);
   }
+  // A log that gives tokens up, and one so small that no exact page fits it while it learns.
+  for (const uint64_t spare : {120 << 10, 60 << 10}) play(config_for("edge", "", spare), {"edge", {}}, 2, 60, 4, shim);
 }
 
 TEST_CASE("records with places and a log that still learns are restored") {
