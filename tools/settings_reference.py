@@ -54,6 +54,9 @@ EDGE = {
     "frames_recall": Said(
         "0.1", "the same of a frame; 0 where the disk is slow: it is looked through for each"
     ),
+    "rest": Said(
+        "1", "what is on disk and not read counts with the attention it would have had, and a mean value"
+    ),
     "most_tokens": Said(
         "0",
         "tokens that a head keeps at most, for models that get worse the more they read; 0: as many as fit",

@@ -144,6 +144,28 @@ struct MassArgs {
   }
 };
 
+// Two partial attentions of the same queries become one: (out, lse) <- (out, lse) + (other_out, other_lse).
+struct MergeArgs {
+  float* out = nullptr;  // [T, Hq, D], q_stride elements between tokens
+  float* lse = nullptr;  // [T, Hq]
+  int tokens = 0;        // T
+  int q_heads = 0;       // Hq
+  int head_dim = 0;      // D
+  size_t q_stride = 0;
+  // Laid out like out and lse; or, where `group` query heads share a row, [Hq / group, D] and [Hq], the same for all tokens.
+  const float* other_out = nullptr;
+  const float* other_lse = nullptr;
+  int group = 0;
+
+  MOSAIC_HD const float* other_row(int token, int head) const {
+    if (group > 0) return other_out + static_cast<size_t>(head / group) * head_dim;
+    return other_out + token * q_stride + static_cast<size_t>(head) * head_dim;
+  }
+  MOSAIC_HD float other_lse_of(int token, int head) const {
+    return other_lse[(group > 0 ? 0 : token * q_heads) + head];
+  }
+};
+
 // How nearly the same new tokens are to stored ones and to each other:
 //   likeness(i, j) = max(0, min(cos(k_i - key_mean, k_j - key_mean), cos(v_i - value_mean, v_j - value_mean)))
 // over whole rows of a lane; stored tokens as they are decoded, a zero vector is like nothing.
@@ -288,7 +310,7 @@ class Ops {
   virtual Ops& for_host() { return *this; }
 
   // Blocks until every call so far has run, so that the host may read what it wrote and reuse what it was given. What
-  // fills memory for later kernels - attend*, mass_lanes, likeness_lanes, row_norm, encode*, move_row*, decode*, gather*, copy,
+  // fills memory for later kernels - attend*, merge, mass_lanes, likeness_lanes, row_norm, encode*, move_row*, decode*, gather*, copy,
   // stage, check_numbers - may be queued; every
   // other op has run when it returns.
   virtual void wait() {}
@@ -324,10 +346,7 @@ class Ops {
   // The k highest of score [n], as indices in falling order; ties go to the lowest index. Returns how many (min(k, n)).
   virtual int top_k(const float* score, int n, int k, int32_t* index) = 0;
 
-  // Merge two partial attentions of the same queries: (out, lse) <- (out, lse) + (other_out, other_lse).
-  // rows = T * Hq, each of head_dim.
-  virtual void merge(float* out, float* lse, const float* other_out, const float* other_lse, int rows,
-                     int head_dim) = 0;
+  virtual void merge(const MergeArgs& args) = 0;
 
   // Pages and rows. key_mean [heads, head_dim] is what record codecs take off the keys and decoding adds again; null: zero.
   // Numbers that are not finite, or beyond 65504, are coded as the nearest that is (NaN as 0).

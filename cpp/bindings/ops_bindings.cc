@@ -195,8 +195,10 @@ py::tuple merge(Kernels& self, const Floats& out, const Floats& lse, const Float
   check_pair(out, other_out, 2, "[rows, head_dim]");
   check_pair(lse, other_lse, 1, "[rows]");
   Floats to({out.shape(0), out.shape(1)}, out.data()), to_lse(lse.shape(0), lse.data());
-  self.ops->merge(to.mutable_data(), to_lse.mutable_data(), other_out.data(), other_lse.data(), size_of(out, 0),
-                  size_of(out, 1));
+  const int rows = size_of(out, 0), dim = size_of(out, 1);
+  self.ops->merge({to.mutable_data(), to_lse.mutable_data(), rows, 1, dim, static_cast<size_t>(dim), other_out.data(),
+                   other_lse.data()});
+  self.ops->wait();
   return py::make_tuple(to, to_lse);
 }
 

@@ -10,6 +10,7 @@
 //   most_tokens  a model that gets worse the more it reads (one trained on short streams) keeps no more than this
 //   recall   with a disk, a question reads the share of what was given up that it attends most, beside all that is kept;
 //            and so does a frame (frames_recall): no question finds what the frames after a token did not see
+//   rest     what is not read even so counts: with the attention it would have had, and a value that is the mean
 // What it does on trained decoders stands in docs/results/decoders.md. unit="summaries" is the earlier edge (edge_summaries.cc).
 #include <algorithm>
 #include <bit>
@@ -37,6 +38,7 @@ struct EdgeSettings {
   bool likeness = true;
   double recall = 0.1;         // of what was given up and is on disk
   double frames_recall = 0.1;  // the same, by a frame
+  bool rest = true;
   int most_tokens = 0;
 };
 
@@ -59,6 +61,7 @@ class Edge final : public Policy, public Retention {
   bool compares() const override { return s_.likeness; }
   double recall_share() const override { return s_.recall; }
   double frames_recall_share() const override { return s_.frames_recall; }
+  bool counts_rest() const override { return s_.rest; }
   float worth(float received, float value_norm) const override {
     if (s_.score == Score::kNewest) return 1;
     return s_.score == Score::kReceived ? received : s_.score == Score::kNorm ? value_norm : received * value_norm;
@@ -120,6 +123,7 @@ MOSAIC_POLICY("edge", make_edge) {
       .flag("likeness", &s.likeness)
       .number("recall", &s.recall, 0, 1)
       .number("frames_recall", &s.frames_recall, 0, 1)
+      .flag("rest", &s.rest)
       .number("most_tokens", &s.most_tokens, 0, 1 << 24)
       .finish();
   s.score = static_cast<Score>(score);

@@ -29,6 +29,8 @@ class Retention {
   // Of a lane's tokens on disk, the share that a question reads, and the share that a frame reads.
   virtual double recall_share() const = 0;
   virtual double frames_recall_share() const = 0;
+  // Whether what is not read of it counts with its mass.
+  virtual bool counts_rest() const = 0;
   // At least `need` tokens of a full lane, those that are missed least. out [TokenLog::capacity()]; returns how many.
   virtual int pick_victims(const TokenLog& log, const Listening& heard, int lane, int need, Victim* out) = 0;
 };

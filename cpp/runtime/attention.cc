@@ -171,6 +171,7 @@ void KvMemory::attend_lanes(int first, int lanes, const LayerArrays& at, StageAr
     return attend_lanes(first, 1, at, &nothing);
   }
   for (int i = 0; i < lanes; ++i) {
+    if (records_) records_->add_rest(first + i, args[static_cast<size_t>(i)]);
     const BlockSelection& read = selector_.selection(first + i, block_);
     reads_now_ += read.attended() + read.summaries();
   }
@@ -273,7 +274,10 @@ void KvMemory::collect_evidence(const BlockSelection& s, int lane) {
       if (time != Clock::kNever) evidence_.add(time, time, page_mass[entry.first + i - entry.begin()]);
     }
   }
-  if (records_) return;
+  if (records_) {
+    const float* const lse = parts_.selecting.lse + lane % plan_.layer_lanes * plan_.max_block * q_heads;
+    return evidence_.add_other(records_->rest_mass(lane, lse + (block_tokens_ - 1) * q_heads));
+  }
   const ClusterIndex& index = store_.index(lane);
   for (int i = 0; i < s.summaries(); ++i) {
     // Summaries are many, and most are hardly looked at: those would crowd out what was read.

@@ -62,7 +62,7 @@ void shape_log(const Request& r, const Choice& choice, Plan* plan) {
                *c.packed,
                c.exact,
                c.model.rope.is_multi(),
-               choice.archive_pages > 0};
+               c.model.rope.is_multi() && choice.archive_pages > 0};
   const int listen = std::max(r.policy->retention()->listen_frames(), c.window_frames + 1);
   plan->listening = {r.lanes, listen, c.model.frame_tokens};
   plan->store.lanes = 0;

@@ -125,6 +125,8 @@ Choice with_archive(const Request& r, Choice at) {
     at.archive_pages = (low + (high - low) / 2) * kPageTokens;
     (lay_out(r, at).total_bytes <= most ? low : high) = at.archive_pages / kPageTokens;
   }
+  // Where pages have coarse keys, whole groups of them.
+  if (low > ArchiveShape::kMostScanned / kPageTokens) low -= low % CoarseKeys::kMostPages;
   at.archive_pages = low * kPageTokens;
   return at;
 }

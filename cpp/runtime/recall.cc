@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <limits>
 
 #include "core/error.h"
 #include "core/trace.h"
@@ -12,16 +13,19 @@ namespace mosaic {
 namespace {
 
 constexpr float kMostMass = 1e30f;  // sums of it are finite
+constexpr float kNothing = -std::numeric_limits<float>::infinity();
+// What is left of sums by subtraction is noise below this share of them.
+constexpr double kNoise = 1e-5;
 
 }  // namespace
 
-Recall::Recall(Region& region, const ArchiveShape& s, Ops& ops, const Shares& shares, int most_tokens)
-    : ops_(ops), shares_(shares), most_tokens_(most_tokens), most_read_(s.most_read) {
+Recall::Recall(Region& region, const ArchiveShape& s, Ops& ops, const Wishes& wishes, int q_heads)
+    : ops_(ops), wishes_(wishes), most_read_(s.most_read), lanes_(s.lanes), q_heads_(q_heads) {
   const char* const name = "archive";
-  const Size at_once = std::max(Size(s.pages), Size(s.most_read) * kPageTokens);
+  const Size at_once = std::max(Size(s.groups()), Size(kWeighed) * kPageTokens);
   const Size in_all = std::max(Size(s.pages), Size(s.most_scanned()) * kPageTokens);
   chosen_ = region.take<uint8_t>(name, s.lanes);
-  entries_ = region.take<PageEntry>(name, std::max(s.pages / kPageTokens, s.most_read));
+  entries_ = region.take<PageEntry>(name, std::max(s.groups() / kPageTokens, kWeighed));
   positions_ = region.take<int32_t>(name, at_once);
   places_ = s.places ? region.take<uint16_t>(name, at_once * 2) : nullptr;
   mass_ = region.take<float>(name, in_all);
@@ -29,11 +33,18 @@ Recall::Recall(Region& region, const ArchiveShape& s, Ops& ops, const Shares& sh
   worth_ = region.take<float>(name, s.pages);
   scanned_ = region.take<int32_t>(name, s.most_scanned());
   rows_ = region.take<uint16_t>(name, s.most_scanned());
+  if (!wishes.rest) return;
+  head_mass_ = region.take<float>(name, Size(kWeighed) * kPageTokens * q_heads);
+  looked_ = region.take<double>(name, q_heads);
+  read_ = region.take<double>(name, q_heads);
+  rest_ = region.take<float>(name, Size(s.lanes) * q_heads);
+  if (!region.is_counting()) std::fill_n(rest_, s.lanes * q_heads, kNothing);
 }
 
 void Recall::forget(Archive* archive) {
   archive->forget_choices();
-  std::fill_n(chosen_, archive->shape().lanes, uint8_t{0});
+  std::fill_n(chosen_, lanes_, uint8_t{0});
+  if (rest_ != nullptr) std::fill_n(rest_, lanes_ * q_heads_, kNothing);
 }
 
 // Tokens of a page that were given up and are not too old.
@@ -44,19 +55,23 @@ uint16_t Recall::readable(const Archive& archive, int lane, int page, Since sinc
   return rows;
 }
 
-// What every page promises by its coarse keys, into worth_. A group is as many tokens as it has that can be read.
+// What every page that is marked in worth_ promises by its coarse keys, into worth_. A group is as many tokens as it has that
+// can be read.
 void Recall::weigh_groups(const Archive& archive, int lane, const AttendArgs& args, const BlockSelection& selection,
                           const SelectionScratch& scratch, Since since) {
   const CoarseKeys& keys = archive.keys();
-  const int each = keys.group_tokens(), pages = archive.shape().pages;
+  const int each = keys.group_tokens(), pages = archive.shape().pages, group_pages = std::max(1, each / kPageTokens);
   std::fill_n(mass_, keys.groups(), 0.0f);
   int n = 0;
   for (int e = 0; e < keys.pages(); ++e) {
     uint16_t rows = 0;
     for (int i = 0; i < kPageTokens; ++i) {
-      const int group = e * kPageTokens + i, page = archive.page_of_group(group);
-      if (worth_[page] == 0) continue;
-      const int middle = (group % kPageTokens * each + each / 2) % kPageTokens;
+      const int group = e * kPageTokens + i;
+      const float* const marked = worth_ + archive.page_of_group(group);
+      if (std::all_of(marked, marked + group_pages, [](float mark) { return mark == 0; })) continue;
+      // Its middle; of several pages the last, which is what is left of a group when new tokens take its place.
+      const int page = archive.page_of_group(group) + group_pages - 1;
+      const int middle = group_pages > 1 ? 0 : (group % kPageTokens * each + each / 2) % kPageTokens;
       positions_[group] = selection.position_of(archive.positions(page)[middle], scratch);
       if (places_ != nullptr) std::copy_n(archive.places(page) + 2 * middle, 2, places_ + 2 * group);
       rows |= static_cast<uint16_t>(1u << i);
@@ -78,12 +93,15 @@ void Recall::weigh_groups(const Archive& archive, int lane, const AttendArgs& ar
   ops_.attention_mass(wanted);
   std::fill_n(worth_, pages, 0.0f);
   for (int e = 0; e < n; ++e)
-    for (int i = entries_[e].begin(); i < entries_[e].end(); ++i) {
-      if (!entries_[e].has(i)) continue;
-      const int group = entries_[e].first - entries_[e].begin() + i, page = archive.page_of_group(group);
-      const uint16_t mine = rows_of(group * each % kPageTokens, group * each % kPageTokens + each);
-      const int tokens = std::popcount<uint16_t>(readable(archive, lane, page, since) & mine);
-      if (tokens > 0) worth_[page] += std::min(mass_[group], kMostMass) * static_cast<float>(tokens);
+    for (uint16_t left = entries_[e].rows; left != 0; left &= static_cast<uint16_t>(left - 1)) {
+      const int group = entries_[e].first - entries_[e].begin() + std::countr_zero(left);
+      const int first = group_pages > 1 ? 0 : group * each % kPageTokens;
+      const uint16_t mine = rows_of(first, std::min(first + each, kPageTokens));
+      for (int i = 0; i < group_pages; ++i) {
+        const int page = archive.page_of_group(group) + i;
+        const int tokens = std::popcount<uint16_t>(readable(archive, lane, page, since) & mine);
+        if (tokens > 0) worth_[page] += std::min(mass_[group], kMostMass) * static_cast<float>(tokens);
+      }
     }
 }
 
@@ -91,19 +109,33 @@ void Recall::weigh_groups(const Archive& archive, int lane, const AttendArgs& ar
 int Recall::list_pages(const Archive& archive, int lane, const AttendArgs& args, const BlockSelection& selection,
                        const SelectionScratch& scratch, Since since) {
   const int pages = archive.shape().pages, most = archive.shape().most_scanned();
+  const int64_t whole_pages = archive.tokens() / kPageTokens;
   std::fill_n(worth_, pages, 0.0f);
   int n = 0;
-  for (int64_t number = archive.first() / kPageTokens; number < archive.tokens() / kPageTokens; ++number) {
+  for (int64_t number = archive.first() / kPageTokens; number < whole_pages; ++number) {
     const auto page = static_cast<int>(number % pages);
     if (readable(archive, lane, page, since) == 0) continue;
     worth_[page] = 1;
     order_[n++] = page;
   }
+  beyond_ = 1;
   if (n > most) {
+    // The newest, whose group is not whole and has no key yet, are looked through whatever they promise.
+    const int each = archive.keys().group_tokens();
+    const auto for_newest = [&](float mark) {
+      for (int64_t number = archive.tokens() / each * each / kPageTokens; number < whole_pages; ++number)
+        if (readable(archive, lane, static_cast<int>(number % pages), since) != 0) worth_[number % pages] = mark;
+    };
+    for_newest(0);
     weigh_groups(archive, lane, args, selection, scratch, since);
+    for_newest(std::numeric_limits<float>::infinity());
     // Among equals by index, so that two runs stay the same.
     std::nth_element(order_, order_ + most, order_ + n,
                      [&](int a, int b) { return worth_[a] != worth_[b] ? worth_[a] > worth_[b] : a < b; });
+    double all = 0, listed = 0;
+    for (int i = 0; i < n; ++i)
+      if (std::isfinite(worth_[order_[i]])) (i < most ? listed : all) += worth_[order_[i]];
+    if (listed > 0) beyond_ += all / listed;
     n = most;
   }
   std::sort(order_, order_ + n);
@@ -114,45 +146,100 @@ int Recall::list_pages(const Archive& archive, int lane, const AttendArgs& args,
   return n;
 }
 
-// Attention over pages [first, first + pages) of those that are looked through, fetched: as many as there is room for.
-AttendArgs Recall::load(Archive* archive, int lane, const AttendArgs& args, const BlockSelection& selection,
-                        const SelectionScratch& scratch, int first, int pages, int64_t* lost) {
-  Archive::Piece* const pieces = archive->pieces(lane);
-  for (int i = 0; i < pages; ++i) pieces[i] = {scanned_[first + i], rows_[first + i]};
-  archive->set_count(lane, pages);
-  *lost += archive->fetch(lane);
-  AttendArgs loaded = args;
-  loaded.pages = entries_;
-  loaded.n_pages = 0;
-  loaded.positions = positions_;
-  loaded.places = places_;
-  for (int i = 0; i < pages; ++i) {
-    rows_[first + i] = pieces[i].rows;
-    if (pieces[i].rows == 0) continue;
-    const int32_t* const came_at = archive->positions(pieces[i].page);
-    for (int j = 0; j < kPageTokens; ++j) positions_[i * kPageTokens + j] = selection.position_of(came_at[j], scratch);
-    if (places_ != nullptr)
-      std::copy_n(archive->places(pieces[i].page), 2 * kPageTokens, places_ + 2 * i * kPageTokens);
-    PageEntry& entry = entries_[loaded.n_pages++];
-    entry = {archive->copy(lane, i), i * kPageTokens, pieces[i].rows, archive->shape().codec};
-    entry.first += entry.begin();
-  }
-  return loaded;
-}
-
-// The attention mass of every token of those pages.
-void Recall::weigh_tokens(Archive* archive, int lane, const AttendArgs& args, const BlockSelection& selection,
-                          const SelectionScratch& scratch, int pages, int64_t* lost) {
-  for (int first = 0; first < pages; first += most_read_) {
-    const AttendArgs loaded =
-        load(archive, lane, args, selection, scratch, first, std::min(most_read_, pages - first), lost);
-    MassArgs wanted;
-    wanted.attend = &loaded;
-    wanted.page_mass = mass_ + static_cast<size_t>(first) * kPageTokens;
-    wanted.first_query = 0;
+// The attention mass of every token of the lane's pieces, [count, 16], and what each head pays them together where the rest
+// counts. args: over what is kept.
+void Recall::weigh(Archive* archive, int lane, const AttendArgs& args, const BlockSelection& selection,
+                   const SelectionScratch& scratch, float* mass, double* heads) {
+  AttendArgs some = args;
+  some.pages = entries_;
+  some.positions = positions_;
+  some.places = places_;
+  MassArgs wanted;
+  wanted.attend = &some;
+  wanted.first_query = 0;
+  for (int first = 0; first < archive->count(lane); first += kWeighed) {
+    const int n = std::min(kWeighed, archive->count(lane) - first);
+    some.n_pages = 0;
+    for (int i = 0; i < n; ++i) {
+      const Archive::Piece& piece = archive->pieces(lane)[first + i];
+      if (piece.rows == 0) continue;
+      const int32_t* const came_at = archive->positions(piece.page);
+      for (int j = 0; j < kPageTokens; ++j)
+        positions_[i * kPageTokens + j] = selection.position_of(came_at[j], scratch);
+      if (places_ != nullptr) std::copy_n(archive->places(piece.page), 2 * kPageTokens, places_ + 2 * i * kPageTokens);
+      PageEntry& entry = entries_[some.n_pages++];
+      entry = {archive->copy(lane, first + i), i * kPageTokens, piece.rows, archive->shape().codec};
+      entry.first += entry.begin();
+    }
+    const size_t tokens = static_cast<size_t>(n) * kPageTokens;
+    float* const to = mass + static_cast<size_t>(first) * kPageTokens;
+    wanted.page_mass = to;
+    if (rest_ != nullptr) wanted.page_mass = head_mass_, wanted.by_head = true, wanted.mass_stride = tokens;
     ops_.attention_mass(wanted);
     ops_.wait();
+    if (rest_ != nullptr) sum_heads(some, tokens, to, heads);
   }
+}
+
+void Recall::sum_heads(const AttendArgs& weighed, size_t tokens, float* mass, double* heads) const {
+  std::fill_n(mass, tokens, 0.0f);
+  for (int e = 0; e < weighed.n_pages; ++e) {
+    const PageEntry& page = weighed.pages[e];
+    for (uint16_t left = page.rows; left != 0; left &= static_cast<uint16_t>(left - 1)) {
+      const auto token = static_cast<size_t>(page.first - page.begin() + std::countr_zero(left));
+      for (int head = 0; head < q_heads_; ++head) {
+        const float paid = std::min(head_mass_[static_cast<size_t>(head) * tokens + token], kMostMass);
+        heads[head] += paid;
+        mass[token] += paid;
+      }
+    }
+  }
+}
+
+// Of all pages that are looked through, as many at a time as there is room for.
+void Recall::weigh_tokens(Archive* archive, int lane, const AttendArgs& args, const BlockSelection& selection,
+                          const SelectionScratch& scratch, int pages, int64_t* lost) {
+  if (rest_ != nullptr) std::fill_n(looked_, q_heads_, 0.0);
+  for (int first = 0; first < pages; first += most_read_) {
+    const int n = std::min(most_read_, pages - first);
+    Archive::Piece* const pieces = archive->pieces(lane);
+    for (int i = 0; i < n; ++i) pieces[i] = {scanned_[first + i], rows_[first + i]};
+    archive->set_count(lane, n);
+    *lost += archive->fetch(lane);
+    for (int i = 0; i < n; ++i) rows_[first + i] = pieces[i].rows;
+    weigh(archive, lane, args, selection, scratch, mass_ + static_cast<size_t>(first) * kPageTokens, looked_);
+  }
+}
+
+// What was looked through, and what of that is read now, say what is not. It is put as one logit a head, which gives the
+// block's queries the same mass together.
+void Recall::weigh_rest(Archive* archive, int lane, const AttendArgs& args, const BlockSelection& selection,
+                        const SelectionScratch& scratch, int64_t* lost) {
+  *lost += archive->fetch(lane);
+  std::fill_n(read_, q_heads_, 0.0);
+  weigh(archive, lane, args, selection, scratch, mass_, read_);
+  for (int head = 0; head < q_heads_; ++head) {
+    double top = kNothing, shares = 0;
+    for (int i = head; i < args.tokens * q_heads_; i += q_heads_) top = std::max<double>(top, -args.lse[i]);
+    for (int i = head; i < args.tokens * q_heads_; i += q_heads_) shares += std::exp(-args.lse[i] - top);
+    const double all = beyond_ * looked_[head], left = all - read_[head];
+    const bool some = left > kNoise * all && std::isfinite(top);
+    rest_of(lane)[head] = some ? static_cast<float>(std::log(left / shares) - top) : kNothing;
+  }
+}
+
+void Recall::add_rest(int lane, const AttendArgs& args, const float* value) {
+  if (rest_ == nullptr || !has_chosen(lane)) return;
+  if (std::all_of(rest_of(lane), rest_of(lane) + q_heads_, [](float mass) { return mass == kNothing; })) return;
+  const int heads = args.shape.heads, dim = args.shape.head_dim;
+  ops_.merge({args.out, args.lse, args.tokens, q_heads_, dim, args.q_stride, value, rest_of(lane), q_heads_ / heads});
+}
+
+double Recall::rest_mass(int lane, const float* lse) const {
+  double mass = 0;
+  for (int head = 0; head < q_heads_ && rest_ != nullptr; ++head)
+    mass += std::exp(double{rest_of(lane)[head]} - lse[head]);
+  return mass;
 }
 
 // Leaves in rows_ the best of their tokens, at most so many. Returns how many pages have some.
@@ -192,7 +279,7 @@ bool Recall::choose_pages(Reader reader, Archive* archive, int lane, const Atten
   if (pages == 0) return false;
   weigh_tokens(archive, lane, args, selection, scratch, pages, lost);
   const auto wanted = static_cast<int64_t>(std::ceil(share(reader) * static_cast<double>(archive->spilled(lane))));
-  const int64_t most = std::min<int64_t>(std::max<int64_t>(wanted, kPageTokens), most_tokens_);
+  const int64_t most = std::min<int64_t>(std::max<int64_t>(wanted, kPageTokens), wishes_.most_tokens);
   if (pick(pages, most) > most_read_) {
     keep_best(pages);
     for (int p = 0; p < pages; ++p)
@@ -204,6 +291,7 @@ bool Recall::choose_pages(Reader reader, Archive* archive, int lane, const Atten
   for (int p = 0; p < pages; ++p)
     if (rows_[p] != 0) pieces[count++] = {scanned_[p], rows_[p]};
   archive->set_count(lane, count);
+  if (rest_ != nullptr) weigh_rest(archive, lane, args, selection, scratch, lost);
   return count > 0;
 }
 

@@ -15,8 +15,9 @@ Records::Records(Region& region, const Plan& plan, Ops& ops, Retention& retentio
   if (plan.archive.pages > 0) {
     archive_.emplace(region, plan.archive, ops, io);
     const bool frames_read = plan.config.model.video_window == 0;  // more than the window
-    const Recall::Shares shares{retention.recall_share(), frames_read ? retention.frames_recall_share() : 0};
-    recall_.emplace(region, plan.archive, ops, shares, plan.config.retrieve_tokens);
+    const Recall::Wishes wishes{retention.recall_share(), frames_read ? retention.frames_recall_share() : 0,
+                                retention.counts_rest(), plan.config.retrieve_tokens};
+    recall_.emplace(region, plan.archive, ops, wishes, plan.config.model.q_heads / plan.layer_lanes);
   }
   const char* const name = "record scratch";
   unpacked_k_ = region.take<float>(name, Size(kPageTokens) * plan.log.page.row());
@@ -27,7 +28,8 @@ Records::Records(Region& region, const Plan& plan, Ops& ops, Retention& retentio
   victims_ = region.take<Victim>(name, tokens);
   settled_ = region.take<TokenSlot>(name, frame);
   worth_ = region.take<float>(name, frame);
-  const size_t compared = retention.compares() ? 1 : 0;
+  const bool counts_rest = archive_ && retention.counts_rest();
+  const size_t compared = retention.compares() || counts_rest ? 1 : 0;
   entries_ = region.take<PageEntry>(name, compared * std::max(pages, frame));
   like_ = region.take<float>(name, compared * frame);
   scores_ = region.take<float>(name, compared * tokens);
@@ -35,6 +37,10 @@ Records::Records(Region& region, const Plan& plan, Ops& ops, Retention& retentio
   k_ = region.take<float>(name, compared * frame * row);
   v_ = region.take<float>(name, compared * frame * row);
   at_ = region.take<int32_t>(name, compared * frame);
+  const size_t resting = counts_rest ? static_cast<size_t>(plan.log.lanes) : 0;
+  rest_value_ = region.take<float>(name, resting * row);
+  rest_tokens_ = region.take<int32_t>(name, resting);
+  counts_rest_ = counts_rest;
   if (region.has_private()) take_together(region, plan);
 }
 
@@ -166,7 +172,8 @@ void Records::admit(const Window& window, const Rows& scratch) {
     run.n = make_room(lane, tokens);  // a frame larger than the lane: its last tokens find no room
     account_.seen += tokens;
     account_.quantised += run.n;
-    for (int i = run.n; i < tokens; ++i) account_given_up(lane, run.number + static_cast<uint32_t>(i));
+    for (int i = run.n; i < tokens; ++i)
+      account_given_up(archive_ && archive_->mark_given_up(lane, run.number + static_cast<uint32_t>(i)));
     if (run.n == 0) continue;
     TokenSlot* const slots = heard_.slots(lane, f);
     log_.add(lane, run, slots);
@@ -180,8 +187,12 @@ void Records::admit(const Window& window, const Rows& scratch) {
   --window_frames_;
 }
 
-void Records::account_given_up(int lane, uint32_t number) {
-  ++(archive_ && archive_->mark_given_up(lane, number) ? account_.spilled : account_.dropped);
+void Records::account_given_up(bool on_disk) { ++(on_disk ? account_.spilled : account_.dropped); }
+
+void Records::give_up(int lane, TokenSlot slot) {
+  account_given_up(archive_ && (log_.shape().numbered
+                                    ? archive_->mark_given_up(lane, log_.number(lane, slot))
+                                    : archive_->mark_given_up(lane, archive_->number_of(log_.positions(lane)[slot]))));
 }
 
 void Records::read_recalled(int lane, BlockSelection* selection) {
@@ -198,14 +209,37 @@ int Records::make_room(int lane, int tokens) {
   const int need = std::min(tokens, log_.capacity()) - log_.free(lane);
   if (need > 0) {
     const int n = retention_.pick_victims(log_, heard_, lane, need, victims_);
+    if (counts_rest_) learn_rest(lane, n);
     for (int i = 0; i < n; ++i) {
-      account_given_up(lane, archive_ ? log_.number(lane, victims_[i].slot) : 0);
+      give_up(lane, victims_[i].slot);
       log_.erase(lane, victims_[i].slot);
       if (victims_[i].frame != kNone) heard_.slots(lane, victims_[i].frame)[victims_[i].token] = kNone;
     }
     account_.quantised -= n;
   }
   return std::min(tokens, log_.free(lane));
+}
+
+// What is given up now, into the mean value of all that was: of the last kRestTokens, about, where there are more.
+void Records::learn_rest(int lane, int victims) {
+  const auto row = static_cast<size_t>(log_.shape().page.row());
+  float* const mean = rest_value_ + static_cast<size_t>(lane) * row;
+  const int most = heard_.shape().frame_tokens;
+  for (int first = 0; first < victims; first += most) {
+    const int n = std::min(most, victims - first);
+    for (int i = 0; i < n; ++i) {
+      const TokenSlot slot = victims_[first + i].slot;
+      entries_[i] = {log_.data(lane, slot / kPageTokens), 0, 0xffff, log_.codec()};
+      at_[i] = slot % kPageTokens;
+    }
+    ops_.gather(entries_, at_, n, log_.shape().page, k_, v_, row, log_.key_mean(lane));
+    ops_.wait();
+    for (int i = 0; i < n; ++i) {
+      rest_tokens_[lane] = std::min(rest_tokens_[lane] + 1, kRestTokens);
+      const float part = 1.0f / static_cast<float>(rest_tokens_[lane]);
+      for (size_t c = 0; c < row; ++c) mean[c] += part * (v_[static_cast<size_t>(i) * row + c] - mean[c]);
+    }
+  }
 }
 
 void Records::settle_oldest() {
@@ -332,6 +366,12 @@ void Records::serialize(Snapshot& s, const Window& window, RestoredPage* room) {
   if (!archive_) return;
   s.section("ARCH");
   archive_->serialize(s, log_.key_mean(0), room);
+  if (!counts_rest_) return;
+  const auto lanes = static_cast<size_t>(log_.shape().lanes);
+  s.finite(rest_value_, lanes * static_cast<size_t>(log_.shape().page.row()),
+           "the mean value of what was given up is a number");
+  for (size_t lane = 0; lane < lanes; ++lane)
+    s.in_range(rest_tokens_[lane], 0, kRestTokens, "tokens that were given up");
 }
 
 // The frames that are heard are those of the window and the ones that left it last; their tokens in the log, each once, are

@@ -46,6 +46,11 @@ class Records {
     return again;
   }
   void read_recalled(int lane, BlockSelection* selection);
+  // What the archive has besides into what the lane attended to; and its mass of a query.
+  void add_rest(int lane, const AttendArgs& args) {
+    if (counts_rest_) recall_->add_rest(lane, args, rest_value_ + lane * log_.shape().page.row());
+  }
+  double rest_mass(int lane, const float* lse) const { return counts_rest_ ? recall_->rest_mass(lane, lse) : 0; }
   void drain() {
     if (archive_) archive_->drain();
   }
@@ -85,7 +90,9 @@ class Records {
   void end_learning();
   int read_frame(const Window& window, Strip strip, int frame, int lane, const Rows& scratch);
   int make_room(int lane, int tokens);
-  void account_given_up(int lane, uint32_t number);
+  void learn_rest(int lane, int victims);
+  void give_up(int lane, TokenSlot slot);
+  void account_given_up(bool on_disk);
   void account_lost(int64_t tokens) {
     account_.spilled -= tokens;
     account_.dropped += tokens;
@@ -132,6 +139,10 @@ class Records {
   float* likes_;        // [capacity]
   float* k_;            // [frame_tokens, row]
   float* v_;
+  bool counts_rest_ = false;  // what is on disk and not read
+  float* rest_value_;         // [lanes, row] its mean value
+  int32_t* rest_tokens_;      // [lanes] of how many
+  static constexpr int kRestTokens = 1 << 16;
   // What lanes that are taken together need besides; null where one is taken after the other.
   Together* together_ = nullptr;
 };

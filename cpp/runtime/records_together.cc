@@ -60,7 +60,7 @@ void Records::admit_together(const Window& window, TokenMeta* meta) {
       run.number = static_cast<uint32_t>(admitted_);
       account_.seen += tokens;
       account_.quantised += run.n;
-      for (int i = run.n; i < tokens; ++i) account_given_up(lane, run.number + static_cast<uint32_t>(i));
+      for (int i = run.n; i < tokens; ++i) account_given_up(false);
       TokenSlot* const slots = heard_.slots(lane, f);
       moves += log_.place(lane, run, slots,
                           {t.moves + moves, static_cast<size_t>(TokenLog::most_moves(heard_.shape().frame_tokens))});

@@ -114,6 +114,8 @@ Request resolve(const MemoryConfig& config, Policy& policy, const Backend& backe
         static_cast<int64_t>(std::min<uint64_t>(c.disk_bytes / stride, kMostArchive / static_cast<uint64_t>(r.lanes))) *
         kPageTokens;
     r.least_archive = (Size(pages_for(c.model.frame_tokens)) + 2).rounded_up(kPageTokens).value();
+    if (r.least_archive > ArchiveShape::kMostScanned)  // whole groups of coarse keys
+      r.least_archive = Size(r.least_archive).rounded_up(CoarseKeys::kMostTokens).value();
     if (r.archive_quota < r.least_archive)
       throw MemoryCapError("disk tier: " + std::to_string(r.least_archive) + " pages of every lane need " +
                            format_bytes(stride * static_cast<uint64_t>(r.least_archive / kPageTokens)) +

@@ -143,8 +143,26 @@ int64_t Archive::drop_oldest() {
   return lost;
 }
 
+int64_t Archive::number_of(int32_t position) const {
+  const int64_t room = int64_t{shape_.pages} * kPageTokens, end = tokens_ + coming_;
+  int64_t low = first(), high = end;
+  while (low < high) {
+    const int64_t middle = low + (high - low) / 2;
+    if (position_[middle % room] < position) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low < end && position_[low % room] == position ? low : kNone;
+}
+
 bool Archive::mark_given_up(int lane, uint32_t number) {
-  const int64_t end = tokens_ + coming_, token = end - static_cast<uint32_t>(static_cast<uint32_t>(end) - number);
+  const int64_t end = tokens_ + coming_;
+  return mark_given_up(lane, end - static_cast<uint32_t>(static_cast<uint32_t>(end) - number));
+}
+
+bool Archive::mark_given_up(int lane, int64_t token) {
   if (token < first()) return false;
   const int64_t page = token / kPageTokens;
   const bool written = page < (tokens_ + coming_) / kPageTokens;
@@ -167,7 +185,8 @@ void Archive::forget_choices() {
 }
 
 int64_t Archive::fetch(int lane) {
-  if (counts_[lane] == 0 || (shape_.copies_stay && copied_[lane] != 0)) return 0;
+  if (counts_[lane] == 0 || copied_[lane] != 0) return 0;
+  if (!shape_.copies_stay) std::fill_n(copied_, shape_.lanes, uint8_t{0});  // those of another lane are written over
   const trace::Span span("copy_wait", lane);
   Piece* const wanted = pieces(lane);
   for (int i = 0; i < counts_[lane]; ++i)

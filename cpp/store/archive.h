@@ -23,7 +23,7 @@ namespace mosaic {
 
 struct ArchiveShape {
   int lanes = 0;
-  int pages = 0;  // of a lane, a multiple of 16; 0: there is no archive
+  int pages = 0;  // of a lane, a multiple of 16, and of 64 where it has coarse keys; 0: there is no archive
   PageShape page;
   CodecId codec = CodecId::kFp16;
   bool places = false;       // tokens have rows and columns (M-RoPE)
@@ -32,9 +32,10 @@ struct ArchiveShape {
   std::string folder;
 
   // Pages of a lane that a question looks through: a bound on its time, however long the stream was.
-  int most_scanned() const { return std::min(pages, 256); }
+  static constexpr int kMostScanned = 256;
+  int most_scanned() const { return std::min(pages, kMostScanned); }
   // What tells which those are, where there are more.
-  int groups() const { return pages > most_scanned() ? pages : 0; }
+  int groups() const { return pages > most_scanned() ? pages / CoarseKeys::kMostPages : 0; }
 };
 
 class Archive {
@@ -70,9 +71,12 @@ class Archive {
   int64_t end();  // returns tokens that were lost since begin()
   // A token of the lane, one that was added, is not kept in DRAM any more. False: it has no slot here either, or was
   // given up before. number: its low 32 bits are enough.
+  bool mark_given_up(int lane, int64_t token);
   bool mark_given_up(int lane, uint32_t number);
+  // Of the token that came at a position, where every token has its own; kNone: it has no slot.
+  int64_t number_of(int32_t position) const;
 
-  // The page of a group by its index: groups use indices anew only when they are as large as pages.
+  // The first page of a group by its index: groups use indices anew only when they are as large as they can be.
   int page_of_group(int at) const { return static_cast<int>(int64_t{at} * keys_.group_tokens() / kPageTokens); }
   uint16_t gone(int lane, int page) const { return gone_[at(lane, page)]; }
   const int32_t* positions(int page) const { return position_ + page * kPageTokens; }

@@ -46,7 +46,12 @@ void Archive::serialize_tokens(Snapshot& s, RestoredPage* room) {
   const auto n = static_cast<size_t>(shape_.pages) * kPageTokens;
   s.all_in_range(position_, n, 0, room->bounds().last_position, "a token of the archive is in the stream");
   s.items(time_low_, n);
-  if (place_ == nullptr) return;
+  if (place_ == nullptr) {  // then they are found by their position
+    for (int64_t i = first() + 1; i < tokens_ && s.is_reading(); ++i)
+      s.require(position_[(i - 1) % static_cast<int64_t>(n)] < position_[i % static_cast<int64_t>(n)],
+                "tokens of an archive stand one behind the other");
+    return;
+  }
   s.items(place_, 2 * n);
   for (size_t i = 0; i < n && s.is_reading(); ++i)
     s.require(room->bounds().hold(place_[2 * i], place_[2 * i + 1]), "a place is in the grid");

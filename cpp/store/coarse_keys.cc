@@ -18,7 +18,7 @@ CoarseKeys::CoarseKeys(Region& region, const CoarseShape& s, Ops& ops)
 }
 
 void CoarseKeys::make_room(int64_t first, int n, const float* key_means) {
-  while (shape_.groups > 0 && group_ < kPageTokens && first + n > int64_t{shape_.groups} * group_) {
+  while (shape_.groups > 0 && group_ < kMostTokens && first + n > int64_t{shape_.groups} * group_) {
     for (int lane = 0; lane < shape_.lanes; ++lane) halve(lane, first, key_means + static_cast<size_t>(lane) * row());
     group_ *= 2;
   }
@@ -84,9 +84,9 @@ void CoarseKeys::add(int lane, int64_t first, const float* k, int n, const float
 }
 
 void CoarseKeys::serialize(Snapshot& s, int64_t tokens, const float* key_means, RestoredPage* room) {
-  s.in_range(group_, 1, kPageTokens, "tokens of a coarse key");
-  s.require((group_ & (group_ - 1)) == 0, "a coarse key is of 1, 2, 4, 8 or 16 tokens");
-  s.require(shape_.groups == 0 || group_ == kPageTokens || tokens <= int64_t{shape_.groups} * group_,
+  s.in_range(group_, 1, kMostTokens, "tokens of a coarse key");
+  s.require((group_ & (group_ - 1)) == 0, "a coarse key is of 1, 2, 4, .. or 64 tokens");
+  s.require(shape_.groups == 0 || group_ == kMostTokens || tokens <= int64_t{shape_.groups} * group_,
             "there are no more coarse keys than there is room for");
   if (shape_.groups == 0) return;
   s.finite(sums_, static_cast<size_t>(shape_.lanes) * row(), "a sum of keys is a number");

@@ -1,8 +1,8 @@
 // CoarseKeys: what tokens on disk are chosen by. A key in two bits stands for a group of neighbours: the mean of their keys
 // before RoPE, less the lane's mean key. Groups begin at one token; when a lane has as many as there is room for, two
-// neighbours become one, up to a page of 16: early in a stream the index is fine, late it is coarse, and its bytes stay.
-// Tokens are numbered from 0 in the order in which they came, the same in every lane; with
-// groups of 16 the oldest group's index is used again. Not thread-safe.
+// neighbours become one, up to four pages: early in a stream the index is fine, late it is coarse, and its bytes stay.
+// Tokens are numbered from 0 in the order in which they came, the same in every lane; when groups
+// are as large as they can be the oldest group's index is used again. Not thread-safe.
 #pragma once
 
 #include "backend/ops.h"
@@ -20,6 +20,7 @@ struct CoarseShape {
 class CoarseKeys {
  public:
   static constexpr CodecId kCodec = CodecId::kK2V2;
+  static constexpr int kMostPages = 4, kMostTokens = kMostPages * kPageTokens;  // of a group
 
   CoarseKeys(Region& region, const CoarseShape& shape, Ops& ops);
 

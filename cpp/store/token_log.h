@@ -34,7 +34,7 @@ struct LogShape {
   CodecId codec = CodecId::kFp16;  // a record codec
   CodecId exact = CodecId::kFp16;  // while the log learns
   bool places = false;             // tokens have rows and columns (M-RoPE)
-  bool numbered = false;           // tokens know their number in an archive
+  bool numbered = false;           // tokens know their number in an archive, where their position does not tell
 };
 
 class TokenLog {

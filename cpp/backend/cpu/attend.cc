@@ -167,16 +167,19 @@ void PlainOps::attention_mass(const MassArgs& m) {
   }
 }
 
-void PlainOps::merge(float* out, float* lse, const float* other_out, const float* other_lse, int rows, int head_dim) {
-  for (int r = 0; r < rows; ++r) {
-    const float top = std::max(lse[r], other_lse[r]);
-    if (top == kMinusInfinity) continue;
-    const float mine = std::exp(lse[r] - top), theirs = std::exp(other_lse[r] - top);
-    const float total = mine + theirs;
-    float* const to = out + static_cast<size_t>(r) * head_dim;
-    const float* const from = other_out + static_cast<size_t>(r) * head_dim;
-    for (int c = 0; c < head_dim; ++c) to[c] = (to[c] * mine + from[c] * theirs) / total;
-    lse[r] = top + std::log(total);
+void PlainOps::merge(const MergeArgs& a) {
+  for (int t = 0; t < a.tokens; ++t) {
+    for (int head = 0; head < a.q_heads; ++head) {
+      float& lse = a.lse[static_cast<size_t>(t) * a.q_heads + head];
+      const float other = a.other_lse_of(t, head), top = std::max(lse, other);
+      if (top == kMinusInfinity) continue;
+      const float mine = std::exp(lse - top), theirs = std::exp(other - top);
+      const float total = mine + theirs;
+      float* const to = a.out + t * a.q_stride + static_cast<size_t>(head) * a.head_dim;
+      const float* const from = a.other_row(t, head);
+      for (int c = 0; c < a.head_dim; ++c) to[c] = (to[c] * mine + from[c] * theirs) / total;
+      lse = top + std::log(total);
+    }
   }
 }
 

@@ -57,7 +57,7 @@ class SimdOps final : public PlainOps {  // what is not faster here stays plain
   void update_centroids(const UpdateArgs& u) override;
   void score(const ScoreArgs& a) override;
   int top_k(const float* score, int n, int k, int32_t* index) override { return select_top_k(score, n, k, index); }
-  void merge(float* out, float* lse, const float* other_out, const float* other_lse, int rows, int head_dim) override;
+  void merge(const MergeArgs& args) override;
   void encode(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count, std::byte* data,
               const float* key_mean = nullptr) override {
     uint8_t codes[kMaxHead + kLanes];
@@ -364,19 +364,20 @@ void SimdOps::score(const ScoreArgs& a) {
   }
 }
 
-void SimdOps::merge(float* out, float* lse, const float* other_out, const float* other_lse, int rows, int head_dim) {
-  for (int r = 0; r < rows; ++r) {
-    const float top = lse[r] > other_lse[r] ? lse[r] : other_lse[r];
+void SimdOps::merge(const MergeArgs& a) {
+  for (int row = 0; row < a.tokens * a.q_heads; ++row) {
+    const int t = row / a.q_heads, head = row % a.q_heads;
+    const float lse = a.lse[row], other = a.other_lse_of(t, head), top = lse > other ? lse : other;
     if (top == kMinusInfinity) continue;
-    const float mine = expf(lse[r] - top), theirs = expf(other_lse[r] - top), share = 1.0f / (mine + theirs);
-    float* const to = out + static_cast<size_t>(r) * head_dim;
-    const float* const from = other_out + static_cast<size_t>(r) * head_dim;
+    const float mine = expf(lse - top), theirs = expf(other - top), share = 1.0f / (mine + theirs);
+    float* const to = a.out + t * a.q_stride + static_cast<size_t>(head) * a.head_dim;
+    const float* const from = a.other_row(t, head);
     int c = 0;
-    for (; c + kLanes <= head_dim; c += kLanes) {
+    for (; c + kLanes <= a.head_dim; c += kLanes) {
       store(to + c, load(to + c) * (mine * share) + load(from + c) * (theirs * share));
     }
-    for (; c < head_dim; ++c) to[c] = to[c] * (mine * share) + from[c] * (theirs * share);
-    lse[r] = top + logf(mine + theirs);
+    for (; c < a.head_dim; ++c) to[c] = to[c] * (mine * share) + from[c] * (theirs * share);
+    a.lse[row] = top + logf(mine + theirs);
   }
 }
 

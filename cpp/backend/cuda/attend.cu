@@ -239,18 +239,17 @@ combine_kernel(MOSAIC_PARAMETER AttendLanes all, const Parts parts_of_all, int s
 }
 
 MOSAIC_KERNEL(kMergeThreads, 1)
-merge_kernel(float* out, float* lse, const float* other_out, const float* other_lse, int d) {
-  const size_t row = static_cast<size_t>(simt::block_x());
-  const float a = lse[row], b = other_lse[row], top = fmaxf(a, b);
+merge_kernel(MOSAIC_PARAMETER MergeArgs m) {
+  const int row = simt::block_x(), token = row / m.q_heads, head = row % m.q_heads;
+  const float a = m.lse[row], b = m.other_lse_of(token, head), top = fmaxf(a, b);
   simt::barrier();  // all have read lse[row]
   if (top == -INFINITY) return;
   const float mine = simt::exp2_of((a - top) * kLog2E), theirs = simt::exp2_of((b - top) * kLog2E);
   const float inverse = 1.0f / (mine + theirs);
-  for (int c = simt::thread(); c < d; c += kMergeThreads) {
-    float* const to = out + row * d + c;
-    *to = (*to * mine + other_out[row * d + c] * theirs) * inverse;
-  }
-  if (simt::thread() == 0) lse[row] = top + simt::log2_of(mine + theirs) * kLn2;
+  float* const to = m.out + token * m.q_stride + static_cast<size_t>(head) * m.head_dim;
+  const float* const from = m.other_row(token, head);
+  for (int c = simt::thread(); c < m.head_dim; c += kMergeThreads) to[c] = (to[c] * mine + from[c] * theirs) * inverse;
+  if (simt::thread() == 0) m.lse[row] = top + simt::log2_of(mine + theirs) * kLn2;
 }
 
 template <int kRows, int kThreads, bool kValues>
@@ -322,11 +321,8 @@ void attend_lse(const simt::Queue& on, const AttendArgs& args, float* scratch) {
   attend_any<false>(on, {&args, 1}, scratch);
 }
 
-void merge(const simt::Queue& on, float* out, float* lse, const float* other_out, const float* other_lse, int rows,
-           int head_dim) {
-  if (rows == 0) return;
-  simt::launch(on, "merge", merge_kernel, {static_cast<unsigned>(rows)}, kMergeThreads, 0, out, lse, other_out,
-               other_lse, head_dim);
+void merge(const simt::Queue& on, const MergeArgs& a) {
+  simt::launch(on, "merge", merge_kernel, {static_cast<unsigned>(a.tokens * a.q_heads)}, kMergeThreads, 0, a);
 }
 
 }  // namespace mosaic::MOSAIC_SIMT

@@ -172,11 +172,10 @@ int CudaOps::top_k(const float* score, int n, int k, int32_t* index) {
   return kept;
 }
 
-void CudaOps::merge(float* out, float* lse, const float* other_out, const float* other_lse, int rows, int head_dim) {
-  if (rows == 0) return;
-  require_access("merge", out, lse, other_out, other_lse);
-  MOSAIC_SIMT::merge(target_.queue, out, lse, other_out, other_lse, rows, head_dim);
-  done();
+void CudaOps::merge(const MergeArgs& a) {
+  if (a.tokens == 0) return;
+  require_access("merge", a.out, a.lse, a.other_out, a.other_lse);
+  MOSAIC_SIMT::merge(target_.queue, a);
 }
 
 void CudaOps::check_record(const char* op, CodecId codec) const {

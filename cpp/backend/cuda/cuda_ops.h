@@ -50,7 +50,7 @@ class CudaOps final : public Ops {
   void update_centroids(const UpdateArgs& args) override;
   void score(const ScoreArgs& args) override;
   int top_k(const float* score, int n, int k, int32_t* index) override;
-  void merge(float* out, float* lse, const float* other_out, const float* other_lse, int rows, int head_dim) override;
+  void merge(const MergeArgs& args) override;
   void encode(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count, std::byte* page,
               const float* key_mean) override;
   void encode_row(CodecId codec, PageShape shape, const float* k, const float* v, int at, std::byte* page,

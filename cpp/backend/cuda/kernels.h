@@ -39,8 +39,7 @@ inline constexpr int kMostLanes = 8;  // what a launch's arguments hold
 void attend(const simt::Queue& on, std::span<const AttendArgs> lanes, float* scratch);
 // lse alone: `out` is not written, values are not read.
 void attend_lse(const simt::Queue& on, const AttendArgs& args, float* scratch);
-void merge(const simt::Queue& on, float* out, float* lse, const float* other_out, const float* other_lse, int rows,
-           int head_dim);
+void merge(const simt::Queue& on, const MergeArgs& args);
 void attention_mass(const simt::Queue& on, std::span<const MassArgs> lanes);
 inline constexpr int kMostLikeLanes = 16;
 void likeness(const simt::Queue& on, std::span<const LikenessArgs> lanes);

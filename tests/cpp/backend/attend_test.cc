@@ -1,6 +1,7 @@
 // attend, attention_mass, merge: every instruction set against the plain loops, and what must hold for any of them.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -205,7 +206,7 @@ TEST_CASE("parts attended apart and merged equal everything attended at once") {
   for (const std::string& name : implementations()) {
     CAPTURE(name);
     Kernels kernels(name, 2, limits_of(shape));
-    world.args.q_stride = 6 * 48;  // merge takes dense rows
+    const size_t stride = world.args.q_stride;
     kernels->attend(world.args);
     const auto all = world.out, all_lse = world.lse;
     std::vector<float> out(all.size(), 0), lse(all_lse.size(), -std::numeric_limits<float>::infinity());
@@ -216,16 +217,54 @@ TEST_CASE("parts attended apart and merged equal everything attended at once") {
       part.n_rows = rows;
       if (!block) part.block_k = nullptr;
       kernels->attend(part);
-      kernels->merge(out.data(), lse.data(), world.out.data(), world.lse.data(), 5 * 6, 48);
+      kernels->merge({out.data(), lse.data(), 5, 6, 48, stride, world.out.data(), world.lse.data()});
+      kernels->wait();
     };
     add(0, 4, 0, false);
     add(4, 0, 0, false);  // nothing at all changes nothing
     add(4, 7, 0, false);
     add(0, 0, 9, false);
     add(0, 0, 0, true);
-    out.resize(5 * 6 * 48);
-    check_near(out, std::vector<float>(all.begin(), all.begin() + 5 * 6 * 48), 2e-5f);
+    for (int t = 0; t < 5; ++t) {
+      const auto row = [&](const std::vector<float>& x) {
+        const float* const at = x.data() + static_cast<size_t>(t) * stride;
+        return std::vector<float>(at, at + 6 * 48);
+      };
+      check_near(row(out), row(all), 2e-5f);
+    }
     check_near(lse, all_lse, 2e-5f);
+  }
+}
+
+TEST_CASE("a row that the heads of a group share is merged as one that is given for every query") {
+  constexpr int kTokens = 3, kHeads = 6, kGroup = 3, kDim = 40, kStride = kHeads * kDim + 8;
+  Random random(31);
+  const auto out = random.normals(kTokens * kStride), lse = random.normals(kTokens * kHeads);
+  const auto row = random.normals(kHeads / kGroup * kDim);
+  auto row_lse = random.normals(kHeads);
+  row_lse[4] = -std::numeric_limits<float>::infinity();  // nothing is to be added there
+  std::vector<float> each(kTokens * kStride), each_lse;
+  for (int t = 0; t < kTokens; ++t) {
+    for (int h = 0; h < kHeads; ++h)
+      std::copy_n(row.begin() + h / kGroup * kDim, kDim, each.begin() + t * kStride + h * kDim);
+    each_lse.insert(each_lse.end(), row_lse.begin(), row_lse.end());
+  }
+  for (const std::string& name : implementations()) {
+    CAPTURE(name);
+    Kernels kernels(name, 1, {kTokens, kHeads, {kHeads / kGroup, kDim}});
+    auto shared = out, shared_lse = lse, apart = out, apart_lse = lse;
+    kernels->merge(
+        {shared.data(), shared_lse.data(), kTokens, kHeads, kDim, kStride, row.data(), row_lse.data(), kGroup});
+    kernels->merge({apart.data(), apart_lse.data(), kTokens, kHeads, kDim, kStride, each.data(), each_lse.data()});
+    kernels->wait();
+    CHECK(shared == apart);
+    CHECK(shared_lse == apart_lse);
+    CHECK(shared_lse[4] == lse[4]);
+    const double mine = std::exp(lse[0]), theirs = std::exp(row_lse[0]);
+    CHECK(shared[1] == doctest::Approx((mine * out[1] + theirs * row[1]) / (mine + theirs)).epsilon(1e-5));
+    CHECK(shared_lse[0] == doctest::Approx(std::log(mine + theirs)).epsilon(1e-5));
+    CHECK(
+        std::equal(shared.begin() + kHeads * kDim, shared.begin() + kStride, out.begin() + kHeads * kDim));  // between
   }
 }
 

@@ -183,7 +183,7 @@ TEST_CASE("what the kernels compute does not depend on the order threads run in:
     std::vector<float> pages(world.positions.size()), rows(21), block(7);
     kernels->attention_mass({&world.args, pages.data(), rows.data(), 2, block.data()});
     keep(pages), keep(rows), keep(block);
-    kernels->merge(world.out.data(), world.lse.data(), block.data(), rows.data(), 1, 7);
+    kernels->merge({world.out.data(), world.lse.data(), 1, 1, 7, 7, block.data(), rows.data()});
     keep(world.out), keep(world.lse);
 
     const auto x = random.normals(40 * 128), v = random.normals(40 * 128);

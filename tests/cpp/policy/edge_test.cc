@@ -346,6 +346,43 @@ TEST_CASE("a twentieth of what is on disk brings an answer nearer to full attent
   }
 }
 
+TEST_CASE("what is on disk and not read counts with its attention and its mean value") {
+  mosaic::testing::TemporaryDirectory directory;
+  for (const int frames : {60, 450}) {  // 450 pages of a lane: more than are looked through
+    double alone[2], several[2], answered[2];
+    for (const int rest : {0, 1}) {
+      MemoryConfig config = small_config(frames == 60 ? 700 << 10 : 2600 << 10);
+      config.exact = CodecId::kFp32, config.packed = CodecId::kFp32;
+      config.window_frames = 1, config.branch_tokens = 16;
+      config.model.context = 1 << 15;
+      config.disk_bytes = 64 << 20;
+      config.index_share = 0.3;
+      config.spill_dir = directory.path;
+      PlayedStream stream(config, "edge",
+                          {{"score", "value_norm"}, {"likeness", false}, {"recall", 0.01}, {"rest", rest != 0}}, 3);
+      // Two loud tokens of ten are kept; the others have one value, which is then the mean of what was given up.
+      stream.noise = 0;
+      for (size_t p = 2; p < 10; ++p) stream.prototype_v[p] = stream.prototype_v[15];
+      for (float& x : stream.prototype_v[2]) x *= 0.1f;
+      for (size_t p = 3; p < 10; ++p) stream.prototype_v[p] = stream.prototype_v[2];
+      for (int i = 0; i < frames; ++i) stream.frame(16);
+      const MemoryStats s = stream.memory->stats();
+      CHECK(s.tokens.spilled > 8 * frames * 6);
+      CHECK(s.tokens.dropped == 0);
+      alone[rest] = stream.ask(1, 0, false, true);
+      several[rest] = stream.ask(5, 0, false, true);
+      answered[rest] = stream.ask(5, 4, false, true);
+      stream.frame(16);  // nothing of a question stays
+      stream.memory->check_invariants();
+    }
+    CAPTURE(frames);
+    CHECK(alone[0] > 0.1);
+    CHECK(alone[1] < (frames == 60 ? 1e-4 : 0.3 * alone[0]));  // the rest of one query is known exactly
+    CHECK(several[1] < 0.5 * several[0]);
+    CHECK(answered[1] < 0.7 * answered[0]);
+  }
+}
+
 TEST_CASE("what a question asks since is held of every token that comes from disk, and recall=0 reads none") {
   mosaic::testing::TemporaryDirectory directory;
   for (const double recall : {1.0, 0.0}) {

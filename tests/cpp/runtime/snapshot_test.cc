@@ -256,7 +256,7 @@ TEST_CASE("a snapshot of another model, policy, setting or format is refused, na
   other.cap_bytes += 64;
   says("memory is '", other);
   std::vector<std::byte> bytes = file.bytes();
-  bytes[8] = std::byte{2};
+  bytes[8] = std::byte{Snapshot::kFormat + 1};
   file.set_bytes(bytes);
   says("the first bytes do not match their checksum", config);
 }

@@ -300,11 +300,14 @@ class MirrorOps final : public Ops {
     m.back();
     return kept;
   }
-  void merge(float* out, float* lse, const float* other_out, const float* other_lse, int rows, int head_dim) override {
+  void merge(const MergeArgs& a) override {
     Mirror m(device());
-    const size_t n = size_of(rows), size = n * size_of(head_dim);
-    float *const to = m.inout(out, size), *const to_lse = m.inout(lse, n);
-    ops().merge(to, to_lse, m.in(other_out, size), m.in(other_lse, n), rows, head_dim);
+    MergeArgs b = a;
+    const size_t size = extent(a.tokens, a.q_stride, a.q_heads * a.head_dim), rows = size_of(a.tokens * a.q_heads);
+    b.out = m.inout(a.out, size), b.lse = m.inout(a.lse, rows);
+    b.other_out = m.in(a.other_out, a.group > 0 ? size_of(a.q_heads / a.group * a.head_dim) : size);
+    b.other_lse = m.in(a.other_lse, a.group > 0 ? size_of(a.q_heads) : rows);
+    ops().merge(b);
     m.back();
   }
   void encode(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count, std::byte* page,
