@@ -47,7 +47,7 @@ class Edge final : public Policy, public Retention {
   explicit Edge(const EdgeSettings& settings) : s_(settings) {}
   const char* name() const override { return "edge"; }
   PolicyNeeds needs() const override {
-    return {.group = {.records = true}, .share = {.index = 0.1, .most_tokens = s_.most_tokens}};
+    return {.group = {.records = true}, .share = {.index = 0.15, .most_tokens = s_.most_tokens}};
   }
   Retention* retention() override { return this; }
   void admit(const ClusterStore&, const AdmitBatch&, Placement*) override {}
