@@ -84,8 +84,8 @@ class Engine:
         self, config: SessionConfig | None = None, **settings: Unpack[SessionSettings]
     ) -> dict[str, Any]:
         """How `session(config, **settings)` would split its cap, taking nothing; what a picture takes,
-        what it would at its own size, and the positions there are; whether the model thinks, and most tokens
-        of thought and answer. Raises MemoryCapError."""
+        what it would at its own size, and the positions there are; whether the model thinks, most tokens of
+        thought and answer, and what of its published prompt is left out. Raises MemoryCapError."""
         config = _config(config, settings)
         prefix = self.model.tokenize(self.spec.prefix) if self.spec.prefix else []
         plan: dict[str, Any] = _core.plan(*config.core_arguments(self.spec, len(prefix)))
@@ -93,6 +93,7 @@ class Engine:
         plan["native_tokens_per_frame"] = self.spec.native_tokens_per_frame or self.spec.tokens_per_frame
         plan["context"] = self.spec.context
         plan["thinks"] = self.spec.thinks
+        plan["left_out"] = self.spec.left_out
         plan["max_tokens"] = min(SamplingParams.from_model(self.spec).max_tokens, plan["branch_tokens"])
         return plan
 

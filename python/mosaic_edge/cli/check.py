@@ -68,6 +68,7 @@ def check_model(
         "frames": list(clip.frames.shape[:3]),
         "fps": fps,
         "question": clip.question,
+        "left_out": engine.spec.left_out,
         "rows": [asdict(row) for row in rows],
         "equal": passed(rows),
         "error": None if passed(rows) else differs if wrong else nothing,
@@ -95,3 +96,5 @@ def show_check(result: dict[str, Any], console: Console) -> None:
     for row in result["rows"]:
         table.add_row(row["what"], Text(*words[row["equal"]]), row["detail"])
     console.print(table)
+    if result["left_out"]:
+        console.print(f"left out of the prompt: {result['left_out']}", soft_wrap=True)

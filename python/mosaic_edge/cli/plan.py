@@ -75,3 +75,5 @@ def show_plan(plan: dict[str, Any], console: Console) -> None:
     )
     said = "the model thinks: thought and answer have" if plan["thinks"] else "an answer has"
     console.print(f"{said} at most {plan['max_tokens']:,} tokens", soft_wrap=True)
+    if plan["left_out"]:
+        console.print(f"left out of the prompt: {plan['left_out']}", soft_wrap=True)

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mosaic_edge.models.prompt import NEWLINE, chat_template_in, prompt_from, special_tokens_in
+from mosaic_edge.models.newline import NEWLINE
+from mosaic_edge.models.prompt import chat_template_in, prompt_from, special_tokens_in
+from mosaic_edge.models.tensor_file import vector_of
 from mosaic_edge.models.thinking import Thinking, thinking_of
 from mosaic_edge.models.tokenizer import TextTokenizer
 from mosaic_edge.models.video_text import VIDEO_TEXTS, VideoText
-from mosaic_edge.models.vlm import ModelError
+from mosaic_edge.models.vlm import FloatArray, ModelError
 
 LAST = 9_999_999.0
 """Seconds and pictures that text around a picture is planned for."""
@@ -28,6 +30,10 @@ class ModelText:
     video: VideoText | None = None
     tokens: int = 0
     thinking: Thinking | None = None
+    newline: FloatArray | None = None
+    """[hidden]: the embedding that ends a video, where the prompt has one."""
+    left_out: str = ""
+    """What of the published prompt is not read, and why."""
 
 
 def family_name(config: Mapping[str, Any], genai: Mapping[str, Any]) -> str:
@@ -35,9 +41,11 @@ def family_name(config: Mapping[str, Any], genai: Mapping[str, Any]) -> str:
     return str(config.get("model_type") or genai.get("model", {}).get("type") or "")
 
 
-def text_of(folder: Path, mosaic: Mapping[str, Any], kind: str, tokenizer: TextTokenizer) -> ModelText:
+def text_of(
+    folder: Path, mosaic: Mapping[str, Any], kind: str, tokenizer: TextTokenizer, hidden: int
+) -> ModelText:
     """As mosaic.json says; else by the chat template, in the words of the family; else none. ModelError for
-    what the vocabulary lacks."""
+    what the vocabulary lacks. hidden: the width of an embedding."""
     video = VIDEO_TEXTS.get(kind)
     template = None if "prefix" in mosaic or "template" in mosaic else chat_template_in(folder)
     if template is None or video is None:
@@ -49,16 +57,34 @@ def text_of(folder: Path, mosaic: Mapping[str, Any], kind: str, tokenizer: TextT
         tokenizer.check(f"{folder / 'mosaic.json'}: template", text.template.replace("{question}", ""))
         return text
     prompt = prompt_from(template, special_tokens_in(folder), video.mark, video.prompt, folder)
-    # The embedding that ends a video is in no graph.
-    prefix, question, follow_up = (part.replace(NEWLINE, "") for part in prompt.whole())
+    parts = prompt.whole()
+    newline, left_out = _newline(folder, hidden) if NEWLINE in "".join(parts) else (None, "")
+    prefix, question, follow_up = (
+        part if newline is not None else part.replace(NEWLINE, "") for part in parts
+    )
     for part, written in (("prefix", prefix), ("template", question), ("follow-up", follow_up)):
-        tokenizer.check(f"{folder}: {part} of its prompt", written.replace("{question}", ""))
+        tokenizer.check(
+            f"{folder}: {part} of its prompt", written.replace("{question}", "").replace(NEWLINE, "")
+        )
     video = video.parted(prompt.between)
     try:
         thinking = thinking_of(template, question, tokenizer.has)
-        return ModelText(prefix, question, follow_up, video, most_tokens(video, tokenizer), thinking)
+        most = most_tokens(video, tokenizer)
     except ValueError as error:
         raise ModelError(f"{folder}: text around a picture: {error}") from None
+    return ModelText(prefix, question, follow_up, video, most, thinking, newline, left_out)
+
+
+def _newline(folder: Path, hidden: int) -> tuple[FloatArray | None, str]:
+    """The embedding that ends a video, which no graph has: out of the weights of the same model, where they
+    lie beside its graphs. Else None, and what is said of it."""
+    what = "the embedding that ends a video (image_newline), which is in no graph"
+    try:
+        found = vector_of(folder, "image_newline", hidden)
+    except ModelError as error:
+        return None, f"{what}: {error}"
+    lacks = f"{what}: {folder} has no *.safetensors with it; the model's own beside its graphs would do"
+    return found, "" if found is not None else lacks
 
 
 def most_tokens(video: VideoText, tokenizer: TextTokenizer) -> int:

@@ -14,10 +14,6 @@ from mosaic_edge.models.directory import is_there, is_trusted, plain_file, read_
 from mosaic_edge.models.sandbox import limited
 from mosaic_edge.models.vlm import ModelError
 
-NEWLINE = "\ue000"
-"""Stands in a prompt for the embedding that ends a video (LLaVA-OneVision), which no text has. Private use:
-no tokenizer knows it, and in a question it is a character like any other.
-"""
 IMAGE = "<image>"
 """The mark of families whose video is so many images."""
 _TEMPLATE_BYTES = 1 << 20

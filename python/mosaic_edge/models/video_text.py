@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from mosaic_edge.models.prompt import IMAGE, NEWLINE, Prompt
+from mosaic_edge.models.newline import NEWLINE
+from mosaic_edge.models.prompt import IMAGE, Prompt
 
 
 def _nothing(pts: float, number: int) -> str:

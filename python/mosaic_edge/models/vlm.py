@@ -126,6 +126,8 @@ class VlmSpec:
     """The text before the video (a system prompt), possibly empty."""
     thinking: Thinking | None = None
     """How it marks a thought before its answer; None: it has none."""
+    left_out: str = ""
+    """What of the published prompt its files have no way to give, and why; "": nothing."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.prefix, str):

@@ -18,7 +18,7 @@ from mosaic_edge import ModelError
 from mosaic_edge.engine import Engine, Session
 from mosaic_edge.models import TINY
 from mosaic_edge.models.hf.attention import NAME
-from mosaic_edge.models.prompt import NEWLINE
+from mosaic_edge.models.newline import NEWLINE
 from mosaic_edge.sampling import SamplingParams
 from mosaic_edge.world import World
 

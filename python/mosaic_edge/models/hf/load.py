@@ -7,7 +7,6 @@ it, so that a broken download is named instead of half loaded. Code shipped with
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from mosaic_edge.models.hf.weight_only import quantise
 from mosaic_edge.models.hub import PICKLES
 from mosaic_edge.models.image_settings import video_settings
 from mosaic_edge.models.prompt import chat_template_in
+from mosaic_edge.models.tensor_file import header_of, tensor_files
 from mosaic_edge.models.tokenizer import check_tokenizer
 from mosaic_edge.models.vlm import ModelError
 
@@ -38,7 +38,6 @@ _TYPES = {
     "bf16": torch.bfloat16, "bfloat16": torch.bfloat16,
 }  # fmt: skip
 _FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.safetensors"]
-_HEADER_BYTES = 100_000_000  # what the safetensors package reads at most
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def load_parts(
     images = _image_processor(folder)
     tokenizer = _tokenizer(folder)
     wanted = _type_for(dtype, config, target)
-    pickled = allow_pickle and not _weights_in(folder)
+    pickled = allow_pickle and not tensor_files(folder)
     stays = quantised is not None  # a pre-quantised checkpoint is and lies as transformers made it
     filed = None if stays or pickled else type_of_files(built, stored, wanted)
     model = _read_weights(folder, built, filed or wanted, pickled)
@@ -146,11 +145,6 @@ def _config(folder: Path) -> Any:
     return config
 
 
-def _weights_in(folder: Path) -> list[Path]:
-    """Files of tensors; what a Mac lays beside each (._model.safetensors) is none."""
-    return sorted(file for file in folder.glob("*.safetensors") if not file.name.startswith("._"))
-
-
 def check_weights(folder: Path, allow_pickle: bool) -> Stored:
     """Every shard there and as long as its header says; pickles refused unless allowed."""
     index = "model.safetensors.index.json"
@@ -158,9 +152,9 @@ def check_weights(folder: Path, allow_pickle: bool) -> Stored:
     missing = [name for name in shards if not is_there(folder / name)]
     if missing:
         raise ModelError(f"{folder}: shard {missing[0]} is missing ({len(missing)} of {len(shards)} are)")
-    files = [named_file(folder, name, index) for name in shards] or _weights_in(folder)
+    files = [named_file(folder, name, index) for name in shards] or tensor_files(folder)
     if files:
-        headers = [_check_safetensors(file) for file in files]
+        headers = [header_of(file) for file in files]
         types = {str(tensor.get("dtype")) for header in headers for tensor in header.values()}
         size = sum(file.stat().st_size for file in files)
         return Stored(sum(map(len, headers)), size, frozenset(types))
@@ -173,25 +167,6 @@ def check_weights(folder: Path, allow_pickle: bool) -> Stored:
             "safetensors, or pass allow_pickle=True if you trust who made them"
         )
     return Stored(1 << 30, sum(file.stat().st_size for file in pickles))
-
-
-def _check_safetensors(file: Path) -> dict[str, Any]:
-    """What its header says of its tensors. ModelError if it is not whole."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        start = stream.read(8)
-        length = int.from_bytes(start, "little")
-        if len(start) < 8 or not 2 <= length <= min(size - 8, _HEADER_BYTES):
-            raise ModelError(f"{file}: not a safetensors file, or cut off in its header ({size} bytes)")
-        try:
-            header: dict[str, Any] = json.loads(stream.read(length))
-            header.pop("__metadata__", None)
-            end = max((int(tensor["data_offsets"][1]) for tensor in header.values()), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError):
-            raise ModelError(f"{file}: its safetensors header cannot be read") from None
-    if size != 8 + length + end:
-        raise ModelError(f"{file}: truncated or damaged: {size} bytes, its header says {8 + length + end}")
-    return header
 
 
 def _image_processor(folder: Path) -> Any:

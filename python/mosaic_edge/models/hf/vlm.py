@@ -27,7 +27,8 @@ from mosaic_edge.models.hf.refused import check_layers
 from mosaic_edge.models.hf.rope import longest_context, rope_of, zero_positions
 from mosaic_edge.models.hf.square_families import Llava
 from mosaic_edge.models.model_text import most_tokens
-from mosaic_edge.models.prompt import NEWLINE, Prompt, named_template, prompt_from
+from mosaic_edge.models.newline import NEWLINE, encode_with_newline
+from mosaic_edge.models.prompt import Prompt, named_template, prompt_from
 from mosaic_edge.models.rope import absolute_position
 from mosaic_edge.models.schema import card_settings
 from mosaic_edge.models.thinking import thinking_of
@@ -247,17 +248,8 @@ class HfVlm:
         """Text -> token ids, none added; the newline of a video is the id behind the last."""
         if self._newline is None:
             return self._tokenizer.encode(text, plain)
-        start, end = plain or (len(text), len(text))
-        marks = [i for i, c in enumerate(text) if c == NEWLINE and not start <= i < end]
         newline = int(self._language.get_input_embeddings().weight.shape[0])
-        ids: list[int] = []
-        for a, b in zip([0, *(i + 1 for i in marks)], [*marks, len(text)], strict=True):
-            inside = plain is not None and a <= start and end <= b
-            ids += [
-                *([newline] if a else []),
-                *self._tokenizer.encode(text[a:b], (start - a, end - a) if inside else None),
-            ]
-        return ids
+        return encode_with_newline(self._tokenizer, text, plain, newline)
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """Token ids -> text, special tokens left out."""

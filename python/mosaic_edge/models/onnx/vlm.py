@@ -19,6 +19,7 @@ from mosaic_edge.models.directory import read_json
 from mosaic_edge.models.generation import sampling_said
 from mosaic_edge.models.image_settings import image_settings, video_settings
 from mosaic_edge.models.model_text import ModelText, family_name, text_of
+from mosaic_edge.models.newline import encode_with_newline
 from mosaic_edge.models.onnx.cut_cache import open_pieces
 from mosaic_edge.models.onnx.decoder import CutDecoder, open_session, session_options
 from mosaic_edge.models.onnx.embedding import TextEmbedding
@@ -58,6 +59,7 @@ class OnnxVlm:
         tokenizer: TextTokenizer,
         files: ModelFiles,
         text: VideoText | None = None,
+        newline: FloatArray | None = None,
     ) -> None:
         self._spec = spec
         self._vision = vision
@@ -66,6 +68,7 @@ class OnnxVlm:
         self._tokenizer = tokenizer
         self.files = files
         self._text = text
+        self._newline = newline
 
     @classmethod
     def load(
@@ -131,9 +134,9 @@ class OnnxVlm:
             session.passed()
         settings = _Settings(mosaic, config, genai)
         tokenizer = TextTokenizer(files.tokenizer)
-        words = text_of(files.folder, mosaic, kind, tokenizer)
+        words = text_of(files.folder, mosaic, kind, tokenizer, hidden)
         spec = _spec_of(files, settings, decoder.facts, vision, hidden, len(logits), words)
-        return cls(spec, vision, embeddings, decoder, tokenizer, files, words.video)
+        return cls(spec, vision, embeddings, decoder, tokenizer, files, words.video, words.newline)
 
     @property
     def vision(self) -> VisionGraph:
@@ -165,14 +168,21 @@ class OnnxVlm:
 
     def embed_text(self, ids: Sequence[int]) -> FloatArray:
         """Token ids -> [T, hidden]. ValueError for an id outside the vocabulary."""
-        wrong = [i for i in ids if not 0 <= i < self._spec.vocab_size]
+        count, newline = self._spec.vocab_size, self._newline
+        wrong = [i for i in ids if not 0 <= i < count + (newline is not None)]
         if wrong:
-            raise ValueError(f"token id {wrong[0]} is outside the vocabulary of {self._spec.vocab_size}")
-        return self._embeddings.look_up(ids)
+            raise ValueError(f"token id {wrong[0]} is outside the vocabulary of {count}")
+        rows = self._embeddings.look_up([min(i, count - 1) for i in ids])
+        for at in (at for at, i in enumerate(ids) if i == count):
+            rows[at] = newline
+        return rows
 
     def tokenize(self, text: str, plain: tuple[int, int] | None = None) -> list[int]:
-        """Text -> token ids, none added. ValueError names unknown words."""
-        return self._tokenizer.encode(text, plain)
+        """Text -> token ids, none added; the newline of a video is the id behind the last. ValueError names
+        unknown words."""
+        if self._newline is None:
+            return self._tokenizer.encode(text, plain)
+        return encode_with_newline(self._tokenizer, text, plain, self._spec.vocab_size)
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """Token ids -> text, special tokens left out."""
@@ -269,4 +279,5 @@ def _spec_of(
         template=words.template,
         follow_up=words.follow_up,
         thinking=words.thinking,
+        left_out=words.left_out,
     )
