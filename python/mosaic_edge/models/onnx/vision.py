@@ -2,6 +2,7 @@
 
 pixel_values [B, 3, H, W]                        one picture (LLaVA, InternVL, mosaic-tiny)
 pixel_values [B, N, 3, H, W] (+ bool mask)       pictures in a row (SmolVLM, Idefics3); a frame is one
+pixel_values [B, N, 3, H, W], image_sizes [B, 2] tiles (LLaVA-NeXT); a frame is the smallest picture there is
 pixel_values [N, C*T*P*P], image_grid_thw [n, 3] flat patches of any aspect (Qwen-VL)
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +18,7 @@ import onnxruntime as ort
 
 from mosaic_edge.models.frames import FrameRules, PatchRules
 from mosaic_edge.models.onnx.pooling import POOLED, halved
+from mosaic_edge.models.onnx.tiles import Tiles, size_of, tiles_of
 from mosaic_edge.models.onnx.trial import TrialSession
 from mosaic_edge.models.vlm import FloatArray, FrameArray, ModelError
 
@@ -63,7 +65,8 @@ class VisionGraph:
         self._session = session
         self._hidden = hidden
         self._pooled = said.family in POOLED
-        self._pixels, self._mask, self._grid_input = _signature(session, where)
+        self._pixels, self._mask, self._grid_input, self._sizes = _signature(session, where)
+        self._tiles: Tiles | None = None
         self.rules = FrameRules.read(said.mosaic, said.images)
         self._patches: PatchRules | None = None
         self.temporal_patch_size = 1
@@ -81,9 +84,13 @@ class VisionGraph:
             if isinstance(most_tokens, int):
                 raise ModelError(f"{where}: its frames have one size; tokens_per_frame= cannot change it")
             self.size = _image_size(said.mosaic, said.images, said.config, self._pixels.shape[-2:])
+            if self._sizes is not None:
+                self.rules = replace(self.rules, shortest_edge=0)  # the whole picture, not a crop of it
+                self._tiles = tiles_of(self._run_tiles, *self.size, said.family, where)
             tokens, embedding = self.encode(np.zeros((*self.size, 3), np.uint8))
             self.tokens = self.native_tokens = len(tokens)
-            self.grid = _grid(said.mosaic, self.tokens)
+            whole = self._tiles is None or self._tiles.plain or self._pooled
+            self.grid = _grid(said.mosaic, self.tokens) if whole else (1, self.tokens)
         if not np.isfinite(embedding).all():
             raise ModelError(f"{where}: NaN or infinity in what its weights make of a black frame")
         self.embedding_dim = len(embedding)
@@ -116,10 +123,20 @@ class VisionGraph:
     def encode(self, frame: FrameArray) -> tuple[FloatArray, FloatArray]:
         """RGB uint8 [H, W, 3], or [temporal_patch_size, H, W, 3] -> tokens [tokens, hidden], embedding of the
         whole picture [E]."""
-        pixels, feed = self.pixels(frame)
+        tokens, embedding = self._run(*self.pixels(frame))
+        if self._pooled:
+            own = tokens[list(self._tiles.rows)] if self._tiles else tokens
+            tokens = halved(own)
+        return tokens, tokens.mean(axis=0) if embedding is None else embedding
+
+    def _run(self, pixels: FloatArray, feed: dict[str, np.ndarray]) -> tuple[FloatArray, FloatArray | None]:
         feed[self._pixels.name] = pixels.astype(TYPES[self._pixels.type], copy=False)
         values = self._session.run(None, feed)
         return self._features(dict(zip((o.name for o in self._session.get_outputs()), values, strict=True)))
+
+    def _run_tiles(self, pixels: FloatArray, sizes: np.ndarray) -> FloatArray:
+        """Of tiles [1, N, 3, H, W] and the size that is said of the picture, the tokens."""
+        return self._run(pixels, {self._sizes.name: sizes.astype(TYPES[self._sizes.type])})[0]
 
     def pixels(self, frame: FrameArray) -> tuple[FloatArray, dict[str, np.ndarray]]:
         """What the encoder is given for a picture: its pixels, and its other inputs by name."""
@@ -130,15 +147,18 @@ class VisionGraph:
                 feed[self._grid_input.name] = thw.astype(TYPES[self._grid_input.type], copy=False)
         else:
             pixels = self.rules.image(frame, *self.size)
-            if len(self._pixels.shape) == 5:
+            if self._tiles is not None:
+                pixels = self._tiles.stacked(pixels)
+                feed[self._sizes.name] = size_of(pixels).astype(TYPES[self._sizes.type])
+            elif len(self._pixels.shape) == 5:
                 pixels = pixels[None]
         if self._mask is not None:
             shape = (1, 1, *self.size)
             feed[self._mask.name] = np.ones(shape[-len(self._mask.shape) :], TYPES[self._mask.type])
         return pixels, feed
 
-    def _features(self, named: dict[str, np.ndarray]) -> tuple[FloatArray, FloatArray]:
-        """The frame's tokens and its embedding: the encoder's own [1, E] output, else the tokens' mean."""
+    def _features(self, named: dict[str, np.ndarray]) -> tuple[FloatArray, FloatArray | None]:
+        """The frame's tokens, and its embedding where the encoder has an output [1, E] of it."""
         hidden = self._hidden
         embedding = named.pop("frame_embedding", None)
         wide = [v for v in named.values() if v.ndim >= 2 and v.shape[-1] == hidden]
@@ -147,33 +167,37 @@ class VisionGraph:
             shapes = ", ".join(f"{name} {list(v.shape)}" for name, v in named.items())
             raise ModelError(f"the vision encoder gives no features of width {hidden} (it gives: {shapes})")
         tokens = np.ascontiguousarray(features.reshape(-1, hidden), np.float32)
-        tokens = halved(tokens) if self._pooled else tokens
         if embedding is None:
-            return tokens, tokens.mean(axis=0)
+            return tokens, None
         return tokens, np.ascontiguousarray(embedding.reshape(-1), np.float32)
 
 
-def _signature(session: ort.InferenceSession | TrialSession, where: str) -> tuple[Any, Any, Any]:
-    """The inputs that take pixels, the pixel mask (or None) and the grid of patches (or None)."""
+def _signature(session: ort.InferenceSession | TrialSession, where: str) -> tuple[Any, Any, Any, Any]:
+    """The inputs that take pixels, the pixel mask, the grid of patches, the size of a picture that is given
+    in tiles (each or None)."""
     inputs = session.get_inputs()
     floats = [i for i in inputs if "float" in i.type and len(i.shape) in (2, 4, 5)]
     grids = [i for i in inputs if "int" in i.type and len(i.shape) == 2 and i.shape[1] in (3, "3")]
+    sizes = [i for i in inputs if "int" in i.type and len(i.shape) == 2 and i.shape[1] in (2, "2")]
     masks = [i for i in inputs if i.type == "tensor(bool)" and 2 <= len(i.shape) <= 4]
     pixels = floats[0] if len(floats) == 1 else None
-    flat = pixels is not None and len(pixels.shape) == 2
+    flat, tiled = (pixels is not None and len(pixels.shape) == axes for axes in (2, 5))
     fits = (
-        len(grids) == int(flat) and len(masks) <= int(not flat) and len(inputs) == 1 + len(grids) + len(masks)
+        len(grids) == int(flat)
+        and len(masks) <= int(not flat)
+        and len(sizes) <= int(tiled and not masks)
+        and len(inputs) == 1 + len(grids) + len(masks) + len(sizes)
     )
     if pixels is None or not fits:
         said = ", ".join(f"{i.name} {i.shape} {i.type}" for i in inputs)
         raise ModelError(
-            f"{where}: expected pixels [B, 3, H, W], [B, N, 3, H, W] (with or without a mask) or "
-            f"patches [N, *] with a grid [n, 3]; got {said}"
+            f"{where}: expected pixels [B, 3, H, W], [B, N, 3, H, W] (alone, with a mask or with sizes "
+            f"[B, 2]) or patches [N, *] with a grid [n, 3]; got {said}"
         )
     deep = [o.name for o in session.get_outputs() if "deepstack" in o.name]
     if deep:
         raise ModelError(f"{where}: gives {deep[0]}, which a decoder of one input cannot take")
-    return pixels, (masks or [None])[0], (grids or [None])[0]
+    return pixels, (masks or [None])[0], (grids or [None])[0], (sizes or [None])[0]
 
 
 def _patch_rules(
