@@ -52,6 +52,18 @@ def test_everything_is_as_in_the_script(folder: Path) -> None:
     assert found["greedy tokens"].detail == f"{STEPS} tokens"
 
 
+def test_what_a_tokenizer_gives_and_generate_refuses_is_left_out(folder: Path, tmp_path: Path) -> None:
+    """Tokenizers without a class of their own do so up to transformers 4."""
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    said = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    said["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(said))
+    given = transformers.AutoTokenizer.from_pretrained(tmp_path)("what ?")
+    assert "token_type_ids" in given
+    found = rows(Engine.load(tmp_path, device="cpu"))
+    assert {row.what: row.equal for row in found.values()} == dict.fromkeys(NAMES, True)
+
+
 def test_ovis2_reads_its_tags_as_its_tower_has_them(tmp_path: Path) -> None:
     engine = Engine.load(write_ovis2(tmp_path), device="cpu")
     assert {row.what: row.equal for row in rows(engine).values()} == dict.fromkeys(NAMES, True)

@@ -30,6 +30,8 @@ _WHOLE: dict[str, dict[str, Any]] = {
     "video_llama_3": {"use_token_compression": False},
 }
 """By model_type: a stream's frames are not cut into tiles, nor freed of what the frame before showed."""
+_REFUSED = ("token_type_ids",)
+"""By generate(); up to transformers 4 every tokenizer without a class of its own gives them."""
 
 
 def inputs_of(folder: Path, kind: str, clip: Clip) -> Inputs:
@@ -44,6 +46,9 @@ def inputs_of(folder: Path, kind: str, clip: Clip) -> Inputs:
     said = [{"role": "user", "content": [*shown, {"type": "text", "text": clip.question}]}]
     text = processor.apply_chat_template(said, add_generation_prompt=True)
     settings = dict(_WHOLE.get(kind, {}))
+    for name, value in settings.items():  # up to transformers 4.57 a call may leave its own word unheard
+        if hasattr(processor.image_processor, name):
+            setattr(processor.image_processor, name, value)
     if images:
         settings["images"] = [list(clip.frames)]
     else:
@@ -61,6 +66,7 @@ def inputs_of(folder: Path, kind: str, clip: Clip) -> Inputs:
     inputs = {
         name: torch.as_tensor(value) if name == "second_per_grid_ts" else value
         for name, value in made.items()
+        if name not in _REFUSED
     }
     return _without_numbers(processor, clip, inputs) if kind == "smolvlm" else inputs
 
