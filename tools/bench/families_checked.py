@@ -86,12 +86,23 @@ of the spread of the logits. `-`: not compared; prompts and pixels of ONNX direc
 
 """
 
+TAIL = """
+The first nine are a test (`tests/python/hf/test_published.py`), also under older transformers (`tools/test
+--matrix`). What differs there:
+
+- 4.57 and 5.2, smolvlm: pixels, and so features and logits. Its video processor resizes bicubically, its
+  image processor, which a stream's frames go through, by Lanczos, as it was published.
+- 5.2, idefics3_granite_docling: greedy tokens. `generate` goes on from the second token otherwise than the
+  same model does without a cache.
+- video_llama_3 and perception_lm came with transformers 5; perception_lm does not run with 5.2.
+"""
+
 
 def page(found: list[Family], steps: int) -> str:
     """The page as it is committed."""
     head = ["family", "loads", *COLUMNS, "what cannot be in a stream, or is not as published"]
     rows = [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(family.line() for family in found)]
-    return HEAD.format(steps=steps) + "\n".join(rows) + "\n"
+    return HEAD.format(steps=steps) + "\n".join(rows) + "\n" + TAIL
 
 
 def checks(root: Path, keep: Path | None, steps: int) -> Iterator[Family]:
