@@ -1,211 +1,143 @@
 """`mosaic-edge serve` under load: `python tools/bench/serve_load.py [--sessions 8] [--seconds 60]`.
 
 A server as users start it, mosaic-tiny, on loopback. Every session is a client of its own (a thread) that
-PUTs JPEGs of a procedural world at --fps and asks a streamed question every --ask-every seconds. One more
-client reads the account twice a second, and another opens and ends sessions at what is left of the budget.
-It says how long a PUT takes, from its first byte to the answer that the frame was taken in, and how long the
-first piece of an answer does. It fails where more is drawn than the budget, a session takes more than its
-cap, or the server's counts are not the clients'.
+gives it JPEGs of a procedural world at --fps, every other one over a WebSocket, and asks a streamed question
+every --ask-every seconds. One more client reads account and metrics twice a second, and another opens and
+ends sessions at what is left of the budget. Then the server is told to end while all of them go on.
+
+It fails where more is drawn than the budget, a session takes more than its cap, the server's counts are not
+the clients', or the server complains. --write FILE writes the page that docs/results has.
 """
 
 from __future__ import annotations
 
 import argparse
-import http.client
 import json
 import os
-import subprocess
 import sys
-import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
+from serve_clients import Client, Load, Measured, Server
 
 from mosaic_edge.config import format_bytes
-from mosaic_edge.serve.thumbnails import as_jpeg
-from mosaic_edge.world import World
 
-QUESTION = "what colour was the ball ?"
-READ_SECONDS = 0.5
-FRAMES = 64
+WARM_SECONDS = 2.0
+"""Of load before the server is told to end under it."""
+PARTS = 10
+"""Of the run, for memory over time."""
 
+_PAGE = """# `mosaic-edge serve` under load
 
-class Server:
-    """The process, its port and its token."""
+`{command}`
 
-    def __init__(self, memory: str) -> None:
-        words = [
-            sys.executable,
-            "-m",
-            "mosaic_edge.cli",
-            "serve",
-            "--port",
-            "0",
-            "--memory",
-            memory,
-            "--json",
-        ]
-        self.process = subprocess.Popen([*words, "--threads", "1"], stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
-        lines = ""
-        while not lines.endswith("}\n"):
-            lines += self.process.stdout.readline() or sys.exit("serve_load: the server did not start")
-        said = json.loads(lines)
-        self.port = int(said["url"].rpartition(":")[2])
-        self.headers = {"Authorization": f"Bearer {said['token']}"}
+{cores} cores, clients on the same ones; load average at the end {load_average}, this bench's own in it.
+{sessions} sessions of mosaic-tiny under one budget of {budget}, every other one fed over a WebSocket;
+{fps:g} JPEGs a second and a streamed question every {ask_every:g} s each, for {seconds:g} s, while a client
+reads account and metrics twice a second and another opens sessions until it is told 507 and ends them.
 
-    def end(self) -> float:
-        """Seconds from SIGTERM to the end of the process."""
-        began = time.perf_counter()
-        self.process.terminate()
-        self.process.wait(60)
-        return time.perf_counter() - began
+| | p50 | p99 | longest |
+|---|---|---|---|
+{table}
+
+- Breaches of a cap, counts that differ, complaints of the server: {faults}.
+- {frames:,} frames and {questions:,} questions, as the server counted them too;
+  {sessions_that_came_and_went:,} sessions came and went, {refused_507:,} were refused with 507.
+- The most that was ever drawn: {drawn_peak_bytes:,.0f} of {budget_bytes:,.0f} bytes; the account was read
+  {accounts_read:,} times.
+- Resident memory of the server, the most in each tenth of the run: {rss} MiB; from the first half to the
+  second {growth:+.1f} MiB.
+- SIGTERM under the same load, to the end of the process: {sigterm_under_load_seconds:.1f} s.
+"""
 
 
-class Client:
-    """One connection that is kept."""
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Load a server, and what came of it."""
+    server = Server(options.memory)
+    try:
+        load = Load(server, options, options.seconds)
+        load.start()
+        load.join()
+        metrics = Client(server).metrics()
+        for served in Client(server).json("GET", "/v1/sessions")[1]["data"]:
+            Client(server).json("DELETE", f"/v1/sessions/{served['id']}")
+        more = Load(server, options, 60.0)  # which the end of the server cuts off
+        more.start()
+        time.sleep(WARM_SECONDS)
+    finally:
+        end_seconds, complaints = server.end()
+    more.join()
+    measured = load.measured
+    told = (metrics["frames_total"], metrics["questions_total"])
+    if told != measured.counts:
+        measured.faults.append(f"the server counts {told} frames and questions, clients {measured.counts}")
+    measured.faults += complaints.splitlines()
+    return {
+        **{name: getattr(options, name) for name in ("sessions", "seconds", "fps", "ask_every")},
+        **result_of(measured),
+        "budget_bytes": metrics["budget_bytes"],
+        "drawn_peak_bytes": metrics["budget_drawn_peak_bytes"],
+        "sigterm_under_load_seconds": round(end_seconds, 2),
+        "load_average": round(os.getloadavg()[0], 1),
+        "cores": os.cpu_count(),
+        "faults": measured.faults,
+    }
 
-    def __init__(self, server: Server) -> None:
-        self._headers = server.headers
-        self._connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
 
-    def send(
-        self, method: str, path: str, body: bytes | dict[str, Any] | None = None
-    ) -> http.client.HTTPResponse:
-        """The response, unread."""
-        data = json.dumps(body).encode() if isinstance(body, dict) else body
-        self._connection.request(method, path, data, self._headers)
-        return self._connection.getresponse()
-
-    def json(self, method: str, path: str, body: bytes | dict[str, Any] | None = None) -> tuple[int, Any]:
-        """Status and document."""
-        response = self.send(method, path, body)
-        return response.status, json.loads(response.read())
-
-
-class Load:
-    """What the clients do until `seconds` are over, and what they measured."""
-
-    def __init__(self, server: Server, options: argparse.Namespace) -> None:
-        self._server, self._options = server, options
-        self._until = 0.0
-        self._lock = threading.Lock()
-        self.puts: list[float] = []
-        self.late: list[float] = []
-        self.firsts: list[float] = []
-        self.faults: list[str] = []
-        self.churned = self.refused = self.reads = 0
-        self.rss: list[int] = []
-        world = World(7, FRAMES, "plain")
-        self._frames = [as_jpeg(world.render(float(i), 256), 256) for i in range(FRAMES)]
-
-    def run(self) -> None:
-        """All at once, to the end."""
-        self._until = time.perf_counter() + self._options.seconds
-        works: list[Any] = [(self._session, (i,)) for i in range(self._options.sessions)]
-        works += [(self._read, ()), (self._churn, ())]
-        threads = [threading.Thread(target=self._guarded, args=work) for work in works]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-
-    def _guarded(self, work: Any, arguments: tuple[int, ...]) -> None:
-        try:
-            work(*arguments)
-        except Exception as error:
-            self.faults.append(f"{work.__name__}: {type(error).__name__}: {error}")
-
-    def _session(self, number: int) -> None:
-        client, step = Client(self._server), 1.0 / self._options.fps
-        status, opened = client.json("POST", "/v1/sessions", {"memory": self._options.session_memory})
-        if status != 201:
-            raise RuntimeError(opened)
-        path = f"/v1/sessions/{opened['id']}"
-        due = time.perf_counter() + number * step / self._options.sessions
-        ask_due, count = due + self._options.ask_every * (1 + number / 8) / 2, 0
-        while (now := time.perf_counter()) < self._until:
-            if now < due:
-                time.sleep(due - now)
-            began = time.perf_counter()
-            frame = self._frames[(count + 13 * number) % len(self._frames)]
-            status, said = client.json("PUT", f"{path}/frames?pts={count * step}", frame)
-            took, count = time.perf_counter() - began, count + 1
-            if status != 200:
-                raise RuntimeError(said)
-            with self._lock:
-                self.puts.append(took)
-                self.late.append(max(0.0, began - due))
-            due = max(due + step, began)
-            if time.perf_counter() >= ask_due:
-                ask_due += self._options.ask_every
-                self._ask(client, path)
-
-    def _ask(self, client: Client, path: str) -> None:
-        began = time.perf_counter()
-        response = client.send("POST", f"{path}/questions", {"question": QUESTION, "stream": True})
-        first = response.readline()
-        took = time.perf_counter() - began
-        if not first.startswith(b"data: {") or b"data: [DONE]" not in response.read():
-            raise RuntimeError(first)
-        with self._lock:
-            self.firsts.append(took)
-
-    def _read(self) -> None:
-        """The account, against the cap."""
-        client, process = Client(self._server), psutil.Process(self._server.process.pid)
-        while time.perf_counter() < self._until:
-            _, listed = client.json("GET", "/v1/sessions")
-            drawn, budget = listed["drawn_bytes"], listed["budget_bytes"]
-            if drawn > budget:
-                self.faults.append(f"{drawn} bytes drawn of {budget}")
-            for stats in listed["data"]:
-                if not stats["taken_bytes"] <= stats["cap_bytes"] <= stats["drawn_bytes"] + 4096:
-                    self.faults.append(f"session {stats['id']} took {stats['taken_bytes']}: {stats}")
-            self.reads += 1
-            self.rss.append(process.memory_info().rss)
-            time.sleep(READ_SECONDS)
-
-    def _churn(self) -> None:
-        """Sessions that come and go at the edge of the budget."""
-        client = Client(self._server)
-        while time.perf_counter() < self._until:
-            mine = []
-            while True:
-                status, said = client.json("POST", "/v1/sessions", {"memory": self._options.session_memory})
-                if status != 201:
-                    break
-                mine.append(said["id"])
-            if status != 507:
-                self.faults.append(f"expected 507, got {status}: {said}")
-            self.refused += 1
-            for name in mine:
-                client.json("DELETE", f"/v1/sessions/{name}")
-            self.churned += len(mine)
-            time.sleep(READ_SECONDS)
+def result_of(measured: Measured) -> dict[str, Any]:
+    """Counts, percentiles in milliseconds, and memory at PARTS moments."""
+    parts = np.array_split(np.array(measured.rss), min(PARTS, len(measured.rss)))
+    half = len(measured.rss) // 2
+    return {
+        "frames": measured.counts[0],
+        "questions": measured.counts[1],
+        "put": percentiles(measured.puts),
+        "socket": percentiles(measured.sockets),
+        "first_piece": percentiles(measured.firsts),
+        "answer": percentiles(measured.answers),
+        "late": percentiles(measured.late),
+        "accounts_read": len(measured.rss),
+        "sessions_that_came_and_went": measured.churned,
+        "refused_507": measured.refused,
+        "rss_over_time_bytes": [int(part.max()) for part in parts],
+        "rss_growth_second_half_bytes": max(measured.rss[half:]) - max(measured.rss[:half]) if half else None,
+    }
 
 
 def percentiles(seconds: list[float]) -> dict[str, float]:
     """In milliseconds."""
     if not seconds:
         return {}
-    return {f"p{q}_ms": round(1e3 * float(np.percentile(seconds, q)), 1) for q in (50, 99)}
+    return {f"p{q}_ms": round(1e3 * float(np.percentile(seconds, q)), 1) for q in (50, 99, 100)}
 
 
-def metrics_of(client: Client) -> dict[str, float]:
-    """Samples without labels."""
-    lines = client.send("GET", "/metrics").read().decode().splitlines()
-    return {
-        line.split()[0]: float(line.split()[1])
-        for line in lines
-        if not line.startswith("#") and "{" not in line
+def page(result: dict[str, Any], command: str) -> str:
+    """As docs/results has it."""
+    rows = {
+        "PUT of a frame, until it was taken in": result["put"],
+        "frame over a WebSocket, until it was taken in": result["socket"],
+        "question, to the first piece of its answer": result["first_piece"],
+        "question, to the end of its answer": result["answer"],
+        "how late a frame was sent": result["late"],
     }
+    table = "\n".join(
+        f"| {name} | " + " | ".join(f"{row[f'p{q}_ms']:,.0f} ms" for q in (50, 99, 100)) + " |"
+        for name, row in rows.items()
+    )
+    return _PAGE.format(
+        **{**result, "faults": "; ".join(result["faults"]) or "none"},
+        command=command,
+        table=table,
+        budget=format_bytes(int(result["budget_bytes"])),
+        rss=", ".join(f"{taken / (1 << 20):.1f}" for taken in result["rss_over_time_bytes"]),
+        growth=(result["rss_growth_second_half_bytes"] or 0) / (1 << 20),
+    )
 
 
-def main() -> int:
+def main(arguments: list[str]) -> int:
     """Run it, print the figures; 1 where something was not as it must be."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -216,52 +148,25 @@ def main() -> int:
     parser.add_argument("--ask-every", type=float, default=5.0, help="seconds between questions of a session")
     parser.add_argument("--memory", default="20MiB", help="the budget")
     parser.add_argument("--session-memory", default="2MiB")
+    parser.add_argument("--write", type=Path, help="the page of the result")
     parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    server = Server(options.memory)
-    try:
-        load = Load(server, options)
-        load.run()
-        shown = metrics_of(Client(server))
-    finally:
-        end_seconds = server.end()
-    prefix, counts = "mosaic_edge_", (len(load.puts), len(load.firsts))
-    told = (shown[f"{prefix}frames_total"], shown[f"{prefix}questions_total"])
-    if told != counts:
-        load.faults.append(f"the server counts {told} frames and questions, its clients {counts}")
-    budget, peak = shown[f"{prefix}budget_bytes"], shown[f"{prefix}budget_drawn_peak_bytes"]
-    if peak > budget:
-        load.faults.append(f"{peak} bytes were drawn of {budget}")
-    half = len(load.rss) // 2
-    result = {
-        "sessions": options.sessions,
-        "seconds": options.seconds,
-        "fps": options.fps,
-        "frames": counts[0],
-        "questions": counts[1],
-        "put": percentiles(load.puts),
-        "late": percentiles(load.late),
-        "first_token": percentiles(load.firsts),
-        "budget_bytes": budget,
-        "drawn_peak_bytes": peak,
-        "accounts_read": load.reads,
-        "sessions_that_came_and_went": load.churned,
-        "refused_507": load.refused,
-        "rss_growth_second_half_bytes": max(load.rss[half:]) - max(load.rss[:half]) if half else None,
-        "sigterm_seconds": round(end_seconds, 2),
-        "load_average": round(os.getloadavg()[0], 1),
-        "faults": load.faults,
-    }
+    result = run(options)
+    if options.write is not None:
+        command = f"python tools/bench/serve_load.py --seconds {options.seconds:g} --write {options.write}"
+        options.write.write_text(page(result, command), encoding="utf-8")
     if options.json:
         print(json.dumps(result, indent=1))
     else:
         for name, value in result.items():
-            shown_value = format_bytes(value) if name.endswith("_bytes") and value is not None else value
-            print(f"{name.replace('_', ' '):32} {shown_value}")
-    return 1 if load.faults else 0
+            shown = (
+                format_bytes(value) if name.endswith("_bytes") and isinstance(value, int | float) else value
+            )
+            print(f"{name.replace('_', ' '):32} {shown}")
+    return 1 if result["faults"] else 0
 
 
 if __name__ == "__main__":
     with suppress(KeyboardInterrupt):
-        sys.exit(main())
+        sys.exit(main(sys.argv[1:]))
