@@ -26,6 +26,9 @@ def serve(
     session_memory: Annotated[
         str | None, typer.Option(help="Of a session that names none. Default: an eighth of --memory.")
     ] = None,
+    session_disk: Annotated[
+        str | None, typer.Option(help="Quota of one that names none. Default: an eighth of --disk.")
+    ] = None,
     thumbnails: Annotated[str, typer.Option(help="Of a session's memory, for pictures of what it saw.")] = (
         "256KiB"
     ),
@@ -43,7 +46,7 @@ def serve(
     state_every: StateEvery = 5.0,
     json: Json = False,
 ) -> None:
-    """Serve sessions over HTTP until SIGTERM; --memory is the cap over all of them.
+    """Serve sessions over HTTP until SIGTERM; --memory and --disk are caps over all of them.
 
     With --state sessions that clients opened go on when the server is started anew.
 
@@ -62,8 +65,10 @@ def serve(
     token = new_token() if token_file is None else read_token(token_file)
     settings = ServeSettings(
         memory=session.memory,
-        session=session.keywords("memory"),
+        disk=session.disk,
+        session=session.keywords("memory", "disk"),
         session_memory=session_memory,
+        session_disk=session_disk,
         thumbnails=thumbnails,
         idle=idle,
         media=media,

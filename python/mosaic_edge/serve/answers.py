@@ -42,15 +42,23 @@ class Answer:
             pass
         return event
 
-    def make(self, session: Session, question: str, first: Callable[[], None], **asking: object) -> bool:
-        """Ask, in the session's thread; first() is called at the first piece. Whether it was answered: not
-        where the client left, or the session ended."""
+    def make(
+        self,
+        session: Session,
+        question: str,
+        first: Callable[[], None],
+        moved: Callable[[], None],
+        **asking: object,
+    ) -> bool:
+        """Ask, in the session's thread; first() is called at the first piece, moved() at each. Whether it was
+        answered: not where the client left, or the session ended."""
         try:
             if self._is_over():
                 return False
             stream = session.ask(question, stream=True, **asking)  # type: ignore[call-overload]
             try:
                 for number, piece in enumerate(stream):
+                    moved()
                     if number == 0:
                         first()
                     if piece:

@@ -89,6 +89,8 @@ def routes(sessions: Sessions) -> APIRouter:
             "data": [served.stats() for served in sessions.all()],
             "budget_bytes": budget.cap_bytes,
             "drawn_bytes": budget.drawn_bytes,
+            "disk_budget_bytes": sessions.disk.cap_bytes,
+            "drawn_disk_bytes": sessions.disk.drawn_bytes,
         }
 
     @router.get("/sources")

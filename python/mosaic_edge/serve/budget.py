@@ -1,9 +1,10 @@
-"""One cap over all sessions: what a session will take is drawn before it is opened, and given back when it
-is closed."""
+"""One cap over all sessions, of memory and of disk: what a session will take is drawn before it is opened,
+and given back when it is closed."""
 
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 
 from mosaic_edge.config import format_bytes
 
@@ -13,11 +14,13 @@ class BudgetSpentError(MemoryError):
 
     exit_code = 3
 
-    def __init__(self, who: str, need: int, have: int, knob: str) -> None:
-        self.who, self.need, self.have, self.knob = who, need, have, knob
+    def __init__(self, who: str, need: int, have: int, of: str) -> None:
+        """of: the budget, by the setting that a session has of it."""
+        self.who, self.need, self.have, self.of = who, need, have, of
+        self.knob = f"Lower {of}=, end a session (DELETE), or start the server with a larger --{of}."
         super().__init__(
-            f"{who} needs {format_bytes(need)} ({need} bytes); {format_bytes(have)} ({have} bytes) of the "
-            f"server's budget are left. {knob}"
+            f"{who} needs {format_bytes(need)} ({need} bytes) of {of}; {format_bytes(have)} ({have} bytes) "
+            f"of the server's budget are left. {self.knob}"
         )
 
 
@@ -36,11 +39,25 @@ class Share:
                 self._budget.drawn_bytes -= self.drawn_bytes
 
 
+@dataclass(frozen=True)
+class Shares:
+    """What a session drew."""
+
+    memory: Share
+    disk: Share
+
+    def give_back(self) -> None:
+        """Both."""
+        self.memory.give_back()
+        self.disk.give_back()
+
+
 class Budget:
     """`cap_bytes` that shares are drawn from, by any thread; their sum is never above it."""
 
-    def __init__(self, cap_bytes: int) -> None:
-        self.cap_bytes = cap_bytes
+    def __init__(self, cap_bytes: int, of: str = "memory") -> None:
+        """of: what they are of, "memory" or "disk"."""
+        self.cap_bytes, self.of = cap_bytes, of
         self.drawn_bytes = self.peak_bytes = 0
         self.lock = threading.Lock()
 
@@ -49,8 +66,7 @@ class Budget:
         with self.lock:
             have = self.cap_bytes - self.drawn_bytes
             if need > have:
-                knob = "Lower memory=, end a session (DELETE), or start the server with a larger --memory."
-                raise BudgetSpentError(who, need, have, knob)
+                raise BudgetSpentError(who, need, have, self.of)
             self.drawn_bytes += need
             self.peak_bytes = max(self.peak_bytes, self.drawn_bytes)
         return Share(self, need)

@@ -57,7 +57,7 @@ def refusal(error: BaseException) -> RefusedError:
         return error
     if isinstance(error, BudgetSpentError):
         fields = {"who": error.who, "need": error.need, "have": error.have, "knob": error.knob}
-        return RefusedError(507, str(error), "budget_spent", "memory", **fields)
+        return RefusedError(507, str(error), "budget_spent", error.of, **fields)
     if isinstance(error, ValidationError):
         found = error.errors(include_url=False, include_context=False, include_input=False)
         worst = max(

@@ -54,6 +54,10 @@ class _Account:
         yield _gauge("budget_bytes", "What all sessions may take together", budget.cap_bytes)
         yield _gauge("budget_drawn_bytes", "What open sessions drew of the budget", budget.drawn_bytes)
         yield _gauge("budget_drawn_peak_bytes", "The most that was ever drawn", budget.peak_bytes)
+        disk = self._sessions.disk
+        yield _gauge("disk_budget_bytes", "What all spill files may take together", disk.cap_bytes)
+        yield _gauge("disk_drawn_bytes", "What open sessions drew of the disk budget", disk.drawn_bytes)
+        yield _gauge("disk_drawn_peak_bytes", "The most that was ever drawn of it", disk.peak_bytes)
         ended = CounterMetricFamily(f"{_PREFIX}sessions_ended", "Sessions that ended", labels=["why"])
         for why, count in self._sessions.ended.items():
             ended.add_metric([why], count)

@@ -1,4 +1,4 @@
-"""One session of the server: its thread, its source, its share of the budget, and what is said of it.
+"""One session of the server: its thread, its source, its shares of the budgets, and what is said of it.
 
 All calls into the engine are made in the session's thread or in its source's, which take turns; what others
 want to know of it they read from `account`, which is made anew after each, and never wait for the model.
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from mosaic_edge.errors import MemoryCapError
 from mosaic_edge.serve.answers import Answer, StoppedError
-from mosaic_edge.serve.budget import Share
+from mosaic_edge.serve.budget import Shares
 from mosaic_edge.serve.feed import Feed
 from mosaic_edge.serve.history import History
 from mosaic_edge.serve.state import StateFolder
@@ -57,19 +57,18 @@ class ServedSession:
         self,
         name: str,
         session: Session,
-        share: Share,
+        shares: Shares,
         lanes: int,
         thumbnails: Thumbnails,
         first_token: Callable[[float], None],
         state: StateFolder | None = None,
     ) -> None:
         """state: where it is saved; a session that was restored goes on as its note says."""
-        self.name, self._session, self._share = name, session, share
+        self.name, self._session, self._shares = name, session, shares
         self._state = state
         self.thumbnails = thumbnails
         self._lanes = lanes
         self.created = time.time()
-        self.drawn_bytes = share.drawn_bytes
         self.account: dict[str, Any] = session.memory()
         self.history = History()
         self.history.note(self.account)
@@ -115,6 +114,11 @@ class ServedSession:
         """Whether nothing is being done in it."""
         return not self._worker.waiting and not (self._feed and self._feed.running)
 
+    @property
+    def still(self) -> float:
+        """Seconds that a step of the model, or a saving, has taken so far."""
+        return self._turns.still
+
     async def take(self, decode: Callable[[], Image], pts: float | None) -> dict[str, Any]:
         """Take in the frame that decode() gives, in its turn; what became of it. pts None: it is seen now."""
         self.touched = time.monotonic()
@@ -146,7 +150,7 @@ class ServedSession:
 
         def make() -> None:
             with self._turns:
-                answered = answer.make(self._session, question, first, **asking)
+                answered = answer.make(self._session, question, first, self._turns.move, **asking)
                 self._note(questions=int(answered))
 
         self._worker.submit(make)
@@ -162,7 +166,7 @@ class ServedSession:
             return None
 
     async def close(self) -> None:
-        """End its source, its answers and its thread, and give its share back."""
+        """End its source, its answers and its thread, and give its shares back."""
         await asyncio.wrap_future(self.end())
 
     def end(self, *, keep: bool = False) -> Future[None]:
@@ -188,7 +192,8 @@ class ServedSession:
             "policy": self._session.config.policy,
             "cap_bytes": account["cap_bytes"],
             "taken_bytes": account["taken_bytes"],
-            "drawn_bytes": self.drawn_bytes,
+            "drawn_bytes": self._shares.memory.drawn_bytes,
+            "drawn_disk_bytes": self._shares.disk.drawn_bytes,
             "tiers": account["tiers"],
             "parts": dict(account["parts"]),
             "tokens": account["tokens"],
@@ -257,4 +262,4 @@ class ServedSession:
                 self._save() if keep else self._state.forget(self.name)
             self._session.close()
         finally:
-            self._share.give_back()
+            self._shares.give_back()

@@ -1,4 +1,4 @@
-"""The server's process: a socket that listens before it is told of, and an end within two seconds."""
+"""The server's process: a socket that listens before it is told of, and an end within a second."""
 
 from __future__ import annotations
 
@@ -8,22 +8,24 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
 from mosaic_edge.serve.requests import FRAME_BYTES
 from mosaic_edge.serve.sessions import Sessions
+from mosaic_edge.serve.watchdog import Watchdog
 
 MOST_CONNECTIONS = 512
-END_SECONDS = 1.7
-"""From SIGTERM to the end, whatever clients and the model do; connections have the first second of it."""
-
+END_SECONDS = 0.9
+"""From SIGTERM to the end, whatever clients and the model do; connections have the first part of it."""
+CONNECTIONS_SECONDS: Any = 0.4  # uvicorn says int, and waits for a part of a second as well
 SAVE_SECONDS = 30.0
-"""The same where sessions are saved at the end."""
+"""From SIGTERM to the end where sessions are saved then; a second signal cuts it short."""
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +41,8 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def run(app: FastAPI, sessions: Sessions, listener: socket.socket) -> None:
-    """Serve until SIGTERM or SIGINT; both are a good end. In the main thread."""
+    """Serve until SIGTERM or SIGINT; both are a good end. In the main thread. systemd is told that it is up
+    and, while connections and models get further, that it lives."""
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -48,16 +51,17 @@ def run(app: FastAPI, sessions: Sessions, listener: socket.socket) -> None:
         ws_max_size=FRAME_BYTES,
         ws_max_queue=2,
         limit_concurrency=MOST_CONNECTIONS,
-        timeout_graceful_shutdown=1,
+        timeout_graceful_shutdown=CONNECTIONS_SECONDS,
     )
-    before = {number: signal.signal(number, _ignore) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:  # uvicorn raises the signal once more when it is through: for our handler, which ignores it
-        most = END_SECONDS if sessions.settings.state is None else SAVE_SECONDS
-        server = _Server(config, sessions.stop, most)
-        with _log_of(server):
-            server.run(sockets=[listener])
-        sessions.stop()
-        sessions.wait(most)
+    most = END_SECONDS if sessions.settings.state is None else SAVE_SECONDS
+    server = _Server(config, sessions, most)
+    before = {number: signal.signal(number, server.handle_exit) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        with Watchdog(server.stuck):
+            with _log_of(server):
+                server.run(sockets=[listener])
+            sessions.stop()
+            sessions.wait(most)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -66,21 +70,39 @@ def run(app: FastAPI, sessions: Sessions, listener: socket.socket) -> None:
 class _Server(uvicorn.Server):
     """Ends answers, sources and connections at once, and the process where a step of the model is long."""
 
-    def __init__(self, config: uvicorn.Config, stop: Callable[[], None], end_seconds: float) -> None:
+    def __init__(self, config: uvicorn.Config, sessions: Sessions, end_seconds: float) -> None:
         super().__init__(config)
-        self._stop, self._end_seconds = stop, end_seconds
+        self._sessions, self._end_seconds = sessions, end_seconds
+        self._ticked = time.monotonic()
+
+    async def on_tick(self, counter: int) -> bool:
+        """The event loop got here, ten times a second."""
+        self._ticked = time.monotonic()
+        return await super().on_tick(counter)
+
+    def stuck(self, seconds: float) -> str | None:
+        """What stands still for that long, if anything does; the end has a bound of its own."""
+        if self.should_exit:
+            return None
+        waited = time.monotonic() - self._ticked
+        return f"no request for {waited:.0f} s" if waited > seconds else self._sessions.stuck(seconds)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A signal came."""
-        if not self.should_exit:
-            threading.Thread(target=self._end, daemon=True).start()
-        super().handle_exit(sig, frame)
+        """A signal came. uvicorn raises those that it notes once more when it is through: it notes none."""
+        if self.should_exit:
+            self._cut_off("told to end again: what was being saved is as it was before")
+        self.should_exit = True
+        threading.Thread(target=self._end, daemon=True).start()
 
     def _end(self) -> None:
         due = time.monotonic() + self._end_seconds
-        self._stop()
+        self._sessions.stop()
         time.sleep(max(0.0, due - time.monotonic()))
-        _log.warning("a step of the model was cut off")
+        self._cut_off("a step of the model was cut off")
+
+    @staticmethod
+    def _cut_off(why: str) -> None:
+        _log.warning(why)
         os._exit(0)  # what is on disk has no name, and a saved session is whole or the one before
 
 
@@ -101,7 +123,3 @@ def _log_of(server: uvicorn.Server) -> Iterator[None]:
     finally:
         log.removeHandler(lines)
         log.propagate = True
-
-
-def _ignore(number: int, frame: FrameType | None) -> None:
-    pass

@@ -15,7 +15,7 @@ from typing import Any
 from mosaic_edge.config import parse_bytes
 from mosaic_edge.engine import Engine
 from mosaic_edge.question import seconds
-from mosaic_edge.serve.budget import Budget, Share
+from mosaic_edge.serve.budget import Budget, Shares
 from mosaic_edge.serve.media import Media
 from mosaic_edge.serve.served import Counts, ServedSession
 from mosaic_edge.serve.state import StateFolder
@@ -31,9 +31,9 @@ DEFAULT_SHARE = 8
 FROM_CLIENTS = (
     "policy", "policy_settings", "exact", "window_codec", "packed", "window_frames", "branch_tokens",
     "retrieve_tokens", "clusters", "scenes", "max_cluster_tokens", "exact_share", "index_share", "positions",
-    "skip_alike", "summaries", "refresh_every", "overflow",
+    "skip_alike", "summaries", "refresh_every", "overflow", "disk",
 )  # fmt: skip
-"""Fields of SessionConfig that clients may set: none names a file, a disk, a device or threads."""
+"""Fields of SessionConfig that clients may set: none names a file, a folder, a device or threads."""
 
 
 class UnknownSessionError(LookupError):
@@ -47,9 +47,13 @@ class ServeSettings:
     memory: int | str
     """The budget: all sessions together, their thumbnails included."""
     session: dict[str, Any] = field(default_factory=dict)
-    """Fields of SessionConfig, but for memory: what a session has that its client does not set."""
+    """Fields of SessionConfig, but for memory and disk: what a session has that its client does not set."""
     session_memory: int | str | None = None
     """Of a session whose client names none, thumbnails included; None: an eighth of the budget."""
+    disk: int | str | None = None
+    """The budget of spill files: all sessions together; None: no session has one."""
+    session_disk: int | str | None = None
+    """Quota of a session whose client names none; None: an eighth of the budget."""
     thumbnails: int | str = "256KiB"
     """Of every session's memory, for its pictures; none where that is more than a quarter of it."""
     idle: float | None = None
@@ -75,6 +79,7 @@ class Sessions:
         """ValueError or MemoryCapError where a session as the settings have it cannot be."""
         self.engine, self.settings = engine, settings
         self.budget = Budget(parse_bytes(settings.memory))
+        self.disk = Budget(0 if settings.disk is None else parse_bytes(settings.disk, "disk"), "disk")
         self.media = Media(settings.media, settings.sources, settings.hosts)
         self.first_token = first_token
         self.ended = {"deleted": 0, "idle": 0, "request": 0}
@@ -88,6 +93,8 @@ class Sessions:
         self._stopped = threading.Event()
         default = settings.session_memory or self.budget.cap_bytes // DEFAULT_SHARE
         self._default_bytes = parse_bytes(default, "session_memory")
+        disk = settings.session_disk or self.disk.cap_bytes // DEFAULT_SHARE
+        self._default_disk = parse_bytes(disk, "session_disk") if disk else None
         self._quota = parse_bytes(settings.thumbnails, "thumbnails")
         if settings.idle is not None and not seconds(settings.idle, "idle") > 0:
             raise ValueError(f"idle={settings.idle:g}: expected more than zero seconds")
@@ -114,14 +121,14 @@ class Sessions:
                 raise BusyError(f"the server has {len(self._open)} sessions and opens no more")
             self._opening += 1
         try:
-            share = self.budget.draw("session", int(plan["total_bytes"]) + quota)
+            shares = self._draw(plan, quota, fields["disk"])
             try:
                 session = self.engine.session(**fields)
                 # A request's own session ends with it: nobody would know it again.
                 state = self.settings.state if keep else None
-                return self._enter(name, session, share, plan, quota, state)
+                return self._enter(name, session, shares, plan, quota, state)
             except BaseException:
-                share.give_back()
+                shares.give_back()
                 raise
         finally:
             with self._lock:
@@ -131,13 +138,13 @@ class Sessions:
         self,
         name: str,
         session: Session,
-        share: Share,
+        shares: Shares,
         plan: dict[str, Any],
         quota: int,
         state: StateFolder | None,
     ) -> ServedSession:
         thumbnails = Thumbnails(quota)
-        served = ServedSession(name, session, share, plan["lanes"], thumbnails, self.first_token, state)
+        served = ServedSession(name, session, shares, plan["lanes"], thumbnails, self.first_token, state)
         with self._lock:
             self._open[name] = served
         return served
@@ -152,12 +159,12 @@ class Sessions:
             plan = self.engine.plan(config)
             memory = parse_bytes(config.memory)
             quota = self._quota if self._quota <= (memory + self._quota) // 4 else 0
-            share = self.budget.draw("session", int(plan["total_bytes"]) + quota)
+            shares = self._draw(plan, quota, config.disk)
             try:
                 session = Session(self.engine.model, config, saved)
-                self._enter(name, session, share, plan, quota, self.settings.state)
+                self._enter(name, session, shares, plan, quota, self.settings.state)
             except BaseException:
-                share.give_back()
+                shares.give_back()
                 raise
 
     def _save_always(self) -> None:
@@ -200,6 +207,13 @@ class Sessions:
         names = [served.name for served in self.all() if served.is_idle and served.touched < due]
         return [self._end(name, "idle") for name in names]
 
+    def stuck(self, seconds: float) -> str | None:
+        """Which session got no further for that long, if there is one."""
+        for served in self.all():
+            if served.still > seconds:
+                return f"a step in session {served.name} takes over {served.still:.0f} s"
+        return None
+
     def stop(self) -> None:
         """Open no more and end all, without waiting; what is kept is saved."""
         self._stopping = True
@@ -231,5 +245,16 @@ class Sessions:
     def _plan(self, whole: int, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], int]:
         """Fields of SessionConfig, what they would take, and the bytes of thumbnails beside that."""
         quota = self._quota if self._quota <= whole // 4 else 0
-        fields = {**self.settings.session, **settings, "memory": whole - quota}
+        fields = {"disk": self._default_disk, **self.settings.session, **settings, "memory": whole - quota}
         return fields, self.engine.plan(**fields), quota
+
+    def _draw(self, plan: dict[str, Any], quota: int, disk: int | str | None) -> Shares:
+        """What the plan takes, to the byte, with thumbnails; of disk the quota, where it has a spill file."""
+        spills = any(tier["medium"] == "disk" for tier in plan["tiers"])
+        memory = self.budget.draw("session", int(plan["total_bytes"]) + quota)
+        try:
+            need = parse_bytes(disk, "disk") if spills and disk is not None else 0
+            return Shares(memory, self.disk.draw("session", need))
+        except BaseException:
+            memory.give_back()
+            raise

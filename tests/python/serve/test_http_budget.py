@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from http_service import QUESTION, GatedVlm, serving, until
+from http_service import PATIENCE, QUESTION, GatedVlm, serving, until
 from mosaic_edge.engine import Engine
 from mosaic_edge.errors import MemoryCapError
 from mosaic_edge.serve.budget import Budget, BudgetSpentError
@@ -78,6 +78,9 @@ def test_an_idle_session_is_ended_and_counted_and_a_busy_one_is_not() -> None:
         thread.start()
         until(lambda: service.client.call("GET", idle)[0] == 404)
         assert service.client.good("GET", asked)["waiting"] == 1, "longer than its time, but not idle"
+        name = asked.rpartition("/")[2]
+        until(lambda: f"in session {name} takes over" in str(service.sessions.stuck(0.01)))
+        assert service.sessions.stuck(2 * PATIENCE) is None, "which systemd's watchdog may wait for"
         model.gate.set()
         thread.join()
         assert said[0]
@@ -139,3 +142,41 @@ def test_a_budget_is_never_overdrawn_and_a_share_is_given_back_once() -> None:
     assert (budget.drawn_bytes, budget.peak_bytes) == (3, 10)
     second.give_back()
     assert budget.drawn_bytes == 0
+
+
+def test_spill_files_draw_from_one_disk_budget_and_a_session_beyond_it_is_refused_by_name() -> None:
+    with serving(memory="16MiB", disk="3MiB", session_disk="1MiB") as service:
+        client = service.client
+
+        def drawn() -> tuple[int, int]:
+            listed = client.good("GET", "/v1/sessions")
+            assert listed["drawn_disk_bytes"] == sum(one["drawn_disk_bytes"] for one in listed["data"])
+            return listed["drawn_bytes"], listed["drawn_disk_bytes"]
+
+        first = client.session(policy="mosaic", memory="1MiB")
+        assert client.good("GET", first)["tiers"][-1]["medium"] == "disk"
+        assert drawn()[1] == 1 << 20, "what --session-disk gives who names none"
+        second = client.session(policy="edge", memory="1MiB", disk="2MiB")
+        before = drawn()
+        assert before[1] == 3 << 20
+        error = client.refused(507, "POST", "/v1/sessions", {"policy": "mosaic", "disk": "512KiB"})
+        assert (error["code"], error["param"]) == ("budget_spent", "disk")
+        assert (error["need"], error["have"]) == (512 << 10, 0) and "--disk" in error["knob"]
+        assert drawn() == before, "a refusal draws nothing, of memory either"
+        assert client.refused(400, "POST", "/v1/sessions", {"disk": "much"})["message"].startswith("disk=")
+        assert client.refused(400, "POST", "/v1/sessions", {"spill_dir": "/"})["code"] == "invalid_value"
+        for without in ({"policy": "window"}, {"policy": "mosaic", "disk": None}):
+            assert client.good("GET", client.session(**without))["drawn_disk_bytes"] == 0
+        shown = client.metrics()
+        assert shown["mosaic_edge_disk_budget_bytes"] == shown["mosaic_edge_disk_drawn_bytes"] == 3 << 20
+        client.good("DELETE", second)
+        client.good("DELETE", first)
+        assert drawn()[1] == 0
+        client.session(policy="mosaic", disk="3MiB", memory="1MiB")
+
+
+def test_a_server_without_a_disk_gives_none_and_says_which_option_does() -> None:
+    with serving() as service:
+        assert service.client.good("GET", service.client.session(policy="mosaic"))["drawn_disk_bytes"] == 0
+        error = service.client.refused(507, "POST", "/v1/sessions", {"policy": "mosaic", "disk": "1MiB"})
+        assert error["have"] == 0 and "larger --disk" in error["knob"]

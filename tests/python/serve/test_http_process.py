@@ -10,15 +10,18 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from websockets.sync.client import connect
 
 import http_service
-from http_service import PATIENCE, QUESTION, Client, jpeg, until
+from http_service import PATIENCE, QUESTION, Client, jpeg, serving, until
 from mosaic_edge import cli
+from mosaic_edge.serve.server import END_SECONDS
+from mosaic_edge.serve.state import StateFolder
 from serve_process import PACKAGE, process
 
 
@@ -49,18 +52,22 @@ def test_a_signal_ends_it_well_whatever_clients_do(number: signal.Signals) -> No
             left.close()
         assert running.stderr is not None
         assert (code, running.stderr.read()) == (0, "")
-        assert took < 20, "two seconds where nothing else runs"
+        assert took < 20, "a second where nothing else runs"
 
 
 LONG = """
+import sys
+from pathlib import Path
 from http_service import GatedVlm, TOKEN
 from mosaic_edge.engine import Engine
 from mosaic_edge.serve.app import make_app
 from mosaic_edge.serve.metrics import Metrics
 from mosaic_edge.serve.server import listen, run
 from mosaic_edge.serve.sessions import ServeSettings, Sessions
+from mosaic_edge.serve.state import StateFolder
 model = GatedVlm()
-sessions = Sessions(Engine(model), ServeSettings("8MiB", {"policy": "window"}))
+state = StateFolder(Path(sys.argv[1]), 3600) if sys.argv[1:] else None
+sessions = Sessions(Engine(model), ServeSettings("8MiB", {"policy": "window"}, state=state))
 model.gate.clear()
 with listen("127.0.0.1", 0) as listener:
     print(listener.getsockname()[1], flush=True)
@@ -69,25 +76,69 @@ with listen("127.0.0.1", 0) as listener:
 """A server whose model takes minutes for a step."""
 
 
-def test_a_step_of_the_model_that_is_long_is_cut_off() -> None:
+@contextmanager
+def long_steps(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], Client]]:
     material = Path(http_service.__file__).parent
     environment = {**os.environ, "PYTHONPATH": f"{PACKAGE}:{material}", "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, "-c", LONG]
+    words = [sys.executable, "-c", LONG, *arguments]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as running:
         try:
             assert running.stdout is not None
-            client = Client(int(running.stdout.readline()))
-            path = client.session()
-            stuck = threading.Thread(target=ended, args=(client, f"{path}/questions"))
-            stuck.start()
-            until(lambda: client.good("GET", path)["waiting"])
-            sent = time.monotonic()
-            running.terminate()
-            assert running.wait(PATIENCE) == 0
-            assert time.monotonic() - sent < 20, "two seconds where nothing else runs"
-            stuck.join()
+            yield running, Client(int(running.stdout.readline()))
         finally:
             running.kill()
+
+
+@contextmanager
+def asked(client: Client, path: str) -> Iterator[None]:
+    """While a question is in its first step."""
+    stuck = threading.Thread(target=ended, args=(client, f"{path}/questions"))
+    stuck.start()
+    until(lambda: client.good("GET", path)["waiting"])
+    yield
+    stuck.join()
+
+
+def test_a_step_of_the_model_that_is_long_is_cut_off() -> None:
+    with long_steps() as (running, client), asked(client, client.session()):
+        sent = time.monotonic()
+        running.terminate()
+        assert running.wait(PATIENCE) == 0
+        assert time.monotonic() - sent < 20, "a second where nothing else runs"
+
+
+def test_a_second_signal_ends_what_saves_at_once_and_leaves_what_was_saved_before(tmp_path: Path) -> None:
+    with serving(state=StateFolder(tmp_path, 3600)) as before:
+        path = before.client.session()
+        before.client.put(path, 0, 0.0)
+    (file,) = tmp_path.iterdir()
+    saved = file.read_bytes()
+    with long_steps(str(tmp_path)) as (running, client), asked(client, path):
+        running.terminate()
+        time.sleep(2 * END_SECONDS)
+        assert running.poll() is None, "it waits for the step, to save what was seen"
+        running.terminate()
+        assert running.wait(PATIENCE) == 0
+    assert list(tmp_path.iterdir()) == [file] and file.read_bytes() == saved
+
+
+def test_systemd_is_told_that_it_is_up_that_it_lives_and_that_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(PATIENCE)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        monkeypatch.setenv("WATCHDOG_USEC", "3000000")
+        with process() as (running, client, _):
+            assert systemd.recv(99) == b"READY=1"
+            assert client.good("GET", "/healthz") == {"status": "ok"}
+            while (said := systemd.recv(99)) != b"WATCHDOG=1":
+                assert said.startswith(b"STATUS=")
+            running.terminate()
+            assert running.wait(PATIENCE) == 0
+            while (said := systemd.recv(99)) != b"STOPPING=1":
+                assert said == b"WATCHDOG=1" or said.startswith(b"STATUS=")
 
 
 def ended(client: Client, path: str) -> None:

@@ -8,6 +8,7 @@ import threading
 import numpy as np
 import pytest
 
+import mosaic_edge.serve.turns as turns_module
 from http_service import until
 from mosaic_edge.pictures import as_rgb
 from mosaic_edge.serve.history import MOST, History
@@ -37,6 +38,20 @@ def test_turns_are_taken_in_the_order_they_were_asked_for() -> None:
         raise ZeroDivisionError
     take(13)
     assert order[-1] == 13, "a turn that failed is over"
+
+
+def test_a_turn_knows_for_how_long_it_got_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(turns_module.time, "monotonic", lambda: now[0])
+    turns = Turns()
+    assert turns.still == 0.0, "nobody has it"
+    with turns:
+        now[0] = 130.0
+        assert turns.still == 30.0
+        turns.move()
+        assert turns.still == 0.0
+    now[0] = 200.0
+    assert turns.still == 0.0
 
 
 @pytest.mark.parametrize("quota", [0, 3000, 60_000])

@@ -147,6 +147,23 @@ def test_what_no_longer_fits_the_budget_is_kept_aside(tmp_path: Path) -> None:
     assert [p.name.partition(".")[2] for p in tmp_path.iterdir()] == ["session.refused-1"]
 
 
+def test_a_session_with_a_spill_file_draws_its_quota_again_and_is_kept_aside_where_there_is_none(
+    tmp_path: Path,
+) -> None:
+    said = list[str]()
+    folder = StateFolder(tmp_path, 3600, said.append)
+    with serving(state=folder, disk="2MiB") as first:
+        kept = first.client.session(policy="mosaic", memory="1MiB", disk="2MiB")
+        first.client.put(kept, 0, 0.0)
+    with serving(state=folder, disk="4MiB") as again:
+        assert (
+            again.client.good("GET", kept)["drawn_disk_bytes"] == again.sessions.disk.drawn_bytes == 2 << 20
+        )
+    with serving(state=folder) as without:
+        assert without.sessions.all() == [] and without.sessions.budget.drawn_bytes == 0
+    assert "of disk; 0 B (0 bytes) of the server's budget are left" in said[-1]
+
+
 def test_the_server_saves_every_so_often_what_it_may_lose_to_a_power_cut(tmp_path: Path) -> None:
     with serving(state=StateFolder(tmp_path, 0.01)) as one:
         path = one.client.session()
