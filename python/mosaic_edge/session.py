@@ -51,6 +51,8 @@ class Session:
         self._turn = threading.Lock()
         self._turn_of: int | None = None
         self._streaming = False
+        self.ending = False
+        """While it is set an answer ends after the token in hand, with ValueError: a service is to end."""
         prefix = self._prefix = model.tokenize(self._spec.prefix) if self._spec.prefix else []
         self.note = None if saved is None else saved.note
         self._trace = Trace(config.trace)
@@ -425,6 +427,8 @@ class Session:
                 limit = min(sampling.max_tokens, self._branch_tokens - len(ids))
                 finish: Literal["end", "length"] = "length"
                 while len(answer) < limit:
+                    if self.ending:
+                        raise ValueError("the session ends: the answer was stopped")
                     token = sampler.next(logits)
                     if token in self._spec.eos_token_ids:
                         finish = "end"

@@ -26,6 +26,9 @@ from mosaic_edge.serve.watchdog import Watchdog
 from mosaic_edge.session import Session
 from mosaic_edge.sources import FrameSource, LiveSource, SourceError
 
+FRAME_SECONDS = 0.4
+"""What a frame in hand may still take when the stream is told to end."""
+
 
 @dataclass(frozen=True)
 class Streamed:
@@ -58,7 +61,9 @@ def stream_live(
     Session.ask for what the socket is asked. state: where the session is saved every so often, and at the
     end. A session that was restored goes on a frame time after its last. rate: says how many frames a second
     a live source gives. The source is closed at the end. Signals are handled where Python can do that, in
-    the main thread; there systemd's watchdog is told that the stream goes on, if it asks.
+    the main thread; there systemd's watchdog is told that the stream goes on, if it asks. An answer that is
+    being made ends after its token, and a frame that takes longer than FRAME_SECONDS is taken back; what
+    state= asks for is then saved, however long it takes, unless a second signal comes.
     A source that breaks off raises nothing here: `error` of the result says what was wrong.
     """
     if not seconds(every, "every") > 0:
@@ -69,8 +74,9 @@ def stream_live(
     with (
         closing(source),
         Account(session, None if account is None else Path(account), every) as book,
+        _goes_on(session),
         answering(session, None if socket is None else Path(socket), asking),
-        _Stop() as stop,
+        _Stop(session) as stop,
         _watched(stop, source) if stop.handles else nullcontext(),
     ):
         try:
@@ -92,7 +98,7 @@ def stream_live(
             error = str(broken)
         finally:
             if state is not None:
-                with stop.later():
+                with stop.later(whole=True):
                     state.save()
     if isinstance(source, LiveSource):
         live = source.stats()
@@ -105,31 +111,50 @@ def _watched(stop: _Stop, source: FrameSource) -> Watchdog:
     return Watchdog(lambda seconds: stop.stuck(seconds) or (live.stuck(seconds) if live else None))
 
 
-class _Stop:
-    """SIGTERM and SIGINT end the body: at once while it waits for the camera, else after the frame."""
+@contextmanager
+def _goes_on(session: Session) -> Iterator[None]:
+    """Whatever the body told it: the session is the caller's afterwards."""
+    try:
+        yield
+    finally:
+        session.ending = False
 
-    def __init__(self) -> None:
-        self._busy = self._wanted = False
+
+class _Stop:
+    """SIGTERM and SIGINT end the body: at once while it waits for the camera, else after the frame, or when
+    that takes too long; a second one at once, whatever is being done."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._busy = self._wanted = self._whole = False
         self._began = 0.0
         self.handles = threading.current_thread() is threading.main_thread()
         self.took = 0.0
         """Seconds of the last frame."""
 
     def __enter__(self) -> _Stop:
-        numbers = (signal.SIGTERM, signal.SIGINT) if self.handles else ()
-        self._before = {number: signal.signal(number, self._ask) for number in numbers}
+        if self.handles:
+            handlers = {signal.SIGTERM: self._ask, signal.SIGINT: self._ask, signal.SIGALRM: self._cut}
+            self._before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> bool:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        if self.handles:
+            if self._wanted:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
         return kind is KeyboardInterrupt
 
     @contextmanager
-    def later(self) -> Iterator[None]:
+    def later(self, whole: bool = False) -> Iterator[None]:
+        """The body is not interrupted by a first signal. whole: however long it takes."""
+        self._whole = whole
         self._began, self._busy = time.monotonic(), True
-        yield
-        self._busy, self.took = False, time.monotonic() - self._began
+        try:
+            yield
+        finally:
+            self._busy, self.took = False, time.monotonic() - self._began
         if self._wanted:
             raise KeyboardInterrupt
 
@@ -139,6 +164,12 @@ class _Stop:
         return f"a frame takes over {took:.0f} s" if self._busy and took > seconds else None
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        self._wanted = True
-        if not self._busy:
+        again, self._wanted = self._wanted, True
+        self._session.ending = True
+        if again or not self._busy:
+            raise KeyboardInterrupt
+        signal.setitimer(signal.ITIMER_REAL, FRAME_SECONDS)
+
+    def _cut(self, number: int, frame: FrameType | None) -> None:
+        if self._busy and not self._whole:
             raise KeyboardInterrupt

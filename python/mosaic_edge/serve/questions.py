@@ -26,7 +26,7 @@ QUESTION_BYTES = 4096
 LINE_SECONDS = 10.0
 """From a connection, or its last answer, to the end of its next line; and for an answer to be fetched."""
 MOST_CLIENTS = 128
-END_SECONDS = 0.5
+END_SECONDS = 0.3
 """What the end of a stream waits for an answer that is being made."""
 
 

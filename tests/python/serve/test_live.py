@@ -9,13 +9,20 @@ import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from http_service import PATIENCE, GatedVlm, until
 from mosaic_edge import SamplingParams, SourceError, stream_live
 from mosaic_edge.engine import Engine, Session
+from mosaic_edge.sampling import Sampler
+from mosaic_edge.serve.state import SavedStream, StateFolder
+from mosaic_edge.snapshot_file import replaced
 from mosaic_edge.sources import Frame
 from numpy_vlm import NumpyVlm, picture
 
@@ -97,6 +104,92 @@ def test_a_signal_ends_the_stream_and_leaves_the_handlers_as_they_were(
     assert (ended.frames, ended.error, robot.closed) == (5, None, 1)
     assert signal.getsignal(number) is before
     session.check_invariants()
+
+
+def when(holds: Callable[[], object], *numbers: signal.Signals) -> threading.Thread:
+    """Send this process the signals, one after the other, each as soon as holds() is true."""
+
+    def send() -> None:
+        for number in numbers:
+            until(holds)
+            os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    return thread
+
+
+def test_a_frame_that_takes_too_long_when_a_signal_comes_is_taken_back_and_the_others_are_saved(
+    tmp_path: Path,
+) -> None:
+    model, folder = GatedVlm(), StateFolder(tmp_path, 3600)
+    with Engine(model).session(memory="1MiB", policy="window", kernel_threads=1) as session:
+        runs: list[int] = []
+        robot = Robot(1000, {5: lambda: (runs.append(model.runs), model.gate.clear())})
+        sending = when(lambda: runs and model.runs > runs[0], signal.SIGTERM)
+        ended = stream_live(session, robot, state=SavedStream(folder, "live", session))
+        sending.join()
+        assert (ended.frames, ended.error, robot.closed) == (5, None, 1)
+        assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+        model.gate.set()
+        session.check_invariants()
+        session.append(picture(9))
+        assert session.ask(QUESTION).text
+    with Engine(model).restore(folder.file("live")) as again:
+        assert again.memory()["frames"] == 5
+
+
+def unheard(place: Path) -> None:
+    with suppress(OSError, ValueError):  # the stream ends before its answer
+        ask(place, QUESTION)
+
+
+def test_an_answer_that_is_being_made_when_a_signal_comes_ends_after_its_token(session: Session) -> None:
+    place = Path(tempfile.gettempdir()) / f"mosaic-ends-{os.getpid()}.sock"
+    asking = threading.Thread(target=unheard, args=(place,))
+    drawn = [0]
+
+    class Told(Sampler):
+        """The signal comes with its third token."""
+
+        def next(self, logits: Any) -> int:
+            drawn[0] += 1
+            if drawn[0] == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+                until(lambda: session.ending)
+            return 5
+
+    robot = Robot(1 << 30, {5: asking.start, 6: lambda: until(lambda: drawn[0])})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mosaic_edge.session.Sampler", Told)
+        ended = stream_live(session, robot, socket=place, asking={"sampling": SamplingParams(max_tokens=30)})
+    asking.join()
+    assert (drawn[0], ended.error) == (3, None)
+    assert session.ending is False
+    assert session.ask(QUESTION).text, "the session is the caller's, and goes on"
+
+
+def test_a_second_signal_ends_the_saving_and_leaves_what_was_saved_before(
+    session: Session, tmp_path: Path
+) -> None:
+    folder = StateFolder(tmp_path, 3600)
+    state = SavedStream(folder, "live", session)
+    state.save()
+    before, saving = folder.file("live").read_bytes(), threading.Event()
+
+    class Slow(SavedStream):
+        def save(self) -> None:
+            with replaced(folder.file("live")) as descriptor:
+                os.write(descriptor, b"half")
+                saving.set()
+                time.sleep(PATIENCE)
+
+    robot = Robot(1000, {5: lambda: os.kill(os.getpid(), signal.SIGTERM)})
+    sending = when(saving.is_set, signal.SIGTERM)
+    ended = stream_live(session, robot, state=Slow(folder, "live", session))
+    sending.join()
+    assert (ended.frames, ended.error) == (5, None)
+    assert list(tmp_path.iterdir()) == [folder.file("live")] and folder.file("live").read_bytes() == before
 
 
 def test_a_stream_may_run_in_a_thread_of_the_robots(session: Session) -> None:
