@@ -7,6 +7,7 @@ models    mutated files of a model directory, at the door and loaded (model_file
 states    mutated files of saved sessions, half of them with right checksums (state_files.py)
 kills     a service that is killed at random moments while it saves, and started anew (kills.py)
 sockets   mutated bytes of clients of `live`'s socket (socket_bytes.py)
+http      mutated, cut and stalled requests of clients of `serve`, WebSockets among them (http_requests.py)
 
 A case is all that one seed decides, in a child process of its own: `--seed N --cases 1` plays it again. With
 --state the next run goes on where the last one ended. Exits 1 when something was found.
@@ -27,6 +28,7 @@ KINDS = {
     "sessions": "session_calls",
     "models": "model_files",
     "sockets": "socket_bytes",
+    "http": "http_requests",
     "states": "state_files",
     "kills": "kills",
 }

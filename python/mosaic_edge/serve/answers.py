@@ -46,32 +46,29 @@ class Answer:
         self,
         session: Session,
         question: str,
-        first: Callable[[], None],
-        moved: Callable[[], None],
+        piece: Callable[[int], None],
+        done: Callable[[], None],
         **asking: object,
-    ) -> bool:
-        """Ask, in the session's thread; first() is called at the first piece, moved() at each. Whether it was
-        answered: not where the client left, or the session ended."""
+    ) -> None:
+        """Ask, in the session's thread. piece(number) is called at each; done() when it is answered to its
+        end, before the client hears of that: not where the client left, or the session ended."""
         try:
             if self._is_over():
-                return False
+                return
             stream = session.ask(question, stream=True, **asking)  # type: ignore[call-overload]
             try:
-                for number, piece in enumerate(stream):
-                    moved()
-                    if number == 0:
-                        first()
-                    if piece:
-                        self._put(piece)
+                for number, text in enumerate(stream):
+                    piece(number)
+                    if text:
+                        self._put(text)
                     if self._is_over():
-                        return False
+                        return
+                done()
                 self._put(stream.reply)
-                return True
             finally:
                 stream.close()
         except Exception as error:
             self.fail(error)
-            return False
 
     def stop(self) -> None:
         """Its session ends."""

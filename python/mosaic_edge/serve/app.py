@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
+import h11
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -16,7 +17,7 @@ from mosaic_edge.serve import api, frames_socket, openai, page
 from mosaic_edge.serve.auth import Auth
 from mosaic_edge.serve.errors import RefusedError, refusal
 from mosaic_edge.serve.metrics import CONTENT_TYPE, Metrics
-from mosaic_edge.serve.requests import Bodies
+from mosaic_edge.serve.requests import Bodies, until_gone
 from mosaic_edge.serve.sessions import Sessions
 
 _SWEEP_SECONDS = 5.0
@@ -53,6 +54,7 @@ def make_app(sessions: Sessions, metrics: Metrics, token: str) -> FastAPI:
     _tell_errors(app)
     app.add_middleware(_Told)
     app.add_middleware(Auth, token=token)
+    app.add_middleware(_Heard)
     return app
 
 
@@ -94,11 +96,39 @@ class _Told:
 
         try:
             await self._app(scope, receive, note)
+        except _UnheardError:
+            raise
         except Exception as error:
             refused = refusal(error)
             if scope["type"] == "http" and not begun:
                 headers = {"retry-after": "1"} if refused.status in (429, 503) else None
                 await JSONResponse(refused.document(), refused.status, headers)(scope, receive, send)
+
+
+class _Heard:
+    """ASGI middleware: an answer that cannot be sent has nobody to hear it. A client whose body broke the
+    protocol was answered by the server, which ends its connection while ours is still being made."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass it on, and leave it where it is not heard."""
+
+        async def say(message: Message) -> None:
+            try:
+                await send(message)
+            except h11.LocalProtocolError as error:
+                raise _UnheardError(str(error)) from None
+
+        try:
+            await self._app(scope, receive, say)
+        except _UnheardError:
+            await until_gone(receive)
+
+
+class _UnheardError(OSError):
+    """Nobody hears what is sent."""
 
 
 async def _sweep(sessions: Sessions) -> None:

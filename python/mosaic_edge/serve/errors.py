@@ -16,6 +16,7 @@ from mosaic_edge.serve.worker import BusyError
 from mosaic_edge.sources import SourceError
 
 _log = logging.getLogger(__name__)
+MOST_CHARACTERS = 1000
 _TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -33,7 +34,7 @@ class RefusedError(Exception):
     """A request that is not answered: its status, why, and which parameter of it is wrong."""
 
     def __init__(self, status: int, message: str, code: str, param: str | None = None, **more: Any) -> None:
-        self.status, self.message = status, " ".join(message.split())
+        self.status, self.message = status, _one_line(message)
         self.code, self.param, self.more = code, param, more
         super().__init__(self.message)
 
@@ -49,6 +50,13 @@ class RefusedError(Exception):
                 **self.more,
             }
         }
+
+
+def _one_line(message: str) -> str:
+    """It repeats what a client sent, which may be long: begin and end of it."""
+    line = " ".join(message.split())
+    half = MOST_CHARACTERS // 2
+    return line if len(line) <= MOST_CHARACTERS else f"{line[:half]} ... {line[-half:]}"
 
 
 def refusal(error: BaseException) -> RefusedError:

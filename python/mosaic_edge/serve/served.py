@@ -145,13 +145,14 @@ class ServedSession:
         with self._counting:
             self._answers.add(answer)
 
-        def first() -> None:
-            self._first_token(time.monotonic() - arrived)
+        def piece(number: int) -> None:
+            self._turns.move()
+            if number == 0:
+                self._first_token(time.monotonic() - arrived)
 
         def make() -> None:
             with self._turns:
-                answered = answer.make(self._session, question, first, self._turns.move, **asking)
-                self._note(questions=int(answered))
+                answer.make(self._session, question, piece, lambda: self._note(questions=1), **asking)
 
         self._worker.submit(make)
         return answer

@@ -21,6 +21,8 @@ from mosaic_edge.serve.sessions import Sessions
 from mosaic_edge.serve.watchdog import Watchdog
 
 MOST_CONNECTIONS = 512
+KEEP_SECONDS = 75
+"""A connection between two requests: who asks once a minute need not connect anew."""
 END_SECONDS = 0.9
 """From SIGTERM to the end, whatever clients and the model do; connections have the first part of it."""
 CONNECTIONS_SECONDS: Any = 0.4  # uvicorn says int, and waits for a part of a second as well
@@ -51,6 +53,7 @@ def run(app: FastAPI, sessions: Sessions, listener: socket.socket) -> None:
         ws_max_size=FRAME_BYTES,
         ws_max_queue=2,
         limit_concurrency=MOST_CONNECTIONS,
+        timeout_keep_alive=KEEP_SECONDS,
         timeout_graceful_shutdown=CONNECTIONS_SECONDS,
     )
     most = END_SECONDS if sessions.settings.state is None else SAVE_SECONDS

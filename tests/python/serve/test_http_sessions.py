@@ -154,7 +154,7 @@ def test_a_question_that_is_none_is_refused_and_the_next_is_answered(
     [
         ({"trace": "/tmp/trace.json"}, "trace: a session is opened with"),
         ({"spill_dir": "/tmp"}, "spill_dir"),
-        ({"disk": "1GiB"}, "disk"),
+        ({"disk": "much"}, "disk"),
         ({"backend": "cuda"}, "backend"),
         ({"faults": 1}, "faults"),
         ({"policy": "nope"}, 'policy="nope" is not known'),

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
 import threading
+from typing import Any
 
+import h11
 import numpy as np
 import pytest
 
 import mosaic_edge.serve.turns as turns_module
 from http_service import until
 from mosaic_edge.pictures import as_rgb
+from mosaic_edge.serve.app import _Heard, _Told
+from mosaic_edge.serve.errors import MOST_CHARACTERS, RefusedError
 from mosaic_edge.serve.history import MOST, History
 from mosaic_edge.serve.picture_size import MOST_PIXELS, check_picture
 from mosaic_edge.serve.thumbnails import Thumbnails, as_jpeg
@@ -134,3 +139,28 @@ def test_a_worker_makes_calls_in_order_and_none_after_its_last() -> None:
     assert isinstance(failing.exception(), ZeroDivisionError)
     with pytest.raises(BusyError, match="being closed"):
         worker.submit(lambda: None)
+
+
+def test_what_an_error_repeats_of_a_request_is_short_and_one_line() -> None:
+    said = RefusedError(400, f"memory='{'a' * 5000}':\nexpected bytes", "invalid_value").message
+    assert said.startswith("memory='aaa") and said.endswith("aaa': expected bytes")
+    assert len(said) <= MOST_CHARACTERS + 5
+    assert RefusedError(400, "a" * MOST_CHARACTERS, "invalid_value").message == "a" * MOST_CHARACTERS
+
+
+def test_an_answer_to_a_client_whose_body_broke_the_protocol_is_nobodys_failure() -> None:
+    left = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise AssertionError("it was not sent")
+
+    async def receive() -> dict[str, str]:
+        left.set()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        raise h11.LocalProtocolError("can't handle event type Response when state=MUST_CLOSE")
+
+    asyncio.run(_Heard(_Told(app))({"type": "http"}, receive, send))
+    assert left.is_set(), "it waits for the end of the connection, which uvicorn has begun"
