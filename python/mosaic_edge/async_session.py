@@ -62,6 +62,10 @@ class AsyncSession:
         """Session.save."""
         await self._call(self.session.save, path, note)
 
+    async def fork(self, policy: Any = None) -> AsyncSession:
+        """Session.fork, as an AsyncSession with a thread of its own; it is closed on its own too."""
+        return AsyncSession(await self._call(self.session.fork, policy))
+
     async def memory(self) -> dict[str, Any]:
         """Session.memory."""
         return await self._call(self.session.memory)

@@ -217,7 +217,7 @@ class _Completion:
         """Whole."""
         choice = {
             "index": 0,
-            "message": {"role": "assistant", "content": reply.text, "refusal": None},
+            "message": {"role": "assistant", "content": reply.text, "refusal": None, **_reasoning(reply)},
             "logprobs": None,
             "finish_reason": _finish(reply),
         }
@@ -230,7 +230,8 @@ class _Completion:
         self._begun = True
         if isinstance(event, str):
             return [self._chunk({**role, "content": event}, None)]
-        chunks = [{**self._chunk(role, _finish(event)), **_evidence(event)}]
+        last = {**role, **_reasoning(event)}
+        chunks = [{**self._chunk(last, _finish(event)), **_evidence(event)}]
         if self._asked.stream_options and self._asked.stream_options.include_usage:
             chunks.append({**self._chunk({}, None), "choices": [], "usage": self._usage(event)})
         return chunks
@@ -258,6 +259,11 @@ def _evidence(reply: Reply) -> dict[str, Any]:
         "evidence": [asdict(stretch) for stretch in reply.evidence],
         "first_token_ms": 1e3 * reply.first_token_seconds,
     }
+
+
+def _reasoning(reply: Reply) -> dict[str, str]:
+    """What a model that thinks said before its answer, as DeepSeek and vLLM name it."""
+    return {"reasoning_content": reply.thinking} if reply.thinking else {}
 
 
 def _finish(reply: Reply) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -99,6 +100,25 @@ def test_errors_are_the_sessions_own_and_a_closed_session_says_so() -> None:
         await session.close()
 
     asyncio.run(under_asyncio())
+
+
+def test_a_fork_goes_on_apart_and_what_is_saved_is_restored(tmp_path: Path) -> None:
+    async def under_asyncio() -> tuple[str, str, tuple[int, int]]:
+        async with opened() as session:
+            await session.append(picture(7), 9.0)
+            async with await session.fork() as other:
+                await other.append(picture(3), 10.0)
+                await session.save(tmp_path / "saved", {"camera": "door"})
+                frames = [(await one.memory())["frames"] for one in (session, other)]
+                return (await session.ask(QUESTION)).text, (await other.ask(QUESTION)).text, tuple(frames)
+
+    one, other, frames = asyncio.run(under_asyncio())
+    assert frames == (1, 2)
+    with Engine(NumpyVlm()).restore(tmp_path / "saved") as session:
+        assert session.note == {"camera": "door"}
+        assert session.ask(QUESTION).text == one
+        session.append(picture(3), 10.0)
+        assert session.ask(QUESTION).text == other
 
 
 def test_a_close_whose_waiter_is_cancelled_closes_all_the_same() -> None:

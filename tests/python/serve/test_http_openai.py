@@ -6,7 +6,8 @@ import http.server
 import json
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import openai
 import pytest
 from openai import OpenAI
 
-from http_service import PATIENCE, QUESTION, TOKEN, Service, data_url, jpeg, serving
+from http_service import PATIENCE, QUESTION, TOKEN, GatedVlm, Service, data_url, jpeg, serving
 from mosaic_edge.engine import Engine
+from mosaic_edge.models.thinking import Thinking
 from mosaic_edge.pictures import as_rgb
 from mosaic_edge.sampling import SamplingParams
 from mosaic_edge.sources import VideoSource
@@ -237,3 +239,30 @@ def test_curl_opens_feeds_asks_and_ends(service: Service, tmp_path: Path) -> Non
     assert whole["answer"] and streamed.rstrip().endswith("data: [DONE]")
     assert f'"answer": "{whole["answer"]}"' in streamed
     assert json.loads(curl("-X", "DELETE", f"{url}/{name}"))["deleted"] is True
+
+
+class Thinker(GatedVlm):
+    """Thinks, then answers: the n-th token is the n-th character."""
+
+    SAYS = "<think>It is</think>red"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._spec = replace(self._spec, thinking=Thinking("<think>", "</think>"))
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        return self.SAYS[: len(ids)]
+
+
+def test_what_a_model_thought_is_no_part_of_its_answer_and_stands_beside_it() -> None:
+    with serving(model=Thinker()) as service:
+        messages = [{"role": "user", "content": QUESTION}]
+        session = service.client.session().rpartition("/")[2]
+        asked: Any = {"model": MODEL, "messages": messages, "max_tokens": len(Thinker.SAYS)}
+        asked["extra_body"] = {"session": session}
+        client = client_of(service)
+        message = client.chat.completions.create(**asked).choices[0].message
+        assert (message.content, message.reasoning_content) == ("red", "It is")  # type: ignore[attr-defined]
+        chunks = [chunk.choices[0].delta for chunk in client.chat.completions.create(**asked, stream=True)]
+        assert "".join(chunk.content or "" for chunk in chunks) == "red"
+        assert [getattr(chunk, "reasoning_content", None) for chunk in chunks][-1] == "It is"
