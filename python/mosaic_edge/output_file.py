@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import secrets
 import stat
+import tempfile
 import weakref
 from contextlib import suppress
 from pathlib import Path
@@ -64,3 +65,20 @@ def regular(path: str | Path, knob: str) -> Path:
     if not stat.S_ISREG(mode):
         raise ValueError(f"{knob}={text!r}: there is something else than a regular file")
     return real
+
+
+def writable_folder(path: str | Path, knob: str) -> Path:
+    """`path` as a folder that files can be made in, which is made if nothing is there. Its errors name
+    the knob."""
+    text = os.fspath(path)
+    if not text or "\0" in text:
+        raise ValueError(f"{knob}={text!r}: expected the path of a folder")
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):  # a file system may be read-only, whoever asks
+            return folder
+    except (FileExistsError, NotADirectoryError):
+        raise ValueError(f"{knob}={text!r}: there is something else than a folder") from None
+    except OSError as error:
+        raise OSError(error.errno, f"{knob}=: {error.strerror}", text) from None

@@ -18,6 +18,7 @@ from mosaic_edge.cli import command
 from mosaic_edge.cli.options import Json, ModelOptions, Seed, SessionOptions
 from mosaic_edge.cli.output import clock, console, print_json, show_evidence, taken
 from mosaic_edge.cli.progress import StreamView, progress_bar
+from mosaic_edge.output_file import writable_folder
 
 if TYPE_CHECKING:
     from mosaic_edge.engine import Engine
@@ -91,13 +92,13 @@ def run_demo(
         raise ValueError(f"seconds={settings.seconds:g}: expected 8 to {_MOST_SECONDS:,}")
     from mosaic_edge.world import World, write_mp4
 
+    world = World(settings.seed, settings.seconds, settings.difficulty)
     engine = model.load()
     policies = dict.fromkeys((session.policy, settings.against))
     keywords = {policy: {**session.keywords(), "policy": policy} for policy in policies}
     for chosen in keywords.values():
         engine.plan(**chosen)  # refuse before the video is written
-    folder.mkdir(parents=True, exist_ok=True)
-    world = World(settings.seed, settings.seconds, settings.difficulty)
+    writable_folder(folder, "out")
     video = folder / f"world-{settings.difficulty}-{settings.seed}-{settings.seconds:g}s.mp4"
     with progress_bar(not quiet) as bar:
         task = bar.add_task("writing the video", total=int(settings.seconds * VIDEO_FPS))

@@ -16,6 +16,7 @@ from mosaic_edge.evaluation.scoring import Row
 from mosaic_edge.evaluation.settings import EvalSettings
 from mosaic_edge.evaluation.variants import Cell
 from mosaic_edge.models import TINY
+from mosaic_edge.output_file import writable_folder
 
 FORMAT = 4
 """Of a finished cell; another one's are measured again."""
@@ -29,19 +30,32 @@ class FinishedCells:
 
     def __init__(self, out: Path, settings: EvalSettings, code: str, force: bool) -> None:
         self._same = [settings.questions, settings.load, settings.session, code, FORMAT]
-        self._file, self._arrays = out / "cells.jsonl", out / "logits"
-        self._arrays.mkdir(parents=True, exist_ok=True)
+        self._file = writable_folder(out, "out") / "cells.jsonl"
+        self._arrays = writable_folder(out / "logits", "out")
         self.finished: dict[str, Row] = {}
         if force:
             self._file.unlink(missing_ok=True)
             return
-        text = self._file.read_text() if self._file.exists() else ""
+        text = self._file.read_text("utf-8", "replace") if self._file.exists() else ""
         whole = text[: text.rfind("\n") + 1]
         if whole != text:
             self._file.write_text(whole)
-        for entry in map(json.loads, whole.splitlines()):
-            if "error" in entry["cell"] or self._logits_file(entry["key"]).exists():
-                self.finished[entry["key"]] = entry["cell"]
+        for number, line in enumerate(whole.splitlines(), 1):
+            key, cell = self._entry(line, number)
+            if "error" in cell or self._logits_file(key).exists():
+                self.finished[key] = cell
+
+    def _entry(self, line: str, number: int) -> tuple[str, Row]:
+        try:
+            entry = json.loads(line)
+            key, cell = entry["key"], entry["cell"]
+            if isinstance(key, str) and isinstance(cell, dict):
+                return key, cell
+        except (ValueError, LookupError, TypeError, RecursionError):
+            pass
+        raise ValueError(
+            f"out=: line {number} of {self._file} is no finished cell; remove it, or measure anew: --force"
+        )
 
     def key(self, cell: Cell, seed: int) -> str:
         """What a cell is kept under: everything its numbers depend on."""

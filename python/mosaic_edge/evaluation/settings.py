@@ -9,7 +9,7 @@ from mosaic_edge import DEFAULT_POLICY, _core
 from mosaic_edge.config import parse_bytes
 from mosaic_edge.evaluation.variants import Cap, Variant, parse_caps, parse_policies
 from mosaic_edge.models import TINY
-from mosaic_edge.world.world import Difficulty
+from mosaic_edge.world.world import Difficulty, checked_seed
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class EvalSettings:
         for length in self.lengths:
             if not 16 <= length < 1 << 24:
                 raise ValueError(f"lengths={length}: expected 16 to {(1 << 24) - 1} frames")
+        for seed in self.seeds:
+            checked_seed(seed, "seeds")
         if self.questions < 1:
             raise ValueError(f"questions={self.questions}: expected at least 1")
         if self.disk is not None:
@@ -92,6 +94,7 @@ class StressSettings:
                     if high
                     else f"{name}={value}: at least {low}"
                 )
+        checked_seed(self.seed)
         if not 0 < self.warm_up < 1:
             raise ValueError(f"warm_up={self.warm_up:g}: expected a share between 0 and 1")
         if self.difficulty not in ("plain", "lively"):

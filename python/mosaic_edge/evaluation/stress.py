@@ -19,6 +19,7 @@ from mosaic_edge import _core
 from mosaic_edge.config import SessionConfig, format_bytes, parse_bytes
 from mosaic_edge.engine import Engine
 from mosaic_edge.evaluation.settings import StressSettings
+from mosaic_edge.output_file import writable_folder
 from mosaic_edge.sampling import SamplingParams
 from mosaic_edge.session import Session
 from mosaic_edge.world import World
@@ -53,10 +54,10 @@ def run_stress(settings: StressSettings, out: Path, progress: Progress | None = 
         faults=settings.faults,
     )
     with engine.session(config) as session:
+        writable_folder(out, "out")
         stress = _Stress(settings, engine, session)
         stress.stream(progress)
         result = stress.result()
-    out.mkdir(parents=True, exist_ok=True)
     curve = stress.curve
     with (out / "memory.csv").open("w", newline="") as file:
         writer = csv.writer(file)

@@ -19,6 +19,14 @@ from .questions import Question, ask
 from .script import FADE, Script, Sighting
 
 Difficulty = Literal["plain", "lively"]
+SEEDS = 1 << 63
+
+
+def checked_seed(seed: int, knob: str = "seed") -> int:
+    """`seed`, if a world has it. ValueError names the knob."""
+    if not 0 <= seed < SEEDS:
+        raise ValueError(f"{knob}={str(seed)[:40]}: expected 0 to {SEEDS - 1}")
+    return int(seed)
 
 
 class World:
@@ -33,7 +41,7 @@ class World:
             raise ValueError(f"difficulty={difficulty!r} is unknown; expected 'plain' or 'lively'")
         if not seconds > 0:
             raise ValueError(f"seconds={seconds!r} must be positive")
-        self.seed, self.seconds, self.difficulty = int(seed), float(seconds), difficulty
+        self.seed, self.seconds, self.difficulty = checked_seed(seed), float(seconds), difficulty
         self.script = Script(self.seed)
         self._lively = difficulty == "lively"
         self._rooms: dict[tuple[str, int], Image] = {}

@@ -89,6 +89,11 @@ def test_bad_usage_ends_with_2_and_one_line(run: Any, arguments: list[str], json
         (["plan", "--policy", "nope"], "policy="),
         (["plan", "--disk", "0"], "disk="),
         (["demo", "--seconds", "2"], "seconds="),
+        (["demo", "--seconds", "20", "--seed", "-1"], "seed=-1: expected 0 to"),
+        (["demo", "--seconds", "20", "--seed", "9" * 30], "seed=999"),
+        (["eval", "--seeds", "7,-1"], "seeds=-1: expected 0 to"),
+        (["eval", "--seeds", "9" * 3000], "seeds=999"),
+        (["stress", "--seed", "-1"], "seed=-1: expected 0 to"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else value,
 )

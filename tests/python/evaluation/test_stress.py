@@ -181,6 +181,16 @@ def test_a_bad_value_ends_with_2_before_anything_is_streamed(
     assert named in capsys.readouterr().err
 
 
+def test_results_without_a_place_are_refused_before_anything_is_streamed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stress._Stress, "stream", lambda *_: pytest.fail("it streams"))
+    (tmp_path / "file").touch()
+    for place, code in ((tmp_path / "file", 2), (tmp_path / "file" / "x", 2), (Path("/proc/x"), 1)):
+        assert cli.main([*ARGUMENTS, str(place)]) == code
+        assert "out=" in capsys.readouterr().err
+
+
 def test_faults_without_a_disk_are_refused_by_the_session(engine: Engine) -> None:
     with pytest.raises(ValueError, match="faults=5 needs a disk"):
         engine.session(memory="1MiB", faults=5)
