@@ -50,7 +50,7 @@ class Session:
         # One frame or answer at a time; whichever thread ends an answer releases it.
         self._turn = threading.Lock()
         self._turn_of: int | None = None
-        self._streaming = False
+        self._streaming = self._is_closed = False
         self.ending = False
         """While it is set an answer ends after the token in hand, with ValueError: a service is to end."""
         prefix = self._prefix = model.tokenize(self._spec.prefix) if self._spec.prefix else []
@@ -296,8 +296,10 @@ class Session:
             self._open().check_invariants()
 
     def close(self) -> None:
-        """Give the memory back. The session cannot be used afterwards; closing twice is fine, and so is
+        """Give the memory back, once the frame or the token that another thread is at is through; an answer
+        that goes on after it raises ValueError, as every call from now on. Closing twice is fine, and so is
         closing what a fork of the process has of it, which its own process does not notice."""
+        self._is_closed = True  # before the lock: who holds it lets it go and takes it again
         if not self._is_in_its_process():
             self._memory = self._attend = None
             return
@@ -363,7 +365,7 @@ class Session:
             memory.close_question(False)
 
     def _open(self) -> Any:
-        if self._memory is None:
+        if self._is_closed:
             raise ValueError("the session is closed")
         return self._memory
 
@@ -414,12 +416,12 @@ class Session:
                 with self._alone():
                     self._settle()
                     self._end_pair()
-                    self._memory.open_question(None if since is None else since - self._stream.origin)
+                    self._open().open_question(None if since is None else since - self._stream.origin)
                     first_logits = logits = self._block(self._model.embed_text(ids), True, *around)
                     first_token = time.perf_counter() - began
                     moments = [
                         (first + self._stream.origin, last + self._stream.origin, mass)
-                        for first, last, mass in self._memory.evidence()
+                        for first, last, mass in self._open().evidence()
                     ]
                     lost = self._memory.evidence_lost
                     self._check_context(len(ids))
