@@ -4,13 +4,14 @@
 #include <bit>
 
 #include "core/error.h"
+#include "memory/uncounted_moves.h"
 #include "store/archive.h"
 
 namespace mosaic {
 
 void Archive::serialize(Snapshot& s, const float* key_means, RestoredPage* room) {
   drain();
-  const SpillCounters counted = file_->counters();  // what moves for a snapshot is no work of the session's
+  UncountedMoves moves(&*file_);
   const auto lanes = static_cast<size_t>(shape_.lanes);
   s.in_range(tokens_, 0, int64_t{1} << 48, "tokens of the archive");
   s.in_range(oldest_, 0, tokens_ / kPageTokens, "the oldest page of the archive");
@@ -37,7 +38,7 @@ void Archive::serialize(Snapshot& s, const float* key_means, RestoredPage* room)
   writes_.serialize(s);
   reads_.serialize(s);
   s.item(counters_);
-  file_->set_counters(counted);
+  moves.end();
   file_->serialize(s);
   engine_->serialize(s);
 }

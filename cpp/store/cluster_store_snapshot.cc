@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "core/error.h"
+#include "memory/uncounted_moves.h"
 #include "store/cluster_store.h"
 
 namespace mosaic {
@@ -36,7 +37,7 @@ struct ClusterStore::PageState {
 
 void ClusterStore::serialize(Snapshot& s, RestoredPage* room) {
   if (copies_) copies_->drain();  // what is under way becomes known, and is not taken in
-  const SpillCounters counted = disk();
+  UncountedMoves moves(tiers_.spill());
   s.section("STOR");
   clock_.serialize(s);
   s.item(account_);
@@ -62,7 +63,7 @@ void ClusterStore::serialize(Snapshot& s, RestoredPage* room) {
       }
     }
   for (int number = 0; number < spilling(); ++number) s.require(!spills_->is_empty_at(number), "a write is of a page");
-  if (tiers_.spill() != nullptr) tiers_.spill()->set_counters(counted);
+  moves.end();
   tiers_.serialize(s);
   if (copies_) copies_->serialize(s);
 }
