@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
+import random
 import resource
 import select
 import signal
@@ -35,6 +36,12 @@ class WrongError(Exception):
 def must(holds: bool, what: object) -> None:
     if not holds:
         raise WrongError(str(what))
+
+
+def small_files(rng: random.Random) -> None:
+    """The disk is full, for files longer than so much, or it is free again."""
+    most = rng.choice([0, 5000, 70_000, *5 * [resource.RLIM_INFINITY]])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
 
 
 @dataclass

@@ -6,15 +6,17 @@ whole, answers are finite; what was refused is an error of the core's and change
 from __future__ import annotations
 
 import math
+import os
 import random
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cases import must
+from cases import must, small_files
 from random_policy import RaisedError, RandomPolicy
 
 from mosaic_edge import _core
@@ -39,12 +41,16 @@ def play(seed: int, folder: Path) -> Counter[str]:
     except CLEAN:
         done["settings refused"] += 1
         return done
-    game = Game(rng, seed, shape, settings, policy, memory)
+
+    def restored(reader: Any) -> Any:
+        return _core.KvMemory(shape, settings, policy, {}, "cpu", threads, faults, reader)
+
+    game = Game(rng, seed, shape, settings, policy, memory, restored)
     for _ in range(CALLS):
         done[game.step()] += 1
         done["operations"] += 1
     done["raised by the policy"] += game.raised
-    done["lost pages"] += memory.stats()["events"]["lost_pages"]
+    done["lost pages"] += game.memory.stats()["events"]["lost_pages"]
     return done
 
 
@@ -125,9 +131,11 @@ class Game:
         settings: dict[str, Any],
         policy: Any,
         memory: Any,
+        restored: Callable[[Any], Any],
     ) -> None:
         self.rng, self.numbers = rng, np.random.default_rng(seed)
         self.shape, self.settings, self.memory = shape, settings, memory
+        self.policy, self.restored = policy, restored
         self.by_python = isinstance(policy, RandomPolicy)
         if self.by_python:
             policy.memory = memory
@@ -151,6 +159,8 @@ class Game:
             (4, "wrong call", self.wrong_call),
             (3, "look", self.look),
             (2, "unfinished", self.unfinished),
+            (3, "saved and restored", self.saved),
+            (2, "disk full or free", lambda: small_files(self.rng)),
         ]
         _, name, call = self.rng.choices(kinds, [weight for weight, _, _ in kinds])[0]
         try:
@@ -295,7 +305,7 @@ class Game:
         given[at] = self.rng.choice(
             [
                 x.astype(np.float64), x[:-1], x[::-1], None, x.astype(">f4"), np.empty(0, np.float32),
-                x.astype(np.float16), "x", [[1.0]], given[(at + 1) % 4], np.float32(1), x.tolist(),
+                np.zeros_like(x, np.float16), "x", [[1.0]], given[(at + 1) % 4], np.float32(1), x.tolist(),
             ]
         )  # fmt: skip
 
@@ -333,6 +343,27 @@ class Game:
         for lane in lanes:
             members = store.members(lane)
             must(bool(np.isfinite(members["k"]).all() and np.isfinite(members["v"]).all()), "stored numbers")
+
+    def saved(self) -> None:
+        """Into a file and out of it: the same session goes on."""
+        if self.memory.asking:
+            self.memory.close_question()
+        self.memory.drain()
+        before = self.memory.stats()
+        with tempfile.TemporaryFile() as file:
+            writer: Any = _core.SnapshotWriter(file.fileno())
+            self.memory.save(writer)
+            writer.finish()
+            os.lseek(file.fileno(), 0, os.SEEK_SET)
+            reader: Any = _core.SnapshotReader(file.fileno())
+            restored = self.restored(reader)
+            reader.finish()
+        after = restored.stats()
+        for what in ("tokens", "frames", "clusters", "taken_bytes", "tiers", "read"):
+            must(before[what] == after[what], ("restored", what, before[what], after[what]))
+        self.memory = restored
+        if self.by_python:
+            self.policy.memory = restored
 
     def unfinished(self) -> None:
         """A block that ends before its last layer."""

@@ -37,6 +37,15 @@ class RandomPolicy(Policy):
         self.rng, self.wrong = rng, wrong
         self.memory: Any = None
 
+    def state(self) -> bytes:
+        """Nothing but chance, as long as it likes."""
+        return self.rng.randbytes(self.rng.choice([0, 1, 1000]))
+
+    def set_state(self, state: bytes) -> None:
+        """Of `state`."""
+        if len(state) not in (0, 1, 1000):
+            raise ValueError(f"{len(state)} bytes are no state of this policy")
+
     def _maybe_wrong(self) -> bool:
         """Raise, or call the memory that is asking; True: give back what is no answer."""
         if self.rng.randrange(100) >= self.wrong:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 import random
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cases import must
+from cases import must, small_files
 from random_policy import RaisedError, RandomPolicy
 
 from mosaic_edge import _core
@@ -29,6 +30,7 @@ QUESTIONS = ["what was the ball ?", "what colour was the ball ?", "where was the
 
 def play(seed: int, folder: Path) -> Counter[str]:
     rng = random.Random(seed)
+    warnings.simplefilter("ignore", UserWarning)  # a trace that the full disk did not take
     done: Counter[str] = Counter()
     policy: Any = RandomPolicy(rng) if rng.random() < 0.2 else rng.choice(_core.policies())
     settings: dict[str, Any] = {
@@ -48,15 +50,17 @@ def play(seed: int, folder: Path) -> Counter[str]:
     if rng.random() < 0.1:
         settings["trace"] = str(folder / "trace.json")
     try:
-        session = Engine(NumpyVlm()).session(**settings)
+        engine = Engine(NumpyVlm())
+        session = engine.session(**settings)
     except CLEAN:
         done["settings refused"] += 1
         return done
-    game = Game(rng, session)
+    game = Game(rng, engine, session, folder)
     for _ in range(CALLS):
         done[game.step()] += 1
         done["operations"] += 1
-    session.close()
+    game.session.close()
+    (folder / "saved").unlink(missing_ok=True)
     must([p for p in folder.iterdir() if p.name not in ("trace.json", "fault")] == [], "files are left")
     return done
 
@@ -64,11 +68,12 @@ def play(seed: int, folder: Path) -> Counter[str]:
 class Game:
     """One session, and what it is in the middle of."""
 
-    def __init__(self, rng: random.Random, session: Session) -> None:
-        self.rng, self.session = rng, session
+    def __init__(self, rng: random.Random, engine: Engine, session: Session, folder: Path) -> None:
+        self.rng, self.engine, self.session, self.folder = rng, engine, session, folder
         self.pts = 0.0
         self.cap: int = session.memory()["cap_bytes"]
         self.stream: ReplyStream | None = None
+        self.saved: dict[str, Any] | None = None  # memory() of what was saved last
 
     def step(self) -> str:
         kinds: list[tuple[int, str, Callable[[], object]]] = [
@@ -80,6 +85,10 @@ class Game:
             (8, "wrong frame", self.wrong_frame),
             (8, "wrong question", self.wrong_question),
             (3, "broken model", self.broken_model),
+            (3, "saved", self.save),
+            (2, "restored", self.restore),
+            (2, "forked", self.fork),
+            (2, "disk full or free", lambda: small_files(self.rng)),
         ]
         _, name, call = self.rng.choices(kinds, [weight for weight, _, _ in kinds])[0]
         try:
@@ -177,6 +186,35 @@ class Game:
         answer = self.session.ask(question, **options)
         if isinstance(answer, ReplyStream):
             answer.close()
+
+    def save(self) -> None:
+        """In place of the one before, which is whole whatever happens."""
+        file = self.folder / "saved"
+        before = file.read_bytes() if file.exists() else None
+        try:
+            self.session.save(file, note=self.pts)
+        except CLEAN:
+            must((file.read_bytes() if file.exists() else None) == before, "a file of before is gone")
+            raise
+        self.saved = self.session.memory()
+
+    def restore(self) -> None:
+        """What was saved last, in place of the session."""
+        if self.saved is None or self.stream is not None:
+            return
+        given = {name: getattr(self.session.config, name) for name in ("spill_dir", "faults", "policy")}
+        self.go_on_with(self.engine.restore(self.folder / "saved", **given), self.saved)
+        self.pts = float(self.session.note)
+
+    def fork(self) -> None:
+        """Another session, which goes on in its place."""
+        self.go_on_with(self.session.fork(self.session.config.policy), self.session.memory())
+
+    def go_on_with(self, other: Session, memory: dict[str, Any]) -> None:
+        for what in ("tokens", "frames", "duplicate_frames", "held_frames", "taken_bytes", "tiers"):
+            must(other.memory()[what] == memory[what], ("another session", what))
+        self.session.close()
+        self.session = other
 
     def broken_model(self) -> None:
         """The model fails, or makes what is no number, in one pass."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import resource
 import stat
 import threading
 from collections.abc import Iterator
@@ -223,6 +224,48 @@ def test_the_file_before_stays_whole_where_saving_fails(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["saved"]
     go_on(session, 5, 5)
     engine.restore(path)
+
+
+@contextmanager
+def files_of_at_most(count: int) -> Iterator[None]:
+    """The disk is full for a file longer than `count` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (count, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def disk_bytes(session: Session) -> tuple[int, int]:
+    """Written to the spill file and read from it, when the copy thread is through."""
+    session._memory.drain()
+    disk = session.memory()["disk"]
+    return disk["bytes_written"], disk["bytes_read"]
+
+
+@pytest.mark.parametrize("policy", ["edge", "rekv"])
+def test_wherever_in_the_file_the_disk_is_full_the_one_before_and_the_session_stay_as_they_were(
+    policy: str, tmp_path: Path
+) -> None:
+    engine, path, spill = Engine(NumpyVlm()), tmp_path / "saved", tmp_path / "spill"
+    spill.mkdir()
+    settings: dict[str, Any] = {"policy": policy, "disk": "256KiB", "spill_dir": str(spill)}
+    session, twin = (engine.session(memory="150KiB", **settings) for _ in range(2))
+    assert go_on(session, 0, 60) == go_on(twin, 0, 60)
+    session.save(path)
+    before, memory = path.read_bytes(), account(session)
+    for room in [0, 1, 15, 16, 17, *range(100, len(before), len(before) // 25), len(before) - 1]:
+        with files_of_at_most(room), pytest.raises(OSError, match="File too large"):
+            session.save(path)
+        assert path.read_bytes() == before
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["saved", "spill"]
+    assert account(session) == memory
+    assert go_on(session, 60, 20) == go_on(twin, 60, 20)
+    assert disk_bytes(session) == disk_bytes(twin) != (0, 0)
+    restored = engine.restore(path, spill_dir=str(spill))
+    assert restored.memory()["frames"] == 60
+    restored.check_invariants()
 
 
 def _full(writer: Any, _: int) -> Any:
