@@ -167,7 +167,7 @@ class SessionConfig:
             value = getattr(self, item.name)
             if item.type == "int":
                 good = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 31
-                expected = "a whole number, 0 or more"
+                expected = f"a whole number, 0 to {(1 << 31) - 1}"
             elif item.type == "bool":
                 good, expected = value in (True, False), "True or False"
             elif item.type == "float":

@@ -36,6 +36,12 @@ def test_what_is_no_size_is_refused_by_the_name_of_its_knob(text: object) -> Non
         parse_bytes(text, "disk")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("count", [-1, 1 << 31, 10**20, True, 1.0, "7"])
+def test_what_is_no_count_is_refused_with_the_counts_there_are(count: object) -> None:
+    with pytest.raises(ValueError, match=r"^window_frames=.*: expected a whole number, 0 to 2147483647$"):
+        SessionConfig(window_frames=count)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("size", "text"),
     [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (3 << 19, "1.5 MiB"), (5 << 40, "5120.0 GiB")],
