@@ -132,10 +132,6 @@ int Recall::list_pages(const Archive& archive, int lane, const AttendArgs& args,
     // Among equals by index, so that two runs stay the same.
     std::nth_element(order_, order_ + most, order_ + n,
                      [&](int a, int b) { return worth_[a] != worth_[b] ? worth_[a] > worth_[b] : a < b; });
-    double all = 0, listed = 0;
-    for (int i = 0; i < n; ++i)
-      if (std::isfinite(worth_[order_[i]])) (i < most ? listed : all) += worth_[order_[i]];
-    if (listed > 0) beyond_ += all / listed;
     n = most;
   }
   std::sort(order_, order_ + n);
