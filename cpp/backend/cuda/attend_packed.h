@@ -30,30 +30,31 @@ MOSAIC_DEVICE void packed_weights(const std::byte* panel, const PackedToken (&to
       float most = fmaxf(logit[0][r], logit[1][r]);
       for (int step = 4; step < simt::kWarp; step *= 2) most = fmaxf(most, simt::shuffle_xor(most, step));
       const float before = lane->top[r], top = fmaxf(most, before);
-      const float factor = before == -INFINITY ? 0.0f : simt::exp2_of(before - top);
+      const float factor = simt::exp2_of(before - top);
       lane->top[r] = top, lane->total[r] *= factor;
 #pragma unroll
       for (int m = 0; m < kD / 16; ++m) lane->sum[m][r] *= factor, lane->sum[m][2 + r] *= factor;
     }
   }
-  const half_t* const scales = Panel::scales(panel, kD);
+  const half_t* const scales = Panel::scales(panel, kD) + static_cast<unsigned>(lane->g);
 #pragma unroll
   for (int token = 0; token < 2; ++token) {
-    const float scale = tokens[token].exists ? simt::widen(scales[lane->g + 8 * token]) : 0.0f;
+    const half_t raw = scales[8 * token];
+    const float scale = tokens[token].exists ? simt::widen(raw) : 0.0f;
     float w[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      w[r] = tokens[token].exists ? simt::exp2_of(logit[token][r] - lane->top[r]) : 0.0f;
+      w[r] = simt::exp2_of(logit[token][r] - lane->top[r]);
       lane->total[r] += w[r];
     }
     weight[token] = simt::transpose_halves(simt::pack(w[0] * scale, w[1] * scale));
   }
 }
 
-// The lane's codes of one token's values: bytes (D / 32) g to (D / 32) (g + 1).
+// The lane's codes of the values of token 2t + `more`: bytes (D / 32) g to (D / 32) (g + 1).
 template <class Panel, int kD>
-MOSAIC_DEVICE void load_value_codes(const std::byte* panel, int token, int g, Codes<1>* codes) {
-  const std::byte* const high = panel + token * (kD / 4) + g * (kD / 32);
+MOSAIC_DEVICE void load_value_codes(const std::byte* panel, int t, int more, int g, Codes<1>* codes) {
+  const std::byte* const high = panel + static_cast<unsigned>(t * (kD / 2) + g * (kD / 32)) + more * (kD / 4);
   const std::byte* const low = high + Panel::plane_at(kD, 1);
   if constexpr (kD == 128) {
     codes->high[0] = simt::load<uint32_t>(high);
@@ -63,7 +64,8 @@ MOSAIC_DEVICE void load_value_codes(const std::byte* panel, int token, int g, Co
     if constexpr (Panel::kBits >= 4) codes->low[0] = simt::load<uint16_t>(low);
   }
   if constexpr (Panel::kBits % 2 == 1) {
-    const std::byte* const last = panel + Panel::plane_at(kD, Panel::kPlanes - 1) + token * (kD / 8);
+    const std::byte* const last =
+        panel + static_cast<unsigned>(t * (kD / 4)) + (more * (kD / 8) + Panel::plane_at(kD, Panel::kPlanes - 1));
     if constexpr (kD == 128) {
       codes->last = byte_row(simt::load<simt::Bytes16>(last), g / 2) >> 4 * (g % 2);
     } else {
@@ -78,7 +80,7 @@ MOSAIC_DEVICE void add_packed_values(const std::byte* panel, const uint32_t (&we
   Nibbles nibbles[4][1];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    load_value_codes<Panel, kD>(panel, 2 * lane->t + i % 2 + i / 2 * 8, lane->g, &codes[i]);
+    load_value_codes<Panel, kD>(panel, lane->t, i % 2 + i / 2 * 8, lane->g, &codes[i]);
     nibbles[i][0] = nibbles_of<Panel>(codes[i].high[0], codes[i].low[0]);
   }
 #pragma unroll
@@ -125,7 +127,7 @@ MOSAIC_DEVICE void attend_packed(const AttendArgs& a, const RopeTable& rope, Run
     uint32_t key[PackedLane<kD>::kPairs][2][2], weight[2];
     float logit[2][2];
     transform_keys<K, kD>(keys, *lane, key);
-    turn_keys<K, kD>(keys, rope, *lane, tokens, key);
+    turn_keys<K, kD>(keys, rope, space.channels[lane->t], *lane, tokens, key);
     packed_logits<kD>(rope, space, tokens, key, lane, logit);
     packed_weights<V, kD>(values, tokens, logit, lane, weight);
     add_packed_values<V, kD>(values, weight, lane);
@@ -143,7 +145,8 @@ MOSAIC_DEVICE void load_packed_queries(const AttendArgs& a, const RopeTable& rop
     if (row < rows) {
       const float* const q =
           a.q + static_cast<size_t>(token) * a.q_stride + static_cast<size_t>(kv_head * group + row % group) * kD;
-      x = q[f] * (a.scale * kLog2E), y = q[f + kD / 2] * (a.scale * kLog2E);
+      const float scale = a.scale * kLog2E * hadamard_sign(f);
+      x = q[f] * scale, y = q[f + kD / 2] * scale;
       turn(rope, f, table_at(rope, a.q_positions[3 * token + rope.spec().axis_of(f)]), &x, &y);
     }
     space->query[row][f] = x, space->query[row][f + kD / 2] = y;
@@ -167,7 +170,7 @@ MOSAIC_DEVICE void put_packed(const PackedLane<kD>& lane, PackedSums<kD>* to) {
     float total = lane.total[r];
     for (int step = 4; step < simt::kWarp; step *= 2) total += simt::shuffle_xor(total, step);
     const int row = 2 * lane.t + r;
-    if (lane.g == 0) to->top[row] = lane.top[r], to->total[row] = total;
+    if (lane.g == 0) to->top[row] = total > 0 ? lane.top[r] : -INFINITY, to->total[row] = total;
 #pragma unroll
     for (int m = 0; m < kD / 16; ++m) {
       const int group = m / 2, code = kD / 4 * (group % 2) + kD / 32 * lane.g + group / 2 * 2 + m % 2;
@@ -216,9 +219,10 @@ template <int kD>
 MOSAIC_DEVICE void packed_sums(const AttendArgs& a, const RopeTable& rope, Run run, int kv_head, int rows,
                                PackedSpace<kD>* space, PackedSums<kD>* to) {
   const unsigned found = packed_codecs(a, run);
+  put_channels<kD>(a, kv_head, space);
   load_packed_queries<kD>(a, rope, kv_head, rows, space);
   PackedLane<kD> mine;
-  begin_lane<kD>(a, rope, kv_head, *space, &mine);
+  begin_lane<kD>(rope, *space, &mine);
   turn_queries<kD>(rope, *space, 0, &mine);
 #define MOSAIC_CODEC(id, name, ...)                                                      \
   if constexpr (__VA_ARGS__::kHadamard) {                                                \

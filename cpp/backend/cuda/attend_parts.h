@@ -59,4 +59,8 @@ using QueueAttend = void(const simt::Queue& on, const AttendLanes& all, int lane
                          const Parts& parts);
 QueueAttend queue_prefill, queue_decode, queue_decode_64, queue_decode_128;
 
+// attend_exact.h: wider heads, and log-sum-exp alone, by tiles of as many query rows.
+MOSAIC_HD inline int exact_rows(int query_rows) { return query_rows <= 8 ? 8 : 16; }
+QueueAttend queue_wide, queue_lse;
+
 }  // namespace mosaic::MOSAIC_SIMT

@@ -1,5 +1,5 @@
 // attend on tensor cores: logits and outputs by m16n8k16, halves in and fp32 sums. A block takes one KV head, a tile of
-// query rows and a run of units, as attend.cu has it, in steps of four slots of shared memory: all threads decode and
+// query rows and a run of units, as attend_exact.h has it, in steps of four slots of shared memory: all threads decode and
 // rotate the step's units into halves, meet, and each warp multiplies: its own 16 rows with every unit (prefill), or
 // the same 16 rows with its own unit (decode; the warps' parts are joined at the end). The next step's pages are asked
 // for before this one is computed.
@@ -21,33 +21,18 @@
 
 #include "backend/cuda/attend_packed.h"
 #include "backend/cuda/attend_parts.h"
+#include "backend/cuda/attend_rows.h"
 #include "backend/cuda/attend_unit.h"
 
 namespace mosaic::MOSAIC_SIMT {
 
-inline constexpr int kSlots = 4, kGroupRows = 16;
-inline constexpr int kSteps = kMostTensorHead / 16;            // of channels; a head may have fewer
-inline constexpr float kKeys = 0x1p-6f;                        // what a key is multiplied with
-inline constexpr float kValues = 0x1p-2f, kWeights = 0x1p10f;  // their product is kSum, in either kind of unit
-inline constexpr float kExactValues = 0x1p-6f, kExactWeights = 0x1p14f;
-inline constexpr float kSum = 0x1p8f;
-inline constexpr float kLow = 0x1p11f;  // low halves are kept as many times larger, so that they are normal numbers too
-
-MOSAIC_DEVICE float high_of(uint32_t word, int i) { return simt::widen(static_cast<half_t>(word >> 16 * i)); }
-
-// Two numbers as two halves each: *high, and what it leaves of them, times kLow.
-MOSAIC_DEVICE uint32_t pack_low(float x, float y, uint32_t high) {
-  return simt::pack((x - high_of(high, 0)) * kLow, (y - high_of(high, 1)) * kLow);
-}
-MOSAIC_DEVICE float saturate(float x) { return fminf(fmaxf(x, -65504.0f), 65504.0f); }
-MOSAIC_DEVICE float power_of_two(uint32_t biased) { return std::bit_cast<float>(biased << 23); }
+inline constexpr int kSlots = 4;
 
 // Where a unit lies in shared memory. Pitches keep the 32 words of a fragment in 32 banks.
 struct Slot {
   half_t* key;      // [16][pitch]
   uint32_t* value;  // [8][pitch]: a word is a channel of tokens 2p and 2p + 1
 };
-MOSAIC_HD inline int channel_steps(int d) { return (d + 15) / 16; }
 MOSAIC_HD inline int pitch_of(int d) { return 16 * channel_steps(d) + 8; }
 MOSAIC_HD inline size_t slot_bytes(int d) { return static_cast<size_t>(pitch_of(d)) * 64; }
 MOSAIC_DEVICE Slot slot_at(std::byte* slots, int slot, int d) {
@@ -124,7 +109,8 @@ struct PutHalves {
   }
 };
 
-// The step's units into their slots. A warp's items are of one unit and one kind.
+// The step's units into their slots. A warp's items are of one unit and one kind. kDoubled: key_item's.
+template <bool kDoubled>
 MOSAIC_DEVICE void load_step(const AttendArgs& a, const RopeTable& rope, int u, const Step& step, int kv_head,
                              const TileKeys* keys, std::byte* slots) {
   const int d = a.shape.head_dim, pitch = pitch_of(d), chunks = (d + 7) / 8;
@@ -141,7 +127,7 @@ MOSAIC_DEVICE void load_step(const AttendArgs& a, const RopeTable& rope, int u, 
     const Slot high = slot_at(slots, step.slot(i), d), low = slot_at(slots, step.slot(i) + 1, d);
     if (item < key_items) {
       const PutHalves put{high.key, pitch, exact};
-      if (item < channels.key_items()) key_item(a, rope, channels, unit, kv_head, keys[i], item, put);
+      if (item < channels.key_items()) key_item<kDoubled>(a, rope, channels, unit, kv_head, keys[i], item, put);
     } else if (item - key_items < kTile / 2 * chunks) {
       const int pair = (item - key_items) / chunks, first = (item - key_items) % chunks * 8;
       float x[2][8];
@@ -199,76 +185,9 @@ MOSAIC_DEVICE void load_records(const AttendArgs& a, const RopeTable& rope, int 
   }
 }
 
-// A warp's 16 query rows and what they have attended so far, spread over its lanes as fragments: a lane has parts of
-// rows g and g + 8, g = lane / 4.
-struct Rows {
-  uint32_t high[kSteps][4], low[kSteps][4];  // queries
-  float scale[2];                            // of a logit
-  int token[2];                              // of each row
-  float top[2], total[2];                    // total: of the lane's own keys
-  float sum[2 * kSteps][4];                  // kSum x weighted values; channels 8n + 2 (lane % 4), + 1
-};
-
-// Rows [first, first + 16) of those before `end`, rotated; zeros beyond. They pass through `space`, of the warp's own,
-// eight at a time: [8][16 channel_steps + 4] floats. Every warp of the block calls it.
-MOSAIC_DEVICE void load_rows(const AttendArgs& a, const RopeTable& rope, int kv_head, int first, int end, float* space,
-                             Rows* to) {
-  const int d = a.shape.head_dim, group = a.q_heads / a.shape.heads, pitch = 16 * channel_steps(d) + 4;
-  const int lane = simt::thread() % simt::kWarp, t = 2 * (lane % 4);
-  const Channels channels(rope, d);
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    for (int i = lane; i < 8 * pitch; i += simt::kWarp) space[i] = 0;
-    simt::barrier();
-    for (int i = lane; i < 8 * channels.count; i += simt::kWarp) {
-      const int row = first + 8 * r + i / channels.count, item = i % channels.count, c = channels.first(item);
-      if (row >= end) break;
-      const int token = row / group;
-      const float* const q =
-          a.q + static_cast<size_t>(token) * a.q_stride + static_cast<size_t>(kv_head * group + row % group) * d;
-      float* const turned = space + i / channels.count * pitch;
-      float x = q[c] * (a.scale * kLog2E);
-      if (item < channels.pairs) {
-        float y = q[channels.second(item)] * (a.scale * kLog2E);
-        turn(rope, item, table_at(rope, a.q_positions[3 * token + rope.spec().axis_of(item)]), &x, &y);
-        turned[channels.second(item)] = y;
-      }
-      turned[c] = x;
-    }
-    simt::barrier();
-    const float* const mine = space + lane / 4 * pitch;
-    float most = 0;
-    for (int c = lane % 4; c < d; c += 4) most = fmaxf(most, fabsf(mine[c]));
-    const uint32_t bits = std::bit_cast<uint32_t>(simt::max_lanes(most, 4)) >> 23;
-    const uint32_t exponent = bits < 6 ? 6 : bits > 254 ? 254 : bits;
-    const float factor = power_of_two(260 - exponent);  // most x factor is in [2^6, 2^7)
-    const int row = first + lane / 4 + 8 * r;
-    to->scale[r] = power_of_two(exponent);  // 1 / (factor x kKeys)
-    to->token[r] = row < end ? row / group : 0;
-    to->top[r] = -INFINITY, to->total[r] = 0;
-#pragma unroll
-    for (int s = 0; s < kSteps; ++s) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const bool there = s < channel_steps(d);
-        const float x = there ? mine[16 * s + 8 * i + t] * factor : 0.0f;
-        const float y = there ? mine[16 * s + 8 * i + t + 1] * factor : 0.0f;
-        to->high[s][2 * i + r] = simt::pack(x, y);
-        to->low[s][2 * i + r] = pack_low(x, y, to->high[s][2 * i + r]);
-      }
-    }
-    simt::barrier();
-  }
-#pragma unroll
-  for (int n = 0; n < 2 * kSteps; ++n) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) to->sum[n][i] = 0;
-  }
-}
-
 // The logits of a unit's 16 keys: c of two products, keys 8n + 2 (lane % 4) + i % 2 of row g + 8 (i / 2).
-MOSAIC_DEVICE void logits_of(const Rows& rows, const Slot& high, const Slot& low, bool exact, int d,
-                             const TileKeys& keys, float (&logit)[2][4]) {
+MOSAIC_DEVICE void logits_of(const Rows& rows, const LowQueries* low_rows, const Slot& high, const Slot& low,
+                             bool exact, int d, const TileKeys& keys, float (&logit)[2][4]) {
   const int lane = simt::thread() % simt::kWarp, g = lane / 4, t = 2 * (lane % 4), pitch = pitch_of(d);
   float cross[2][4];
 #pragma unroll
@@ -282,7 +201,8 @@ MOSAIC_DEVICE void logits_of(const Rows& rows, const Slot& high, const Slot& low
       const uint32_t b[2] = {simt::load<uint32_t>(high.key + at), simt::load<uint32_t>(high.key + at + 8)};
       if (exact) {
         const uint32_t rest[2] = {simt::load<uint32_t>(low.key + at), simt::load<uint32_t>(low.key + at + 8)};
-        simt::multiply_add(rows.low[s], b, cross[n]);
+        const auto left = simt::load<simt::Bytes16>(low_rows[s][lane]);
+        simt::multiply_add(left.word, b, cross[n]);
         simt::multiply_add(rows.high[s], rest, cross[n]);
       }
       simt::multiply_add(rows.high[s], b, logit[n]);
@@ -302,10 +222,11 @@ MOSAIC_DEVICE void logits_of(const Rows& rows, const Slot& high, const Slot& low
 
 // A unit joins what the rows have attended: online softmax in registers, the weights being the next product's left
 // side.
-MOSAIC_DEVICE void attend_unit(const Slot& high, const Slot& low, bool exact, int d, const TileKeys& keys, Rows* rows) {
+MOSAIC_DEVICE void attend_unit(const LowQueries* low_rows, const Slot& high, const Slot& low, bool exact, int d,
+                               const TileKeys& keys, Rows* rows) {
   const int lane = simt::thread() % simt::kWarp, pitch = pitch_of(d);
   float weight[2][4], factor[2];
-  logits_of(*rows, high, low, exact, d, keys, weight);
+  logits_of(*rows, low_rows, high, low, exact, d, keys, weight);
   bool grew = false;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
@@ -367,26 +288,28 @@ tensor_kernel(MOSAIC_PARAMETER AttendLanes all, MOSAIC_PARAMETER RopeTable rope,
   AttendArgs fixed = all.lane[lane_of_layer];
   if constexpr (kPacked) fixed.shape.head_dim = kHeadDim;
   const AttendArgs& a = kPacked ? fixed : all.lane[lane_of_layer];
-  const Parts parts = parts_of_all.of_lane(a, lane_of_layer);
   const int d = a.shape.head_dim, group = a.q_heads / a.shape.heads, warp = simt::thread() / simt::kWarp;
   const int kv_head = simt::block_y() % heads, first = simt::block_z() * kRows;
   const int all_rows = a.tokens * group, end_row = all_rows < first + kRows ? all_rows : first + kRows;
   std::byte* const slots = simt::shared<std::byte>();
   TileKeys* const keys =
       reinterpret_cast<TileKeys*>(slots + kSlots * slot_bytes(d));  // [2][4]: this step's, the next's
-  float* const record = reinterpret_cast<float*>(keys + 2 * kSlots) + warp * d;
+  LowQueries* const all_low = reinterpret_cast<LowQueries*>(keys + 2 * kSlots);
+  std::byte* const rest = reinterpret_cast<std::byte*>(all_low) + low_bytes(d, kRowGroups);
   const Run run = run_of(a, (end_row - 1) / group + 1);
   using Packed = PackedSums<kPacked ? kHeadDim : simt::kWarp>;
-  Packed* const packed = reinterpret_cast<Packed*>(record + (simt::threads() / simt::kWarp - warp) * d);
+  Packed* const packed = reinterpret_cast<Packed*>(rest);
   if constexpr (kPacked) {
     packed_sums<kHeadDim>(a, rope, run, kv_head, end_row - first, reinterpret_cast<PackedSpace<kHeadDim>*>(slots),
                           packed);
   }
 
   const int row_group = warp % kRowGroups, unit_group = warp / kRowGroups, first_row = first + kGroupRows * row_group;
+  LowQueries* const low_rows = all_low + row_group * channel_steps(d);
   Rows rows;
   load_rows(a, rope, kv_head, first_row, end_row,
-            reinterpret_cast<float*>(slots) + warp * 8 * (16 * channel_steps(d) + 4), &rows);
+            reinterpret_cast<float*>(slots) + warp * 8 * (16 * channel_steps(d) + 4),
+            unit_group == 0 ? low_rows : nullptr, &rows);
   if (d % 16 != 0) {  // channels between d and the next multiple of 16 stay zero
     for (int i = simt::thread(); i < kSlots * kTile * pitch_of(d); i += simt::threads()) {
       slot_at(slots, i / (kTile * pitch_of(d)), d).key[i % (kTile * pitch_of(d))] = 0;
@@ -398,8 +321,9 @@ tensor_kernel(MOSAIC_PARAMETER AttendLanes all, MOSAIC_PARAMETER RopeTable rope,
   simt::barrier();
   TileKeys* now = keys;
   for (; u < run.end; u = then_u, step = next) {
-    load_step(a, rope, u, step, kv_head, now, slots);
-    if constexpr (!kPacked) load_records(a, rope, u, step, kv_head, now, slots, record);
+    load_step<kPacked>(a, rope, u, step, kv_head, now, slots);
+    if constexpr (!kPacked)
+      load_records(a, rope, u, step, kv_head, now, slots, reinterpret_cast<float*>(rest) + warp * d);
     simt::barrier();
     TileKeys* const then = now == keys ? keys + kSlots : keys;
     then_u = step_from(a, u + step.units, run.end, kPacked);
@@ -407,13 +331,14 @@ tensor_kernel(MOSAIC_PARAMETER AttendLanes all, MOSAIC_PARAMETER RopeTable rope,
     announce(a, rope, then_u, next, kv_head, then);
     for (int i = unit_group; i < step.units && first_row < end_row; i += kUnitGroups) {
       const Slot high = slot_at(slots, step.slot(i), d), low = slot_at(slots, step.slot(i) + 1, d);
-      attend_unit(high, low, step.is_exact(i), d, now[i], &rows);
+      attend_unit(low_rows, high, low, step.is_exact(i), d, now[i], &rows);
     }
     simt::barrier();
     now = then;
   }
   for (int r = 0; r < 2; ++r) rows.total[r] = simt::sum_lanes(rows.total[r], 4);
 
+  const Parts parts = parts_of_all.of_lane(a, lane_of_layer);
   const int lane = simt::thread() % simt::kWarp;
   if constexpr (kUnitGroups == 1) {
 #pragma unroll
@@ -477,8 +402,9 @@ void queue_tensor(const simt::Queue& on, const AttendLanes& all, int lanes, cons
   const simt::Grid grid{static_cast<unsigned>(splits), static_cast<unsigned>(lanes * a.shape.heads),
                         static_cast<unsigned>((rows + tile - 1) / tile)};
   const size_t records = static_cast<size_t>(kThreads / simt::kWarp * a.shape.head_dim) * sizeof(float);
-  const size_t packed = kHeadDim != 0 ? sizeof(PackedSums < kHeadDim != 0 ? kHeadDim : simt::kWarp >) : 0;
-  const size_t bytes = kSlots * slot_bytes(a.shape.head_dim) + 2 * kSlots * sizeof(TileKeys) + records + packed;
+  const size_t rest = kHeadDim != 0 ? sizeof(PackedSums < kHeadDim != 0 ? kHeadDim : simt::kWarp >) : records;
+  const size_t bytes = kSlots * slot_bytes(a.shape.head_dim) + 2 * kSlots * sizeof(TileKeys) +
+                       low_bytes(a.shape.head_dim, kRowGroups) + rest;
   simt::launch(on, "attend", tensor_kernel<kRowGroups, kUnitGroups, kHeadDim>, grid, kThreads, bytes, all, rope, parts);
 }
 

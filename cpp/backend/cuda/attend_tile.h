@@ -31,7 +31,7 @@ MOSAIC_DEVICE void load_keys(const AttendArgs& a, const RopeTable& rope, Unit un
   const PutFloats put{k, stride};
   if (!in_hadamard(a, unit)) {
     for (int i = simt::thread(); i < channels.key_items(); i += simt::threads()) {
-      key_item(a, rope, channels, unit, kv_head, keys, i, put);
+      key_item<false>(a, rope, channels, unit, kv_head, keys, i, put);
     }
     return;
   }

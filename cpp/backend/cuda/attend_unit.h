@@ -299,7 +299,14 @@ MOSAIC_DEVICE void turn_two_items(const RopeTable& rope, const Channels& channel
     put(token, item + n, y[0][j], y[1][j]);
   }
 }
-template <class Put>
+template <bool kDoubled, class Load, class Put>
+MOSAIC_DEVICE void turn_items(const RopeTable& rope, const Channels& channels, const TileKeys& keys, int i,
+                              const Load& load, const Put& put) {
+  if (kDoubled || channels.doubled) return turn_two_items(rope, channels, keys, i, load, put);
+  if constexpr (!kDoubled) turn_item(rope, channels, keys, i, load, put);
+}
+// kDoubled: channels.doubled is known to hold, and what does otherwise is not compiled.
+template <bool kDoubled, class Put>
 MOSAIC_DEVICE void key_item(const AttendArgs& a, const RopeTable& rope, const Channels& channels, Unit unit,
                             int kv_head, const TileKeys& keys, int i, const Put& put) {
   const int d = a.shape.head_dim;
@@ -310,8 +317,7 @@ MOSAIC_DEVICE void key_item(const AttendArgs& a, const RopeTable& rope, const Ch
       using C = decltype(c);
       if constexpr (!C::kHadamard) {
         const auto load = [&](int channel, int part, float* x) { load_channel<C>(panel, d, channel, part, x); };
-        channels.doubled ? turn_two_items(rope, channels, keys, i, load, put)
-                         : turn_item(rope, channels, keys, i, load, put);
+        turn_items<kDoubled>(rope, channels, keys, i, load, put);
       }
     });
     return;
@@ -324,7 +330,7 @@ MOSAIC_DEVICE void key_item(const AttendArgs& a, const RopeTable& rope, const Ch
                  : (at < a.tokens ? a.block_k[token_at(a, at, kv_head) + channel] : 0.0f);
     }
   };
-  channels.doubled ? turn_two_items(rope, channels, keys, i, load, put) : turn_item(rope, channels, keys, i, load, put);
+  turn_items<kDoubled>(rope, channels, keys, i, load, put);
 }
 
 // Channels [first, first + 8) of the values of key i of a unit; zeros for a key that does not exist.

@@ -26,8 +26,8 @@ template <class Panel>
 MOSAIC_DEVICE Nibbles nibbles_of(uint32_t high, uint32_t low) {
   if constexpr (Panel::kBits >= 4) {  // the second plane's two bits above the first one's
     return {simt::choose(0x33333333u, high, low << 2), simt::choose(0x33333333u, high >> 2, low)};
-  } else {
-    return {high & 0x33333333u, high >> 2 & 0x33333333u};
+  } else {  // of the upper word of a table: the lower is zero, and neither has to lie in a register
+    return {simt::choose(0x33333333u, high, 0x44444444u), simt::choose(0x33333333u, high >> 2, 0x44444444u)};
   }
 }
 
@@ -45,7 +45,7 @@ MOSAIC_DEVICE uint32_t levels_with(uint32_t nibbles, uint32_t others) {
                                              level_table<Panel>(kLast + 3 * kOne, 4 * kOne), others);
     return simt::majority(clear, set, simt::permute_signs(0x0000ffffu, 0x0000ffffu, nibbles));
   } else {
-    return simt::permute_signs(level_table<Panel>(kLast, kOne), 0u, nibbles);
+    return simt::permute_signs(0u, level_table<Panel>(kLast, kOne), nibbles);
   }
 }
 // set: all ones in the bytes of codes whose last bit is set.

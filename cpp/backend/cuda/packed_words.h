@@ -7,11 +7,15 @@ namespace mosaic::MOSAIC_SIMT::simt {
 
 // Where any bit of `which` is set, that of `x` or `y` is enough; elsewhere both are needed. One instruction.
 MOSAIC_DEVICE uint32_t majority(uint32_t x, uint32_t y, uint32_t which) { return (x & y) | (which & (x | y)); }
-// Bits of x where `which` is set, of y elsewhere.
-MOSAIC_DEVICE uint32_t choose(uint32_t which, uint32_t x, uint32_t y) { return (x & which) | (y & ~which); }
 
 #if defined(__CUDACC__)
 
+// Bits of x where `which` is set, of y elsewhere. One instruction, which a compiler that knows some of the bits makes two.
+MOSAIC_DEVICE uint32_t choose(uint32_t which, uint32_t x, uint32_t y) {
+  uint32_t chosen;
+  asm("lop3.b32 %0, %1, %2, %3, 0xca;" : "=r"(chosen) : "r"(which), "r"(x), "r"(y));
+  return chosen;
+}
 // Byte i of the result is the byte of (low, high) that nibble i of `select` names by its lower three bits; where its upper
 // one is set, eight times that byte's top bit.
 MOSAIC_DEVICE uint32_t permute(uint32_t low, uint32_t high, uint32_t select) {
@@ -56,6 +60,7 @@ MOSAIC_DEVICE uint32_t transpose_halves(uint32_t x) {
 
 #else
 
+inline uint32_t choose(uint32_t which, uint32_t x, uint32_t y) { return (x & which) | (y & ~which); }
 inline uint32_t permute_signs(uint32_t low, uint32_t high, uint32_t select) {
   const uint64_t bytes = static_cast<uint64_t>(high) << 32 | low;
   uint32_t x = 0;

@@ -6,6 +6,7 @@
 // begins as NaN, wide loads must be aligned, and threads can be run in another order, which shows a missing barrier.
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstddef>
@@ -37,6 +38,8 @@
 namespace mosaic::MOSAIC_SIMT::simt {
 
 inline constexpr int kWarp = 32;
+// Bytes of shared memory that a block has without asking, and the most it may ask for on every GPU from sm_80 on.
+inline constexpr size_t kSharedUnasked = size_t{48} << 10, kSharedMost = size_t{99} << 10;
 
 struct Grid {
   unsigned x = 1, y = 1, z = 1;
@@ -88,7 +91,12 @@ MOSAIC_DEVICE T* shared() {
   return reinterpret_cast<T*>(mosaic_shared);
 }
 
-MOSAIC_DEVICE float exp2_of(float x) { return exp2f(x); }
+// One instruction: what is below 2^-126 is zero, which exp2f would take four more for.
+MOSAIC_DEVICE float exp2_of(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 MOSAIC_DEVICE float log2_of(float x) { return log2f(x); }
 MOSAIC_DEVICE double sin_pi(double x) { return sinpi(x); }  // of pi x; no slow path for large angles, so no stack
 MOSAIC_DEVICE float widen(half_t x) { return __half2float(__ushort_as_half(x)); }
@@ -107,6 +115,15 @@ MOSAIC_DEVICE void multiply_add(const uint32_t (&a)[4], const uint32_t (&b)[2], 
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
+// c = start + a b.
+MOSAIC_DEVICE void multiply_add(const uint32_t (&a)[4], const uint32_t (&b)[2], const float (&start)[4],
+                                float (&c)[4]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
+      : "=f"(c[0]), "=f"(c[1]), "=f"(c[2]), "=f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(start[0]), "f"(start[1]), "f"(start[2]),
+        "f"(start[3]));
+}
 MOSAIC_DEVICE half_t narrow(float x) { return __half_as_ushort(__float2half_rn(x)); }
 // Two numbers as halves in one word, the first in the low one.
 MOSAIC_DEVICE uint32_t pack(float low, float high) {
@@ -124,6 +141,11 @@ void launch(const Queue& on, const char* what, void (*kernel)(P...), Grid grid, 
             const A&... args) {
   const cuda::OnDevice there(on.device);
   on.mark();
+  if (shared_bytes > kSharedUnasked) {
+    cuda::check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                     static_cast<int>(shared_bytes)),
+                what, __FILE__, __LINE__);
+  }
   kernel<<<dim3(grid.x, grid.y, grid.z), dim3(static_cast<unsigned>(threads)), shared_bytes,
            static_cast<cudaStream_t>(on.stream)>>>(args...);
   cuda::check(cudaGetLastError(), what, __FILE__, __LINE__);
@@ -186,6 +208,11 @@ Bytes load(const void* from) {
 }
 
 void multiply_add(const uint32_t (&a)[4], const uint32_t (&b)[2], float (&c)[4], int line = __builtin_LINE());
+inline void multiply_add(const uint32_t (&a)[4], const uint32_t (&b)[2], const float (&start)[4], float (&c)[4],
+                         int line = __builtin_LINE()) {
+  std::copy(start, start + 4, c);
+  multiply_add(a, b, c, line);
+}
 inline half_t narrow(float x) { return float_to_half(x); }
 inline uint32_t pack(float low, float high) {
   return static_cast<uint32_t>(narrow(low)) | static_cast<uint32_t>(narrow(high)) << 16;

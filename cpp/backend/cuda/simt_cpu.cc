@@ -298,7 +298,7 @@ void run(const char* what, Grid grid, int threads, size_t shared_bytes, const st
   };
   if (threads <= 0 || threads % kWarp != 0 || threads > 1024)
     refuse("a block is a multiple of 32 threads, 1,024 at most");
-  if (shared_bytes > (size_t{48} << 10)) refuse("more than 48 KiB of shared memory");
+  if (shared_bytes > kSharedMost) refuse("more than 99 KiB of shared memory");
   if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535) refuse("no such grid");
   runner.fibres.resize(1024);
   runner.warps.resize(1024 / kWarp);

@@ -142,8 +142,8 @@ TEST_CASE("a barrier or shuffle that some threads miss, a crooked load and an im
                        doctest::Contains("not aligned"), InvariantError);
   CHECK_THROWS_WITH_AS(simt::launch({}, "e", sum_kernel, {}, 33, 0, x.data()), doctest::Contains("multiple of 32"),
                        InvariantError);
-  CHECK_THROWS_WITH_AS(simt::launch({}, "f", sum_kernel, {}, 32, 49153, x.data()), doctest::Contains("48 KiB"),
-                       InvariantError);
+  CHECK_THROWS_WITH_AS(simt::launch({}, "f", sum_kernel, {}, 32, simt::kSharedMost + 1, x.data()),
+                       doctest::Contains("99 KiB"), InvariantError);
   CHECK_THROWS_AS(simt::launch({}, "g", sum_kernel, {0}, 32, 4, x.data()), InvariantError);
 }
 
