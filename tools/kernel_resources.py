@@ -5,6 +5,8 @@ Compiles cpp/backend/cuda/*.cu for each architecture (default 87 and 90; --all: 
 prints a table (--json: rows; --write: docs/results/gpu-kernels.md). Registers and spills are ptxas' word;
 code and the instructions a warp needs for 16 packed keys are counted in SASS. Ends with 1 when a kernel of
 attend or assign spills more registers to local memory than is known of it, or takes more than LIMITS.
+--built TREE takes the PTX of a CUDA build (tools/aarch64 --cuda: of 87) where it has one newer than every
+source, so that no file is read twice.
 nvcc: $CUDACXX, PATH, build/cuda (tools/setup cuda), /usr/local/cuda. nvdisasm: PATH, build/nvdisasm
 (tools/setup nvdisasm); without it nothing is counted.
 """
@@ -28,10 +30,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from sass import Function, functions
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDER = ROOT / "cpp" / "backend" / "cuda"
+SOURCES = ROOT / "cpp"
+FOLDER = SOURCES / "backend" / "cuda"
 SHIPPED = (80, 86, 87, 89, 90, 110)
 WATCHED = ("attend", "assign")  # kernels of files that begin so must not spill
-KERNELS = re.compile(r"_kernel|attend_tensor\.h")  # of files that have some
+KERNELS = re.compile(r"_kernel|attend_(tensor|exact)\.h")  # of files that have some
 # Bytes stored and loaded: kernels that take all lanes of a layer need every register there is.
 KNOWN_SPILLS = {
     ("attend_decode", 87): 96,
@@ -40,13 +43,15 @@ KNOWN_SPILLS = {
     ("attend_prefill", 87): 116,
     ("attend_prefill", 90): 20,
 }
-SHOWN = ("attend_", "assign")  # what is paid per token, on tensor cores: the files on the page
+SHOWN = ("attend_decode", "attend_prefill", "assign")  # what is paid per token, on tensor cores: on the page
 PACKED = re.compile(r'MOSAIC_CODEC\(\w+, "(\w+)", Planes<')
 TRANSPOSES = "MOVM"  # of the loops over packed pages alone: it turns weights into a right side
 LIMITS = {"k5v3": 1250, "k4v4": 1150, "k4v3": 1100, "k3v3": 1100, "k2v2": 850}
 """Instructions of a warp for 16 packed keys and values of 128 channels, and eight queries."""
-NO_FMA = ("pages",)  # as cuda.cmake compiles them
+NO_FMA = ("pages", "stage")  # as cuda.cmake compiles them
 
+PTX = re.compile(rb"\.version \d[^\0]*")
+TARGET = re.compile(rb"\.target sm_(\d+)")
 ENTRY = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\d+)'")
 SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 PROPERTIES = re.compile(r"Function properties for (\w+)")
@@ -139,23 +144,38 @@ def counted(kernel: Kernel, function: Function) -> Kernel:
     return replace(kernel, code=16 * sum(map(len, function.blocks)), packed=packed)
 
 
-def compile_one(nvcc: str, source: Path, arch: int) -> list[Kernel]:
+def ptx_in(made: bytes) -> dict[int, bytes]:
+    """PTX by architecture in an object file that was made with -no-compress."""
+    found = {}
+    for text in PTX.findall(made):
+        if target := TARGET.search(text):
+            found[int(target[1])] = text
+    return found
+
+
+def built_ptx(tree: Path, source: Path, arch: int) -> bytes | None:
+    """Of a file as a build has it, or None where it has none, or one older than a source."""
+    made = next(tree.glob(f"CMakeFiles/*.dir/{source.relative_to(ROOT)}.o"), None)
+    if made is None or made.stat().st_mtime < max(path.stat().st_mtime for path in SOURCES.rglob("*.*")):
+        return None
+    return ptx_in(made.read_bytes()).get(arch)
+
+
+def compile_one(nvcc: str, source: Path, arch: int, tree: Path | None = None) -> list[Kernel]:
     """Compile one file for one architecture and read what ptxas says."""
-    command = [
-        nvcc,
-        "-std=c++20",
-        "--expt-relaxed-constexpr",
-        f"-I{ROOT / 'cpp'}",
-        f"-arch=sm_{arch}",
-        "-cubin",
-    ]
-    command += ["-Xptxas=-v", "-Werror=all-warnings"]
-    command += ["-fmad=false"] if source.stem in NO_FMA else []
+    command = [nvcc, f"-arch=sm_{arch}", "-cubin", "-Xptxas=-v", "-Werror=all-warnings"]
+    ptx = built_ptx(tree, source, arch) if tree is not None else None
     nvdisasm = find_nvdisasm()
     with tempfile.TemporaryDirectory() as folder:
-        cubin = Path(folder) / "kernels.cubin"
+        cubin, given = Path(folder) / "kernels.cubin", source
+        if ptx is not None:
+            given = Path(folder) / f"{source.stem}.ptx"
+            given.write_bytes(ptx)
+        else:
+            command += ["-std=c++20", "--expt-relaxed-constexpr", f"-I{SOURCES}"]
+            command += ["-fmad=false"] if source.stem in NO_FMA else []
         done = subprocess.run(
-            [*command, "-o", str(cubin), str(source)], capture_output=True, text=True, check=False
+            [*command, "-o", str(cubin), str(given)], capture_output=True, text=True, check=False
         )
         if done.returncode != 0:
             raise SystemExit(
@@ -208,6 +228,7 @@ def main() -> int:
         "--arch", type=int, action="append", help="an architecture, such as 87; repeat for more"
     )
     parser.add_argument("--all", action="store_true", help="every architecture the package ships")
+    parser.add_argument("--built", type=Path, metavar="TREE", help="a CUDA build whose PTX is taken")
     parser.add_argument("--json", action="store_true", help="rows as JSON")
     parser.add_argument("--write", action="store_true", help="write docs/results/gpu-kernels.md")
     options = parser.parse_args()
@@ -221,7 +242,8 @@ def main() -> int:
         sources = [source for source in sources if source.stem.startswith(SHOWN)]
     jobs = [(source, arch) for source in sources for arch in archs]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        rows = [row for found in pool.map(lambda job: compile_one(nvcc, *job), jobs) for row in found]
+        found = pool.map(lambda job: compile_one(nvcc, *job, options.built), jobs)
+        rows = [row for kernels in found for row in kernels]
     if options.json:
         print(json.dumps([asdict(row) for row in rows]))
     elif options.write:

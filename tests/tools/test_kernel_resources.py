@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -52,7 +53,7 @@ def test_a_watched_kernel_that_spills_fails_and_another_does_not(
         monkeypatch.setattr(
             tool,
             "compile_one",
-            lambda nvcc, source, arch, spilling=spilling: [
+            lambda nvcc, source, arch, tree, spilling=spilling: [
                 tool.Kernel(source.stem, "k_kernel", arch, 9, 0, 4 * (source.stem == spilling), 0)
             ],
         )
@@ -123,6 +124,33 @@ def test_the_page_has_every_packed_codec_on_every_processor_within_the_limits(to
     spilled = {(row[0].split()[0], int(row[1])): int(row[3]) for row in rows if row[0].startswith(tool.SHOWN)}
     assert {at: count for at, count in spilled.items() if count > 0} == tool.KNOWN_SPILLS
     assert {file for file, _ in spilled} >= {"assign", "attend_prefill", "attend_decode_64"}
+
+
+def test_ptx_is_taken_out_of_an_object_as_it_lies_there(tool: ModuleType) -> None:
+    first = b".version 9.0\n.target sm_87\n.address_size 64\n.entry f() { ret; }\n"
+    second = first.replace(b"87", b"90")
+    made = b"\x7fELF\0.shstrtab\0" + b"\x09W\0\0" + first + b"\0\0\x01" + second + b"\0.version\0"
+    assert tool.ptx_in(made) == {87: first, 90: second}
+    assert tool.ptx_in(b"\x7fELF\0.version\0") == {}
+
+
+def test_a_build_older_than_a_source_is_not_believed(
+    tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "cpp/score.cu"
+    made = tmp_path / "build/CMakeFiles/core.dir/cpp/score.cu.o"
+    for path, text in ((source, b"kernel"), (made, b"\0.version 9.0\n.target sm_87\n\0")):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(text)
+    monkeypatch.setattr(tool, "ROOT", tmp_path)
+    monkeypatch.setattr(tool, "SOURCES", tmp_path / "cpp")
+    os.utime(source, (1000, 1000))
+    os.utime(made, (1001, 1001))
+    assert tool.built_ptx(tmp_path / "build", source, 87) == b".version 9.0\n.target sm_87\n"
+    assert tool.built_ptx(tmp_path / "build", source, 90) is None
+    assert tool.built_ptx(tmp_path, source, 87) is None
+    (tmp_path / "cpp/other.h").write_text("newer")
+    assert tool.built_ptx(tmp_path / "build", source, 87) is None
 
 
 def test_a_spill_that_is_known_passes_and_a_byte_more_does_not(tool: ModuleType) -> None:
