@@ -277,35 +277,43 @@ MOSAIC_DEVICE void attend_unit(const LowQueries* low_rows, const Slot& high, con
   }
 }
 
-// Grid: x a split, y a KV head of a lane, z a tile of 16 x kRowGroups query rows. Unit i of a step is of warp group i %
-// kUnitGroups. kHeadDim: of heads whose packed pages are attended from their planes (packs()); 0: any head, none of them.
+// Shared memory of a block: slots, descriptions of this step's keys and the next's, low halves of queries, and then sums of
+// packed pages, or a row a warp.
+template <int kRowGroups>
+struct SharedOf {
+  std::byte* slots;
+  TileKeys* keys;   // [2][4]
+  LowQueries* low;  // [kRowGroups][channel steps]
+  std::byte* rest;
+  MOSAIC_DEVICE explicit SharedOf(int d)
+      : slots(simt::shared<std::byte>()),
+        keys(reinterpret_cast<TileKeys*>(slots + kSlots * slot_bytes(d))),
+        low(reinterpret_cast<LowQueries*>(keys + 2 * kSlots)),
+        rest(reinterpret_cast<std::byte*>(low) + low_bytes(d, kRowGroups)) {}
+};
+
+// The units of the block's run that are not packed, and the results. y, tile: the block's place in the grid.
 template <int kRowGroups, int kUnitGroups, int kHeadDim>
-MOSAIC_KERNEL(32 * kRowGroups * kUnitGroups, kUnitGroups > 1 ? 2 : 1)
-tensor_kernel(MOSAIC_PARAMETER AttendLanes all, MOSAIC_PARAMETER RopeTable rope, const Parts parts_of_all) {
+MOSAIC_DEVICE void attend_units(const AttendLanes& all, const RopeTable& rope, const Parts& parts_of_all, int y,
+                                int tile) {
   constexpr int kRows = kGroupRows * kRowGroups;
   constexpr bool kPacked = kHeadDim != 0;
-  const int heads = all.lane[0].shape.heads, lane_of_layer = simt::block_y() / heads;
+  const int heads = all.lane[0].shape.heads, lane_of_layer = y / heads;
   AttendArgs fixed = all.lane[lane_of_layer];
   if constexpr (kPacked) fixed.shape.head_dim = kHeadDim;
   const AttendArgs& a = kPacked ? fixed : all.lane[lane_of_layer];
   const int d = a.shape.head_dim, group = a.q_heads / a.shape.heads, warp = simt::thread() / simt::kWarp;
-  const int kv_head = simt::block_y() % heads, first = simt::block_z() * kRows;
+  const int kv_head = y % heads, first = tile * kRows;
   const int all_rows = a.tokens * group, end_row = all_rows < first + kRows ? all_rows : first + kRows;
-  std::byte* const slots = simt::shared<std::byte>();
-  TileKeys* const keys =
-      reinterpret_cast<TileKeys*>(slots + kSlots * slot_bytes(d));  // [2][4]: this step's, the next's
-  LowQueries* const all_low = reinterpret_cast<LowQueries*>(keys + 2 * kSlots);
-  std::byte* const rest = reinterpret_cast<std::byte*>(all_low) + low_bytes(d, kRowGroups);
+  const SharedOf<kRowGroups> shared(d);
+  std::byte* const slots = shared.slots;
+  TileKeys* const keys = shared.keys;
   const Run run = run_of(a, (end_row - 1) / group + 1);
   using Packed = PackedSums<kPacked ? kHeadDim : simt::kWarp>;
-  Packed* const packed = reinterpret_cast<Packed*>(rest);
-  if constexpr (kPacked) {
-    packed_sums<kHeadDim>(a, rope, run, kv_head, end_row - first, reinterpret_cast<PackedSpace<kHeadDim>*>(slots),
-                          packed);
-  }
+  const Packed* const packed = reinterpret_cast<const Packed*>(shared.rest);
 
   const int row_group = warp % kRowGroups, unit_group = warp / kRowGroups, first_row = first + kGroupRows * row_group;
-  LowQueries* const low_rows = all_low + row_group * channel_steps(d);
+  LowQueries* const low_rows = shared.low + row_group * channel_steps(d);
   Rows rows;
   load_rows(a, rope, kv_head, first_row, end_row,
             reinterpret_cast<float*>(slots) + warp * 8 * (16 * channel_steps(d) + 4),
@@ -323,7 +331,7 @@ tensor_kernel(MOSAIC_PARAMETER AttendLanes all, MOSAIC_PARAMETER RopeTable rope,
   for (; u < run.end; u = then_u, step = next) {
     load_step<kPacked>(a, rope, u, step, kv_head, now, slots);
     if constexpr (!kPacked)
-      load_records(a, rope, u, step, kv_head, now, slots, reinterpret_cast<float*>(rest) + warp * d);
+      load_records(a, rope, u, step, kv_head, now, slots, reinterpret_cast<float*>(shared.rest) + warp * d);
     simt::barrier();
     TileKeys* const then = now == keys ? keys + kSlots : keys;
     then_u = step_from(a, u + step.units, run.end, kPacked);
@@ -391,6 +399,25 @@ tensor_kernel(MOSAIC_PARAMETER AttendLanes all, MOSAIC_PARAMETER RopeTable rope,
       if (c == 0) *to.lse = lse_of(top, total);
     }
   }
+}
+
+// Grid: x a split, y a KV head of a lane, z a tile of 16 x kRowGroups query rows. Unit i of a step is of warp group i %
+// kUnitGroups. kHeadDim: of heads whose packed pages are attended from their planes (packs()); 0: any head, none of them.
+template <int kRowGroups, int kUnitGroups, int kHeadDim>
+MOSAIC_KERNEL(32 * kRowGroups * kUnitGroups, kUnitGroups > 1 ? 2 : 1)
+tensor_kernel(MOSAIC_PARAMETER AttendLanes all, MOSAIC_PARAMETER RopeTable rope, const Parts parts_of_all) {
+  int y = simt::block_y();
+  if constexpr (kHeadDim != 0) {  // few rows: one tile
+    const int heads = all.lane[0].shape.heads;
+    AttendArgs a = all.lane[y / heads];
+    a.shape.head_dim = kHeadDim;
+    const SharedOf<kRowGroups> shared(kHeadDim);
+    packed_sums<kHeadDim>(a, rope, run_of(a, a.tokens), y % heads, a.tokens * (a.q_heads / heads),
+                          reinterpret_cast<PackedSpace<kHeadDim>*>(shared.slots),
+                          reinterpret_cast<PackedSums<kHeadDim>*>(shared.rest));
+    y = simt::anew(y);
+  }
+  attend_units<kRowGroups, kUnitGroups, kHeadDim>(all, rope, parts_of_all, y, simt::block_z());
 }
 
 template <int kRowGroups, int kUnitGroups, int kHeadDim>

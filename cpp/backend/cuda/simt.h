@@ -72,6 +72,11 @@ MOSAIC_DEVICE int block_x() { return static_cast<int>(blockIdx.x); }
 MOSAIC_DEVICE int block_y() { return static_cast<int>(blockIdx.y); }
 MOSAIC_DEVICE int block_z() { return static_cast<int>(blockIdx.z); }
 MOSAIC_DEVICE int blocks_x() { return static_cast<int>(gridDim.x); }
+// x, which the compiler then knows nothing of: what comes of it is worked out where it is wanted, and no register keeps it.
+MOSAIC_DEVICE int anew(int x) {
+  asm volatile("mov.b32 %0, %0;" : "+r"(x));
+  return x;
+}
 MOSAIC_DEVICE void barrier() { __syncthreads(); }
 // The lanes of a warp meet; what they wrote before is seen by all of them.
 MOSAIC_DEVICE void meet_warp() { __syncwarp(); }
@@ -173,6 +178,7 @@ inline int block_x() { return indices.block[0]; }
 inline int block_y() { return indices.block[1]; }
 inline int block_z() { return indices.block[2]; }
 inline int blocks_x() { return indices.blocks_x; }
+inline int anew(int x) { return x; }
 inline void barrier(int line = __builtin_LINE()) { meet_block(line); }
 inline void meet_warp(int line = __builtin_LINE()) { meet_warp(0u, line); }
 template <class T>
