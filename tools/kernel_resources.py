@@ -242,7 +242,7 @@ def main() -> int:
         sources = [source for source in sources if source.stem.startswith(SHOWN)]
     jobs = [(source, arch) for source in sources for arch in archs]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(lambda job: compile_one(nvcc, *job, options.built), jobs)
+        found = pool.map(lambda job: compile_one(nvcc, job[0], job[1], options.built), jobs)
         rows = [row for kernels in found for row in kernels]
     if options.json:
         print(json.dumps([asdict(row) for row in rows]))
