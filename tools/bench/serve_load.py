@@ -51,7 +51,7 @@ reads account and metrics twice a second and another opens sessions until it is 
 - The most that was ever drawn: {drawn_peak_bytes:,.0f} of {budget_bytes:,.0f} bytes; the account was read
   {accounts_read:,} times.
 - Resident memory of the server, the most in each tenth of the run: {rss} MiB; from the first half to the
-  second {growth:+.1f} MiB. Pages and thumbnails of sessions become resident as they fill, up to what was drawn.
+  second {growth:+.1f} MiB. Pages and thumbnails become resident as they fill, within what was drawn.
 - SIGTERM under the same load, to the end of the process: {sigterm_under_load_seconds:.1f} s.
 """
 
