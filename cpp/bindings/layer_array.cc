@@ -1,5 +1,7 @@
 #include "bindings/layer_array.h"
 
+#include <pybind11/stl.h>
+
 #include <vector>
 
 #include "bindings/dlpack.h"
