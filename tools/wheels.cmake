@@ -1,5 +1,5 @@
 # Toolchain of tools/wheels: compiled by GCC, for MOSAIC_WHEEL_ARCH; linked by zig against the symbols of glibc 2.28, with
-# libstdc++ inside, so that the module loads on any Linux from 2018 on (manylinux_2_28). MOSAIC_WHEEL_ZIG and
+# libstdc++ and libgcc inside (zig has a __cpu_model of its own, which GCC cannot read), so that the module loads on any Linux from 2018 on (manylinux_2_28). MOSAIC_WHEEL_ZIG and
 # MOSAIC_WHEEL_PARTS, a folder, come from the script too: CMake tries compilers in projects of their own, which see the environment.
 set(arch $ENV{MOSAIC_WHEEL_ARCH})
 set(parts $ENV{MOSAIC_WHEEL_PARTS})
@@ -11,7 +11,7 @@ if(NOT CMAKE_HOST_SYSTEM_PROCESSOR STREQUAL arch)
 else()
   set(CMAKE_CXX_COMPILER c++)  # GCC: its libstdc++.a is linked
 endif()
-foreach(library libstdc++.a libgcc_eh.a)
+foreach(library libstdc++.a libgcc_eh.a libgcc.a)
   execute_process(COMMAND ${CMAKE_CXX_COMPILER} -print-file-name=${library} OUTPUT_VARIABLE path OUTPUT_STRIP_TRAILING_WHITESPACE)
   list(APPEND static ${path})
 endforeach()
