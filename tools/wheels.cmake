@@ -1,6 +1,7 @@
 # Toolchain of tools/wheels: compiled by GCC, for MOSAIC_WHEEL_ARCH; linked by zig against the symbols of glibc 2.28, with
-# libstdc++ and libgcc inside (zig has a __cpu_model of its own, which GCC cannot read), so that the module loads on any Linux from 2018 on (manylinux_2_28). MOSAIC_WHEEL_ZIG and
-# MOSAIC_WHEEL_PARTS, a folder, come from the script too: CMake tries compilers in projects of their own, which see the environment.
+# libstdc++ and libgcc inside (zig has a __cpu_model of its own, which is not GCC's), so that the module loads on any Linux from
+# 2018 on (manylinux_2_28). MOSAIC_WHEEL_ZIG and MOSAIC_WHEEL_PARTS, a folder, come from the script too: CMake tries compilers in
+# projects of their own, which see the environment.
 set(arch $ENV{MOSAIC_WHEEL_ARCH})
 set(parts $ENV{MOSAIC_WHEEL_PARTS})
 if(NOT CMAKE_HOST_SYSTEM_PROCESSOR STREQUAL arch)
