@@ -40,11 +40,15 @@ class Launch:
 
 
 def tensor_launch(threads: int, head_dim: int, packed: bool) -> Launch:
-    """As queue_tensor() of attend_tensor.h asks: slots, descriptions of keys, a row a warp, packed sums."""
+    """As queue_tensor() of attend_tensor.h asks.
+
+    Slots, descriptions of keys, low halves of queries, and packed sums or a row a warp.
+    """
     slots = 4 * 64 * (16 * -(-head_dim // 16) + 8)
     keys = 2 * 4 * 16 * (3 * 8 + 4 + 4)
-    sums = 8 * (head_dim + 2) * 4 if packed else 0
-    return Launch(threads, slots + keys + threads // 32 * head_dim * 4 + sums)
+    low = -(-head_dim // 16) * 512 * (8 if threads == 256 else 1)
+    rest = 8 * (head_dim + 2) * 4 if packed else threads // 32 * head_dim * 4
+    return Launch(threads, slots + keys + low + rest)
 
 
 LAUNCHES = {
@@ -109,6 +113,15 @@ def instructions(rows: list[Any], limits: dict[str, int]) -> list[str]:
     )
 
 
+def kinds_of(rows: list[Any]) -> list[str]:
+    counted = sorted(
+        (row for row in rows if row.kinds and row.file == "attend_decode_128"), key=lambda row: row.arch
+    )
+    table = [["kind", *[f"sm_{row.arch}" for row in counted]]]
+    kinds = counted[0].kinds if counted else ()
+    return rows_of(table + [[kind, *[str(row.kinds[kind]) for row in counted]] for kind in kinds])
+
+
 def sizes(codecs: list[str]) -> list[str]:
     models = [f"{name}: a layer, all" for name in MODELS]
     table = [["codec", "a KV head", *models]]
@@ -140,6 +153,13 @@ def page(rows: list[Any]) -> str:
         "for at most eight query rows of a KV head, from planes to sums. The last column is what",
         "`tools/kernel_resources.py`, and so `.ci/run`, lets pass.", "",
         *instructions(known, LIMITS), "",
+        "Where those of k5v3 at D = 128 go: a lane has 64 numbers of keys and 64 of values. Bytes and bits:",
+        "four numbers of a key are five look-ups (`prmt`) in a table of 32 bytes, three words that choose",
+        "among them and two that widen them; the last bit lies in a plane of its own, across the others.",
+        "Pairs of halves: two steps of the Hadamard transform (64), scale and mean (32), the turn (64), the",
+        "offset of value codes (32). To halves: what tensor cores sum (32), and angles, fp32 in tables (32).",
+        "The goal was 300: that is of keys stored after RoPE, which need neither transform nor turn.", "",
+        *kinds_of(known), "",
         "## Registers, occupancy, code", "",
         "Blocks and warps that a processor holds side by side, of attend on tensor cores at D = 128",
         "(`_64`: 64).", "",
