@@ -184,7 +184,9 @@ def _write_tokenizer(folder: Path, source: Source) -> None:
         tf.AutoTokenizer.from_pretrained(folder).backend_tokenizer.save(str(folder / "tokenizer.json"))
         return
     if source.words:
-        raw = tf.Qwen2Tokenizer.from_pretrained(folder).backend_tokenizer
+        plain = tf.Qwen2Tokenizer  # up to transformers 4 one in Python, which has no such backend
+        fast = plain if hasattr(plain, "backend_tokenizer") else tf.Qwen2TokenizerFast
+        raw = fast.from_pretrained(folder).backend_tokenizer
         merges = [tuple(m) for m in json.loads(raw.to_str())["model"]["merges"]]
         vocab = json.loads((folder / "vocab.json").read_text())
     else:
