@@ -9,6 +9,7 @@
 #include <system_error>
 
 #include "core/error.h"
+#include "core/ranges.h"
 #include "core/trace.h"
 
 namespace mosaic {
@@ -157,9 +158,12 @@ void CopyEngine::run() {
     }
     const uint64_t traced = trace::begin();
     const bool reading = requests[0].kind == CopyRequest::Kind::read;
+    const char* const name = reading ? "spill_read" : "spill_write";
+    ranges::open(name);
     const int ok = reading ? file_.read_run(n, slots, buffers, status) : file_.write_run(n, slots, buffers, status);
     const double busy = seconds_since(start);
-    trace::end(reading ? "spill_read" : "spill_write", traced, requests[0].lane);
+    ranges::close();
+    trace::end(name, traced, requests[0].lane);
     lock.lock();
     (reading ? stats_.reads : stats_.writes) += static_cast<uint64_t>(n);
     stats_.failed += static_cast<uint64_t>(n - ok);

@@ -7,9 +7,21 @@
 
 #include "core/error.h"
 #include "core/finite.h"
+#include "core/ranges.h"
 #include "core/trace.h"
 
 namespace mosaic {
+
+namespace {
+
+// As a profiler shows it.
+const char* name_of_block(BlockKind kind, bool answers) {
+  if (kind == BlockKind::kFrame) return "frame";
+  if (kind == BlockKind::kPrefix) return "prefix";
+  return answers ? "token" : "question";
+}
+
+}  // namespace
 
 KvMemory::KvMemory(const MemoryConfig& config, std::unique_ptr<Policy> policy, Backend backend, SpillIo* io,
                    SnapshotReader* from)
@@ -35,6 +47,7 @@ void KvMemory::begin(BlockKind kind, int tokens) {
   staging_.clear();
   block_ = kind;
   block_tokens_ = tokens;
+  ranges::open(name_of_block(kind, asking_ && passes_ > 0));
   next_layer_ = 0;
   lead_ = trail_ = 0;
   reads_now_ = 0;
@@ -139,7 +152,7 @@ void KvMemory::drain() {
 }
 
 void KvMemory::forget_block() {
-  block_ = BlockKind::kNone;
+  if (std::exchange(block_, BlockKind::kNone) != BlockKind::kNone) ranges::close();
   store_.unpin_all();
   if (!asking_ || passes_ == 0)  // what the refused block chose is not the next one's choice
     selector_.clear();
@@ -173,6 +186,7 @@ void KvMemory::commit() {
 void KvMemory::file_block() {
   saturated_ += staging_.saturated();
   const BlockKind kind = std::exchange(block_, BlockKind::kNone);
+  const ranges::Range to_its_end;
   if (kind == BlockKind::kPrefix) {
     window_.prefix_tokens += block_tokens_;
     next_position_ += block_tokens_;

@@ -11,6 +11,11 @@
 #include "backend/cuda/cuda_check.h"
 #include "backend/cuda/cuda_ops.h"
 #include "backend/cuda/cuda_probe.h"
+#include "core/ranges.h"
+#if __has_include(<nvtx3/nvToolsExt.h>)
+#include <nvtx3/nvToolsExt.h>
+#define MOSAIC_NVTX 1
+#endif
 
 #ifndef MOSAIC_CUDA_ARCHITECTURES  // of the build (cuda.cmake)
 #define MOSAIC_CUDA_ARCHITECTURES "native"
@@ -79,7 +84,15 @@ Device::Access access_of(const void* pointer) {
 }
 bool can_access(const simt::Queue&, const void* pointer) { return access_of(pointer) != Device::Access::kHost; }
 
+// NVTX is headers alone: where no profiler listens a range is a call that returns.
+#if defined(MOSAIC_NVTX)
+void open_range(const char* name) noexcept { nvtxRangePushA(name); }
+void close_range() noexcept { nvtxRangePop(); }
+constexpr ranges::Profiler kNvtx{open_range, close_range};
+#endif
+
 void copy(const simt::Queue& queue, void* to, const void* from, size_t bytes) {
+  const ranges::Range range("copy");
   MOSAIC_CUDA_TRY(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, static_cast<cudaStream_t>(queue.stream)));
 }
 
@@ -178,6 +191,7 @@ void CudaDevice::release(void* memory, size_t) noexcept {
 }
 
 void CudaDevice::copy_async(void* to, const void* from, size_t bytes) {
+  const ranges::Range range("copy");
   pending_ = true;
   MOSAIC_CUDA_TRY(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream()));
 }
@@ -202,6 +216,9 @@ BackendInfo info() {
 Backend make() {
   const BackendInfo found = info();
   if (!found.available) throw DeviceError("cuda: " + found.detail + ". Or set backend=\"cpu\".");
+#if defined(MOSAIC_NVTX)
+  ranges::profiler = &kNvtx;
+#endif
   auto device = std::make_unique<CudaDevice>(kOrdinal);
   {
     const OnDevice there(kOrdinal);
