@@ -394,15 +394,6 @@ class Ops {
   virtual void move_rows(CodecId codec, PageShape shape, std::span<const RowMove> moves) {
     for (const RowMove& move : moves) move_row(codec, shape, move.from, move.from_at, move.to, move.to_at);
   }
-  // Several pages of one codec: page i takes the next min(16, count) rows of k, v (the last one what is left).
-  virtual void encode_pages(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count,
-                            std::byte* const* pages) {
-    for (int at = 0, page = 0; at < count; at += kPageTokens, ++page) {
-      const size_t from = static_cast<size_t>(at) * stride;
-      encode(codec, shape, k + from, v + from, stride, count - at < kPageTokens ? count - at : kPageTokens,
-             pages[page]);
-    }
-  }
   // Chosen tokens of several pages into dense rows: item i is token at[i] of pages[i].
   virtual void gather(const PageEntry* pages, const int32_t* at, int items, PageShape shape, float* k, float* v,
                       size_t stride, const float* key_mean = nullptr) = 0;

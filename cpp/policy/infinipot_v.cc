@@ -9,6 +9,7 @@
 // Everything stored is read; positions are contiguous, as the runtime has them.
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "policy/policy.h"
 
@@ -34,6 +35,9 @@ struct Kernel {
   int frames, rows, columns;
 };
 constexpr Kernel kKernels[] = {{0.1, 3, 3, 3}, {0.2, 0, 2, 2}, {0.4, 0, 0, 1}};
+
+// Pages decoded at a time where each launch costs: so many at most, and a share of a pot, so that little of a small cap goes.
+constexpr int kChunkPages = 64, kChunkShare = 8;
 
 class InfiniPotV final : public Policy {
  public:
@@ -65,8 +69,10 @@ class InfiniPotV final : public Policy {
     recent_count_ = region.take<int32_t>("policy", cells);
     near_count_ = region.take<int32_t>("policy", cells);
     near_sum_ = region.take<double>("policy", cells);
-    k_ = region.take<float>("policy", row * kPageTokens);
-    v_ = region.take<float>("policy", row * kPageTokens);
+    const int pages = region.has_private() ? std::clamp(lane_tokens_ / (kChunkShare * kPageTokens), 1, kChunkPages) : 1;
+    chunk_ = pages * kPageTokens;
+    k_ = region.take<float>("policy", row * chunk_);
+    v_ = region.take<float>("policy", row * chunk_);
   }
 
   void admit(const ClusterStore& store, const AdmitBatch& batch, Placement* out) override {
@@ -216,19 +222,25 @@ class InfiniPotV final : public Policy {
   void read(const ClusterStore& store, int lane, ClusterId pot, int skip, int n, int first) {
     const int row = store.shape().page.row();
     const auto stride = static_cast<size_t>(row);
-    const auto pages = [&](int from, auto&& visit) {  // pages with members from `from` on, decoded
-      int at = -skip;
-      for (PageId id = store.index(lane)[pot].head; id != kNone; id = store.pages()[id].next) {
-        const Page& page = store.pages()[id];
-        const int begin = std::max(0, from - at);
-        if (begin < page.count) {
-          store.ops().decode(store.tiers().spec(page.tier).codec, store.shape().page,
-                             store.tiers().page(page.tier, page.slot).data, begin, page.count, k_, v_, stride);
-          visit(at + begin, page.count - begin);
-        }
-        at += page.count;
-      }
-    };
+    const auto pages =
+        [&](int from, auto&& visit) {  // of members from `from` on, decoded, as many at a time as there is room for
+          int at = -skip, held = 0, held_from = 0;
+          for (PageId id = store.index(lane)[pot].head; id != kNone; id = store.pages()[id].next) {
+            const Page& page = store.pages()[id];
+            const int begin = std::max(0, from - at);
+            if (begin < page.count) {
+              if (held + kPageTokens > chunk_) visit(held_from, std::exchange(held, 0));
+              if (held == 0) held_from = at + begin;
+              const size_t to = static_cast<size_t>(held) * stride;
+              store.ops().decode(store.tiers().spec(page.tier).codec, store.shape().page,
+                                 store.tiers().page(page.tier, page.slot).data, begin, page.count, k_ + to, v_ + to,
+                                 stride);
+              held += page.count - begin;
+            }
+            at += page.count;
+          }
+          if (held > 0) visit(held_from, held);
+        };
     std::fill_n(recent_sum_, static_cast<size_t>(cells_ + 1) * stride, 0.0f);
     std::fill_n(recent_count_, cells_ + 1, 0);
     if (s_.alpha > 0)
@@ -308,7 +320,8 @@ class InfiniPotV final : public Policy {
   int32_t* recent_count_ = nullptr;
   int32_t* near_count_ = nullptr;
   double* near_sum_ = nullptr;
-  float* k_ = nullptr;  // [page, row]
+  int chunk_ = 0;       // members that are decoded at a time
+  float* k_ = nullptr;  // [chunk, row]
   float* v_ = nullptr;
 };
 

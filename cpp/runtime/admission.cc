@@ -12,14 +12,52 @@ namespace {
 constexpr int kAttempts = 16;                  // at filing one token, room being made between them
 constexpr int kIdle = 64;                      // times that what yields may free no slot for a frame
 constexpr int kMergeSlots = 2 * kAssignItems;  // of the pairs that merge at a time
+constexpr uint64_t kShare = 64;                // of the cap, for the rows of lanes that are read together
+
+Size batch_tokens(const Plan& plan) { return Size(plan.config.model.frame_tokens) * plan.batch_frames; }
+
+// Rows of a lane in the scratch: its batch, and without means room in front for what ClusterStore::append() writes anew.
+int front_rows(const Plan& plan) { return plan.store.lanes > 0 && plan.store.index.dim == 0 ? kPageTokens - 1 : 0; }
+Size lane_rows(const Plan& plan) { return batch_tokens(plan) + front_rows(plan); }
+
+// Lanes that are read together. Where kernels have memory of their own a launch costs more than the room does: those of a
+// layer at least.
+int lanes_at_once(const Plan& plan, bool has_private) {
+  if (!has_private) return 1;
+  const Size each = lane_rows(plan) * plan.store.page.row() * (2 * sizeof(float));
+  const int64_t fit = std::max<int64_t>(plan.sized_for_bytes / kShare / each.bytes(), plan.layer_lanes);
+  return static_cast<int>(std::clamp<int64_t>(fit, 1, std::max(plan.store.lanes, 1)));
+}
+int lanes_at_once(const Plan& plan) { return lanes_at_once(plan, plan.private_bytes > 0); }
+
+// Of a lane's batch in the scratch.
+size_t first_number(const Plan& plan, int lane) {
+  const Size rows = lane_rows(plan) * (lane % lanes_at_once(plan)) + front_rows(plan);
+  return (rows * plan.store.page.row()).value();
+}
+
+// Tokens of a batch from i on that join one cluster and one page of it, in a lane without means: how many were filed; none
+// where room must be made first. Where there are means each token moves the one that the next is measured by.
+int append_run(ClusterStore& store, const Labels& labels, int lane, int i, const Run& batch, int32_t frame) {
+  const ClusterIndex& index = store.index(lane);
+  const Placement to = labels.at(i);
+  if (index.has_means() || to.cluster < 0 || !to.keep) return 0;
+  const Cluster& cluster = index[to.cluster];
+  const int in_page = cluster.tail == kNone ? 0 : store.pages()[cluster.tail].count % kPageTokens;
+  const int most = std::min({kPageTokens - in_page, batch.n - i, store.shape().max_members - cluster.paged});
+  int n = 0;
+  while (n < most && labels.at(i + n).cluster == to.cluster && labels.at(i + n).keep) ++n;
+  const size_t at = static_cast<size_t>(i) * static_cast<size_t>(store.shape().page.row());
+  const Run run{batch.k + at, batch.v + at, batch.meta + i, n};
+  return n > 1 && store.append(lane, to.cluster, run, frame) == Short::kNothing ? n : 0;
+}
 
 }  // namespace
 
-Admission::Scratch::Scratch(Region& region, const Plan& plan)
-    : labels(region, Size(plan.config.model.frame_tokens) * plan.batch_frames) {
-  const Size tokens = Size(plan.config.model.frame_tokens) * plan.batch_frames;
-  k = region.take<float>("frame scratch", tokens * plan.store.page.row());
-  v = region.take<float>("frame scratch", tokens * plan.store.page.row());
+Admission::Scratch::Scratch(Region& region, const Plan& plan) : labels(region, batch_tokens(plan)) {
+  const Size tokens = batch_tokens(plan), rows = lane_rows(plan) * lanes_at_once(plan, region.has_private());
+  k = region.take<float>("frame scratch", rows * plan.store.page.row());
+  v = region.take<float>("frame scratch", rows * plan.store.page.row());
   meta = region.take<TokenMeta>("frame scratch", tokens);
   joined = region.take<int32_t>("frame scratch", tokens);
   attention_received = region.take<float>("frame scratch", plan.window.attention_received ? tokens : 0);
@@ -100,19 +138,25 @@ void Admission::admit(const Batch& batch) {
   for (int lane = 0; lane < store_.shape().lanes; ++lane) admit_tokens(lane, batch);
 }
 
-// The oldest frames of the window, as many as leave together, one behind the other in the scratch.
+// The oldest frames of the window, as many as leave together, one behind the other in the scratch; those of the lanes after
+// this one too, as many as are read together.
 int Admission::read_batch(int lane) {
   const auto row = static_cast<size_t>(plan_.store.page.row());
+  const int together = lanes_at_once(plan_);
+  const int lanes = lane % together != 0 ? 0 : std::min(together, store_.shape().lanes - lane);
   int rows = 0;
   for (int f = 0; f < plan_.batch_frames; ++f) {
     const int tokens = window_.frame(f).tokens;
     if (plan_.window.attention_received)
       std::copy_n(window_.attention_received(lane, f), tokens, scratch_.attention_received + rows);
-    const size_t to = static_cast<size_t>(rows) * row;
-    window_.read(ops_, Strip::kFrame, lane, tokens, scratch_.k + to, scratch_.v + to, scratch_.meta + rows, f);
+    for (int i = lane; i < lane + lanes; ++i) {
+      const size_t to = first_number(plan_, i) + static_cast<size_t>(rows) * row;
+      window_.read(ops_, Strip::kFrame, i, tokens, scratch_.k + to, scratch_.v + to, scratch_.meta + rows, f);
+    }
     rows += tokens;
   }
-  if (needs_.group.by_token || store_.index(lane).has_means()) ops_.wait();  // else kernels alone read them
+  if (lanes > 0 && (needs_.group.by_token || store_.index(lane).has_means()))
+    ops_.wait();  // else kernels alone read them
   return rows;
 }
 
@@ -148,7 +192,8 @@ void Admission::admit_whole(const Batch& batch) {
   for (int lane = 0; lane < lanes; ++lane) {
     const int n = read_batch(lane);
     ClusterId made = kNone;
-    const Run run{scratch_.k, scratch_.v, scratch_.meta, n};
+    const size_t at = first_number(plan_, lane);
+    const Run run{scratch_.k + at, scratch_.v + at, scratch_.meta, n};
     if (store_.open(lane, batch.scene, run, batch.frame.number, &made) != Short::kNothing) store_.drop_tokens(n);
     filed_ += n;
   }
@@ -167,16 +212,22 @@ void Admission::admit_tokens(int lane, const Batch& batch) {
   scratch_.labels.end();
   keep_hot_slots(lane, batch.frame);
   const int n = read_batch(lane);
+  const size_t at = first_number(plan_, lane);
   const AdmitBatch asked{lane,
-                         {scratch_.k, scratch_.v, scratch_.meta, n},
+                         {scratch_.k + at, scratch_.v + at, scratch_.meta, n},
                          batch.frame.number,
                          plan_.batch_frames,
                          batch.scene,
                          plan_.window.attention_received ? scratch_.attention_received : nullptr};
   policy_.admit(store_, asked, scratch_.labels.begin(lane, n));
-  for (int i = 0; i < n; ++i) {
-    file(lane, i, batch);
-    ++filed_;
+  for (int i = 0; i < n;) {
+    int filed = append_run(store_, scratch_.labels, lane, i, asked.tokens, batch.frame.number);
+    if (filed == 0) {
+      file(lane, i, batch);
+      filed = 1;
+    }
+    i += filed;
+    filed_ += filed;
   }
   learn_opened(lane, asked.tokens);
 }
@@ -250,7 +301,7 @@ Admission::Filed Admission::try_file(int lane, int i, const Run& token, const Ba
 }
 
 void Admission::file(int lane, int i, const Batch& batch) {
-  const size_t at = static_cast<size_t>(i) * static_cast<size_t>(plan_.store.page.row());
+  const size_t at = first_number(plan_, lane) + static_cast<size_t>(i) * static_cast<size_t>(plan_.store.page.row());
   const Run token{scratch_.k + at, scratch_.v + at, scratch_.meta + i, 1};
   for (int attempt = 0; attempt < kAttempts && scratch_.labels.at(i).cluster != Placement::kDrop; ++attempt) {
     join_opened(lane, i, token);

@@ -208,25 +208,35 @@ Short ClusterStore::materialise(int lane, ClusterId c) {
   return Short::kNothing;
 }
 
-Short ClusterStore::add_row(int lane, ClusterId c, const Run& token) {
+// Behind the last token of c's last page, where that has room for all of them, else in a new one.
+Short ClusterStore::add_row(int lane, ClusterId c, const Run& run) {
   const PageId tail = index(lane)[c].tail;
-  const bool open_tail = tail != kNone && pages_[tail].count < kPageTokens && !tiers_.is_disk(pages_[tail].tier) &&
-                         pages_[tail].spilling == 0;
+  const bool open_tail = tail != kNone && pages_[tail].count + run.n <= kPageTokens &&
+                         !tiers_.is_disk(pages_[tail].tier) && pages_[tail].spilling == 0;
   if (!open_tail) {
-    if (free_slots() < 1) return Short::kSlots;
-    write_pages(lane, c, token);
+    if (free_slots() < pages_for(run.n)) return Short::kSlots;
+    write_pages(lane, c, run);
     return Short::kNothing;
   }
   Page& page = pages_[tail];
   const int n = page.count;
   PageView view = tiers_.page(page.tier, page.slot);
   if (codec_is_exact(shape_.codec(page.tier))) {
-    ops_.encode_row(shape_.codec(page.tier), shape_.page, token.k, token.v, n, view.data);
+    for (int i = 0; i < run.n; ++i) {
+      const size_t at = static_cast<size_t>(i) * row();
+      ops_.encode_row(shape_.codec(page.tier), shape_.page, run.k + at, run.v + at, n + i, view.data);
+    }
   } else {
-    // Keys share a scale per channel: the page is written anew, in an exact slot while one is free.
-    ops_.decode(shape_.codec(page.tier), shape_.page, view.data, 0, n, run_.k(0), run_.v(0), row());
-    ops_.wait();
-    run_.put(n, token);
+    // Keys share a scale per channel: the page is written anew, in an exact slot while one is free. What it holds is read in
+    // front of a run, so that the host need not wait for it; a token alone is put behind it.
+    const size_t before = run.n > 1 ? static_cast<size_t>(n) * row() : 0;
+    float* const k = run.n > 1 ? const_cast<float*>(run.k) - before : run_.k(0);
+    float* const v = run.n > 1 ? const_cast<float*>(run.v) - before : run_.v(0);
+    ops_.decode(shape_.codec(page.tier), shape_.page, view.data, 0, n, k, v, row());
+    if (run.n == 1) {
+      ops_.wait();
+      run_.put(n, run);
+    }
     const SlotId hot = codec_is_exact(shape_.codec(0)) ? tiers_.acquire(0) : kNone;
     if (hot != kNone) {
       const PageView to = tiers_.page(0, hot);
@@ -238,34 +248,36 @@ Short ClusterStore::add_row(int lane, ClusterId c, const Run& token) {
       page.slot = hot;
       view = to;
     }
-    ops_.encode(shape_.codec(page.tier), shape_.page, run_.k(0), run_.v(0), row(), n + 1, view.data);
+    ops_.encode(shape_.codec(page.tier), shape_.page, k, v, row(), n + run.n, view.data);
   }
-  view.meta[n] = *token.meta;
-  const int64_t time = clock_.time(*token.meta);
-  page.first_time = std::min<int64_t>(page.first_time, time);
-  page.last_time = std::max<int64_t>(page.last_time, time);
-  ++page.count;
-  ++index(lane)[c].paged;
-  ++counter_of(page.tier);
+  for (int i = 0; i < run.n; ++i) {
+    view.meta[n + i] = run.meta[i];
+    const int64_t time = clock_.time(run.meta[i]);
+    page.first_time = std::min<int64_t>(page.first_time, time);
+    page.last_time = std::max<int64_t>(page.last_time, time);
+  }
+  page.count = static_cast<uint8_t>(n + run.n);
+  index(lane)[c].paged += run.n;
+  counter_of(page.tier) += run.n;
   return Short::kNothing;
 }
 
-Short ClusterStore::append(int lane, ClusterId c, const Run& token, int32_t frame) {
+Short ClusterStore::append(int lane, ClusterId c, const Run& run, int32_t frame) {
   ClusterIndex& index = this->index(lane);
   if (mean_may_hold_token(lane) && index.count(c) == 0) {  // the first token is the mean
     ++account_.exact;
   } else {
     if (index[c].paged >= shape_.max_members) {  // full: it joins the summary
-      absorb(lane, c, token, frame);
+      absorb(lane, c, run, frame);
       return Short::kNothing;
     }
     if (holds_token_in_mean(lane, c)) {
       if (const Short s = materialise(lane, c); s != Short::kNothing) return s;
     }
-    if (const Short s = add_row(lane, c, token); s != Short::kNothing) return s;
+    if (const Short s = add_row(lane, c, run); s != Short::kNothing) return s;
   }
-  ++account_.seen;
-  learn(lane, c, token, frame);
+  account_.seen += run.n;
+  learn(lane, c, run, frame);
   return Short::kNothing;
 }
 

@@ -80,7 +80,7 @@ class ClusterStore {
   // ---- tokens in ---------------------------------------------------------------------------------------------------
   ClusterIndex& index(int lane) { return index_[static_cast<size_t>(lane)]; }
   SceneTable* scenes() { return scenes_ ? &*scenes_ : nullptr; }
-  // A token becomes an exact member of c: page and mean. All or nothing.
+  // Tokens become exact members of c: page and mean. All or nothing. Several have a page's rows in front that are free.
   Short append(int lane, ClusterId c, const Run& token, int32_t frame);
   // A token joins the summary of c only.
   void absorb(int lane, ClusterId c, const Run& token, int32_t frame);

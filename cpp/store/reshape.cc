@@ -1,11 +1,20 @@
 // Clusters change shape: 2-means split, deferred split of spilled clusters, merge, and packing of half-empty pages.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
+#include <span>
+#include <utility>
 
 #include "store/cluster_store.h"
 
 namespace mosaic {
+
+namespace {
+
+constexpr int kThinnedPages = 16;  // read at a time
+
+}  // namespace
 
 // All members of c into the scratch; how many could be read.
 int ClusterStore::read_members(int lane, ClusterId c) {
@@ -144,7 +153,6 @@ void ClusterStore::compact(int lane, ClusterId c) {
     }
     id = page.next;
   }
-  ops_.wait();
   write_pages(lane, c, run_.run(0, n));
 }
 
@@ -178,41 +186,49 @@ void ClusterStore::merge(int lane, ClusterId into, ClusterId from) {
   compact(lane, into);
 }
 
-// One page is read, and written behind what was kept of those before it, so any number of members needs two pages of
-// scratch.
+// Pages are read some at a time, what is kept of them moves up, and is written over pages that were read: any number of
+// members needs two pages of scratch.
 void ClusterStore::thin(int lane, ClusterId c, const uint8_t* keep) {
   Cluster& cluster = index(lane)[c];
-  const auto open_for_thinning = [&](PageId id) {
-    return !tiers_.is_disk(pages_[id].tier) && pages_[id].spilling == 0;
-  };
+  const auto may_thin = [&](PageId id) { return !tiers_.is_disk(pages_[id].tier) && pages_[id].spilling == 0; };
   const auto next_open = [&](PageId id) {
-    while (id != kNone && !open_for_thinning(id)) id = pages_[id].next;
+    while (id != kNone && !may_thin(id)) id = pages_[id].next;
     return id;
   };
-  PageId to = next_open(cluster.head);  // where what was kept is written, never behind the page being read
-  int held = 0;                         // rows kept and not yet written, at the front of the scratch
-  bool changed = false;                 // since the first token that went
+  PageId to = next_open(cluster.head);  // where what was kept is written, never behind what was read
+  int held = 0,
+      end = 0;  // rows of the scratch that are kept and not yet written; of those and what was read behind them
   int gone = 0;
-  const auto write = [&](int n) {
+  bool changed = false;  // since the first token that went
+  const auto write = [&](int first, int n) {
     Page& page = pages_[to];
     const PageView view = tiers_.page(page.tier, page.slot);
     std::memset(view.meta, 0, kPageMetaBytes);
-    std::memcpy(view.meta, run_.meta(0), static_cast<size_t>(n) * sizeof(TokenMeta));
-    ops_.encode(shape_.codec(page.tier), shape_.page, run_.k(0), run_.v(0), row(), n, view.data);
-    ops_.wait();  // what is left moves up
+    std::memcpy(view.meta, run_.meta(first), static_cast<size_t>(n) * sizeof(TokenMeta));
+    ops_.encode(shape_.codec(page.tier), shape_.page, run_.k(first), run_.v(first), row(), n, view.data);
     counter_of(page.tier) += n - page.count;
     cluster.paged += n - page.count;
     page.count = static_cast<uint8_t>(n);
-    note_times(&page, run_.meta(0), n);
-    held -= n;
-    run_.move_up(0, n, held);
+    note_times(&page, run_.meta(first), n);
     to = next_open(page.next);
+  };
+  std::array<std::span<const uint8_t>, kThinnedPages> reads;  // what is wanted of each page
+  size_t n_reads = 0;
+  const auto pack = [&] {
+    ops_.wait();
+    int at = held, first = 0;
+    for (const auto& read : std::span(reads).first(std::exchange(n_reads, 0)))
+      for (size_t i = 0; i < read.size(); ++i, ++at)
+        if (read[i] != 0) run_.move_up(held++, at, 1);
+    for (; held >= kPageTokens; held -= kPageTokens, first += kPageTokens) write(first, kPageTokens);
+    ops_.wait();  // what is left moves to the front
+    run_.move_up(0, first, end = held);
   };
   for (PageId id = cluster.head; id != kNone; id = pages_[id].next) {
     const Page page = pages_[id];
-    const uint8_t* wanted = keep;
+    const uint8_t* const wanted = keep;
     keep += page.count;
-    if (!open_for_thinning(id)) continue;
+    if (!may_thin(id)) continue;
     const auto kept = static_cast<int>(std::count_if(wanted, keep, [](uint8_t one) { return one != 0; }));
     gone += page.count - kept;
     if (!changed && kept == page.count) {  // nothing before it moved
@@ -220,27 +236,24 @@ void ClusterStore::thin(int lane, ClusterId c, const uint8_t* keep) {
       continue;
     }
     changed = true;
+    if (kept == 0) continue;
+    if (n_reads == reads.size() || end + kPageTokens > shape_.max_run) pack();
+    // The whole page, then what stays moves up: one call is much cheaper than one for each token.
     const PageView view = tiers_.page(page.tier, page.slot);
-    // The whole page behind what is held, then what stays moves up: one call is much cheaper than one for each token.
-    if (kept > 0) {
-      ops_.decode(shape_.codec(page.tier), shape_.page, view.data, 0, page.count, run_.k(held), run_.v(held), row());
-      std::memcpy(run_.meta(held), view.meta, static_cast<size_t>(page.count) * sizeof(TokenMeta));
-      ops_.wait();
-    }
-    for (int i = 0, read = held; i < page.count; ++i, ++read) {
-      if (wanted[i] != 0) run_.move_up(held++, read, 1);
-    }
-    // `to` is this page at the latest, and this page has been read.
-    if (held >= kPageTokens) write(kPageTokens);
+    ops_.decode(shape_.codec(page.tier), shape_.page, view.data, 0, page.count, run_.k(end), run_.v(end), row());
+    std::memcpy(run_.meta(end), view.meta, static_cast<size_t>(page.count) * sizeof(TokenMeta));
+    reads[n_reads++] = {wanted, keep};
+    end += page.count;
   }
+  if (n_reads > 0) pack();
   if (!changed) return;
-  if (held > 0) write(held);
+  if (held > 0) write(0, held);
   // What nothing was written to is empty now. The chain is walked once: pots may be long.
   PageId before = kNone;
   for (PageId id = cluster.head; id != to; id = pages_[id].next) before = id;
   while (to != kNone) {
     const PageId empty = to, next = pages_[empty].next;
-    if (open_for_thinning(empty)) {
+    if (may_thin(empty)) {
       (before == kNone ? cluster.head : pages_[before].next) = next;
       if (cluster.tail == empty) cluster.tail = before;
       cluster.paged -= pages_[empty].count;

@@ -49,14 +49,15 @@ void CudaOps::check_attend(const char* op, const AttendArgs& a) const {
 
 void CudaOps::copy(void* to, const void* from, size_t bytes) {
   if (bytes == 0) return;
-  target_.queue.mark();
-  target_.copy(target_.queue, to, from, bytes);
+  const simt::Queue& on = queue();
+  on.mark();
+  target_.copy(on, to, from, bytes);
 }
 
 void CudaOps::check_numbers(const float* x, size_t n, NumberFaults* faults, float* cut) {
   if (n == 0) return;
   require_access("check_numbers", x, faults, cut);
-  MOSAIC_SIMT::check_numbers(target_.queue, x, n, faults, cut);
+  MOSAIC_SIMT::check_numbers(queue(), x, n, faults, cut);
 }
 
 void CudaOps::stage(const StageArgs& a) {
@@ -68,14 +69,14 @@ void CudaOps::stage(const StageArgs& a) {
     require_access("stage", a.k, a.v, a.pages);
   }
   for (const StageArgs::Piece& piece : a.pieces) require_access("stage", piece.to, piece.from);
-  MOSAIC_SIMT::stage(target_.queue, a);
+  MOSAIC_SIMT::stage(queue(), a);
 }
 
 void CudaOps::attend_lanes(std::span<const AttendArgs> lanes) {
   if (lanes.empty() || lanes[0].tokens == 0) return;
   for (const AttendArgs& a : lanes) check_attend("attend", a);
   for (; !lanes.empty(); lanes = lanes.subspan(std::min<size_t>(lanes.size(), kMostLanes)))
-    MOSAIC_SIMT::attend(target_.queue, lanes.first(std::min<size_t>(lanes.size(), kMostLanes)), scratch_);
+    MOSAIC_SIMT::attend(queue(), lanes.first(std::min<size_t>(lanes.size(), kMostLanes)), scratch_);
 }
 
 void CudaOps::attention_mass(const MassArgs& m) {
@@ -92,7 +93,7 @@ void CudaOps::mass_lanes(std::span<const MassArgs> lanes) {
                    m.attend->n_rows > 0 ? m.row_mass : nullptr, m.block_mass);
   }
   for (; !lanes.empty(); lanes = lanes.subspan(std::min<size_t>(lanes.size(), kMostLanes)))
-    MOSAIC_SIMT::attention_mass(target_.queue, lanes.first(std::min<size_t>(lanes.size(), kMostLanes)));
+    MOSAIC_SIMT::attention_mass(queue(), lanes.first(std::min<size_t>(lanes.size(), kMostLanes)));
 }
 
 void CudaOps::likeness(const LikenessArgs& a) {
@@ -108,33 +109,33 @@ void CudaOps::likeness_lanes(std::span<const LikenessArgs> lanes) {
                    pages ? a.token_score : nullptr, a.item_like, pages ? a.token_like : nullptr);
   }
   for (; !lanes.empty(); lanes = lanes.subspan(std::min<size_t>(lanes.size(), kMostLikeLanes)))
-    MOSAIC_SIMT::likeness(target_.queue, lanes.first(std::min<size_t>(lanes.size(), kMostLikeLanes)));
+    MOSAIC_SIMT::likeness(queue(), lanes.first(std::min<size_t>(lanes.size(), kMostLikeLanes)));
 }
 
 void CudaOps::add_recent_keys(const RecentKeysArgs& a) {
   if (a.items == 0) return;
   require_access("add_recent_keys", a.k, a.place, a.sum, a.count);
-  MOSAIC_SIMT::add_recent_keys(target_.queue, a);
+  MOSAIC_SIMT::add_recent_keys(queue(), a);
   done();
 }
 
 void CudaOps::temporal_redundancy(const RedundancyArgs& a) {
   if (a.items == 0) return;
   require_access("temporal_redundancy", a.k, a.place, a.sum, a.count, a.score);
-  MOSAIC_SIMT::temporal_redundancy(target_.queue, a);
+  MOSAIC_SIMT::temporal_redundancy(queue(), a);
   done();
 }
 
 void CudaOps::row_norm(const NormArgs& a) {
   if (a.items == 0) return;
   require_access("row_norm", a.x, a.norm);
-  MOSAIC_SIMT::row_norm(target_.queue, a);
+  MOSAIC_SIMT::row_norm(queue(), a);
 }
 
 void CudaOps::spectral_energy(const SpectralArgs& a) {
   if (a.items == 0) return;
   require_access("spectral_energy", a.x, a.energy);
-  MOSAIC_SIMT::spectral_energy(target_.queue, a);
+  MOSAIC_SIMT::spectral_energy(queue(), a);
   done();
 }
 
@@ -142,14 +143,14 @@ void CudaOps::assign(const AssignArgs& a) {
   if (a.items == 0) return;
   within(a.items <= limits_.tokens, "assign");
   require_access("assign", a.k, a.v, a.mean_k, a.mean_v, a.rows, a.best, a.similarity);
-  MOSAIC_SIMT::assign(target_.queue, a, scratch_);
+  MOSAIC_SIMT::assign(queue(), a, scratch_);
   done();
 }
 
 void CudaOps::update_centroids(const UpdateArgs& u) {
   if (u.items == 0) return;
   require_access("update_centroids", u.k, u.v, u.labels, u.mean_k, u.mean_v, u.count, u.variance);
-  MOSAIC_SIMT::update_centroids(target_.queue, u);
+  MOSAIC_SIMT::update_centroids(queue(), u);
   done();
 }
 
@@ -159,7 +160,7 @@ void CudaOps::score(const ScoreArgs& a) {
              a.shape.head_dim <= limits_.shape.head_dim,
          "score");
   require_access("score", a.tokens > 0 ? a.q : nullptr, a.mean_k, a.rows, a.row_bias, a.score);
-  MOSAIC_SIMT::score(target_.queue, a, scratch_);
+  MOSAIC_SIMT::score(queue(), a, scratch_);
   done();
 }
 
@@ -167,7 +168,7 @@ int CudaOps::top_k(const float* score, int n, int k, int32_t* index) {
   const int kept = std::max(0, std::min(k, n));
   if (kept == 0) return 0;
   require_access("top_k", score, index);
-  MOSAIC_SIMT::top_k(target_.queue, score, n, kept, index);
+  MOSAIC_SIMT::top_k(queue(), score, n, kept, index);
   done();
   return kept;
 }
@@ -175,7 +176,7 @@ int CudaOps::top_k(const float* score, int n, int k, int32_t* index) {
 void CudaOps::merge(const MergeArgs& a) {
   if (a.tokens == 0) return;
   require_access("merge", a.out, a.lse, a.other_out, a.other_lse);
-  MOSAIC_SIMT::merge(target_.queue, a);
+  MOSAIC_SIMT::merge(queue(), a);
 }
 
 void CudaOps::check_record(const char* op, CodecId codec) const {
@@ -193,7 +194,7 @@ void CudaOps::encode(CodecId codec, PageShape shape, const float* k, const float
                      std::byte* page, const float* key_mean) {
   check_head("encode", shape);
   require_access("encode", count > 0 ? k : nullptr, count > 0 ? v : nullptr, page, key_mean);
-  MOSAIC_SIMT::encode(target_.queue, codec, shape, k, v, stride, count, page, key_mean);
+  pages_.write(target_.queue, shape, stride, {codec, true, 0, static_cast<uint8_t>(count), k, v, key_mean, page});
 }
 
 void CudaOps::encode_run(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int first,
@@ -202,7 +203,7 @@ void CudaOps::encode_run(CodecId codec, PageShape shape, const float* k, const f
   check_record("encode_run", codec);
   check_head("encode_run", shape);
   require_access("encode_run", k, v, pages, key_mean);
-  MOSAIC_SIMT::encode_run(target_.queue, codec, shape, k, v, stride, first, first + count, pages, pitch, key_mean);
+  MOSAIC_SIMT::encode_run(queue(), codec, shape, k, v, stride, first, first + count, pages, pitch, key_mean);
 }
 
 void CudaOps::encode_row(CodecId codec, PageShape shape, const float* k, const float* v, int at, std::byte* page,
@@ -210,7 +211,8 @@ void CudaOps::encode_row(CodecId codec, PageShape shape, const float* k, const f
   check_record("encode_row", codec);
   check_head("encode_row", shape);
   require_access("encode_row", k, v, page, key_mean);
-  MOSAIC_SIMT::encode_row(target_.queue, codec, shape, k, v, at, page, key_mean);
+  pages_.write(target_.queue, shape, static_cast<size_t>(shape.row()),
+               {codec, false, static_cast<uint8_t>(at), 1, k, v, key_mean, page});
 }
 
 void CudaOps::encode_rows(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int items,
@@ -219,7 +221,7 @@ void CudaOps::encode_rows(CodecId codec, PageShape shape, const float* k, const 
   check_record("encode_rows", codec);
   check_head("encode_rows", shape);
   require_access("encode_rows", k, v, pages, at, key_mean);
-  MOSAIC_SIMT::encode_rows(target_.queue, codec, shape, k, v, stride, items, pages, at, key_mean);
+  MOSAIC_SIMT::encode_rows(queue(), codec, shape, k, v, stride, items, pages, at, key_mean);
 }
 
 void CudaOps::decode_lanes(CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int lanes,
@@ -227,7 +229,7 @@ void CudaOps::decode_lanes(CodecId codec, PageShape shape, const std::byte* page
   if (count <= 0 || lanes <= 0) return;
   check_head("decode_lanes", shape);
   require_access("decode_lanes", pages, k, v);
-  MOSAIC_SIMT::decode(target_.queue, codec, shape, pages, pitch, first, first + count, k, v, stride, nullptr, lanes,
+  MOSAIC_SIMT::decode(queue(), codec, shape, pages, pitch, first, first + count, k, v, stride, nullptr, lanes,
                       lane_pitch);
 }
 
@@ -236,22 +238,14 @@ void CudaOps::encode_lane_rows(const LaneRowsArgs& a) {
   check_record("encode_lane_rows", a.codec);
   check_head("encode_lane_rows", a.shape);
   require_access("encode_lane_rows", a.k, a.v, a.row, a.lane, a.pages, a.at, a.key_mean);
-  MOSAIC_SIMT::encode_lane_rows(target_.queue, a);
+  MOSAIC_SIMT::encode_lane_rows(queue(), a);
 }
 
 void CudaOps::move_rows(CodecId codec, PageShape shape, std::span<const RowMove> moves) {
   if (moves.empty()) return;
   check_record("move_rows", codec);
   require_access("move_rows", moves.data());
-  MOSAIC_SIMT::move_rows(target_.queue, codec, shape, moves);
-}
-
-void CudaOps::encode_pages(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count,
-                           std::byte* const* pages) {
-  if (count <= 0) return;
-  check_head("encode_pages", shape);
-  require_access("encode_pages", k, v, pages);
-  MOSAIC_SIMT::encode_pages(target_.queue, codec, shape, k, v, stride, count, pages);
+  MOSAIC_SIMT::move_rows(queue(), codec, shape, moves);
 }
 
 void CudaOps::gather_lanes(const PageEntry* pages, const int32_t* at, const int32_t* lane, int items, PageShape shape,
@@ -259,13 +253,13 @@ void CudaOps::gather_lanes(const PageEntry* pages, const int32_t* at, const int3
   if (items == 0) return;
   check_head("gather_lanes", shape);
   require_access("gather_lanes", pages, at, lane, k, v, key_means);
-  MOSAIC_SIMT::gather(target_.queue, pages, at, items, shape, k, v, stride, key_means, lane);
+  MOSAIC_SIMT::gather(queue(), pages, at, items, shape, k, v, stride, key_means, lane);
 }
 
 void CudaOps::move_row(CodecId codec, PageShape shape, const std::byte* from, int from_at, std::byte* to, int to_at) {
   check_record("move_row", codec);
   require_access("move_row", from, to);
-  MOSAIC_SIMT::move_row(target_.queue, codec, shape, from, from_at, to, to_at);
+  MOSAIC_SIMT::move_row(queue(), codec, shape, from, from_at, to, to_at);
 }
 
 void CudaOps::decode(CodecId codec, PageShape shape, const std::byte* page, int begin, int end, float* k, float* v,
@@ -273,15 +267,8 @@ void CudaOps::decode(CodecId codec, PageShape shape, const std::byte* page, int 
   if (end <= begin) return;
   check_head("decode", shape);
   require_access("decode", page, k, v, key_mean);
-  MOSAIC_SIMT::decode(target_.queue, codec, shape, page, 0, begin, end, k, v, stride, key_mean);
-}
-
-void CudaOps::decode_run(CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int first, int count,
-                         float* k, float* v, size_t stride, const float* key_mean) {
-  if (count <= 0) return;
-  check_head("decode_run", shape);
-  require_access("decode_run", pages, k, v, key_mean);
-  MOSAIC_SIMT::decode(target_.queue, codec, shape, pages, pitch, first, first + count, k, v, stride, key_mean);
+  pages_.read(target_.queue, shape, stride,
+              {codec, static_cast<uint8_t>(begin), static_cast<uint8_t>(end - begin), k, v, key_mean, page});
 }
 
 void CudaOps::gather(const PageEntry* pages, const int32_t* at, int items, PageShape shape, float* k, float* v,
@@ -289,7 +276,7 @@ void CudaOps::gather(const PageEntry* pages, const int32_t* at, int items, PageS
   if (items == 0) return;
   check_head("gather", shape);
   require_access("gather", pages, at, k, v, key_mean);
-  MOSAIC_SIMT::gather(target_.queue, pages, at, items, shape, k, v, stride, key_mean);
+  MOSAIC_SIMT::gather(queue(), pages, at, items, shape, k, v, stride, key_mean);
 }
 
 }  // namespace mosaic::MOSAIC_SIMT

@@ -1,11 +1,12 @@
 // CudaOps: Ops as kernels queued on one stream. It checks a call against the limits and where its pointers lie, hands
-// each kernel its scratch, and queues it. Compiled for a GPU and, for tests, for the CPU (simt.h): `Target` is what
+// each kernel its scratch, and queues it, pages of a call each together (page_calls.h). Compiled for a GPU and, for tests, for the CPU (simt.h): `Target` is what
 // differs.
 #pragma once
 
 #include <memory>
 
 #include "backend/cuda/known_memory.h"
+#include "backend/cuda/page_calls.h"
 #include "backend/cuda/simt.h"
 #include "backend/ops.h"
 
@@ -62,14 +63,10 @@ class CudaOps final : public Ops {
               size_t stride, const float* key_mean) override;
   void encode_run(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int first, int count,
                   std::byte* pages, size_t pitch, const float* key_mean) override;
-  void decode_run(CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int first, int count, float* k,
-                  float* v, size_t stride, const float* key_mean) override;
   void decode_lanes(CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int lanes, size_t lane_pitch,
                     int first, int count, float* k, float* v, size_t stride) override;
   void encode_lane_rows(const LaneRowsArgs& args) override;
   void move_rows(CodecId codec, PageShape shape, std::span<const RowMove> moves) override;
-  void encode_pages(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count,
-                    std::byte* const* pages) override;
   void gather_lanes(const PageEntry* pages, const int32_t* at, const int32_t* lane, int items, PageShape shape,
                     float* k, float* v, size_t stride, const float* key_means) override;
   void gather(const PageEntry* pages, const int32_t* at, int items, PageShape shape, float* k, float* v, size_t stride,
@@ -84,8 +81,14 @@ class CudaOps final : public Ops {
   // Throws unless tokens of the codec can be written alone, and its rows fit a warp.
   void check_record(const char* op, CodecId codec) const;
   void check_head(const char* op, PageShape shape) const;
+  // Where the next kernel goes, behind all that was asked for.
+  const simt::Queue& queue() {
+    pages_.launch(target_.queue);
+    return target_.queue;
+  }
   // For what the host reads next.
-  void done() const {
+  void done() {
+    pages_.launch(target_.queue);
     bool* const pending = target_.queue.pending;
     if (pending != nullptr && !*pending) return;
     target_.finish(target_.queue);
@@ -94,6 +97,7 @@ class CudaOps final : public Ops {
 
   Target target_;
   std::unique_ptr<Ops> host_;
+  PageCalls pages_;
   Limits limits_;
   float* scratch_ = nullptr;
 };

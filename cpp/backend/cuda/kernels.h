@@ -9,13 +9,9 @@
 
 namespace mosaic::MOSAIC_SIMT {
 
-void encode(const simt::Queue& on, CodecId codec, PageShape shape, const float* k, const float* v, size_t stride,
-            int count, std::byte* page, const float* key_mean);
 // Tokens [begin, end) of a run of pages `pitch` bytes apart; so decode.
 void encode_run(const simt::Queue& on, CodecId codec, PageShape shape, const float* k, const float* v, size_t stride,
                 int begin, int end, std::byte* pages, size_t pitch, const float* key_mean);
-void encode_row(const simt::Queue& on, CodecId codec, PageShape shape, const float* k, const float* v, int at,
-                std::byte* page, const float* key_mean);
 void encode_rows(const simt::Queue& on, CodecId codec, PageShape shape, const float* k, const float* v, size_t stride,
                  int items, std::byte* const* pages, const int32_t* at, const float* key_mean);
 void move_row(const simt::Queue& on, CodecId codec, PageShape shape, const std::byte* from, int from_at, std::byte* to,
@@ -24,8 +20,6 @@ void decode(const simt::Queue& on, CodecId codec, PageShape shape, const std::by
             int end, float* k, float* v, size_t stride, const float* key_mean, int lanes = 1, size_t lane_pitch = 0);
 void encode_lane_rows(const simt::Queue& on, const LaneRowsArgs& args);
 void move_rows(const simt::Queue& on, CodecId codec, PageShape shape, std::span<const RowMove> moves);
-void encode_pages(const simt::Queue& on, CodecId codec, PageShape shape, const float* k, const float* v, size_t stride,
-                  int count, std::byte* const* pages);
 // lane: of each item, which of key_mean's rows is its; null: the first.
 void gather(const simt::Queue& on, const PageEntry* pages, const int32_t* at, int items, PageShape shape, float* k,
             float* v, size_t stride, const float* key_mean, const int32_t* lane = nullptr);

@@ -1,7 +1,8 @@
-// encode, encode_row, encode_rows, move_row, decode and gather: a block of threads per head and page, a codec group per
+// Pages and rows written, moved, read and gathered: a block of threads per head and page, a codec group per
 // thread or a record's row per warp. Compiled without fused
 // multiply-add, so that the bytes of a page are those of the CPU backend.
 #include "backend/cuda/kernels.h"
+#include "backend/cuda/page_calls.h"
 #include "backend/cuda/page_rows.h"
 #include "backend/cuda/record_row.h"
 #include "codec/coded_number.h"
@@ -38,23 +39,6 @@ MOSAIC_DEVICE void encode_head(CodecId codec, PageShape shape, int head, const f
   });
 }
 
-// Grid: a block a head.
-MOSAIC_KERNEL(kThreads, 1)
-encode_kernel(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count, std::byte* page,
-              const float* key_mean) {
-  encode_head(codec, shape, simt::block_x(), k, v, stride, count, page, key_mean);
-}
-
-// Grid: x a head, y a page.
-MOSAIC_KERNEL(kThreads, 1)
-encode_pages_kernel(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count,
-                    std::byte* const* pages) {
-  const int first = simt::block_y() * kPageTokens, left = count - first;
-  const size_t from = static_cast<size_t>(first) * stride;
-  encode_head(codec, shape, simt::block_x(), k + from, v + from, stride, left < kPageTokens ? left : kPageTokens,
-              pages[simt::block_y()], nullptr);
-}
-
 // Grid: x a head, y a page of the run.
 MOSAIC_KERNEL(kThreads, 1)
 encode_run_kernel(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int begin, int end,
@@ -74,10 +58,14 @@ MOSAIC_DEVICE void set_token(CodecId codec, PageShape shape, int head, std::byte
   });
 }
 
-MOSAIC_KERNEL(kThreads, 1)
-encode_row_kernel(CodecId codec, PageShape shape, const float* k, const float* v, int at, std::byte* page,
-                  const float* key_mean) {
-  set_token(codec, shape, simt::block_x(), page, at, k, v, key_mean);
+// Grid: x a head, y a page.
+MOSAIC_KERNEL(kThreads, 1) write_pages_kernel(MOSAIC_PARAMETER PageJobs<PageWrite> jobs) {
+  const PageWrite& to = jobs.job[simt::block_y()];
+  if (to.whole) {
+    encode_head(to.codec, jobs.shape, simt::block_x(), to.k, to.v, jobs.stride, to.count, to.page, to.key_mean);
+  } else {
+    set_token(to.codec, jobs.shape, simt::block_x(), to.page, to.first, to.k, to.v, to.key_mean);
+  }
 }
 
 // Grid: x an item, y a head.
@@ -152,6 +140,14 @@ MOSAIC_DEVICE void decode_head(CodecId codec, int d, const std::byte* kb, int be
   });
 }
 
+// Grid: x a head, y a page.
+MOSAIC_KERNEL(kThreads, 1) read_pages_kernel(MOSAIC_PARAMETER PageJobs<PageRead> jobs) {
+  const PageRead& from = jobs.job[simt::block_y()];
+  const int d = jobs.shape.head_dim, head = simt::block_x();
+  decode_head(from.codec, d, from.page + head_offset(from.codec, d, head), from.first, from.count, from.k + head * d,
+              from.v != nullptr ? from.v + head * d : nullptr, jobs.stride, mean_of(from.key_mean, head, d));
+}
+
 // Tokens [begin, end) of a run. Grid as encode_run_kernel's, z a lane.
 MOSAIC_KERNEL(kThreads, 1)
 decode_kernel(CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int begin, int end, float* k,
@@ -177,8 +173,7 @@ gather_kernel(const PageEntry* pages, const int32_t* at, PageShape shape, float*
               mean_of(key_mean, head, d));
 }
 
-simt::Grid heads_of(PageShape shape, int tokens = 1) {
-  const int pages = tokens <= kPageTokens ? 1 : (tokens + kPageTokens - 1) / kPageTokens;
+simt::Grid pages_of(PageShape shape, int pages) {
   return {static_cast<unsigned>(shape.heads), static_cast<unsigned>(pages)};
 }
 simt::Grid items_of(PageShape shape, int items) {
@@ -187,22 +182,18 @@ simt::Grid items_of(PageShape shape, int items) {
 
 }  // namespace
 
-void encode(const simt::Queue& on, CodecId codec, PageShape shape, const float* k, const float* v, size_t stride,
-            int count, std::byte* page, const float* key_mean) {
-  simt::launch(on, "encode", encode_kernel, heads_of(shape), kThreads, kPageCodes, codec, shape, k, v, stride, count,
-               page, key_mean);
+void write_pages(const simt::Queue& on, const PageJobs<PageWrite>& jobs) {
+  simt::launch(on, "write_pages", write_pages_kernel, pages_of(jobs.shape, jobs.n), kThreads, kPageCodes, jobs);
+}
+
+void read_pages(const simt::Queue& on, const PageJobs<PageRead>& jobs) {
+  simt::launch(on, "read_pages", read_pages_kernel, pages_of(jobs.shape, jobs.n), kThreads, 0, jobs);
 }
 
 void encode_run(const simt::Queue& on, CodecId codec, PageShape shape, const float* k, const float* v, size_t stride,
                 int begin, int end, std::byte* pages, size_t pitch, const float* key_mean) {
-  simt::launch(on, "encode_run", encode_run_kernel, heads_of(shape, end), kThreads, kPageCodes, codec, shape, k, v,
-               stride, begin, end, pages, pitch, key_mean);
-}
-
-void encode_row(const simt::Queue& on, CodecId codec, PageShape shape, const float* k, const float* v, int at,
-                std::byte* page, const float* key_mean) {
-  simt::launch(on, "encode_row", encode_row_kernel, heads_of(shape), kThreads, kPageCodes, codec, shape, k, v, at, page,
-               key_mean);
+  simt::launch(on, "encode_run", encode_run_kernel, pages_of(shape, pages_for(end)), kThreads, kPageCodes, codec, shape,
+               k, v, stride, begin, end, pages, pitch, key_mean);
 }
 
 void encode_rows(const simt::Queue& on, CodecId codec, PageShape shape, const float* k, const float* v, size_t stride,
@@ -216,12 +207,6 @@ void encode_lane_rows(const simt::Queue& on, const LaneRowsArgs& a) {
   simt::launch(on, "encode_lane_rows", encode_lane_rows_kernel, items_of(a.shape, a.items), kThreads, kPageCodes, a);
 }
 
-void encode_pages(const simt::Queue& on, CodecId codec, PageShape shape, const float* k, const float* v, size_t stride,
-                  int count, std::byte* const* pages) {
-  simt::launch(on, "encode_pages", encode_pages_kernel, heads_of(shape, count), kThreads, kPageCodes, codec, shape, k,
-               v, stride, count, pages);
-}
-
 void move_rows(const simt::Queue& on, CodecId codec, PageShape shape, std::span<const RowMove> moves) {
   simt::launch(on, "move_rows", move_rows_kernel, items_of(shape, static_cast<int>(moves.size())), kThreads, 0, codec,
                shape, moves.data());
@@ -229,13 +214,14 @@ void move_rows(const simt::Queue& on, CodecId codec, PageShape shape, std::span<
 
 void move_row(const simt::Queue& on, CodecId codec, PageShape shape, const std::byte* from, int from_at, std::byte* to,
               int to_at) {
-  simt::launch(on, "move_row", move_row_kernel, heads_of(shape), kThreads, 0, codec, shape, from, from_at, to, to_at);
+  simt::launch(on, "move_row", move_row_kernel, pages_of(shape, 1), kThreads, 0, codec, shape, from, from_at, to,
+               to_at);
 }
 
 void decode(const simt::Queue& on, CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int begin,
             int end, float* k, float* v, size_t stride, const float* key_mean, int lanes, size_t lane_pitch) {
   if (end <= begin) return;
-  simt::Grid grid = heads_of(shape, end);
+  simt::Grid grid = pages_of(shape, pages_for(end));
   grid.z = static_cast<unsigned>(lanes);
   simt::launch(on, "decode", decode_kernel, grid, kThreads, 0, codec, shape, pages, pitch, begin, end, k, v, stride,
                key_mean, lane_pitch);

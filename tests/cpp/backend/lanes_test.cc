@@ -173,27 +173,19 @@ TEST_CASE("records of several lanes are read, written, moved and gathered togeth
   }
 }
 
-TEST_CASE("the runs of several lanes are read together, and pages written together, as they are one by one") {
+TEST_CASE("the runs of several lanes are read together as they are one by one") {
   for (const std::string& name : implementations()) {
     CAPTURE(name);
     Kernels kernels(name, 1, kLimits);
     Random random(10);
-    for (const CodecId codec : {CodecId::kFp16, CodecId::kK8V8, CodecId::kInt8, CodecId::kInt4}) {
-      const size_t bytes = data_bytes(codec, kShape), pitch = bytes + 64, lane_pitch = 3 * pitch;
+    for (const CodecId codec : {CodecId::kFp16, CodecId::kK8V8}) {
+      const size_t pitch = data_bytes(codec, kShape) + 64, lane_pitch = 3 * pitch;
       for (const int count : {1, 16, 37}) {
         const auto k = random.normals(40 * kRow), v = random.normals(40 * kRow);
-        std::vector<std::byte> lanes(2 * lane_pitch), expected(lanes);
-        for (size_t lane = 0; lane < 2; ++lane) {
-          std::vector<std::byte*> pages;
-          for (size_t p = 0; p < 3; ++p) pages.push_back(lanes.data() + lane * lane_pitch + p * pitch);
-          kernels->encode_pages(codec, kShape, k.data() + lane * kRow, v.data(), kRow, count, pages.data());
-          for (int p = 0; p < pages_for(count); ++p)
-            kernels->encode(codec, kShape, k.data() + lane * kRow + static_cast<size_t>(p) * 16 * kRow,
-                            v.data() + static_cast<size_t>(p) * 16 * kRow, kRow, std::min(16, count - 16 * p),
-                            expected.data() + lane * lane_pitch + static_cast<size_t>(p) * pitch, nullptr);
-        }
-        CHECK(lanes == expected);
-        if (!codec_is_record(codec)) continue;
+        std::vector<std::byte> lanes(2 * lane_pitch);
+        for (size_t lane = 0; lane < 2; ++lane)
+          kernels->encode_run(codec, kShape, k.data() + lane * kRow, v.data(), kRow, 0, count,
+                              lanes.data() + lane * lane_pitch, pitch);
         const auto size = static_cast<size_t>(2 * count) * kRow;
         std::vector<float> got_k(size), got_v(size), want_k(size), want_v(size);
         kernels->decode_lanes(codec, kShape, lanes.data(), pitch, 2, lane_pitch, 0, count, got_k.data(), got_v.data(),

@@ -196,15 +196,6 @@ class MirrorOps final : public Ops {
     ops().move_rows(codec, shape, {m.in(list.data(), list.size()), list.size()});
     m.back();
   }
-  void encode_pages(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count,
-                    std::byte* const* pages) override {
-    Mirror m(device());
-    const size_t size = extent(count, stride, shape.row());
-    std::vector<std::byte*> list;
-    for (int i = 0; i < pages_for(count); ++i) list.push_back(m.inout(pages[i], data_bytes(codec, shape)));
-    ops().encode_pages(codec, shape, m.in(k, size), m.in(v, size), stride, count, m.in(list.data(), list.size()));
-    m.back();
-  }
   void attention_mass(const MassArgs& args) override {
     Mirror m(device());
     RopeTable rope;
@@ -316,6 +307,7 @@ class MirrorOps final : public Ops {
     const size_t size = extent(count, stride, shape.row());
     std::byte* const to = m.inout(page, data_bytes(codec, shape));
     ops().encode(codec, shape, m.in(k, size), m.in(v, size), stride, count, to, mean(m, key_mean, shape));
+    ops().wait();  // a call for a page may be held back, and what comes back comes by the device
     m.back();
   }
   void encode_row(CodecId codec, PageShape shape, const float* k, const float* v, int at, std::byte* page,
@@ -324,6 +316,7 @@ class MirrorOps final : public Ops {
     std::byte* const to = m.inout(page, data_bytes(codec, shape));
     const size_t row = size_of(shape.row());
     ops().encode_row(codec, shape, m.in(k, row), m.in(v, row), at, to, mean(m, key_mean, shape));
+    ops().wait();
     m.back();
   }
   void encode_rows(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int items,
@@ -356,6 +349,7 @@ class MirrorOps final : public Ops {
     float *const to_k = m.inout(k, size), *const to_v = m.inout(v, size);
     const std::byte* const from = m.in(page, data_bytes(codec, shape));
     ops().decode(codec, shape, from, begin, end, to_k, to_v, stride, mean(m, key_mean, shape));
+    ops().wait();
     m.back();
   }
   void encode_run(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int first, int count,
@@ -374,6 +368,7 @@ class MirrorOps final : public Ops {
     float *const to_k = m.inout(k, size), *const to_v = m.inout(v, size);
     const std::byte* const from = m.in(pages, run_bytes(codec, shape, first + count, pitch));
     ops().decode_run(codec, shape, from, pitch, first, count, to_k, to_v, stride, mean(m, key_mean, shape));
+    ops().wait();
     m.back();
   }
   void gather_lanes(const PageEntry* pages, const int32_t* at, const int32_t* lane, int items, PageShape shape,
