@@ -39,14 +39,14 @@ const std::vector<Case>& cases() {
       {"edge", "edge", {}, 420 << 10, false, 36, {10, 3, 3}, {3, 1, 1}},
       {"edge, disk", "edge", {}, 260 << 10, true, 40, {32, 20, 8}, {34, 14, 5}},
       {"edge, unit=summaries", "edge", {{"unit", "summaries"}}, 260 << 10, false, 20, {10, 6, 3}, {11, 5, 1}},
-      {"full", "full", {}, 4 << 20, false, 20, {5, 3, 3}, {1, 1, 1}},
-      {"infinipot-v", "infinipot-v", {}, 260 << 10, false, 20, {154, 3, 3}, {148, 1, 1}},
-      {"mosaic", "mosaic", {}, 260 << 10, false, 20, {268, 6, 3}, {176.3, 5, 1}},
-      {"mosaic, disk", "mosaic", {}, 340 << 10, true, 20, {102.1, 7.5, 3}, {75.3, 8, 2}},
-      {"mukv", "mukv", {}, 380 << 10, false, 20, {15.3, 3, 3}, {11, 3, 1}},
-      {"rekv", "rekv", {}, 260 << 10, false, 20, {5, 6, 3}, {3, 5, 1}},
-      {"uniform", "uniform", {}, 450 << 10, false, 20, {5, 3, 3}, {1, 1, 1}},
-      {"window", "window", {}, 260 << 10, false, 20, {5, 3, 3}, {1, 1, 1}},
+      {"full", "full", {}, 4 << 20, false, 20, {2, 3, 3}, {1, 1, 1}},
+      {"infinipot-v", "infinipot-v", {}, 260 << 10, false, 20, {28.6, 3, 3}, {23, 1, 1}},
+      {"mosaic", "mosaic", {}, 260 << 10, false, 20, {179.2, 6, 3}, {130.6, 5, 1}},
+      {"mosaic, disk", "mosaic", {}, 340 << 10, true, 20, {86.5, 7.5, 3}, {69.3, 8, 2}},
+      {"mukv", "mukv", {}, 380 << 10, false, 20, {12.6, 3, 3}, {11, 3, 1}},
+      {"rekv", "rekv", {}, 260 << 10, false, 20, {3.5, 6, 3}, {3, 5, 1}},
+      {"uniform", "uniform", {}, 450 << 10, false, 20, {3, 3, 3}, {1, 1, 1}},
+      {"window", "window", {}, 260 << 10, false, 20, {3, 3, 3}, {1, 1, 1}},
   };
   return all;
 }
