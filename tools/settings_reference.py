@@ -55,7 +55,7 @@ EDGE = {
         "0.1", "the same of a frame; 0 where the disk is slow: it is looked through for each"
     ),
     "rest": Said(
-        "1", "what is on disk and not read counts with the attention it would have had, and a mean value"
+        "0", "1: what is looked through there and not read counts with its attention, and a mean value"
     ),
     "most_tokens": Said(
         "0",

@@ -10,7 +10,7 @@
 //   most_tokens  a model that gets worse the more it reads (one trained on short streams) keeps no more than this
 //   recall   with a disk, a question reads the share of what was given up that it attends most, beside all that is kept;
 //            and so does a frame (frames_recall): no question finds what the frames after a token did not see
-//   rest     what is not read even so counts: with the attention it would have had, and a value that is the mean
+//   rest     what is looked through there and not read counts with the attention it would have had, and a mean value
 // What it does on trained decoders stands in docs/results/decoders.md. unit="summaries" is the earlier edge (edge_summaries.cc).
 #include <algorithm>
 #include <bit>
@@ -38,7 +38,7 @@ struct EdgeSettings {
   bool likeness = true;
   double recall = 0.1;         // of what was given up and is on disk
   double frames_recall = 0.1;  // the same, by a frame
-  bool rest = true;
+  bool rest = false;
   int most_tokens = 0;
 };
 

@@ -118,7 +118,6 @@ int Recall::list_pages(const Archive& archive, int lane, const AttendArgs& args,
     worth_[page] = 1;
     order_[n++] = page;
   }
-  beyond_ = 1;
   if (n > most) {
     // The newest, whose group is not whole and has no key yet, are looked through whatever they promise.
     const int each = archive.keys().group_tokens();
@@ -218,8 +217,8 @@ void Recall::weigh_rest(Archive* archive, int lane, const AttendArgs& args, cons
     double top = kNothing, shares = 0;
     for (int i = head; i < args.tokens * q_heads_; i += q_heads_) top = std::max<double>(top, -args.lse[i]);
     for (int i = head; i < args.tokens * q_heads_; i += q_heads_) shares += std::exp(-args.lse[i] - top);
-    const double all = beyond_ * looked_[head], left = all - read_[head];
-    const bool some = left > kNoise * all && std::isfinite(top);
+    const double left = looked_[head] - read_[head];
+    const bool some = left > kNoise * looked_[head] && std::isfinite(top);
     rest_of(lane)[head] = some ? static_cast<float>(std::log(left / shares) - top) : kNothing;
   }
 }

@@ -2,8 +2,8 @@
 // listed - all there are, or where those are too many the best by coarse keys - and looked through: of their tokens that
 // are not kept in DRAM those of largest attention mass are chosen, measured against what the lane has just attended (its
 // log-sum-exp). The block then attends once more over both. Chosen once a question, or a frame, and lane.
-// What is not read even so (the rest) is not forgotten either: what was looked through says how much attention each query head
-// would have paid it, and it is answered for by the mean value of the lane, merged with that weight into every output.
+// What is looked through and not read (the rest) may count too: its keys say how much attention each query head would have paid it,
+// and the mean value of what the lane gave up answers for it, merged with that weight into every output.
 // What it brings on trained decoders, and what it costs there, stands in docs/results/decoders.md. Not thread-safe.
 #pragma once
 
@@ -72,7 +72,6 @@ class Recall {
   float* head_mass_ = nullptr;  // [Hq, tokens that are weighed at a time]
   double* looked_ = nullptr;    // [Hq] mass of all tokens that were looked through for the lane that is chosen for
   double* read_ = nullptr;      // [Hq] of those that are read
-  double beyond_ = 1;           // by what more the first has to be, for the pages that were not looked through
   float* rest_ = nullptr;       // [lanes, Hq] log mass of the rest; -inf: none
 };
 

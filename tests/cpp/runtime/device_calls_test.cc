@@ -37,7 +37,7 @@ struct Case {
 const std::vector<Case>& cases() {
   static const std::vector<Case> all = {
       {"edge", "edge", {}, 420 << 10, false, 36, {10, 3, 3}, {3, 1, 1}},
-      {"edge, disk", "edge", {}, 260 << 10, true, 40, {32, 20, 8}, {34, 14, 5}},
+      {"edge, disk", "edge", {}, 260 << 10, true, 40, {26, 16, 6}, {26, 10, 5}},
       {"edge, unit=summaries", "edge", {{"unit", "summaries"}}, 260 << 10, false, 20, {10, 6, 3}, {11, 5, 1}},
       {"full", "full", {}, 4 << 20, false, 20, {2, 3, 3}, {1, 1, 1}},
       {"infinipot-v", "infinipot-v", {}, 260 << 10, false, 20, {28.6, 3, 3}, {23, 1, 1}},
