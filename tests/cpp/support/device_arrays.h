@@ -35,8 +35,10 @@ class OnDevice {
     pieces_.clear();
   }
   void attend(PlayedStream* s, int layers) {
-    const DeviceCalls before = control_->calls;  // what is called here is the engine's, not the memory's
+    DeviceCalls before = control_->calls;  // what is called here is the engine's, not the memory's
     control_->ops->wait();
+    before.launches = control_->calls.launches;  // but for what the memory's calls still held back
+    before.launches_of = control_->calls.launches_of;
     release();
     const auto n = static_cast<size_t>(s->block_tokens);
     float *const q = there(s->q), *const k = there(s->k), *const v = there(s->v), *const out = there(s->out);
