@@ -92,9 +92,10 @@ def test_what_a_directory_says_of_itself_is_printed_as_it_is(text: str) -> None:
         "layout": "onnx",
         "frames": [1, 2, 3],
         "rows": [{"what": text, "equal": None, "detail": text}],
+        "left_out": text,
     }
     examined = doctor.examine() | {"weights": {"ok": False, "detail": f"{text}: no such model directory"}}
-    for shown, times in ((printed(show_check, checked), 3), (printed(doctor.show_doctor, examined), 1)):
+    for shown, times in ((printed(show_check, checked), 4), (printed(doctor.show_doctor, examined), 1)):
         assert shown.count(visible(text)) == times
         assert not any(c in shown for c in "\x1b\x07\x9b\u202e")
 
