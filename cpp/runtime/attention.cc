@@ -171,7 +171,7 @@ void KvMemory::attend_lanes(int first, int lanes, const LayerArrays& at, StageAr
     return attend_lanes(first, 1, at, &nothing);
   }
   for (int i = 0; i < lanes; ++i) {
-    if (records_) records_->add_rest(first + i, args[static_cast<size_t>(i)]);
+    if (records_ && records_->counts_rest()) add_rest(first + i, args[static_cast<size_t>(i)]);
     const BlockSelection& read = selector_.selection(first + i, block_);
     reads_now_ += read.attended() + read.summaries();
   }
@@ -182,6 +182,15 @@ void KvMemory::attend_lanes(int first, int lanes, const LayerArrays& at, StageAr
   if (selector_.stand_apart(block_)) return;  // is collected when the block is committed
   backend_.ops->wait();
   for (int i = 0; i < lanes; ++i) collect_attention(first + i);
+}
+
+// What is on disk and not read, into what the lane attended to. Its mass is looked at now: the next layer's lse lies where this
+// one's does.
+void KvMemory::add_rest(int lane, const AttendArgs& args) {
+  records_->add_rest(lane, args);
+  if (block_ != BlockKind::kQuestion || !measures_attention()) return;
+  backend_.ops->wait();
+  evidence_.add_other(records_->rest_mass(lane, args.lse + static_cast<size_t>((args.tokens - 1) * args.q_heads)));
 }
 
 // k and v into the window. A block that is aborted leaves bytes there that nothing refers to.
@@ -274,10 +283,7 @@ void KvMemory::collect_evidence(const BlockSelection& s, int lane) {
       if (time != Clock::kNever) evidence_.add(time, time, page_mass[entry.first + i - entry.begin()]);
     }
   }
-  if (records_) {
-    const float* const lse = parts_.selecting.lse + lane % plan_.layer_lanes * plan_.max_block * q_heads;
-    return evidence_.add_other(records_->rest_mass(lane, lse + (block_tokens_ - 1) * q_heads));
-  }
+  if (records_) return;
   const ClusterIndex& index = store_.index(lane);
   for (int i = 0; i < s.summaries(); ++i) {
     // Summaries are many, and most are hardly looked at: those would crowd out what was read.

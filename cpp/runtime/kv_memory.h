@@ -141,6 +141,7 @@ class KvMemory {
   static constexpr int kTogether = 8;
   int lanes_together(int lane, int most);
   void attend_lanes(int first, int lanes, const LayerArrays& at, StageArgs* stage);
+  void add_rest(int lane, const AttendArgs& args);
   AttendArgs lane_args(int lane, const LayerArrays& at, const BlockSelection& selection) const;
   void block_positions(BlockSelection* selection) const;
   void stage_frame(int lane, int lanes, const LayerArrays& at, StageArgs* stage);

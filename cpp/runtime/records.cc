@@ -28,19 +28,18 @@ Records::Records(Region& region, const Plan& plan, Ops& ops, Retention& retentio
   victims_ = region.take<Victim>(name, tokens);
   settled_ = region.take<TokenSlot>(name, frame);
   worth_ = region.take<float>(name, frame);
-  const bool counts_rest = archive_ && retention.counts_rest();
-  const size_t compared = retention.compares() || counts_rest ? 1 : 0;
-  entries_ = region.take<PageEntry>(name, compared * std::max(pages, frame));
+  counts_rest_ = archive_ && retention.counts_rest();
+  const size_t compared = retention.compares() ? 1 : 0, gathered = retention.compares() || counts_rest_ ? 1 : 0;
+  entries_ = region.take<PageEntry>(name, gathered * std::max(pages, frame));
   like_ = region.take<float>(name, compared * frame);
   scores_ = region.take<float>(name, compared * tokens);
   likes_ = region.take<float>(name, compared * tokens);
-  k_ = region.take<float>(name, compared * frame * row);
-  v_ = region.take<float>(name, compared * frame * row);
-  at_ = region.take<int32_t>(name, compared * frame);
-  const size_t resting = counts_rest ? static_cast<size_t>(plan.log.lanes) : 0;
+  k_ = region.take<float>(name, gathered * frame * row);
+  v_ = region.take<float>(name, gathered * frame * row);
+  at_ = region.take<int32_t>(name, gathered * frame);
+  const size_t resting = counts_rest_ ? static_cast<size_t>(plan.log.lanes) : 0;
   rest_value_ = region.take<float>(name, resting * row);
   rest_tokens_ = region.take<int32_t>(name, resting);
-  counts_rest_ = counts_rest;
   if (region.has_private()) take_together(region, plan);
 }
 
@@ -220,6 +219,18 @@ int Records::make_room(int lane, int tokens) {
   return std::min(tokens, log_.free(lane));
 }
 
+// Tokens of the lane, at most a frame of them, decoded into k_ and v_; slot(i) is where the i-th is.
+template <class Slot>
+void Records::gather(int lane, int tokens, const Slot& slot) {
+  for (int i = 0; i < tokens; ++i) {
+    entries_[i] = {log_.data(lane, slot(i) / kPageTokens), 0, 0xffff, log_.codec()};
+    at_[i] = slot(i) % kPageTokens;
+  }
+  const auto row = static_cast<size_t>(log_.shape().page.row());
+  ops_.gather(entries_, at_, tokens, log_.shape().page, k_, v_, row, log_.key_mean(lane));
+  ops_.wait();
+}
+
 // What is given up now, into the mean value of all that was: of the last kRestTokens, about, where there are more.
 void Records::learn_rest(int lane, int victims) {
   const auto row = static_cast<size_t>(log_.shape().page.row());
@@ -227,13 +238,7 @@ void Records::learn_rest(int lane, int victims) {
   const int most = heard_.shape().frame_tokens;
   for (int first = 0; first < victims; first += most) {
     const int n = std::min(most, victims - first);
-    for (int i = 0; i < n; ++i) {
-      const TokenSlot slot = victims_[first + i].slot;
-      entries_[i] = {log_.data(lane, slot / kPageTokens), 0, 0xffff, log_.codec()};
-      at_[i] = slot % kPageTokens;
-    }
-    ops_.gather(entries_, at_, n, log_.shape().page, k_, v_, row, log_.key_mean(lane));
-    ops_.wait();
+    gather(lane, n, [&](int i) { return victims_[first + i].slot; });
     for (int i = 0; i < n; ++i) {
       rest_tokens_[lane] = std::min(rest_tokens_[lane] + 1, kRestTokens);
       const float part = 1.0f / static_cast<float>(rest_tokens_[lane]);
@@ -267,12 +272,7 @@ int Records::settle(int lane, float* worth, TokenSlot* settled) {
 // How like the tokens that settle now are to better ones that are kept, and kept ones to them.
 void Records::compare(int lane, int tokens) {
   const int row = log_.shape().page.row();
-  for (int i = 0; i < tokens; ++i) {
-    entries_[i] = {log_.data(lane, settled_[i] / kPageTokens), 0, 0xffff, log_.codec()};
-    at_[i] = settled_[i] % kPageTokens;
-  }
-  ops_.gather(entries_, at_, tokens, log_.shape().page, k_, v_, static_cast<size_t>(row), log_.key_mean(lane));
-  ops_.wait();
+  gather(lane, tokens, [&](int i) { return settled_[i]; });
   const int n = list_settled(lane, entries_, scores_, likes_);
   for (int i = 0; i < tokens; ++i) worth_[i] = half_to_float(log_.scores(lane)[settled_[i]]);
   LikenessArgs args;

@@ -46,6 +46,7 @@ class Records {
     return again;
   }
   void read_recalled(int lane, BlockSelection* selection);
+  bool counts_rest() const { return counts_rest_; }
   // What the archive has besides into what the lane attended to; and its mass of a query.
   void add_rest(int lane, const AttendArgs& args) {
     if (counts_rest_) recall_->add_rest(lane, args, rest_value_ + lane * log_.shape().page.row());
@@ -90,6 +91,8 @@ class Records {
   void end_learning();
   int read_frame(const Window& window, Strip strip, int frame, int lane, const Rows& scratch);
   int make_room(int lane, int tokens);
+  template <class Slot>
+  void gather(int lane, int tokens, const Slot& slot);
   void learn_rest(int lane, int victims);
   void give_up(int lane, TokenSlot slot);
   void account_given_up(bool on_disk);

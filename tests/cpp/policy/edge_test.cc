@@ -370,6 +370,7 @@ TEST_CASE("what is on disk and not read counts with its attention and its mean v
       CHECK(s.tokens.spilled > 8 * frames * 6);
       CHECK(s.tokens.dropped == 0);
       alone[rest] = stream.ask(1, 0, false, true);
+      CHECK((stream.memory->evidence().other() > 0) == (rest != 0));
       several[rest] = stream.ask(5, 0, false, true);
       answered[rest] = stream.ask(5, 4, false, true);
       stream.frame(16);  // nothing of a question stays
