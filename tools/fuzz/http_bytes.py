@@ -19,6 +19,17 @@ def answers(said: bytes) -> Iterator[tuple[int, bool, str]]:
         yield int(head[:3]), b"application/json" in head, body.decode("utf-8", "replace")
 
 
+def send(connection: socket.socket, pieces: list[bytes], ends: bool = False) -> None:
+    """What the other side still takes of it: it may have hung up, and its answer is there to be read then.
+    ends: nothing comes after it."""
+    with suppress(BrokenPipeError, ConnectionResetError):
+        for piece in pieces:
+            connection.sendall(piece)
+    if ends:
+        with suppress(OSError):  # ENOTCONN where it was reset
+            connection.shutdown(socket.SHUT_WR)
+
+
 def all_of(connection: socket.socket) -> bytes:
     said = b""
     with suppress(ConnectionResetError):
@@ -46,8 +57,11 @@ def message(rng: random.Random, kind: int, data: bytes) -> bytes:
     """A frame of a WebSocket's client, in one piece."""
     mask = rng.randbytes(4)
     length = len(data)
-    size = bytes([0x80 | length]) if length < 126 else b"\xfe" + struct.pack(">H", length)
-    if length >= 1 << 16:
+    if length < 126:
+        size = bytes([0x80 | length])
+    elif length < 1 << 16:
+        size = b"\xfe" + struct.pack(">H", length)
+    else:
         size = b"\xff" + struct.pack(">Q", length)
     masked = np.frombuffer(data, np.uint8) ^ np.resize(np.frombuffer(mask, np.uint8), length)
     return bytes([0x80 | kind]) + size + mask + masked.tobytes()

@@ -111,18 +111,21 @@ class _Server(uvicorn.Server):
 
 @contextmanager
 def _log_of(server: uvicorn.Server) -> Iterator[None]:
-    """What uvicorn complains of is a line of our log; when all ends, it complains of what is cut off."""
+    """What uvicorn and the event loop complain of is a line of our log; when all ends, they complain of what
+    is cut off."""
 
     class Lines(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             if not server.should_exit:
                 _log.warning("%s", " ".join(record.getMessage().split())[:500])
 
-    log, lines = logging.getLogger("uvicorn"), Lines(logging.WARNING)
-    log.addHandler(lines)
-    log.propagate = False
+    logs, lines = [logging.getLogger(name) for name in ("uvicorn", "asyncio")], Lines(logging.WARNING)
+    for log in logs:
+        log.addHandler(lines)
+        log.propagate = False
     try:
         yield
     finally:
-        log.removeHandler(lines)
-        log.propagate = True
+        for log in logs:
+            log.removeHandler(lines)
+            log.propagate = True

@@ -15,6 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.frames import Frame, Opcode
 from websockets.sync.client import connect
 
 import http_service
@@ -53,6 +55,22 @@ def test_a_signal_ends_it_well_whatever_clients_do(number: signal.Signals) -> No
         assert running.stderr is not None
         assert (code, running.stderr.read()) == (0, "")
         assert took < 20, "a second where nothing else runs"
+
+
+def test_text_that_is_no_utf8_ends_its_connection_and_is_a_line_of_the_log() -> None:
+    with process() as (running, client, _):
+        path = client.session(memory="1MiB")
+        url = f"ws://127.0.0.1:{client.port}{path}/frames"
+        with connect(url, additional_headers=client.headers) as frames, pytest.raises(ConnectionClosed):
+            texts = Frame(Opcode.TEXT, b'{"pts": \xf4}'), Frame(Opcode.CLOSE, b"\x03\xe8")
+            frames.socket.sendall(b"".join(text.serialize(mask=True) for text in texts))
+            frames.recv(PATIENCE)
+        assert client.good("GET", path)["frames"] == 0
+        running.terminate()
+        assert running.wait(PATIENCE) == 0
+        assert running.stderr is not None
+        lines = running.stderr.read().splitlines()
+        assert lines and not [line for line in lines if "Traceback" in line or line.startswith(" ")], lines
 
 
 LONG = """
