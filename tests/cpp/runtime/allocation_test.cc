@@ -76,7 +76,8 @@ MemoryConfig tiny_model() {
   return c;
 }
 
-TEST_CASE("append and ask allocate nothing over 5,000 frames, with int4 and with a disk tier") {
+TEST_CASE("append and ask allocate nothing over 5,000 frames, with int4 and with a disk tier" *
+          doctest::test_suite("counts")) {
   const int frames = mosaic::testing::rounds(5000);
   TemporaryDirectory directory;
   for (const bool disk : {false, true}) {

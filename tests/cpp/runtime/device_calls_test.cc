@@ -124,7 +124,8 @@ void print_row(const char* policy, const char* block, const Calls& c) {
 
 }  // namespace
 
-TEST_CASE("a frame, a question and a token call the device no more often than they have to") {
+TEST_CASE("a frame, a question and a token call the device no more often than they have to" *
+          doctest::test_suite("counts")) {
   const char* const wanted = std::getenv("MOSAIC_DEVICE_CALLS");
   const bool print = wanted != nullptr, kernels = print && std::string(wanted) == "kernels";
   for (const Case& c : cases()) {
