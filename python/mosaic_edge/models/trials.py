@@ -8,6 +8,8 @@ from typing import Any
 _MOST_TOKENS = 64
 """Of a character; bytes of one are four."""
 _MOST_TEXT = 1 << 16
+_IDS = 1 << 24
+"""Of a vocabulary. Whoever writes it down walks through all numbers up to its largest."""
 
 
 def tokenizer(path: str) -> None:
@@ -17,6 +19,9 @@ def tokenizer(path: str) -> None:
     made = Tokenizer.from_file(path)
     made.no_truncation()
     made.no_padding()
+    largest = max(made.get_vocab().values(), default=0)
+    if largest >= _IDS:
+        raise ValueError(f"has a token of id {largest}, expected less than {_IDS}")
     printable = "".join(map(chr, range(32, 127)))
     count = 0
     for text in (printable, "what colour was the ball ? " * 8, "a" * 512, "\u00e9\u4e16\U0001f600\n\t" * 32):

@@ -191,6 +191,13 @@ def test_a_tokenizer_that_makes_too_much_of_a_text_is_refused(
         check_tokenizer(path)
 
 
+def test_a_tokenizer_whose_ids_nobody_could_write_down_is_refused(folder: Path) -> None:
+    vocabulary = {"<unk>": 0, "ball": 4_294_967_295}
+    path = write_tokenizer(folder, model={"type": "WordLevel", "vocab": vocabulary, "unk_token": "<unk>"})
+    with pytest.raises(ModelError, match="has a token of id 4294967295, expected less than 16777216"):
+        check_tokenizer(path)
+
+
 def test_what_does_not_end_in_the_child_is_ended_by_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "CPU_SECONDS", 2)
     template = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
