@@ -99,8 +99,12 @@ struct Fibre {
   int shuffles = 0;  // how many it has been through: its warp's two arrays of words take turns
 };
 
+// A word of every lane.
+using Words = uint32_t[kWarp];
+constexpr int kWords = 6;  // that a lane shows the others at once, at most: its part of two matrices
+
 struct Warp {
-  uint32_t words[2][kWarp];
+  Words words[2][kWords];
 };
 
 struct Runner {
@@ -255,35 +259,36 @@ void meet_block(int line) {
   yield();
 }
 
-const uint32_t* meet_warp(uint32_t mine, int line) {
-  uint32_t* const words = runner.warps[static_cast<size_t>(indices.thread / kWarp)].words[runner.now->shuffles++ % 2];
-  words[indices.thread % kWarp] = mine;
+const Words* meet(const uint32_t* mine, int n, int line) {
+  Words* const words = runner.warps[static_cast<size_t>(indices.thread / kWarp)].words[runner.now->shuffles++ % 2];
+  for (int i = 0; i < n; ++i) words[i][indices.thread % kWarp] = mine[i];
   runner.now->state = State::kAtShuffle;
   runner.now->line = line;
   yield();
   return words;
 }
 
-// The definition: the lanes' words are laid out as the matrices they are, and multiplied.
+const uint32_t* meet_warp(uint32_t mine, int line) { return *meet(&mine, 1, line); }
+
+// The definition: the lanes' words are the matrices' halves, of which a lane multiplies two rows by two columns.
 void multiply_add(const uint32_t (&a)[4], const uint32_t (&b)[2], float (&c)[4], int line) {
-  float left[16][16], right[16][8];
-  for (int i = 0; i < 6; ++i) {
-    const uint32_t* const all = meet_warp(i < 4 ? a[i] : b[i - 4], line);
-    for (int lane = 0; lane < kWarp; ++lane) {
-      const float x = half_to_float(static_cast<half_t>(all[lane])),
-                  y = half_to_float(static_cast<half_t>(all[lane] >> 16));
-      const int g = lane / 4, t = 2 * (lane % 4);
-      if (i < 4) {
-        float* const to = &left[g + i % 2 * 8][t + i / 2 * 8];
-        to[0] = x, to[1] = y;
-      } else {
-        right[t + (i - 4) * 8][g] = x, right[t + (i - 4) * 8 + 1][g] = y;
-      }
+  const uint32_t mine[kWords] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+  const Words* const all = meet(mine, kWords, line);
+  const int lane = indices.thread % kWarp;
+  float rows[2][16], columns[2][16];  // rows lane / 4 and 8 below it; columns 2 (lane % 4) and the next
+  const auto halves = [](uint32_t word, float* to) {
+    to[0] = half_to_float(static_cast<half_t>(word));
+    to[1] = half_to_float(static_cast<half_t>(word >> 16));
+  };
+  for (int t = 0; t < 4; ++t) {
+    for (int i = 0; i < 4; ++i) halves(all[i][lane / 4 * 4 + t], &rows[i % 2][2 * t + i / 2 * 8]);
+    for (int i = 0; i < 2; ++i) {
+      for (int column = 0; column < 2; ++column)
+        halves(all[4 + i][(2 * (lane % 4) + column) * 4 + t], &columns[column][2 * t + i * 8]);
     }
   }
-  const int lane = indices.thread % kWarp;
   for (int i = 0; i < 4; ++i) {
-    for (int k = 0; k < 16; ++k) c[i] += left[lane / 4 + i / 2 * 8][k] * right[k][2 * (lane % 4) + i % 2];
+    for (int k = 0; k < 16; ++k) c[i] += rows[i / 2][k] * columns[i % 2][k];
   }
 }
 
