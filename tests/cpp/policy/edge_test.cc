@@ -324,7 +324,7 @@ TEST_CASE(
 
 TEST_CASE("a twentieth of what is on disk brings an answer nearer to full attention, however many pages there are") {
   mosaic::testing::TemporaryDirectory directory;
-  for (const int frames : {60, 500}) {  // 500 pages of a lane: more than are looked through
+  for (const int frames : {60, 400}) {  // 400 pages of a lane: more than are looked through
     double error[2];
     for (const int recalls : {0, 1}) {
       MemoryConfig config = small_config(frames == 60 ? 600 << 10 : 1200 << 10);
@@ -335,7 +335,7 @@ TEST_CASE("a twentieth of what is on disk brings an answer nearer to full attent
       config.disk_bytes = 64 << 20;
       config.index_share = 0.2;
       config.spill_dir = directory.path;
-      PlayedStream stream(config, "edge", {{"recall", 0.05 * recalls}}, 3);
+      PlayedStream stream(config, "edge", {{"recall", 0.05 * recalls}, {"frames_recall", 0}}, 3);
       for (int i = 0; i < frames; ++i) stream.frame(16);
       error[recalls] = 0;
       for (int i = 0; i < 6; ++i) error[recalls] += stream.ask(5, 0, false, true);
@@ -359,7 +359,7 @@ TEST_CASE("what is on disk and not read counts with its attention and its mean v
       config.index_share = 0.3;
       config.spill_dir = directory.path;
       PlayedStream stream(config, "edge",
-                          {{"score", "value_norm"}, {"likeness", false}, {"recall", 0.01}, {"rest", rest != 0}}, 3);
+                          {{"score", "value_norm"}, {"likeness", false}, {"recall", 0.01}, {"frames_recall", 0}, {"rest", rest != 0}}, 3);
       // Two loud tokens of ten are kept; the others have one value, which is then the mean of what was given up.
       stream.noise = 0;
       for (size_t p = 2; p < 10; ++p) stream.prototype_v[p] = stream.prototype_v[15];
