@@ -33,16 +33,16 @@ int window_frames(const MemoryConfig& c, bool records) {
   return c.window_frames;
 }
 
-// Half precision is dear beside records: where window and question would take more of the cap than this, a byte a number
-// has to do, so that more tokens are kept.
+// Half precision is dear beside packed tokens: where window and question would take more of the cap than this, a byte a
+// number has to do, so that more tokens are kept. A policy that gives nothing up keeps all as it is.
 constexpr uint64_t kDearWindow = 16;
 
-CodecId window_codec(const MemoryConfig& c, bool records) {
+CodecId window_codec(const MemoryConfig& c, bool refuses) {
   if (c.window_codec) return *c.window_codec;
   const Size tokens = Size(c.prefix_tokens) + (Size(c.window_frames) + 1) * c.model.frame_tokens + c.branch_tokens;
   const bool dear = tokens * lane_token_bytes(c.model, c.exact) > Size(c.cap_bytes / kDearWindow);
   const bool denser = lane_token_bytes(c.model, CodecId::kK8V8) < lane_token_bytes(c.model, c.exact);  // wide heads
-  return records && dear && denser && c.exact == CodecId::kFp16 ? CodecId::kK8V8 : c.exact;
+  return !refuses && dear && denser && c.exact == CodecId::kFp16 ? CodecId::kK8V8 : c.exact;
 }
 
 int retrieve_tokens(const MemoryConfig& c, const PolicyNeeds& needs, int64_t cap_tokens) {
@@ -90,7 +90,7 @@ Request resolve(const MemoryConfig& config, Policy& policy, const Backend& backe
     const int left = r.context - 1 - std::max(c.model.frame_tokens, c.prefix_tokens);
     c.branch_tokens = std::min({c.branch_tokens, std::max(r.context / 8, 16), std::max(left, 16)});
   }
-  c.window_codec = window_codec(c, needs.group.records);
+  c.window_codec = window_codec(c, needs.share.refuses);
   if (const int tail = c.branch_tokens + std::max({c.model.frame_tokens, c.branch_tokens, c.prefix_tokens});
       r.original && r.context <= tail)
     throw InvalidInput("MemoryConfig: a model of context=" + std::to_string(r.context) +

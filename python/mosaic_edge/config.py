@@ -104,7 +104,7 @@ class SessionConfig:
     """Codec of open pages, and of window and question where window_codec names no other: "fp16" or "fp32"."""
     window_codec: str | None = None
     """Codec of prefix, window and question: "fp16", "fp32" or "k8v8" (a byte a number). Default: the exact
-    one; for `edge` by tokens k8v8 where fp16 would take over a sixteenth of the memory."""
+    one; k8v8 where fp16 would take over a sixteenth of the memory, under every policy but `full`."""
     packed: str | None = None
     """Codec of what yields first: "k5v3", "k4v4", "k4v3", "k3v3", "k2v2", "k8v8" (single tokens: what `edge`
     keeps), "int4", "int8" or the exact one. Default: k5v3 for `edge`, exact for `full`, else int4."""

@@ -99,7 +99,8 @@ def record_stream(
     recorder = RecordingVlm(engine.model, arrays)
     if spec.video_window:
         knobs = {name: (settings or {})[name] for name in TRACE_KNOBS if name in (settings or {})}
-        with _least_session(Engine(recorder), knobs) as session:
+        exact = SessionConfig(**(settings or {})).exact  # however small the memory that records
+        with _least_session(Engine(recorder), {**knobs, "window_codec": exact}) as session:
             for second in range(frames):
                 session.append(world.render(second), float(second))
     else:

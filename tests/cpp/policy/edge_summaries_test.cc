@@ -75,6 +75,7 @@ TEST_CASE("edge of summaries spends nearly every byte that is not fixed on summa
 
 TEST_CASE("with room for every token and all summaries attended, edge is full attention") {
   MemoryConfig config = small_config(4 << 20);
+  config.window_codec = CodecId::kFp16;
   PlayedStream stream(config, "edge", {{"unit", "summaries"}, {"frames", 0}, {"radius", 0}});
   for (int i = 0; i < 40; ++i) CHECK(stream.frame(1 + (7 * i) % 16, i % 5 == 0) < 2e-5);
   CHECK(stream.ask(5, 2, false, true) < 2e-5);

@@ -129,7 +129,7 @@ TEST_CASE("everything read, each ablation gives full attention, with an exact ti
 TEST_CASE("summaries off: what is not chosen is not attended, what is chosen is, single tokens within the budget too") {
   MemoryConfig config = small_config(2 << 20);
   config.summaries = false;
-  config.packed = CodecId::kFp16;
+  config.packed = config.window_codec = CodecId::kFp16;
   config.retrieve_tokens = 4000;
   PlayedStream everything(config, "mosaic", {{"radius", 0}}, 3);  // every token stays a cluster of its own
   for (int i = 0; i < 20; ++i) everything.frame(7);
@@ -148,7 +148,7 @@ TEST_CASE("summaries off: what is not chosen is not attended, what is chosen is,
 TEST_CASE("split=eager cuts spilled clusters at once, deferred waits; both count, and more is cut eagerly") {
   TemporaryDirectory directory;
   MemoryConfig config = small_config();
-  config.packed = CodecId::kFp16;
+  config.packed = config.window_codec = CodecId::kFp16;
   config.retrieve_tokens = 4000;
   config.max_cluster_tokens = 1024;
   config.clusters = 40;

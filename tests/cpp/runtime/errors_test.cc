@@ -105,7 +105,9 @@ TEST_CASE("NaN and infinity are refused wherever they are, and leave no trace") 
                              -std::numeric_limits<float>::infinity()}) {
     for (int where = 0; where < 3; ++where)
       for (const bool asking : {false, true}) {
-        PlayedStream stream(small_config()), twin(small_config());
+        MemoryConfig config = small_config();
+        config.window_codec = CodecId::kFp16;
+        PlayedStream stream(config), twin(config);
         for (int i = 0; i < 14; ++i) stream.frame(7), twin.frame(7);
         const MemoryStats before = stream.memory->stats();
         const std::mt19937 random = stream.random;
@@ -247,7 +249,9 @@ TEST_CASE("an embedding that is missing or not finite is refused") {
 }
 
 TEST_CASE("frames of a wrong size or time, and calls out of order, are refused") {
-  PlayedStream stream(small_config());
+  MemoryConfig config = small_config();
+  config.window_codec = CodecId::kFp16;
+  PlayedStream stream(config);
   KvMemory& memory = *stream.memory;
   const std::vector<float> embedding(8, 1.0f);
   for (const int tokens : {0, -1, 17})

@@ -139,7 +139,7 @@ TEST_CASE("what a cap accepts every larger one does, and a refusal names the lea
   CHECK(tried > 3 * rounds);
 }
 
-TEST_CASE("beside records window and question are in half precision until they take a sixteenth of the cap") {
+TEST_CASE("window and question are in half precision until they take a sixteenth of the cap") {
   const Backend backend = make_backend("cpu", 1);
   MemoryConfig config = small_config();
   config.model.layers = 8, config.model.head_dim = config.model.rope.head_dim = config.model.rope.rotary_dim = 64;
@@ -152,7 +152,8 @@ TEST_CASE("beside records window and question are in half precision until they t
   const uint64_t exact = (3ull * config.model.frame_tokens + 16) * token;
   CHECK(codec("edge", 16 * exact + 8) == CodecId::kFp16);
   CHECK(codec("edge", 16 * exact - 8) == CodecId::kK8V8);
-  CHECK(codec("mosaic", 16 * exact - 8) == CodecId::kFp16);
+  CHECK(codec("mosaic", 16 * exact - 8) == CodecId::kK8V8);
+  CHECK(codec("full", 16 * exact - 8) == CodecId::kFp16);  // gives nothing up
   config.window_codec = CodecId::kFp16;
   CHECK(codec("edge", 16 * exact - 8) == CodecId::kFp16);
   config.window_codec = std::nullopt;

@@ -20,6 +20,7 @@ using mosaic::testing::TemporaryDirectory;
 MemoryConfig pressed(const std::string& spill_dir) {
   MemoryConfig c = small_config(330 << 10);
   c.packed = CodecId::kInt4;
+  c.window_codec = CodecId::kFp16;
   c.window_frames = 2;
   c.branch_tokens = 16;
   c.retrieve_tokens = 128;
