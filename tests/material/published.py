@@ -3,21 +3,24 @@ says of them.
 
 The files lie beside the repository, not in it (`PUBLISHED`); layers and widths are cut so that a test can
 hold the weights, all else is kept. AutoProcessor needs torchvision to look at a video, and this project does
-not: it runs in a process of its own, over `tools/setup published`.
+not: that is in another process, over `tools/setup published`.
 """
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -224,19 +227,37 @@ class Checked:
         return found
 
 
-def checked(folder: Path, out: Path, *options: str) -> Checked:
-    """Run the command in a process of its own, over `tools/setup published`."""
-    script, pixels = Path(__file__).with_name("published_check.py"), out / "pixels.npy"
+@cache
+def _checking() -> tuple[subprocess.Popen[str], IO[bytes]]:
+    """published_check.py over `tools/setup published`, and what it complains of. One process for all that is
+    asked: what it imports takes seconds, a check less than one. It ends with this one's end of the pipe."""
     path = os.pathsep.join(filter(None, (str(PROCESSORS), os.environ.get("PYTHONPATH"))))
-    run = subprocess.run(
-        [sys.executable, str(script), str(pixels), str(folder), *options],
+    complaints = tempfile.TemporaryFile("a+b")  # noqa: SIM115  # as long as the process
+    process = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("published_check.py"))],
         env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=complaints,
         text=True,
     )
-    assert run.returncode in (0, 1) and run.stdout, run.stderr[-3000:]
-    document = run.stdout[run.stdout.index("{") :]  # an older tokenizers prints a remark on gaps in ids
-    return Checked(run.returncode, json.loads(document), np.load(pixels))
+    atexit.register(process.communicate)
+    return process, complaints
+
+
+def checked(folder: Path, out: Path, *options: str) -> Checked:
+    """Run the command in a process that has torchvision."""
+    process, complaints = _checking()
+    assert process.stdin is not None and process.stdout is not None
+    pixels = out / "pixels.npy"
+    print(json.dumps([str(pixels), str(folder), *options]), file=process.stdin, flush=True)
+    reply = process.stdout.readline()
+    if not reply:
+        complaints.seek(0)
+        pytest.fail(complaints.read()[-3000:].decode())
+    answer = json.loads(reply)
+    assert answer["code"] in (0, 1) and answer["said"], answer["complained"][-3000:]
+    return Checked(answer["code"], json.loads(answer["said"]), np.load(pixels))
 
 
 class _CaughtError(Exception):
