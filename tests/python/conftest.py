@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import Iterator
 
@@ -23,6 +24,13 @@ def _hears_interrupts() -> Iterator[None]:
 def exporter(tmp_path_factory: pytest.TempPathFactory) -> Exporter:
     """Models as others' exporters write them; see exported_models.py."""
     return Exporter(tmp_path_factory.mktemp("exported"))
+
+
+def pytest_collection_finish() -> None:
+    """Garbage is looked for among what comes from here on: torch and transformers alone are half a million
+    objects."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
