@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +160,27 @@ def test_a_closed_stderr_changes_no_code() -> None:
     assert process.returncode == 3 and json.loads(out)["exit_code"] == 3
 
 
+AT_ITS_FIRST_FRAME = """
+import os, sys
+from mosaic_edge import cli
+from mosaic_edge.sources import VideoSource
+from mosaic_edge.world import World
+
+def watched(kind, name):
+    method = getattr(kind, name)
+    def first(*given):
+        setattr(kind, name, method)
+        os.close(int(sys.argv[1]))
+        return method(*given)
+    setattr(kind, name, first)
+
+watched(World, "render")
+watched(VideoSource, "__iter__")
+sys.exit(cli.main(sys.argv[2:]))
+"""
+"""A command that closes a pipe when it gets to its frames."""
+
+
 @pytest.mark.parametrize("command", ["demo", "stress", "eval", "run"])
 def test_an_interrupted_command_says_so_in_its_document(
     command: str, tmp_path: Path, make_video: MakeVideo
@@ -179,9 +199,13 @@ def test_an_interrupted_command_says_so_in_its_document(
             "what ?",
         ],
     }[command]
-    process = start([*arguments, "--json"], stdout=subprocess.PIPE)
+    frames, theirs = os.pipe()
+    words = [sys.executable, "-c", AT_ITS_FIRST_FRAME, str(theirs), *arguments, "--json"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, pass_fds=[theirs])
+    os.close(theirs)
     try:
-        time.sleep(4.0)
+        with os.fdopen(frames, "rb") as pipe:
+            pipe.read()
         assert process.poll() is None, process.communicate()
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=120)
