@@ -199,7 +199,7 @@ def test_an_image_processor_that_does_not_fit_is_named_when_the_model_is_loaded(
 def test_a_template_without_end_is_refused(
     folder: Path, template: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sandbox, "CPU_SECONDS", 6)
+    monkeypatch.setattr(sandbox, "CPU_SECONDS", 2)
     monkeypatch.setattr(sandbox, "MEMORY_BYTES", 3 << 30)
     (folder / "mosaic.json").unlink()
     (folder / "chat_template.jinja").write_text(template)

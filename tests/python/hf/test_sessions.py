@@ -4,6 +4,7 @@ on."""
 from __future__ import annotations
 
 import threading
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {kind: write_checkpoint(kind, tmp_path_factory.mktemp(kind)) for kind in kinds}
 
 
+@cache
 def load(folder: Path, **options: Any) -> Engine:
+    """Once for all tests: not to be changed."""
     return Engine.load(folder, device="cpu", **options)
 
 
