@@ -2,7 +2,9 @@
 // arithmetic is compared with the published one in tests/python/test_infinipot_v.py.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <bit>
+#include <cmath>
 #include <set>
 
 #include "support/allocation_counter.h"

@@ -1,6 +1,7 @@
 // Everything is taken when a session is built: append and ask over 5,000 frames allocate nothing.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <string>
 
 #include "support/allocation_counter.h"

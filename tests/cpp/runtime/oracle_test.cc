@@ -1,6 +1,7 @@
 // With a cap that holds everything and every cluster selected, the memory is full attention.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <string>
 
 #include "support/memory_fakes.h"

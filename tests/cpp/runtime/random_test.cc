@@ -1,6 +1,7 @@
 // Long random sequences of everything a session can do, with the invariants recounted after every step.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <limits>
 #include <string>
 

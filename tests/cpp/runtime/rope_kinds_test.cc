@@ -2,11 +2,14 @@
 // between lines of text. Everything is read, in fp32, and compared with attention in double.
 #include <doctest/doctest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <string>
 #include <vector>
 
 #include "core/error.h"
 #include "support/played_stream.h"
+#include "support/reference_attention.h"
 
 namespace {
 
