@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "support/ops_world.h"
+#include "support/rounds.h"
 
 using namespace mosaic;
 using namespace mosaic::testing;
@@ -227,7 +228,8 @@ TEST_CASE("top k is what a stable sort puts first") {
   for (int n : {0, 1, 5, 7, 13, 100, 4096}) sizes.push_back({n, {0, 1, 5, 13, 64, n - 1, n, n + 1}});
   sizes.push_back({1025, {1024, 1025}});
   sizes.push_back({5003, {1, 4095, 4096, 4097, 5003}});  // 4,097: no longer sorted in shared memory
-  sizes.push_back({65536, {1, 33, 4096, 65536}});
+  const int large = mosaic::testing::rounds(65536);
+  sizes.push_back({large, {1, 33, 4096, large}});
   Random random(3);
   const float infinity = std::numeric_limits<float>::infinity();
   for (const std::string& name : implementations()) {
