@@ -9,6 +9,7 @@
 #include "memory/faulty_io.h"
 #include "support/memory_fakes.h"
 #include "support/played_stream.h"
+#include "support/rounds.h"
 
 namespace {
 
@@ -222,13 +223,13 @@ TEST_CASE("positions of an endless stream stay inside the model's context, and w
   config.window_frames = 2;
   config.branch_tokens = 16;
   PlayedStream stream(config, "edge", {}, 3);
-  for (int i = 0; i < 300; ++i) {  // 4,800 tokens
+  for (int i = 0; i < 100; ++i) {  // 1,600 tokens
     stream.frame(16);
     CHECK(stream.finite());
   }
   stream.ask(5, 2, false);
   CHECK(stream.finite());
-  CHECK(stream.memory->stats().frames == 300);
+  CHECK(stream.memory->stats().frames == 100);
   stream.memory->check_invariants();
 }
 
@@ -325,6 +326,7 @@ TEST_CASE(
 TEST_CASE("a twentieth of what is on disk brings an answer nearer to full attention, however many pages there are") {
   mosaic::testing::TemporaryDirectory directory;
   for (const int frames : {60, 400}) {  // 400 pages of a lane: more than are looked through
+    if (frames > 60 && mosaic::testing::rounds(8) < 8) continue;
     double error[2];
     for (const int recalls : {0, 1}) {
       MemoryConfig config = small_config(frames == 60 ? 600 << 10 : 1200 << 10);
@@ -349,6 +351,7 @@ TEST_CASE("a twentieth of what is on disk brings an answer nearer to full attent
 TEST_CASE("what is on disk and not read counts with its attention and its mean value") {
   mosaic::testing::TemporaryDirectory directory;
   for (const int frames : {60, 450}) {  // 450 pages of a lane: more than are looked through
+    if (frames > 60 && mosaic::testing::rounds(8) < 8) continue;
     double alone[2], several[2], answered[2];
     for (const int rest : {0, 1}) {
       MemoryConfig config = small_config(frames == 60 ? 700 << 10 : 2600 << 10);
