@@ -23,21 +23,22 @@ _OPERATIONS: Mapping[str, Mapping[str, str]] = {
 
 
 def image_settings(folder: Path) -> dict[str, Any]:
-    """Of still images; {} where no file says anything."""
-    if own := read_json(folder / "preprocessor_config.json"):
-        return own
+    """Of still images; {} where no file says anything. transformers 5 writes one file of all processors and
+    leaves an older one beside it as it was, so that one goes first."""
     said = read_json(folder / "processor_config.json")
-    if "processor" in said:
+    own = said.get("image_processor") or read_json(folder / "preprocessor_config.json")
+    if not own and "processor" in said:
         return _of_steps(folder / "processor_config.json", said["processor"].get("transforms") or [])
-    return dict(said.get("image_processor", {}))
+    return dict(own)
 
 
 def video_settings(folder: Path) -> dict[str, Any]:
     """Of videos, as AutoVideoProcessor would be set: by transformers 5's one file, else the video processor's
     own, else the image processor's."""
     found = read_json(folder / "processor_config.json").get("video_processor")
-    found = found or read_json(folder / "video_preprocessor_config.json") or image_settings(folder)
-    return {key: value for key, value in found.items() if value is not None}
+    for name in ("video_preprocessor_config.json", "preprocessor_config.json"):
+        found = found or read_json(folder / name)
+    return {key: value for key, value in (found or image_settings(folder)).items() if value is not None}
 
 
 def _of_steps(where: Path, steps: list[Any]) -> dict[str, Any]:

@@ -69,6 +69,16 @@ def test_a_videos_settings_are_its_own_before_an_images(tmp_path: Path) -> None:
     assert image_settings(tmp_path)["size"] == {"shortest_edge": 1, "longest_edge": 2}
 
 
+def test_a_processor_that_was_saved_over_an_older_one_is_the_newer(tmp_path: Path) -> None:
+    """As transformers 5 reads the folder that it saved to: what it does not write stays as it was."""
+    write(tmp_path, preprocessor_config={"image_mean": [0.5, 0.5, 0.5], "size": {"shortest_edge": 1}})
+    write(tmp_path, processor_config={"image_processor": {"image_mean": [0.1, 0.2, 0.3]}})
+    assert image_settings(tmp_path) == {"image_mean": [0.1, 0.2, 0.3]}
+    assert video_settings(tmp_path)["size"] == {"shortest_edge": 1}
+    (tmp_path / "preprocessor_config.json").unlink()
+    assert video_settings(tmp_path) == {"image_mean": [0.1, 0.2, 0.3]}
+
+
 def test_bounds_of_a_whole_video_are_those_of_its_first_picture() -> None:
     said = {"size": {"shortest_edge": 4096, "longest_edge": 25165824}}
     assert PATCH_BOUNDS["qwen3_vl"].of(said, 2) == (2048, 12582912)
