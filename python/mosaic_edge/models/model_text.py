@@ -4,7 +4,7 @@ around every picture. The transformers layout has the same from its family's cla
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from mosaic_edge.models.tokenizer import TextTokenizer
 from mosaic_edge.models.video_text import VIDEO_TEXTS, VideoText
 from mosaic_edge.models.vlm import FloatArray, ModelError
 
+_GIVE = "mosaic.json can give a prefix and a template"
 LAST = 9_999_999.0
 """Seconds and pictures that text around a picture is planned for."""
 
@@ -44,18 +45,35 @@ def family_name(config: Mapping[str, Any], genai: Mapping[str, Any]) -> str:
 def text_of(
     folder: Path, mosaic: Mapping[str, Any], kind: str, tokenizer: TextTokenizer, hidden: int
 ) -> ModelText:
-    """As mosaic.json says; else by the chat template, in the words of the family; else none. ModelError for
-    what the vocabulary lacks. hidden: the width of an embedding."""
+    """As mosaic.json says; else by the chat template, in the words of the family; else its published prompt;
+    else none, which is said. ModelError for what the vocabulary lacks. hidden: the width of an embedding."""
     video = VIDEO_TEXTS.get(kind)
-    template = None if "prefix" in mosaic or "template" in mosaic else chat_template_in(folder)
-    if template is None or video is None:
-        question = mosaic.get("template", "{question}")
-        text = ModelText(
-            mosaic.get("prefix", ""), question, thinking=thinking_of(None, question, tokenizer.has)
-        )
-        tokenizer.check(f"{folder / 'mosaic.json'}: prefix", text.prefix)
-        tokenizer.check(f"{folder / 'mosaic.json'}: template", text.template.replace("{question}", ""))
-        return text
+    if "prefix" in mosaic or "template" in mosaic:
+        return _as_said(folder, mosaic, tokenizer)
+    if video is None:
+        lacks = f"all of it: the family {kind!r} has no text here"
+        return replace(_as_said(folder, mosaic, tokenizer), left_out=f"{lacks}; {_GIVE}")
+    template = chat_template_in(folder)
+    try:
+        return _of_family(folder, video, template, tokenizer, hidden)
+    except ModelError:
+        if template is not None:
+            raise
+        lacks = f"all of it: {folder} has no chat template, and no words for the published prompt"
+        return replace(_as_said(folder, mosaic, tokenizer), left_out=f"{lacks}; {_GIVE}")
+
+
+def _as_said(folder: Path, mosaic: Mapping[str, Any], tokenizer: TextTokenizer) -> ModelText:
+    """By mosaic.json alone; the question as it is where that says nothing."""
+    prefix, question = mosaic.get("prefix", ""), mosaic.get("template", "{question}")
+    tokenizer.check(f"{folder / 'mosaic.json'}: prefix", prefix)
+    tokenizer.check(f"{folder / 'mosaic.json'}: template", question.replace("{question}", ""))
+    return ModelText(prefix, question, thinking=thinking_of(None, question, tokenizer.has))
+
+
+def _of_family(
+    folder: Path, video: VideoText, template: str | None, tokenizer: TextTokenizer, hidden: int
+) -> ModelText:
     prompt = prompt_from(template, special_tokens_in(folder), video.mark, video.prompt, folder)
     parts = prompt.whole()
     newline, left_out = _newline(folder, hidden) if NEWLINE in "".join(parts) else (None, "")
