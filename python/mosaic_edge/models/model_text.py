@@ -74,7 +74,11 @@ def _as_said(folder: Path, mosaic: Mapping[str, Any], tokenizer: TextTokenizer) 
 def _of_family(
     folder: Path, video: VideoText, template: str | None, tokenizer: TextTokenizer, hidden: int
 ) -> ModelText:
-    prompt = prompt_from(template, special_tokens_in(folder), video.mark, video.prompt, folder)
+    special = special_tokens_in(folder)
+    prompt = prompt_from(template, special, video.mark, video.prompt, folder)
+    first = special.get("bos_token", "")
+    if first and tokenizer.begins_with(first) and not prompt.prefix.startswith(first):
+        prompt = replace(prompt, prefix=first + prompt.prefix)  # as a processor begins a text
     parts = prompt.whole()
     newline, left_out = _newline(folder, hidden) if NEWLINE in "".join(parts) else (None, "")
     prefix, question, follow_up = (

@@ -66,6 +66,10 @@ class TextTokenizer:
         """Whether it is one token of the vocabulary."""
         return self._tokenizer.token_to_id(token) is not None
 
+    def begins_with(self, token: str) -> bool:
+        """Whether it puts this token before every text that it reads as a whole."""
+        return token in self._tokenizer.encode("").tokens
+
     def encode(self, text: str, plain: tuple[int, int] | None = None) -> list[int]:
         """Token ids of `text`, none added. ValueError names a word the vocabulary lacks and, if short, lists
         it. plain: from which character to which nothing makes a control token.

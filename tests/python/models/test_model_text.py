@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE, WordLevel
+from tokenizers.processors import TemplateProcessing
 
 from mosaic_edge.models.model_text import text_of
 from mosaic_edge.models.tokenizer import TextTokenizer
@@ -45,6 +46,27 @@ def test_a_chat_template_goes_before_what_was_published(letters: TextTokenizer, 
     (tmp_path / "chat_template.jinja").write_text("<|video_pad|>{{ messages[0]['content'][1]['text'] }}:")
     text = text_of(tmp_path, {}, "qwen2_vl", letters, 8)
     assert (text.prefix, text.template) == ("", "{question}:")
+
+
+@pytest.mark.parametrize("template", ["USER: <image>{{ '<image>' }}", "{{ bos_token }}USER: <image><image>"])
+def test_what_a_tokenizer_begins_every_text_with_begins_the_prompt(template: str, tmp_path: Path) -> None:
+    """LLaVA 1.5: a chat template without <s>, which the processor's tokenizer adds."""
+    file = tmp_path / "tokenizer.json"
+    table = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    raw = Tokenizer(BPE(vocab=table | {"<s>": 256}, merges=[]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.add_special_tokens(["<s>"])
+    raw.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 256)])
+    raw.save(str(file))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": {"content": "<s>"}}))
+    (tmp_path / "chat_template.jinja").write_text(template + "{{ messages[0]['content'][2]['text'] }}")
+    tokenizer = TextTokenizer(file)
+    text = text_of(tmp_path, {}, "llava", tokenizer, 8)
+    assert tokenizer.encode(text.prefix) == raw.encode("USER: ").ids
+    raw.post_processor = TemplateProcessing(single="$A", special_tokens=[])
+    raw.save(str(file))
+    (tmp_path / "chat_template.jinja").unlink()
+    assert text_of(tmp_path, {}, "llava", TextTokenizer(file), 8).prefix == "USER: "
 
 
 @pytest.mark.parametrize(
