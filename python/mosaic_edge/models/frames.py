@@ -22,6 +22,8 @@ from mosaic_edge.models.vlm import FloatArray, FrameArray, ModelError
 
 Triple = tuple[float, float, float]
 _MOST_ASPECT = 200
+_MOST_SIDE = 4096
+"""Of a picture that is brought to a longest edge."""
 _STILL = PatchBounds(56 * 56, 28 * 28 * 1280)
 """Of a family that is not known: what Qwen2-VL allows a still image."""
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -39,6 +41,9 @@ class FrameRules:
     resize: bool = True
     shortest_edge: int = 0
     """If set, the shorter side becomes this and the encoder's size is cut from the middle (CLIP)."""
+    longest_edge: int = 0
+    """If set, the longer side becomes this, and the picture the encoder's square then (Idefics 3,
+    SmolVLM)."""
 
     @classmethod
     def read(cls, mosaic: Mapping[str, Any], images: Mapping[str, Any]) -> FrameRules:
@@ -57,6 +62,7 @@ class FrameRules:
             size if isinstance(size, int) else size.get("shortest_edge", 0) if isinstance(size, dict) else 0
         )
         cropped = images.get("do_center_crop", False) and resample is not None
+        squared = "max_image_size" in images and isinstance(size, dict) and resample is not None
         return cls(
             mean=(0.0, 0.0, 0.0) if plain else triple(said.get("image_mean", 0.5)),
             std=(1.0, 1.0, 1.0) if plain else triple(said.get("image_std", 0.5)),
@@ -64,6 +70,7 @@ class FrameRules:
             resample=resample,
             resize=images.get("do_resize", True) is not False,
             shortest_edge=int(short) if cropped else 0,
+            longest_edge=min(int(size.get("longest_edge") or 0), _MOST_SIDE) if squared else 0,
         )
 
     def image(self, frame: FrameArray, height: int, width: int) -> FloatArray:
@@ -71,7 +78,7 @@ class FrameRules:
         return normalise(self._sized(check_frame(frame), height, width), self.mean, self.std, self.rescale)
 
     def _sized(self, frame: FrameArray, height: int, width: int) -> NDArray[Any]:
-        if frame.shape[:2] == (height, width):
+        if frame.shape[:2] == (height, width) and not self.longest_edge:
             return frame
         if not self.resize:
             raise ValueError(
@@ -80,6 +87,8 @@ class FrameRules:
             )
         if self.resample is None:
             return resize_area(frame, height, width)
+        if self.longest_edge:
+            frame = resize_pillow(frame, *_lengthened(*frame.shape[:2], self.longest_edge), self.resample)
         if not self.shortest_edge:
             return resize_pillow(frame, height, width, self.resample)
         short = min(frame.shape[:2])
@@ -177,6 +186,14 @@ class PatchRules:
         split = split.transpose(2, 5, 3, 6, 1, 0, 4, 7)
         flat = np.broadcast_to(split, (*split.shape[:5], self.temporal, patch, patch)).reshape(-1, self.width)
         return np.ascontiguousarray(flat), np.array([[1, rows * merge, columns * merge]], np.int64)
+
+
+def _lengthened(height: int, width: int, longest: int) -> tuple[int, int]:
+    """The longer side as said, the other in proportion and even."""
+    aspect = width / height
+    other = int(longest / aspect if width >= height else longest * aspect)
+    other = max(1, other + other % 2)
+    return (other, longest) if width >= height else (longest, other)
 
 
 def triple(value: Any) -> Triple:

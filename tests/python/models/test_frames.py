@@ -127,6 +127,27 @@ def test_a_crop_as_large_as_the_shortest_edge_fits_whatever_the_side(size: tuple
     assert np.median(np.abs(got - want)) < 0.02
 
 
+@pytest.mark.parametrize(
+    ("size", "first"),
+    [((57, 83), (86, 124)), ((200, 90), (124, 56)), ((31, 31), (124, 124)), ((1, 400), (1, 124))],
+)
+def test_a_picture_is_brought_to_its_longest_edge_before_it_is_squared(
+    size: tuple[int, int], first: tuple[int, int]
+) -> None:
+    """As the processors of Idefics 3 and SmolVLM do, an axis at a time to the bit."""
+    image = pytest.importorskip("PIL.Image", reason="Pillow is the oracle")
+    said = {
+        "size": {"longest_edge": 124}, "max_image_size": {"longest_edge": 31}, "resample": 1,
+        "image_mean": [0.0] * 3, "image_std": [1.0] * 3,
+    }  # fmt: skip
+    frame = picture(*size)
+    want = image.fromarray(frame)
+    for to in ((first[1], size[0]), (first[1], first[0]), (31, first[0]), (31, 31)):
+        want = want.resize(to, 1)
+    got = FrameRules.read({}, said).image(frame, 31, 31)[0].transpose(1, 2, 0)
+    np.testing.assert_allclose(got * 255, np.asarray(want), atol=1e-3)
+
+
 def test_odd_settings_are_refused_by_name() -> None:
     with pytest.raises(ModelError, match="resample=0; there are 1 lanczos"):
         FrameRules.read({}, {"resample": 0})
