@@ -4,7 +4,7 @@ frames: `mosaic-edge check` is green, and closer than it asks for."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,18 +55,29 @@ def test_a_mixture_of_experts_is_as_in_the_script(tmp_path: Path) -> None:
 
 
 RED = {
-    "4.57.": {"smolvlm": {"pixels", "features", "logits"}},
+    "4.57.": {
+        "smolvlm": {"pixels", "features", "logits"},
+        "llava_onevision": {"pixels", "features"},
+    },
     "5.2.": {"smolvlm": {"pixels", "features", "logits"}, "idefics3_granite_docling": {"greedy tokens"}},
 }
-"""What differs under older versions: SmolVLM 2's video processor resizes by another filter than its image
-processor (bicubic for Lanczos), and Idefics 3's generate() goes on from the second token otherwise than the
+"""What differs under older versions. SmolVLM 2's video processor resizes by another filter than its image
+processor (bicubic for Lanczos); LLaVA-OneVision's image processor resizes by Pillow, its video processor by
+torchvision, which round otherwise. Idefics 3's generate() goes on from the second token otherwise than the
 same model does without a cache."""
+ROUNDED = {"4.57.": {"llava_onevision": {"logits"}}}
+"""What follows from such pixels: equal by the command, and further off than this test asks for."""
+
+
+def here(versions: Mapping[str, Mapping[str, set[str]]], kind: str) -> set[str]:
+    """What of a table is said of a family under this version."""
+    known = (found for version, found in versions.items() if transformers.__version__.startswith(version))
+    return next(known, {}).get(kind, set())
 
 
 def red(kind: str) -> set[str]:
     """What differs for a family under this version."""
-    known = (found for version, found in RED.items() if transformers.__version__.startswith(version))
-    return next(known, {}).get(kind, set())
+    return here(RED, kind)
 
 
 def test_the_command_is_green(compared: tuple[str, Path, Checked]) -> None:
@@ -92,14 +103,14 @@ def test_what_the_decoder_reads_and_gives_is_the_librarys_to_the_rounding_of_flo
     kind, _, found = compared
     bounds = {"pixels": 1e-5, "features": 2e-5, "positions": 1e-4, "logits": 1e-4}
     over = {name for name, bound in bounds.items() if not found.row(name)["difference"] < bound}
-    assert over == red(kind) & set(bounds)
+    assert over == (red(kind) | here(ROUNDED, kind)) & set(bounds)
     if "greedy tokens" not in red(kind):
         assert found.row("greedy tokens")["detail"] == "8 tokens"
 
 
 def test_pixels_without_torchvision_are_nearly_the_processors(compared: tuple[str, Path, Checked]) -> None:
     kind, folder, found = compared
-    if "pixels" in red(kind):
+    if kind == "smolvlm" and "pixels" in red(kind):
         pytest.skip("its video processor resizes by another filter")
     frames = drawn(*found.said["frames"]).frames
     ours = our_pixels(folder, frames, 64 if kind.startswith("qwen") else None)
