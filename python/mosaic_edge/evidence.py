@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+Moment = tuple[float, float, float]
+"""From, to (seconds of the stream), and the attention mass that fell there."""
+
 
 @dataclass(frozen=True)
 class TimeRange:
@@ -16,7 +19,7 @@ class TimeRange:
 
 
 def time_ranges(
-    moments: Sequence[tuple[float, float, float]], gap: float, limit: int = 5, diffuse: float = 30.0
+    moments: Sequence[Moment], gap: float, limit: int = 5, diffuse: float = 30.0
 ) -> tuple[TimeRange, ...]:
     """Join moments (from, to, mass) at most `gap` seconds apart into ranges, best first, at most `limit`.
 

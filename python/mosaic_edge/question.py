@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from numbers import Real
 from typing import Any
@@ -12,6 +13,23 @@ from mosaic_edge.models.vlm import Vlm
 from mosaic_edge.sampling import SamplingParams
 
 _FIELD = "{question}"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question as it is put to a model."""
+
+    question: str
+    ids: list[int]
+    lead: int
+    trail: int
+    """How many of the first and the last `ids` are the template's."""
+    follow_up: bool
+    """The dialogue holds an answer before it."""
+    since: float | None
+    """Seconds; what was seen before them is not read."""
+    dialogue: bool
+    """Question and answer stay readable."""
 
 
 def check_arguments(question: Any, since: Any, sampling: Any, **flags: Any) -> None:
@@ -39,10 +57,18 @@ def question_tokens(
     """
     if not question.strip():
         raise ValueError("question: no text")
-    template = (model.spec.follow_up if follow_up else "") or model.spec.template
-    before, _, after = template.partition(_FIELD)
+    before, after = _around(model, follow_up)
     plain = None if special_tokens else (len(before), len(before) + len(question))
     return model.tokenize(before + question + after, plain)
+
+
+def asked_of(
+    model: Vlm, question: str, follow_up: bool, special_tokens: bool, since: float | None, dialogue: bool
+) -> Asked:
+    """Arguments that check_arguments() took, as the model is given them. ValueError as question_tokens."""
+    ids = question_tokens(model, question, follow_up, special_tokens)
+    lead, trail = template_tokens(model, ids, follow_up)
+    return Asked(question, ids, lead, trail, follow_up, since, dialogue)
 
 
 def template_tokens(model: Vlm, ids: Sequence[int], follow_up: bool = False) -> tuple[int, int]:
@@ -50,15 +76,22 @@ def template_tokens(model: Vlm, ids: Sequence[int], follow_up: bool = False) -> 
 
     A token that has characters of both, where the tokenizer joins them, counts as the question's.
     """
-    template = (model.spec.follow_up if follow_up else "") or model.spec.template
-    before, _, after = template.partition(_FIELD)
-    lead = _alike(ids, model.tokenize(before)) if before else 0
-    trail = _alike(ids[::-1], model.tokenize(after)[::-1]) if after else 0
+    before, after = _around(model, follow_up)
+    lead = alike(ids, model.tokenize(before)) if before else 0
+    trail = alike(ids[::-1], model.tokenize(after)[::-1]) if after else 0
     lead = min(lead, len(ids) - 1)
     return lead, min(trail, len(ids) - 1 - lead)
 
 
-def _alike(a: Sequence[int], b: Sequence[int]) -> int:
+def _around(model: Vlm, follow_up: bool) -> tuple[str, str]:
+    """The template's text before a question and behind it."""
+    template = (model.spec.follow_up if follow_up else "") or model.spec.template
+    before, _, behind = template.partition(_FIELD)
+    return before, behind
+
+
+def alike(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many of their first tokens are the same."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 

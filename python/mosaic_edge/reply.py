@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mosaic_edge.evidence import TimeRange
+from mosaic_edge.evidence import Moment, TimeRange
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Reply:
     seconds: float
     logits: NDArray[np.float32]
     """Logits [vocab] the first token was drawn from."""
-    moments: tuple[tuple[float, float, float], ...] = ()
+    moments: tuple[Moment, ...] = ()
     """All that the first token read and `evidence` is made of: (from, to, attention mass), in seconds; from =
     to is a moment itself, a longer one the summary of a time. Summaries that were hardly looked at are left
     out."""

@@ -218,7 +218,7 @@ class Game:
 
     def broken_model(self) -> None:
         """The model fails, or makes what is no number, in one pass."""
-        model: Any = self.session._model
+        model: Any = self.session._blocks.model
         real, kind = model.forward, self.rng.randrange(3)
 
         def forward(embeds: Any, attend: Any, want_logits: bool) -> Any:

@@ -300,7 +300,7 @@ def test_a_session_in_a_fork_raises_at_every_call_and_closes(disk: str | None, t
     held, let_go = threading.Event(), threading.Event()
 
     def hold() -> None:  # as a thread that is in a step when the process forks
-        with session._alone():
+        with session._order.step():
             held.set()
             let_go.wait(60)
 

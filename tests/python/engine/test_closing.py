@@ -107,7 +107,7 @@ def test_close_waits_for_the_step_in_hand_of_another_thread_and_the_rest_is_refu
     worker = started(works[what], said)
     assert model.stands.wait(60)
     closer = started(session.close, closing)
-    while not session._is_closed:
+    while not session._blocks.is_closed:
         closer.join(0.001)
     assert not closing, "it does not wait"
     model.go_on.set()

@@ -328,7 +328,7 @@ def test_no_summary_reaches_back_behind_since() -> None:
     with open_session() as session:
         fill(session, 60)
         session.ask(QUESTION, since=40.0, sampling=SHORT)
-        assert all(start >= 40.0 for start, _, _ in session._memory.evidence())
+        assert all(start >= 40.0 for start, _, _ in session._blocks.memory.evidence())
 
 
 def test_since_reads_nothing_older(session: Session) -> None:

@@ -99,20 +99,20 @@ class Broken:
 
 
 STEPS = [
-    ("_model", "tokenize", 1),
-    ("_memory", "open_question", 1),
-    ("_model", "embed_text", 1),
-    ("_memory", "begin_text", 1),
-    ("_model", "forward", 1),
-    ("_memory", "commit", 1),
-    ("_memory", "evidence", 1),
-    ("_model", "detokenize", 1),
-    ("_model", "embed_text", 2),
-    ("_memory", "begin_text", 2),
-    ("_model", "forward", 2),
-    ("_memory", "commit", 2),
-    ("_model", "detokenize", 3),
-    ("_memory", "close_question", 1),
+    ("model", "tokenize", 1),
+    ("memory", "open_question", 1),
+    ("model", "embed_text", 1),
+    ("memory", "begin_text", 1),
+    ("model", "forward", 1),
+    ("memory", "commit", 1),
+    ("memory", "evidence", 1),
+    ("model", "detokenize", 1),
+    ("model", "embed_text", 2),
+    ("memory", "begin_text", 2),
+    ("model", "forward", 2),
+    ("memory", "commit", 2),
+    ("model", "detokenize", 3),
+    ("memory", "close_question", 1),
 ]
 
 
@@ -123,12 +123,12 @@ def test_whatever_step_of_an_answer_fails_no_question_stays_open(
     session: Session, part: str, name: str, at: int, dialogue: bool, error: BaseException
 ) -> None:
     before = session.memory()
-    whole = getattr(session, part)
-    setattr(session, part, Broken(whole, name, at, error))
+    whole = getattr(session._blocks, part)
+    setattr(session._blocks, part, Broken(whole, name, at, error))
     with pytest.raises(type(error)):
         session.ask(QUESTION, dialogue=dialogue, sampling=SHORT)
-    setattr(session, part, whole)
-    assert not session._memory.asking
+    setattr(session._blocks, part, whole)
+    assert not session._blocks.memory.asking
     goes_on(session, before)
 
 
@@ -295,7 +295,7 @@ def test_errors_are_short_whatever_was_given(session: Session) -> None:
     json.dumps(str(error.value))
 
 
-@pytest.mark.parametrize("step", ["is_alike", "_forward"])
+@pytest.mark.parametrize("step", ["is_alike", "forward"])
 def test_an_interrupt_between_two_steps_of_a_frame_leaves_nothing_open(
     session: Session, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,7 +305,7 @@ def test_an_interrupt_between_two_steps_of_a_frame_leaves_nothing_open(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(session._stream if step == "is_alike" else session, step, interrupt)
+        patch.setattr(session._stream if step == "is_alike" else session._blocks, step, interrupt)
         with pytest.raises(KeyboardInterrupt):
             session.append(picture(70), 7.0)
     goes_on(session, before)
@@ -313,12 +313,12 @@ def test_an_interrupt_between_two_steps_of_a_frame_leaves_nothing_open(
 
 def test_what_an_interrupt_left_open_is_forgotten_by_the_next_call(session: Session) -> None:
     before = session.memory()
-    block = session._model.encode(picture(70), 7.0, 7.0, 5)
-    session._memory.begin_frame(7.0, block.embedding, len(block.tokens), block.columns, 0, 0, -1)
+    block = session._blocks.model.encode(picture(70), 7.0, 7.0, 5)
+    session._blocks.memory.begin_frame(7.0, block.embedding, len(block.tokens), block.columns, 0, 0, -1)
     goes_on(session, before)
     before = session.memory()
-    session._memory.open_question(None)
-    session._memory.begin_text(3)
+    session._blocks.memory.open_question(None)
+    session._blocks.memory.begin_text(3)
     goes_on(session, before)
 
 

@@ -239,7 +239,7 @@ def files_of_at_most(count: int) -> Iterator[None]:
 
 def disk_bytes(session: Session) -> tuple[int, int]:
     """Written to the spill file and read from it, when the copy thread is through."""
-    session._memory.drain()
+    session._blocks.memory.drain()
     disk = session.memory()["disk"]
     return disk["bytes_written"], disk["bytes_read"]
 

@@ -70,7 +70,7 @@ def test_the_memory_is_told_which_tokens_are_the_template_s(
         memory="1MiB", policy="rekv", kernel_threads=1
     ) as session:
         session.append(picture(0), 0.0)
-        memory: Any = session._memory
+        memory: Any = session._blocks.memory
 
         class Listened:
             def __getattr__(self, name: str) -> Any:
@@ -80,7 +80,7 @@ def test_the_memory_is_told_which_tokens_are_the_template_s(
                 told.append(given)
                 memory.begin_text(*given)
 
-        monkeypatch.setattr(session, "_memory", Listened())
+        monkeypatch.setattr(session._blocks, "memory", Listened())
         session.ask("c b?", sampling=SamplingParams(max_tokens=3))
     assert told[0] == (7, 1, 2)
     assert all(one == (1, 0, 0) for one in told[1:])

@@ -25,7 +25,7 @@ def test_a_policy_that_keeps_its_session_is_freed_with_it(closed: bool, kept: bo
     session.check_invariants()
     if closed:
         session.close()
-    gone = weakref.ref(policy), weakref.ref(session), weakref.ref(session._model)
+    gone = weakref.ref(policy), weakref.ref(session), weakref.ref(session._blocks.model)
     del policy, session
     gc.collect()
     assert [reference() for reference in gone] == [None] * 3
