@@ -413,6 +413,9 @@ and all four on the GPU the work is only queued in order with it.)")
           "close_question", [](KvMemory& self, bool keep) { self.close_question(keep); }, py::arg("keep") = false,
           py::call_guard<bindings::WithoutGil>())
       .def(
+          "rewind_question", [](KvMemory& self, int tokens) { self.rewind_question(tokens); }, py::arg("tokens"),
+          py::call_guard<bindings::WithoutGil>(), "Forget all of question and answer but their first tokens.")
+      .def(
           "evidence",
           [](const KvMemory& self) {
             const OneCaller::Turn turn(self.caller());

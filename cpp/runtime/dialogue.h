@@ -15,6 +15,8 @@ class Dialogue {
   // Tokens of the question and its answer so far.
   int question_tokens() const { return window_.branch_tokens - start_; }
   int capacity() const { return window_.shape().branch_tokens; }
+  // Of question and answer their first `tokens` are left.
+  void rewind_question(int tokens) { window_.branch_tokens = start_ + tokens; }
   // keep: question and answer become the newest turn; else they are gone.
   void close_question(bool keep);
   // The oldest turns leave until `tokens` more fit.

@@ -224,6 +224,19 @@ void KvMemory::open_question(int64_t since_ms) {
   ++questions_;
 }
 
+void KvMemory::rewind_question(int tokens) {
+  const OneCaller::Turn turn(caller_);
+  if (!asking_) throw InvalidInput("KvMemory: no question is open.");
+  if (block_ != BlockKind::kNone)
+    throw InvalidInput("KvMemory: a block is open; commit() or abort() it before rewind_question().");
+  if (tokens < 1 || tokens > dialogue_.question_tokens())
+    throw InvalidInput("KvMemory: rewind_question(" + std::to_string(tokens) + "): question and answer have " +
+                       std::to_string(dialogue_.question_tokens()) + " tokens, of which at least one stays.");
+  on_device([&] { wait_for_tables(); });
+  dialogue_.rewind_question(tokens);
+  note_stats();
+}
+
 void KvMemory::close_question(bool keep) {
   const OneCaller::Turn turn(caller_);
   if (!asking_) throw InvalidInput("KvMemory: no question is open.");

@@ -95,6 +95,9 @@ class KvMemory {
 
   // since_ms: only what was seen from then on is read.
   void open_question(int64_t since_ms = Clock::kNever);
+  // Forget all of question and answer but their first `tokens`; what the question chose to read stays chosen. For an answer
+  // of which the dialogue is to keep less than was said.
+  void rewind_question(int tokens);
   // keep: question and answer stay readable for later questions, oldest turn out when the room is needed.
   void close_question(bool keep);
   bool asking() const { return asking_; }

@@ -14,7 +14,7 @@ from mosaic_edge.blocks import Blocks
 from mosaic_edge.call_order import CallOrder
 from mosaic_edge.evidence import Moment, time_ranges
 from mosaic_edge.models.vlm import FloatArray
-from mosaic_edge.question import Asked
+from mosaic_edge.question import Asked, alike, kept_turn
 from mosaic_edge.reply import Reply
 from mosaic_edge.sampling import Sampler
 from mosaic_edge.stream_state import StreamState
@@ -41,7 +41,9 @@ class Answering:
         self._spec = self._blocks.model.spec
         self._most_tokens = min(most_tokens, self._blocks.branch_tokens - len(asked.ids))
         self._answer: list[int] = []
-        self._text = AnswerText(self._spec.thinking)
+        self._in_memory = list(asked.ids)
+        """What the open question holds."""
+        self._text = AnswerText(self._spec.thinking, sampler.params.stop)
         self._finish: Literal["end", "length"] = "length"
 
     def pieces(self) -> Iterator[str]:
@@ -93,9 +95,13 @@ class Answering:
                 said = blocks.model.detokenize(self._answer)
             if (piece := self._text.piece(said)) is not None:
                 yield piece
+            if self._text.stopped:
+                self._finish = "end"
+                return
             if len(self._answer) < limit or self._asked.dialogue:
                 with self._order.step():
                     logits = blocks.next_logits([token])
+                self._in_memory.append(token)
 
     def _end(self, keep: bool) -> None:
         """Nothing of a question stays open, not even when keeping it fails."""
@@ -106,12 +112,24 @@ class Answering:
             if memory is None or not memory.asking:
                 return
             try:
+                if keep:
+                    self._keep_as_said()
                 memory.close_question(keep)
             except BaseException:
                 if memory.asking:
                     memory.close_question(False)
                 raise
             self._stream.talking |= keep
+
+    def _keep_as_said(self) -> None:
+        """The turn stands in the dialogue as the chat template writes an earlier one: without its thought."""
+        kept = kept_turn(self._blocks.model, self._asked, self._text, self._blocks.branch_tokens)
+        if kept is None:
+            return
+        same = alike(kept, self._in_memory)
+        self._blocks.memory.rewind_question(same)
+        if rest := kept[same:]:
+            self._blocks.read(rest)
 
     def _check_context(self) -> None:
         """Warn, once, when a question reads more than the model has positions for."""

@@ -47,6 +47,7 @@ class Engine:
         dtype: str | None = None,
         quantization: str | None = None,
         tokens_per_frame: int | Literal["native"] | None = None,
+        system: str | None = None,
         allow_pickle: bool = False,
     ) -> Engine:
         """Load "mosaic-tiny" (shipped with the package), a directory of ONNX graphs or in the transformers
@@ -56,9 +57,10 @@ class Engine:
         `spec.layout` says what was taken. device: where the model runs, "cpu" or "cuda"; None: CPU for ONNX,
         for transformers a GPU if there is one. threads: of the model's own arithmetic. tokens_per_frame: the
         most a picture becomes, for models that take any aspect (default 256 for ONNX, 196 for transformers;
-        "native": what its processor allows). ONNX only: variant, the decoder's suffix ("q4", "fp16", ...)
-        instead of the best one there is for `device`. Transformers only: dtype ("fp32", "fp16", "bf16"),
-        quantization ("int4", "int8"), allow_pickle (weights that can run code). Raises ModelError (a
+        "native": what its processor allows). system: a system prompt, put where the model's chat template has
+        its place for one (ValueError where it has none). ONNX only: variant, the decoder's suffix ("q4",
+        "fp16", ...) instead of the best one there is for `device`. Transformers only: dtype ("fp32", "fp16",
+        "bf16"), quantization ("int4", "int8"), allow_pickle (weights that can run code). Raises ModelError (a
         ValueError) naming what is missing.
         """
         return cls(
@@ -71,6 +73,7 @@ class Engine:
                 dtype=dtype,
                 quantization=quantization,
                 tokens_per_frame=tokens_per_frame,
+                system=system,
                 allow_pickle=allow_pickle,
             )
         )

@@ -9,6 +9,7 @@ from datetime import timedelta
 from numbers import Real
 from typing import Any
 
+from mosaic_edge.answer_text import AnswerText
 from mosaic_edge.models.vlm import Vlm
 from mosaic_edge.sampling import SamplingParams
 
@@ -81,6 +82,22 @@ def template_tokens(model: Vlm, ids: Sequence[int], follow_up: bool = False) -> 
     trail = alike(ids[::-1], model.tokenize(after)[::-1]) if after else 0
     lead = min(lead, len(ids) - 1)
     return lead, min(trail, len(ids) - 1 - lead)
+
+
+def kept_turn(model: Vlm, asked: Asked, answer: AnswerText, most_tokens: int) -> list[int] | None:
+    """Token ids of a question and its answer as the chat template writes them once another question follows;
+    None where that is what was read and drawn. What goes beyond `most_tokens` is cut off."""
+    answered = model.spec.answered
+    before, behind = _around(model, asked.follow_up)
+    if answered is None or (behind == answered and not answer.has_thought):
+        return None
+    question = before + asked.question
+    ids = model.tokenize(question + answered, (len(before), len(question)))
+    try:
+        ids += model.tokenize(answer.text, (0, len(answer.text))) if answer.text else []
+    except ValueError:  # an answer that was cut off inside a character, of a vocabulary without bytes
+        return None
+    return ids[:most_tokens]
 
 
 def _around(model: Vlm, follow_up: bool) -> tuple[str, str]:

@@ -21,7 +21,8 @@ class Reply:
     evidence: tuple[TimeRange, ...]
     tokens: int
     finish: Literal["end", "length"]
-    """The model ended it, or it reached max_tokens or the room of branch_tokens."""
+    """The model ended it (or said one of SamplingParams.stop), or it reached max_tokens or the room of
+    branch_tokens."""
     first_token_seconds: float
     """From the question's arrival to its first token."""
     seconds: float

@@ -36,6 +36,8 @@ class SamplingParams:
     left alone."""
     seed: int = 0
     """Of the draws: the same seed, the same answer."""
+    stop: tuple[str, ...] = ()
+    """Texts that end the answer, of which they are no part; a thought does not end by them."""
 
     def __post_init__(self) -> None:
         for name, least, expected in (("max_tokens", 1, "1"), ("top_k", 0, "0 (all)"), ("seed", 0, "0")):
@@ -54,6 +56,10 @@ class SamplingParams:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, Real) or not fits(value):
                 raise ValueError(f"{name}={value!r}: expected {expected}")
+        stop: Any = self.stop
+        if not isinstance(stop, tuple | list) or not all(isinstance(s, str) and s for s in stop):
+            raise ValueError(f"stop={stop!r}: expected texts, none of them empty")
+        object.__setattr__(self, "stop", tuple(stop))
 
     @classmethod
     def from_model(cls, spec: VlmSpec, **changes: Any) -> SamplingParams:
@@ -72,13 +78,13 @@ class Sampler:
 
     def __init__(self, params: SamplingParams, prompt: Sequence[int] = ()) -> None:
         """prompt: the token ids before the answer, which repetition_penalty counts as said."""
-        self._params = params
+        self.params = params
         self._random = np.random.default_rng(params.seed)
         self._said = set(prompt)
 
     def next(self, logits: NDArray[np.float32]) -> int:
         """The next token id for logits [vocab]."""
-        p = self._params
+        p = self.params
         if p.repetition_penalty != 1 and self._said:
             logits = self._penalised(logits)
         token = self._draw(logits)
@@ -89,12 +95,12 @@ class Sampler:
         ids = np.fromiter(self._said, np.intp)
         ids = ids[ids < len(logits)]
         out = logits.copy()
-        penalty = np.float32(self._params.repetition_penalty)
+        penalty = np.float32(self.params.repetition_penalty)
         out[ids] = np.where(out[ids] < 0, out[ids] * penalty, out[ids] / penalty)
         return out
 
     def _draw(self, logits: NDArray[np.float32]) -> int:
-        p = self._params
+        p = self.params
         if p.temperature == 0:
             return int(np.argmax(logits))
         scaled = logits.astype(np.float64) / p.temperature

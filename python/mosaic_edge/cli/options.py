@@ -62,6 +62,9 @@ class ModelOptions:
             help="The most a picture becomes; native: as its processor.", parser=_tokens, metavar="N"
         ),
     ] = None
+    system: Annotated[str | None, typer.Option(help="A system prompt, for models with a chat template.")] = (
+        None
+    )
 
     @staticmethod
     def of_profile(profile: Profile) -> dict[str, Any]:

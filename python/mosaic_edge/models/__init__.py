@@ -27,6 +27,7 @@ def load_model(
     dtype: str | None = None,
     quantization: str | None = None,
     tokens_per_frame: int | Literal["native"] | None = None,
+    system: str | None = None,
     allow_pickle: bool = False,
 ) -> Vlm:
     """Load a model by name ("mosaic-tiny"), from a directory, or by hub id; what the keywords mean stands at
@@ -44,6 +45,7 @@ def load_model(
         ("dtype", dtype, str),
         ("quantization", quantization, str),
         ("tokens_per_frame", None if tokens_per_frame == "native" else tokens_per_frame, int),
+        ("system", system, str),
         ("allow_pickle", allow_pickle, bool),
     ):
         if value is not None and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
@@ -57,7 +59,7 @@ def load_model(
             raise ValueError(f"{', '.join(given)}: {model} is in the ONNX layout, which has no such option")
         from mosaic_edge.models.onnx.vlm import OnnxVlm
 
-        return OnnxVlm.load(path, threads, variant, device or "cpu", tokens_per_frame)
+        return OnnxVlm.load(path, threads, variant, device or "cpu", tokens_per_frame, system)
     if variant is not None:
         raise ValueError(f"variant={variant!r}: {model} is in the transformers layout, which has no variants")
     try:
@@ -83,6 +85,7 @@ def load_model(
         quantization=quantization,
         tokens_per_frame=tokens_per_frame,
         allow_pickle=allow_pickle,
+        system=system,
     )
 
 

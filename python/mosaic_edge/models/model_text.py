@@ -35,6 +35,7 @@ class ModelText:
     """[hidden]: the embedding that ends a video, where the prompt has one."""
     left_out: str = ""
     """What of the published prompt is not read, and why."""
+    answered: str | None = None
 
 
 def family_name(config: Mapping[str, Any], genai: Mapping[str, Any]) -> str:
@@ -43,19 +44,30 @@ def family_name(config: Mapping[str, Any], genai: Mapping[str, Any]) -> str:
 
 
 def text_of(
-    folder: Path, mosaic: Mapping[str, Any], kind: str, tokenizer: TextTokenizer, hidden: int
+    folder: Path,
+    mosaic: Mapping[str, Any],
+    kind: str,
+    tokenizer: TextTokenizer,
+    hidden: int,
+    system: str | None = None,
 ) -> ModelText:
     """As mosaic.json says; else by the chat template, in the words of the family; else its published prompt;
-    else none, which is said. ModelError for what the vocabulary lacks. hidden: the width of an embedding."""
+    else none, which is said. ModelError for what the vocabulary lacks. hidden: the width of an embedding.
+    system: a system prompt; ValueError where it has no place."""
     video = VIDEO_TEXTS.get(kind)
-    if "prefix" in mosaic or "template" in mosaic:
+    is_said = "prefix" in mosaic or "template" in mosaic
+    template = None if is_said or video is None else chat_template_in(folder)
+    if system is not None:
+        if template is None:
+            raise ValueError(f"system=: {folder} has no chat template to put it into")
+        tokenizer.check_plain("system=", system)
+    if is_said:
         return _as_said(folder, mosaic, tokenizer)
     if video is None:
         lacks = f"all of it: the family {kind!r} has no text here"
         return replace(_as_said(folder, mosaic, tokenizer), left_out=f"{lacks}; {_GIVE}")
-    template = chat_template_in(folder)
     try:
-        return _of_family(folder, video, template, tokenizer, hidden)
+        return _of_family(folder, video, template, tokenizer, hidden, system)
     except ModelError:
         if template is not None:
             raise
@@ -72,10 +84,15 @@ def _as_said(folder: Path, mosaic: Mapping[str, Any], tokenizer: TextTokenizer) 
 
 
 def _of_family(
-    folder: Path, video: VideoText, template: str | None, tokenizer: TextTokenizer, hidden: int
+    folder: Path,
+    video: VideoText,
+    template: str | None,
+    tokenizer: TextTokenizer,
+    hidden: int,
+    system: str | None,
 ) -> ModelText:
     special = special_tokens_in(folder)
-    prompt = prompt_from(template, special, video.mark, video.prompt, folder)
+    prompt = prompt_from(template, special, video.mark, video.prompt, folder, system)
     first = special.get("bos_token", "")
     if first and tokenizer.begins_with(first) and not prompt.prefix.startswith(first):
         prompt = replace(prompt, prefix=first + prompt.prefix)  # as a processor begins a text
@@ -84,7 +101,13 @@ def _of_family(
     prefix, question, follow_up = (
         part if newline is not None else part.replace(NEWLINE, "") for part in parts
     )
-    for part, written in (("prefix", prefix), ("template", question), ("follow-up", follow_up)):
+    texts = {
+        "prefix": prefix,
+        "template": question,
+        "follow-up": follow_up,
+        "answered": prompt.answered or "",
+    }
+    for part, written in texts.items():
         tokenizer.check(
             f"{folder}: {part} of its prompt", written.replace("{question}", "").replace(NEWLINE, "")
         )
@@ -94,7 +117,7 @@ def _of_family(
         most = most_tokens(video, tokenizer)
     except ValueError as error:
         raise ModelError(f"{folder}: text around a picture: {error}") from None
-    return ModelText(prefix, question, follow_up, video, most, thinking, newline, left_out)
+    return ModelText(prefix, question, follow_up, video, most, thinking, newline, left_out, prompt.answered)
 
 
 def _newline(folder: Path, hidden: int) -> tuple[FloatArray | None, str]:

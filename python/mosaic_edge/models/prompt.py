@@ -4,7 +4,7 @@ layout."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,13 @@ from typing import Any
 from mosaic_edge.models.chat_template import render
 from mosaic_edge.models.directory import is_there, is_trusted, plain_file, read_json
 from mosaic_edge.models.sandbox import limited
+from mosaic_edge.models.thinking import MARKS
 from mosaic_edge.models.vlm import ModelError
 
 IMAGE = "<image>"
 """The mark of families whose video is so many images."""
 _TEMPLATE_BYTES = 1 << 20
-_QUESTION, _ANSWER, _NEXT = "\ue001", "\ue002", "\ue003"
+_QUESTION, _ANSWER, _NEXT, _THOUGHT = "\ue001", "\ue002", "\ue003", "\ue004"
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,9 @@ class Prompt:
     prefix: str
     template: str
     follow_up: str = ""
+    answered: str | None = None
+    """Text between a question and its answer once another question follows, where the template takes thoughts
+    out of it; None: it leaves what was said."""
     around: tuple[str, str] = ("", "")
     """Text of the family between prefix and video, and between video and template; the chat template has
     neither."""
@@ -49,7 +53,12 @@ class Prompt:
 
 
 def prompt_from(
-    template: str | None, tokens: Mapping[str, str], mark: str, published: Prompt, folder: Path | None = None
+    template: str | None,
+    tokens: Mapping[str, str],
+    mark: str,
+    published: Prompt,
+    folder: Path | None = None,
+    system: str | None = None,
 ) -> Prompt:
     """The prompt that a chat template writes. `mark`: what it puts where the video goes; "": it knows of
     none.
@@ -57,26 +66,40 @@ def prompt_from(
     tokens: the special tokens that it may name (bos_token ...). Without a template it is the published one;
     with one that cannot be used too, after a warning that says why. folder: where the template came from,
     which is then rendered under limits (ModelError past them); None: from the caller's own objects.
+    system: a system prompt, which the template puts where it has its place; ValueError where it has none.
     """
+    where = f"{folder or 'the processor'}: its chat template"
     if template is None or not mark:
+        if system is not None:
+            raise ValueError(f"system=: {folder or 'the processor'} has no chat template to put it into")
         return published
     shown = [{"type": "image"}] * 2 if mark == IMAGE else [{"type": "video"}]
     asked = [{"role": "user", "content": [*shown, {"type": "text", "text": _QUESTION}]}]
-    answered = [
-        *asked,
-        {"role": "assistant", "content": [{"type": "text", "text": _ANSWER}]},
-        {"role": "user", "content": [{"type": "text", "text": _NEXT}]},
-    ]
-    where = f"{folder or 'the processor'}: its chat template"
+    if system is not None:
+        asked.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
+
+    def after(answer: str) -> list[Any]:
+        said = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+        return [*asked, said, {"role": "user", "content": [{"type": "text", "text": _NEXT}]}]
+
+    def rendered(*conversations: list[Any]) -> list[str]:
+        return _rendered(template, tokens, list(conversations), where, folder)
+
     try:
-        first, both = _rendered(template, tokens, [asked, answered], where, folder)
+        first, both = rendered(asked, after(_ANSWER))
     except _TemplateError as error:
+        if system is not None:
+            raise ValueError(f"system=: {where} does not take it ({error})") from None
         return _warned(published, f"{where} cannot be rendered ({error})")
     marks, questions = first.count(mark), first.count(_QUESTION)
     if (marks, questions) != (len(shown), 1):
         had = f"writes {mark} {marks} times and the question {questions} times"
+        if system is not None:
+            raise ValueError(f"system=: {where} {had}, expected {len(shown)} and 1")
         return _warned(published, f"{where} {had}, expected {len(shown)} and 1")
     prefix, *between, question = first.split(mark)
+    if system is not None and system.strip() not in prefix:
+        raise ValueError(f"system=: {where} has no place for a system prompt before the video")
     follow_up = both.partition(_ANSWER)[2]
     return replace(
         published,
@@ -85,8 +108,23 @@ def prompt_from(
         follow_up=follow_up.replace(_NEXT, "{question}")
         if follow_up.count(_NEXT) == 1
         else published.follow_up,
+        answered=_answered(template, lambda answer: rendered(after(answer))[0]),
         between="".join(between),
     )
+
+
+def _answered(template: str, write: Callable[[str], str]) -> str | None:
+    """Prompt.answered of a template that takes thoughts out. write(answer): a conversation that goes on."""
+    for start, end in MARKS:
+        if start not in template and end not in template:
+            continue
+        try:
+            text = write(f"{start}\n{_THOUGHT}\n{end}\n\n{_ANSWER}")
+        except _TemplateError:  # it takes no thoughts in what was said
+            continue
+        if _THOUGHT not in text and text.count(_ANSWER) == 1:
+            return text.partition(_QUESTION)[2].partition(_ANSWER)[0]
+    return None
 
 
 def chat_template_in(folder: Path) -> str | None:

@@ -116,6 +116,15 @@ class TextTokenizer:
         except ValueError as error:
             raise ModelError(f"{where}: {error}") from None
 
+    def check_plain(self, where: str, text: str) -> None:
+        """ValueError, named `where`, for a text from outside that holds a control token or what the
+        vocabulary lacks."""
+        try:
+            if self.encode(text) != self.encode(text, (0, len(text))):
+                raise ValueError("it holds a control token of the model")
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, without special tokens."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))

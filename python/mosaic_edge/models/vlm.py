@@ -122,8 +122,13 @@ class VlmSpec:
     """The text of a question; `{question}` stands for it."""
     follow_up: str = ""
     """The text of a question after an answer that the dialogue keeps; "": `template`."""
+    answered: str | None = None
+    """The text between a question and its answer once another question follows, where a thought that stood
+    there is taken out (`thinking`); None: all stays as it was read and said."""
     prefix: str = ""
     """The text before the video (a system prompt), possibly empty."""
+    system: str | None = None
+    """The system prompt that it was loaded with, part of `prefix`; None: as its template has it."""
     thinking: Thinking | None = None
     """How it marks a thought before its answer; None: it has none."""
     left_out: str = ""

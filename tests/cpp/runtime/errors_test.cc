@@ -335,6 +335,43 @@ TEST_CASE("dialogue keeps the newest turns that fit, whole, and says how much wa
   CHECK(stream.memory->stats().dropped_dialogue > 0);
 }
 
+TEST_CASE("an answer that was rewound goes on behind what is left, as if the rest had never been said") {
+  MemoryConfig config = small_config();
+  config.branch_tokens = 40;
+  PlayedStream stream(config);
+  for (int i = 0; i < 6; ++i) stream.frame(16);
+  stream.ask(5, 2, true);
+  stream.open_question();
+  for (const int tokens : {7, 1, 13, 1}) CHECK(stream.pass(tokens, true) < 2e-5);
+  for (const int left : {17, 16, 5, 1}) {  // a page's end, one beside it, inside the question's own block
+    stream.rewind_question(left);
+    CHECK(stream.pass(1, true) < 2e-5);
+    CHECK(stream.pass(5, true) < 2e-5);
+  }
+  stream.close_question(true);
+  CHECK(stream.dialogue.size() == 7 + 7);
+  CHECK(stream.ask(3, 2, true, true) < 2e-5);
+  stream.frame(9);
+  CHECK(stream.ask(3, 2, false, true) < 2e-5);
+}
+
+TEST_CASE("what cannot be rewound is refused by name, and the question goes on") {
+  PlayedStream stream(small_config());
+  for (int i = 0; i < 3; ++i) stream.frame(16);
+  CHECK(says(message_of([&] { stream.memory->rewind_question(1); }), "no question"));
+  stream.open_question();
+  CHECK(says(message_of([&] { stream.memory->rewind_question(1); }), "have 0 tokens"));
+  CHECK(stream.pass(5, true) < 2e-5);
+  for (const int tokens : {-1, 0, 6})
+    CHECK(says(message_of([&] { stream.memory->rewind_question(tokens); }), "have 5 tokens"));
+  stream.memory->begin_text(1);
+  CHECK(says(message_of([&] { stream.memory->rewind_question(1); }), "a block is open"));
+  stream.memory->abort();
+  CHECK(stream.pass(1, true) < 2e-5);
+  stream.close_question(false);
+  stream.memory->check_invariants();
+}
+
 TEST_CASE("more than 64 short turns are kept as long as their tokens fit") {
   MemoryConfig config = small_config();
   config.branch_tokens = 150;

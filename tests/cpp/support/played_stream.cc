@@ -170,6 +170,11 @@ double PlayedStream::pass(int tokens, bool judge) {
   return worst;
 }
 
+void PlayedStream::rewind_question(int tokens) {
+  memory->rewind_question(tokens);
+  question.resize(static_cast<size_t>(tokens));
+}
+
 void PlayedStream::close_question(bool keep) {
   memory->close_question(keep);
   if (keep) dialogue.insert(dialogue.end(), question.begin(), question.end());

@@ -73,6 +73,7 @@ struct PlayedStream {
   void open_question(int32_t since = INT32_MIN);
   // One forward pass of a question: its first text, or a token of the answer.
   double pass(int tokens, bool judge = false);
+  void rewind_question(int tokens);
   void close_question(bool keep);
   // A question of `tokens` and an answer of `answer` single tokens.
   double ask(int tokens, int answer, bool keep, bool judge = false, int32_t since = INT32_MIN);

@@ -19,7 +19,7 @@ from videos import MakeVideo
 
 TYPED = {
     "device": "cuda", "threads": 3, "variant": "q4", "dtype": "bf16", "quantization": "int8",
-    "tokens_per_frame": 77,
+    "tokens_per_frame": 77, "system": "Be brief.",
 }  # fmt: skip
 PROFILE = 'title = "a board"\nboard_memory = "8GiB"\n[session]\nmemory = "2MiB"\n'
 COMMANDS: dict[str, list[str]] = {

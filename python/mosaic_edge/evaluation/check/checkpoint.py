@@ -46,7 +46,7 @@ def check_checkpoint(engine: Engine, clip: Clip, steps: int) -> list[Row]:
     assert isinstance(vlm, HfVlm)
     family = vlm.family
     try:
-        inputs = inputs_of(Path(family.name), str(family.config.model_type), clip)
+        inputs = inputs_of(Path(family.name), str(family.config.model_type), clip, vlm.spec.system)
     except Exception as error:  # ImportError, a template that refuses, sizes: the library has many
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         if isinstance(error, ImportError) and "torchvision" in why.lower():

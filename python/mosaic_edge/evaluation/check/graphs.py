@@ -51,7 +51,7 @@ def _asked(vlm: OnnxVlm, ours: Watched, clip: Clip) -> list[Row]:
     try:
         from mosaic_edge.evaluation.check.script import ids_of, inputs_of, pixels_of
 
-        inputs = inputs_of(vlm.files.folder, kind, clip)
+        inputs = inputs_of(vlm.files.folder, kind, clip, vlm.spec.system)
     except Exception as error:  # not installed, or a directory that transformers cannot read
         why = " ".join(str(error).split())[:200]
         return not_compared(names, f"AutoProcessor cannot be used ({type(error).__name__}: {why})")

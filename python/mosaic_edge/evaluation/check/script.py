@@ -34,7 +34,7 @@ _REFUSED = ("token_type_ids",)
 """By generate(); up to transformers 4 every tokenizer without a class of its own gives them."""
 
 
-def inputs_of(folder: Path, kind: str, clip: Clip) -> Inputs:
+def inputs_of(folder: Path, kind: str, clip: Clip, system: str | None = None) -> Inputs:
     """What a checkpoint's processor makes of a clip, for a family of one model_type; whatever the library
     raises where it cannot (it needs torchvision to look at a video)."""
     processor = transformers.AutoProcessor.from_pretrained(
@@ -44,6 +44,8 @@ def inputs_of(folder: Path, kind: str, clip: Clip) -> Inputs:
     images = VIDEO_TEXTS[kind].mark == IMAGE
     shown: list[Any] = [{"type": "image"}] * count if images else [{"type": "video"}]
     said = [{"role": "user", "content": [*shown, {"type": "text", "text": clip.question}]}]
+    if system is not None:
+        said.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
     text = processor.apply_chat_template(said, add_generation_prompt=True)
     settings = dict(_WHOLE.get(kind, {}))
     for name, value in settings.items():  # up to transformers 4.57 a call may leave its own word unheard

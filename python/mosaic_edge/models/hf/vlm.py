@@ -79,22 +79,30 @@ class HfVlm:
         quantization: str | None = None,
         tokens_per_frame: Limit = None,
         allow_pickle: bool = False,
+        system: str | None = None,
     ) -> HfVlm:
         """Open a checkpoint directory.
 
         dtype: "fp32", "fp16", "bf16"; by default the checkpoint's (fp32 for fp16 on a CPU). device: "cpu",
         "cuda", ...; by default a GPU if there is one. quantization: "int4", "int8" (torchao).
         tokens_per_frame: a picture's most tokens, where the family can resize (Qwen-VL; 196 by default,
-        "native": as many as its processor allows). Raises ModelError naming file and cause.
+        "native": as many as its processor allows). system: a system prompt. Raises
+        ModelError naming file and cause.
         """
         parts = load_parts(folder, dtype, device, quantization, allow_pickle)
-        made = cls.of(parts, tokens_per_frame, parts.folder)
+        made = cls.of(parts, tokens_per_frame, parts.folder, system)
         with fitting(str(parts.folder)):
             made.try_once()
         return made
 
     @classmethod
-    def of(cls, parts: Parts, tokens_per_frame: Limit = None, origin: Path | None = None) -> HfVlm:
+    def of(
+        cls,
+        parts: Parts,
+        tokens_per_frame: Limit = None,
+        origin: Path | None = None,
+        system: str | None = None,
+    ) -> HfVlm:
         """Over a model that is loaded already. Its decoder's attention is set to the registered one from here
         on. origin: the directory that its chat template came from; None: the caller's own."""
         name = str(parts.folder)
@@ -116,6 +124,8 @@ class HfVlm:
         rope = family.rope(rope_of(name, language, family.axes))
         attention = language.layers[0].self_attn
         tokenizer = TextTokenizer.of(parts.tokenizer.backend_tokenizer)
+        if system is not None:
+            tokenizer.check_plain("system=", system)
         if isinstance(tokens_per_frame, int) and tokens_per_frame < 1:
             raise ValueError(f"tokens_per_frame={tokens_per_frame}: expected 1 or more")
         with torch.inference_mode(), fitting(name):
@@ -125,14 +135,18 @@ class HfVlm:
         if not mosaic:
             template = parts.chat_template or named_template(getattr(parts.tokenizer, "chat_template", None))
             special = {key: str(token) for key, token in parts.tokenizer.special_tokens_map.items()}
-            prompt = prompt_from(template, special, words.mark, words.prompt, origin)
+            prompt = prompt_from(template, special, words.mark, words.prompt, origin, system)
         else:  # a model made for streams says itself how it is asked
+            if system is not None:
+                raise ValueError(f"system=: {name} has no chat template to put it into")
             template = None
             prompt = Prompt(mosaic.get("prefix", ""), mosaic.get("template", "{question}"))
         words = words.parted(prompt.between)
         text = most_tokens(words, tokenizer)
         prefix, question, follow_up = prompt.whole()
-        for part, written in (("prefix", prefix), ("template", question), ("follow-up", follow_up)):
+        answered = prompt.answered or ""
+        texts = {"prefix": prefix, "template": question, "follow-up": follow_up, "answered": answered}
+        for part, written in texts.items():
             tokenizer.check(
                 f"{name}: {part} of its prompt", written.replace("{question}", "").replace(NEWLINE, "")
             )
@@ -169,8 +183,10 @@ class HfVlm:
             fps=float(mosaic.get("fps", 1.0)),
             template=question,
             follow_up=follow_up,
+            answered=prompt.answered,
             prefix=prefix,
             thinking=thinking_of(template, question, tokenizer.has),
+            system=system,
         )
         return cls(
             family, head, tokenizer, words, spec, fixed="image_size" in mosaic and isinstance(family, Llava)

@@ -78,14 +78,15 @@ class OnnxVlm:
         variant: str | None = None,
         device: str = "cpu",
         tokens_per_frame: int | Literal["native"] | None = None,
+        system: str | None = None,
     ) -> OnnxVlm:
         """Open a model directory.
 
         threads: per session; by default one for a model under 64 MiB (threads cost more than they bring),
         else the number of cores. variant: the decoder's suffix ("q4", "fp16", "" for none) instead of the
         best one present. device: "cpu", or "cuda" (unproven). tokens_per_frame: the most a frame becomes, for
-        models that take any aspect. Raises ModelError with one line that names the file and what is wrong
-        with it.
+        models that take any aspect. system: a system prompt. Raises ModelError with one line that
+        names the file and what is wrong with it.
         """
         if threads is not None and threads < 0:
             raise ValueError(f"threads must be 0 (all cores) or more, got {threads}")
@@ -134,8 +135,9 @@ class OnnxVlm:
             session.passed()
         settings = _Settings(mosaic, config, genai)
         tokenizer = TextTokenizer(files.tokenizer)
-        words = text_of(files.folder, mosaic, kind, tokenizer, hidden)
+        words = text_of(files.folder, mosaic, kind, tokenizer, hidden, system)
         spec = _spec_of(files, settings, decoder.facts, vision, hidden, len(logits), words)
+        spec = replace(spec, system=system)
         return cls(spec, vision, embeddings, decoder, tokenizer, files, words.video, words.newline)
 
     @property
@@ -278,6 +280,7 @@ def _spec_of(
         prefix=words.prefix,
         template=words.template,
         follow_up=words.follow_up,
+        answered=words.answered,
         thinking=words.thinking,
         left_out=words.left_out,
     )
