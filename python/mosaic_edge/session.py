@@ -31,6 +31,9 @@ from mosaic_edge.trace import Trace
 if TYPE_CHECKING:
     from mosaic_edge.sources.frame_source import FrameSource, Where
 
+_LONGEST_GAP_SECONDS = 10 * 365 * 86400.0
+"""Between two sources of one stream, which holds 31 years."""
+
 
 class Session:
     """One stream: frames in, questions out, inside one cap. Calls from several threads take turns."""
@@ -176,9 +179,12 @@ class Session:
 
     def shift_of(self, first: float) -> float:
         """Seconds to add to the times of a source whose first frame has this one, so that it goes on behind
-        what was seen: a frame time after it, or as they are."""
+        what was seen: as they are, or a frame time after it where they lie before that, or years behind:
+        then they are of another clock (seconds of a file, the time of day)."""
         last = self._stream.last_pts
-        return 0.0 if last is None or first > last else self._stream.next_pts - first
+        if last is None or last < first <= last + _LONGEST_GAP_SECONDS:
+            return 0.0
+        return self._stream.next_pts - first
 
     @overload
     def ask(

@@ -17,7 +17,7 @@ from PIL import Image
 
 from mosaic_edge.engine import Engine, Session
 from mosaic_edge.pictures import as_rgb
-from mosaic_edge.sources import SourceError, frames_from_arrays
+from mosaic_edge.sources import Frame, SourceError, frames_from_arrays
 from numpy_vlm import NumpyVlm, picture
 from videos import MakeVideo
 
@@ -134,6 +134,18 @@ def test_frames_of_a_source_are_appended_and_it_is_closed(session: Session) -> N
     assert list(source) == []
     assert session.append_frames(frames_from_arrays([picture(i) for i in range(3)], fps=2.0)) == 3
     assert session.memory()["frames"] == 8
+
+
+@pytest.mark.parametrize("clocks", [(0.0, 1.79e9), (60.0, 1.79e9, 5.0), (1.79e9, 0.0, 3.5e9)])
+def test_sources_of_two_clocks_are_one_stream_however_far_they_are_from_each_other(
+    session: Session, clocks: tuple[float, ...]
+) -> None:
+    times: list[float] = []
+    for clock in clocks:
+        source = (Frame(picture(i), clock + i, i) for i in range(3))
+        session.append_frames(source, lambda pts, _: times.append(pts))
+    assert np.allclose(np.diff(times), 1.0) and times[0] == clocks[0]
+    assert len(times) == 3 * len(clocks)
 
 
 def test_a_second_file_that_is_none_leaves_the_session_as_it_was(
