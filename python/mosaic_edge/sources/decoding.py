@@ -185,8 +185,8 @@ def time_of(packet: VideoPacket) -> float | None:
 
 
 def seconds(ticks: int | None, time_base: Fraction | None) -> float | None:
-    """Of a time in ticks; None where there is none."""
-    return None if ticks is None or time_base is None else float(ticks * time_base)
+    """Of a time in ticks; None where there is none. A time base that is not set is None, or 0/1 (PyAV 19)."""
+    return None if ticks is None or not time_base else float(ticks * time_base)
 
 
 def reason(error: BaseException) -> str:

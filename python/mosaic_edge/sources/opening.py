@@ -18,6 +18,8 @@ from mosaic_edge.sources.decoding import reason
 from mosaic_edge.sources.frame_source import SourceError, Where, is_held
 from mosaic_edge.sources.where import CONNECT_S, READ_S, is_pipe, is_url, name_of
 
+_TAGS: dict[str, Any] = {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "replace"}
+"""A tag that is not UTF-8 is no reason to refuse a file; PyAV 19 reads it without being told."""
 # What a stream may open by itself (segments of a playlist, parts of a session), by what it came through.
 _WEB = "http,https,httpproxy,tls,tcp,crypto,data"
 _PROTOCOLS = {"": "file,crypto,data", "file": "file,crypto,data", "http": _WEB, "https": _WEB}
@@ -53,7 +55,7 @@ def open_container(
         options["fpsprobesize"] = "0"
     limits: dict[str, Any] = {"timeout": timeout} if scheme else {}
     try:
-        return av.open(file, format=form, options=options, metadata_errors="replace", **limits)
+        return av.open(file, format=form, options=options, **_TAGS, **limits)
     except (FFmpegError, OSError, ValueError) as error:
         cause = f"not a readable video ({reason(error)})"
         if _is_mp4(where):
