@@ -349,7 +349,7 @@ TEST_CASE("an answer that was rewound goes on behind what is left, as if the res
     CHECK(stream.pass(5, true) < 2e-5);
   }
   stream.close_question(true);
-  CHECK(stream.dialogue.size() == 7 + 7);
+  CHECK(stream.dialogue.size() == size_t{14});
   CHECK(stream.ask(3, 2, true, true) < 2e-5);
   stream.frame(9);
   CHECK(stream.ask(3, 2, false, true) < 2e-5);

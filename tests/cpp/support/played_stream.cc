@@ -172,7 +172,7 @@ double PlayedStream::pass(int tokens, bool judge) {
 
 void PlayedStream::rewind_question(int tokens) {
   memory->rewind_question(tokens);
-  question.resize(static_cast<size_t>(tokens));
+  question.erase(question.begin() + tokens, question.end());
 }
 
 void PlayedStream::close_question(bool keep) {
