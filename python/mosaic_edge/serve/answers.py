@@ -59,7 +59,7 @@ class Answer:
             try:
                 for number, text in enumerate(stream):
                     piece(number)
-                    if text:
+                    if text or not number:  # the first, of a thought, says that it has begun
                         self._put(text)
                     if self._is_over():
                         return

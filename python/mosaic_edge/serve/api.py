@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from starlette.responses import JSONResponse, Response
 
 from mosaic_edge.errors import MemoryCapError
@@ -23,6 +23,9 @@ from mosaic_edge.serve.requests import FRAME_BYTES, body_of, json_of
 from mosaic_edge.serve.responses import EventStream, whole
 from mosaic_edge.serve.served import Image, ServedSession
 from mosaic_edge.serve.sessions import Sessions
+
+MOST_STOPS, MOST_STOP_LETTERS = 4, 256
+"""As many as OpenAI takes: each is looked for in what was said, token by token."""
 
 
 class Opening(BaseModel):
@@ -43,6 +46,15 @@ class Drawn(BaseModel):
     top_k: int | None = None
     top_p: float | None = None
     seed: int | None = None
+    stop: str | list[str] | None = None
+
+    @field_validator("stop")
+    @classmethod
+    def _as_texts(cls, said: str | list[str] | None) -> list[str] | None:
+        stops = [said] if isinstance(said, str) else said
+        if stops and (len(stops) > MOST_STOPS or max(map(len, stops)) > MOST_STOP_LETTERS):
+            raise ValueError(f"expected at most {MOST_STOPS} texts of at most {MOST_STOP_LETTERS} letters")
+        return stops
 
     def sampling(self, sessions: Sessions) -> SamplingParams:
         """As Session.ask takes it. ValueError for what it cannot be."""

@@ -12,111 +12,21 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, Response
 
 from mosaic_edge.pictures import as_rgb
 from mosaic_edge.question import question_tokens, seconds
 from mosaic_edge.reply import Reply
-from mosaic_edge.serve.api import Drawn
+from mosaic_edge.serve.chat import Chat, Picture, Video
 from mosaic_edge.serve.errors import RefusedError
 from mosaic_edge.serve.requests import CHAT_BYTES, json_of
 from mosaic_edge.serve.responses import EventStream, unless_gone, whole
 from mosaic_edge.serve.served import Image, ServedSession
 from mosaic_edge.serve.sessions import Sessions, UnknownSessionError
 from mosaic_edge.sources.where import check_window
-
-MOST_PARTS = 256
-
-
-class Url(BaseModel):
-    """Where a picture or a video is."""
-
-    url: str
-
-
-class Text(BaseModel):
-    """A part of text."""
-
-    type: Literal["text"]
-    text: str
-
-
-class Picture(BaseModel):
-    """A part that is a picture."""
-
-    type: Literal["image_url"]
-    image_url: Url
-
-
-class Video(BaseModel):
-    """A part that is a video, as vLLM has it."""
-
-    type: Literal["video_url"]
-    video_url: Url
-
-
-Part = Annotated[Text | Picture | Video, Field(discriminator="type")]
-
-
-class Message(BaseModel):
-    """A message of the conversation."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
-
-    @property
-    def parts(self) -> list[Text | Picture | Video]:
-        """Its content as parts."""
-        return [Text(type="text", text=self.content)] if isinstance(self.content, str) else self.content
-
-    @property
-    def text(self) -> str:
-        """Its text alone."""
-        return "\n".join(part.text for part in self.parts if isinstance(part, Text))
-
-
-class StreamOptions(BaseModel):
-    """Of a streamed answer."""
-
-    include_usage: bool = False
-
-
-class Chat(Drawn):
-    """The body of POST /v1/chat/completions. Fields that change nothing here are let through."""
-
-    model: str
-    messages: list[Message] = Field(min_length=1, max_length=MOST_PARTS)
-    stream: bool = False
-    stream_options: StreamOptions | None = None
-    max_completion_tokens: int | None = None
-    n: Literal[1] | None = None
-    session: str | None = None
-    since: float | None = None
-    memory: int | str | None = None
-    fps: float | None = None
-
-    @property
-    def media(self) -> list[Picture | Video]:
-        """Pictures and videos, in their order."""
-        found = [p for message in self.messages for p in message.parts if not isinstance(p, Text)]
-        if len(found) > MOST_PARTS:
-            raise ValueError(f"messages: {len(found)} pictures and videos; expected at most {MOST_PARTS}")
-        return found
-
-    @property
-    def question(self) -> str:
-        """The text of the messages. Plain text to the model: no role ends a turn or begins one."""
-        if self.messages[-1].role != "user":
-            raise ValueError(f"messages: the last is of {self.messages[-1].role!r}; expected 'user'")
-        *before, last = self.messages
-        if not before:
-            return last.text
-        lines = [m.text if m.role in ("system", "developer") else f"{m.role}: {m.text}" for m in before]
-        return "\n".join([*lines, last.text])
 
 
 def routes(sessions: Sessions) -> APIRouter:

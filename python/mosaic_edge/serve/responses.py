@@ -18,6 +18,7 @@ from mosaic_edge.serve.requests import until_gone
 
 Events = Callable[["str | Reply"], Iterable[dict[str, Any]]]
 """What is sent of a piece, and of the Reply at the end."""
+PING_SECONDS = 15.0
 _Result = TypeVar("_Result")
 
 
@@ -92,12 +93,23 @@ class EventStream(Response):
                 if isinstance(event, Reply):
                     await _send_data(send, "[DONE]")
                     break
-                event = await self._answer.next()
+                event = await self._next(send)
         except OSError:
             raise
         except Exception as error:
             await _send_data(send, json.dumps(refusal(error).document()))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _next(self, send: Send) -> str | Reply:
+        """What comes next; a comment now and then where that takes long, as while a model thinks: a proxy
+        between us and the client ends what is silent for a minute."""
+        coming = asyncio.ensure_future(self._answer.next())
+        try:
+            while not (await asyncio.wait({coming}, timeout=PING_SECONDS))[0]:
+                await send({"type": "http.response.body", "body": b": still at it\n\n", "more_body": True})
+            return coming.result()
+        finally:
+            coming.cancel()
 
 
 async def _send_data(send: Send, text: str) -> None:

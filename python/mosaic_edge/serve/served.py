@@ -31,6 +31,8 @@ from mosaic_edge.session import Session
 from mosaic_edge.sources import FrameSource
 
 Image = NDArray[np.uint8]
+_LONGEST_SECONDS = 10 * 365 * 86400.0
+"""That a session lasts, by the time of day: a board without a battery counts from 1970 until it is told."""
 
 
 @dataclass
@@ -69,6 +71,9 @@ class ServedSession:
         self.thumbnails = thumbnails
         self._lanes = lanes
         self.created = time.time()
+        self._clock = 0.0, time.monotonic()
+        """Seconds of the stream, and when it was so late: the time of day of a board may be set to another
+        year while it runs."""
         self.account: dict[str, Any] = session.memory()
         self.history = History()
         self.history.note(self.account)
@@ -213,9 +218,13 @@ class ServedSession:
         try:
             image = decode()
             with self._turns:
+                now, given = time.monotonic(), pts is not None
                 if pts is None:
-                    pts = max(time.time() - self.created, self._last_pts or 0.0)
+                    pts = self._clock[0] + now - self._clock[1]
+                    pts = pts if self._last_pts is None else max(pts, self._last_pts)
                 self._session.append(image, pts)
+                if given:
+                    self._clock = pts, now
                 self._saw(image, pts)
         except (ValueError, MemoryCapError):
             self.count(refused=1)
@@ -256,6 +265,10 @@ class ServedSession:
         except (AttributeError, KeyError, TypeError, OverflowError):
             raise ValueError("note: is none of a session of this server") from None
         self._first_pts, self._last_pts = pts
+        passed = time.time() - self.created
+        if not 0 <= passed <= _LONGEST_SECONDS:  # the time of day was not set yet, then or now
+            passed = 0.0
+        self._clock = passed if self._last_pts is None else max(passed, self._last_pts), time.monotonic()
 
     def _close(self, keep: bool) -> None:
         try:

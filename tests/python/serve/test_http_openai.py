@@ -15,11 +15,13 @@ import openai
 import pytest
 from openai import OpenAI
 
-from http_service import PATIENCE, QUESTION, TOKEN, GatedVlm, Service, data_url, jpeg, serving
+from http_service import PATIENCE, QUESTION, TOKEN, GatedVlm, Service, data_url, events_of, jpeg, serving
 from mosaic_edge.engine import Engine
 from mosaic_edge.models.thinking import Thinking
+from mosaic_edge.models.vlm import Attend, FloatArray
 from mosaic_edge.pictures import as_rgb
 from mosaic_edge.sampling import SamplingParams
+from mosaic_edge.serve.chat import Chat
 from mosaic_edge.sources import VideoSource
 from numpy_vlm import NumpyVlm
 from videos import MakeVideo
@@ -185,6 +187,60 @@ def test_errors_are_those_that_the_client_knows(client: OpenAI, service: Service
     assert (spent.value.status_code, spent.value.code) == (507, "budget_spent")
 
 
+def test_an_answer_ends_before_what_stops_it_whole_and_streamed(client: OpenAI) -> None:
+    asked: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": QUESTION}]}
+    text = client.chat.completions.create(**asked, max_tokens=9).choices[0].message.content or ""
+    words = text.split()
+    assert len(words) == 9
+    stop = f" {words[1]}"
+    for said in (stop, [stop], ["none of it", stop]):
+        whole = client.chat.completions.create(**asked, max_tokens=9, stop=said)
+        assert whole.choices[0].message.content == text.partition(stop)[0]
+        assert whole.choices[0].finish_reason == "stop"
+        chunks = list(client.chat.completions.create(**asked, max_tokens=9, stop=said, stream=True))
+        assert "".join(c.choices[0].delta.content or "" for c in chunks) == text.partition(stop)[0]
+    for bad in ("", ["a"] * 5, "a" * 257):
+        with pytest.raises(openai.BadRequestError, match="stop"):
+            client.chat.completions.create(**asked, stop=bad)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "harmless"),
+    [
+        ("tools", [{"type": "function", "function": {"name": "f", "parameters": {}}}], []),
+        ("response_format", {"type": "json_object"}, {"type": "text"}),
+        ("logprobs", True, False),
+        ("frequency_penalty", 0.5, 0.0),
+        ("presence_penalty", -1, 0),
+        ("logit_bias", {"5": 100}, {}),
+        ("tool_choice", "required", "none"),
+        ("modalities", ["text", "audio"], ["text"]),
+    ],
+)
+def test_what_would_change_an_answer_and_cannot_is_refused_by_name(
+    client: OpenAI, name: str, value: Any, harmless: Any
+) -> None:
+    asked: dict[str, Any] = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": QUESTION}],
+        "max_tokens": 1,
+    }
+    with pytest.raises(openai.BadRequestError, match=f"{name}: answers are plain text"):
+        client.chat.completions.create(**asked, extra_body={name: value})
+    client.chat.completions.create(**asked, extra_body={name: harmless, "user": "u", "store": False})
+    client.chat.completions.create(**asked, extra_body={name: None})
+
+
+def test_an_assistant_that_said_nothing_is_part_of_a_conversation() -> None:
+    messages = [
+        {"role": "user", "content": "red ?"},
+        {"role": "assistant", "content": None, "refusal": None},
+        {"role": "user", "content": "and now ?"},
+    ]
+    chat = Chat.model_validate({"model": MODEL, "messages": messages})
+    assert chat.question == "user: red ?\nassistant: \nand now ?" and not chat.media
+
+
 def test_pictures_are_fetched_from_hosts_that_were_allowed_and_without_redirects() -> None:
     class Pictures(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -266,3 +322,36 @@ def test_what_a_model_thought_is_no_part_of_its_answer_and_stands_beside_it() ->
         chunks = [chunk.choices[0].delta for chunk in client.chat.completions.create(**asked, stream=True)]
         assert "".join(chunk.content or "" for chunk in chunks) == "red"
         assert [getattr(chunk, "reasoning_content", None) for chunk in chunks][-1] == "It is"
+
+
+class PausingThinker(Thinker):
+    """Stands still after each token while it is told to."""
+
+    pauses = False
+
+    def forward(self, embeds: FloatArray, attend: Attend, want_logits: bool) -> FloatArray | None:
+        made = super().forward(embeds, attend, want_logits)
+        if self.pauses:
+            self.gate.clear()
+        return made
+
+
+def test_a_stream_of_a_model_that_thinks_for_long_begins_at_once_and_is_never_silent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mosaic_edge.serve.responses.PING_SECONDS", 0.01)
+    model = PausingThinker()
+    with serving(model=model) as service:
+        path = service.client.session()
+        model.pauses = True
+        asked = {"question": QUESTION, "stream": True, "max_tokens": len(Thinker.SAYS)}
+        with service.client.open("POST", f"{path}/questions", asked) as response:
+            assert response.status == 200
+            assert json.loads(response.readline().removeprefix(b"data: ")) == {"text": ""}
+            comments = 0
+            while comments < 3:
+                comments += response.readline().startswith(b":")
+            model.pauses = False
+            model.gate.set()
+            *pieces, last = events_of(response)
+    assert "".join(piece["text"] for piece in pieces) == last["answer"] == "red"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from http_service import QUESTION, Service, jpeg, serving, until
+from http_service import PATIENCE, QUESTION, Service, jpeg, serving, until
 from mosaic_edge.engine import Engine
 from mosaic_edge.sampling import SamplingParams
 from numpy_vlm import NumpyVlm, picture
@@ -83,6 +84,26 @@ def png(width: int, height: int) -> bytes:
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     pixels = zlib.compress((b"\0" + b"\x40\x80\xc0" * width) * min(height, 1000))
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+def test_a_frame_seen_now_keeps_its_place_when_the_time_of_day_is_set_to_another_year(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with serving() as service:
+        path = service.client.session()
+
+        def put(pts: float | None = None) -> float:
+            query = "" if pts is None else f"?pts={pts}"
+            return float(service.client.good("PUT", f"{path}/frames{query}", jpeg(3))["pts"])
+
+        first, real = put(), time.time
+        for years in (56, -20):  # a board that counts from 1970 is told what time it is
+            monkeypatch.setattr(time, "time", lambda by=years: real() + by * 365 * 86400)
+            second = put()
+            assert first <= second < first + PATIENCE
+            first = second
+        far = put(2e6)
+        assert far == 2e6 and far <= put() < far + PATIENCE, "it goes on from what was said last"
 
 
 @pytest.mark.parametrize(
