@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -22,6 +23,18 @@ def check_tokenizer(path: Path) -> None:
     plain_file(path.parent, path)
     if not is_trusted(path.parent):
         limited(f"{path}: not a readable tokenizer", "tokenizer", str(path.resolve()))
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """ValueError for what the package raises: plain Exception for every cause, and a panic of its Rust, of a
+    step that does not fit its text, is no Exception at all."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"{what} ({' '.join(str(error).split())[:300]})") from None
 
 
 class TextTokenizer:
@@ -96,12 +109,8 @@ class TextTokenizer:
         return self._plain
 
     def _ids(self, tokenizer: Tokenizer, text: str) -> list[int]:
-        try:
+        with _named("the tokenizer cannot read this text"):
             encoding = tokenizer.encode(text, add_special_tokens=False)
-        except Exception as error:  # the package raises plain Exception for every cause
-            raise ValueError(
-                f"the tokenizer cannot read this text ({' '.join(str(error).split())})"
-            ) from None
         ids: list[int] = list(encoding.ids)
         if self._unknown is not None and self._unknown in ids:
             spans = [span for i, span in zip(ids, encoding.offsets, strict=True) if i == self._unknown]
@@ -127,7 +136,8 @@ class TextTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, without special tokens."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+        with _named("the tokenizer cannot write its tokens as text"):
+            return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def _known_words(self) -> str:
         special = {

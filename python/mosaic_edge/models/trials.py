@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 _MOST_TOKENS = 64
@@ -16,7 +18,13 @@ def tokenizer(path: str) -> None:
     """Load a tokenizer.json and encode texts that show what grows without bound."""
     from tokenizers import Tokenizer
 
+    from mosaic_edge.models.tokenizer_growth import MOST_GROWTH, growth
+
     made = Tokenizer.from_file(path)
+    said = json.loads(Path(path).read_text(encoding="utf-8"))
+    for name in ("normalizer", "pre_tokenizer", "decoder"):
+        if growth(said.get(name)) > MOST_GROWTH:
+            raise ValueError(f"its {name} may make more than {MOST_GROWTH:g} characters of one")
     made.no_truncation()
     made.no_padding()
     largest = max(made.get_vocab().values(), default=0)

@@ -14,6 +14,7 @@ from mosaic_edge.models import sandbox, schema
 from mosaic_edge.models.directory import check_directory, named_file, plain_file, read_json
 from mosaic_edge.models.schema import TABLES, Kind
 from mosaic_edge.models.tokenizer import TextTokenizer, check_tokenizer
+from mosaic_edge.models.tokenizer_growth import growth
 from mosaic_edge.models.vlm import ModelError
 
 ODD: list[Any] = [
@@ -189,6 +190,54 @@ def test_a_tokenizer_that_makes_too_much_of_a_text_is_refused(
     path = write_tokenizer(folder, normalizer=replaced(1), pre_tokenizer=split)
     with pytest.raises(ModelError, match=r"makes \d+ tokens of a text of \d+ characters"):
         check_tokenizer(path)
+
+
+def doubling(letter: str, rare: str) -> list[dict[str, Any]]:
+    """Steps that make 2^40 letters of what stands in few texts."""
+    first = {"type": "Replace", "pattern": {"String": rare}, "content": letter}
+    again = {"type": "Replace", "pattern": {"String": letter}, "content": letter * 2}
+    return [first, *[again] * 40]
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        {"normalizer": {"type": "Sequence", "normalizers": doubling("q", "\u20ac")}},
+        {"decoder": {"type": "Sequence", "decoders": doubling("q", "ball")}},
+        {
+            "normalizer": {
+                "type": "Sequence",
+                "normalizers": [
+                    {"type": "Replace", "pattern": {"Regex": "(?=\u20ac)|$"}, "content": "\u20ac"}
+                ]
+                * 40,
+            }
+        },
+    ],
+    ids=["of a text", "of an answer", "between characters"],
+)
+def test_a_tokenizer_that_makes_too_much_of_a_text_that_nobody_tries_is_refused(
+    folder: Path, steps: dict[str, Any]
+) -> None:
+    with pytest.raises(ModelError, match=r"tokenizer\.json: .*(normalizer|decoder) may make more than 1024"):
+        check_tokenizer(write_tokenizer(folder, **steps))
+
+
+def test_the_steps_of_published_tokenizers_make_little_of_a_character() -> None:
+    spaces = {"type": "Replace", "pattern": {"Regex": "\\s+"}, "content": " "}
+    mark = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+    prepend = {"type": "Prepend", "prepend": "\u2581"}
+    assert growth({"type": "Sequence", "normalizers": [prepend, mark, {"type": "NFKC"}, spaces]}) == 1
+    assert growth({"type": "Sequence", "decoders": [mark, {"type": "ByteFallback"}, {"type": "Fuse"}]}) == 1
+    assert growth(None) == 1
+
+
+def test_a_step_that_panics_at_an_answer_is_a_named_error(folder: Path) -> None:
+    strip = {"type": "Strip", "content": "b", "start": 0, "stop": 5}
+    words = {"type": "WordLevel", "vocab": {"<unk>": 0, "bb": 1}, "unk_token": "<unk>"}
+    tokenizer = TextTokenizer(write_tokenizer(folder, decoder=strip, model=words))
+    with pytest.raises(ValueError, match="the tokenizer cannot write its tokens as text"):
+        tokenizer.decode(tokenizer.encode("bb"))
 
 
 def test_a_tokenizer_whose_ids_nobody_could_write_down_is_refused(folder: Path) -> None:
