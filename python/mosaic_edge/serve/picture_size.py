@@ -3,9 +3,11 @@ it is decoded is refused before that."""
 
 from __future__ import annotations
 
+import math
 import struct
 
 MOST_PIXELS = 1 << 24
+_MOST_CHUNKS = 4096
 _KINDS = "JPEG, PNG, WebP or GIF"
 
 
@@ -39,16 +41,24 @@ def _size_of(data: bytes) -> tuple[int, int] | None:
 
 
 def _of_webp(data: bytes) -> tuple[int, int] | None:
-    kind = data[12:16]
-    if kind == b"VP8 ":
-        width, height = struct.unpack("<HH", data[26:30])
-        return width & 0x3FFF, height & 0x3FFF
-    if kind == b"VP8L":
-        (bits,) = struct.unpack("<I", data[21:25])
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    if kind == b"VP8X":
-        low_wide, high_wide, low_high, high_high = struct.unpack("<HBHB", data[24:30])
-        return (low_wide | high_wide << 16) + 1, (low_high | high_high << 16) + 1
+    """The largest that it says: a canvas may be smaller than the picture in it, which is what is decoded."""
+    sizes, at = [], 12
+    for _ in range(_MOST_CHUNKS):
+        kind, head = data[at : at + 4], data[at + 8 : at + 18]
+        if kind == b"VP8 ":
+            width, height = struct.unpack("<HH", head[6:10])
+            sizes.append((width & 0x3FFF, height & 0x3FFF))
+        elif kind == b"VP8L":
+            (bits,) = struct.unpack("<I", head[1:5])
+            sizes.append(((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1))
+        elif kind == b"VP8X":
+            low_wide, high_wide, low_high, high_high = struct.unpack("<HBHB", head[4:10])
+            sizes.append(((low_wide | high_wide << 16) + 1, (low_high | high_high << 16) + 1))
+        if at + 8 >= len(data):
+            return max(sizes, key=math.prod, default=None)
+        (length,) = struct.unpack("<I", data[at + 4 : at + 8])
+        # A frame of an animation holds chunks of its own, behind 16 bytes.
+        at += 8 + (16 if kind == b"ANMF" else length + (length & 1))
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import struct
 import threading
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import h11
 import numpy as np
 import pytest
+from PIL import Image
 
 import mosaic_edge.serve.turns as turns_module
 from http_service import until
@@ -109,6 +111,27 @@ def test_sizes_are_read_from_the_headers_of_every_kind() -> None:
         for length in range(len(data) if len(data) < 40 else 30):
             with pytest.raises(ValueError):  # and no other error, wherever it is cut
                 check_picture(data[:length])
+
+
+@pytest.mark.parametrize(
+    "before", [b"", b"EXIF\3\0\0\0abc\0", b"ANMF\0\0\0\0" + bytes(16)], ids=["", "more", "animated"]
+)
+@pytest.mark.parametrize("lossless", [False, True])
+def test_the_picture_in_a_canvas_that_says_it_is_small_is_refused_by_its_own_size(
+    before: bytes, lossless: bool
+) -> None:
+    held = io.BytesIO()
+    Image.new("RGB", (4200, 4100)).save(held, "WEBP", lossless=lossless, quality=1)
+    picture = held.getvalue()[12:]
+    canvas = b"VP8X" + struct.pack("<I", 10) + bytes(10)  # 1 x 1
+    body = b"WEBP" + canvas + before + picture
+    with pytest.raises(ValueError, match="4200 x 4100 pixels"):
+        check_picture(b"RIFF" + struct.pack("<I", len(body)) + body)
+
+
+def test_a_webp_of_more_parts_than_any_has_is_refused() -> None:
+    with pytest.raises(ValueError, match="no JPEG"):
+        check_picture(b"RIFF\0\0\0\0WEBP" + b"EXIF\0\0\0\0" * 5000)
 
 
 def test_a_history_keeps_its_beginning_and_its_end_in_so_many_samples(
