@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 _EXPECTED = "expected uint8 [H, W, 3]"
+_MOST_PIXELS = 1 << 28
+"""Of a picture: an array may say that it is of any size and hold a byte (broadcast, expand)."""
 
 
 def as_rgb(frame: Any) -> NDArray[np.uint8]:
@@ -23,6 +25,8 @@ def as_rgb(frame: Any) -> NDArray[np.uint8]:
         raise ValueError(f"frame: cannot be read as an array ({why})") from error
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ValueError(f"frame: {_EXPECTED}, got {image.dtype} {list(image.shape)}")
+    if image.shape[0] * image.shape[1] > _MOST_PIXELS:
+        raise ValueError(f"frame: {list(image.shape)}: expected at most {_MOST_PIXELS} pixels")
     return image
 
 

@@ -74,6 +74,9 @@ def test_a_grey_pil_image_has_three_channels_and_exif_turns_it() -> None:
         io.BytesIO(b"no picture"),
         IMAGE.astype(np.float32),
         IMAGE[:0],
+        np.broadcast_to(np.uint8(1), (1 << 31, 1, 3)),
+        np.broadcast_to(np.uint8(1), (1, 1 << 31, 3)),
+        np.broadcast_to(np.uint8(1), (1 << 20, 1 << 20, 3)),
         "text",
         None,
         object(),
@@ -91,7 +94,18 @@ def session() -> Any:
 
 
 @pytest.mark.parametrize(
-    "second", [Fraction(7, 2), timedelta(seconds=3.5), np.float32(3.5), 3.5, np.array(3.5)]
+    "second",
+    [
+        Fraction(7, 2),
+        timedelta(seconds=3.5),
+        np.float32(3.5),
+        3.5,
+        np.array(3.5),
+        np.array(3.5, ">f8"),
+        np.timedelta64(3500, "ms"),
+        np.timedelta64(3_500_000_000, "ns"),
+        np.array(3_500_000_000_000, "m8[ps]"),
+    ],
 )
 def test_a_time_is_seconds_in_whatever_holds_them(session: Session, second: Any) -> None:
     session.append(picture(0), 3.0)
