@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from mosaic_edge import DEFAULT_POLICY
 from mosaic_edge.models.vlm import VlmSpec
+from mosaic_edge.shown import shown
 from mosaic_edge.spill_folder import spill_folder
 
 if TYPE_CHECKING:
@@ -36,16 +37,16 @@ def parse_bytes(size: int | str, knob: str = "memory") -> int:
     Raises ValueError naming the knob for anything else, zero and negative sizes included.
     """
     if isinstance(size, bool) or not isinstance(size, int | str):
-        raise ValueError(f"{knob}={size!r}: expected bytes as an int or a string such as '64MiB'")
+        raise ValueError(f"{knob}={shown(size)}: expected bytes as an int or a string such as '64MiB'")
     if isinstance(size, str):
         match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*", size)
         if match is None or match[2].lower() not in _UNITS:
-            raise ValueError(f"{knob}={size!r}: expected such as '64MiB' (units: KiB MiB GiB KB MB GB)")
+            raise ValueError(f"{knob}={shown(size)}: expected such as '64MiB' (units: KiB MiB GiB KB MB GB)")
         size = int(min(float(match[1]) * _UNITS[match[2].lower()], _MOST_BYTES))
     if size <= 0:
-        raise ValueError(f"{knob}={size}: expected more than zero bytes")
+        raise ValueError(f"{knob}={shown(size)}: expected more than zero bytes")
     if size >= _MOST_BYTES:
-        raise ValueError(f"{knob}={size}: expected less than {_MOST_BYTES} bytes")
+        raise ValueError(f"{knob}={shown(size)}: expected less than {_MOST_BYTES} bytes")
     return size
 
 
@@ -169,30 +170,32 @@ class SessionConfig:
                 good = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 31
                 expected = f"a whole number, 0 to {(1 << 31) - 1}"
             elif item.type == "bool":
-                good, expected = value in (True, False), "True or False"
+                good, expected = isinstance(value, bool), "True or False"
             elif item.type == "float":
                 good = isinstance(value, int | float) and not isinstance(value, bool)
                 good, expected = good and abs(value) < 1e300, "a finite number"
             elif item.type in ("str", "str | None"):
-                good = isinstance(value, str) or (value is None and item.type != "str")
+                good = "\0" not in value if isinstance(value, str) else value is None and item.type != "str"
                 expected = "text"
             else:
                 continue
             if not good:
-                raise ValueError(f"{item.name}={value!r}: expected {expected}")
+                raise ValueError(f"{item.name}={shown(value)}: expected {expected}")
+        if isinstance(self.policy, str) and not self.policy.isprintable():
+            raise ValueError(f"policy={shown(self.policy)}: expected the name of a policy")
         if not isinstance(self.policy_settings, dict):
             raise ValueError(
-                f"policy_settings={self.policy_settings!r}: expected a dict of the policy's settings by name"
+                f"policy_settings={shown(self.policy_settings)}: expected a dict of settings by name"
             )
         if self.backend not in BACKENDS:
-            raise ValueError(f"backend={self.backend!r}: expected one of {', '.join(BACKENDS)}")
+            raise ValueError(f"backend={shown(self.backend)}: expected one of {', '.join(BACKENDS)}")
         if not -1 <= self.skip_alike <= 1:
             raise ValueError(f"skip_alike={self.skip_alike}: expected a cosine, or 0 for none")
         for name, given in self.policy_settings.items():
             number = isinstance(given, int | float) and abs(given) < 1e300
             if not isinstance(name, str) or not (number or isinstance(given, str)):
                 raise ValueError(
-                    f"policy_settings: {name!r}={str(given)[:80]}: expected a name, and a number or a word"
+                    f"policy_settings: {shown(name)}={shown(given)}: expected a name, and a number or a word"
                 )
 
     def core_arguments(self, spec: VlmSpec, prefix_tokens: int) -> tuple[Any, ...]:

@@ -20,6 +20,7 @@ from mosaic_edge.models.vlm import Vlm, VlmSpec
 from mosaic_edge.reply import Reply, ReplyStream
 from mosaic_edge.sampling import SamplingParams
 from mosaic_edge.session import Session
+from mosaic_edge.shown import shown
 from mosaic_edge.snapshot import Snapshot
 from mosaic_edge.snapshot_file import opened
 
@@ -121,10 +122,19 @@ class Engine:
         elsewhere bounds what it may take. Raises ValueError naming what differs (model, policy, a setting,
         the format) or that the file is damaged, MemoryCapError and DeviceError as session().
         """
+        _check(config)
         with opened(path) as descriptor:
             saved = Snapshot(descriptor)
             return Session(self.model, saved.config(config, dict(settings)), saved)
 
 
 def _config(config: SessionConfig | None, settings: SessionSettings) -> SessionConfig:
+    _check(config)
     return SessionConfig(**settings) if config is None else replace(config, **settings)
+
+
+def _check(config: object) -> None:
+    if config is not None and not isinstance(config, SessionConfig):
+        raise ValueError(
+            f"config={shown(config)}: expected a SessionConfig, or settings by name (memory=, ...)"
+        )

@@ -12,6 +12,8 @@ import weakref
 from contextlib import suppress
 from pathlib import Path
 
+from mosaic_edge.shown import shown
+
 
 class OutputFile:
     """A text that will stand at `path`. ValueError for a path that is no place for a file, OSError where
@@ -52,11 +54,9 @@ def _remove(aside: Path, process: int) -> None:
 
 def regular(path: str | Path, knob: str) -> Path:
     """`path`, links followed, if a regular file is there or nothing. ValueError names the knob."""
-    text = os.fspath(path)
-    if not text or "\0" in text:
-        raise ValueError(f"{knob}={text!r}: expected the path of a file")
+    text = _text(path, knob, "a file")
     try:
-        real = Path(os.path.realpath(path))
+        real = Path(os.path.realpath(text))
         mode = real.stat().st_mode
     except FileNotFoundError:
         return real
@@ -70,10 +70,8 @@ def regular(path: str | Path, knob: str) -> Path:
 def writable_folder(path: str | Path, knob: str) -> Path:
     """`path` as a folder that files can be made in, which is made if nothing is there. Its errors name
     the knob."""
-    text = os.fspath(path)
-    if not text or "\0" in text:
-        raise ValueError(f"{knob}={text!r}: expected the path of a folder")
-    folder = Path(path)
+    text = _text(path, knob, "a folder")
+    folder = Path(text)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):  # a file system may be read-only, whoever asks
@@ -82,3 +80,11 @@ def writable_folder(path: str | Path, knob: str) -> Path:
         raise ValueError(f"{knob}={text!r}: there is something else than a folder") from None
     except OSError as error:
         raise OSError(error.errno, f"{knob}=: {error.strerror}", text) from None
+
+
+def _text(path: object, knob: str, of: str) -> str:
+    """A path as text; ValueError for what is none."""
+    text = os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else ""
+    if not text or "\0" in text:
+        raise ValueError(f"{knob}={shown(text or path)}: expected the path of {of}")
+    return text

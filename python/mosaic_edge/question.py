@@ -9,9 +9,12 @@ from datetime import timedelta
 from numbers import Real
 from typing import Any
 
+import numpy as np
+
 from mosaic_edge.answer_text import AnswerText
 from mosaic_edge.models.vlm import Vlm
 from mosaic_edge.sampling import SamplingParams
+from mosaic_edge.shown import shown
 
 _FIELD = "{question}"
 
@@ -36,16 +39,16 @@ class Asked:
 def check_arguments(question: Any, since: Any, sampling: Any, **flags: Any) -> None:
     """The arguments of `ask` other than what the model says of the text. ValueError names the one."""
     if not isinstance(question, str):
-        raise ValueError(f"question={_short(question)}: expected text")
+        raise ValueError(f"question={shown(question)}: expected text")
     if any("\ud800" <= character <= "\udfff" for character in question):
         raise ValueError("question: holds half a character (a surrogate), which is no text")
     if since is not None:
         seconds(since, "since")
     if sampling is not None and not isinstance(sampling, SamplingParams):
-        raise ValueError(f"sampling={_short(sampling)}: expected SamplingParams")
+        raise ValueError(f"sampling={shown(sampling)}: expected SamplingParams")
     for name, value in flags.items():
         if not isinstance(value, bool):
-            raise ValueError(f"{name}={_short(value)}: expected True or False")
+            raise ValueError(f"{name}={shown(value)}: expected True or False")
 
 
 def question_tokens(
@@ -115,20 +118,22 @@ def alike(a: Sequence[int], b: Sequence[int]) -> int:
 def seconds(value: Any, name: str) -> float:
     """A time as a plain float: a number, a timedelta, or an array of one without dimensions, which its owner
     may change. ValueError names the argument."""
-    if getattr(value, "shape", None) == () and hasattr(value, "item"):
-        value = value.item()
-    if isinstance(value, timedelta):
-        value = value.total_seconds()
     try:
-        if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value):
-            return float(value)
-    except OverflowError:
+        number = _scalar(value)
+        if isinstance(number, timedelta):
+            number = number.total_seconds()
+        if isinstance(number, Real) and not isinstance(number, bool) and math.isfinite(number):
+            return float(number)
+    except Exception:  # whatever the object raises when it is asked for its number
         pass
-    raise ValueError(f"{name}={_short(value)}: expected seconds, a finite number")
+    raise ValueError(f"{name}={shown(value)}: expected seconds, a finite number")
 
 
-def _short(value: Any) -> str:
-    if isinstance(value, int) and value.bit_length() > 64:
-        return f"a number of {value.bit_length()} bits"
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+def _scalar(value: Any) -> Any:
+    """What an array without dimensions holds. Times of NumPy have units, which item() leaves out of some."""
+    if getattr(value, "shape", None) != () or not hasattr(value, "item"):
+        return value
+    kind = getattr(getattr(value, "dtype", None), "kind", None)
+    if kind == "M" or np.ma.is_masked(value):
+        return None
+    return value / np.timedelta64(1, "s") if kind == "m" else value.item()

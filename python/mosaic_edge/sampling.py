@@ -3,6 +3,7 @@ says."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -12,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mosaic_edge.models.vlm import VlmSpec
+from mosaic_edge.shown import shown
 
 THINKING_TOKENS = 2048
 """Most tokens of an answer and the thought before it."""
 _COLDEST, _HOTTEST = 1e-6, 1e6
-"""Of temperatures: logits divided by less than this are no longer finite, by more all alike."""
+"""Of temperatures and penalties: logits divided by less than this are no longer finite, by more all alike."""
 
 
 @dataclass(frozen=True)
@@ -47,18 +49,22 @@ class SamplingParams:
                 or not isinstance(value, Integral)
                 or not least <= int(value) < 1 << 63
             ):
-                raise ValueError(f"{name}={value!r}: expected a whole number, {expected} or more")
+                raise ValueError(f"{name}={shown(value)}: expected a whole number, {expected} or more")
         for name, fits, expected in (
-            ("temperature", self._fits_temperature, f"0 (greedy), or {_COLDEST:g} to {_HOTTEST:g}"),
+            (
+                "temperature",
+                lambda t: t == 0 or _COLDEST <= t <= _HOTTEST,
+                f"0 (greedy), or {_COLDEST:g} to {_HOTTEST:g}",
+            ),
             ("top_p", lambda p: 0 < p <= 1, "more than 0, at most 1"),
-            ("repetition_penalty", lambda p: 0 < p <= _HOTTEST, f"more than 0, at most {_HOTTEST:g}"),
+            ("repetition_penalty", lambda p: _COLDEST <= p <= _HOTTEST, f"{_COLDEST:g} to {_HOTTEST:g}"),
         ):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Real) or not fits(value):
-                raise ValueError(f"{name}={value!r}: expected {expected}")
+            if isinstance(value, bool) or not isinstance(value, Real) or not fits(_float(value)):
+                raise ValueError(f"{name}={shown(value)}: expected {expected}")
         stop: Any = self.stop
         if not isinstance(stop, tuple | list) or not all(isinstance(s, str) and s for s in stop):
-            raise ValueError(f"stop={stop!r}: expected texts, none of them empty")
+            raise ValueError(f"stop={shown(stop)}: expected texts, none of them empty")
         object.__setattr__(self, "stop", tuple(stop))
 
     @classmethod
@@ -68,9 +74,13 @@ class SamplingParams:
         most = {"max_tokens": THINKING_TOKENS} if spec.thinks else {}
         return cls(**{**most, **spec.sampling, **changes})
 
-    @staticmethod
-    def _fits_temperature(value: Any) -> bool:
-        return bool(value == 0 or _COLDEST <= value <= _HOTTEST)
+
+def _float(value: Real) -> float:
+    """NaN for what no float is near."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.nan
 
 
 class Sampler:
@@ -103,13 +113,15 @@ class Sampler:
         p = self.params
         if p.temperature == 0:
             return int(np.argmax(logits))
-        scaled = logits.astype(np.float64) / p.temperature
+        scaled = logits.astype(np.float64) / float(p.temperature)
         order = np.argsort(-scaled, kind="stable")
         if p.top_k:
-            order = order[: p.top_k]
+            order = order[: int(p.top_k)]
         weights = np.exp(scaled[order] - scaled[order[0]])
         weights /= weights.sum()
+        if not np.isfinite(weights).all():
+            raise ValueError("logits: the model gives numbers that are not finite, of which nothing is drawn")
         if p.top_p < 1:  # the smallest set that reaches top_p, the most likely token always in it
-            keep = int(np.searchsorted(np.cumsum(weights), p.top_p)) + 1
+            keep = int(np.searchsorted(np.cumsum(weights), float(p.top_p))) + 1
             order, weights = order[:keep], weights[:keep] / weights[:keep].sum()
         return int(self._random.choice(order, p=weights))

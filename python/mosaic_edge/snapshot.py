@@ -20,6 +20,7 @@ import numpy as np
 from mosaic_edge import __version__, _core
 from mosaic_edge.config import SessionConfig
 from mosaic_edge.models.vlm import Vlm
+from mosaic_edge.shown import shown
 
 _TAG = "SESS"
 _MOST_BYTES = 1 << 20
@@ -80,6 +81,7 @@ class Snapshot:
 
 def begin(descriptor: int, model: Vlm, config: SessionConfig, stream: dict[str, Any], note: Any) -> Any:
     """A _core.SnapshotWriter that has written what the session is, and the caller's note."""
+    _check_note(note)
     said = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in _ELSEWHERE}
     if not isinstance(config.policy, str):
         said["policy"] = None
@@ -97,6 +99,15 @@ def begin(descriptor: int, model: Vlm, config: SessionConfig, stream: dict[str, 
     writer: Any = _core.SnapshotWriter(descriptor)
     writer.add(_TAG, data)
     return writer
+
+
+def _check_note(note: Any) -> None:
+    """ValueError where it does not come back as it went."""
+    try:
+        json.loads(json.dumps(note, default=_plain))
+    except Exception as error:  # also what an object in it raises
+        why = " ".join(str(error).split())[:100]
+        raise ValueError(f"note=: expected plain data, as JSON has it ({why})") from None
 
 
 def piped(save: Callable[[int], None], restore: Callable[[Snapshot], _Restored]) -> _Restored:
@@ -142,13 +153,8 @@ def identity(model: Vlm) -> dict[str, Any]:
 def _same(name: str, in_file: Any, here: Any, knob: str) -> None:
     if in_file != here:
         raise ValueError(
-            f"snapshot: {name} is {_short(in_file)} in the file and {_short(here)} here. Change {knob}"
+            f"snapshot: {name} is {shown(in_file)} in the file and {shown(here)} here. Change {knob}"
         )
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _plain(value: Any) -> Any:
@@ -156,4 +162,4 @@ def _plain(value: Any) -> Any:
     number = value.item() if hasattr(value, "item") else None
     if isinstance(number, bool | int | float) and math.isfinite(number):
         return number
-    raise TypeError(f"a setting of type {type(value).__name__} cannot be saved")
+    raise TypeError(f"a value of type {type(value).__name__} cannot be saved")

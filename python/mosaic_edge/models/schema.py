@@ -204,7 +204,7 @@ _SAMPLING: Table = {
     "temperature": number(-1e-9, 1e6),
     "top_k": whole(0, 1 << 31),
     "top_p": number(0, 1),
-    "repetition_penalty": number(0, 1e6),
+    "repetition_penalty": number(1e-6, 1e6),
 }
 TABLES: Mapping[str, Table] = {
     "config.json": _CONFIG,

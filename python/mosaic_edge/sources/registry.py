@@ -81,7 +81,11 @@ def open_source(
     schemes = known_schemes()
     if is_held(where):
         return _named("file", schemes)(where, fps, start, end)
-    path = os.fspath(where)  # type: ignore[arg-type]
+    if not isinstance(where, str | os.PathLike):
+        raise ValueError(
+            f"source: got a {type(where).__name__}, expected a path, a URL, or a file open or in bytes"
+        )
+    path = os.fspath(where)
     name = scheme_of(path)
     if name not in schemes and name not in FILE_SCHEMES:
         raise ValueError(f"source={path!r}: expected a path or one of {', '.join(schemes)}://")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import stat
+from numbers import Real
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -68,14 +69,27 @@ def check_there(where: Where) -> None:
         raise SourceError(path, None, error.strerror or str(error)) from error
 
 
-def check_window(fps: float | None, start: float = 0.0, end: float | None = None) -> None:
+def check_window(fps: Any, start: Any = 0.0, end: Any = None) -> None:
     """ValueError, naming it, for what is no rate, or no stretch of time."""
-    if fps is not None and not 0 < fps < math.inf:
-        raise ValueError(f"fps: got {fps}, expected a positive number or None for every frame")
-    if not 0 <= start < math.inf:
-        raise ValueError(f"start: got {start}, expected seconds from 0 on")
-    if end is not None and not end > start:
-        raise ValueError(f"end: got {end}, expected more than start={start}")
+    if fps is not None and not 0 < _number(fps) < math.inf:
+        raise ValueError(f"fps: got {_shown(fps)}, expected a positive number or None for every frame")
+    if not 0 <= _number(start) < math.inf:
+        raise ValueError(f"start: got {_shown(start)}, expected seconds from 0 on")
+    if end is not None and not _number(end) > start:
+        raise ValueError(f"end: got {_shown(end)}, expected more than start={start}")
+
+
+def _number(value: Any) -> float:
+    """NaN for what is none, or past what a float holds."""
+    try:
+        return float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        return math.nan
+
+
+def _shown(value: Any) -> str:
+    long = isinstance(value, int) and value.bit_length() > 64  # Python does not write every int out
+    return f"a number of {value.bit_length()} bits" if long else f"{value!r:.60}"
 
 
 def _seekable(file: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import Any, get_type_hints
 
+import numpy as np
 import pytest
 
 from mosaic_edge import Engine
@@ -118,7 +119,14 @@ def test_a_model_without_mrope_has_no_sections() -> None:
         ("policy_settings", None),
         ("policy_settings", {1: 1}),
         ("policy_settings", {"frames": None}),
+        ("policy_settings", {"frames": 10**5000}),
+        ("window_frames", 10**5000),
+        ("skip_alike", 10**5000),
+        ("summaries", np.array([True, False])),
+        ("exact", "fp16\0"),
+        ("policy", "\udcff"),
     ],
+    ids=lambda value: value if isinstance(value, str) and value.isprintable() else type(value).__name__,
 )
 def test_a_field_of_the_wrong_kind_is_refused_by_name(knob: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"^{knob}"):
@@ -126,8 +134,9 @@ def test_a_field_of_the_wrong_kind_is_refused_by_name(knob: str, value: object) 
 
 
 def test_no_size_is_beyond_what_the_core_counts() -> None:
-    with pytest.raises(ValueError, match=r"memory=.*less than"):
-        parse_bytes("99999999999GiB")
+    for size in ("99999999999GiB", 10**5000):
+        with pytest.raises(ValueError, match=r"memory=.*less than"):
+            parse_bytes(size)
 
 
 def test_the_keywords_an_editor_completes_are_the_fields_of_the_config() -> None:

@@ -6,6 +6,7 @@ import decimal
 import json
 import math
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,18 @@ def test_every_argument_of_ask_is_checked_before_the_question_opens(
     with pytest.raises(ValueError, match=name):
         session.ask(**{"question": QUESTION, **arguments})
     goes_on(session, before)
+
+
+class Raising:
+    """A number, as far as one can see; asked for it, or for what it is, it raises."""
+
+    shape = ()
+
+    def item(self) -> float:
+        raise RuntimeError("no number")
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no text")
 
 
 class Broken:
@@ -158,6 +171,12 @@ def test_a_sampler_that_fails_leaves_no_question_open(
         True,
         decimal.Decimal(9),
         np.datetime64("2026-01-01"),
+        np.datetime64(5, "ns"),
+        np.timedelta64(5, "M"),
+        np.timedelta64("NaT", "ns"),
+        np.ma.masked,
+        Fraction(10**5000),
+        Raising(),
         1e300,
         -1e300,
     ],
@@ -208,6 +227,9 @@ def test_a_time_in_an_array_is_copied(session: Session) -> None:
         {"temperature": "x"},
         {"temperature": -1},
         {"temperature": None},
+        {"temperature": Fraction(10**5000)},
+        {"max_tokens": 10**5000},
+        {"repetition_penalty": 1e-45},
         {"top_k": 1.5},
         {"top_k": -1},
         {"top_p": math.nan},
@@ -217,7 +239,7 @@ def test_a_time_in_an_array_is_copied(session: Session) -> None:
         {"seed": "x"},
         {"seed": None},
     ],
-    ids=str,
+    ids=lambda settings: next(iter(settings)),
 )
 def test_sampling_that_cannot_be_drawn_by_is_refused_by_its_name(settings: dict[str, Any]) -> None:
     (name,) = settings
@@ -331,3 +353,61 @@ def test_a_frame_that_is_no_array_is_refused_whatever_it_raises(session: Session
     with pytest.raises(ValueError, match=r"frame: cannot be read as an array .torn"):
         session.append(Torn(), 7.0)  # type: ignore[arg-type]
     goes_on(session, before)
+
+
+def circle() -> list[Any]:
+    """A list that holds itself."""
+    one: list[Any] = []
+    one.append(one)
+    return one
+
+
+@pytest.mark.parametrize("note", [{1}, object(), b"x", {(1, 2): 3}, circle(), 10**5000, Raising()], ids=type)
+def test_a_note_that_would_not_come_back_is_refused_by_name_and_writes_nothing(
+    session: Session, note: Any, tmp_path: Path
+) -> None:
+    before = session.memory()
+    with pytest.raises(ValueError, match=r"^note="):
+        session.save(tmp_path / "saved", note)
+    assert not list(tmp_path.iterdir())
+    goes_on(session, before)
+
+
+@pytest.mark.parametrize("path", [3, None, "", b"", 3.5, ["a"]], ids=str)
+def test_a_path_that_is_none_is_refused_by_name(session: Session, path: Any) -> None:
+    for call in (session.save, Engine(NumpyVlm()).restore):
+        with pytest.raises(ValueError, match=r"^path="):
+            call(path)
+
+
+def test_a_path_in_bytes_is_the_path_it_spells(session: Session, tmp_path: Path) -> None:
+    session.save(bytes(tmp_path / "saved"))  # type: ignore[arg-type]
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+
+
+@pytest.mark.parametrize("config", ["1MiB", {"memory": 1}, 3], ids=str)
+def test_a_config_that_is_none_is_refused_by_name(config: Any, tmp_path: Path) -> None:
+    engine = Engine(NumpyVlm())
+    for call in (engine.session, engine.plan, lambda given: engine.restore(tmp_path / "none", given)):
+        with pytest.raises(ValueError, match=r"^config="):
+            call(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [("fps", "2"), ("fps", True), ("fps", 10**5000), ("start", "1"), ("start", None), ("end", b"1")],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_a_rate_or_a_stretch_that_is_no_number_is_refused_by_name(
+    session: Session, name: str, given: Any
+) -> None:
+    before = session.memory()
+    with pytest.raises(ValueError, match=rf"^{name}: "):
+        session.append_video(b"no video", **{name: given})
+    goes_on(session, before)
+
+
+@pytest.mark.parametrize("where", [None, 3, 2.5, ["a.mp4"]], ids=str)
+def test_a_source_that_is_none_is_refused_by_name(session: Session, where: Any) -> None:
+    with pytest.raises(ValueError, match=r"^source: "):
+        session.append_video(where)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,20 @@ def test_the_same_seed_draws_the_same_tokens_and_another_does_not() -> None:
 def test_huge_logits_do_not_overflow() -> None:
     seen = frequencies(SamplingParams(temperature=0.01), np.array([1e4, -1e4, 9.9e3], np.float32), draws=50)
     assert seen[0] == 1
+
+
+def test_numbers_of_any_kind_that_are_whole_or_real_draw_as_their_floats() -> None:
+    def draw(temperature: Any, top_p: Any, top_k: Any) -> list[int]:
+        sampler = Sampler(SamplingParams(temperature=temperature, top_p=top_p, top_k=top_k))
+        return [sampler.next(LOGITS) for _ in range(60)]
+
+    assert draw(Fraction(1, 2), Fraction(3, 4), np.uint8(3)) == draw(0.5, 0.75, 3)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_model_that_gives_no_numbers_is_named_where_one_is_drawn(bad: float) -> None:
+    with pytest.raises(ValueError, match="logits: "), np.errstate(invalid="ignore"):
+        Sampler(SamplingParams(temperature=1.0)).next(np.array([0.0, bad, 1.0], np.float32))
 
 
 @pytest.mark.parametrize(
