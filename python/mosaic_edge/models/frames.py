@@ -62,7 +62,7 @@ class FrameRules:
             size if isinstance(size, int) else size.get("shortest_edge", 0) if isinstance(size, dict) else 0
         )
         cropped = images.get("do_center_crop", False) and resample is not None
-        squared = "max_image_size" in images and isinstance(size, dict) and resample is not None
+        longest = size.get("longest_edge") if isinstance(size, dict) and resample is not None else None
         return cls(
             mean=(0.0, 0.0, 0.0) if plain else triple(said.get("image_mean", 0.5)),
             std=(1.0, 1.0, 1.0) if plain else triple(said.get("image_std", 0.5)),
@@ -70,7 +70,7 @@ class FrameRules:
             resample=resample,
             resize=images.get("do_resize", True) is not False,
             shortest_edge=int(short) if cropped else 0,
-            longest_edge=min(int(size.get("longest_edge") or 0), _MOST_SIDE) if squared else 0,
+            longest_edge=min(int(longest or 0), _MOST_SIDE) if "max_image_size" in images else 0,
         )
 
     def image(self, frame: FrameArray, height: int, width: int) -> FloatArray:
@@ -88,7 +88,8 @@ class FrameRules:
         if self.resample is None:
             return resize_area(frame, height, width)
         if self.longest_edge:
-            frame = resize_pillow(frame, *_lengthened(*frame.shape[:2], self.longest_edge), self.resample)
+            tall, wide = _lengthened(frame.shape[0], frame.shape[1], self.longest_edge)
+            frame = resize_pillow(frame, tall, wide, self.resample)
         if not self.shortest_edge:
             return resize_pillow(frame, height, width, self.resample)
         short = min(frame.shape[:2])
