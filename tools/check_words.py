@@ -75,7 +75,7 @@ SENSES = {
         "a time of the stream that an answer read",
         (
             "cpp/runtime/evidence.h", "cpp/bindings/memory*", "python/mosaic_edge/evidence.py",
-            "python/mosaic_edge/reply.py", "python/mosaic_edge/session.py",
+            "python/mosaic_edge/reply.py", "python/mosaic_edge/answering.py",
             "python/mosaic_edge/evaluation/*",
         ),
     ),
