@@ -176,7 +176,7 @@ class SessionConfig:
                 good, expected = good and abs(value) < 1e300, "a finite number"
             elif item.type in ("str", "str | None"):
                 good = "\0" not in value if isinstance(value, str) else value is None and item.type != "str"
-                expected = "text"
+                expected = "text without a zero byte"
             else:
                 continue
             if not good:

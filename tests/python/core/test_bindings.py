@@ -47,6 +47,16 @@ def with_question() -> _core.KvMemory:
     return made
 
 
+def with_text() -> _core.KvMemory:
+    """A question's tokens were read."""
+    made = with_question()
+    made.begin_text(TOKENS)
+    for layer in range(2):
+        made.attend(layer, *layer_arrays())
+    made.commit()
+    return made
+
+
 def with_clusters() -> _core.KvMemory:
     made = memory()
     for number in range(6):
@@ -115,6 +125,7 @@ RIGHT: dict[str, Right] = {
     "KvMemory.open_question": (memory, [0.0]),
     "KvMemory.plan": (memory, []),
     "KvMemory.stats": (memory, []),
+    "KvMemory.rewind_question": (with_text, [1]),
     "KvMemory.save": (memory, [writer()]),
     "SnapshotWriter": (lambda: None, [NOWHERE]),
     "SnapshotWriter.add": (writer, ["TEXT", b"x"]),

@@ -96,7 +96,7 @@ def test_a_folder_in_ram_that_was_asked_for_is_taken_with_a_warning(mounts: Path
 
 
 def test_a_folder_whose_name_no_path_can_have_opens_no_other(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="spill_dir= holds a zero byte"):
+    with pytest.raises(ValueError, match=r"spill_dir=.*: expected text without a zero byte"):
         Engine(NumpyVlm()).session(
             memory="1MiB", disk="4MiB", policy="rekv", kernel_threads=1, spill_dir=f"{tmp_path}\0/no"
         )
