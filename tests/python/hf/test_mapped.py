@@ -4,10 +4,14 @@ left behind."""
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import transformers
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from checked_models import write_llava
 from fixtures_hf import FAMILIES, write_checkpoint
@@ -80,20 +84,64 @@ def test_no_page_of_what_was_converted_stays(
     assert resident(folder) < size / 4
 
 
+class LargestFloats(TorchDispatchMode):
+    """Of the tensors of floats that are made while it is on, the numbers of the largest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        plain = (torch.Tensor, torch.nn.Parameter)
+        made = func(*args, **(kwargs or {}))
+        given = [x for x in tree_leaves((args, kwargs)) if type(x) in plain]
+        here = {x.untyped_storage().data_ptr() for x in given}  # what shares it is a view
+        for x in tree_leaves(made):
+            if type(x) in plain and x.is_floating_point() and x.untyped_storage().data_ptr() not in here:
+                self.numbers = max(self.numbers, x.numel())
+        return made
+
+
+def quantised(linear: torch.nn.Linear, how: str) -> torch.nn.Module:
+    """What becomes of a decoder's layer."""
+    layer = torch.nn.Sequential(linear)
+    decoder = SimpleNamespace(layers=[layer])
+    whole = SimpleNamespace(model=SimpleNamespace(language_model=decoder))
+    weight_only.quantise(whole, how, MappedWeights(layer, "cpu", None))
+    return layer[0]
+
+
 @pytest.mark.parametrize("how", ["int8", "int4"])
-def test_weights_that_are_quantised_by_rows_are_those_that_are_at_once(
-    how: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_more_than_a_part_of_the_weights_is_floats_again(how: str) -> None:
+    linear = torch.nn.Linear(1024, 1536, bias=False, dtype=torch.bfloat16)
+    x = torch.ones(3, 1024, dtype=torch.bfloat16)
+    with torch.inference_mode(), LargestFloats() as seen:
+        quantised(linear, how)(x)
+    assert 1024 < seen.numbers <= 1024 * 1024
+
+
+@pytest.mark.parametrize("how", ["int8", "int4"])
+def test_weights_are_rounded_as_by_torchao(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from torchao import quantization as ao
 
-    monkeypatch.setattr(weight_only, "_BLOCK", 7 * 64)
+    for most in ("_ROUNDED_AT_ONCE", "_MULTIPLIED_AT_ONCE"):
+        monkeypatch.setattr(weight_only, most, 7 * 64)
     torch.manual_seed(3)
-    whole = torch.nn.Linear(64, 45, dtype=torch.bfloat16)
-    weight = whole.weight.data.clone()
-    config = weight_only._config(ao, how, weight)
-    made = weight_only._by_rows(ao, config, weight, MappedWeights(whole, "cpu", None))
-    ao.quantize_(whole, config)
-    assert made is not None and made.shape == whole.weight.shape
-    assert torch.equal(made.dequantize(), whole.weight.data.dequantize())
-    x = torch.randn(5, 64, dtype=torch.bfloat16)
-    assert torch.equal(torch.nn.functional.linear(x, made, whole.bias), whole(x))
+    linear = torch.nn.Linear(64, 45)
+    linear.weight.data[11] = 0
+    made = quantised(linear, how)
+    theirs = ao.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=ao.PerGroup(32))
+    ao.quantize_(linear, ao.Int8WeightOnlyConfig() if how == "int8" else theirs)
+    numbers = linear.weight.dequantize().double()
+    x = torch.randn(2, 5, 64)
+    expected = x.double() @ numbers.T + linear.bias.double()
+    assert torch.allclose(made(x).double(), expected, rtol=1e-5, atol=1e-5)
+    assert made(x).dtype == torch.float32 and not torch.equal(numbers[10], numbers[11])
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_weight_that_is_no_number_is_not_rounded_to_one(broken: float) -> None:
+    linear = torch.nn.Linear(64, 8)
+    linear.weight.data[2, 5] = broken
+    made = quantised(linear, "int8")(torch.ones(64))
+    assert made.isfinite().tolist() == [i != 2 for i in range(8)]

@@ -84,7 +84,7 @@ class HfVlm:
         """Open a checkpoint directory.
 
         dtype: "fp32", "fp16", "bf16"; by default the checkpoint's (fp32 for fp16 on a CPU). device: "cpu",
-        "cuda", ...; by default a GPU if there is one. quantization: "int4", "int8" (torchao).
+        "cuda", ...; by default a GPU if there is one. quantization: "int4", "int8".
         tokens_per_frame: a picture's most tokens, where the family can resize (Qwen-VL; 196 by default,
         "native": as many as its processor allows). system: a system prompt. Raises
         ModelError naming file and cause.

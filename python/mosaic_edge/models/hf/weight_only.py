@@ -1,7 +1,8 @@
-"""Weights of a decoder quantised as it is loaded, by torchao; activations stay as they are."""
+"""Weights of a decoder rounded to 4 or 8 bits as it is loaded; activations stay as they are."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,60 +12,85 @@ from mosaic_edge.models.vlm import ModelError
 
 _GROUP = 32
 """Inputs that share a scale, in 4 bits."""
-_BLOCK = 1 << 18
-"""Numbers that are quantised at a time."""
+_ROUNDED_AT_ONCE = 1 << 18
+_MULTIPLIED_AT_ONCE = 1 << 19
+"""Weights that are held as floats at a time: of a large layer all of them would take more than the layer."""
+
+
+class RoundedLinear(torch.nn.Module):
+    """A linear layer with a byte a weight, and a scale for each group of inputs of an output."""
+
+    def __init__(self, layer: torch.nn.Linear, bits: int, group: int) -> None:
+        """bits: of a weight. group: inputs that share a scale."""
+        super().__init__()
+        weight, most = layer.weight.data, 1 << (bits - 1)
+        numbers = torch.empty_like(weight, dtype=torch.int8)
+        scale = weight.new_empty(len(weight), weight.shape[1] // group)
+        for rows in _blocks(weight, _ROUNDED_AT_ONCE):
+            floats = weight[rows].float().unflatten(1, (-1, group))
+            scale[rows] = floats.abs().amax(-1) / (most - 0.5)
+            step = scale[rows].float()[..., None]
+            # NaN and infinity stay in the scale, and so in what it gives.
+            steps = floats * (1.0 / step.where(step != 0, 1.0))
+            steps.round_().clamp_(-most, most - 1)
+            numbers[rows] = steps.flatten(1).to(torch.int8)
+        self.numbers = torch.nn.Parameter(numbers, requires_grad=False)
+        self.scale = torch.nn.Parameter(scale, requires_grad=False)
+        self.bias = layer.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., in] -> [..., out]."""
+        blocks = _blocks(self.numbers, _MULTIPLIED_AT_ONCE)
+        made = torch.cat([self._product(x, rows) for rows in blocks], dim=-1)
+        return made if self.bias is None else made + self.bias
+
+    def _product(self, x: torch.Tensor, rows: slice) -> torch.Tensor:
+        floats, scale = self.numbers[rows].to(x.dtype), self.scale[rows]
+        if scale.shape[1] == 1:
+            return torch.nn.functional.linear(x, floats) * scale[:, 0]
+        floats.unflatten(1, (scale.shape[1], -1)).mul_(scale[..., None])
+        return torch.nn.functional.linear(x, floats)
 
 
 def quantise(model: Any, how: str, weights: MappedWeights) -> None:
     """Weights of the decoder's linear layers in 4 or 8 bits, one by one. Vision tower and head stay.
 
-    int8: one scale an output channel. int4: groups of 32 inputs; on a GPU in bfloat16 four bits a weight,
-    elsewhere torchao holds each in a byte: the rounding is int4's, the memory int8's.
+    int8: one scale an output channel. int4: groups of 32 inputs. On a GPU by torchao, int4 in four bits a
+    weight where it is in bfloat16; elsewhere in a byte: the rounding is int4's, the memory int8's.
     """
+    for layer in (getattr(model.model, "text_model", None) or model.model.language_model).layers:
+        for name in [name for name, module in layer.named_modules() if isinstance(module, torch.nn.Linear)]:
+            module = layer.get_submodule(name)
+            if how == "int4" and module.in_features % _GROUP:
+                continue
+            weights.settle(module)  # one at a time: nothing else of the model is held twice
+            before = module.weight.data
+            if before.is_cuda:
+                _by_torchao(module, how)
+            else:
+                rule = (8, module.in_features) if how == "int8" else (4, _GROUP)
+                layer.set_submodule(name, RoundedLinear(module, *rule))
+            weights.let_go(before)
+            del module, before
+            weights.tidy()
+
+
+def _by_torchao(module: torch.nn.Linear, how: str) -> None:
     try:
         from torchao import quantization as ao
     except ImportError:
         raise ModelError(f"quantization={how!r} needs torchao: pip install 'mosaic_edge[hf]'") from None
-
-    for layer in (getattr(model.model, "text_model", None) or model.model.language_model).layers:
-        for module in layer.modules():
-            if not isinstance(module, torch.nn.Linear) or (how == "int4" and module.in_features % _GROUP):
-                continue
-            weights.settle(module)  # one at a time: nothing else of the model is held twice
-            before = module.weight.data
-            config = _config(ao, how, before)
-            made = None if before.is_cuda else _by_rows(ao, config, before, weights)
-            if made is None:
-                ao.quantize_(module, config, filter_fn=lambda *_: True)
-            else:
-                module.weight = torch.nn.Parameter(made, requires_grad=False)
-            del made
-            weights.let_go(before)
-            weights.tidy()
-
-
-def _by_rows(ao: Any, config: Any, weight: torch.Tensor, weights: MappedWeights) -> torch.Tensor | None:
-    """A weight quantised some rows at a time: torchao calculates with six times what it is given, and no row
-    has to do with another. None where its tensors are not made of rows (before 0.14)."""
-    made: list[Any] = []
-    for rows in weight.split(max(1, _BLOCK // weight.shape[1])):
-        part = torch.nn.Linear(weight.shape[1], len(rows), bias=False, device="meta")
-        part.weight = torch.nn.Parameter(rows, requires_grad=False)
-        ao.quantize_(part, config, filter_fn=lambda *_: True)
-        made.append(part.weight.data)
-        names, context = made[-1].__tensor_flatten__()
-        inner = [getattr(made[-1], name) for name in names]
-        if any(type(x) is not torch.Tensor or len(x) != len(rows) for x in inner):
-            return None
-    weights.let_go(weight)
-    joined = {name: torch.cat([getattr(block, name) for block in made]) for name in names}
-    whole: torch.Tensor = type(made[0]).__tensor_unflatten__(joined, context, weight.shape, weight.stride())
-    return whole
-
-
-def _config(ao: Any, how: str, weight: torch.Tensor) -> Any:
+    config: Any
     if how == "int8":
-        return ao.Int8WeightOnlyConfig()
-    if weight.is_cuda and weight.dtype == torch.bfloat16:
-        return ao.Int4WeightOnlyConfig(group_size=_GROUP, int4_packing_format="tile_packed_to_4d")
-    return ao.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=ao.PerGroup(_GROUP))
+        config = ao.Int8WeightOnlyConfig()
+    elif module.weight.dtype == torch.bfloat16:
+        config = ao.Int4WeightOnlyConfig(group_size=_GROUP, int4_packing_format="tile_packed_to_4d")
+    else:
+        config = ao.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=ao.PerGroup(_GROUP))
+    ao.quantize_(module, config, filter_fn=lambda *_: True)
+
+
+def _blocks(weight: torch.Tensor, most: int) -> Iterator[slice]:
+    """Rows that hold so many numbers at most, or one row."""
+    rows = max(1, most // weight.shape[1])
+    return (slice(first, first + rows) for first in range(0, len(weight), rows))
