@@ -113,27 +113,31 @@ def _check_note(note: Any) -> None:
 def piped(save: Callable[[int], None], restore: Callable[[Snapshot], _Restored]) -> _Restored:
     """What restore() makes of what save() writes meanwhile, in a thread, through a pipe."""
     reads, writes = os.pipe()
+    # Files, which close when they are forgotten: where an interrupt comes in between, the thread must not
+    # write into a pipe for ever, with the session's lock in its hand.
+    source, sink = os.fdopen(reads, "rb", buffering=0), os.fdopen(writes, "wb", buffering=0)
     failed: list[BaseException] = []
 
     def write() -> None:
         try:
-            save(writes)
+            save(sink.fileno())
         except BaseException as error:
             failed.append(error)
         finally:
-            os.close(writes)  # the end, for the reader: what failed is known by then
+            sink.close()  # the end, for the reader: what failed is known by then
 
     thread = threading.Thread(target=write, name="mosaic-fork", daemon=True)
-    thread.start()
     try:
-        return restore(Snapshot(reads))
+        thread.start()
+        return restore(Snapshot(source.fileno()))
     except BaseException:
         if failed:  # else the reader's own trouble, which the writer is about to hear of
             raise failed[0] from None
         raise
     finally:
-        os.close(reads)
-        thread.join()
+        source.close()
+        if thread.is_alive():
+            thread.join()
 
 
 def identity(model: Vlm) -> dict[str, Any]:

@@ -91,13 +91,17 @@ def test_an_interrupt_anywhere_in_append_or_ask_leaves_a_session_that_works(sess
     assert met > PLACES // 3
 
 
-def interrupted_at_opcode(work: Callable[[], object], at: int, files: tuple[str, ...]) -> bool:
-    """Run `work`, interrupted before the opcode number `at` of those files; whether it got so far."""
+def interrupted_at_opcode(
+    work: Callable[[], object], at: int, files: tuple[str, ...], function: str | None = None
+) -> bool:
+    """Run `work`, interrupted before the opcode number `at` of those files, or of one function in them;
+    whether it got so far."""
     opcodes = 0
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:
         nonlocal opcodes
-        if not frame.f_code.co_filename.endswith(files):
+        code = frame.f_code
+        if not code.co_filename.endswith(files) or function not in (None, code.co_name):
             return None
         frame.f_trace_opcodes = True
         opcodes += event == "opcode"
@@ -135,3 +139,16 @@ def test_an_interrupt_anywhere_in_opening_or_closing_a_traced_session_leaves_no_
         if not met:
             break
     assert at > 20
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # where a file is forgotten
+def test_an_interrupt_anywhere_in_a_fork_leaves_no_thread_that_holds_the_session() -> None:
+    with Engine(NumpyVlm()).session(memory="4MiB", policy="full", kernel_threads=1) as session:
+        for i in range(150):  # more than a pipe holds
+            session.append(picture(i % 24), float(i))
+        for at in range(1, 1000):
+            met = interrupted_at_opcode(lambda: session.fork().close(), at, ("snapshot.py",), "piped")
+            works_on(session, 1000.0 + at)
+            if not met:
+                break
+        assert at > 20
