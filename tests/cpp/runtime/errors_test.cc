@@ -356,7 +356,9 @@ TEST_CASE("an answer that was rewound goes on behind what is left, as if the res
 }
 
 TEST_CASE("what cannot be rewound is refused by name, and the question goes on") {
-  PlayedStream stream(small_config());
+  MemoryConfig config = small_config();
+  config.window_codec = CodecId::kFp16;
+  PlayedStream stream(config);
   for (int i = 0; i < 3; ++i) stream.frame(16);
   CHECK(says(message_of([&] { stream.memory->rewind_question(1); }), "no question"));
   stream.open_question();
