@@ -1,7 +1,7 @@
 // Ranges: what a device's profiler shows around its kernels - frame, question, token, copy. A backend that has such a profiler
 // says once where they go (NVTX); where none has, a range costs one branch. Those of one thread lie in each other, and none is
-// closed twice: a KvMemory's block opens one when it begins, and closes it when it is filed or refused. What --trace shows is
-// core/trace.h's.
+// closed twice: a KvMemory's block opens one when it begins, and closes it when it is filed or refused, or goes with its memory.
+// What --trace shows is core/trace.h's.
 #pragma once
 
 #include <atomic>

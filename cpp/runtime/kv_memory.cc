@@ -40,6 +40,11 @@ KvMemory::KvMemory(const MemoryConfig& config, std::unique_ptr<Policy> policy, B
   from != nullptr ? restore(*from) : note_stats();
 }
 
+// A block that is open goes with it.
+KvMemory::~KvMemory() {
+  if (block_ != BlockKind::kNone) ranges::close();
+}
+
 void KvMemory::begin(BlockKind kind, int tokens) {
   if (block_ != BlockKind::kNone) throw InvalidInput("KvMemory: a block is open; commit() or abort() it first.");
   on_device([&] { wait_for_tables(); });

@@ -77,6 +77,7 @@ class KvMemory {
   // begins empty. Throws as save()'s reader does, and then there is no memory.
   KvMemory(const MemoryConfig& config, std::unique_ptr<Policy> policy, Backend backend, SpillIo* io = nullptr,
            SnapshotReader* from = nullptr);
+  ~KvMemory();
 
   void begin_frame(const FrameInfo& frame);
   // Of a question's tokens the first `lead` and the last `trail` are its template's.

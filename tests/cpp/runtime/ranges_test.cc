@@ -92,3 +92,22 @@ TEST_CASE("a block that is refused or given up closes its range once") {
   CHECK(depth == 0);
   CHECK_FALSE(closed_too_often);
 }
+
+TEST_CASE("a memory that goes with a block open closes its range, and one without closes none") {
+  MemoryConfig config = mosaic::testing::small_config(340 << 10);
+  config.model.frame_tokens = 32;
+  const Profiled profiled;
+  {
+    PlayedStream stream(config, "mosaic");
+    stream.frame(32);
+    stream.begin_frame(32);
+    stream.attend_layers(1);
+    CHECK(depth == 1);
+  }
+  CHECK(depth == 0);
+  {
+    const PlayedStream idle(config, "mosaic");
+  }
+  CHECK(depth == 0);
+  CHECK_FALSE(closed_too_often);
+}
