@@ -23,6 +23,7 @@ from mosaic_edge.pictures import as_rgb
 from mosaic_edge.question import asked_of, check_arguments, seconds
 from mosaic_edge.reply import Reply, ReplyStream
 from mosaic_edge.sampling import Sampler, SamplingParams
+from mosaic_edge.shown import shown
 from mosaic_edge.snapshot import Snapshot, begin, piped
 from mosaic_edge.snapshot_file import replaced
 from mosaic_edge.stream_state import StreamState
@@ -164,10 +165,14 @@ class Session:
         )
 
     def append_frames(self, source: FrameSource, progress: Callable[[float, int], None] | None = None) -> int:
-        """Stream what gives frames, and close it; as append_video does."""
+        """Stream what gives frames, and close it; as append_video does. ValueError for what gives none."""
+        if not hasattr(source, "__iter__") or not hasattr(source, "close"):
+            raise ValueError(f"source={shown(source)}: expected a FrameSource, of Frames, with close()")
         count, shift = 0, 0.0
         with closing(source):
             for frame in source:
+                if not hasattr(frame, "image") or not hasattr(frame, "pts"):
+                    raise ValueError(f"source: gave {shown(frame)}; expected a Frame, with image and pts")
                 if not count:
                     shift = self.shift_of(frame.pts)
                 pts = frame.pts + shift

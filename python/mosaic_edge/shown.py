@@ -8,12 +8,12 @@ _MOST = 80
 
 
 def shown(value: Any) -> str:
-    """Short, and text whatever `value` is: an int may have more digits than Python writes out, and repr() of
+    """A short line whatever `value` is: an int may have more digits than Python writes out, and repr() of
     an object raises what it likes."""
     if isinstance(value, int) and value.bit_length() > 64:
         return f"a number of {value.bit_length()} bits"
     try:
-        text = repr(value)
+        text = " ".join(repr(value).split())
     except Exception:
         return f"one {type(value).__name__}"
     return text if len(text) <= _MOST else f"{text[: _MOST - 3]}..."

@@ -162,6 +162,15 @@ def test_sources_of_two_clocks_are_one_stream_however_far_they_are_from_each_oth
     assert len(times) == 3 * len(clocks)
 
 
+@pytest.mark.parametrize("source", [None, 3, "a.mp4", [picture(1)], picture(1), iter([picture(1)])])
+def test_what_gives_no_frames_is_refused_by_name(session: Session, source: Any) -> None:
+    with pytest.raises(ValueError, match=r"source=.*: expected a FrameSource"):
+        session.append_frames(source)
+    with pytest.raises(ValueError, match=r"source: gave .*; expected a Frame"):
+        session.append_frames(x for x in [source])  # type: ignore[misc]
+    assert session.memory()["frames"] == 0
+
+
 def test_a_second_file_that_is_none_leaves_the_session_as_it_was(
     session: Session, make_video: MakeVideo, tmp_path: Path
 ) -> None:
