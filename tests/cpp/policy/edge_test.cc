@@ -361,8 +361,10 @@ TEST_CASE("what is on disk and not read counts with its attention and its mean v
       config.disk_bytes = 64 << 20;
       config.index_share = 0.3;
       config.spill_dir = directory.path;
-      PlayedStream stream(config, "edge",
-                          {{"score", "value_norm"}, {"likeness", false}, {"recall", 0.01}, {"frames_recall", 0}, {"rest", rest != 0}}, 3);
+      PlayedStream stream(
+          config, "edge",
+          {{"score", "value_norm"}, {"likeness", false}, {"recall", 0.01}, {"frames_recall", 0}, {"rest", rest != 0}},
+          3);
       // Two loud tokens of ten are kept; the others have one value, which is then the mean of what was given up.
       stream.noise = 0;
       for (size_t p = 2; p < 10; ++p) stream.prototype_v[p] = stream.prototype_v[15];
