@@ -60,7 +60,7 @@ def session_settings(
         settings["packed"] = settings.get("exact", "fp16")
     as_product = dict(settings)
     if cell.rung in ("kept", "chosen"):
-        settings["packed"] = settings.get("exact", "fp16")
+        settings["packed"] = settings["window_codec"] = settings.get("exact", "fp16")
     if policy == FULL:
         cap = holds(engine, settings, frames, full_bytes)
     elif policy == NARROW and cell.cap_share is None:
