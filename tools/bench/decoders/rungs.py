@@ -64,7 +64,8 @@ def session_settings(
     if policy == FULL:
         cap = holds(engine, settings, frames, full_bytes)
     elif policy == NARROW and cell.cap_share is None:
-        settings |= {"window_frames": NARROW_FRAMES - 1, "packed": settings.get("exact", "fp16")}
+        exact = settings.get("exact", "fp16")
+        settings |= {"window_frames": NARROW_FRAMES - 1, "packed": exact, "window_codec": exact}
         cap = holds(engine, settings, 1, 0)
     elif cell.rung == "kept":
         cap = EVERYTHING * full_bytes
