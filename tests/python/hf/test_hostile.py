@@ -93,8 +93,8 @@ def test_a_weight_that_the_files_lack_is_not_made_up_at_the_size_that_is_said(
     assert text.startswith(f"{folder / 'config.json'}: makes a model of ") and lacking in text
 
 
-@pytest.mark.parametrize("section", [None, "text_config"])
-@pytest.mark.parametrize("key", ["patch_size", "image_size", "depth"])
+@pytest.mark.parametrize("section", [None, "text_config", "vision_config"])
+@pytest.mark.parametrize("key", ["patch_size", "image_size", "depth", "hidden_size", "vocab_size"])
 @pytest.mark.parametrize("value", [0, "x", {}, [1, 2, 3]])
 def test_a_size_is_a_size_in_whatever_section_it_stands(
     folder: Path, section: str | None, key: str, value: object
