@@ -13,8 +13,8 @@ from typing import Any
 import torch
 import transformers
 
+from mosaic_edge.models.schema import short
 from mosaic_edge.models.vlm import ModelError
-from mosaic_edge.shown import shown
 
 _MOST_NUMBERS = 16
 """Of a byte of the weight files, whatever they are packed as."""
@@ -92,7 +92,7 @@ def _check_number(where: str, said: Any, or_list: bool) -> None:
     """A section that has no rule for a key of another one says it as it likes."""
     numbers = said if or_list and isinstance(said, list) and said else [said]
     if not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in numbers):
-        raise ModelError(f"{where}={shown(said)}: expected a whole number above 0")
+        raise ModelError(f"{where}={short(said)}: expected a whole number above 0")
 
 
 def _least(size: Any) -> int:
