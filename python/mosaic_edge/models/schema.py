@@ -40,15 +40,15 @@ def checked(where: str, value: dict[str, Any], table: Table) -> dict[str, Any]:
             found.pop(key, None)
         elif isinstance(kind, Kind):
             if not kind.fits(given):
-                raise ModelError(f"{where}{key}={short(given)}: expected {kind.need}")
+                raise ModelError(f"{where}{key}={_short(given)}: expected {kind.need}")
         elif not isinstance(given, dict):
-            raise ModelError(f"{where}{key}={short(given)}: expected an object")
+            raise ModelError(f"{where}{key}={_short(given)}: expected an object")
         else:
             found[key] = checked(f"{where}{key}.", given, kind)
     return found
 
 
-def short(value: Any) -> str:
+def _short(value: Any) -> str:
     """A value as it stands in an error: a hostile one may be as long as its file."""
     if isinstance(value, int) and abs(value) >= 1 << 64:
         return f"a number of {value.bit_length()} bits"
@@ -164,6 +164,7 @@ _VISION: Table = {
     "num_heads": COUNT,
     "image_size": PAIR,
     "patch_size": PAIR,
+    "vocab_size": whole(1, 1 << 26),
     "tokens_per_second": RATE,
     "deepstack_visual_indexes": list_of(whole(0, 1 << 12), 0, 64),
 }

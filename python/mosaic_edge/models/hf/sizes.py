@@ -13,14 +13,10 @@ from typing import Any
 import torch
 import transformers
 
-from mosaic_edge.models.schema import short
 from mosaic_edge.models.vlm import ModelError
 
 _MOST_NUMBERS = 16
 """Of a byte of the weight files, whatever they are packed as."""
-_COUNTS = ("num_hidden_layers", "depth", "hidden_size", "vocab_size")
-_SIDES = ("intermediate_size", "patch_size", "image_size")
-"""May be lists: of each layer, of height and width."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +36,6 @@ def check_sizes(folder: Path, config: dict[str, Any], stored: Stored) -> None:
     for section, said in sections.items():
         if not isinstance(said, dict):
             continue
-        for key in (*_COUNTS, *_SIDES):
-            _check_number(f"{at}: {section}{key}", said.get(key, 1), key in _SIDES)
         for key in ("num_hidden_layers", "depth"):
             if said.get(key, 0) > stored.tensors:
                 raise ModelError(
@@ -86,13 +80,6 @@ def on_meta(built: Any, **how: Any) -> Any:
         return transformers.AutoModelForImageTextToText.from_config(
             copy.deepcopy(built), trust_remote_code=False, **how
         )
-
-
-def _check_number(where: str, said: Any, or_list: bool) -> None:
-    """A section that has no rule for a key of another one says it as it likes."""
-    numbers = said if or_list and isinstance(said, list) and said else [said]
-    if not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in numbers):
-        raise ModelError(f"{where}={short(said)}: expected a whole number above 0")
 
 
 def _least(size: Any) -> int:
