@@ -101,16 +101,7 @@ def _of_family(
     prefix, question, follow_up = (
         part if newline is not None else part.replace(NEWLINE, "") for part in parts
     )
-    texts = {
-        "prefix": prefix,
-        "template": question,
-        "follow-up": follow_up,
-        "answered": prompt.answered or "",
-    }
-    for part, written in texts.items():
-        tokenizer.check(
-            f"{folder}: {part} of its prompt", written.replace("{question}", "").replace(NEWLINE, "")
-        )
+    prompt.check(str(folder), tokenizer)
     video = video.parted(prompt.between)
     try:
         thinking = thinking_of(template, question, tokenizer.has)

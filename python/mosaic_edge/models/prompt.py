@@ -7,13 +7,17 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mosaic_edge.models.chat_template import render
 from mosaic_edge.models.directory import is_there, is_trusted, plain_file, read_json
+from mosaic_edge.models.newline import NEWLINE
 from mosaic_edge.models.sandbox import limited
 from mosaic_edge.models.thinking import MARKS
 from mosaic_edge.models.vlm import ModelError
+
+if TYPE_CHECKING:
+    from mosaic_edge.models.tokenizer import TextTokenizer
 
 IMAGE = "<image>"
 """The mark of families whose video is so many images."""
@@ -50,6 +54,19 @@ class Prompt:
     def whole(self) -> tuple[str, str, str]:
         """Prefix, template and follow-up, the texts around the video included; `{question}` stands for it."""
         return self.prefix + self.around[0], self.around[1] + self.template, self.follow_up
+
+    def check(self, where: str, tokenizer: TextTokenizer) -> None:
+        """ModelError, named `where`, for what the vocabulary lacks of its texts."""
+        prefix, template, follow_up = self.whole()
+        texts = {
+            "prefix": prefix,
+            "template": template,
+            "follow-up": follow_up,
+            "answered": self.answered or "",
+        }
+        for part, text in texts.items():
+            words = text.replace("{question}", "").replace(NEWLINE, "")
+            tokenizer.check(f"{where}: {part} of its prompt", words)
 
 
 def prompt_from(

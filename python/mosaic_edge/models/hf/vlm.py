@@ -27,7 +27,7 @@ from mosaic_edge.models.hf.refused import check_layers
 from mosaic_edge.models.hf.rope import longest_context, rope_of, zero_positions
 from mosaic_edge.models.hf.square_families import Llava
 from mosaic_edge.models.model_text import most_tokens
-from mosaic_edge.models.newline import NEWLINE, encode_with_newline
+from mosaic_edge.models.newline import encode_with_newline
 from mosaic_edge.models.prompt import Prompt, named_template, prompt_from
 from mosaic_edge.models.rope import absolute_position
 from mosaic_edge.models.schema import card_settings
@@ -144,12 +144,7 @@ class HfVlm:
         words = words.parted(prompt.between)
         text = most_tokens(words, tokenizer)
         prefix, question, follow_up = prompt.whole()
-        answered = prompt.answered or ""
-        texts = {"prefix": prefix, "template": question, "follow-up": follow_up, "answered": answered}
-        for part, written in texts.items():
-            tokenizer.check(
-                f"{name}: {part} of its prompt", written.replace("{question}", "").replace(NEWLINE, "")
-            )
+        prompt.check(name, tokenizer)
         first = parts.tokenizer.bos_token
         if first and first in parts.tokenizer.convert_ids_to_tokens(parts.tokenizer("").input_ids):
             prefix = prefix if prefix.startswith(first) else first + prefix  # as the processor begins a text
