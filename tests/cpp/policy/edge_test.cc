@@ -242,12 +242,12 @@ TEST_CASE("a codec without records is refused for edge by name") {
 TEST_CASE("questions in between change nothing of what edge keeps, whatever of the stream a frame sees") {
   for (const int sees : {0, 2, 4})
     for (const int window : {0, 3, 6}) {
-      MemoryConfig config = small_config(220 << 10);
+      MemoryConfig config = small_config(190 << 10);
       config.model.video_window = sees;
       config.window_frames = std::max(window, sees - 1);
       config.branch_tokens = 16;
       PlayedStream quiet(config, "edge", {}, 7), asked(config, "edge", {}, 7);
-      for (int i = 0; i < 70; ++i) {
+      for (int i = 0; i < 45; ++i) {
         quiet.frame(9 + i % 8);
         asked.frame(9 + i % 8);
         CHECK(quiet.out == asked.out);
@@ -398,9 +398,9 @@ TEST_CASE("what a question asks since is held of every token that comes from dis
     config.disk_bytes = 16 << 20;
     config.spill_dir = directory.path;
     PlayedStream stream(config, "edge", {{"recall", recall}, {"frames_recall", 0}}, 3);
-    for (int i = 0; i < 700; ++i) stream.frame(4);
+    for (int i = 0; i < 320; ++i) stream.frame(4);
     CHECK(stream.memory->stats().tokens.spilled > 1000);
-    for (const int32_t since : {300 * 500, 301 * 500, 502 * 500, 503 * 500}) {
+    for (const int32_t since : {120 * 500, 121 * 500, 222 * 500, 223 * 500}) {
       stream.open_question(since);
       stream.pass(2);
       const Evidence& evidence = stream.memory->evidence();

@@ -72,7 +72,7 @@ TEST_CASE("a frame that reads what is kept reads every token that memory holds, 
     config.summaries = false;
     PlayedStream stream(config, name);
     bool spilled = false;
-    for (int i = 0; i < 150; ++i) {
+    for (int i = 0; i < 70; ++i) {
       stream.frame(16);
       stream.memory->drain();
       const MemoryStats before = stream.memory->stats();
