@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from mosaic_edge.models.newline import NEWLINE
-from mosaic_edge.models.prompt import chat_template_in, prompt_from, special_tokens_in
+from mosaic_edge.models.prompt import (
+    chat_template_in,
+    no_template_for_system,
+    prompt_from,
+    special_tokens_in,
+)
 from mosaic_edge.models.tensor_file import vector_of
 from mosaic_edge.models.thinking import Thinking, thinking_of
 from mosaic_edge.models.tokenizer import TextTokenizer
@@ -59,7 +64,7 @@ def text_of(
     template = None if is_said or video is None else chat_template_in(folder)
     if system is not None:
         if template is None:
-            raise ValueError(f"system=: {folder} has no chat template to put it into")
+            raise no_template_for_system(folder)
         tokenizer.check_plain("system=", system)
     if is_said:
         return _as_said(folder, mosaic, tokenizer)

@@ -88,7 +88,7 @@ def prompt_from(
     where = f"{folder or 'the processor'}: its chat template"
     if template is None or not mark:
         if system is not None:
-            raise ValueError(f"system=: {folder or 'the processor'} has no chat template to put it into")
+            raise no_template_for_system(folder or "the processor")
         return published
     shown = [{"type": "image"}] * 2 if mark == IMAGE else [{"type": "video"}]
     asked = [{"role": "user", "content": [*shown, {"type": "text", "text": _QUESTION}]}]
@@ -128,6 +128,11 @@ def prompt_from(
         answered=_answered(template, lambda answer: rendered(after(answer))[0]),
         between="".join(between),
     )
+
+
+def no_template_for_system(where: object) -> ValueError:
+    """Of a system prompt for what has no template that could put it into a prompt."""
+    return ValueError(f"system=: {where} has no chat template to put it into")
 
 
 def _answered(template: str, write: Callable[[str], str]) -> str | None:

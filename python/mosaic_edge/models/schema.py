@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 
 from mosaic_edge import _core
 from mosaic_edge.models.vlm import ModelError
+from mosaic_edge.shown import shown
 
 
 @dataclass(frozen=True)
@@ -40,20 +41,12 @@ def checked(where: str, value: dict[str, Any], table: Table) -> dict[str, Any]:
             found.pop(key, None)
         elif isinstance(kind, Kind):
             if not kind.fits(given):
-                raise ModelError(f"{where}{key}={_short(given)}: expected {kind.need}")
+                raise ModelError(f"{where}{key}={shown(given)}: expected {kind.need}")
         elif not isinstance(given, dict):
-            raise ModelError(f"{where}{key}={_short(given)}: expected an object")
+            raise ModelError(f"{where}{key}={shown(given)}: expected an object")
         else:
             found[key] = checked(f"{where}{key}.", given, kind)
     return found
-
-
-def _short(value: Any) -> str:
-    """A value as it stands in an error: a hostile one may be as long as its file."""
-    if isinstance(value, int) and abs(value) >= 1 << 64:
-        return f"a number of {value.bit_length()} bits"
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def whole(least: int, most: int) -> Kind:

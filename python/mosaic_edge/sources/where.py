@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from mosaic_edge.shown import shown
 from mosaic_edge.sources.frame_source import SourceError, Where, is_held
 from mosaic_edge.sources.lists import check_list
 
@@ -72,11 +73,11 @@ def check_there(where: Where) -> None:
 def check_window(fps: Any, start: Any = 0.0, end: Any = None) -> None:
     """ValueError, naming it, for what is no rate, or no stretch of time."""
     if fps is not None and not 0 < _number(fps) < math.inf:
-        raise ValueError(f"fps: got {_shown(fps)}, expected a positive number or None for every frame")
+        raise ValueError(f"fps: got {shown(fps)}, expected a positive number or None for every frame")
     if not 0 <= _number(start) < math.inf:
-        raise ValueError(f"start: got {_shown(start)}, expected seconds from 0 on")
+        raise ValueError(f"start: got {shown(start)}, expected seconds from 0 on")
     if end is not None and not _number(end) > start:
-        raise ValueError(f"end: got {_shown(end)}, expected more than start={start}")
+        raise ValueError(f"end: got {shown(end)}, expected more than start={start}")
 
 
 def _number(value: Any) -> float:
@@ -85,11 +86,6 @@ def _number(value: Any) -> float:
         return float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
     except OverflowError:
         return math.nan
-
-
-def _shown(value: Any) -> str:
-    long = isinstance(value, int) and value.bit_length() > 64  # Python does not write every int out
-    return f"a number of {value.bit_length()} bits" if long else f"{value!r:.60}"
 
 
 def _seekable(file: Any) -> bool:

@@ -28,7 +28,7 @@ from mosaic_edge.models.hf.rope import longest_context, rope_of, zero_positions
 from mosaic_edge.models.hf.square_families import Llava
 from mosaic_edge.models.model_text import most_tokens
 from mosaic_edge.models.newline import encode_with_newline
-from mosaic_edge.models.prompt import Prompt, named_template, prompt_from
+from mosaic_edge.models.prompt import Prompt, named_template, no_template_for_system, prompt_from
 from mosaic_edge.models.rope import absolute_position
 from mosaic_edge.models.schema import card_settings
 from mosaic_edge.models.thinking import thinking_of
@@ -138,7 +138,7 @@ class HfVlm:
             prompt = prompt_from(template, special, words.mark, words.prompt, origin, system)
         else:  # a model made for streams says itself how it is asked
             if system is not None:
-                raise ValueError(f"system=: {name} has no chat template to put it into")
+                raise no_template_for_system(name)
             template = None
             prompt = Prompt(mosaic.get("prefix", ""), mosaic.get("template", "{question}"))
         words = words.parted(prompt.between)
