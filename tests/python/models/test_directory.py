@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import os
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from mosaic_edge.models import sandbox, schema
 from mosaic_edge.models.directory import check_directory, named_file, plain_file, read_json
 from mosaic_edge.models.schema import TABLES, Kind
 from mosaic_edge.models.tokenizer import TextTokenizer, check_tokenizer
-from mosaic_edge.models.tokenizer_growth import growth
+from mosaic_edge.models.tokenizer_growth import check_growth, growth
 from mosaic_edge.models.vlm import ModelError
 
 ODD: list[Any] = [
@@ -192,11 +194,31 @@ def test_a_tokenizer_that_makes_too_much_of_a_text_is_refused(
         check_tokenizer(path)
 
 
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+
+
 def doubling(letter: str, rare: str) -> list[dict[str, Any]]:
     """Steps that make 2^40 letters of what stands in few texts."""
     first = {"type": "Replace", "pattern": {"String": rare}, "content": letter}
     again = {"type": "Replace", "pattern": {"String": letter}, "content": letter * 2}
     return [first, *[again] * 40]
+
+
+def charsmap(letter: str, text: str) -> dict[str, Any]:
+    """A step that makes `text` of an ASCII letter, by a trie of that one key as SentencePiece lays it out:
+    the root leads to 256 + letter, which has a leaf, and that to the offset 0 of the texts."""
+    key = ord(letter)
+    units = [0] * 1024
+    units[0], units[256 + key] = 256 << 10, (512 << 10) | (1 << 8) | key
+    data = struct.pack("<I1024I", 4096, *units) + text.encode() + b"\0"
+    return {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(data).decode()}
+
+
+def rarely(rare: str, common: str, *steps: dict[str, Any]) -> dict[str, Any]:
+    """Steps that work on what stands in few texts alone: everything else is taken out before them."""
+    only = {"type": "Replace", "pattern": {"Regex": f"[^{rare}]"}, "content": ""}
+    first = {"type": "Replace", "pattern": {"String": rare}, "content": common}
+    return {"type": "Sequence", "normalizers": [only, first, *steps]}
 
 
 @pytest.mark.parametrize(
@@ -213,13 +235,34 @@ def doubling(letter: str, rare: str) -> list[dict[str, Any]]:
                 * 40,
             }
         },
+        {"normalizer": rarely("\u20ac", "q", *[charsmap("q", "q" * 10)] * 9)},
+        {"normalizer": rarely("\u20ac", "q", charsmap("q", "q" * 3000))},
+        {"normalizer": rarely("\u20ac", "\u00e9", *[{"type": "ByteLevel"}] * 40)},
+        {"normalizer": rarely("\u20ac", "\ufdfa", *[{"type": "NFKC"}, charsmap(" ", "\ufdfa")] * 9)},
+        {"normalizer": rarely("\u20ac", "q", {"type": "Prepend", "prepend": "a" * 2000}, replaced(1))},
+        {
+            "normalizer": rarely("\u20ac", "q", charsmap("q", "q" * 500)),
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [BYTES] * 3},
+        },
     ],
-    ids=["of a text", "of an answer", "between characters"],
+    ids=[
+        "of a text",
+        "of an answer",
+        "between characters",
+        "by a charsmap again and again",
+        "by a charsmap at once",
+        "byte by byte",
+        "by Unicode's own forms",
+        "of a mark",
+        "by both parts of encoding",
+    ],
 )
 def test_a_tokenizer_that_makes_too_much_of_a_text_that_nobody_tries_is_refused(
     folder: Path, steps: dict[str, Any]
 ) -> None:
-    with pytest.raises(ModelError, match=r"tokenizer\.json: .*(normalizer|decoder) may make more than 1024"):
+    with pytest.raises(
+        ModelError, match=r"tokenizer\.json: .*(normalizer|decoder|pre_tokenizer) may make more than 2048"
+    ):
         check_tokenizer(write_tokenizer(folder, **steps))
 
 
@@ -227,9 +270,22 @@ def test_the_steps_of_published_tokenizers_make_little_of_a_character() -> None:
     spaces = {"type": "Replace", "pattern": {"Regex": "\\s+"}, "content": " "}
     mark = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
     prepend = {"type": "Prepend", "prepend": "\u2581"}
-    assert growth({"type": "Sequence", "normalizers": [prepend, mark, {"type": "NFKC"}, spaces]}) == 1
+    assert growth({"type": "Sequence", "normalizers": [prepend, mark, {"type": "NFKC"}, spaces]}) == 2 * 18
     assert growth({"type": "Sequence", "decoders": [mark, {"type": "ByteFallback"}, {"type": "Fuse"}]}) == 1
     assert growth(None) == 1
+    charsmap_of_18 = charsmap("q", "\u0635" * 18)
+    albert = [mark, {"type": "NFKD"}, {"type": "StripAccents"}, {"type": "Lowercase"}, charsmap_of_18, spaces]
+    check_growth(
+        {"normalizer": {"type": "Sequence", "normalizers": albert}, "pre_tokenizer": {"type": "Metaspace"}}
+    )
+
+
+def test_a_charsmap_makes_of_a_letter_what_its_texts_say(folder: Path) -> None:
+    step = charsmap("q", "ball")
+    assert growth(step) == 4
+    assert TextTokenizer(write_tokenizer(folder, normalizer=step)).encode("q q") == [1, 1]
+    for damaged in ("", "?", "AAAA", base64.b64encode(b"\xff\xff\xff\xff").decode()):
+        assert growth({"type": "Precompiled", "precompiled_charsmap": damaged}) == 1
 
 
 def test_a_step_that_panics_at_an_answer_is_a_named_error(folder: Path) -> None:
