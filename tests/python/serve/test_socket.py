@@ -312,3 +312,45 @@ def test_sigterm_ends_a_stream_within_a_second_under_clients_that_ask_without_pa
         thread.join()
     assert ended.frames == 20 and ended.error is None
     assert took < 10, "a second where nothing else runs"
+
+
+def hold_every_slot(path: Path) -> list[socket.socket]:
+    """As many clients as are served, each of whom says nothing, half a line, or questions whose answers it
+    never reads; one more is told that it is busy."""
+    clients = []
+    for i in range(MOST_CLIENTS):
+        clients.append(connect(path))
+        clients[-1].setblocking(False)
+        with suppress(OSError):
+            clients[-1].send((b"", b"what", QUESTION * 5000)[i % 3])
+    assert "busy" in ask(path, b"")["error"]
+    return clients
+
+
+def test_sigterm_ends_a_stream_although_clients_hold_every_slot(
+    session: Session, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(questions, "LINE_SECONDS", PATIENCE)  # nobody is hung up on for being slow
+    clients: list[socket.socket] = []
+    sent: list[float] = []
+
+    class Held(Endless):
+        def __iter__(self) -> Iterator[Frame]:
+            for f in super().__iter__():
+                if f.index == 5:
+                    clients.extend(hold_every_slot(path))
+                if f.index == 10:
+                    sent.append(time.monotonic())
+                    os.kill(os.getpid(), signal.SIGTERM)
+                yield Frame(f.image, 5.0 + f.pts, f.index)
+
+    ended = stream_live(session, Held(), socket=path)
+    took = time.monotonic() - sent[0]
+    assert (ended.frames, ended.error) == (10, None)
+    assert not path.exists()
+    for client in clients:
+        client.settimeout(PATIENCE)
+        with client, suppress(ConnectionResetError):
+            while client.recv(1 << 16):
+                pass  # what it was answered, then the end
+    assert took < PATIENCE / 10, "a second where nothing else runs; a client may be silent for ten times this"
