@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -218,6 +219,19 @@ def test_an_entry_that_lies_about_its_decoder_is_made_again(tmp_path: Path, plac
         assert open_pieces(decoder, {}, least_bytes=0) == want
     said.write_text("[" * 200_000)
     assert open_pieces(decoder, {}, least_bytes=0) == want
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 200_000, "[]", "3", '{"segments": 3}', '{"segments": [3]}', '{"segments": []}']
+)
+def test_an_entry_that_is_whole_and_no_cut_is_made_again(tmp_path: Path, place: Path, text: str) -> None:
+    decoder = write(tmp_path / "model")
+    want = open_pieces(decoder, {}, least_bytes=0)
+    (entry,) = entries(place)
+    (entry / "cut.json").write_text(text)
+    (entry / MARKER).write_text(hashlib.blake2b(text.encode(), digest_size=16).hexdigest())
+    assert open_pieces(decoder, {}, least_bytes=0) == want
+    assert entries(place) == [entry]
 
 
 def test_a_disk_that_fills_up_leaves_nothing_and_the_model_loads(

@@ -135,7 +135,7 @@ def _read(entry: Path, decoder: Path) -> CachedCut | None:
         return CachedCut(
             tuple(segments), DecoderFacts(**facts), said["heads_first"], tuple(said["heads_apart"])
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
