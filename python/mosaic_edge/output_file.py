@@ -1,5 +1,6 @@
 """Files that a run writes for its user: opened before anything starts, written aside, and in place only when
-they are whole. What lies at the path is replaced only if it is a regular file.
+they are whole. What lies at the path is replaced only if it is a regular file; a character device (/dev/full,
+/dev/null, a terminal) is written to and stays.
 """
 
 from __future__ import annotations
@@ -20,10 +21,16 @@ class OutputFile:
     none can be made."""
 
     def __init__(self, path: str | Path, knob: str) -> None:
-        self.path = regular(path, knob)
+        device = _character_device(path, knob)
+        self.path = regular(path, knob) if device is None else device
+        self._process = os.getpid()
+        self._aside: Path | None = None
+        if device is None:
+            self._begin(path, knob)
+
+    def _begin(self, path: str | Path, knob: str) -> None:
         self._aside = self.path.parent / f".{self.path.name[:100]}.{secrets.token_hex(8)}.part"
         # Before there is a file: whatever interrupts what follows leaves none.
-        self._process = os.getpid()
         weakref.finalize(self, _remove, self._aside, self._process)
         try:
             self._aside.touch(0o600, exist_ok=False)
@@ -32,6 +39,10 @@ class OutputFile:
 
     def write(self, text: str) -> None:
         """Put `text` in place. OSError if it does not fit; what was there before is there still."""
+        if self._aside is None:
+            with os.fdopen(os.open(self.path, os.O_WRONLY | os.O_NOCTTY), "w", encoding="utf-8") as device:
+                device.write(text)
+            return
         try:
             with self._aside.open("w", encoding="utf-8", newline="") as file:
                 file.write(text)
@@ -43,7 +54,8 @@ class OutputFile:
     def discard(self) -> None:
         """Leave everything as it was, as when it is forgotten. Nothing to do after `write`, nor in a fork: it
         is not its file."""
-        _remove(self._aside, self._process)
+        if self._aside is not None:
+            _remove(self._aside, self._process)
 
 
 def _remove(aside: Path, process: int) -> None:
@@ -65,6 +77,15 @@ def regular(path: str | Path, knob: str) -> Path:
     if not stat.S_ISREG(mode):
         raise ValueError(f"{knob}={text!r}: there is something else than a regular file")
     return real
+
+
+def _character_device(path: str | Path, knob: str) -> Path | None:
+    """The one at `path`, links followed; None where something else is, or nothing."""
+    try:
+        real = Path(os.path.realpath(_text(path, knob, "a file")))
+        return real if stat.S_ISCHR(real.stat().st_mode) else None
+    except OSError:  # regular() says what is wrong with it
+        return None
 
 
 def writable_folder(path: str | Path, knob: str) -> Path:

@@ -57,12 +57,17 @@ def place(folder: Path, kind: str) -> str:
     return str(path)
 
 
+NO_PLACES = ["folder", "fifo", "no folder", "proc", "nothing", "nul"]
+DEVICES = ["device", "link to a device"]
+
+
 @pytest.mark.parametrize(
-    "kind", ["folder", "fifo", "device", "link to a device", "no folder", "proc", "nothing", "nul"]
+    ("knob", "kind"),
+    [(knob, kind) for knob in ("trace", "account") for kind in NO_PLACES]
+    + [("account", kind) for kind in DEVICES],
 )
-@pytest.mark.parametrize("knob", ["trace", "account"])
 def test_a_path_that_can_hold_no_file_is_refused_before_anything_starts(
-    tmp_path: Path, kind: str, knob: str
+    tmp_path: Path, knob: str, kind: str
 ) -> None:
     path = place(tmp_path, kind)
     with pytest.raises((ValueError, OSError)) as error:
@@ -102,6 +107,31 @@ def test_a_trace_replaces_a_file_when_it_is_whole_and_a_full_disk_costs_the_trac
         opened.close()
     assert answer.tokens and path.read_text() == "before"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["trace.json"]
+
+
+@pytest.mark.parametrize("kind", DEVICES)
+def test_a_trace_is_written_to_a_device_as_it_is_and_a_full_one_costs_the_trace_alone(
+    tmp_path: Path, kind: str
+) -> None:
+    opened = session(trace=place(tmp_path, kind))
+    opened.append(picture(0), 0.0)
+    answer = opened.ask(QUESTION)
+    with pytest.warns(UserWarning, match="trace='/dev/full': not written .No space left"):
+        opened.close()
+    assert answer.tokens and Path("/dev/full").is_char_device()
+    assert not list(tmp_path.glob("*.part")) and not list(Path("/dev").glob(".*.part"))
+
+
+def test_a_trace_to_a_terminal_is_read_at_its_other_end() -> None:
+    ours, terminal = os.openpty()
+    try:
+        file = OutputFile(os.ttyname(terminal), "trace")
+        file.write('{"traceEvents": []}')
+        file.discard()
+        assert os.read(ours, 100) == b'{"traceEvents": []}'
+    finally:
+        os.close(ours)
+        os.close(terminal)
 
 
 def test_a_session_that_is_forgotten_leaves_no_file(tmp_path: Path) -> None:
