@@ -106,7 +106,7 @@ std::vector<float> answers(const Retrieving& policy, const char* query, const st
   PlayedStream stream(roomy(), policy.name, with(policy.settings, "query", query), 5);
   stream.prototypes = 16;
   stream.noise = 0.5f;
-  for (int i = 0; i < 40; ++i) {
+  for (int i = 0; i < 24; ++i) {
     stream.room = (i / 3) % 4;
     stream.frame(16);
   }

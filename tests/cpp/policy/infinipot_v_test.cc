@@ -16,9 +16,9 @@ namespace {
 
 using namespace mosaic;
 using mosaic::testing::AllocationScope;
-using mosaic::testing::emulated_rounds;
 using mosaic::testing::least_cap;
 using mosaic::testing::PlayedStream;
+using mosaic::testing::pressed_rounds;
 using mosaic::testing::small_config;
 using mosaic::testing::TemporaryDirectory;
 
@@ -69,7 +69,7 @@ TEST_CASE("lanes stay one length within their share, in time order, and all that
         KvMemory& memory = *stream.memory;
         const int full = full_pot(memory);
         bool compressed = false;
-        for (int i = 0; i < emulated_rounds(4000) / (tokens + 3); ++i) {
+        for (int i = 0; i < pressed_rounds(4000) / (tokens + 3); ++i) {
           stream.frame(i % 6 == 5 ? 1 + tokens / 2 : tokens);
           if (i % 9 == 0) stream.ask(3, 1, false);
           memory.check_invariants();
@@ -148,7 +148,7 @@ uint64_t play(unsigned seed, CodecId packed, bool disk, const PolicySettings& se
   KvMemory& memory = *stream.memory;
   uint64_t digest = 1469598103934665603u;
   stream.prefix_block(3);
-  for (int step = 0; step < emulated_rounds(250); ++step) {
+  for (int step = 0; step < pressed_rounds(250); ++step) {
     stream.noise = stream.below(4) == 0 ? 0.6f : 0.03f;
     if (stream.below(5) > 0) {
       stream.frame(1 + stream.below(13), false, 1 + stream.below(7));  // grids of any shape
@@ -202,7 +202,7 @@ TEST_CASE("compressing allocates nothing") {
   std::vector<float> out(stream.out.size());
   const auto at = [&](int l) { return static_cast<size_t>(l) * 16; };
   const AllocationScope scope;
-  for (int i = 1; i < emulated_rounds(1500); ++i) {
+  for (int i = 1; i < pressed_rounds(1500); ++i) {
     stream.memory->begin_frame({i * 500, stream.embedding.data(), 16, 4});
     for (int l = 0; l < 3; ++l)
       stream.memory->attend(l, &stream.q[at(l) * stream.q_row()], &stream.k[at(l) * stream.row()],

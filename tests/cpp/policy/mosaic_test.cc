@@ -9,6 +9,7 @@
 #include "policy/quantile.h"
 #include "support/memory_fakes.h"
 #include "support/played_stream.h"
+#include "support/rounds.h"
 
 namespace {
 
@@ -260,7 +261,8 @@ TEST_CASE(
       config.spill_dir = directory.path;
       PlayedStream stream(config, "mosaic");
       stream.prototypes = prototypes;
-      for (int i = 0; i < 160; ++i) {
+      const int frames = 96;
+      for (int i = 0; i < frames; ++i) {
         stream.room = (i / 20) % 4;
         stream.frame(16);
         if (i % 16 == 15) stream.ask(4, 1, false);
@@ -272,14 +274,14 @@ TEST_CASE(
       REQUIRE(on_disk.used_bytes < on_disk.capacity_bytes);
       CHECK(s.tokens.collapsed == 0);
       CHECK(s.tokens.dropped == 0);
-      CHECK(s.tokens.exact + s.tokens.quantised + s.tokens.spilled == 160 * 16 * 3);
+      CHECK(s.tokens.exact + s.tokens.quantised + s.tokens.spilled == frames * 16 * 3);
       // Of every position once, in every lane: window and first frame, single tokens in their mean, pages wherever they lie.
       const ClusterStore& store = stream.memory->store();
       int64_t held = 0;
       for (int lane = 0; lane < 3; ++lane)
         for (const ClusterId c : store.index(lane).live())
           held += std::max<int64_t>(store.index(lane)[c].paged, store.index(lane).count(c) == 1 ? 1 : 0);
-      CHECK(held == (160 - 4) * 16 * 3);
+      CHECK(held == (frames - 4) * 16 * 3);
       CHECK(s.tokens.spilled > 0);
     }
 }
@@ -343,7 +345,7 @@ TEST_CASE("every ablation keeps every invariant under pressure, and two runs ans
         config.summaries = a % 3 != 0;
         PlayedStream stream(config, "mosaic", ablations[a], 5);
         uint64_t digest = 0;
-        for (int i = 0; i < 150; ++i) {
+        for (int i = 0; i < mosaic::testing::pressed_rounds(150); ++i) {
           if (stream.below(6) == 0) stream.room = stream.below(6);
           stream.noise = stream.below(4) == 0 ? 0.6f : 0.03f;
           stream.frame(1 + stream.below(13));

@@ -44,7 +44,7 @@ TEST_CASE("rekv keeps the newest frames, the same in every layer, on disk first 
     PlayedStream stream(config, "rekv");
     const int slots = stream.memory->plan().store.tiers.front().slots / 3;  // frames of one page in three layers
     int whole = 0;                                                          // frames while nothing was dropped
-    for (int i = 0; i < 400; ++i) {
+    for (int i = 0; i < 240; ++i) {
       stream.frame(16);
       if (stream.memory->stats().tokens.dropped == 0) whole = i;
       if (i % 8 == 0) {
@@ -54,7 +54,7 @@ TEST_CASE("rekv keeps the newest frames, the same in every layer, on disk first 
         if (!kept.empty()) CHECK(*kept.rbegin() - *kept.begin() + 1 == static_cast<int>(kept.size()));
       }
     }
-    CHECK(*born(*stream.memory, 0).rbegin() == 396);
+    CHECK(*born(*stream.memory, 0).rbegin() == 236);
     const MemoryStats stats = stream.memory->stats();
     CHECK(stats.tokens.collapsed == 0);
     CHECK(stats.tokens.dropped > 0);

@@ -112,7 +112,7 @@ TEST_CASE("a pot under a small cap is thinned, balances its account and never pa
     config.window_frames = 3;
     Pot::Seen seen;
     PlayedStream stream(config, std::make_unique<Pot>(pot(per_head, 2), &seen));
-    for (int i = 0; i < 300; ++i) {
+    for (int i = 0; i < 120; ++i) {
       stream.frame(16);
       if (i % 10 == 0) stream.memory->check_invariants();
     }
@@ -122,7 +122,7 @@ TEST_CASE("a pot under a small cap is thinned, balances its account and never pa
     const MemoryStats stats = stream.memory->stats();
     CHECK(stats.counters.thinned_clusters > 0);
     CHECK(stats.tokens.dropped > 0);
-    CHECK(stats.tokens.seen == int64_t{300} * 16 * stream.memory->store().shape().lanes);
+    CHECK(stats.tokens.seen == int64_t{120} * 16 * stream.memory->store().shape().lanes);
     CHECK(stats.taken_bytes <= stats.cap_bytes);
   }
 }

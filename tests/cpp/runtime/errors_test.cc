@@ -192,7 +192,7 @@ TEST_CASE("with overflow=saturate such numbers are taken as the nearest that hal
           if (asking) s.close_question(true);
         };
         int spoilt = 0;
-        for (int i = 0; i < 40; ++i) {
+        for (int i = 0; i < 20; ++i) {
           if (policy == "full" && i > 10) break;
           if (i % 5 == 1) {
             play(stream, large, false);
