@@ -103,7 +103,7 @@ Needed needed(const std::string& said) {
 TEST_CASE("what a cap accepts every larger one does, and a refusal names the least there is") {
   TemporaryDirectory directory;
   const Backend backend = make_backend("cpu", 3);
-  const int rounds = emulated_rounds(150);
+  const int rounds = pressed_rounds(150);
   int tried = 0;
   for (int seed = 0; seed < rounds; ++seed) {
     Draw draw(static_cast<unsigned>(seed));
