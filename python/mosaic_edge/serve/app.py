@@ -64,7 +64,8 @@ def _tell_errors(app: FastAPI) -> None:
     async def tell_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         code = {404: "no_such_path", 405: "no_such_method"}.get(error.status_code, "http")
-        message = f"{request.method} {request.url.path[:200]}: {error.detail}"
+        # Not request.url: Python keeps the last 128 URLs that it took apart.
+        message = f"{request.method} {request.scope['path'][:200]}: {error.detail}"
         refused = RefusedError(error.status_code, message, code)
         return JSONResponse(refused.document(), refused.status, error.headers)
 

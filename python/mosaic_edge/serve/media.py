@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 FETCH_BYTES = 64 << 20
 FETCH_SECONDS = 10.0
+MOST_URL = 8192
+"""Letters of one that is no data: Python keeps the last 128 that it took apart."""
 _DATA = re.compile(r"data:[^,;]*(?:;[^,;]*)*;base64,", re.ASCII)
 _VIDEOS = (
     (4, b"ftyp"), (4, b"moov"), (0, b"\x1aE\xdf\xa3"), (8, b"AVI "), (0, b"G"), (0, b"\x00\x00\x01\xba"),
@@ -96,7 +98,12 @@ class Media:
                 return base64.b64decode(url[head.end() :], validate=True)
             except (binascii.Error, ValueError):
                 raise ValueError(f"{what}: what follows 'base64,' is no base64") from None
-        parts = urlsplit(url[:2048])
+        if len(url) > MOST_URL:
+            raise ValueError(
+                f"{what}={url[:40]!r}: expected data:...;base64,... or at most {MOST_URL} letters, "
+                f"got {len(url)}"
+            )
+        parts = urlsplit(url)
         if parts.scheme == "file" and parts.netloc in ("", "localhost"):
             return self._file(unquote(parts.path))
         if parts.scheme in ("http", "https"):
