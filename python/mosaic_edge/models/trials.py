@@ -10,6 +10,7 @@ from typing import Any
 _MOST_TOKENS = 64
 """Of a character; bytes of one are four."""
 _MOST_TEXT = 1 << 16
+"""Characters that a template writes, or one token of an answer."""
 _IDS = 1 << 24
 """Of a vocabulary. Whoever writes it down walks through all numbers up to its largest."""
 
@@ -18,13 +19,18 @@ def tokenizer(path: str) -> None:
     """Load a tokenizer.json and encode texts that show what grows without bound."""
     from tokenizers import Tokenizer
 
-    from mosaic_edge.models.tokenizer_growth import check_growth
+    from mosaic_edge.models.tokenizer_growth import check_growth, growth
 
     made = Tokenizer.from_file(path)
-    check_growth(json.loads(Path(path).read_text(encoding="utf-8")))
+    said = json.loads(Path(path).read_text(encoding="utf-8"))
+    check_growth(said)
     made.no_truncation()
     made.no_padding()
-    largest = max(made.get_vocab().values(), default=0)
+    vocabulary = made.get_vocab()
+    written = max(map(len, vocabulary), default=0) * growth(said.get("decoder"))
+    if written > _MOST_TEXT:
+        raise ValueError(f"may write {written:.0f} characters for one token, expected at most {_MOST_TEXT}")
+    largest = max(vocabulary.values(), default=0)
     if largest >= _IDS:
         raise ValueError(f"has a token of id {largest}, expected less than {_IDS}")
     printable = "".join(map(chr, range(32, 127)))

@@ -303,6 +303,26 @@ def test_a_tokenizer_whose_ids_nobody_could_write_down_is_refused(folder: Path) 
         check_tokenizer(path)
 
 
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize(("length", "decoder"), [(100_000, None), (1000, "Replace")])
+def test_a_tokenizer_that_writes_too_much_for_a_token_is_refused(
+    folder: Path, length: int, decoder: str | None, added: bool
+) -> None:
+    """An answer is hundreds of them."""
+    vocabulary = {"<unk>": 0, "ball": 1} | ({} if added else {"q" * length: 2})
+    token = {"id": 2, "content": "q" * length, "special": False, "normalized": False}
+    token |= {"single_word": False, "lstrip": False, "rstrip": False}
+    step = {"type": decoder, "pattern": {"String": "q"}, "content": "a" * 100}
+    path = write_tokenizer(
+        folder,
+        model={"type": "WordLevel", "vocab": vocabulary, "unk_token": "<unk>"},
+        added_tokens=[token] if added else [],
+        decoder=step if decoder else None,
+    )
+    with pytest.raises(ModelError, match="may write 100000 characters for one token, expected at most 65536"):
+        check_tokenizer(path)
+
+
 def test_what_does_not_end_in_the_child_is_ended_by_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "CPU_SECONDS", 2)
     template = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
