@@ -106,6 +106,14 @@ def test_a_size_is_a_size_in_whatever_section_it_stands(
     assert refused(folder).startswith(f"{folder / 'config.json'}: {place}={value!r}: expected a whole number")
 
 
+@pytest.mark.parametrize(
+    "text", ["", '{"do_sample": tr', "\xff", "[1]", '{"eos_token_id": -1}', '{"temperature": "hot"}']
+)
+def test_a_generation_config_that_cannot_be_read_is_not_passed_over(folder: Path, text: str) -> None:
+    (folder / "generation_config.json").write_text(text, encoding="latin-1")
+    assert refused(folder).startswith(f"{folder / 'generation_config.json'}: ")
+
+
 def test_attention_is_ours_whatever_the_config_says(folder: Path) -> None:
     evil = {"attn_implementation": "kernels-community/evil", "_attn_implementation": "evil/evil"}
     change(folder, "config.json", lambda config: (config.update(evil), config["text_config"].update(evil)))

@@ -83,6 +83,7 @@ def load_parts(
     check_sizes(folder, config, stored)
     built = _config(folder)
     check_built(folder, built, stored)
+    read_json(folder / "generation_config.json")  # transformers goes on without one that it cannot read
     template = chat_template_in(folder)
     images = _image_processor(folder)
     tokenizer = _tokenizer(folder)
