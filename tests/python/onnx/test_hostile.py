@@ -113,6 +113,53 @@ def test_a_graph_that_loops_for_ever_is_ended_by_control_c(folder: Path) -> None
         time.sleep(0.01)
 
 
+def heavy(model: onnx.ModelProto) -> None:
+    """One operator that takes seconds, of constants: worked out when the graph is loaded, and deaf to being
+    told to end."""
+    name = put_aside(model)
+    model.graph.initializer.append(numpy_helper.from_array(np.array([3000, 3000], np.int64), "wide"))
+    for made in (
+        helper.make_node("ConstantOfShape", ["wide"], ["zeros"]),
+        helper.make_node("MatMul", ["zeros", "zeros"], ["product"]),
+        helper.make_node("ReduceSum", ["product"], ["nothing"], keepdims=0),
+        helper.make_node("Add", [f"{name}.before", "nothing"], [name]),
+    ):
+        model.graph.node.append(made)
+
+
+def trials() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "mosaic-trial"]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_an_operator_that_goes_on_is_left_to_its_thread(
+    folder: Path, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "LOAD_SECONDS", 0.1)  # a busy machine may find another part late
+    monkeypatch.setattr(trial, "END_SECONDS", 0.0)
+    rewrite(folder, part, heavy)
+    assert re.search(r"\.onnx.* onnxruntime did not load it in 0\.1 s", refused(folder))
+    left = trials()
+    assert left, "it is still at it"
+    for thread in left:
+        thread.join(600)
+
+
+def test_work_under_a_limit_gives_what_it_makes_raises_what_it_raises_and_is_told_to_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(trial, "END_SECONDS", 0.0)
+    assert trial.watched(lambda: 7, "it did not end", 600) == 7
+    with pytest.raises(KeyError, match="key"):
+        trial.watched(lambda: {}["key"], "it did not end", 600)
+    gate, told = threading.Event(), threading.Event()
+    with pytest.raises(ModelError, match=r"it did not end in 0\.01 s"):
+        trial.watched(lambda: gate.wait(600), "it did not end", 0.01, told.set)
+    assert told.is_set() and len(trials()) == 1
+    gate.set()
+    trials()[0].join(600)
+
+
 def test_a_decoder_that_runs_a_graph_of_its_own_is_refused_in_a_function_too(folder: Path) -> None:
     def wrap(model: onnx.ModelProto) -> None:
         loop(model)

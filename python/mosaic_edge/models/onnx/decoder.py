@@ -11,6 +11,7 @@ import onnxruntime as ort
 
 from mosaic_edge.models.onnx.cut import EMBEDS, LOGITS, CutGraph, Segment
 from mosaic_edge.models.onnx.cut_cache import CachedCut, CachedSegment
+from mosaic_edge.models.onnx.trial import loaded
 from mosaic_edge.models.vlm import Attend, DeviceAttend, FloatArray, ModelError
 
 
@@ -49,7 +50,9 @@ def open_session(
                 f"{', '.join(ort.get_available_providers())}"
             )
     try:
-        return ort.InferenceSession(model, options, providers=providers)
+        return loaded(model, options, providers, name)
+    except ModelError:
+        raise
     except Exception as error:  # ONNX Runtime raises a different class for every cause
         raise ModelError(
             f"{name}: onnxruntime {ort.__version__} cannot load it: {' '.join(str(error).split())[:400]}"

@@ -10,6 +10,7 @@ import onnxruntime as ort
 from onnx import helper
 
 from mosaic_edge.models.onnx.sites import GraphIndex, past_layer
+from mosaic_edge.models.onnx.trial import TrialSession, loaded
 
 _TYPES = {1: np.float32, 6: np.int32, 7: np.int64, 9: np.bool_, 10: np.float16}
 
@@ -60,7 +61,9 @@ class GraphPart:
         options.log_severity_level = 4
         if folder:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
-        self._session = ort.InferenceSession(part.SerializeToString(), options, ["CPUExecutionProvider"])
+        where = f"{folder or 'the decoder'}: a part that is looked at"
+        session = loaded(part.SerializeToString(), options, ["CPUExecutionProvider"], where)
+        self._session = TrialSession(session, where)
         self.holds_graphs = any(
             a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
             for node in graph.node

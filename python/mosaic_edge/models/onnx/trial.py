@@ -1,12 +1,13 @@
-"""The first runs of a graph that came with a model directory: one that does not end is ended, by a limit of
-time or by Ctrl-C. ONNX Runtime itself returns from a run only when told so from another thread.
+"""What ONNX Runtime does with a graph that came with a model directory - load it, which works out what does
+not depend on its inputs, and run it for the first time - under a limit of time, and of Ctrl-C. It is told to
+end, which it hears between two operators, and left to its thread if it is in one that goes on.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import onnxruntime as ort
@@ -14,7 +15,56 @@ import onnxruntime as ort
 from mosaic_edge.models.vlm import ModelError
 
 SECONDS = 120.0
-"""A large vision encoder on a small board takes a few."""
+"""Of a first run: a large vision encoder on a small board takes a few."""
+LOAD_SECONDS = 600.0
+"""Of what reads weights, maybe gigabytes from a slow card."""
+END_SECONDS = 5.0
+"""What work that is told to end may still take."""
+_T = TypeVar("_T")
+
+
+def watched(work: Callable[[], _T], late: str, seconds: float, end: Callable[[], None] | None = None) -> _T:
+    """What `work` returns or raises, done in a thread of its own. ModelError, `late` and what may be wrong,
+    if it takes more than `seconds`. end: tells it to."""
+    made: list[_T] = []
+    failed: list[BaseException] = []
+    # join() would not do: Python 3.11 takes a thread for dead after Ctrl-C in it.
+    done = threading.Event()
+
+    def run() -> None:
+        try:
+            made.append(work())
+        except BaseException as error:  # raised below, where someone waits for it
+            failed.append(error)
+        finally:
+            done.set()
+
+    threading.Thread(target=run, name="mosaic-trial", daemon=True).start()
+    is_late = True
+    try:
+        is_late = not done.wait(seconds)
+    finally:  # also for Ctrl-C
+        if is_late:
+            if end is not None:
+                end()
+            done.wait(END_SECONDS)
+    if is_late:
+        raise ModelError(f"{late} in {seconds:g} s: a graph that loops, or with too much to work out?")
+    if failed:
+        raise failed[0]
+    return made[0]
+
+
+def loaded(
+    model: bytes | str, options: ort.SessionOptions, providers: Sequence[str], where: str
+) -> ort.InferenceSession:
+    """An inference session, as ONNX Runtime makes it. ModelError where that takes more than LOAD_SECONDS."""
+    return watched(
+        lambda: ort.InferenceSession(model, options, providers=list(providers)),
+        f"{where}: onnxruntime did not load it",
+        LOAD_SECONDS,
+        lambda: options.set_load_cancellation_flag(True),
+    )
 
 
 class TrialSession:
@@ -41,33 +91,9 @@ class TrialSession:
         if not self._watched:
             return list(self._session.run(outputs, feed))
         options = ort.RunOptions()
-        made: list[Any] = []
-        failed: list[BaseException] = []
 
-        done = (
-            threading.Event()
-        )  # join() would not do: Python 3.11 takes a thread for dead after Ctrl-C in it
+        def end() -> None:
+            options.terminate = True
 
-        def work() -> None:
-            try:
-                made.extend(self._session.run(outputs, feed, options))
-            except BaseException as error:  # raised below, where someone waits for it
-                failed.append(error)
-            finally:
-                done.set()
-
-        threading.Thread(target=work, name="mosaic-trial", daemon=True).start()
-        late = True
-        try:
-            late = not done.wait(SECONDS)
-        finally:  # also for Ctrl-C
-            if late:
-                options.terminate = True
-                done.wait()
-        if late:
-            raise ModelError(
-                f"{self._where}: its first run did not end in {SECONDS:g} s: a graph that loops?"
-            )
-        if failed:
-            raise failed[0]
-        return made
+        late = f"{self._where}: its first run did not end"
+        return list(watched(lambda: self._session.run(outputs, feed, options), late, SECONDS, end))

@@ -27,7 +27,7 @@ from mosaic_edge.models.onnx.facts import DecoderFacts
 from mosaic_edge.models.onnx.files import ModelFiles, bytes_on_disk, decoder_hints
 from mosaic_edge.models.onnx.graph_file import data_folder, read_graph
 from mosaic_edge.models.onnx.sites import GraphCutError
-from mosaic_edge.models.onnx.trial import TrialSession
+from mosaic_edge.models.onnx.trial import LOAD_SECONDS, TrialSession, watched
 from mosaic_edge.models.onnx.vision import PixelSettings, VisionGraph
 from mosaic_edge.models.rope import absolute_position
 from mosaic_edge.models.schema import card_settings
@@ -119,7 +119,11 @@ class OnnxVlm:
                 mosaic, image_settings(files.folder), video_settings(files.folder), config, kind
             )
             vision = VisionGraph(sessions[1], str(files.vision), hidden, pixels, tokens_per_frame)
-            logits = decoder.run(np.zeros((1, hidden), np.float32), lambda layer, q, k, v: q)
+            logits = watched(
+                lambda: decoder.run(np.zeros((1, hidden), np.float32), lambda layer, q, k, v: q),
+                f"{files.decoder}: its first run did not end",
+                LOAD_SECONDS,  # it reads all of its weights
+            )
             assert logits is not None
             embeddings.look_up([len(logits) - 1])  # the table has a row for every id that can be drawn
         except ModelError as error:
