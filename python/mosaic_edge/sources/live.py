@@ -19,7 +19,16 @@ from mosaic_edge.sources.newest import NewestFirst
 from mosaic_edge.sources.readers import connect
 from mosaic_edge.sources.registry import known_schemes, open_source, scheme_of
 from mosaic_edge.sources.timeline import Ticks, Timeline
-from mosaic_edge.sources.where import CONNECT_S, READ_S, check_there, check_window, is_pipe, is_url, name_of
+from mosaic_edge.sources.where import (
+    CONNECT_S,
+    READ_S,
+    check_there,
+    check_window,
+    is_file_url,
+    is_pipe,
+    is_url,
+    name_of,
+)
 
 GIVE_UP_S = 30.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 10.0
@@ -253,7 +262,8 @@ def open_live(
     """As open_source, but what is no file on a disk is live: a pipe and a stream over TCP or HTTP, too."""
     name = scheme_of(where)
     opener = known_schemes().get(name)
-    if opener is known_schemes().get("file") and (is_url(where) or is_pipe(where)):
+    streams = (is_url(where) and not is_file_url(where)) or is_pipe(where)
+    if opener is known_schemes().get("file") and streams:
         opener = LiveSource
     if isinstance(opener, type) and issubclass(opener, LiveSource):
         return opener(where, fps, give_up_s=give_up_s, notify=notify)

@@ -26,6 +26,8 @@ _PROTOCOLS = {"": "file,crypto,data", "file": "file,crypto,data", "http": _WEB, 
 _PROTOCOLS |= dict.fromkeys(("rtsp", "rtsps"), "rtp,srtp,udp,tcp,tls,http,https")
 _PROTOCOLS |= dict.fromkeys(("rtmp", "rtmps"), "rtmp,rtmps,tcp,tls")
 _PROTOCOLS |= {"tls": "tls,tcp", "ftp": "ftp,tcp", "rtp": "rtp,udp", "srt": "srt,udp"}
+_NOTHING = "none"
+"""Of what is in hand, bytes or an open file: no protocol has this name."""
 
 
 def open_container(
@@ -46,7 +48,7 @@ def open_container(
         scheme = urlsplit(file).scheme.lower() if is_url(file) else ""
         if not scheme and form is None:
             file = f"file:{file}"  # else "10:30.mp4" is a protocol "10"
-    options = {"protocol_whitelist": _PROTOCOLS.get(scheme, scheme)}
+    options = {"protocol_whitelist": _NOTHING if is_held(where) else _PROTOCOLS.get(scheme, scheme)}
     if scheme in ("rtsp", "rtsps"):
         options["rtsp_flags"] = "prefer_tcp"  # UDP loses packets as soon as a frame is more than one
     if form is not None:  # a device

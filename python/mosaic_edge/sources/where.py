@@ -23,6 +23,11 @@ def is_url(where: str) -> bool:
     return "://" in where
 
 
+def is_file_url(where: str) -> bool:
+    """Whether it is a path after all, as a URL."""
+    return where[:7].lower() == "file://"
+
+
 def is_pipe(where: Where) -> bool:
     """Whether it can be read once, from its beginning: a FIFO, a pipe, a terminal."""
     if is_held(where):
@@ -54,9 +59,13 @@ def name_of(where: Where) -> str:
 
 def check_there(where: Where) -> None:
     """SourceError for a path where no video can be."""
-    if is_held(where) or is_url(os.fspath(where)):  # type: ignore[arg-type]
+    if is_held(where):
         return
     path = os.fspath(where)  # type: ignore[arg-type]
+    if is_file_url(path):
+        check_list("/" + path[5:].lstrip("/"))  # as FFmpeg takes it: nothing in it is an escape
+    if is_url(path):
+        return
     file = Path(path)
     try:
         if not file.exists():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +15,7 @@ OF_PLAYLISTS = "#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\n{}\n"
 RENDITION = '#EXTM3U\n#EXT-X-MEDIA:TYPE=VIDEO,GROUP-ID="a",NAME="b",URI="{}"\n'
 
 
-def refused(path: Path) -> str:
+def refused(path: Path | str) -> str:
     with pytest.raises(SourceError) as error:
         open_source(path, 1.0)
     return str(error.value)
@@ -46,6 +48,38 @@ def test_a_list_of_files_is_no_video(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     path.write_text("ffconcat version 1.0\nfile 'a.mp4'\n")
     assert "it is a list of files (ffconcat), not a video" in refused(path)
+
+
+@pytest.mark.parametrize("text", ["ffconcat version 1.0\nfile 'a.mp4'\n", OF_PLAYLISTS.format("a.mp4")])
+@pytest.mark.parametrize("scheme", ["file://", "FILE://", "file:////"])
+def test_a_url_of_a_file_is_looked_at_as_its_path_is(tmp_path: Path, text: str, scheme: str) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_text(text)
+    assert refused(path).replace(str(path), "") == refused(f"{scheme}{path}").replace(str(path), "")
+
+
+@pytest.mark.parametrize(
+    "held", [lambda path: path.read_bytes(), lambda path: path.open("rb")], ids=["bytes", "open"]
+)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ffconcat version 1.0\nfile 'whole.ts'\n",
+        "ffconcat version 1.0\nfile 'a.mp4'\n",
+        "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1.0,\nwhole.ts\n#EXT-X-ENDLIST\n",
+        OF_PLAYLISTS.format("whole.ts"),
+    ],
+    ids=["a list", "a list of itself", "a playlist", "a playlist of playlists"],
+)
+def test_what_is_in_hand_opens_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, held: Callable[[Path], Any]
+) -> None:
+    write_numbered(tmp_path / "whole.ts", [k / 25 for k in range(25)])
+    path = tmp_path / "a.mp4"
+    path.write_text(text)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SourceError, match="not a readable video"):
+        list(open_source(held(path), None))
 
 
 @pytest.mark.parametrize("form", [None, OF_PLAYLISTS])

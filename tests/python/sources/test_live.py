@@ -187,3 +187,15 @@ def _catches_sigterm(process: int) -> bool:
     status = Path(f"/proc/{process}/status").read_text()
     caught = next(line for line in status.splitlines() if line.startswith("SigCgt")).split()[1]
     return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_file_on_a_disk_is_not_live_as_a_url_either(tmp_path: Path, scheme: str) -> None:
+    path = tmp_path / "a.mp4"
+    write_numbered(path, [k / 25 for k in range(13)])
+    source = open_live(f"{scheme}{path}", None)
+    assert not isinstance(source, LiveSource)
+    assert [number_of(frame.image) for frame in source] == list(range(13))
+    path.write_text("no video")
+    with pytest.raises(SourceError, match="not a readable video"):
+        list(open_live(f"{scheme}{path}", None))
