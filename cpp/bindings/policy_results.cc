@@ -16,9 +16,16 @@ namespace {
   throw InvalidInput(who + " returned " + what + ".");
 }
 
+using Int64s = py::array_t<int64_t, py::array::c_style | py::array::forcecast>;
+
+Int64s int64s(const std::string& who, const py::array& raw) {
+  Int64s made = Int64s::ensure(raw);
+  if (!made) refuse(who, text_of(raw) + ", which cannot be read as whole numbers");
+  return made;
+}
+
 // One value a token, as int64. *mask: they were booleans.
-py::array_t<int64_t> column(const std::string& who, const char* name, const py::handle& given, int n,
-                            bool* mask = nullptr) {
+Int64s column(const std::string& who, const char* name, const py::handle& given, int n, bool* mask = nullptr) {
   const std::string of = *name != 0 ? std::string(name) + "=" : "";
   py::array raw = py::array::ensure(given);
   if (!raw) {
@@ -32,7 +39,7 @@ py::array_t<int64_t> column(const std::string& who, const char* name, const py::
     refuse(who, of + std::to_string(raw.size()) + (raw.ndim() > 1 ? " values that are not one row" : " values") +
                     " for " + std::to_string(n) + (n == 1 ? " token" : " tokens"));
   if (mask != nullptr) *mask = kind == 'b';
-  return py::array_t<int64_t, py::array::c_style | py::array::forcecast>::ensure(raw.reshape({n}));
+  return int64s(who, raw.reshape({n}));
 }
 
 void check_live(const std::string& who, const ClusterIndex& index, int64_t c, int lane) {
@@ -111,7 +118,9 @@ void read_choice(const std::string& who, const ClusterStore& store, const Select
   if (!raw) PyErr_Clear();
   if (!raw || raw.ndim() != 1 || (raw.size() > 0 && raw.dtype().kind() != 'i' && raw.dtype().kind() != 'u'))
     refuse(who, text_of(given) + ", expected cluster ids, best first");
-  const auto ids = py::array_t<int64_t, py::array::c_style | py::array::forcecast>::ensure(raw);
+  if (raw.size() > index.capacity())  // before they are copied
+    refuse(who, std::to_string(raw.size()) + " cluster ids; a lane has " + std::to_string(index.capacity()));
+  const Int64s ids = int64s(who, raw);
   std::vector<bool> taken(static_cast<size_t>(index.capacity()));
   int tokens = 0;
   for (py::ssize_t i = 0; i < ids.size(); ++i) {

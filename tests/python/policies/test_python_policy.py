@@ -197,6 +197,7 @@ SELECT = [
     ([0, 400], "cluster 400, which is not live"),
     ([0.5], "expected cluster ids"),
     ("best", "expected cluster ids"),
+    (np.broadcast_to(np.int64(0), (10**13,)), "10000000000000 cluster ids; a lane has 100"),
 ]
 EVICT = [
     (3, "expected a list of Eviction"),
