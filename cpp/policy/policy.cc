@@ -60,6 +60,17 @@ bool SettingReader::take(const char* name, SettingValue* value) {
   return true;
 }
 
+bool is_set_to(const PolicySettings& settings, const char* name, const char* word) {
+  return std::any_of(settings.begin(), settings.end(), [&](const auto& s) {
+    return s.first == name && s.second.word() != nullptr && *s.second.word() == word;
+  });
+}
+
+PolicySettings without(PolicySettings settings, const char* name) {
+  std::erase_if(settings, [&](const auto& s) { return s.first == name; });
+  return settings;
+}
+
 SettingReader& SettingReader::number(const char* name, double* value, double low, double high) {
   SettingValue given;
   if (!take(name, &given)) return *this;

@@ -232,6 +232,10 @@ std::vector<std::string> policy_names();
 // line (policies.cmake); nothing else names one.
 #define MOSAIC_POLICY(name, factory) std::unique_ptr<Policy> factory(const PolicySettings& settings)
 
+// Whether a setting is given as this word.
+bool is_set_to(const PolicySettings& settings, const char* name, const char* word);
+PolicySettings without(PolicySettings settings, const char* name);
+
 // Reads settings by name and refuses what is left over.
 class SettingReader {
  public:

@@ -1,5 +1,5 @@
 // Retention: what a policy by records says. Every KV head keeps tokens of its own in a TokenLog; the policy says what a token
-// is worth and which are given up when a lane is full. It reads, KvMemory carries out. See policy/edge.cc.
+// is worth and which are given up when a lane is full. It reads, KvMemory carries out. See policy/by_worth.h.
 #pragma once
 
 #include "store/listening.h"
@@ -15,6 +15,13 @@ struct Victim {
   float rank = 0;
 };
 
+// What is read of tokens that were given up and are on disk.
+struct DiskWishes {
+  double question = 0;  // of a lane's, the share that a question reads
+  double frame = 0;     // and a frame
+  bool rest = false;    // whether what is not read counts with its mass
+};
+
 class Retention {
  public:
   virtual ~Retention() = default;
@@ -26,11 +33,7 @@ class Retention {
   virtual float worth(float attention_received, float value_norm) const = 0;
   // Whether likeness to better tokens is wanted (TokenLog::likeness).
   virtual bool compares() const = 0;
-  // Of a lane's tokens on disk, the share that a question reads, and the share that a frame reads.
-  virtual double recall_share() const = 0;
-  virtual double frames_recall_share() const = 0;
-  // Whether what is not read of it counts with its mass.
-  virtual bool counts_rest() const = 0;
+  virtual DiskWishes disk() const = 0;
   // At least `need` tokens of a full lane, those that are missed least. out [TokenLog::capacity()]; returns how many.
   virtual int pick_victims(const TokenLog& log, const Listening& heard, int lane, int need, Victim* out) = 0;
 };

@@ -15,8 +15,8 @@ Records::Records(Region& region, const Plan& plan, Ops& ops, Retention& retentio
   if (plan.archive.pages > 0) {
     archive_.emplace(region, plan.archive, ops, io);
     const bool frames_read = plan.config.model.video_window == 0;  // more than the window
-    const Recall::Wishes wishes{retention.recall_share(), frames_read ? retention.frames_recall_share() : 0,
-                                retention.counts_rest(), plan.config.retrieve_tokens};
+    const DiskWishes disk = retention.disk();
+    const Recall::Wishes wishes{disk.question, frames_read ? disk.frame : 0, disk.rest, plan.config.retrieve_tokens};
     recall_.emplace(region, plan.archive, ops, wishes, plan.config.model.q_heads / plan.layer_lanes);
   }
   const char* const name = "record scratch";
@@ -28,7 +28,7 @@ Records::Records(Region& region, const Plan& plan, Ops& ops, Retention& retentio
   victims_ = region.take<Victim>(name, tokens);
   settled_ = region.take<TokenSlot>(name, frame);
   worth_ = region.take<float>(name, frame);
-  counts_rest_ = archive_ && retention.counts_rest();
+  counts_rest_ = archive_ && retention.disk().rest;
   const size_t compared = retention.compares() ? 1 : 0, gathered = retention.compares() || counts_rest_ ? 1 : 0;
   entries_ = region.take<PageEntry>(name, gathered * std::max(pages, frame));
   like_ = region.take<float>(name, compared * frame);

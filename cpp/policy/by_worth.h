@@ -1,0 +1,63 @@
+// ByWorth: the memory of a policy by records. Every KV head keeps the tokens that trained decoders will want again, whole
+// and packed, and everything kept is read - by questions, and by frames too, for what a token did not see when it was made
+// no later reading brings back.
+//   worth    the attention a token receives from its own frame and the next ones, times the norm of its value: what the
+//            model itself makes of it says best what it will ask for, and carries over between families of models.
+//            A token that comes while memory is not full has fewer rivals for attention: what it receives counts times
+//            the keys that shared it, to the power of key_power
+//   likeness a token nearly the same as one that is worth more (centred keys and centred values) is missed less:
+//            its worth is taken by 1 - c^4
+//   give up  the least, one by one; what is left is never averaged
+//   most_tokens  a model that gets worse the more it reads (one trained on short streams) keeps no more than this
+// What is on disk, and how it is found, is the policy's own: edge.cc.
+#pragma once
+
+#include "policy/policy.h"
+#include "policy/retention.h"
+
+namespace mosaic {
+
+struct WorthSettings {
+  enum class Score : uint8_t {
+    kReceived,
+    kNorm,
+    kBoth,
+    kNewest,  // all alike, so that the oldest goes: StreamingLLM's window (arXiv 2309.17453), a token at a time
+  };
+  int listen = 16;  // frames
+  double key_power = 0.5;
+  Score score = Score::kBoth;
+  bool likeness = true;
+  int most_tokens = 0;
+
+  void read(SettingReader* reader);
+};
+
+class ByWorth : public Policy, public Retention {
+ public:
+  ByWorth(const char* name, double index_share, const WorthSettings& worth, const DiskWishes& disk)
+      : name_(name), index_share_(index_share), s_(worth), disk_(disk) {}
+  const char* name() const override { return name_; }
+  PolicyNeeds needs() const override {
+    return {.group = {.records = true}, .share = {.index = index_share_, .most_tokens = s_.most_tokens}};
+  }
+  Retention* retention() override { return this; }
+  void admit(const ClusterStore&, const AdmitBatch&, Placement*) override {}
+  int evict(const ClusterStore&, const Need&, Eviction*, int) override { return 0; }
+  void serialize(Snapshot&, const ClusterStore&) override {}
+
+  int listen_frames() const override { return s_.listen; }
+  float attention_weight(int keys) const override;
+  bool compares() const override { return s_.likeness; }
+  DiskWishes disk() const override { return disk_; }
+  float worth(float received, float value_norm) const override;
+  int pick_victims(const TokenLog& log, const Listening& heard, int lane, int need, Victim* out) override;
+
+ private:
+  const char* name_;
+  double index_share_;
+  WorthSettings s_;
+  DiskWishes disk_;
+};
+
+}  // namespace mosaic
