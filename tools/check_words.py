@@ -65,7 +65,10 @@ SENSES = {
     ),
     "panel": Sense(
         "one head's keys, or values, of a page",
-        ("cpp/codec/*", "cpp/backend/*", "cpp/store/coarse_keys.cc", "python/*"),
+        (
+            "cpp/codec/*", "cpp/backend/*", "cpp/store/coarse_keys.cc", "cpp/store/token_clusters.cc",
+            "python/*",
+        ),
     ),
     "radius": Sense(
         "distance within which a token may join a cluster",

@@ -47,7 +47,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     ],
     "mosaic": [
         {"published": 1.0}, {"levels": "visual"}, {"levels": "none"}, {"item": "frame"}, {"split": "eager"},
-        {"tau": "quantile"}, {"read_scenes": 2.0},
+        {"tau": "quantile"}, {"read_scenes": 2.0}, {"unit": "tokens"},
     ],
     "infinipot-v": [{"order": "tar"}, {"order": "uniform"}],
     "rekv": [{"score": "mass", "frames": 5.0}],

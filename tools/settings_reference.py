@@ -36,8 +36,7 @@ SCORE = Said(
 )
 VALUE_WEIGHT = Said("1", "weight of values beside keys when tokens are compared; 0: keys alone")
 RADIUS = Said("0.02", "squared distance within which a token joins a cluster, at the start")
-EDGE = {
-    "unit": Said("tokens", "what is kept: single tokens, or summaries of like ones (the next table)"),
+BY_WORTH = {
     "score": Said(
         "both",
         "what a token is worth: attention received, value norm, their product; newest: age alone",
@@ -47,6 +46,13 @@ EDGE = {
         "0.5", "attention counts times the keys that shared it, to this power; 0: as it was received"
     ),
     "likeness": Said("1", "a token that is like a better one is worth less"),
+    "most_tokens": Said(
+        "0",
+        "tokens that a head keeps at most, for models that get worse the more they read; 0: as many as fit",
+    ),
+}
+EDGE = BY_WORTH | {
+    "unit": Said("tokens", "what is kept: single tokens, or summaries of like ones (the next table)"),
     "recall": Said(
         "0.1",
         "with a disk: the share of what was given up that a question reads a head, 16 tokens at least",
@@ -56,10 +62,6 @@ EDGE = {
     ),
     "rest": Said(
         "0", "1: what is looked through there and not read counts with its attention, and a mean value"
-    ),
-    "most_tokens": Said(
-        "0",
-        "tokens that a head keeps at most, for models that get worse the more they read; 0: as many as fit",
     ),
 }
 EDGE_SUMMARIES = {
@@ -71,6 +73,10 @@ EDGE_SUMMARIES = {
     "radius": RADIUS,
 }
 MOSAIC = {
+    "unit": Said(
+        "clusters",
+        "what is kept: clusters and their means, or single tokens, found by clusters (the next table)",
+    ),
     "published": Said("0", "1: the paper's tau=fixed, value_weight=0, score=dot, thin=0"),
     "levels": Said("nested", "clusters inside scenes, scenes alone, clusters alone, or units in time order"),
     "tau": Said("adaptive", "variance over which a cluster is cut: the paper's, by the radius, by quantiles"),
@@ -85,6 +91,13 @@ MOSAIC = {
     "value_weight": VALUE_WEIGHT,
     "read_scenes": Said("0", "scenes read for a question; 0: all"),
     "thin": Said("0.25", "under pressure, a token within this share of the radius is kept in the mean only"),
+}
+MOSAIC_TOKENS = BY_WORTH | {
+    "recall": Said(
+        "0.25", "with a disk: the share of what was given up that a question reads a head, in clusters"
+    ),
+    "frames_recall": Said("0.25", "the same of a frame; 0 where the disk is slow"),
+    "value_weight": Said("1", "weight of values beside keys when clusters are cut; 0: keys alone"),
 }
 INFINIPOT_V = {
     "alpha": Said("0.5", "of what is kept, chosen by TaR (unlike the newest frames); the rest by VaN"),
@@ -132,6 +145,7 @@ LISTS: tuple[tuple[str, Mapping[str, str], Mapping[str, Said]], ...] = (
     ("edge", {"unit": "tokens"}, EDGE),
     ("edge", {"unit": "summaries"}, EDGE_SUMMARIES),
     ("mosaic", {}, MOSAIC),
+    ("mosaic", {"unit": "tokens"}, MOSAIC_TOKENS),
     ("infinipot-v", {}, INFINIPOT_V),
     ("rekv", {}, REKV),
     ("mukv", {}, MUKV),

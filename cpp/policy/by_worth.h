@@ -9,7 +9,7 @@
 //            its worth is taken by 1 - c^4
 //   give up  the least, one by one; what is left is never averaged
 //   most_tokens  a model that gets worse the more it reads (one trained on short streams) keeps no more than this
-// What is on disk, and how it is found, is the policy's own: edge.cc.
+// What is on disk, and how it is found, is what policies differ in: edge.cc, mosaic_tokens.cc.
 #pragma once
 
 #include "policy/policy.h"

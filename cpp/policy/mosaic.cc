@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "policy/mosaic_tokens.h"
+
 namespace mosaic {
 
 PolicyNeeds Mosaic::needs() const {
@@ -155,8 +157,11 @@ void Mosaic::serialize(Snapshot& s, const ClusterStore& store) {
 }
 
 MOSAIC_POLICY("mosaic", make_mosaic) {
+  if (is_set_to(settings, "unit", "tokens")) return make_mosaic_of_tokens(without(settings, "unit"));
   MosaicSettings s;
   SettingReader reader("mosaic", settings);
+  int unit = 0;
+  reader.choice("unit", &unit, {"clusters", "tokens"});
   bool published = false;
   reader.flag("published", &published);
   if (published) {

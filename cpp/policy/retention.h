@@ -17,9 +17,11 @@ struct Victim {
 
 // What is read of tokens that were given up and are on disk.
 struct DiskWishes {
-  double question = 0;  // of a lane's, the share that a question reads
-  double frame = 0;     // and a frame
-  bool rest = false;    // whether what is not read counts with its mass
+  double question = 0;    // of a lane's, the share that a question reads
+  double frame = 0;       // and a frame
+  bool rest = false;      // whether what is not read counts with its mass
+  bool clusters = false;  // they are found and read by clusters; else one by one
+  float of_values = 1;    // weight of values beside keys, where clusters are cut
 };
 
 class Retention {

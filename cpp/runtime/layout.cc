@@ -17,6 +17,8 @@ constexpr int kLeastRead = 32;       // pages of an archive, by a lane,
 constexpr uint64_t kReadShare = 32;  // or as many as this share of the cap holds: what is chosen lies scattered
 constexpr int kLeastKept = 32;       // pages of a lane that a frame reads beside twice its share
 constexpr int kBehindContext = 64;   // positions
+constexpr int kStretch = 64;         // tokens of an archive that are cut into clusters together,
+constexpr uint64_t kTailShare = 32;  // or half as many, where those that wait to be cut would take more of the cap
 
 // Whole frames of at most `tokens` in all; where frames are smaller than the largest more of them fit, within reason.
 int pages_of_frames(int tokens, int frame_tokens) { return tokens / frame_tokens * pages_for(frame_tokens) + 16; }
@@ -75,8 +77,14 @@ void shape_log(const Request& r, const Choice& choice, Plan* plan) {
   a.codec = *c.packed;
   a.places = plan->log.places;
   a.folder = c.spill_dir;
-  const auto room = static_cast<int>(std::min<uint64_t>(c.cap_bytes / kReadShare / data_bytes(a.codec, a.page),
-                                                        static_cast<uint64_t>(a.most_scanned())));
+  if (const DiskWishes disk = r.policy->retention()->disk(); disk.clusters) {
+    const Size tails = Size(a.lanes) * data_bytes(a.codec, a.page) * (kStretch / kPageTokens);
+    a.stretch = tails <= Size(c.cap_bytes / kTailShare) ? kStretch : kStretch / 2;
+    a.of_values = disk.of_values;
+  }
+  const uint64_t scattered = std::min<uint64_t>(c.cap_bytes / kReadShare / data_bytes(a.codec, a.page),
+                                                static_cast<uint64_t>(a.most_scanned()));
+  const int room = a.stretch > 0 ? 0 : static_cast<int>(scattered);  // clusters lie in one piece
   a.most_read = std::min(a.pages, std::max({kLeastRead, c.retrieve_tokens / 8, room}));
   a.copies_stay = Size(a.lanes) * a.most_read * data_bytes(a.codec, a.page) <= Size(c.cap_bytes / kFetchShare);
 }

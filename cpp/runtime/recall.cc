@@ -1,6 +1,7 @@
 #include "runtime/recall.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <limits>
@@ -22,17 +23,19 @@ constexpr double kNoise = 1e-5;
 Recall::Recall(Region& region, const ArchiveShape& s, Ops& ops, const Wishes& wishes, int q_heads)
     : ops_(ops), wishes_(wishes), most_read_(s.most_read), lanes_(s.lanes), q_heads_(q_heads) {
   const char* const name = "archive";
-  const Size at_once = std::max(Size(s.groups()), Size(kWeighed) * kPageTokens);
-  const Size in_all = std::max(Size(s.pages), Size(s.most_scanned()) * kPageTokens);
+  const int clusters = s.stretch > 0 ? s.pages : 0;
+  const Size at_once = clusters > 0 ? Size(clusters) : std::max(Size(s.groups()), Size(kWeighed) * kPageTokens);
+  const Size in_all = clusters > 0 ? at_once : std::max(Size(s.pages), Size(s.most_scanned()) * kPageTokens);
   chosen_ = region.take<uint8_t>(name, s.lanes);
-  entries_ = region.take<PageEntry>(name, std::max(s.groups() / kPageTokens, kWeighed));
+  entries_ = region.take<PageEntry>(
+      name, clusters > 0 ? clusters / kPageTokens : std::max(s.groups() / kPageTokens, kWeighed));
   positions_ = region.take<int32_t>(name, at_once);
   places_ = s.places ? region.take<uint16_t>(name, at_once * 2) : nullptr;
   mass_ = region.take<float>(name, in_all);
   order_ = region.take<int32_t>(name, in_all);
-  worth_ = region.take<float>(name, s.pages);
-  scanned_ = region.take<int32_t>(name, s.most_scanned());
-  rows_ = region.take<uint16_t>(name, s.most_scanned());
+  worth_ = region.take<float>(name, clusters > 0 ? 0 : s.pages);
+  scanned_ = region.take<int32_t>(name, clusters > 0 ? 0 : s.most_scanned());
+  rows_ = region.take<uint16_t>(name, clusters > 0 ? s.pages : s.most_scanned());
   if (!wishes.rest) return;
   head_mass_ = region.take<float>(name, Size(kWeighed) * kPageTokens * q_heads);
   looked_ = region.take<double>(name, q_heads);
@@ -51,7 +54,8 @@ void Recall::forget(Archive* archive) {
 uint16_t Recall::readable(const Archive& archive, int lane, int page, Since since) const {
   uint16_t rows = archive.gone(lane, page);
   for (int i = 0; i < kPageTokens && since.asks(); ++i)
-    if (!since.wants(archive.positions(page)[i], archive.time_lows(page)[i])) rows &= static_cast<uint16_t>(~(1u << i));
+    if (!since.wants(archive.position(lane, page, i), archive.time_low(lane, page, i)))
+      rows &= static_cast<uint16_t>(~(1u << i));
   return rows;
 }
 
@@ -72,8 +76,8 @@ void Recall::weigh_groups(const Archive& archive, int lane, const AttendArgs& ar
       // Its middle; of several pages the last, which is what is left of a group when new tokens take its place.
       const int page = archive.page_of_group(group) + group_pages - 1;
       const int middle = group_pages > 1 ? 0 : (group % kPageTokens * each + each / 2) % kPageTokens;
-      positions_[group] = selection.position_of(archive.positions(page)[middle], scratch);
-      if (places_ != nullptr) std::copy_n(archive.places(page) + 2 * middle, 2, places_ + 2 * group);
+      positions_[group] = selection.position_of(archive.position(lane, page, middle), scratch);
+      if (places_ != nullptr) std::copy_n(archive.place(lane, page, middle), 2, places_ + 2 * group);
       rows |= static_cast<uint16_t>(1u << i);
     }
     if (rows == 0) continue;
@@ -158,10 +162,11 @@ void Recall::weigh(Archive* archive, int lane, const AttendArgs& args, const Blo
     for (int i = 0; i < n; ++i) {
       const Archive::Piece& piece = archive->pieces(lane)[first + i];
       if (piece.rows == 0) continue;
-      const int32_t* const came_at = archive->positions(piece.page);
-      for (int j = 0; j < kPageTokens; ++j)
-        positions_[i * kPageTokens + j] = selection.position_of(came_at[j], scratch);
-      if (places_ != nullptr) std::copy_n(archive->places(piece.page), 2 * kPageTokens, places_ + 2 * i * kPageTokens);
+      for (int j = 0; j < kPageTokens; ++j) {
+        const int to = i * kPageTokens + j;
+        positions_[to] = selection.position_of(archive->position(lane, piece.page, j), scratch);
+        if (places_ != nullptr) std::copy_n(archive->place(lane, piece.page, j), 2, places_ + 2 * to);
+      }
       PageEntry& entry = entries_[some.n_pages++];
       entry = {archive->copy(lane, first + i), i * kPageTokens, piece.rows, archive->shape().codec};
       entry.first += entry.begin();
@@ -270,11 +275,12 @@ bool Recall::choose_pages(Reader reader, Archive* archive, int lane, const Atten
   const trace::Span span("recall", lane);
   chosen_[lane] = 1;
   archive->set_count(lane, 0);
+  const auto wanted = static_cast<int64_t>(std::ceil(share(reader) * static_cast<double>(archive->spilled(lane))));
+  const int64_t most = std::min<int64_t>(std::max<int64_t>(wanted, kPageTokens), wishes_.most_tokens);
+  if (archive->clusters().any()) return choose_clusters(archive, lane, args, selection, scratch, since, most);
   const int pages = list_pages(*archive, lane, args, selection, scratch, since);
   if (pages == 0) return false;
   weigh_tokens(archive, lane, args, selection, scratch, pages, lost);
-  const auto wanted = static_cast<int64_t>(std::ceil(share(reader) * static_cast<double>(archive->spilled(lane))));
-  const int64_t most = std::min<int64_t>(std::max<int64_t>(wanted, kPageTokens), wishes_.most_tokens);
   if (pick(pages, most) > most_read_) {
     keep_best(pages);
     for (int p = 0; p < pages; ++p)
@@ -294,8 +300,14 @@ int64_t Recall::read(Archive* archive, int lane, BlockSelection* selection) {
   const int64_t lost = archive->fetch(lane);
   for (int i = 0; i < archive->count(lane); ++i) {
     const Archive::Piece& piece = archive->pieces(lane)[i];
+    std::array<int32_t, kPageTokens> came_at;
+    std::array<uint16_t, 2 * kPageTokens> places;
+    for (int j = 0; j < kPageTokens; ++j) {
+      came_at[static_cast<size_t>(j)] = archive->position(lane, piece.page, j);
+      if (places_ != nullptr) std::copy_n(archive->place(lane, piece.page, j), 2, &places[static_cast<size_t>(2 * j)]);
+    }
     if (!selection->add_tokens(archived_page(piece.page), archive->copy(lane, i), archive->shape().codec, piece.rows,
-                               archive->positions(piece.page), archive->places(piece.page)))
+                               came_at.data(), places.data()))
       throw InvariantError("Recall: more pages than a selection holds (a defect of the plan).");
   }
   return lost;

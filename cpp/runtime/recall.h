@@ -4,6 +4,7 @@
 // log-sum-exp). The block then attends once more over both. Chosen once a question, or a frame, and lane.
 // What is looked through and not read (the rest) may count too: its keys say how much attention each query head would have paid it,
 // and the mean value of what the lane gave up answers for it, merged with that weight into every output.
+// Where the archive has clusters, those are weighed by their keys alone and the best are read whole (recall_clusters.cc).
 // What it brings on trained decoders, and what it costs there, stands in docs/results/decoders.md. Not thread-safe.
 #pragma once
 
@@ -40,6 +41,10 @@ class Recall {
 
  private:
   uint16_t readable(const Archive& archive, int lane, int page, Since since) const;
+  bool choose_clusters(Archive* archive, int lane, const AttendArgs& args, const BlockSelection& selection,
+                       const SelectionScratch& scratch, Since since, int64_t tokens);
+  int weigh_clusters(const Archive& archive, int lane, const AttendArgs& args, const BlockSelection& selection,
+                     const SelectionScratch& scratch, Since since);
   int list_pages(const Archive& archive, int lane, const AttendArgs& args, const BlockSelection& selection,
                  const SelectionScratch& scratch, Since since);
   void weigh_groups(const Archive& archive, int lane, const AttendArgs& args, const BlockSelection& selection,
@@ -63,11 +68,11 @@ class Recall {
   PageEntry* entries_;                 // of coarse keys, or of the pages that are weighed
   int32_t* positions_;                 // of groups, or of the tokens of those pages
   uint16_t* places_;                   // as many pairs, or null
-  float* mass_;                        // of groups, or of the tokens of all pages that are looked through
+  float* mass_;                        // of groups or clusters, or of the tokens of all pages that are looked through
   int32_t* order_;                     // the same
   float* worth_;                       // [pages]
   int32_t* scanned_;                   // [most_scanned()] pages
-  uint16_t* rows_;                     // of them, that can be read; then those that are chosen
+  uint16_t* rows_;                     // of them, that can be read; then those that are chosen. Of clusters, by page
   // Where the rest counts; else null.
   float* head_mass_ = nullptr;  // [Hq, tokens that are weighed at a time]
   double* looked_ = nullptr;    // [Hq] mass of all tokens that were looked through for the lane that is chosen for

@@ -62,7 +62,7 @@ class Records {
   int64_t time(const Clock& clock, int lane, int32_t id, int i) const {
     if (is_archived(id)) {
       const int page = archived_page(id);
-      return clock.time(archive_->positions(page)[i], archive_->time_lows(page)[i]);
+      return clock.time(archive_->position(lane, page, i), archive_->time_low(lane, page, i));
     }
     const int slot = id * kPageTokens + i;
     return clock.time(log_.positions(lane)[slot], log_.time_lows(lane)[slot]);

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "core/error.h"
+#include "policy/retention.h"
 #include "runtime/layout.h"
 
 namespace mosaic {
@@ -45,10 +46,11 @@ CodecId window_codec(const MemoryConfig& c, bool refuses) {
   return !refuses && dear && denser && c.exact == CodecId::kFp16 ? CodecId::kK8V8 : c.exact;
 }
 
-int retrieve_tokens(const MemoryConfig& c, const PolicyNeeds& needs, int64_t cap_tokens) {
+int retrieve_tokens(const MemoryConfig& c, const PolicyNeeds& needs, int64_t cap_tokens, bool finds_clusters) {
   if (c.retrieve_tokens > 0) return c.retrieve_tokens;
   const int64_t frame = c.model.frame_tokens, most = kMostCounted;
-  if (needs.group.records) return static_cast<int>(std::clamp<int64_t>(cap_tokens / 6, 64, 4096));  // of an archive
+  if (needs.group.records)  // of an archive
+    return static_cast<int>(std::clamp<int64_t>(cap_tokens / (finds_clusters ? 2 : 6), 64, 4096));
   if (needs.read.frames == 0)
     return static_cast<int>(std::min(std::clamp<int64_t>(cap_tokens / 12, 64, 64 * frame), most));
   const auto of_cap = std::max<int64_t>(cap_tokens / (needs.group.by_token ? 8 : 4), 64);
@@ -80,7 +82,8 @@ Request resolve(const MemoryConfig& config, Policy& policy, const Backend& backe
   c.window_frames = window_frames(c, needs.group.records);
   const uint64_t token_bytes = std::max<uint64_t>(lane_token_bytes(c.model, *c.packed), 1);
   const auto cap_tokens = static_cast<int64_t>(c.cap_bytes / token_bytes);
-  c.retrieve_tokens = retrieve_tokens(c, needs, cap_tokens);
+  const bool finds_clusters = needs.group.records && policy.retention()->disk().clusters;
+  c.retrieve_tokens = retrieve_tokens(c, needs, cap_tokens, finds_clusters);
   r.choose_scenes = c.scenes == 0;
   if (r.choose_scenes) c.scenes = static_cast<int>(std::clamp<int64_t>(cap_tokens / c.model.frame_tokens / 8, 4, 64));
   if (c.branch_tokens == 0)
@@ -113,7 +116,9 @@ Request resolve(const MemoryConfig& config, Policy& policy, const Backend& backe
     r.archive_quota =
         static_cast<int64_t>(std::min<uint64_t>(c.disk_bytes / stride, kMostArchive / static_cast<uint64_t>(r.lanes))) *
         kPageTokens;
-    r.least_archive = (Size(pages_for(c.model.frame_tokens)) + 2).rounded_up(kPageTokens).value();
+    // A frame, and room around what is not whole yet: a page, or a stretch.
+    r.least_archive =
+        (Size(pages_for(c.model.frame_tokens)) + (finds_clusters ? 8 : 2)).rounded_up(kPageTokens).value();
     if (r.least_archive > ArchiveShape::kMostScanned)  // whole groups of coarse keys
       r.least_archive = Size(r.least_archive).rounded_up(CoarseKeys::kMostTokens).value();
     if (r.archive_quota < r.least_archive)

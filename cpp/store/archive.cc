@@ -1,6 +1,8 @@
 #include "store/archive.h"
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cstring>
 #include <memory>
 #include <utility>
@@ -13,6 +15,7 @@ namespace mosaic {
 namespace {
 
 constexpr int kCopyQueue = 64;
+constexpr int kMostAtOnce = 64 / kPageTokens;  // pages
 
 }  // namespace
 
@@ -20,10 +23,11 @@ Archive::Archive(Region& region, const ArchiveShape& s, Ops& ops, SpillIo* io)
     : shape_(s),
       ops_(ops),
       page_bytes_(data_bytes(s.codec, s.page)),
-      keys_(region, {s.lanes, s.groups(), s.page}, ops) {
+      keys_(region, {s.lanes, s.groups(), s.page}, ops),
+      clusters_(region, {s.lanes, s.pages, s.stretch, s.of_values, s.page}, ops) {
   const char* const name = "archive";
   const Size lanes = s.lanes, pages = s.pages, read = s.most_read;
-  tails_ = region.take<std::byte>(name, lanes * page_bytes_);
+  tails_ = region.take<std::byte>(name, lanes * s.pages_at_once() * page_bytes_);
   writing_ = region.take<std::byte>(name, Size(kWrites) * page_bytes_);
   copies_ = region.take<std::byte>(name, (s.copies_stay ? lanes : Size(1)) * read * page_bytes_);
   gone_ = region.take<uint16_t>(name, lanes * pages);
@@ -34,6 +38,7 @@ Archive::Archive(Region& region, const ArchiveShape& s, Ops& ops, SpillIo* io)
   position_ = region.take<int32_t>(name, pages * kPageTokens);
   time_low_ = region.take<int32_t>(name, pages * kPageTokens);
   place_ = s.places ? region.take<uint16_t>(name, pages * kPageTokens * 2) : nullptr;
+  moves_ = region.take<RowMove>(name, s.stretch);
   row_pages_ = region.take<std::byte*>(name, kPageTokens);
   row_at_ = region.take<int32_t>(name, kPageTokens);
   read_ = region.take<Completion>(name, read);
@@ -59,7 +64,8 @@ int64_t Archive::begin(const TokenMeta* meta, int n, const float* key_means) {
   if (no_writes || no_reads) ++counters_.paused_frames;
   // Which writes are seen to depends on the calls alone, never on how fast the disk was: two runs stay the same.
   for (int i = 0; i < kWrites; ++i) lost += finish(&under_way_[(next_write_ + i) % kWrites]);
-  while ((tokens_ + n - 1) / kPageTokens - oldest_ >= shape_.pages) lost += drop_oldest();
+  const int64_t at_once = shape_.written_at_once(), will_be = (tokens_ + n + at_once - 1) / at_once;
+  while (will_be * shape_.pages_at_once() - oldest_ > shape_.pages) lost += drop_oldest();
   keys_.make_room(tokens_, n, key_means);
   for (int i = 0; i < n; ++i) {
     const auto to = static_cast<size_t>((tokens_ + i) % (int64_t{shape_.pages} * kPageTokens));
@@ -73,16 +79,22 @@ int64_t Archive::begin(const TokenMeta* meta, int n, const float* key_means) {
 
 void Archive::add(int lane, const Run& run, const float* key_mean) {
   const auto row = static_cast<size_t>(shape_.page.row());
-  std::byte* const tail = tails_ + static_cast<size_t>(lane) * page_bytes_;
   for (int i = 0; i < run.n;) {
     const int64_t token = tokens_ + i;
-    const int first = static_cast<int>(token % kPageTokens), n = std::min(kPageTokens - first, run.n - i);
+    const auto waiting = static_cast<int>(token % shape_.written_at_once());
+    const int first = waiting % kPageTokens, n = std::min(kPageTokens - first, run.n - i);
+    std::byte* const tail = tail_page(lane, waiting / kPageTokens);
     for (int j = 0; j < n; ++j) row_pages_[j] = tail, row_at_[j] = first + j;
     const size_t from = static_cast<size_t>(i) * row;
     ops_.encode_rows(shape_.codec, shape_.page, run.k + from, run.v + from, row, n, row_pages_, row_at_, key_mean);
     ops_.wait();
-    if (first + n == kPageTokens) write(lane, token / kPageTokens);
     i += n;
+    if (waiting + n < shape_.written_at_once()) continue;
+    if (shape_.stretch > 0) {
+      write_stretch(lane, token / shape_.stretch, key_mean);
+    } else {
+      write(lane, token / kPageTokens);
+    }
   }
   keys_.add(lane, tokens_, run.k, run.n, key_mean);
 }
@@ -93,22 +105,66 @@ int64_t Archive::end() {
   return std::exchange(lost_between_, 0);
 }
 
-void Archive::write(int lane, int64_t page) {
+// Memory for a page that is written next; null: the disk rests, or has no slot, and the page is lost.
+std::byte* Archive::begin_write(int lane, int64_t page) {
   Write& to = under_way_[next_write_];
   lost_between_ += finish(&to);
   const SlotId slot = slot_of(lane, index_of(page));
+  if (!writes_.rests() && !reads_.rests() && file_->try_acquire(slot))
+    return writing_ + static_cast<size_t>(next_write_) * page_bytes_;
+  next_write_ = (next_write_ + 1) % kWrites;
+  ++counters_.failed_spills;
+  lost_between_ += lose(lane, index_of(page));
+  return nullptr;
+}
+
+void Archive::end_write(int lane, int64_t page) {
+  Write& to = under_way_[next_write_];
   to.page = page;
   to.lane = lane;
-  std::byte* const memory = writing_ + static_cast<size_t>(next_write_) * page_bytes_;
+  engine_->write(slot_of(lane, index_of(page)), writing_ + static_cast<size_t>(next_write_) * page_bytes_, &to.written,
+                 lane);
   next_write_ = (next_write_ + 1) % kWrites;
-  if (writes_.rests() || reads_.rests() || !file_->try_acquire(slot)) {
-    ++counters_.failed_spills;
-    to.page = kNone;
-    lost_between_ += lose(lane, index_of(page));
-    return;
+}
+
+void Archive::write(int lane, int64_t page) {
+  std::byte* const memory = begin_write(lane, page);
+  if (memory == nullptr) return;
+  std::memcpy(memory, tail_page(lane, 0), page_bytes_);
+  end_write(lane, page);
+}
+
+// The lane's stretch is whole: its tokens, and what is known of them, are ordered by likeness.
+void Archive::write_stretch(int lane, int64_t number, const float* key_mean) {
+  const trace::Span span("cluster", lane);
+  const int n = shape_.pages_at_once(), stretch = static_cast<int>(number % shape_.stretches());
+  const auto row = static_cast<size_t>(shape_.page.row());
+  for (int p = 0; p < n; ++p) {
+    float* const k = clusters_.rows() + static_cast<size_t>(p) * kPageTokens * 2 * row;
+    ops_.decode(shape_.codec, shape_.page, tail_page(lane, p), 0, kPageTokens, k, k + row, 2 * row, key_mean);
   }
-  std::memcpy(memory, tails_ + static_cast<size_t>(lane) * page_bytes_, page_bytes_);
-  engine_->write(slot, memory, &to.written, lane);
+  ops_.wait();
+  clusters_.cut(lane, stretch, key_mean);
+  uint16_t* const gone = gone_ + at(lane, stretch * n);
+  std::array<uint16_t, kMostAtOnce> before;
+  std::copy_n(gone, n, before.begin());
+  for (int p = 0; p < n; ++p) {
+    gone[p] = 0;
+    uint64_t left = clusters_.members(lane, stretch * n + p);
+    for (int i = 0; i < kPageTokens; ++i, left &= left - 1) {
+      const int token = std::countr_zero(left), page = token / kPageTokens, at = token % kPageTokens;
+      moves_[p * kPageTokens + i] = {tail_page(lane, page), nullptr, at, i};
+      if ((before[static_cast<size_t>(page)] >> at & 1) != 0) gone[p] |= static_cast<uint16_t>(1u << i);
+    }
+  }
+  for (int p = 0; p < n; ++p) {
+    std::byte* const memory = begin_write(lane, number * n + p);
+    if (memory == nullptr) continue;
+    for (int i = 0; i < kPageTokens; ++i) moves_[p * kPageTokens + i].to = memory;
+    ops_.move_rows(shape_.codec, shape_.page, {moves_ + p * kPageTokens, kPageTokens});
+    ops_.wait();
+    end_write(lane, number * n + p);
+  }
 }
 
 // Waits for a write; returns the tokens that are lost where it failed.
@@ -162,13 +218,32 @@ bool Archive::mark_given_up(int lane, uint32_t number) {
   return mark_given_up(lane, end - static_cast<uint32_t>(static_cast<uint32_t>(end) - number));
 }
 
+// Which token, by its place in the books, a row of a page holds.
+size_t Archive::came(int lane, int page, int i) const {
+  if (shape_.stretch == 0 || waits(page)) return static_cast<size_t>(page * kPageTokens + i);
+  uint64_t left = clusters_.members(lane, page);
+  for (; i > 0; --i) left &= left - 1;
+  return static_cast<size_t>(page / shape_.pages_at_once() * shape_.stretch + std::countr_zero(left));
+}
+
+// Where among the rows of the lane's pages a token is that came and is not dropped.
+int Archive::row_of(int lane, int64_t token) const {
+  const int there = ring_index(token);
+  if (shape_.stretch == 0 || token >= (tokens_ + coming_) / shape_.stretch * shape_.stretch) return there;
+  const uint64_t bit = uint64_t{1} << (there % shape_.stretch);
+  int page = there / shape_.stretch * shape_.pages_at_once();
+  while ((clusters_.members(lane, page) & bit) == 0) ++page;
+  return page * kPageTokens + std::popcount(clusters_.members(lane, page) & (bit - 1));
+}
+
 bool Archive::mark_given_up(int lane, int64_t token) {
   if (token < first()) return false;
-  const int64_t page = token / kPageTokens;
-  const bool written = page < (tokens_ + coming_) / kPageTokens;
-  if (written && !file_->is_used(slot_of(lane, index_of(page)))) return false;  // was lost
-  uint16_t& gone = gone_[at(lane, index_of(page))];
-  const auto bit = static_cast<uint16_t>(1u << (token % kPageTokens));
+  const int row = row_of(lane, token), page = row / kPageTokens;
+  const int64_t at_once = shape_.written_at_once();
+  const bool written = token < (tokens_ + coming_) / at_once * at_once;
+  if (written && !file_->is_used(slot_of(lane, page))) return false;  // was lost
+  uint16_t& gone = gone_[at(lane, page)];
+  const auto bit = static_cast<uint16_t>(1u << (row % kPageTokens));
   if ((gone & bit) != 0) return false;
   gone |= bit;
   ++spilled_[lane];
@@ -190,14 +265,17 @@ int64_t Archive::fetch(int lane) {
   const trace::Span span("copy_wait", lane);
   Piece* const wanted = pieces(lane);
   for (int i = 0; i < counts_[lane]; ++i)
-    if (reads_.rests()) {
+    if (waits(wanted[i].page)) {
+      std::memcpy(const_cast<std::byte*>(copy(lane, i)), tail_page(lane, wanted[i].page % shape_.pages_at_once()),
+                  page_bytes_);
+    } else if (reads_.rests()) {
       wanted[i].rows = 0;
     } else if (wanted[i].rows != 0) {
       engine_->read(slot_of(lane, wanted[i].page), const_cast<std::byte*>(copy(lane, i)), &read_[i], lane);
     }
   int64_t lost = 0;
   for (int i = 0; i < counts_[lane]; ++i) {
-    if (wanted[i].rows == 0) continue;
+    if (wanted[i].rows == 0 || waits(wanted[i].page)) continue;
     ++counters_.fetched_pages;
     if (engine_->wait(read_[i]) == Status::ok) {
       reads_.went_well();

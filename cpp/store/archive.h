@@ -2,7 +2,8 @@
 // lane is a slot of the spill file, packed as in the log, so that a token is read there as it was kept; tokens are numbered
 // from 0, the same in every lane. In DRAM there are a bit a token that was given up (what is in the log still is not read
 // twice), when and where the tokens came, the copies of pages that are read, and where a question cannot look through all
-// pages, a coarse key a group of tokens (CoarseKeys).
+// pages, a coarse key a group of tokens (CoarseKeys). Or tokens are written a stretch at a time, ordered by likeness
+// (TokenClusters): then a cluster of them is what is found and read.
 // A full file gives up its oldest page, in every lane. A page whose write failed, or that does not come back as it was
 // written, is lost and counted. Mechanism, no choices. Not thread-safe; copies run on CopyEngine's thread.
 #pragma once
@@ -18,6 +19,7 @@
 #include "store/patience.h"
 #include "store/restored_page.h"
 #include "store/run.h"
+#include "store/token_clusters.h"
 
 namespace mosaic {
 
@@ -30,12 +32,17 @@ struct ArchiveShape {
   int most_read = 0;         // pages of a lane that are read at once
   bool copies_stay = false;  // room for the copies of all lanes, not of one
   std::string folder;
+  int stretch = 0;      // tokens that are ordered together, whole pages of them; 0: they stay as they came
+  float of_values = 1;  // weight of values beside keys, where clusters are cut
 
+  int written_at_once() const { return stretch > 0 ? stretch : kPageTokens; }
+  int pages_at_once() const { return written_at_once() / kPageTokens; }
   // Pages of a lane that a question looks through: a bound on its time, however long the stream was.
   static constexpr int kMostScanned = 256;
   int most_scanned() const { return std::min(pages, kMostScanned); }
-  // What tells which those are, where there are more.
-  int groups() const { return pages > most_scanned() ? pages / CoarseKeys::kMostPages : 0; }
+  // What tells which those are, where there are more and no clusters.
+  int groups() const { return stretch == 0 && pages > most_scanned() ? pages / CoarseKeys::kMostPages : 0; }
+  int stretches() const { return stretch > 0 ? pages / pages_at_once() : 0; }
 };
 
 class Archive {
@@ -58,9 +65,16 @@ class Archive {
 
   const ArchiveShape& shape() const { return shape_; }
   const CoarseKeys& keys() const { return keys_; }
-  int64_t tokens() const { return tokens_; }               // that came so far
+  const TokenClusters& clusters() const { return clusters_; }
+  int64_t tokens() const { return tokens_; }                                        // that came so far
+  int64_t written() const { return tokens_ - tokens_ % shape_.written_at_once(); }  // of them; the rest waits
+  // Whether a page is of a stretch that is not whole yet: its tokens stand as they came, and can be read all the same.
+  bool waits(int page) const {
+    return shape_.stretch > 0 && tokens_ > written() &&
+           page / shape_.pages_at_once() == ring_index(written()) / shape_.stretch;
+  }
   int64_t first() const { return oldest_ * kPageTokens; }  // the oldest one that has a slot
-  // Tokens of the lane that were given up and can be read, or will be when their page is written.
+  // Tokens of the lane that were given up and can be read, or, out of a page alone, will be when it is written.
   int64_t spilled(int lane) const { return spilled_[lane]; }
   int64_t spilled() const;
 
@@ -79,16 +93,17 @@ class Archive {
   // The first page of a group by its index: groups use indices anew only when they are as large as they can be.
   int page_of_group(int at) const { return static_cast<int>(int64_t{at} * keys_.group_tokens() / kPageTokens); }
   uint16_t gone(int lane, int page) const { return gone_[at(lane, page)]; }
-  const int32_t* positions(int page) const { return position_ + page * kPageTokens; }
-  const int32_t* time_lows(int page) const { return time_low_ + page * kPageTokens; }
-  const uint16_t* places(int page) const { return place_ != nullptr ? place_ + 2 * page * kPageTokens : nullptr; }
+  // Of token i of a page: when and where it came.
+  int32_t position(int lane, int page, int i) const { return position_[came(lane, page, i)]; }
+  int32_t time_low(int lane, int page, int i) const { return time_low_[came(lane, page, i)]; }
+  const uint16_t* place(int lane, int page, int i) const { return place_ + 2 * came(lane, page, i); }  // M-RoPE alone
 
   // What a lane reads until it is told otherwise, at most most_read pages.
   Piece* pieces(int lane) { return pieces_ + static_cast<size_t>(lane) * static_cast<size_t>(shape_.most_read); }
   int count(int lane) const { return counts_[lane]; }
   void set_count(int lane, int n);
   void forget_choices();
-  // Brings those pages into DRAM; pieces that cannot be had, or not while the disk rests, lose their rows. Returns tokens
+  // Brings those pages into DRAM, or copies of what waits there; pieces that cannot be had, or not while the disk rests, lose their rows. Returns tokens
   // lost by that. What kernels read of another lane's copies must have run.
   int64_t fetch(int lane);
   const std::byte* copy(int lane, int piece) const {
@@ -123,8 +138,21 @@ class Archive {
     return static_cast<size_t>(lane) * static_cast<size_t>(shape_.pages) + static_cast<size_t>(page);
   }
   int index_of(int64_t page) const { return static_cast<int>(page % shape_.pages); }
-  SlotId slot_of(int lane, int index) const { return index * shape_.lanes + lane; }
+  // What a lane writes at once lies together.
+  SlotId slot_of(int lane, int index) const {
+    const int n = shape_.pages_at_once();
+    return (index / n * shape_.lanes + lane) * n + index % n;
+  }
+  int ring_index(int64_t token) const { return static_cast<int>(token % (int64_t{shape_.pages} * kPageTokens)); }
+  size_t came(int lane, int page, int i) const;
+  int row_of(int lane, int64_t token) const;
+  std::byte* tail_page(int lane, int page) const {
+    return tails_ + static_cast<size_t>(lane * shape_.pages_at_once() + page) * page_bytes_;
+  }
+  std::byte* begin_write(int lane, int64_t page);
+  void end_write(int lane, int64_t page);
   void write(int lane, int64_t page);
+  void write_stretch(int lane, int64_t number, const float* key_mean);
   int64_t finish(Write* write);
   int64_t drop_oldest();
   int64_t lose(int lane, int index);
@@ -133,9 +161,10 @@ class Archive {
   Ops& ops_;
   size_t page_bytes_;
   CoarseKeys keys_;
+  TokenClusters clusters_;
   std::optional<SpillFile> file_;
   std::optional<CopyEngine> engine_;
-  std::byte* tails_;       // [lanes, page_bytes_] the page that is not whole
+  std::byte* tails_;       // [lanes, pages_at_once(), page_bytes_] what is not written yet
   std::byte* writing_;     // [kWrites, page_bytes_]
   std::byte* copies_;      // [lanes or 1, most_read, page_bytes_]
   uint16_t* gone_;         // [lanes, pages]
@@ -146,6 +175,7 @@ class Archive {
   int32_t* position_;      // [pages, 16]
   int32_t* time_low_;      // [pages, 16]
   uint16_t* place_;        // [pages, 16, 2], or null
+  RowMove* moves_;         // [stretch]
   std::byte** row_pages_;  // [16] of one encode_rows
   int32_t* row_at_;
   Completion* read_;  // [most_read]

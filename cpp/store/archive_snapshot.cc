@@ -16,6 +16,7 @@ void Archive::serialize(Snapshot& s, const float* key_means, RestoredPage* room)
   s.in_range(tokens_, 0, int64_t{1} << 48, "tokens of the archive");
   s.in_range(oldest_, 0, tokens_ / kPageTokens, "the oldest page of the archive");
   s.require(tokens_ / kPageTokens - oldest_ <= shape_.pages, "the archive holds as many pages as it has room for");
+  s.require(oldest_ % shape_.pages_at_once() == 0, "the archive holds whole stretches");
   s.in_range(lost_between_, 0, tokens_, "tokens that were lost");
   serialize_tokens(s, room);
   s.items(gone_, lanes * static_cast<size_t>(shape_.pages));
@@ -24,14 +25,15 @@ void Archive::serialize(Snapshot& s, const float* key_means, RestoredPage* room)
     for (int page = 0; page < shape_.pages; ++page) spilled_[lane] += std::popcount(gone(lane, page));
   }
   keys_.serialize(s, tokens_, key_means, room);
+  clusters_.serialize(s, static_cast<int>(std::min<int64_t>(written() / shape_.written_at_once(), shape_.stretches())),
+                      key_means, room);
   for (int lane = 0; lane < shape_.lanes; ++lane) {
-    std::byte* const tail = tails_ + static_cast<size_t>(lane) * page_bytes_;
     const float* const key_mean = key_means + static_cast<size_t>(lane) * static_cast<size_t>(shape_.page.row());
-    s.bytes(tail, page_bytes_);
-    if (s.is_reading())
-      s.require(room->is_finite(shape_.codec, tail, rows_of(0, static_cast<int>(tokens_ % kPageTokens)), key_mean),
+    s.bytes(tail_page(lane, 0), static_cast<size_t>(shape_.pages_at_once()) * page_bytes_);
+    for (int p = 0, left = static_cast<int>(tokens_ - written()); left > 0 && s.is_reading(); ++p, left -= kPageTokens)
+      s.require(room->is_finite(shape_.codec, tail_page(lane, p), rows_of(0, std::min(left, kPageTokens)), key_mean),
                 "a token of the archive is of numbers");
-    for (int64_t page = oldest_; page < tokens_ / kPageTokens; ++page)
+    for (int64_t page = oldest_; page < written() / kPageTokens; ++page)
       serialize_page(s, lane, index_of(page), key_mean, room);
   }
   serialize_writes(s);

@@ -30,20 +30,21 @@ def play(seed: int, folder: Path) -> Counter[str]:
     rng = random.Random(seed)
     shape, settings = random_shape(rng), random_settings(rng, folder)
     policy: Any = RandomPolicy(rng) if rng.random() < 0.3 else rng.choice(_core.policies())
+    said = {"unit": "tokens"} if policy == "mosaic" and rng.random() < 0.5 else {}
     threads = rng.choice([1, 1, 2, 3])
     done: Counter[str] = Counter()
     try:
-        settings["cap_bytes"] = least_cap(shape, settings, policy, threads) + rng.choice(
+        settings["cap_bytes"] = least_cap(shape, settings, policy, said, threads) + rng.choice(
             [0, 0, 1000, 20_000, 200_000]
         )
         faults = rng.choice([0, 0, 1, 2, 3, 7, 50]) if settings.get("disk_bytes") else 0
-        memory = _core.KvMemory(shape, settings, policy, {}, "cpu", threads, faults)
+        memory = _core.KvMemory(shape, settings, policy, said, "cpu", threads, faults)
     except CLEAN:
         done["settings refused"] += 1
         return done
 
     def restored(reader: Any) -> Any:
-        return _core.KvMemory(shape, settings, policy, {}, "cpu", threads, faults, reader)
+        return _core.KvMemory(shape, settings, policy, said, "cpu", threads, faults, reader)
 
     game = Game(rng, seed, shape, settings, policy, memory, restored)
     for _ in range(CALLS):
@@ -106,16 +107,18 @@ def random_settings(rng: random.Random, folder: Path) -> dict[str, Any]:
     return settings
 
 
-def least_cap(shape: dict[str, Any], settings: dict[str, Any], policy: Any, threads: int) -> int:
+def least_cap(
+    shape: dict[str, Any], settings: dict[str, Any], policy: Any, said: dict[str, str], threads: int
+) -> int:
     """What the plan says it needs, which must be accepted."""
     try:
-        _core.plan(shape, {**settings, "cap_bytes": 1}, policy, {}, "cpu", threads)
+        _core.plan(shape, {**settings, "cap_bytes": 1}, policy, said, "cpu", threads)
     except MemoryError as error:
         found = re.search(r"needs at least [^(]*\((\d+) bytes", str(error))
         if found is None:
             raise
         needed = int(found[1])
-        _core.plan(shape, {**settings, "cap_bytes": needed}, policy, {}, "cpu", threads)
+        _core.plan(shape, {**settings, "cap_bytes": needed}, policy, said, "cpu", threads)
         return needed
     return 1
 

@@ -120,6 +120,15 @@ TEST_CASE("append and ask allocate nothing over 5,000 frames, with int4 and with
     CHECK(allocations_of(config, "edge", fewer, &stats, {{"unit", "summaries"}}) == 0);
     if (disk) CHECK(stats.counters.fetched_pages > 0);
   }
+  for (const auto& [policy, settings] :
+       {std::pair<const char*, PolicySettings>{"edge", {}}, {"mosaic", {{"unit", "tokens"}}}}) {
+    MemoryConfig config = tiny_model();
+    config.cap_bytes = 2 << 20, config.disk_bytes = 16 << 20, config.spill_dir = directory.path;
+    MemoryStats stats;
+    INFO(policy);
+    CHECK(allocations_of(config, policy, fewer, &stats, settings) == 0);
+    CHECK(stats.counters.fetched_pages > 0);
+  }
 }
 
 }  // namespace

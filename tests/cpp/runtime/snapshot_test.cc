@@ -161,6 +161,7 @@ TEST_CASE("what lies on disk, or is on its way there, is restored as it was") {
   for (const auto& [kind, spare, steps] : std::vector<OnDisk>{{{"edge", {}}, 30 << 10, 90},
                                                               {{"edge", {{"unit", "summaries"}}}, 230 << 10, 260},
                                                               {{"mosaic", {}}, 30 << 10, 90},
+                                                              {{"mosaic", {{"unit", "tokens"}}}, 60 << 10, 90},
                                                               {{"mosaic", {{"split", "eager"}}}, 30 << 10, 90},
                                                               {{"mukv", {}}, 130 << 10, 90},
                                                               {{"rekv", {}}, 30 << 10, 90}}) {
@@ -168,7 +169,9 @@ TEST_CASE("what lies on disk, or is on its way there, is restored as it was") {
       CAPTURE(std::string(kind.policy));
       CAPTURE(kind.settings.size());
       MemoryConfig config = config_for(kind.policy, directory.path, spare);
-      if (!kind.settings.empty()) config.packed = CodecId::kInt4;
+      const bool by_record = make_policy(kind.policy, kind.settings)->retention() != nullptr;
+      if (!kind.settings.empty()) config.packed = by_record ? CodecId::kK5V3 : CodecId::kInt4;
+      if (by_record) config.disk_bytes = 192 << 10;
       const MemoryStats stats = play(config, kind, seed, steps, seed == 1 ? 17 : 2);
       CHECK(stats.disk.bytes_written > 0);
       CHECK(stats.tokens.spilled > 0);
@@ -193,6 +196,8 @@ TEST_CASE("records with places and a log that still learns are restored") {
   TemporaryDirectory directory;
   config.disk_bytes = 96 << 10, config.spill_dir = directory.path;
   play(config, {"edge", {}}, 1, 60, 4);
+  config.disk_bytes = 1 << 20, config.cap_bytes += 60 << 10;
+  play(config, {"mosaic", {{"unit", "tokens"}}}, 1, 90, 4);
 }
 
 TEST_CASE("a page that rotted on disk before it was saved is lost to the restored session, and counted") {

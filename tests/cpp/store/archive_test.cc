@@ -36,14 +36,16 @@ struct ArchiveWorld {
   std::set<int64_t> gone[kLanes];
   int64_t lost = 0;
 
-  explicit ArchiveWorld(int pages, CodecId codec = CodecId::kFp32, bool places = false, SpillIo* io = nullptr) {
+  explicit ArchiveWorld(int pages, CodecId codec = CodecId::kFp32, bool places = false, SpillIo* io = nullptr,
+                        int stretch = 0) {
     shape = {.lanes = kLanes,
              .pages = pages,
              .page = {1, kDim},
              .codec = codec,
              .places = places,
              .most_read = 6,
-             .folder = directory.path};
+             .folder = directory.path,
+             .stretch = stretch};
     region = std::make_unique<Region>(*backend.device,
                                       counted([&](Region& r) { Archive(r, shape, *backend.ops, nullptr); }));
     const Ops::Limits limits{64, 1, shape.page, 16, 0};
@@ -73,6 +75,13 @@ struct ArchiveWorld {
     if (archive->mark_given_up(lane, static_cast<uint32_t>(token))) gone[lane].insert(token);
     CHECK(!archive->mark_given_up(lane, static_cast<uint32_t>(token)));  // not twice
   }
+  // Which token a row of a page holds.
+  int64_t token_at(int lane, int64_t page, int row) const {
+    if (shape.stretch == 0) return page * kPageTokens + row;
+    uint64_t left = archive->clusters().members(lane, static_cast<int>(page % shape.pages));
+    for (; row > 0; --row) left &= left - 1;
+    return page / shape.pages_at_once() * shape.stretch + std::countr_zero(left);
+  }
   // The page's tokens that were given up, as they come back; wrong: how many are not what was written.
   std::set<int64_t> read(int lane, int64_t page, int* wrong) {
     archive->forget_choices();
@@ -84,15 +93,17 @@ struct ArchiveWorld {
     std::vector<float> k(kDim), v(kDim);
     for (int i = 0; i < kPageTokens; ++i) {
       if ((archive->pieces(lane)[0].rows >> i & 1) == 0) continue;
-      const int64_t token = page * kPageTokens + i;
+      const int64_t token = token_at(lane, page, i);
       found.insert(token);
       backend.ops->decode(shape.codec, shape.page, archive->copy(lane, 0), i, i + 1, k.data(), v.data(), kDim,
                           &key_means[static_cast<size_t>(lane) * kDim]);
       const auto from = static_cast<ptrdiff_t>(token) * kDim;
       if (!std::equal(k.begin(), k.end(), keys[lane].begin() + from)) ++*wrong;
       if (!std::equal(v.begin(), v.end(), values[lane].begin() + from)) ++*wrong;
-      CHECK(archive->time_lows(place)[i] == metas[static_cast<size_t>(token)].time_low);
-      CHECK(archive->positions(place)[i] == metas[static_cast<size_t>(token)].position);
+      const TokenMeta& meta = metas[static_cast<size_t>(token)];
+      CHECK(archive->time_low(lane, place, i) == meta.time_low);
+      CHECK(archive->position(lane, place, i) == meta.position);
+      if (shape.places) CHECK(archive->place(lane, place, i)[1] == meta.w);
     }
     return found;
   }
@@ -101,8 +112,9 @@ struct ArchiveWorld {
 }  // namespace
 
 TEST_CASE("every token that was given up comes back from the archive as it was written, until its page must go") {
-  for (const bool places : {false, true}) {
-    ArchiveWorld world(32, CodecId::kFp32, places);
+  for (const auto& [places, stretch] : {std::pair{false, 0}, {true, 0}, {false, 64}, {true, 32}}) {
+    CAPTURE(stretch);
+    ArchiveWorld world(32, CodecId::kFp32, places, nullptr, stretch);
     for (int f = 0; f < 90; ++f) {
       const auto before = static_cast<int64_t>(world.metas.size());
       world.frame(1 + f * 7 % 23);
@@ -111,9 +123,9 @@ TEST_CASE("every token that was given up comes back from the archive as it was w
           if (world.random() % 3 == 0 && !world.gone[lane].contains(token)) world.give_up(lane, token);
       world.archive->check_invariants();
     }
-    const int64_t first = world.archive->first(), whole = world.archive->tokens() / kPageTokens;
+    const int64_t first = world.archive->first(), whole = world.archive->written() / kPageTokens;
     CHECK(first > 0);
-    CHECK(whole - first / kPageTokens >= 31);
+    CHECK(whole - first / kPageTokens > 32 - world.shape.pages_at_once() - 1);
     int wrong = 0;
     int64_t spilled = 0, dropped = 0;
     for (int lane = 0; lane < kLanes; ++lane) {
@@ -137,32 +149,35 @@ TEST_CASE("every token that was given up comes back from the archive as it was w
 TEST_CASE(
     "an archive on a disk that fails now and then loses pages, counts their tokens, and never gives a wrong one") {
   const PageShape page{1, kDim};
-  FaultyIo io(5, SpillFile::stride_of(data_bytes(CodecId::kFp32, page)));
-  ArchiveWorld world(32, CodecId::kFp32, false, &io);
-  int64_t given_up = 0, refused = 0;
-  for (int f = 0; f < 40; ++f) {
-    world.frame(13);
-    if (f < 2) continue;
+  for (const int stretch : {0, 64}) {
+    CAPTURE(stretch);
+    FaultyIo io(5, SpillFile::stride_of(data_bytes(CodecId::kFp32, page)));
+    ArchiveWorld world(32, CodecId::kFp32, false, &io, stretch);
+    int64_t given_up = 0, refused = 0;
+    for (int f = 0; f < 40; ++f) {
+      world.frame(13);
+      if (f < 2) continue;
+      for (int lane = 0; lane < kLanes; ++lane)
+        for (int64_t token = (f - 2) * 13; token < (f - 1) * 13; ++token) {
+          const size_t before = world.gone[lane].size();
+          world.give_up(lane, token);
+          ++(world.gone[lane].size() > before ? given_up : refused);
+        }
+    }
+    int wrong = 0;
+    int64_t found = 0;
     for (int lane = 0; lane < kLanes; ++lane)
-      for (int64_t token = (f - 2) * 13; token < (f - 1) * 13; ++token) {
-        const size_t before = world.gone[lane].size();
-        world.give_up(lane, token);
-        ++(world.gone[lane].size() > before ? given_up : refused);
-      }
+      for (int64_t page_at = world.archive->first() / kPageTokens; page_at < world.archive->written() / kPageTokens;
+           ++page_at)
+        found += static_cast<int64_t>(world.read(lane, page_at, &wrong).size());
+    CHECK(wrong == 0);
+    CHECK(refused > 0);
+    CHECK(world.archive->counters().failed_spills > 0);
+    CHECK(world.archive->counters().lost_pages > 0);
+    CHECK(found > 0);
+    CHECK(world.archive->spilled() == given_up - world.lost);
+    world.archive->check_invariants();
   }
-  int wrong = 0;
-  int64_t found = 0;
-  for (int lane = 0; lane < kLanes; ++lane)
-    for (int64_t page_at = world.archive->first() / kPageTokens; page_at < world.archive->tokens() / kPageTokens;
-         ++page_at)
-      found += static_cast<int64_t>(world.read(lane, page_at, &wrong).size());
-  CHECK(wrong == 0);
-  CHECK(refused > 0);
-  CHECK(world.archive->counters().failed_spills > 0);
-  CHECK(world.archive->counters().lost_pages > 0);
-  CHECK(found > 0);
-  CHECK(world.archive->spilled() == given_up - world.lost);
-  world.archive->check_invariants();
 }
 
 // Whose reads or writes fail while they are set to.

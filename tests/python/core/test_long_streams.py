@@ -18,6 +18,7 @@ KEPT: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("edge", {}, {"cap_bytes": 300 << 10}),
     ("edge", {}, {"cap_bytes": 300 << 10, "disk_bytes": 1 << 20}),
     ("edge", {"unit": "summaries"}, {"cap_bytes": 300 << 10}),
+    ("mosaic", {"unit": "tokens"}, {"cap_bytes": 300 << 10, "disk_bytes": 1 << 20}),
     ("mosaic", {}, {"cap_bytes": 300 << 10, "disk_bytes": 1 << 20, "clusters": 0, "packed": "int4"}),
     ("infinipot-v", {}, {"cap_bytes": 300 << 10}),
     ("mukv", {}, {"cap_bytes": 300 << 10}),
