@@ -136,13 +136,13 @@ def test_a_server_holds_no_more_after_many_rounds_of_requests() -> None:
             for _ in range(times):
                 round_of_requests(service)
 
-        rounds(5)
+        rounds(3)
         with tracing():
-            rounds(5)
+            rounds(3)
             before = traced()
-            rounds(20)
-            of_python = (traced() - before) / 20
-        of_c = growth(lambda: rounds(1), 10)
+            rounds(8)
+            of_python = (traced() - before) / 8
+        of_c = growth(lambda: rounds(1), 7)
     # Less than a session that stays, and than what sixteen pictures left behind: what server and client have
     # in work at either end of the rounds is in it, and what their threads keep for their next call.
     assert of_python < 4000 and of_c < 1800, (of_python, of_c)
