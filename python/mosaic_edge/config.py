@@ -36,6 +36,7 @@ def parse_bytes(size: int | str, knob: str = "memory") -> int:
 
     Raises ValueError naming the knob for anything else, zero and negative sizes included.
     """
+    given = size
     if isinstance(size, bool) or not isinstance(size, int | str):
         raise ValueError(f"{knob}={shown(size)}: expected bytes as an int or a string such as '64MiB'")
     if isinstance(size, str):
@@ -44,9 +45,9 @@ def parse_bytes(size: int | str, knob: str = "memory") -> int:
             raise ValueError(f"{knob}={shown(size)}: expected such as '64MiB' (units: KiB MiB GiB KB MB GB)")
         size = int(min(float(match[1]) * _UNITS[match[2].lower()], _MOST_BYTES))
     if size <= 0:
-        raise ValueError(f"{knob}={shown(size)}: expected more than zero bytes")
+        raise ValueError(f"{knob}={shown(given)}: expected more than zero bytes")
     if size >= _MOST_BYTES:
-        raise ValueError(f"{knob}={shown(size)}: expected less than {_MOST_BYTES} bytes")
+        raise ValueError(f"{knob}={shown(given)}: expected less than {_MOST_BYTES} bytes")
     return size
 
 

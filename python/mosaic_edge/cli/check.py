@@ -50,6 +50,7 @@ def check_model(
     None."""
     from mosaic_edge.evaluation.check.clip import QUESTION, Clip, drawn, fitting, of_file
     from mosaic_edge.evaluation.check.row import passed
+    from mosaic_edge.models import TINY
 
     if not 0 < fps <= 1000:
         raise ValueError(f"fps={fps:g}: expected more than 0, at most 1000")
@@ -57,6 +58,8 @@ def check_model(
         raise ValueError("ask: expected a question, got an empty text")
     shown = drawn(frames, fps=fps) if video is None else of_file(video, frames, fps)
     engine = model.load()
+    if model.model == TINY:
+        raise ValueError(f"model={TINY}: no library has a script of it to compare with; give --model")
     clip = fitting(Clip(shown.frames, fps, question or QUESTION), engine.spec, 256 + steps)
     rows = _rows(engine, clip, steps)
     wrong = [row.what for row in rows if row.equal is False]

@@ -157,3 +157,10 @@ def test_a_backend_that_is_not_there_is_refused_by_every_command(
         said = capsys.readouterr().err
         assert (command, code) == (command, 1), said
         assert "cuda" in said
+
+
+def test_check_asks_for_a_model_where_none_is_given(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check"]) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("mosaic-edge: model=mosaic-tiny: ") and said.endswith("give --model")
+    assert "\n" not in said

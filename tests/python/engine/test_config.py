@@ -37,6 +37,12 @@ def test_what_is_no_size_is_refused_by_the_name_of_its_knob(text: object) -> Non
         parse_bytes(text, "disk")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("text", ["99999999999999999999", "0KiB", str(1 << 50)])
+def test_a_size_that_is_refused_is_shown_as_it_was_given(text: str) -> None:
+    with pytest.raises(ValueError, match=f"memory='{text}': expected"):
+        parse_bytes(text)
+
+
 @pytest.mark.parametrize("count", [-1, 1 << 31, 10**20, True, 1.0, "7"])
 def test_what_is_no_count_is_refused_with_the_counts_there_are(count: object) -> None:
     with pytest.raises(ValueError, match=r"^window_frames=.*: expected a whole number, 0 to 2147483647$"):
