@@ -3,6 +3,7 @@
 // handed over once. Calls are ordered; on an asynchronous backend they are queued on the stream the object was made with.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -282,6 +283,24 @@ struct LaneRowsArgs {
   const int32_t* at = nullptr;
   const float* key_mean = nullptr;  // [lanes, heads, head_dim]
 };
+// A page that takes more tokens and is written anew: the first `held` of a page (itself, of the same codec, or another),
+// then `count` rows.
+struct GrowArgs {
+  CodecId from_codec{};
+  const std::byte* from = nullptr;
+  int held = 0;
+  CodecId codec{};
+  std::byte* to = nullptr;
+  PageShape shape;
+  const float* k = nullptr;  // [count, heads, head_dim], `stride` elements between tokens
+  const float* v = nullptr;
+  size_t stride = 0;
+  int count = 0;
+  // [held + count] rows, `stride` apart, for a backend that has no room of its own; k and v may be the last of them.
+  float* room_k = nullptr;
+  float* room_v = nullptr;
+};
+
 // A record that goes to another place, bit for bit. Of several none begins where another ends.
 struct RowMove {
   const std::byte* from;
@@ -310,9 +329,9 @@ class Ops {
   virtual Ops& for_host() { return *this; }
 
   // Blocks until every call so far has run, so that the host may read what it wrote and reuse what it was given. What
-  // fills memory for later kernels - attend*, merge, mass_lanes, likeness_lanes, row_norm, encode*, move_row*, decode*, gather*, copy,
-  // stage, check_numbers - may be queued; every
-  // other op has run when it returns.
+  // fills memory for later kernels - attend*, merge, mass_lanes, likeness_lanes, assign_lanes, add_recent_keys,
+  // temporal_redundancy, row_norm, score, encode*, grow_page, move_row*, decode*, gather*, copy, stage, check_numbers - may
+  // be queued; every other op has run when it returns.
   virtual void wait() {}
 
   // Bytes from anywhere to anywhere the kernels reach, in the order of the calls.
@@ -359,6 +378,7 @@ class Ops {
   virtual void encode_row(CodecId codec, PageShape shape, const float* k, const float* v, int at, std::byte* data,
                           const float* key_mean = nullptr) = 0;
   // The same for rows of several pages: item i of k, v becomes token at[i] of pages[i]. v null: of pages of one head the
+  virtual void grow_page(const GrowArgs& args);
   // keys alone, which may be all there is of them.
   virtual void encode_rows(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int items,
                            std::byte* const* pages, const int32_t* at, const float* key_mean = nullptr) = 0;
@@ -434,6 +454,20 @@ inline void Ops::encode_run(CodecId codec, PageShape shape, const float* k, cons
                             int count, std::byte* pages, size_t pitch, const float* key_mean) {
   for_pages_of_run(first, count, [&](int page, int begin, int end, int before) {
     const size_t from = static_cast<size_t>(before) * stride;
+inline void Ops::grow_page(const GrowArgs& a) {
+  decode(a.from_codec, a.shape, a.from, 0, a.held, a.room_k, a.room_v, a.stride);
+  const auto row = static_cast<size_t>(a.shape.row());
+  if (a.room_k + static_cast<size_t>(a.held) * a.stride != a.k) {
+    wait();
+    for (size_t i = 0; i < static_cast<size_t>(a.count); ++i) {
+      const size_t to = (static_cast<size_t>(a.held) + i) * a.stride;
+      std::copy_n(a.k + i * a.stride, row, a.room_k + to);
+      std::copy_n(a.v + i * a.stride, row, a.room_v + to);
+    }
+  }
+  encode(a.codec, a.shape, a.room_k, a.room_v, a.stride, a.held + a.count, a.to);
+}
+
     std::byte* const data = pages + static_cast<size_t>(page) * pitch;
     if (end - begin == kPageTokens)
       return encode(codec, shape, k + from, v + from, stride, kPageTokens, data, key_mean);

@@ -7,6 +7,11 @@ namespace mosaic {
 
 namespace {
 
+// Rows of the scratch for single tokens, where waiting for one costs more than its room: few beside the others.
+int spare_rows(const StoreShape& s, bool has_private) {
+  return has_private && s.index.dim > 0 ? std::clamp(s.max_run / kPageTokens, 1, 8) : 1;
+}
+
 int total_slots(const StoreShape& s) {
   Size n;
   for (const TierSpec& tier : s.tiers) n = n + tier.slots;
@@ -35,7 +40,7 @@ ClusterStore::ClusterStore(Region& region, const StoreShape& s, Ops& ops, SpillI
       index_(index_of_lanes(region, s)),
       scenes_(s.scenes > 0 ? std::optional<SceneTable>(std::in_place, region, s.scenes, s.embedding_dim)
                            : std::nullopt),
-      run_(region, s.max_run, row(), s.value_weight) {
+      run_(region, s.max_run, row(), s.value_weight, spare_rows(s, region.has_private())) {
   if (!has_disk(s)) return;
   spills_.emplace(region, s.page, tiers_, ops, counters_);
   auto* const queue = region.take<std::byte>("copy queue", CopyEngine::bytes_for(kCopyQueue));
@@ -193,9 +198,13 @@ Short ClusterStore::materialise(int lane, ClusterId c) {
   if (free_slots() < 1) return Short::kSlots;
   const ClusterIndex& index = this->index(lane);
   const auto at = static_cast<size_t>(c) * row();
-  float* const k = run_.k(run_.spare());
-  float* const v = run_.v(run_.spare());
-  ops_.wait();  // the row may still be on its way into a page
+  if (!run_.has_spare()) {  // they may still be on their way into pages
+    ops_.wait();
+    run_.free_spares();
+  }
+  const int spare = run_.take_spare();
+  float* const k = run_.k(spare);
+  float* const v = run_.v(spare);
   for (size_t i = 0; i < row(); ++i) {
     k[i] = half_to_float(index.mean_k()[at + i]);
     v[i] = half_to_float(index.mean_v()[at + i]);
@@ -227,16 +236,14 @@ Short ClusterStore::add_row(int lane, ClusterId c, const Run& run) {
       ops_.encode_row(shape_.codec(page.tier), shape_.page, run.k + at, run.v + at, n + i, view.data);
     }
   } else {
-    // Keys share a scale per channel: the page is written anew, in an exact slot while one is free. What it holds is read in
-    // front of a run, so that the host need not wait for it; a token alone is put behind it.
-    const size_t before = run.n > 1 ? static_cast<size_t>(n) * row() : 0;
-    float* const k = run.n > 1 ? const_cast<float*>(run.k) - before : run_.k(0);
-    float* const v = run.n > 1 ? const_cast<float*>(run.v) - before : run_.v(0);
-    ops_.decode(shape_.codec(page.tier), shape_.page, view.data, 0, n, k, v, row());
-    if (run.n == 1) {
-      ops_.wait();
-      run_.put(n, run);
-    }
+    // Keys share a scale per channel: the page is written anew, in an exact slot while one is free. Where rows of the host
+    // are needed for that, what it holds is read in front of a run, or a token alone is put behind it.
+    const size_t before = static_cast<size_t>(n) * row();
+    GrowArgs grow;
+    grow.from_codec = shape_.codec(page.tier), grow.from = view.data, grow.held = n;
+    grow.shape = shape_.page, grow.k = run.k, grow.v = run.v, grow.stride = row(), grow.count = run.n;
+    grow.room_k = run.n > 1 ? const_cast<float*>(run.k) - before : run_.k(0);
+    grow.room_v = run.n > 1 ? const_cast<float*>(run.v) - before : run_.v(0);
     const SlotId hot = codec_is_exact(shape_.codec(0)) ? tiers_.acquire(0) : kNone;
     if (hot != kNone) {
       const PageView to = tiers_.page(0, hot);
@@ -248,7 +255,8 @@ Short ClusterStore::add_row(int lane, ClusterId c, const Run& run) {
       page.slot = hot;
       view = to;
     }
-    ops_.encode(shape_.codec(page.tier), shape_.page, k, v, row(), n + run.n, view.data);
+    grow.codec = shape_.codec(page.tier), grow.to = view.data;
+    ops_.grow_page(grow);
   }
   for (int i = 0; i < run.n; ++i) {
     view.meta[n + i] = run.meta[i];

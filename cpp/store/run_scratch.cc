@@ -8,14 +8,13 @@ namespace mosaic {
 
 namespace {
 
-constexpr int kSpareRows = 3;  // behind max_run members: a token, and the two means
-constexpr int kRounds = 4;     // of 2-means
+constexpr int kRounds = 4;  // of 2-means
 
 }  // namespace
 
-RunScratch::RunScratch(Region& region, int max_run, size_t dim, float value_weight)
-    : max_run_(max_run), dim_(dim), value_weight_(value_weight) {
-  const Size rows = Size(max_run) + kSpareRows;
+RunScratch::RunScratch(Region& region, int max_run, size_t dim, float value_weight, int spares)
+    : max_run_(max_run), spares_(spares), dim_(dim), value_weight_(value_weight) {
+  const Size rows = Size(max_run) + kMeans + spares;
   k_ = region.take<float>("scratch", rows * dim);
   v_ = region.take<float>("scratch", rows * dim);
   meta_ = region.take<TokenMeta>("scratch", rows);

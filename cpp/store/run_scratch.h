@@ -9,8 +9,9 @@ namespace mosaic {
 
 class RunScratch {
  public:
-  // max_run: most members. dim: numbers of a key. value_weight: of the metric of clusters (AssignArgs).
-  RunScratch(Region& region, int max_run, size_t dim, float value_weight);
+  // max_run: most members. dim: numbers of a key. value_weight: of the metric of clusters (AssignArgs). spares: single rows
+  // that may be on their way into pages at once.
+  RunScratch(Region& region, int max_run, size_t dim, float value_weight, int spares);
 
   float* k(int i) { return k_ + static_cast<size_t>(i) * dim_; }
   float* v(int i) { return v_ + static_cast<size_t>(i) * dim_; }
@@ -18,7 +19,10 @@ class RunScratch {
   Run run(int first, int n) { return {k(first), v(first), meta(first), n}; }
   // [n] labels of an Ops::update_centroids by which n tokens join one cluster; n: as many as rows.
   const int32_t* labels(int32_t cluster, int n);
-  int spare() const { return max_run_; }  // a row that no member takes
+  // Rows that no member takes, each until all are free again.
+  bool has_spare() const { return spares_used_ < spares_; }
+  int take_spare() { return spares_used_++ == 0 ? max_run_ : max_run_ + kMeans + spares_used_ - 1; }
+  void free_spares() { spares_used_ = 0; }
   void put(int i, const Run& token);
   // n rows from `from` on go to `to`, which is not behind it.
   void move_up(int to, int from, int n);
@@ -29,9 +33,12 @@ class RunScratch {
   bool is_on_side_1(int i) const { return side_[i] != 0; }
   // Sorts the n rows: side 0 first, the order within a side kept. How many are on side 0.
   int part_sides(int n);
+  static constexpr int kMeans = 2;  // behind the first spare row
 
  private:
   double similarity(int a, int b) const;
+  int spares_;
+  int spares_used_ = 0;
 
   int max_run_;
   size_t dim_;

@@ -194,7 +194,20 @@ void CudaOps::encode(CodecId codec, PageShape shape, const float* k, const float
                      std::byte* page, const float* key_mean) {
   check_head("encode", shape);
   require_access("encode", count > 0 ? k : nullptr, count > 0 ? v : nullptr, page, key_mean);
-  pages_.write(target_.queue, shape, stride, {codec, true, 0, static_cast<uint8_t>(count), k, v, key_mean, page});
+  PageWrite write{};
+  write.codec = codec, write.whole = true, write.count = static_cast<uint8_t>(count);
+  write.k = k, write.v = v, write.key_mean = key_mean, write.page = page;
+  pages_.write(target_.queue, shape, stride, write);
+}
+
+void CudaOps::grow_page(const GrowArgs& a) {
+  check_head("grow_page", a.shape);
+  require_access("grow_page", a.from, a.to, a.k, a.v);
+  PageWrite write{};
+  write.codec = a.codec, write.whole = true, write.count = static_cast<uint8_t>(a.count);
+  write.held = static_cast<uint8_t>(a.held), write.from_codec = a.from_codec, write.from = a.from;
+  write.k = a.k, write.v = a.v, write.page = a.to;
+  pages_.write(target_.queue, a.shape, a.stride, write);
 }
 
 void CudaOps::encode_run(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int first,
@@ -211,8 +224,10 @@ void CudaOps::encode_row(CodecId codec, PageShape shape, const float* k, const f
   check_record("encode_row", codec);
   check_head("encode_row", shape);
   require_access("encode_row", k, v, page, key_mean);
-  pages_.write(target_.queue, shape, static_cast<size_t>(shape.row()),
-               {codec, false, static_cast<uint8_t>(at), 1, k, v, key_mean, page});
+  PageWrite write{};
+  write.codec = codec, write.first = static_cast<uint8_t>(at), write.count = 1;
+  write.k = k, write.v = v, write.key_mean = key_mean, write.page = page;
+  pages_.write(target_.queue, shape, static_cast<size_t>(shape.row()), write);
 }
 
 void CudaOps::encode_rows(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int items,

@@ -1,6 +1,8 @@
 // Pages and rows written, moved, read and gathered: a block of threads per head and page, a codec group per
 // thread or a record's row per warp. Compiled without fused
 // multiply-add, so that the bytes of a page are those of the CPU backend.
+#include <algorithm>
+
 #include "backend/cuda/kernels.h"
 #include "backend/cuda/page_calls.h"
 #include "backend/cuda/page_rows.h"
@@ -12,9 +14,9 @@ namespace {
 
 constexpr int kThreads = kPageThreads;
 
-MOSAIC_DEVICE void encode_head(CodecId codec, PageShape shape, int head, const float* k, const float* v, size_t stride,
-                               int count, std::byte* page, const float* key_mean) {
-  const int d = shape.head_dim;
+// k, v: of the head.
+MOSAIC_DEVICE void encode_head(CodecId codec, int d, int head, const float* k, const float* v, size_t stride, int count,
+                               std::byte* page, const float* key_mean) {
   std::byte* const kb = page + head_offset(codec, d, head);
   const size_t k_bytes = k_panel(codec, d), words = head_bytes(codec, d) / sizeof(simt::Bytes16);
   for (size_t i = static_cast<size_t>(simt::thread()); i < words; i += kThreads) {
@@ -22,7 +24,6 @@ MOSAIC_DEVICE void encode_head(CodecId codec, PageShape shape, int head, const f
   }
   simt::barrier();
   if (count == 0) return;
-  k += head * d, v += head * d;
   with_codec(codec, [&](auto c) {
     using C = decltype(c);
     if constexpr (C::kRecord) {
@@ -56,16 +57,6 @@ MOSAIC_DEVICE void set_token(CodecId codec, PageShape shape, int head, std::byte
       set_tokens<C>(kb, kb + k_panel_of<C>(d), d, at, 1, k + head * d, v != nullptr ? v + head * d : nullptr, 0,
                     mean_of(key_mean, head, d), simt::shared<uint8_t>());
   });
-}
-
-// Grid: x a head, y a page.
-MOSAIC_KERNEL(kThreads, 1) write_pages_kernel(MOSAIC_PARAMETER PageJobs<PageWrite> jobs) {
-  const PageWrite& to = jobs.job[simt::block_y()];
-  if (to.whole) {
-    encode_head(to.codec, jobs.shape, simt::block_x(), to.k, to.v, jobs.stride, to.count, to.page, to.key_mean);
-  } else {
-    set_token(to.codec, jobs.shape, simt::block_x(), to.page, to.first, to.k, to.v, to.key_mean);
-  }
 }
 
 // Grid: x an item, y a head.
@@ -140,6 +131,38 @@ MOSAIC_DEVICE void decode_head(CodecId codec, int d, const std::byte* kb, int be
   });
 }
 
+// What the page holds, and the rows behind it, stand together in shared memory before it is written.
+MOSAIC_DEVICE void grow_head(const PageWrite& to, int d, int head, size_t stride) {
+  float* const k = reinterpret_cast<float*>(simt::shared<uint8_t>() + kPageCodes);  // [16, d], and behind it v
+  float* const v = k + kPageTokens * d;
+  decode_head(to.from_codec, d, to.from + head_offset(to.from_codec, d, head), 0, to.held, k, v, static_cast<size_t>(d),
+              mean_of(to.key_mean, head, d));
+  for (int i = simt::thread(); i < to.count * d; i += kThreads) {
+    const size_t from = static_cast<size_t>(i / d) * stride + static_cast<size_t>(head * d + i % d);
+    k[to.held * d + i] = to.k[from];
+    v[to.held * d + i] = to.v[from];
+  }
+  simt::barrier();
+  encode_head(to.codec, d, head, k, v, static_cast<size_t>(d), to.held + to.count, to.page, to.key_mean);
+}
+
+// Grid: x a head, y a chain of pages.
+MOSAIC_KERNEL(kThreads, 1) write_pages_kernel(MOSAIC_PARAMETER PageWrites jobs) {
+  const int d = jobs.shape.head_dim, head = simt::block_x();
+  for (uint8_t job = jobs.chain[simt::block_y()]; job != PageWrite::kLast; job = jobs.job[job].next) {
+    const PageWrite& to = jobs.job[job];
+    if (to.held > 0) {
+      grow_head(to, d, head, jobs.stride);
+    } else if (to.whole) {
+      const int at = to.count > 0 ? head * d : 0;  // of none there are no rows
+      encode_head(to.codec, d, head, to.k + at, to.v + at, jobs.stride, to.count, to.page, to.key_mean);
+    } else {
+      set_token(to.codec, jobs.shape, head, to.page, to.first, to.k, to.v, to.key_mean);
+    }
+    simt::barrier();  // it has been written, and the block's space is free
+  }
+}
+
 // Grid: x a head, y a page.
 MOSAIC_KERNEL(kThreads, 1) read_pages_kernel(MOSAIC_PARAMETER PageJobs<PageRead> jobs) {
   const PageRead& from = jobs.job[simt::block_y()];
@@ -182,8 +205,11 @@ simt::Grid items_of(PageShape shape, int items) {
 
 }  // namespace
 
-void write_pages(const simt::Queue& on, const PageJobs<PageWrite>& jobs) {
-  simt::launch(on, "write_pages", write_pages_kernel, pages_of(jobs.shape, jobs.n), kThreads, kPageCodes, jobs);
+void write_pages(const simt::Queue& on, const PageWrites& jobs) {
+  const bool grows = std::any_of(jobs.job, jobs.job + jobs.n, [](const PageWrite& w) { return w.held > 0; });
+  const size_t rows = grows ? 2 * sizeof(float) * kPageTokens * static_cast<size_t>(jobs.shape.head_dim) : 0;
+  simt::launch(on, "write_pages", write_pages_kernel, pages_of(jobs.shape, jobs.chains), kThreads, kPageCodes + rows,
+               jobs);
 }
 
 void read_pages(const simt::Queue& on, const PageJobs<PageRead>& jobs) {

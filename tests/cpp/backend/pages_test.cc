@@ -84,6 +84,46 @@ TEST_CASE("every instruction set writes and reads the pages of the plain loops")
   }
 }
 
+TEST_CASE("a page that grows has the bytes of one that is written from what it held and the rows behind it") {
+  Random random(14);
+  for (const PageShape shape : {PageShape{2, 5}, {1, 80}, {3, 128}}) {
+    const size_t stride = static_cast<size_t>(shape.row() + 2);
+    const auto k = random.normals(stride * 32, 3), v = random.normals(stride * 32, 3);
+    const Ops::Limits limits{.tokens = 1, .q_heads = shape.heads, .shape = shape, .rows = 1};
+    for (const std::string& name : implementations()) {
+      Kernels kernels(name, 1, limits);
+      for (const auto& [from, to] : {std::pair{CodecId::kInt4, CodecId::kInt4},
+                                     {CodecId::kInt8, CodecId::kFp16},
+                                     {CodecId::kInt4, CodecId::kFp32},
+                                     {CodecId::kK5V3, CodecId::kK5V3}}) {
+        for (const auto& [held, count] : {std::pair{1, 1}, {7, 9}, {13, 1}, {15, 1}, {1, 15}}) {
+          CAPTURE(name);
+          CAPTURE(codec_name(from));
+          CAPTURE(held);
+          const size_t behind = static_cast<size_t>(held) * stride;
+          std::vector<std::byte> page(std::max(data_bytes(from, shape), data_bytes(to, shape))), other(page);
+          kernels->encode(from, shape, k.data(), v.data(), stride, held, page.data());
+          std::vector<float> rows_k(stride * 16), rows_v(rows_k);
+          kernels->decode(from, shape, page.data(), 0, held, rows_k.data(), rows_v.data(), stride);
+          std::copy_n(&k[behind], static_cast<size_t>(count) * stride, &rows_k[behind]);
+          std::copy_n(&v[behind], static_cast<size_t>(count) * stride, &rows_v[behind]);
+          std::vector<std::byte> expected(page);
+          kernels->encode(to, shape, rows_k.data(), rows_v.data(), stride, held + count, expected.data());
+          std::vector<float> room_k(stride * 16), room_v(room_k);
+          GrowArgs grow{from,       page.data(), held,   to,    other.data(),  shape,
+                        &k[behind], &v[behind],  stride, count, room_k.data(), room_v.data()};
+          kernels->grow_page(grow);
+          CHECK(std::memcmp(other.data(), expected.data(), data_bytes(to, shape)) == 0);
+          if (from != to) continue;
+          grow.to = page.data();  // where it lies
+          kernels->grow_page(grow);
+          CHECK(std::memcmp(page.data(), expected.data(), data_bytes(to, shape)) == 0);
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE("copy moves bytes; check_numbers finds the one number that is not finite, counts and cuts what passes half") {
   for (const std::string& name : implementations()) {
     CAPTURE(name);

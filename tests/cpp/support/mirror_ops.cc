@@ -107,8 +107,7 @@ class MirrorOps final : public Ops {
   void attend(const AttendArgs& a) override {
     Mirror m(device());
     RopeTable rope;
-    const AttendArgs b = mirror(m, a, &rope);
-    ops().attend(b);
+    ops().attend(mirror(m, a, &rope));
     m.back();
   }
   void stage(const StageArgs& a) override {
@@ -312,6 +311,17 @@ class MirrorOps final : public Ops {
   }
   void encode_row(CodecId codec, PageShape shape, const float* k, const float* v, int at, std::byte* page,
                   const float* key_mean) override {
+  void grow_page(const GrowArgs& a) override {
+    Mirror m(device());
+    GrowArgs b = a;
+    const size_t size = extent(a.count, a.stride, a.shape.row());
+    b.to = m.inout(a.to, data_bytes(a.codec, a.shape));
+    b.from = a.from == a.to ? b.to : m.in(a.from, data_bytes(a.from_codec, a.shape));
+    b.k = m.in(a.k, size), b.v = m.in(a.v, size), b.room_k = b.room_v = nullptr;  // kernels have room of their own
+    ops().grow_page(b);
+    ops().wait();
+    m.back();
+  }
     Mirror m(device());
     std::byte* const to = m.inout(page, data_bytes(codec, shape));
     const size_t row = size_of(shape.row());
