@@ -360,6 +360,10 @@ class Ops {
   virtual void row_norm(const NormArgs& args) = 0;
   virtual void spectral_energy(const SpectralArgs& args) = 0;
   virtual void assign(const AssignArgs& args) = 0;
+  // Several lanes, each against means of its own.
+  virtual void assign_lanes(std::span<const AssignArgs> lanes) {
+    for (const AssignArgs& lane : lanes) assign(lane);
+  }
   virtual void update_centroids(const UpdateArgs& args) = 0;
   virtual void score(const ScoreArgs& args) = 0;
   // The k highest of score [n], as indices in falling order; ties go to the lowest index. Returns how many (min(k, n)).

@@ -8,6 +8,9 @@
 // has two clusters left. Equal input gives equal pairs.
 #pragma once
 
+#include <array>
+#include <span>
+
 #include "policy/policy.h"
 
 namespace mosaic {
@@ -31,28 +34,36 @@ class Clustering {
   void serialize(Snapshot& s);
 
  private:
-  static constexpr int32_t kUnknown = -1, kLooking = -2;
+  static constexpr int32_t kUnknown = -1, kLooking = -2, kAsked = -3;
+  static constexpr int kChunk = kAssignItems;  // clusters looked up at once
+  static constexpr int kMostChunks = 16;       // and chunks that the device is asked for together
   struct Near {
     ClusterId cluster = kNone;   // nearest other cluster, when it was looked up
     int32_t version = kUnknown;  // of this cluster then; anything else now: look it up again
     float distance = 0;
   };
   Near* near_of(int lane) const { return near_ + static_cast<size_t>(lane) * clusters_; }
-  // Looks up clusters that changed, `most` at most, among those of their scene or among all.
-  void look_up(const ClusterStore& store, int lane, bool inside, int most);
-  void look_up_chunk(const ClusterStore& store, int lane, bool inside, int n);
+  // Looks up clusters that changed, `most` at most, among those of their scene or among all; `besides` is asked for too.
+  void look_up(const ClusterStore& store, int lane, bool inside, int most, const AssignArgs* besides = nullptr);
+  // What is to be asked for the n clusters of a chunk, and what came of it.
+  AssignArgs chunk_args(const ClusterStore& store, int lane, bool inside, int chunk, int n);
+  void take_in(const ClusterStore& store, int lane, int chunk);
+  static void assign(const ClusterStore& store, std::span<AssignArgs> asked);
   int pair_up(const ClusterStore& store, int lane, bool inside, Eviction* out, int capacity);
   void forget(const ClusterStore& store, int lane);
 
   float* radius_ = nullptr;   // [lanes]
   Near* near_ = nullptr;      // [lanes, clusters]
-  int32_t* rows_ = nullptr;   // [clusters]
+  int32_t* rows_ = nullptr;   // [chunks, clusters]; behind them those of a batch, which has the first one's elsewhere
   uint8_t* taken_ = nullptr;  // [clusters]
-  int32_t* best_ = nullptr;   // [tokens of a batch, at least kChunk]
+  int32_t* best_ = nullptr;   // of the items of all chunks; so with the batch
   float* similarity_ = nullptr;
-  float* k_ = nullptr;  // [kChunk, row]
+  float* k_ = nullptr;  // [chunks, kChunk, row]
   float* v_ = nullptr;
-  ClusterId* chunk_ = nullptr;  // [kChunk] clusters being looked up
+  ClusterId* chunk_ = nullptr;               // [chunks, kChunk] clusters being looked up
+  std::array<int, kMostChunks> items_ = {};  // of each
+  int chunks_ = 1;                           // asked for together
+  size_t of_batch_ = 0;                      // the chunk in whose place a batch stands; 0: in that of the first
   size_t clusters_ = 0;
   size_t lanes_ = 0;
   bool scenes_ = false;

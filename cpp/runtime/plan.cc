@@ -183,7 +183,8 @@ Ops::Limits Plan::ops_limits() const {
 
 Ops::Limits Plan::host_limits() const {
   const ModelShape& m = config.model;
-  return {1, m.q_heads / m.kv_heads, {1, m.head_dim}, std::max(max_block, 1), store.page.row()};
+  const int items = store.index.dim > 0 ? kAssignItems : 1;
+  return {items, m.q_heads / m.kv_heads, {1, m.head_dim}, std::max(max_block, 1), store.page.row()};
 }
 
 Plan make_plan(const MemoryConfig& config, Policy& policy, const Backend& backend) {

@@ -1,6 +1,6 @@
 // assign: items times centroids on the tensor cores, fused with the arg max over candidates. Centroids are halves as they
 // are; an item becomes a unit vector and then the sum of two halves, 22 bits together, so that two products give what
-// fp32 gives and near ties fall as they do on the CPU. A block takes 64 items and a run of candidates, 64 at a time; a
+// fp32 gives and near ties fall as they do on the CPU. A block takes 64 items of a lane and a run of candidates, 64 at a time; a
 // warp 32 x 32 of them, in fragments of 16 x 8. Each column of warps leaves its best of every item; a second kernel takes
 // the best of those. update_centroids: a block per row of the tables, its items in order, the means in shared memory.
 #include <algorithm>
@@ -13,7 +13,6 @@ namespace {
 constexpr int kSide = 64, kDepth = 32, kThreads = 128, kWarps = kThreads / simt::kWarp;
 constexpr int kPitch = kDepth + 8;        // halves; 20 words, so that the 32 words of a fragment are in 32 banks
 constexpr int kVectors = kSide / kWarps;  // of a tile, read by one warp
-constexpr int kMostParts = 64;            // two for each run of candidates
 constexpr float kUnit = 256;              // length of an item: its low half stays a normal number
 constexpr size_t kTile = size_t{kSide} * kPitch;  // halves
 constexpr size_t kShared = 3 * kTile * sizeof(half_t) + 2 * kSide * sizeof(float);
@@ -106,8 +105,23 @@ struct Best {
   int32_t* row = nullptr;       // [parts, N]
 };
 
-// Grid: x a tile of items, y a run of candidates.
-MOSAIC_KERNEL(kThreads, 2) assign_kernel(const AssignArgs a, int splits, const Best best) {
+// What a launch is given: lanes, in how many runs the candidates of each are cut, and where its parts lie.
+struct AssignLanes {
+  struct Lane {
+    AssignArgs args;
+    int splits;
+    Best best;
+  };
+  Lane lane[kMostAssignLanes];
+};
+static_assert(sizeof(AssignLanes) <= 4096);
+
+// Grid: x a tile of items, y a run of candidates, z a lane.
+MOSAIC_KERNEL(kThreads, 4) assign_kernel(MOSAIC_PARAMETER AssignLanes all) {
+  const AssignArgs& a = all.lane[simt::block_z()].args;
+  const Best best = all.lane[simt::block_z()].best;
+  const int splits = all.lane[simt::block_z()].splits;
+  if (simt::block_y() >= splits || simt::block_x() * kSide >= a.items) return;
   Tiles tiles;
   tiles.high = simt::shared<half_t>();
   tiles.low = tiles.high + kTile;
@@ -177,7 +191,11 @@ MOSAIC_KERNEL(kThreads, 2) assign_kernel(const AssignArgs a, int splits, const B
   }
 }
 
-MOSAIC_KERNEL(kThreads, 1) best_kernel(const AssignArgs a, int parts, const Best best) {
+// Grid: x items, y a lane.
+MOSAIC_KERNEL(kThreads, 1) best_kernel(MOSAIC_PARAMETER AssignLanes all) {
+  const AssignArgs& a = all.lane[simt::block_y()].args;
+  const Best best = all.lane[simt::block_y()].best;
+  const int parts = 2 * all.lane[simt::block_y()].splits;
   const int item = simt::block_x() * kThreads + simt::thread();
   if (item >= a.items) return;
   float found = -INFINITY;
@@ -248,20 +266,31 @@ MOSAIC_KERNEL(kRowThreads, 4) update_kernel(const UpdateArgs u) {
 }  // namespace
 
 size_t assign_scratch(const simt::Queue&, const Ops::Limits& limits) {
-  return 2 * static_cast<size_t>(kMostParts) * static_cast<size_t>(limits.tokens);
+  return 2 * static_cast<size_t>(kMostAssignParts) * static_cast<size_t>(limits.tokens);
 }
 
-void assign(const simt::Queue& on, const AssignArgs& a, float* scratch) {
-  if (a.items == 0) return;
-  const int tiles = (a.items + kSide - 1) / kSide, runs = (a.n_rows + kSide - 1) / kSide;
-  const int splits = std::max(1, std::min({kMostParts / 2, runs, 4 * on.processors / tiles})), parts = 2 * splits;
-  Best best;
-  best.similarity = scratch;
-  best.row = reinterpret_cast<int32_t*>(scratch + static_cast<size_t>(parts) * static_cast<size_t>(a.items));
-  simt::launch(on, "assign", assign_kernel, {static_cast<unsigned>(tiles), static_cast<unsigned>(splits)}, kThreads,
-               kShared, a, splits, best);
-  simt::launch(on, "assign", best_kernel, {static_cast<unsigned>((a.items + kThreads - 1) / kThreads)}, kThreads, 0, a,
-               parts, best);
+// Lanes share the parts that there is scratch for: with as many lanes as a launch takes, two each.
+void assign(const simt::Queue& on, std::span<const AssignArgs> lanes, float* scratch, size_t room) {
+  AssignLanes all{};
+  unsigned n = 0, most_items = 0, most_splits = 0;
+  int32_t* const rows = reinterpret_cast<int32_t*>(scratch + room);
+  size_t taken = 0;
+  const int each = static_cast<int>(lanes.size());
+  for (const AssignArgs& a : lanes) {
+    if (a.items == 0) continue;
+    const int tiles = (a.items + kSide - 1) / kSide, runs = (a.n_rows + kSide - 1) / kSide;
+    const int most = std::min({kMostAssignParts / 2 / each, runs, 4 * on.processors / (tiles * each)});
+    AssignLanes::Lane& lane = all.lane[n++];
+    lane.args = a;
+    lane.splits = std::max(1, most);
+    lane.best = {scratch + taken, rows + taken};
+    taken += 2 * static_cast<size_t>(lane.splits) * static_cast<size_t>(a.items);
+    most_items = std::max(most_items, static_cast<unsigned>(a.items));
+    most_splits = std::max(most_splits, static_cast<unsigned>(lane.splits));
+  }
+  if (n == 0) return;
+  simt::launch(on, "assign", assign_kernel, {(most_items + kSide - 1) / kSide, most_splits, n}, kThreads, kShared, all);
+  simt::launch(on, "assign", best_kernel, {(most_items + kThreads - 1) / kThreads, n}, kThreads, 0, all);
 }
 
 void update_centroids(const simt::Queue& on, const UpdateArgs& u) {

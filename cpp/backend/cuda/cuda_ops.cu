@@ -140,11 +140,18 @@ void CudaOps::spectral_energy(const SpectralArgs& a) {
 }
 
 void CudaOps::assign(const AssignArgs& a) {
-  if (a.items == 0) return;
-  within(a.items <= limits_.tokens, "assign");
-  require_access("assign", a.k, a.v, a.mean_k, a.mean_v, a.rows, a.best, a.similarity);
-  MOSAIC_SIMT::assign(queue(), a, scratch_);
+  assign_lanes({&a, 1});
   done();
+void CudaOps::assign_lanes(std::span<const AssignArgs> lanes) {
+  for (const AssignArgs& a : lanes) {
+    within(a.items <= limits_.tokens, "assign");
+    require_access("assign", a.k, a.v, a.mean_k, a.mean_v, a.rows, a.best, a.similarity);
+  }
+  for (; !lanes.empty(); lanes = lanes.subspan(std::min<size_t>(lanes.size(), kMostAssignLanes)))
+    MOSAIC_SIMT::assign(queue(), lanes.first(std::min<size_t>(lanes.size(), kMostAssignLanes)), scratch_,
+                        kMostAssignParts * static_cast<size_t>(limits_.tokens));
+}
+
 }
 
 void CudaOps::update_centroids(const UpdateArgs& u) {

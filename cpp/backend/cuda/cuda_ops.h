@@ -48,6 +48,7 @@ class CudaOps final : public Ops {
   void row_norm(const NormArgs& args) override;
   void spectral_energy(const SpectralArgs& args) override;
   void assign(const AssignArgs& args) override;
+  void assign_lanes(std::span<const AssignArgs> lanes) override;
   void update_centroids(const UpdateArgs& args) override;
   void score(const ScoreArgs& args) override;
   int top_k(const float* score, int n, int k, int32_t* index) override;

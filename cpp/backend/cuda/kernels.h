@@ -43,7 +43,9 @@ void score(const simt::Queue& on, const ScoreArgs& args, float* scratch);
 void top_k(const simt::Queue& on, const float* score, int n, int k, int32_t* index);
 
 size_t assign_scratch(const simt::Queue& on, const Ops::Limits& limits);
-void assign(const simt::Queue& on, const AssignArgs& args, float* scratch);
+inline constexpr int kMostAssignLanes = 32, kMostAssignParts = 64;  // parts: two for each run of candidates
+// room: of a scratch of assign_scratch() floats, half.
+void assign(const simt::Queue& on, std::span<const AssignArgs> lanes, float* scratch, size_t room);
 void update_centroids(const simt::Queue& on, const UpdateArgs& args);
 
 void add_recent_keys(const simt::Queue& on, const RecentKeysArgs& args);

@@ -200,6 +200,43 @@ TEST_CASE("the runs of several lanes are read together as they are one by one") 
   }
 }
 
+TEST_CASE("items of several lanes are assigned at once as they are lane by lane") {
+  constexpr int kDim = 48, kTable = 90;
+  for (const std::string& name : implementations()) {
+    CAPTURE(name);
+    Kernels kernels(name, 2, {.tokens = 70, .q_heads = 1, .shape = {1, kDim}, .rows = kTable});
+    Random random(21);
+    const int n = 37;  // more than one launch holds
+    const auto k = random.normals(70 * kDim), v = random.normals(70 * kDim);
+    std::vector<std::vector<half_t>> mean_k, mean_v;
+    std::vector<std::vector<int32_t>> rows, best;
+    std::vector<std::vector<float>> similarity;
+    std::vector<AssignArgs> lanes;
+    for (int i = 0; i < n; ++i) {
+      mean_k.push_back(random.halves(kTable * kDim)), mean_v.push_back(random.halves(kTable * kDim));
+      std::vector<int32_t>& list = rows.emplace_back();
+      for (int j = 0; j < (i % 5) * 20; ++j) list.push_back(random.below(kTable));
+      const int items = i % 9 == 8 ? 0 : 1 + (i * 13) % 70;
+      best.emplace_back(items + 1, -9), similarity.emplace_back(items + 1, -9.0f);
+      AssignArgs& a = lanes.emplace_back();
+      a.k = k.data(), a.v = v.data(), a.items = items, a.dim = kDim, a.stride = kDim;
+      a.mean_k = mean_k.back().data(), a.mean_v = mean_v.back().data(), a.value_weight = i % 2 == 0 ? 0 : 0.5f;
+      a.rows = list.data(), a.n_rows = static_cast<int>(list.size());
+    }
+    for (size_t i = 0; i < lanes.size(); ++i)
+      lanes[i].best = best[i].data(), lanes[i].similarity = similarity[i].data();
+    kernels->assign_lanes(lanes);
+    for (size_t i = 0; i < lanes.size(); ++i) {
+      std::vector<int32_t> one(best[i].size(), -9);
+      std::vector<float> like(one.size(), -9.0f);
+      lanes[i].best = one.data(), lanes[i].similarity = like.data();
+      kernels->assign(lanes[i]);
+      CHECK(one == best[i]);
+      CHECK(like == similarity[i]);
+    }
+  }
+}
+
 TEST_CASE("likeness of several lanes at once is that of each alone") {
   for (const std::string& name : implementations()) {
     CAPTURE(name);

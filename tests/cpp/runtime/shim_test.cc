@@ -2,6 +2,8 @@
 // memory that the host cannot touch, reach nothing of the host's but what the device gave out, and run when waited for.
 #include <doctest/doctest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <tuple>
 
@@ -122,6 +124,33 @@ TEST_CASE("arrays of the device and arrays of the host give the same bits under 
     }
     CHECK(answers[0] == answers[1]);
     CHECK(answers[0] == answers[2]);
+  }
+}
+
+TEST_CASE(
+    "clusters join, merge and are cut on the CUDA kernels as on the CPU's, many asked for at once or few by the host") {
+  for (const auto& [policy, settings] :
+       {std::pair<std::string, PolicySettings>{"mosaic", {}}, {"edge", {{"unit", "summaries"}}}}) {
+    CAPTURE(policy);
+    MemoryConfig config = mosaic::testing::small_config(8 << 20);
+    config.clusters = 280, config.model.layers = 2, config.model.frame_tokens = 32;
+    PlayedStream host(config, make_policy(policy, settings)), stream = on_shim(config, policy, nullptr, settings);
+    host.noise = stream.noise = 0.3f;  // most tokens open a cluster
+    for (int i = 0; i < 40; ++i) {
+      host.room = stream.room = i / 6 % 6;
+      host.frame(32), stream.frame(32);
+    }
+    host.ask(3, 1, false), stream.ask(3, 1, false);
+    const MemoryStats want = host.memory->stats(), got = stream.memory->stats();
+    REQUIRE(want.counters.merges > 300);
+    CHECK(got.clusters == want.clusters);
+    CHECK(got.counters.merges == want.counters.merges);
+    CHECK(got.counters.splits == want.counters.splits);
+    CHECK(got.tokens.collapsed == want.tokens.collapsed);
+    float worst = 0;
+    for (size_t i = 0; i < host.out.size(); ++i) worst = std::max(worst, std::abs(stream.out[i] - host.out[i]));
+    CHECK(worst < kHalf);
+    stream.memory->check_invariants();
   }
 }
 

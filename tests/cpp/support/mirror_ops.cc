@@ -255,12 +255,14 @@ class MirrorOps final : public Ops {
   }
   void assign(const AssignArgs& a) override {
     Mirror m(device());
-    AssignArgs b = a;
-    const size_t table = table_rows(a.rows, a.n_rows) * size_of(a.dim), items = extent(a.items, a.stride, a.dim);
-    b.k = m.in(a.k, items), b.v = m.in(a.v, items), b.mean_k = m.in(a.mean_k, table), b.mean_v = m.in(a.mean_v, table);
-    b.rows = m.in(a.rows, size_of(a.n_rows));
-    b.best = m.inout(a.best, size_of(a.items)), b.similarity = m.inout(a.similarity, size_of(a.items));
-    ops().assign(b);
+    ops().assign(mirror(m, a));
+    m.back();
+  }
+  void assign_lanes(std::span<const AssignArgs> lanes) override {
+    Mirror m(device());
+    std::vector<AssignArgs> there;
+    for (const AssignArgs& a : lanes) there.push_back(mirror(m, a));
+    ops().assign_lanes(there);
     m.back();
   }
   void update_centroids(const UpdateArgs& u) override {
@@ -406,6 +408,14 @@ class MirrorOps final : public Ops {
 
   static const float* mean(Mirror& m, const float* key_mean, PageShape shape) {
     return m.in(key_mean, size_of(shape.row()));
+  }
+  static AssignArgs mirror(Mirror& m, const AssignArgs& a) {
+    AssignArgs b = a;
+    const size_t table = table_rows(a.rows, a.n_rows) * size_of(a.dim), items = extent(a.items, a.stride, a.dim);
+    b.k = m.in(a.k, items), b.v = m.in(a.v, items), b.mean_k = m.in(a.mean_k, table), b.mean_v = m.in(a.mean_v, table);
+    b.rows = m.in(a.rows, size_of(a.n_rows));
+    b.best = m.inout(a.best, size_of(a.items)), b.similarity = m.inout(a.similarity, size_of(a.items));
+    return b;
   }
   static size_t run_bytes(CodecId codec, PageShape shape, int count, size_t pitch) {
     return count == 0 ? 0 : size_of((count - 1) / kPageTokens) * pitch + data_bytes(codec, shape);
