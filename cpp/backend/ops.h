@@ -189,7 +189,7 @@ struct LikenessArgs {
 
 // Temporal redundancy (TaR of InfiniPot-V): how alike a key is to the recent keys of the same place of the grid.
 //   recent_sum[place] = sum of unit keys,  score[i] = -mean cosine = -(unit(k_i) . recent_sum[place_i]) / count
-// An item whose place has no recent key scores 0.
+// An item whose place has no recent key scores 0, and so does one without a place (kNone), which is added nowhere.
 struct RecentKeysArgs {
   const float* k = nullptr;        // [N, d] keys of recent frames
   const int32_t* place = nullptr;  // [N] 0..places-1
@@ -378,11 +378,11 @@ class Ops {
   // Unused rows of the page are zeroed, so equal input gives equal bytes.
   virtual void encode(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count,
                       std::byte* data, const float* key_mean = nullptr) = 0;
+  virtual void grow_page(const GrowArgs& args);
   // Set token `at` of a page whose codec has records, without touching the others.
   virtual void encode_row(CodecId codec, PageShape shape, const float* k, const float* v, int at, std::byte* data,
                           const float* key_mean = nullptr) = 0;
   // The same for rows of several pages: item i of k, v becomes token at[i] of pages[i]. v null: of pages of one head the
-  virtual void grow_page(const GrowArgs& args);
   // keys alone, which may be all there is of them.
   virtual void encode_rows(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int items,
                            std::byte* const* pages, const int32_t* at, const float* key_mean = nullptr) = 0;
@@ -454,10 +454,6 @@ inline void Ops::stage(const StageArgs& a) {
   for (const StageArgs::Piece& piece : a.pieces) copy(piece.to, piece.from, piece.bytes);
 }
 
-inline void Ops::encode_run(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int first,
-                            int count, std::byte* pages, size_t pitch, const float* key_mean) {
-  for_pages_of_run(first, count, [&](int page, int begin, int end, int before) {
-    const size_t from = static_cast<size_t>(before) * stride;
 inline void Ops::grow_page(const GrowArgs& a) {
   decode(a.from_codec, a.shape, a.from, 0, a.held, a.room_k, a.room_v, a.stride);
   const auto row = static_cast<size_t>(a.shape.row());
@@ -472,6 +468,10 @@ inline void Ops::grow_page(const GrowArgs& a) {
   encode(a.codec, a.shape, a.room_k, a.room_v, a.stride, a.held + a.count, a.to);
 }
 
+inline void Ops::encode_run(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int first,
+                            int count, std::byte* pages, size_t pitch, const float* key_mean) {
+  for_pages_of_run(first, count, [&](int page, int begin, int end, int before) {
+    const size_t from = static_cast<size_t>(before) * stride;
     std::byte* const data = pages + static_cast<size_t>(page) * pitch;
     if (end - begin == kPageTokens)
       return encode(codec, shape, k + from, v + from, stride, kPageTokens, data, key_mean);

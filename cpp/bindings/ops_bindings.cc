@@ -176,6 +176,7 @@ Floats score(Kernels& self, const std::string& mode, const Floats& q, const py::
   {
     const WithoutGil released;
     self.ops->score(a);
+    self.ops->wait();
   }
   return out;
 }

@@ -52,6 +52,7 @@ py::tuple add_recent_keys(Kernels& self, const py::object& k, const Ints& place,
   {
     const WithoutGil released;
     self.ops->add_recent_keys(args);
+    self.ops->wait();
   }
   return py::make_tuple(sums, counts);
 }
@@ -68,6 +69,7 @@ Floats temporal_redundancy(Kernels& self, const py::object& k, const Ints& place
                             rows.stride,       sum.data(),   count.data(), score.mutable_data()};
   const WithoutGil released;
   self.ops->temporal_redundancy(args);
+  self.ops->wait();
   return score;
 }
 

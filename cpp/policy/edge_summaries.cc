@@ -63,14 +63,8 @@ class EdgeOfSummaries final : public Policy {
   void select(const ClusterStore& store, const SelectQuery& query, const SelectScratch& scratch,
               SelectResult* result) override {
     const ClusterIndex& index = store.index(query.lane);
-    const int scored = score_clusters(store, query, s_.score, scratch);
-    int n = 0;
-    for (int i = 0; i < scored; ++i) {  // a mean over older tokens too is not what `since` asks for
-      const Cluster& cluster = index[scratch.rows[i]];
-      if (cluster.paged == 0 && cluster.first_time < query.since_ms) continue;
-      scratch.rows[n] = scratch.rows[i];
-      scratch.score[n++] = scratch.score[i];
-    }
+    int n = score_clusters(store, query, s_.score, scratch);
+    n = keep_recent(index, query, n, store.ops(), scratch);
     const int best = store.ops().top_k(scratch.score, n, std::min(query.max_summaries, n), result->chosen);
     // The members of the best are read within the budget; the rest of them are attended as what they are anyway.
     int tokens = 0, rows = 0;
@@ -98,6 +92,21 @@ class EdgeOfSummaries final : public Policy {
   void serialize(Snapshot& s, const ClusterStore&) override { clustering_.serialize(s); }
 
  private:
+  // A mean over older tokens too is not what `since` asks for.
+  static int keep_recent(const ClusterIndex& index, const SelectQuery& query, int scored, Ops& ops,
+                         const SelectScratch& scratch) {
+    const auto old = [&](ClusterId c) { return index[c].paged == 0 && index[c].first_time < query.since_ms; };
+    if (std::none_of(scratch.rows, scratch.rows + scored, old)) return scored;
+    ops.wait();  // for the scores
+    int n = 0;
+    for (int i = 0; i < scored; ++i) {
+      if (old(scratch.rows[i])) continue;
+      scratch.rows[n] = scratch.rows[i];
+      scratch.score[n++] = scratch.score[i];
+    }
+    return n;
+  }
+
   SummarySettings s_;
   Clustering clustering_;
 };

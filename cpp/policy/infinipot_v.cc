@@ -212,8 +212,8 @@ class InfiniPotV final : public Policy {
     columns_ = high_w - low_w + 1;
     for (int i = 0; i < n; ++i) {
       const int h = cell_[i] < 0 ? -1 : (cell_[i] >> 16) - low_h, w = (cell_[i] & 0xffff) - low_w;
-      // Text and what stands outside have no place: the cell behind the last, where no recent key is.
-      cell_[i] = h >= 0 && h < rows_ && w >= 0 && w < columns_ ? h * columns_ + w : cells_;
+      // Text and what stands outside have no place.
+      cell_[i] = h >= 0 && h < rows_ && w >= 0 && w < columns_ ? h * columns_ + w : kNone;
     }
     return first;
   }
@@ -247,8 +247,6 @@ class InfiniPotV final : public Policy {
       pages(first, [&](int at, int count) {
         store.ops().add_recent_keys({k_, cell_ + at, count, row, stride, recent_sum_, recent_count_});
       });
-    recent_count_[cells_] = 0;
-    std::fill_n(recent_sum_ + static_cast<size_t>(cells_) * stride, stride, 0.0f);
     pages(0, [&](int at, int count) {
       store.ops().row_norm({v_, count, row, stride, norm_ + at});
       if (s_.alpha > 0)
@@ -275,18 +273,19 @@ class InfiniPotV final : public Policy {
     std::fill_n(near_sum_, cells_ + 1, 0.0);
     std::fill_n(near_count_, cells_ + 1, 0);
     float* pooled = reinterpret_cast<float*>(order_);  // free until something is taken
+    const auto cell = [&](int i) { return cell_[i] != kNone ? cell_[i] : cells_; };
     for (int i = 0, in = 0, out = 0; i < n; ++i) {
       for (; in < n && frame_[in] <= frame_[i] + kernel->frames; ++in) {
-        near_sum_[cell_[in]] += norm_[in];
-        ++near_count_[cell_[in]];
+        near_sum_[cell(in)] += norm_[in];
+        ++near_count_[cell(in)];
       }
       for (; frame_[out] < frame_[i] - kernel->frames; ++out) {
-        if (--near_count_[cell_[out]] == 0)
-          near_sum_[cell_[out]] = 0;
+        if (--near_count_[cell(out)] == 0)
+          near_sum_[cell(out)] = 0;
         else
-          near_sum_[cell_[out]] -= norm_[out];
+          near_sum_[cell(out)] -= norm_[out];
       }
-      if (cell_[i] == cells_) {
+      if (cell_[i] == kNone) {
         pooled[i] = norm_[i];
         continue;
       }

@@ -9,8 +9,9 @@ void Mosaic::select(const ClusterStore& store, const SelectQuery& query, const S
                     SelectResult* result) {
   const ClusterIndex& index = store.index(query.lane);
   int n = score_clusters(store, query, s_.score, scratch);
-  if (has_scenes() && s_.read_scenes > 0 && s_.read_scenes < store.scenes()->size())
-    n = keep_best_scenes(store, index, n, scratch);
+  const bool few_scenes = has_scenes() && s_.read_scenes > 0 && s_.read_scenes < store.scenes()->size();
+  if (few_scenes || s_.levels == Levels::kVisual) store.ops().wait();
+  if (few_scenes) n = keep_best_scenes(store, index, n, scratch);
   if (s_.levels == Levels::kVisual) {  // a scene is read as one: its rows share its score
     score_scenes(index, n, scratch);
     for (int i = 0; i < n; ++i) scratch.score[i] = scene_score_[index[scratch.rows[i]].scene];

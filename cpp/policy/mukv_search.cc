@@ -36,6 +36,7 @@ void Search::select(const ClusterStore& store, const SelectQuery& query, const S
   mean_query(query, static_cast<size_t>(page.heads), static_cast<size_t>(page.head_dim));
   if (s_.mass) {
     score_rows(store, query, ScoreMode::kMass, n_, scratch);
+    store.ops().wait();
   }
   count_ = {};
   if (s_.retrieval == Retrieval::kStrict) {  // what is chosen of one granularity bounds the next

@@ -7,7 +7,8 @@
 namespace mosaic {
 
 // Clusters of the lane that `since` allows, ids in rising order into scratch.rows, their score into scratch.score; kMass
-// weighs each by its count. Returns how many. The policy's clusters must have means.
+// weighs each by its count. Returns how many. The policy's clusters must have means. Scores may be queued: an op that is
+// asked for next finds them, the host does after Ops::wait().
 int score_clusters(const ClusterStore& store, const SelectQuery& query, ScoreMode mode, const SelectScratch& scratch);
 
 // The same for the n clusters in scratch.rows, in whatever order they stand.

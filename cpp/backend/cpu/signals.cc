@@ -19,6 +19,7 @@ float norm(const float* x, int dim) {
 void PlainOps::add_recent_keys(const RecentKeysArgs& a) {
   for (int i = 0; i < a.items; ++i) {
     const float* const k = a.k + i * a.stride;
+    if (a.place[i] == kNone) continue;
     const float length = norm(k, a.dim);
     float* const sum = a.sum + static_cast<size_t>(a.place[i]) * a.dim;
     if (length > 0)
@@ -30,12 +31,14 @@ void PlainOps::add_recent_keys(const RecentKeysArgs& a) {
 void PlainOps::temporal_redundancy(const RedundancyArgs& a) {
   for (int i = 0; i < a.items; ++i) {
     const float* const k = a.k + i * a.stride;
+    a.score[i] = 0;
+    if (a.place[i] == kNone) continue;
     const float* const sum = a.sum + static_cast<size_t>(a.place[i]) * a.dim;
     const int count = a.count[a.place[i]];
     float dot = 0;
     for (int c = 0; c < a.dim; ++c) dot += k[c] * sum[c];
     const float length = norm(k, a.dim) * static_cast<float>(count);
-    a.score[i] = length > 0 ? -dot / length : 0.0f;
+    if (length > 0) a.score[i] = -dot / length;
   }
 }
 

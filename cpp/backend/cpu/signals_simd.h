@@ -40,7 +40,7 @@ MOSAIC_INLINE RowSums row_sums(const float* x, const float* y, int dim) {
 inline void add_recent_part(const RecentKeysArgs& a, int part, int parts) {
   for (int i = 0; i < a.items; ++i) {
     const int place = a.place[i];
-    if (place % parts != part) continue;
+    if (place == kNone || place % parts != part) continue;
     const float* const k = a.k + i * a.stride;
     const float length = sqrtf(row_sums<false>(k, nullptr, a.dim).squares);
     ++a.count[place];
@@ -55,10 +55,12 @@ inline void add_recent_part(const RecentKeysArgs& a, int part, int parts) {
 
 inline void redundancy_range(const RedundancyArgs& a, int begin, int end) {
   for (int i = begin; i < end; ++i) {
+    a.score[i] = 0;
+    if (a.place[i] == kNone) continue;
     const float* const sum = a.sum + static_cast<size_t>(a.place[i]) * a.dim;
     const RowSums sums = row_sums<true>(a.k + i * a.stride, sum, a.dim);
     const float length = sqrtf(sums.squares) * static_cast<float>(a.count[a.place[i]]);
-    a.score[i] = length > 0 ? -sums.dot / length : 0.0f;
+    if (length > 0) a.score[i] = -sums.dot / length;
   }
 }
 

@@ -116,14 +116,12 @@ void CudaOps::add_recent_keys(const RecentKeysArgs& a) {
   if (a.items == 0) return;
   require_access("add_recent_keys", a.k, a.place, a.sum, a.count);
   MOSAIC_SIMT::add_recent_keys(queue(), a);
-  done();
 }
 
 void CudaOps::temporal_redundancy(const RedundancyArgs& a) {
   if (a.items == 0) return;
   require_access("temporal_redundancy", a.k, a.place, a.sum, a.count, a.score);
   MOSAIC_SIMT::temporal_redundancy(queue(), a);
-  done();
 }
 
 void CudaOps::row_norm(const NormArgs& a) {
@@ -142,6 +140,8 @@ void CudaOps::spectral_energy(const SpectralArgs& a) {
 void CudaOps::assign(const AssignArgs& a) {
   assign_lanes({&a, 1});
   done();
+}
+
 void CudaOps::assign_lanes(std::span<const AssignArgs> lanes) {
   for (const AssignArgs& a : lanes) {
     within(a.items <= limits_.tokens, "assign");
@@ -150,8 +150,6 @@ void CudaOps::assign_lanes(std::span<const AssignArgs> lanes) {
   for (; !lanes.empty(); lanes = lanes.subspan(std::min<size_t>(lanes.size(), kMostAssignLanes)))
     MOSAIC_SIMT::assign(queue(), lanes.first(std::min<size_t>(lanes.size(), kMostAssignLanes)), scratch_,
                         kMostAssignParts * static_cast<size_t>(limits_.tokens));
-}
-
 }
 
 void CudaOps::update_centroids(const UpdateArgs& u) {
@@ -168,7 +166,6 @@ void CudaOps::score(const ScoreArgs& a) {
          "score");
   require_access("score", a.tokens > 0 ? a.q : nullptr, a.mean_k, a.rows, a.row_bias, a.score);
   MOSAIC_SIMT::score(queue(), a, scratch_);
-  done();
 }
 
 int CudaOps::top_k(const float* score, int n, int k, int32_t* index) {

@@ -55,8 +55,8 @@ class CudaOps final : public Ops {
   void merge(const MergeArgs& args) override;
   void encode(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int count, std::byte* page,
               const float* key_mean) override;
-  void encode_row(CodecId codec, PageShape shape, const float* k, const float* v, int at, std::byte* page,
   void grow_page(const GrowArgs& args) override;
+  void encode_row(CodecId codec, PageShape shape, const float* k, const float* v, int at, std::byte* page,
                   const float* key_mean) override;
   void encode_rows(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int items,
                    std::byte* const* pages, const int32_t* at, const float* key_mean) override;

@@ -14,6 +14,7 @@ constexpr int kThreads = 128, kWarps = kThreads / simt::kWarp;
 MOSAIC_KERNEL(kThreads, 4) recent_kernel(const RecentKeysArgs a) {
   float* const space = simt::shared<float>();  // [warps]
   const int first = simt::block_x(), place = a.place[first];
+  if (place == kNone) return;
   float seen = 0;
   for (int j = simt::thread(); j < first; j += kThreads) seen += a.place[j] == place ? 1.0f : 0.0f;
   if (simt::sum_block(seen, space) > 0) return;
@@ -37,12 +38,13 @@ MOSAIC_KERNEL(kThreads, 4) recent_kernel(const RecentKeysArgs a) {
 MOSAIC_KERNEL(kThreads, 4) redundancy_kernel(const RedundancyArgs a) {
   const int at = simt::block_x() * kWarps + simt::thread() / simt::kWarp, item = at < a.items ? at : a.items - 1;
   const float* const k = a.k + static_cast<size_t>(item) * a.stride;
-  const float* const sum = a.sum + static_cast<size_t>(a.place[item]) * a.dim;
+  const int place = a.place[item];
+  const float* const sum = place != kNone ? a.sum + static_cast<size_t>(place) * a.dim : k;
   float dot = 0, square = 0;
   for (int c = simt::thread() % simt::kWarp; c < a.dim; c += simt::kWarp) dot += k[c] * sum[c], square += k[c] * k[c];
   dot = simt::sum_lanes(dot, simt::kWarp);
   square = simt::sum_lanes(square, simt::kWarp);
-  const float length = sqrtf(square) * static_cast<float>(a.count[a.place[item]]);
+  const float length = place != kNone ? sqrtf(square) * static_cast<float>(a.count[place]) : 0.0f;
   if (at < a.items && simt::thread() % simt::kWarp == 0) a.score[item] = length > 0 ? -dot / length : 0.0f;
 }
 

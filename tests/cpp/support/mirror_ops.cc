@@ -311,8 +311,6 @@ class MirrorOps final : public Ops {
     ops().wait();  // a call for a page may be held back, and what comes back comes by the device
     m.back();
   }
-  void encode_row(CodecId codec, PageShape shape, const float* k, const float* v, int at, std::byte* page,
-                  const float* key_mean) override {
   void grow_page(const GrowArgs& a) override {
     Mirror m(device());
     GrowArgs b = a;
@@ -324,6 +322,8 @@ class MirrorOps final : public Ops {
     ops().wait();
     m.back();
   }
+  void encode_row(CodecId codec, PageShape shape, const float* k, const float* v, int at, std::byte* page,
+                  const float* key_mean) override {
     Mirror m(device());
     std::byte* const to = m.inout(page, data_bytes(codec, shape));
     const size_t row = size_of(shape.row());
