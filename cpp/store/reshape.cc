@@ -1,20 +1,11 @@
 // Clusters change shape: 2-means split, deferred split of spilled clusters, merge, and packing of half-empty pages.
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstring>
-#include <span>
-#include <utility>
 
 #include "store/cluster_store.h"
 
 namespace mosaic {
-
-namespace {
-
-constexpr int kThinnedPages = 16;  // read at a time
-
-}  // namespace
 
 // All members of c into the scratch; how many could be read.
 int ClusterStore::read_members(int lane, ClusterId c) {
@@ -186,8 +177,8 @@ void ClusterStore::merge(int lane, ClusterId into, ClusterId from) {
   compact(lane, into);
 }
 
-// Pages are read some at a time, what is kept of them moves up, and is written over pages that were read: any number of
-// members needs two pages of scratch.
+// What is kept goes through a ring of rows, a page of it at a time, and is written over pages that were read: any number of
+// members needs two pages of scratch, and nobody waits.
 void ClusterStore::thin(int lane, ClusterId c, const uint8_t* keep) {
   Cluster& cluster = index(lane)[c];
   const auto may_thin = [&](PageId id) { return !tiers_.is_disk(pages_[id].tier) && pages_[id].spilling == 0; };
@@ -196,11 +187,12 @@ void ClusterStore::thin(int lane, ClusterId c, const uint8_t* keep) {
     return id;
   };
   PageId to = next_open(cluster.head);  // where what was kept is written, never behind what was read
-  int held = 0,
-      end = 0;  // rows of the scratch that are kept and not yet written; of those and what was read behind them
+  const int ring = std::max(shape_.max_run / kPageTokens, 1) * kPageTokens;  // a cluster of less than a page needs less
+  int kept = 0;  // rows so far
   int gone = 0;
   bool changed = false;  // since the first token that went
-  const auto write = [&](int first, int n) {
+  const auto write = [&](int n) {
+    const int first = (kept - n) % ring;
     Page& page = pages_[to];
     const PageView view = tiers_.page(page.tier, page.slot);
     std::memset(view.meta, 0, kPageMetaBytes);
@@ -212,42 +204,35 @@ void ClusterStore::thin(int lane, ClusterId c, const uint8_t* keep) {
     note_times(&page, run_.meta(first), n);
     to = next_open(page.next);
   };
-  std::array<std::span<const uint8_t>, kThinnedPages> reads;  // what is wanted of each page
-  size_t n_reads = 0;
-  const auto pack = [&] {
-    ops_.wait();
-    int at = held, first = 0;
-    for (const auto& read : std::span(reads).first(std::exchange(n_reads, 0)))
-      for (size_t i = 0; i < read.size(); ++i, ++at)
-        if (read[i] != 0) run_.move_up(held++, at, 1);
-    for (; held >= kPageTokens; held -= kPageTokens, first += kPageTokens) write(first, kPageTokens);
-    ops_.wait();  // what is left moves to the front
-    run_.move_up(0, first, end = held);
+  // Tokens [begin, end) of a page, but for what stands in the ring's next page.
+  const auto read = [&](const Page& page, int begin, int end) {
+    const int n = std::min(end - begin, kPageTokens - kept % kPageTokens), at = kept % ring;
+    const PageView view = tiers_.page(page.tier, page.slot);
+    ops_.decode(shape_.codec(page.tier), shape_.page, view.data, begin, begin + n, run_.k(at), run_.v(at), row());
+    std::memcpy(run_.meta(at), view.meta + begin, static_cast<size_t>(n) * sizeof(TokenMeta));
+    kept += n;
+    if (kept % kPageTokens == 0) write(kPageTokens);
+    return n;
   };
   for (PageId id = cluster.head; id != kNone; id = pages_[id].next) {
     const Page page = pages_[id];
     const uint8_t* const wanted = keep;
     keep += page.count;
     if (!may_thin(id)) continue;
-    const auto kept = static_cast<int>(std::count_if(wanted, keep, [](uint8_t one) { return one != 0; }));
-    gone += page.count - kept;
-    if (!changed && kept == page.count) {  // nothing before it moved
+    const auto going = static_cast<int>(std::count(wanted, keep, uint8_t{0}));
+    gone += going;
+    if (!changed && going == 0) {  // nothing before it moved
       to = next_open(page.next);
       continue;
     }
     changed = true;
-    if (kept == 0) continue;
-    if (n_reads == reads.size() || end + kPageTokens > shape_.max_run) pack();
-    // The whole page, then what stays moves up: one call is much cheaper than one for each token.
-    const PageView view = tiers_.page(page.tier, page.slot);
-    ops_.decode(shape_.codec(page.tier), shape_.page, view.data, 0, page.count, run_.k(end), run_.v(end), row());
-    std::memcpy(run_.meta(end), view.meta, static_cast<size_t>(page.count) * sizeof(TokenMeta));
-    reads[n_reads++] = {wanted, keep};
-    end += page.count;
+    for (int begin = 0, end = 0; begin < page.count; begin = end) {  // in runs: one call is much cheaper than one a token
+      for (end = begin + 1; end < page.count && (wanted[end] != 0) == (wanted[begin] != 0);) ++end;
+      while (begin < end && wanted[begin] != 0) begin += read(page, begin, end);
+    }
   }
-  if (n_reads > 0) pack();
   if (!changed) return;
-  if (held > 0) write(0, held);
+  if (kept % kPageTokens > 0) write(kept % kPageTokens);
   // What nothing was written to is empty now. The chain is walked once: pots may be long.
   PageId before = kNone;
   for (PageId id = cluster.head; id != to; id = pages_[id].next) before = id;

@@ -33,13 +33,6 @@ void RunScratch::put(int i, const Run& token) {
   *meta(i) = *token.meta;
 }
 
-void RunScratch::move_up(int to, int from, int n) {
-  if (to == from) return;
-  std::copy_n(k(from), static_cast<size_t>(n) * dim_, k(to));
-  std::copy_n(v(from), static_cast<size_t>(n) * dim_, v(to));
-  std::copy_n(meta(from), n, meta(to));
-}
-
 double RunScratch::similarity(int a, int b) const {
   const auto x = static_cast<size_t>(a) * dim_, y = static_cast<size_t>(b) * dim_;
   const double w = value_weight_, keys = cosine(k_ + x, k_ + y, dim_);

@@ -24,8 +24,6 @@ class RunScratch {
   int take_spare() { return spares_used_++ == 0 ? max_run_ : max_run_ + kMeans + spares_used_ - 1; }
   void free_spares() { spares_used_ = 0; }
   void put(int i, const Run& token);
-  // n rows from `from` on go to `to`, which is not behind it.
-  void move_up(int to, int from, int n);
 
   // Cut the first n rows in two by 2-means; how many are on side 1. All on one side: they are not to be cut. The last row,
   // the token that did not fit, opens side 1, what is farthest from it the other.
@@ -33,14 +31,14 @@ class RunScratch {
   bool is_on_side_1(int i) const { return side_[i] != 0; }
   // Sorts the n rows: side 0 first, the order within a side kept. How many are on side 0.
   int part_sides(int n);
-  static constexpr int kMeans = 2;  // behind the first spare row
 
  private:
+  static constexpr int kMeans = 2;  // behind the first spare row
   double similarity(int a, int b) const;
-  int spares_;
-  int spares_used_ = 0;
 
   int max_run_;
+  int spares_;
+  int spares_used_ = 0;
   size_t dim_;
   float value_weight_;
   float* k_;
