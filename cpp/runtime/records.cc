@@ -175,7 +175,19 @@ void Records::admit(const Window& window, const Rows& scratch) {
       account_given_up(archive_ && archive_->mark_given_up(lane, run.number + static_cast<uint32_t>(i)));
     if (run.n == 0) continue;
     TokenSlot* const slots = heard_.slots(lane, f);
-    log_.add(lane, run, slots);
+    if (together_ != nullptr && !log_.is_learning()) {
+      const auto most = static_cast<size_t>(TokenLog::most_moves(heard_.shape().frame_tokens));
+      const int moves = log_.place(lane, run, slots, {together_->moves, most});
+      ops_.move_rows(log_.codec(), log_.shape().page, {together_->moves, static_cast<size_t>(moves)});
+      for (int i = 0; i < run.n; ++i) {
+        together_->pages[i] = log_.data(lane, slots[i] / kPageTokens);
+        together_->at[i] = slots[i] % kPageTokens;
+      }
+      ops_.encode_rows(log_.codec(), log_.shape().page, run.k, run.v, row, run.n, together_->pages, together_->at,
+                       log_.key_mean(lane));
+    } else {
+      log_.add(lane, run, slots);
+    }
     ops_.row_norm({run.v, run.n, static_cast<int>(row), row, worth_});
     ops_.wait();
     for (int i = 0; i < run.n; ++i) log_.note_value_norm(lane, slots[i], worth_[i]);
