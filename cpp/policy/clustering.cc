@@ -220,7 +220,7 @@ void Clustering::serialize(Snapshot& s) {
   s.all_in_range(radius_, lanes_, 0.0f, std::numeric_limits<float>::infinity(), "a radius is a distance");
   for (size_t i = 0; i < lanes_ * clusters_; ++i) {
     s.in_range(near_[i].cluster, kNone, static_cast<ClusterId>(clusters_) - 1, "the nearest cluster");
-    s.item(near_[i].version);
+    s.in_range(near_[i].version, kUnknown, int32_t{std::numeric_limits<uint16_t>::max()}, "the version of a cluster");
     s.item(near_[i].distance);
     s.require(!std::isnan(near_[i].distance), "a distance is a number");
   }
