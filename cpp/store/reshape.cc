@@ -188,7 +188,7 @@ void ClusterStore::thin(int lane, ClusterId c, const uint8_t* keep) {
   };
   PageId to = next_open(cluster.head);  // where what was kept is written, never behind what was read
   const int ring = std::max(shape_.max_run / kPageTokens, 1) * kPageTokens;  // a cluster of less than a page needs less
-  int kept = 0;  // rows so far
+  int kept = 0;                                                              // rows so far
   int gone = 0;
   bool changed = false;  // since the first token that went
   const auto write = [&](int n) {
@@ -226,7 +226,8 @@ void ClusterStore::thin(int lane, ClusterId c, const uint8_t* keep) {
       continue;
     }
     changed = true;
-    for (int begin = 0, end = 0; begin < page.count; begin = end) {  // in runs: one call is much cheaper than one a token
+    for (int begin = 0, end = 0; begin < page.count;
+         begin = end) {  // in runs: one call is much cheaper than one a token
       for (end = begin + 1; end < page.count && (wanted[end] != 0) == (wanted[begin] != 0);) ++end;
       while (begin < end && wanted[begin] != 0) begin += read(page, begin, end);
     }
