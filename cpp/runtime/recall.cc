@@ -59,6 +59,21 @@ uint16_t Recall::readable(const Archive& archive, int lane, int page, Since sinc
   return rows;
 }
 
+// The mass of the keys of entries_[0, n) into mass_, which is read next.
+void Recall::weigh_keys(const AttendArgs& args, int n) {
+  AttendArgs keys = args;
+  keys.pages = entries_;
+  keys.n_pages = n;
+  keys.positions = positions_;
+  keys.places = places_;
+  MassArgs wanted;
+  wanted.attend = &keys;
+  wanted.page_mass = mass_;
+  wanted.first_query = 0;
+  ops_.attention_mass(wanted);
+  ops_.wait();
+}
+
 // What every page that is marked in worth_ promises by its coarse keys, into worth_. A group is as many tokens as it has that
 // can be read.
 void Recall::weigh_groups(const Archive& archive, int lane, const AttendArgs& args, const BlockSelection& selection,
@@ -85,16 +100,7 @@ void Recall::weigh_groups(const Archive& archive, int lane, const AttendArgs& ar
     entries_[n].first += entries_[n].begin();
     ++n;
   }
-  AttendArgs coarse = args;
-  coarse.pages = entries_;
-  coarse.n_pages = n;
-  coarse.positions = positions_;
-  coarse.places = places_;
-  MassArgs wanted;
-  wanted.attend = &coarse;
-  wanted.page_mass = mass_;
-  wanted.first_query = 0;
-  ops_.attention_mass(wanted);
+  weigh_keys(args, n);
   std::fill_n(worth_, pages, 0.0f);
   for (int e = 0; e < n; ++e)
     for (uint16_t left = entries_[e].rows; left != 0; left &= static_cast<uint16_t>(left - 1)) {

@@ -47,6 +47,7 @@ class Recall {
                      const SelectionScratch& scratch, Since since);
   int list_pages(const Archive& archive, int lane, const AttendArgs& args, const BlockSelection& selection,
                  const SelectionScratch& scratch, Since since);
+  void weigh_keys(const AttendArgs& args, int n);
   void weigh_groups(const Archive& archive, int lane, const AttendArgs& args, const BlockSelection& selection,
                     const SelectionScratch& scratch, Since since);
   void weigh(Archive* archive, int lane, const AttendArgs& args, const BlockSelection& selection,

@@ -33,17 +33,7 @@ int Recall::weigh_clusters(const Archive& archive, int lane, const AttendArgs& a
     entries_[entries].first += entries_[entries].begin();
     ++entries;
   }
-  AttendArgs coarse = args;
-  coarse.pages = entries_;
-  coarse.n_pages = entries;
-  coarse.positions = positions_;
-  coarse.places = places_;
-  MassArgs wanted;
-  wanted.attend = &coarse;
-  wanted.page_mass = mass_;
-  wanted.first_query = 0;
-  ops_.attention_mass(wanted);
-  ops_.wait();
+  weigh_keys(args, entries);
   return n;
 }
 

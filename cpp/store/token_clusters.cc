@@ -12,7 +12,7 @@ namespace mosaic {
 
 namespace {
 
-constexpr int kRounds = 4;  // of 2-means
+constexpr int kMeansRounds = 4;  // of 2-means
 
 }  // namespace
 
@@ -111,7 +111,7 @@ void TokenClusters::point_apart(const uint8_t* tokens, int n) {
   mean_of(tokens, n, left);
   std::copy_n(farthest(tokens, n, left), both, right);
   std::copy_n(farthest(tokens, n, right), both, left);
-  for (int round = 0; round < kRounds; ++round) {
+  for (int round = 0; round < kMeansRounds; ++round) {
     float middle = 0;
     for (size_t c = 0; c < both; ++c) {
       between_[c] = right[c] - left[c];

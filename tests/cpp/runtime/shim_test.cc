@@ -11,6 +11,7 @@
 #include "support/device_arrays.h"
 #include "support/memory_fakes.h"
 #include "support/played_stream.h"
+#include "support/rounds.h"
 #include "support/shim_backend.h"
 
 using namespace mosaic;
@@ -124,6 +125,51 @@ TEST_CASE("arrays of the device and arrays of the host give the same bits under 
     }
     CHECK(answers[0] == answers[1]);
     CHECK(answers[0] == answers[2]);
+  }
+}
+
+TEST_CASE("a device that is late changes nothing: what kernels made is waited for before the host reads it") {
+  struct Case {
+    const char* policy;
+    PolicySettings settings;
+    int frames;
+    bool disk;
+    uint64_t cap = 500 << 10;
+  };
+  for (const Case& c : std::vector<Case>{
+           {"edge", {}, 20, false, 300 << 10},
+           {"edge", {{"rest", 1}}, 24, true, 300 << 10},
+           {"edge", {{"unit", "summaries"}}, 30, true},
+           {"mosaic", {}, 30, true},
+           {"mosaic", {{"unit", "tokens"}}, 40, true},
+           {"mukv", {}, 30, true},
+           {"rekv", {}, 30, true},
+           {"infinipot-v", {}, 40, false},
+       }) {
+    CAPTURE(std::string(c.policy));
+    CAPTURE(c.frames);
+    mosaic::testing::TemporaryDirectory directory;
+    MemoryConfig config = mosaic::testing::small_config(c.cap);
+    config.window_frames = 2, config.branch_tokens = 16;
+    config.retrieve_tokens = 96;
+    if (c.disk) config.disk_bytes = 8 << 20, config.spill_dir = directory.path;
+    std::vector<float> said[2];
+    MemoryStats stats;
+    for (const bool late : {false, true}) {
+      testing::ShimControl control;
+      control.at_once = !late;
+      PlayedStream stream = on_shim(config, c.policy, &control, c.settings);
+      for (int i = 0; i < mosaic::testing::pressed_rounds(c.frames); ++i) {
+        stream.room = i / 5 % 4;
+        stream.frame(16);
+        said[late].insert(said[late].end(), stream.out.begin(), stream.out.end());
+      }
+      stream.ask(3, 2, false);
+      said[late].insert(said[late].end(), stream.out.begin(), stream.out.end());
+      stats = stream.memory->stats();
+    }
+    CHECK(said[0] == said[1]);
+    CHECK(stats.tokens.dropped + stats.tokens.spilled + stats.tokens.collapsed + stats.tokens.quantised > 0);
   }
 }
 

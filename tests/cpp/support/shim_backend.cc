@@ -66,6 +66,13 @@ bool of_kernels(const void* pointer) {
   return piece != nullptr && piece->of_kernels;
 }
 
+// The kernels' own memory is open while they run, and only then.
+void open_memory(bool yes) {
+  for (const auto& [memory, piece] : given())
+    if (const Mapping m = mapping_of(memory, piece.bytes); piece.of_kernels)
+      mprotect(m.base, m.size, yes ? PROT_READ | PROT_WRITE : PROT_NONE);
+}
+
 // Fails where a test wants it to.
 class ShimStream : public Stream {
  public:
@@ -75,6 +82,17 @@ class ShimStream : public Stream {
       count();
       work();
     });
+    if (control_ != nullptr && control_->at_once) run();
+  }
+  void run() {
+    open_memory(true);
+    try {
+      drain();
+    } catch (...) {
+      open_memory(false);
+      throw;
+    }
+    open_memory(false);
   }
   void launch(const char* kernel, std::function<void()> work) override {
     if (control_ != nullptr) ++control_->calls.launches, ++control_->calls.launches_of[kernel];
@@ -117,23 +135,11 @@ class ShimStream : public Stream {
   ShimControl* control_;
 };
 
-// The kernels' own memory is open while they run, and only then.
 void run_queued(const shim::simt::Queue& queue) {
-  const auto open = [](bool yes) {
-    for (const auto& [memory, piece] : given())
-      if (const Mapping m = mapping_of(memory, piece.bytes); piece.of_kernels)
-        mprotect(m.base, m.size, yes ? PROT_READ | PROT_WRITE : PROT_NONE);
-  };
-  static_cast<ShimStream*>(queue.stream)->count_wait();
-  static_cast<ShimStream*>(queue.stream)->refuse_if_lost();
-  open(true);
-  try {
-    static_cast<ShimStream*>(queue.stream)->drain();
-  } catch (...) {
-    open(false);
-    throw;
-  }
-  open(false);
+  auto* const stream = static_cast<ShimStream*>(queue.stream);
+  stream->count_wait();
+  stream->refuse_if_lost();
+  stream->run();
 }
 
 class ShimDevice final : public Device {

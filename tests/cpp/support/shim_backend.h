@@ -29,6 +29,7 @@ struct ShimControl {
   int fail_allocation = 0;
   int fail_work = 0;
   bool lost = false;
+  bool at_once = false;  // what is queued runs there and then, as on a stream that is never late
   int allocations = 0;  // so far
   int work = 0;
   DeviceCalls calls;
