@@ -275,18 +275,24 @@ void Recall::keep_best(int pages) {
   for (int i = most; i < pages; ++i) rows_[order_[i]] = 0;
 }
 
+// As many as a block of this reader reads of the lane at most.
+int64_t Recall::tokens_for(Reader reader, const Archive& archive, int lane) const {
+  const auto wanted = static_cast<int64_t>(std::ceil(share(reader) * static_cast<double>(archive.spilled(lane))));
+  return std::min<int64_t>(std::max<int64_t>(wanted, kPageTokens), wishes_.most_tokens);
+}
+
 bool Recall::choose_pages(Reader reader, Archive* archive, int lane, const AttendArgs& args,
                           const BlockSelection& selection, const SelectionScratch& scratch, Since since,
                           int64_t* lost) {
   const trace::Span span("recall", lane);
   chosen_[lane] = 1;
   archive->set_count(lane, 0);
-  const auto wanted = static_cast<int64_t>(std::ceil(share(reader) * static_cast<double>(archive->spilled(lane))));
-  const int64_t most = std::min<int64_t>(std::max<int64_t>(wanted, kPageTokens), wishes_.most_tokens);
-  if (archive->clusters().any()) return choose_clusters(archive, lane, args, selection, scratch, since, most);
+  if (archive->clusters().any())
+    return choose_clusters(archive, lane, args, selection, scratch, since, tokens_for(reader, *archive, lane));
   const int pages = list_pages(*archive, lane, args, selection, scratch, since);
   if (pages == 0) return false;
   weigh_tokens(archive, lane, args, selection, scratch, pages, lost);
+  const int64_t most = tokens_for(reader, *archive, lane);  // of what can be read still
   if (pick(pages, most) > most_read_) {
     keep_best(pages);
     for (int p = 0; p < pages; ++p)

@@ -58,6 +58,7 @@ class Recall {
   void weigh_rest(Archive* archive, int lane, const AttendArgs& args, const BlockSelection& selection,
                   const SelectionScratch& scratch, int64_t* lost);
   float* rest_of(int lane) const { return rest_ + static_cast<size_t>(lane) * static_cast<size_t>(q_heads_); }
+  int64_t tokens_for(Reader reader, const Archive& archive, int lane) const;
   int pick(int pages, int64_t tokens);
   void keep_best(int pages);
 
