@@ -187,6 +187,11 @@ TEST_CASE("a session whose kernels have memory of their own is restored as one w
   }
   // A log that gives tokens up, and one so small that no exact page fits it while it learns.
   for (const uint64_t spare : {120 << 10, 60 << 10}) play(config_for("edge", "", spare), {"edge", {}}, 2, 60, 4, shim);
+  TemporaryDirectory directory;
+  MemoryConfig config = config_for("edge", directory.path, 160 << 10);
+  config.disk_bytes = 1 << 20;
+  const MemoryStats stats = play(config, {"mosaic", {{"unit", "tokens"}}}, 2, 60, 4, shim);
+  CHECK(stats.counters.fetched_pages > 0);
 }
 
 TEST_CASE("records with places and a log that still learns are restored") {
