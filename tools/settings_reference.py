@@ -264,8 +264,9 @@ Made by `python tools/settings_reference.py` from the code; a test fails where i
 Fields of `SessionConfig`, keywords of `engine.session(...)` and `engine.plan(...)`, keys of `[session]` in a
 profile ([cli.md](cli.md#profiles)). `memory`, `policy`, `disk` and `backend` are options of every command
 that opens a session. `0` and `None` mean: chosen from the cap, the model and the policy; `mosaic-edge plan`
-shows what is chosen. `edge` by tokens has no clusters and no scenes and reads all it keeps: the
-fields for these change nothing there, and `retrieve_tokens` is of what it has on disk."""
+shows what is chosen. `edge` and `mosaic` by tokens have no clusters in memory and no scenes and read all they
+keep: the fields for these change nothing there, and `retrieve_tokens` is of what is on disk. What is said of
+`edge` below holds for both."""
 OF_POLICIES = """## Of each policy
 
 `policy_settings={"name": value}` of a session, `[session.policy_settings]` in a profile,
