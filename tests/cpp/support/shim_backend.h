@@ -30,7 +30,7 @@ struct ShimControl {
   int fail_work = 0;
   bool lost = false;
   bool at_once = false;  // what is queued runs there and then, as on a stream that is never late
-  int allocations = 0;  // so far
+  int allocations = 0;   // so far
   int work = 0;
   DeviceCalls calls;
 };
