@@ -37,7 +37,7 @@ int Recall::weigh_clusters(const Archive& archive, int lane, const AttendArgs& a
   return n;
 }
 
-// The best, whole, as far as tokens and copies go.
+// The best, whole, as far as tokens and copies go; one in any case.
 bool Recall::choose_clusters(Archive* archive, int lane, const AttendArgs& args, const BlockSelection& selection,
                              const SelectionScratch& scratch, Since since, int64_t tokens) {
   const int n = weigh_clusters(*archive, lane, args, selection, scratch, since);
@@ -45,7 +45,7 @@ bool Recall::choose_clusters(Archive* archive, int lane, const AttendArgs& args,
   Archive::Piece* const pieces = archive->pieces(lane);
   int count = 0;
   const auto take = [&](int page, uint16_t rows) {
-    if (rows == 0 || count == most_read_ || std::popcount(rows) > tokens) return;
+    if (rows == 0 || count == most_read_ || (count > 0 && std::popcount(rows) > tokens)) return;
     pieces[count++] = {page, rows};
     tokens -= std::popcount(rows);
   };

@@ -23,6 +23,11 @@ void Archive::serialize(Snapshot& s, const float* key_means, RestoredPage* room)
   for (int lane = 0; lane < shape_.lanes && s.is_reading(); ++lane) {
     spilled_[lane] = 0;
     for (int page = 0; page < shape_.pages; ++page) spilled_[lane] += std::popcount(gone(lane, page));
+    int64_t came = 0;
+    for (int64_t page = oldest_, left; (left = tokens_ - page * kPageTokens) > 0; ++page)
+      came += std::popcount<uint16_t>(gone(lane, index_of(page)) &
+                                      rows_of(0, static_cast<int>(std::min<int64_t>(left, kPageTokens))));
+    s.require(came == spilled_[lane], "a token that was given up is one that came");
   }
   keys_.serialize(s, tokens_, key_means, room);
   clusters_.serialize(s, static_cast<int>(std::min<int64_t>(written() / shape_.written_at_once(), shape_.stretches())),

@@ -49,7 +49,7 @@ float TokenClusters::centre(float* mean) {
       squares[c / row()] += static_cast<double>(x) * x;
     }
   const auto factor = [](double wanted, double sum) {
-    return sum > 0 ? static_cast<float>(std::sqrt(wanted / sum)) : 0;
+    return sum > 1e-60 ? static_cast<float>(std::sqrt(wanted / sum)) : 0;  // else it is more than a float holds
   };
   const float of_keys = factor(1, squares[0]), of_values = factor(shape_.of_values, squares[1]);
   for (size_t i = 0; i < n; ++i)

@@ -1,6 +1,6 @@
 """Files that a run writes for its user: opened before anything starts, written aside, and in place only when
 they are whole. What lies at the path is replaced only if it is a regular file; a character device (/dev/full,
-/dev/null, a terminal) is written to and stays.
+/dev/null, a terminal) is written to when there is something to write, and stays.
 """
 
 from __future__ import annotations
@@ -76,6 +76,10 @@ def regular(path: str | Path, knob: str) -> Path:
         raise ValueError(f"{knob}={text!r}: {error.strerror or error}") from None
     if not stat.S_ISREG(mode):
         raise ValueError(f"{knob}={text!r}: there is something else than a regular file")
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(number), real.stat()):
+                raise ValueError(f"{knob}={text!r}: is this command's {name}, which would be lost")
     return real
 
 

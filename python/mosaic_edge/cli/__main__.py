@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
+from mosaic_edge.cli import program
 
-from mosaic_edge.cli import main
-
-sys.exit(main())
+program()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 _MOST_TOKENS = 64
@@ -22,17 +21,17 @@ def tokenizer(path: str) -> None:
     from mosaic_edge.models.tokenizer_growth import check_growth, growth
 
     made = Tokenizer.from_file(path)
-    said = json.loads(Path(path).read_text(encoding="utf-8"))
-    check_growth(said)
     made.no_truncation()
     made.no_padding()
     vocabulary = made.get_vocab()
-    written = max(map(len, vocabulary), default=0) * growth(said.get("decoder"))
-    if written > _MOST_TEXT:
-        raise ValueError(f"may write {written:.0f} characters for one token, expected at most {_MOST_TEXT}")
     largest = max(vocabulary.values(), default=0)
     if largest >= _IDS:
         raise ValueError(f"has a token of id {largest}, expected less than {_IDS}")
+    said = json.loads(made.to_str())  # not the file: steps may stand there without their type
+    check_growth(said)
+    written = max(map(len, vocabulary), default=0) * growth(said.get("decoder"))
+    if written > _MOST_TEXT:
+        raise ValueError(f"may write {written:.0f} characters for one token, expected at most {_MOST_TEXT}")
     printable = "".join(map(chr, range(32, 127)))
     count = 0
     for text in (printable, "what colour was the ball ? " * 8, "a" * 512, "\u00e9\u4e16\U0001f600\n\t" * 32):

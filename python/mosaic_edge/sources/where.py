@@ -28,12 +28,19 @@ def is_file_url(where: str) -> bool:
     return where[:7].lower() == "file://"
 
 
+def _path_of(url: str) -> str:
+    """Of a file:// URL, as FFmpeg takes it: nothing in it is an escape."""
+    return "/" + url[5:].lstrip("/")
+
+
 def is_pipe(where: Where) -> bool:
     """Whether it can be read once, from its beginning: a FIFO, a pipe, a terminal."""
     if is_held(where):
         return not isinstance(where, bytes) and not _seekable(where)
     path = os.fspath(where)  # type: ignore[arg-type]
-    if is_url(path):
+    if is_file_url(path):
+        path = _path_of(path)
+    elif is_url(path):
         return urlsplit(path).scheme.lower() in ("tcp", "unix", "udp")
     try:
         kind = Path(path).stat().st_mode
@@ -63,7 +70,7 @@ def check_there(where: Where) -> None:
         return
     path = os.fspath(where)  # type: ignore[arg-type]
     if is_file_url(path):
-        check_list("/" + path[5:].lstrip("/"))  # as FFmpeg takes it: nothing in it is an escape
+        check_list(_path_of(path))
     if is_url(path):
         return
     file = Path(path)

@@ -109,6 +109,21 @@ def test_a_trace_replaces_a_file_when_it_is_whole_and_a_full_disk_costs_the_trac
     assert sorted(p.name for p in tmp_path.iterdir()) == ["trace.json"]
 
 
+def test_a_file_that_the_command_itself_reads_or_writes_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "out.txt"
+    stdin = os.dup(0)
+    try:
+        with path.open("w") as file:
+            os.dup2(file.fileno(), 0)
+        for name in (str(path), "/dev/stdin"):
+            with pytest.raises(ValueError, match=r"^trace=.*is this command's stdin"):
+                OutputFile(name, "trace")
+    finally:
+        os.dup2(stdin, 0)
+        os.close(stdin)
+    OutputFile(path, "trace").discard()
+
+
 @pytest.mark.parametrize("kind", DEVICES)
 def test_a_trace_is_written_to_a_device_as_it_is_and_a_full_one_costs_the_trace_alone(
     tmp_path: Path, kind: str

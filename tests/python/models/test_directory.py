@@ -244,6 +244,13 @@ def rarely(rare: str, common: str, *steps: dict[str, Any]) -> dict[str, Any]:
             "normalizer": rarely("\u20ac", "q", charsmap("q", "q" * 500)),
             "pre_tokenizer": {"type": "Sequence", "pretokenizers": [BYTES] * 3},
         },
+        {"normalizer": rarely("\u20ac", "q", *[{"pattern": {"String": "q"}, "content": "qq"}] * 40)},
+        {"decoder": {"type": "Sequence", "decoders": [{"pattern": {"String": "q"}, "content": "qq"}] * 40}},
+        {
+            "normalizer": rarely(
+                "\u20ac", "q", *[{"type": "Replace", "pattern": {"Regex": "a{3}?"}, "content": "q"}] * 40
+            )
+        },
     ],
     ids=[
         "of a text",
@@ -255,6 +262,9 @@ def rarely(rare: str, common: str, *steps: dict[str, Any]) -> dict[str, Any]:
         "by Unicode's own forms",
         "of a mark",
         "by both parts of encoding",
+        "by steps without a type",
+        "by a decoder without types",
+        "by what is optional in the dialect",
     ],
 )
 def test_a_tokenizer_that_makes_too_much_of_a_text_that_nobody_tries_is_refused(

@@ -23,7 +23,7 @@ import mosaic_edge
 from mosaic_edge import ModelError
 from mosaic_edge.engine import Engine
 from mosaic_edge.models import tokenizer
-from mosaic_edge.models.onnx import trial
+from mosaic_edge.models.onnx import trial, vlm
 
 TINY = Path(mosaic_edge.__file__).parent / "models" / "tiny"
 PARTS = ("decoder_model_merged_q4", "embed_tokens", "vision_encoder")
@@ -158,6 +158,33 @@ def test_work_under_a_limit_gives_what_it_makes_raises_what_it_raises_and_is_tol
     assert told.is_set() and len(trials()) == 1
     gate.set()
     trials()[0].join(600)
+
+
+def test_a_decoder_that_takes_too_long_is_ended_between_two_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow:
+        def run(self, embeds: Any, attend: Callable[..., Any]) -> None:
+            while True:
+                attend(0, embeds, embeds, embeds)
+                time.sleep(0.001)
+
+    monkeypatch.setattr(vlm, "LOAD_SECONDS", 0.01)
+    with pytest.raises(ModelError, match=r"there: its first run did not end in 0\.01 s"):
+        vlm._first_run(Slow(), 4, "there")  # type: ignore[arg-type]
+    assert not trials()
+
+
+def test_an_onnxruntime_that_cannot_be_told_to_end_is_left_to_its_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gate = threading.Event()
+    monkeypatch.setattr(trial, "LOAD_SECONDS", 0.01)
+    monkeypatch.setattr(trial, "END_SECONDS", 0.0)
+    monkeypatch.setattr(trial.ort, "InferenceSession", lambda *_, **__: gate.wait(600))
+    with pytest.raises(ModelError, match=r"a\.onnx: onnxruntime did not load it in 0\.01 s"):
+        trial.loaded(b"", object(), [], "a.onnx")  # type: ignore[arg-type]  # as 1.21 has it
+    gate.set()
+    for thread in trials():
+        thread.join(600)
 
 
 def test_a_decoder_that_runs_a_graph_of_its_own_is_refused_in_a_function_too(folder: Path) -> None:

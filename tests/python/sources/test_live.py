@@ -140,6 +140,7 @@ def test_a_pipe_is_opened_once_and_read_whole_live_or_not(tmp_path: Path) -> Non
         os.mkfifo(fifo)
         writer = threading.Thread(target=fifo.write_bytes, args=(data,))
         writer.start()
+        assert isinstance(open_live(f"file://{fifo}", 1.0), LiveSource)
         source = open_live(str(fifo), 1.0) if is_live else open_source(fifo, 1.0)
         assert [number_of(frame.image) for frame in source] == [0, 25, 50]
         writer.join()

@@ -18,6 +18,7 @@ SECONDS = 120.0
 """Of a first run: a large vision encoder on a small board takes a few."""
 LOAD_SECONDS = 600.0
 """Of what reads weights, maybe gigabytes from a slow card."""
+THREAD = "mosaic-trial"
 END_SECONDS = 5.0
 """What work that is told to end may still take."""
 _T = TypeVar("_T")
@@ -39,7 +40,7 @@ def watched(work: Callable[[], _T], late: str, seconds: float, end: Callable[[],
         finally:
             done.set()
 
-    threading.Thread(target=run, name="mosaic-trial", daemon=True).start()
+    threading.Thread(target=run, name=THREAD, daemon=True).start()
     is_late = True
     try:
         is_late = not done.wait(seconds)
@@ -59,11 +60,12 @@ def loaded(
     model: bytes | str, options: ort.SessionOptions, providers: Sequence[str], where: str
 ) -> ort.InferenceSession:
     """An inference session, as ONNX Runtime makes it. ModelError where that takes more than LOAD_SECONDS."""
+    cancel = getattr(options, "set_load_cancellation_flag", None)  # from 1.22 on
     return watched(
         lambda: ort.InferenceSession(model, options, providers=list(providers)),
         f"{where}: onnxruntime did not load it",
         LOAD_SECONDS,
-        lambda: options.set_load_cancellation_flag(True),
+        None if cancel is None else lambda: cancel(True),
     )
 
 

@@ -8,6 +8,7 @@ preprocessor_config.json and mosaic.json say what no graph can (normalisation, e
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,6 +46,23 @@ from mosaic_edge.models.vlm import (
 )
 
 _SMALL_MODEL = 64 << 20
+
+
+def _first_run(decoder: CutDecoder, hidden: int, where: str) -> FloatArray | None:
+    """The logits of one token of zeros. ModelError where it takes too long."""
+    ended = threading.Event()
+
+    def attend(layer: int, q: FloatArray, k: FloatArray, v: FloatArray) -> FloatArray:
+        if ended.is_set():
+            raise ModelError(f"{where}: its first run was ended")
+        return q
+
+    return watched(
+        lambda: decoder.run(np.zeros((1, hidden), np.float32), attend),
+        f"{where}: its first run did not end",
+        LOAD_SECONDS,  # it reads all of its weights
+        ended.set,
+    )
 
 
 class OnnxVlm:
@@ -119,11 +137,7 @@ class OnnxVlm:
                 mosaic, image_settings(files.folder), video_settings(files.folder), config, kind
             )
             vision = VisionGraph(sessions[1], str(files.vision), hidden, pixels, tokens_per_frame)
-            logits = watched(
-                lambda: decoder.run(np.zeros((1, hidden), np.float32), lambda layer, q, k, v: q),
-                f"{files.decoder}: its first run did not end",
-                LOAD_SECONDS,  # it reads all of its weights
-            )
+            logits = _first_run(decoder, hidden, str(files.decoder))
             assert logits is not None
             embeddings.look_up([len(logits) - 1])  # the table has a row for every id that can be drawn
         except ModelError as error:
