@@ -73,10 +73,10 @@ TEST_CASE(
 
 TEST_CASE("a question that may read less than a cluster reads one") {
   mosaic::testing::TemporaryDirectory directory;
-  MemoryConfig config = on_disk(600 << 10, directory.path);
+  MemoryConfig config = on_disk(360 << 10, directory.path);
   config.retrieve_tokens = 1;
   PlayedStream stream(config, "mosaic", {{"unit", "tokens"}, {"frames_recall", 0}}, 3);
-  for (int i = 0; i < 64; ++i) stream.frame(16);
+  for (int i = 0; i < 110; ++i) stream.frame(16);
   REQUIRE(stream.memory->stats().tokens.spilled > 0);
   REQUIRE(stream.memory->stats().counters.fetched_pages == 0);
   stream.ask(3, 0, false);
