@@ -1,5 +1,6 @@
 """tools/requirements.py lists what pip would install for an extra of this package, but the package."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,16 +18,16 @@ def listed(extra: str) -> "subprocess.CompletedProcess[str]":
 @pytest.mark.parametrize(
     ("extra", "some"),
     [
-        ("cpu", {"numpy>=1.26", "onnxruntime>=1.20"}),
-        ("dev", {"numpy>=1.26", "onnxruntime>=1.20", "fastapi>=0.115", "matplotlib>=3.8", "pytest>=8"}),
-        ("quantized", {"numpy>=1.26", "transformers>=4.57", "bitsandbytes>=0.46"}),
+        ("cpu", {"numpy", "onnxruntime"}),
+        ("dev", {"numpy", "onnxruntime", "fastapi", "matplotlib", "pytest"}),
+        ("quantized", {"numpy", "transformers", "bitsandbytes"}),
     ],
 )
 def test_an_extra_has_its_own_those_it_names_and_the_packages(extra: str, some: set[str]) -> None:
     shown = listed(extra)
     assert shown.returncode == 0, shown.stderr
     lines = shown.stdout.splitlines()
-    assert some <= set(lines)
+    assert some <= {re.split(r"[<>=;]", line)[0] for line in lines}
     assert len(lines) == len(set(lines))
     assert not [line for line in lines if line.startswith("mosaic_edge")]
 
