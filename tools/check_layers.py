@@ -27,7 +27,7 @@ GRAB_BAGS = {
     "stuff",
 }  # fmt: skip
 WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")  # of snake_case, kebab-case and CamelCase
-SOURCES = {".def", ".cmake", ".py", ".sh", ""}  # and under cpp/ all but its pages
+SOURCES = {".def", ".cmake", ".py", ".sh", ".h", ".cc", ""}  # and under cpp/ all but its pages
 PAGES = {".md"}
 CUDA_HEADER = re.compile(
     r"^(cuda|cublas|cusparse|cusolver|curand|cufft|cudnn|cutlass/|cute/|cub/|thrust/|cooperative_groups|crt/|nvml|"

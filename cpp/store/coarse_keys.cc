@@ -90,14 +90,9 @@ void CoarseKeys::serialize(Snapshot& s, int64_t tokens, const float* key_means, 
             "there are no more coarse keys than there is room for");
   if (shape_.groups == 0) return;
   s.finite(sums_, static_cast<size_t>(shape_.lanes) * row(), "a sum of keys is a number");
-  for (int lane = 0; lane < shape_.lanes; ++lane)
-    for (int p = 0; p < pages(); ++p)
-      room->serialize(
-          s, page(lane, p), page_bytes_,
-          [&](const std::byte* data) {
-            return room->is_finite(kCodec, data, 0xffff, key_means + static_cast<size_t>(lane) * row(), true);
-          },
-          "a coarse key is of numbers");
+  const auto key_page = [&](int lane, int i) { return page(lane, i); };
+  room->serialize_keys(s, kCodec, shape_.lanes, pages(), key_page, page_bytes_, key_means,
+                       "a coarse key is of numbers");
 }
 
 }  // namespace mosaic

@@ -63,6 +63,18 @@ class RestoredPage {
     device_ops_.copy(data, here, n);
     device_ops_.wait();
   }
+  // Pages that hold keys alone, all their rows, lane after lane: page(lane, i) is one of `n` bytes. key_means: a row a lane.
+  template <class PageOf>
+  void serialize_keys(Snapshot& s, CodecId codec, int lanes, int pages, const PageOf& page, size_t n,
+                      const float* key_means, const char* what) {
+    for (int lane = 0; lane < lanes; ++lane) {
+      const float* const mean = key_means + static_cast<size_t>(lane) * static_cast<size_t>(shape_.row());
+      for (int i = 0; i < pages; ++i)
+        serialize(
+            s, page(lane, i), n, [&](const std::byte* data) { return is_finite(codec, data, 0xffff, mean, true); },
+            what);
+    }
+  }
 
  private:
   size_t rows() const { return static_cast<size_t>(kPageTokens) * static_cast<size_t>(shape_.row()); }

@@ -158,14 +158,9 @@ void TokenClusters::serialize(Snapshot& s, int stretches, const float* key_means
         all |= members(lane, page);
       }
     }
-  for (int lane = 0; lane < shape_.lanes; ++lane)
-    for (int p = 0; p < pages(); ++p)
-      room->serialize(
-          s, page(lane, p), page_bytes_,
-          [&](const std::byte* data) {
-            return room->is_finite(kCodec, data, 0xffff, key_means + static_cast<size_t>(lane) * row(), true);
-          },
-          "the key of a cluster is of numbers");
+  const auto key_page = [&](int lane, int i) { return page(lane, i); };
+  room->serialize_keys(s, kCodec, shape_.lanes, pages(), key_page, page_bytes_, key_means,
+                       "the key of a cluster is of numbers");
 }
 
 }  // namespace mosaic

@@ -189,6 +189,21 @@ double PlayedStream::ask(int tokens, int answer, bool keep, bool judge, int32_t 
   return worst;
 }
 
+int PlayedStream::moments_since(int32_t since, int tokens) {
+  open_question(since);
+  pass(tokens);
+  const Evidence& evidence = memory->evidence();
+  int moments = 0;
+  bool before = false;
+  for (int i = 0; i < evidence.capacity(); ++i) {
+    if (!(evidence.moment(i).mass > 0)) continue;
+    ++moments;
+    before = before || evidence.moment(i).first_ms < since;
+  }
+  close_question(false);
+  return before ? -1 : moments;
+}
+
 bool PlayedStream::finite() const {
   for (const float x : out)
     if (!std::isfinite(x)) return false;

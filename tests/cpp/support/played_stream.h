@@ -77,6 +77,8 @@ struct PlayedStream {
   void close_question(bool keep);
   // A question of `tokens` and an answer of `answer` single tokens.
   double ask(int tokens, int answer, bool keep, bool judge = false, int32_t since = INT32_MIN);
+  // A question of `tokens` about what came since then: moments that it read, or -1 where one of them was before.
+  int moments_since(int32_t since, int tokens);
   bool finite() const;
 
   int room = 0;
