@@ -247,3 +247,38 @@ def test_a_wrong_argument_is_named(given: str, said: str, capsys: pytest.Capture
     with pytest.raises(SystemExit):
         cli.main([given])
     assert said in capsys.readouterr().err
+
+
+def _nearly(value: Any) -> Any:
+    """Numbers that were rounded once more on their way."""
+    if isinstance(value, str | bool | list) or value is None:
+        return value
+    return pytest.approx(value, abs=2e-4 if isinstance(value, float) else 1)
+
+
+def test_runs_of_other_seeds_are_joined_into_what_one_run_gives(small: Small, tmp_path: Path) -> None:
+    from decoders import cli
+
+    folder, ask = small(), ("--policies=window=4,edge", "--caps=90%,1%", "--together=2")
+    for seeds in ("1", "2", "1,2", "1,3"):
+        run_bench(folder, tmp_path / seeds, *ask, f"--seeds={seeds}")
+    out = tmp_path / "1"
+    (out / "decoders.md").write_text("A head of one's own.\n" + (out / "decoders.md").read_text())
+    assert cli.main(["--join", str(tmp_path / "2"), "--out", str(out)]) == 0
+    joined, whole = (json.loads((tmp_path / name / "decoders.json").read_text()) for name in ("1", "1,2"))
+    assert len(joined["rows"]) == len(whole["rows"]) == 3
+    for ours, theirs in zip(joined["rows"], whole["rows"], strict=True):
+        for name in set(theirs) - {"attend_ms"}:
+            near = theirs[name]
+            if name not in ("seeds", "questions", "perception_questions"):
+                near = _nearly(near)
+            assert ours[name] == near, name
+    assert len(joined["commands"]) == 2
+    text = (out / "decoders.md").read_text()
+    assert text.startswith("A head of one's own.") and "Seeds 1, 2;" in text
+    # All seeds of what is there: its place is taken. Some of them: nothing changes.
+    assert cli.main(["--join", str(tmp_path / "1,2"), "--out", str(out)]) == 0
+    assert json.loads((out / "decoders.json").read_text())["rows"] == whole["rows"]
+    with pytest.raises(SystemExit):
+        cli.main(["--join", str(tmp_path / "1,3"), "--out", str(out)])
+    assert json.loads((out / "decoders.json").read_text())["rows"] == whole["rows"]

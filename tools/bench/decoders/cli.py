@@ -8,6 +8,7 @@ tables are of all that are there. The answers of `full` at 32 bits are cached, K
     python tools/bench decoders [--gguf FILE | --model DIR] --sentences 192 --seeds 7,8 --caps 25%,15%,10%
     python tools/bench decoders --policies "full,uniform,uniform=read,window=4,edge[packed=int8]" --disk 1GiB
     python tools/bench decoders --check [--gguf FILE]   # `full` against the cache of transformers, 32 bits
+    python tools/bench decoders --join DIR DIR --out DIR   # rows of other runs beside those that are there
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 
 from .decoder import DTYPES, Decoder
 from .gguf_file import as_directory, default_file
+from .join import join
 from .product import Variant, parse_caps, parse_variant
 from .report import write
 from .rungs import FULL, NARROW, NARROW_FRAMES, RUNGS, Cell
@@ -82,6 +84,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--log", type=Path, help="finished cells; default build/decoders.jsonl")
     p.add_argument(
         "--check", action="store_true", help="compare `full` with transformers' own cache, and nothing else"
+    )
+    p.add_argument(
+        "--join",
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help="put the rows of these runs into --out; run nothing",
     )
     return p
 
@@ -154,10 +163,20 @@ def _pairs(arguments: Sequence[str]) -> list[tuple[str, str]]:
     ]
 
 
+def _join(p: argparse.ArgumentParser, o: argparse.Namespace) -> int:
+    try:
+        join(o.out, o.join, HEAD)
+    except (OSError, ValueError) as error:  # no such run, a file that is none, seeds that meet in part
+        p.error(str(error))
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is left of the cells, then write the tables of all that this core has on file."""
     p = parser()
     o = p.parse_args(arguments)
+    if o.join:
+        return _join(p, o)
     try:
         cells = cells_of(o)
         shared = parse_variant(f"{FULL}[{o.settings}]").session if o.settings else {}

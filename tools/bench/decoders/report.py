@@ -166,5 +166,10 @@ def write(cells: list[Row], folder: Path, head: str) -> None:
     commands = list(dict.fromkeys(cell["command"] for cell in cells))
     data = {"commands": commands, "rows": product, "ladder": ladder}
     (folder / "decoders.json").write_text(json.dumps(data, indent=1) + "\n")
+    (folder / "decoders.md").write_text(page(head, commands, rows))
+
+
+def page(head: str, commands: Iterable[str], rows: list[Row]) -> str:
+    """decoders.md: what it is about, how it was measured, and the tables."""
     said = "\n".join(f"    {command}" for command in commands)
-    (folder / "decoders.md").write_text(f"{head}\n{said}\n\n{tables(rows)}")
+    return f"{head}\n{said}\n\n{tables(rows)}"
