@@ -162,7 +162,7 @@ uint64_t play(const Layout& layout, const std::string& policy, unsigned seed, in
 TEST_CASE("random sessions keep every invariant, under every policy and tier layout") {
   for (const Layout& layout : kLayouts)
     for (const std::string& policy : policy_names())
-      for (int seed = 1; seed <= mosaic::testing::emulated_rounds(3); ++seed) {
+      for (int seed = 1; seed <= mosaic::testing::pressed_rounds(4); ++seed) {
         INFO(std::string(layout.name) << ", policy " << policy << ", seed " << seed);
         play(layout, policy, static_cast<unsigned>(seed), mosaic::testing::emulated_rounds(120));
       }
@@ -172,7 +172,7 @@ TEST_CASE("two runs with one seed answer the same bits, with a disk tier too") {
   for (const Layout& layout : kLayouts)
     for (const std::string& policy : policy_names()) {
       INFO(std::string(layout.name) << ", policy " << policy);
-      const int steps = mosaic::testing::emulated_rounds(90);
+      const int steps = mosaic::testing::pressed_rounds(90);
       CHECK(play(layout, policy, 7, steps) == play(layout, policy, 7, steps));
     }
 }

@@ -19,6 +19,8 @@ inline constexpr int kEmulatedPart = 1;
 constexpr int rounds(int full) { return (full + kRoundsPart - 1) / kRoundsPart; }
 // Under the pressure of a full memory, which takes a while to come.
 constexpr int pressed_rounds(int full) { return kRoundsPart > 1 ? (full + 2) / 3 : full; }
+// Of variants that go one way, such as every nth access that fails: all, or in slow builds every `part`th.
+constexpr bool is_played(int variant, int part) { return kRoundsPart == 1 || variant % part == 0; }
 // In full but on an emulated CPU.
 constexpr int emulated_rounds(int full) { return (full + kEmulatedPart - 1) / kEmulatedPart; }
 
