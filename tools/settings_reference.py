@@ -39,7 +39,10 @@ RADIUS = Said("0.02", "squared distance within which a token joins a cluster, at
 BY_WORTH = {
     "score": Said(
         "both",
-        "what a token is worth: attention received, value norm, their product; newest: age alone",
+        "what a token is worth: the attention it receives times the norm of its value, or one of them;"
+        " how its key differs from those that came after it at the same place (`tar`); attention received,"
+        " less the longer ago (`decayed`), or from the text behind each picture alone (`template`); age alone"
+        " (`newest`)",
     ),
     "listen": Said("16", "frames whose attention to a token is counted"),
     "key_power": Said(

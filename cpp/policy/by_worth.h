@@ -3,7 +3,7 @@
 // no later reading brings back.
 //   worth    the attention a token receives from its own frame and the next ones, times the norm of its value: what the
 //            model itself makes of it says best what it will ask for, and carries over between families of models.
-//            A token that comes while memory is not full has fewer rivals for attention: what it receives counts times
+//            What others have published is a score= each (Score, by_worth.cc: the next one is a line there). A token that comes while memory is not full has fewer rivals for attention: what it receives counts times
 //            the keys that shared it, to the power of key_power
 //   likeness a token nearly the same as one that is worth more (centred keys and centred values) is missed less:
 //            its worth is taken by 1 - c^4
@@ -12,31 +12,42 @@
 // What is on disk, and how it is found, is what policies differ in: edge.cc, mosaic_tokens.cc.
 #pragma once
 
+#include <span>
+
 #include "policy/policy.h"
 #include "policy/retention.h"
 
 namespace mosaic {
 
 struct WorthSettings {
-  enum class Score : uint8_t {
-    kReceived,
-    kNorm,
-    kBoth,
-    kNewest,  // all alike, so that the oldest goes: StreamingLLM's window (arXiv 2309.17453), a token at a time
-  };
   int listen = 16;  // frames
   double key_power = 0.5;
-  Score score = Score::kBoth;
+  int score = 0;  // of Score::all()
   bool likeness = true;
   int most_tokens = 0;
 
   void read(SettingReader* reader);
 };
 
+// What a token is worth, and what has to be measured for it.
+struct Score {
+  const char* name;
+  float (*worth)(float received, float merit);
+  Merit merit = Merit::kValueNorm;
+  bool of_template = false;  // received from the template's tokens alone
+  bool fades = false;        // the longer ago a token came, the less it is worth
+
+  static std::span<const Score> all();
+};
+
 class ByWorth : public Policy, public Retention {
  public:
   ByWorth(const char* name, double index_share, const WorthSettings& worth, const DiskWishes& disk)
-      : name_(name), index_share_(index_share), s_(worth), disk_(disk) {}
+      : name_(name),
+        index_share_(index_share),
+        s_(worth),
+        score_(Score::all()[static_cast<size_t>(worth.score)]),
+        disk_(disk) {}
   const char* name() const override { return name_; }
   PolicyNeeds needs() const override {
     return {.group = {.records = true}, .share = {.index = index_share_, .most_tokens = s_.most_tokens}};
@@ -50,13 +61,16 @@ class ByWorth : public Policy, public Retention {
   float attention_weight(int keys) const override;
   bool compares() const override { return s_.likeness; }
   DiskWishes disk() const override { return disk_; }
-  float worth(float received, float value_norm) const override;
+  bool listens_to_template() const override { return score_.of_template; }
+  Merit merit() const override { return score_.merit; }
+  float worth(float received, float merit) const override { return score_.worth(received, merit); }
   int pick_victims(const TokenLog& log, const Listening& heard, int lane, int need, Victim* out) override;
 
  private:
   const char* name_;
   double index_share_;
   WorthSettings s_;
+  Score score_;
   DiskWishes disk_;
 };
 

@@ -82,7 +82,7 @@ SettingReader& SettingReader::number(const char* name, double* value, double low
   return *this;
 }
 
-SettingReader& SettingReader::choice(const char* name, int* value, std::initializer_list<const char*> words) {
+SettingReader& SettingReader::choice(const char* name, int* value, std::span<const char* const> words) {
   SettingValue given;
   if (!take(name, &given)) return *this;
   const std::string* word = given.word();

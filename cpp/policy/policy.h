@@ -7,6 +7,7 @@
 #include <initializer_list>
 #include <limits>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 #include <variant>
@@ -245,7 +246,10 @@ class SettingReader {
   SettingReader& number(const char* name, int* value, double low, double high);
   SettingReader& flag(const char* name, bool* value);
   // One of `words`; *value is its index among them.
-  SettingReader& choice(const char* name, int* value, std::initializer_list<const char*> words);
+  SettingReader& choice(const char* name, int* value, std::span<const char* const> words);
+  SettingReader& choice(const char* name, int* value, std::initializer_list<const char*> words) {
+    return choice(name, value, std::span(words.begin(), words.size()));
+  }
   void finish() const;
 
  private:

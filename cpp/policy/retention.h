@@ -24,6 +24,12 @@ struct DiskWishes {
   float of_values = 1;    // weight of values beside keys, where clusters are cut
 };
 
+// What is measured of a token when it leaves the window, beside the attention that it receives.
+enum class Merit : uint8_t {
+  kValueNorm,
+  kChange,  // FrameChange: of its key against what came after it at the same place, 0 (the same) to 2
+};
+
 class Retention {
  public:
   virtual ~Retention() = default;
@@ -31,8 +37,11 @@ class Retention {
   virtual int listen_frames() const = 0;
   // What attention counts for, by how many keys shared it: a token that comes early has fewer rivals.
   virtual float attention_weight(int keys) const = 0;
-  // What a token is worth, from the attention it received and the norm of its value.
-  virtual float worth(float attention_received, float value_norm) const = 0;
+  // Whether of a frame's tokens those of its template alone are listened to: what stands behind the picture, or its last one.
+  virtual bool listens_to_template() const = 0;
+  virtual Merit merit() const = 0;
+  // What a token is worth, from the attention it received and its merit.
+  virtual float worth(float attention_received, float merit) const = 0;
   // Whether likeness to better tokens is wanted (TokenLog::likeness).
   virtual bool compares() const = 0;
   virtual DiskWishes disk() const = 0;

@@ -223,7 +223,8 @@ bool KvMemory::measures_attention() const {
 MassArgs KvMemory::wanted_mass(const AttendArgs& args, int lane) {
   MassArgs mass;
   if (block_ == BlockKind::kFrame && records_) {
-    mass = records_->wanted(selector_.selection(lane, block_), parts_.selecting.page_mass_of(lane));
+    mass = records_->wanted(selector_.selection(lane, block_), parts_.selecting.page_mass_of(lane), block_tokens_,
+                            layout_.trail);
   } else {
     mass.page_mass = parts_.selecting.page_mass_of(lane);
     mass.row_mass = parts_.selecting.row_mass_of(lane);

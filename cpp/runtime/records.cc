@@ -40,6 +40,8 @@ Records::Records(Region& region, const Plan& plan, Ops& ops, Retention& retentio
   const size_t resting = counts_rest_ ? static_cast<size_t>(plan.log.lanes) : 0;
   rest_value_ = region.take<float>(name, resting * row);
   rest_tokens_ = region.take<int32_t>(name, resting);
+  if (retention.merit() == Merit::kChange)
+    frame_change_.emplace(region, plan.listening.frame_tokens, static_cast<int>(plan.log.page.row()));
   if (region.has_private()) take_together(region, plan);
 }
 
@@ -62,10 +64,10 @@ void Records::read(int lane, Since since, BlockSelection* selection) {
     if (log_.heard(lane, page) != 0) add(page, log_.rows(lane, page));
 }
 
-MassArgs Records::wanted(const BlockSelection& selection, float* mass) const {
+MassArgs Records::wanted(const BlockSelection& selection, float* mass, int tokens, int trail) const {
   MassArgs wanted;
   wanted.page_mass = mass;
-  wanted.first_query = 0;
+  wanted.first_query = retention_.listens_to_template() ? tokens - std::max(trail, 1) : 0;
   wanted.first_page = selection.first_heard() != kNone ? selection.first_heard() : 0;
   wanted.block_mass = mass + selection.tokens();
   return wanted;
@@ -154,8 +156,8 @@ void Records::admit(const Window& window, const Rows& scratch) {
   if (log_.is_learning() &&
       (log_.free(0) < window.frame(0).tokens || (++learned_frames_ > kLearnFrames && log_.size(0) >= kLearnTokens)))
     end_learning();
-  // Lane by lane while a mean is to be learned, and while there is an archive.
-  if (together_ != nullptr && !log_.is_learning() && log_.knows_mean(0) && !archive_)
+  // Lane by lane while a mean is to be learned, while there is an archive, and where frames of the window are compared.
+  if (together_ != nullptr && !log_.is_learning() && log_.knows_mean(0) && !archive_ && !frame_change_)
     return admit_together(window, scratch.meta);
   for (int lane = 0; lane < log_.shape().lanes; ++lane) {
     if (!log_.knows_mean(lane)) learn_first(window, scratch, lane);
@@ -188,14 +190,21 @@ void Records::admit(const Window& window, const Rows& scratch) {
     } else {
       log_.add(lane, run, slots);
     }
-    ops_.row_norm({run.v, run.n, static_cast<int>(row), row, worth_});
-    ops_.wait();
-    for (int i = 0; i < run.n; ++i) log_.note_value_norm(lane, slots[i], worth_[i]);
+    measure_merit(lane, window, run, worth_);
+    for (int i = 0; i < run.n; ++i) log_.note_merit(lane, slots[i], worth_[i]);
   }
   if (archive_ && !log_.is_learning()) account_lost(archive_->end());
   admitted_ += window.frame(0).tokens;
   heard_.entered_log(f);
   --window_frames_;
+}
+
+// merit: [run.n]
+void Records::measure_merit(int lane, const Window& window, const Run& run, float* merit) {
+  if (frame_change_) return frame_change_->measure(ops_, window, lane, run, merit);
+  const int row = log_.shape().page.row();
+  ops_.row_norm({run.v, run.n, row, static_cast<size_t>(row), merit});
+  ops_.wait();
 }
 
 void Records::account_given_up(bool on_disk) { ++(on_disk ? account_.spilled : account_.dropped); }
@@ -274,7 +283,7 @@ int Records::settle(int lane, float* worth, TokenSlot* settled) {
   int n = 0;
   for (int i = 0; i < heard_.frame(0).tokens; ++i) {
     if (slots[i] == kNone) continue;
-    worth[n] = retention_.worth(half_to_float(received[i]), log_.value_norm(lane, slots[i]));
+    worth[n] = retention_.worth(half_to_float(received[i]), log_.merit(lane, slots[i]));
     settled[n] = slots[i];
     log_.settle(lane, slots[i], worth[n++]);
   }

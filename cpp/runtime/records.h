@@ -9,6 +9,7 @@
 
 #include "policy/retention.h"
 #include "runtime/block_selection.h"
+#include "runtime/frame_change.h"
 #include "runtime/recall.h"
 #include "store/account.h"
 #include "store/window.h"
@@ -71,7 +72,8 @@ class Records {
   // the block]; and, when it is there, to the frames that are heard, as far as they are read, and to the frame itself.
   // The newest `frames` of the window are the last entries of the selection; of the log there is what read() put there, or
   // nothing (models whose video tokens see the window alone).
-  MassArgs wanted(const BlockSelection& selection, float* mass) const;
+  // A frame has `tokens`, of which the last `trail` are text.
+  MassArgs wanted(const BlockSelection& selection, float* mass, int tokens, int trail) const;
   void listen(const BlockSelection& selection, int lane, int tokens, const Window& window, int frames,
               const float* mass);
   // The frame that was encoded is committed and in the window.
@@ -95,6 +97,7 @@ class Records {
   void gather(int lane, int tokens, const Slot& slot);
   void learn_rest(int lane, int victims);
   void give_up(int lane, TokenSlot slot);
+  void measure_merit(int lane, const Window& window, const Run& run, float* merit);
   void account_given_up(bool on_disk);
   void account_lost(int64_t tokens) {
     account_.spilled -= tokens;
@@ -123,6 +126,7 @@ class Records {
   Listening heard_;
   std::optional<Archive> archive_;
   std::optional<Recall> recall_;
+  std::optional<FrameChange> frame_change_;  // where a score compares with what came after
   TokenAccount account_;
   float* unpacked_k_;  // [16, row] a page, when learning ends
   float* unpacked_v_;

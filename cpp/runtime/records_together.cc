@@ -90,7 +90,7 @@ void Records::note_norms() {
   for (int lane = 0; lane < log_.shape().lanes; ++lane) {
     const TokenSlot* const slots = heard_.slots(lane, t.norm_frame);
     for (size_t i = 0; i < tokens; ++i)
-      if (slots[i] != kNone) log_.note_value_norm(lane, slots[i], t.norm[static_cast<size_t>(lane) * tokens + i]);
+      if (slots[i] != kNone) log_.note_merit(lane, slots[i], t.norm[static_cast<size_t>(lane) * tokens + i]);
   }
   t.norm_frame = kNone;
 }

@@ -84,9 +84,10 @@ class TokenLog {
   // makes room is added there. Returns how many moves there are.
   int place(int lane, const Run& run, TokenSlot* slots, std::span<RowMove> moves);
   static constexpr int most_moves(int tokens) { return tokens + 2 * kPageTokens; }
-  // The norm of its value, which a token keeps while it is heard: it lies where its score will.
-  void note_value_norm(int lane, TokenSlot slot, float norm) { score_[at_token(lane, slot)] = finite_half(norm); }
-  float value_norm(int lane, TokenSlot slot) const { return half_to_float(score_[at_token(lane, slot)]); }
+  // What was measured of a token when it came, the norm of its value say, which it keeps while it is heard: it lies where its
+  // score will.
+  void note_merit(int lane, TokenSlot slot, float merit) { score_[at_token(lane, slot)] = finite_half(merit); }
+  float merit(int lane, TokenSlot slot) const { return half_to_float(score_[at_token(lane, slot)]); }
   // The token is heard no more, and this is what it is worth.
   void settle(int lane, TokenSlot slot, float score);
   void erase(int lane, TokenSlot slot);

@@ -22,6 +22,7 @@ from random_policy import RaisedError, RandomPolicy
 from mosaic_edge import _core
 
 CALLS = 150
+SCORES = ("both", "both", "both", "received", "value_norm", "tar", "decayed", "template", "newest")
 CLEAN = (ValueError, TypeError, MemoryError, _core.SpillError, RaisedError)
 Array = np.ndarray
 
@@ -31,6 +32,8 @@ def play(seed: int, folder: Path) -> Counter[str]:
     shape, settings = random_shape(rng), random_settings(rng, folder)
     policy: Any = RandomPolicy(rng) if rng.random() < 0.3 else rng.choice(_core.policies())
     said = {"unit": "tokens"} if policy == "mosaic" and rng.random() < 0.5 else {}
+    if policy == "edge" or said:
+        said["score"] = rng.choice(SCORES)
     threads = rng.choice([1, 1, 2, 3])
     done: Counter[str] = Counter()
     try:

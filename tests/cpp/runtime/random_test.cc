@@ -5,6 +5,7 @@
 #include <limits>
 #include <string>
 
+#include "policy/by_worth.h"
 #include "support/memory_fakes.h"
 #include "support/played_stream.h"
 #include "support/rounds.h"
@@ -29,7 +30,8 @@ constexpr Layout kLayouts[] = {
     {"the least cap and disk", CodecId::kInt4, true, 0},
 };
 
-MemoryConfig layout_config(const Layout& layout, const std::string& policy, const std::string& spill_dir) {
+MemoryConfig layout_config(const Layout& layout, const std::string& policy, const std::string& spill_dir,
+                           const PolicySettings& settings) {
   MemoryConfig c = small_config();
   c.model.frame_tokens = 13;
   c.packed = layout.packed;
@@ -43,8 +45,8 @@ MemoryConfig layout_config(const Layout& layout, const std::string& policy, cons
     c.disk_bytes = 96 << 10;
     c.spill_dir = spill_dir;
   }
-  if (make_policy(policy, {})->needs().group.records && !codec_is_record(*c.packed)) c.packed.reset();
-  c.cap_bytes = least_cap(c, policy) + layout.spare;
+  if (make_policy(policy, settings)->needs().group.records && !codec_is_record(*c.packed)) c.packed.reset();
+  c.cap_bytes = least_cap(c, policy, settings) + layout.spare;
   return c;
 }
 
@@ -57,10 +59,11 @@ struct Digest {
   void add(int64_t x) { value = (value ^ static_cast<uint64_t>(x)) * 1099511628211u; }
 };
 
-uint64_t play(const Layout& layout, const std::string& policy, unsigned seed, int steps) {
+uint64_t play(const Layout& layout, const std::string& policy, unsigned seed, int steps,
+              const PolicySettings& settings = {}) {
   TemporaryDirectory directory;
-  const MemoryConfig config = layout_config(layout, policy, directory.path);
-  PlayedStream stream(config, policy, {}, seed);
+  const MemoryConfig config = layout_config(layout, policy, directory.path, settings);
+  PlayedStream stream(config, policy, settings, seed);
   KvMemory& memory = *stream.memory;
   CHECK(memory.region().used() <= config.cap_bytes);
   Digest digest;
@@ -166,6 +169,14 @@ TEST_CASE("random sessions keep every invariant, under every policy and tier lay
         INFO(std::string(layout.name) << ", policy " << policy << ", seed " << seed);
         play(layout, policy, static_cast<unsigned>(seed), mosaic::testing::emulated_rounds(120));
       }
+}
+
+TEST_CASE("random sessions keep every invariant whatever a token is worth") {
+  for (const Layout& layout : kLayouts)
+    for (const Score& score : Score::all()) {
+      INFO(std::string(layout.name) << ", score=" << score.name);
+      play(layout, "edge", 5, mosaic::testing::emulated_rounds(120), {{"score", score.name}});
+    }
 }
 
 TEST_CASE("two runs with one seed answer the same bits, with a disk tier too") {

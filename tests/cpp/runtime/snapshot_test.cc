@@ -5,6 +5,7 @@
 #include <cstring>
 #include <string>
 
+#include "policy/by_worth.h"
 #include "support/memory_fakes.h"
 #include "support/played_stream.h"
 #include "support/shim_backend.h"
@@ -139,6 +140,7 @@ TEST_CASE("a session of any policy goes on after it was restored as if it had ne
   for (const std::string& name : names) kinds.push_back({name.c_str(), {}});
   kinds.push_back({"edge", {{"unit", "summaries"}}});
   kinds.push_back({"edge", {{"unit", "summaries"}, {"members", "always"}}});
+  for (const Score& score : Score::all()) kinds.push_back({"edge", {{"score", score.name}}});
   kinds.push_back({"mosaic", {{"tau", "quantile"}}});
   kinds.push_back({"mosaic", {{"levels", "visual"}}});
   kinds.push_back({"mosaic", {{"split", "eager"}}});

@@ -28,8 +28,8 @@ MemoryConfig small_config(uint64_t cap_bytes) {
   return c;
 }
 
-uint64_t least_cap(MemoryConfig c, const std::string& policy) {
-  const auto p = make_policy(policy, {});
+uint64_t least_cap(MemoryConfig c, const std::string& policy, const PolicySettings& settings) {
+  const auto p = make_policy(policy, settings);
   const Backend backend = make_backend("cpu", 1);
   uint64_t low = 0, high = 64 << 20;
   while (low + 64 < high) {
@@ -98,7 +98,7 @@ void PlayedStream::begin_frame(int tokens, int grid_w) {
   imagine(tokens);
   embedding = rooms[static_cast<size_t>(room)];
   for (float& x : embedding) x += 0.02f * normal();
-  memory->begin_frame({now_ms, embedding.data(), tokens, grid_w});
+  memory->begin_frame({now_ms, embedding.data(), tokens, grid_w, 0, tokens > trail ? trail : 0});
 }
 
 void PlayedStream::remember(std::vector<Token>* to, const std::vector<SeenToken>& block, bool video_block) {

@@ -16,7 +16,7 @@ ModelShape small_model();
 MemoryConfig small_config(uint64_t cap_bytes = 4 << 20);
 
 // The least cap that a plan accepts without choosing the sizes of a smaller one.
-uint64_t least_cap(MemoryConfig c, const std::string& policy);
+uint64_t least_cap(MemoryConfig c, const std::string& policy, const PolicySettings& settings = {});
 
 struct SeenToken;
 
@@ -82,6 +82,7 @@ struct PlayedStream {
   bool finite() const;
 
   int room = 0;
+  int trail = 0;  // tokens of text behind a frame's picture; frames of as many have none
   std::vector<float> embedding;
 
  private:

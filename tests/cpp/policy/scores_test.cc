@@ -1,0 +1,132 @@
+// The scores of policies by records: each gives up what is worth least by its own rule, judged in float64 on what the heads
+// attended and on keys and values as they came.
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "policy/by_worth.h"
+#include "support/worth_oracle.h"
+
+namespace {
+
+using namespace mosaic;
+using mosaic::testing::kept;
+using mosaic::testing::Lane;
+using mosaic::testing::Oracle;
+using mosaic::testing::plain_config;
+using mosaic::testing::PlayedStream;
+
+constexpr int kWindow = 2, kListen = 4;
+
+struct Played {
+  int first, tokens, grid_w, trail;
+};
+
+// What a token is worth by each rule, in plain loops.
+struct Rules {
+  Oracle& oracle;
+  std::vector<Played>& frames;
+
+  const Played& frame_of(int position) const { return frames[static_cast<size_t>(oracle.frames[position])]; }
+  const float* key(const Lane& lane, int position) const {
+    return oracle.row(oracle.stream.video[static_cast<size_t>(position)].k, lane.layer, lane.head);
+  }
+  double cosine(const float* a, const float* b) const {
+    double ab = 0, aa = 0, bb = 0;
+    for (int c = 0; c < oracle.stream.config.model.head_dim; ++c)
+      ab += static_cast<double>(a[c]) * b[c], aa += static_cast<double>(a[c]) * a[c],
+          bb += static_cast<double>(b[c]) * b[c];
+    return ab / std::sqrt(aa * bb);
+  }
+  // Against the two frames that were in the window when it left.
+  double change(const Lane& lane, int position) const {
+    const Played& own = frame_of(position);
+    const int i = position - own.first, frame = oracle.frames[position];
+    double sum = 0;
+    int count = 0;
+    for (int f = frame + 1; f <= frame + kWindow && i < own.tokens - own.trail; ++f) {
+      const Played& next = frames[static_cast<size_t>(f)];
+      for (int j = 0; j < next.tokens - next.trail; ++j)
+        if (j / next.grid_w == i / own.grid_w && j % next.grid_w == i % own.grid_w) {
+          sum += cosine(key(lane, position), key(lane, next.first + j));
+          ++count;
+        }
+    }
+    return count > 0 ? 1 - sum / count : 1;
+  }
+  double worth(const std::string& score, const Lane& lane, int position, double received, int oldest,
+               int newest) const {
+    if (score == "both") return received * oracle.norm(lane, position);
+    if (score == "value_norm") return oracle.norm(lane, position);
+    if (score == "tar") return change(lane, position);
+    if (score == "decayed")
+      return received * std::pow(0.25, static_cast<double>(newest - position) / (newest - oldest));
+    return received;
+  }
+};
+
+// The first frame may be one that never yields, the window's do not, and who has only now come in made room for himself.
+bool could_go(const Oracle& oracle, int frame) { return frame > 0 && frame < oracle.frame - kWindow; }
+
+}  // namespace
+
+TEST_CASE("what is worth least by the score that was asked for is given up, head by head") {
+  for (const Score& rule : Score::all()) {
+    const std::string score = rule.name;
+    if (score == "newest") continue;  // edge_test.cc
+    for (const int trail : {0, 3}) {
+      CAPTURE(score);
+      CAPTURE(trail);
+      MemoryConfig config = plain_config(190 << 10, CodecId::kFp32);
+      config.window_codec = CodecId::kFp32;
+      PlayedStream stream(config, "edge", {{"score", score}, {"listen", kListen}, {"likeness", 0}, {"key_power", 0.5}},
+                          5);
+      stream.noise = 0.6f;
+      stream.trail = trail;
+      Oracle oracle(stream);
+      std::vector<Played> frames;
+      const Rules rules{oracle, frames};
+      int given_up = 0;
+      for (int i = 0; i < 50; ++i) {
+        const Played played{static_cast<int>(stream.video.size()), 9 + i % 8, 3 + i % 2, trail};
+        stream.frame(played.tokens, false, played.grid_w);
+        frames.push_back(played);
+        const int first_query = score == "template" ? played.tokens - std::max(trail, 1) : 0;
+        oracle.hear(played.first, played.tokens, kListen, 0.5, first_query);
+        stream.memory->check_invariants();
+        for (size_t l = 0; l < oracle.lanes.size(); ++l) {
+          Lane& lane = oracle.lanes[l];
+          const std::set<int> now = kept(*stream.memory, static_cast<int>(l));
+          std::vector<std::pair<int, double>> could;
+          for (const auto& [position, received] : lane.received)
+            if (could_go(oracle, oracle.frames[position])) could.emplace_back(position, received);
+          double least = 1e300, most = 0;  // worth of what stayed, and of what went
+          std::vector<int> gone;
+          for (const auto& [position, received] : could) {
+            const double worth = rules.worth(score, lane, position, received, could.front().first, could.back().first);
+            if (now.contains(position)) {
+              least = std::min(least, worth);
+            } else {
+              most = std::max(most, worth);
+              gone.push_back(position);
+            }
+          }
+          if (!gone.empty()) CHECK(most <= least * 1.01 + 1e-6);  // sums are halves
+          for (const int position : gone) lane.received.erase(position);
+          given_up += static_cast<int>(gone.size());
+        }
+      }
+      CHECK(given_up > 500);
+      CHECK(stream.memory->stats().tokens.dropped == given_up);
+    }
+  }
+}
+
+TEST_CASE("an unknown score is refused with those there are") {
+  CHECK_THROWS_WITH_AS(make_policy("edge", {{"score", "repeat"}}),
+                       doctest::Contains("both, received, value_norm, tar, decayed, template, newest"), InvalidInput);
+}
