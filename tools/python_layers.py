@@ -16,6 +16,7 @@ from pathlib import Path
 PACKAGE = "mosaic_edge"
 ENGINE = "engine"  # all modules at the top, and the packages of MEMBERS
 MEMBERS = {"profiles"}
+PROGRAM = "__main__.py"  # at the top; of cli
 BELOW = {
     "shown": set[str](),  # how an error shows what it was given
     "models": {"shown"},
@@ -113,6 +114,8 @@ def _is_module(name: str, root: Path) -> bool:
 
 def _layer(parts: tuple[str, ...]) -> str | None:
     """Of a file or module below the package; None for a folder that is none."""
+    if parts == (PROGRAM,):
+        return "cli"
     if len(parts) < 2 or parts[0] in MEMBERS:
         return ENGINE if parts[0].removesuffix(".py") not in BELOW else parts[0].removesuffix(".py")
     return parts[0] if parts[0] in BELOW else None

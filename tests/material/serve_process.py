@@ -19,7 +19,7 @@ PACKAGE = Path(mosaic_edge.__file__).parents[1]
 
 @contextmanager
 def process(*options: str) -> Iterator[tuple[subprocess.Popen[str], Client, dict[str, Any]]]:
-    words = [sys.executable, "-m", "mosaic_edge.cli", "serve", "--port", "0", "--json", "--memory", "8MiB"]
+    words = [sys.executable, "-m", "mosaic_edge", "serve", "--port", "0", "--json", "--memory", "8MiB"]
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         [*words, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment

@@ -99,7 +99,7 @@ def test_live_answers_over_its_socket_writes_its_account_and_ends_well_on_sigter
             "source": f"tcp://127.0.0.1:{camera.server_address[1]}", "memory": "2MiB", "policy": "uniform",
             "fps": "5", "socket": socket_path, "account": account, "every": "0.001",
         }  # fmt: skip
-        command = [sys.executable, "-m", "mosaic_edge.cli", "live", "--json"]
+        command = [sys.executable, "-m", "mosaic_edge", "live", "--json"]
         command += [str(word) for name, value in options.items() for word in (f"--{name}", value)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             deadline = time.monotonic() + 100

@@ -39,6 +39,7 @@ GOOD = {
     "python/mosaic_edge/profiles/__init__.py": "from mosaic_edge.config import SessionConfig\n",
     "python/mosaic_edge/evaluation/runner.py": "from mosaic_edge import engine\nimport mosaic_edge.world\n",
     "python/mosaic_edge/serve/live.py": "from mosaic_edge.sources.files import Frame\n",
+    "python/mosaic_edge/__main__.py": "from mosaic_edge.cli import run\n",
     "python/mosaic_edge/cli/run.py": "from ..evaluation import runner\nfrom mosaic_edge.serve import live\n",
     "tests/cpp/arena_test.cc": "#include <doctest/doctest.h>\n",
 }
@@ -113,6 +114,7 @@ BAD = [
         "evaluation may import only engine, evaluation, models, shown, sources, world",
     ),
     ("python/mosaic_edge/serve/live.py", "from mosaic_edge.cli import run\n", "serve may import only"),
+    ("python/mosaic_edge/engine.py", "from mosaic_edge.cli import run\n", "engine may import only"),
     (
         "python/mosaic_edge/models/onnx/vlm.py",
         "from mosaic_edge.models.hf.rope import rope_of\n",

@@ -31,7 +31,7 @@ class Server:
     """A server as users start it, its port and its token."""
 
     def __init__(self, memory: str) -> None:
-        words = ["-m", "mosaic_edge.cli", "serve", "--port", "0", "--json", "--threads", "1", "--memory"]
+        words = ["-m", "mosaic_edge", "serve", "--port", "0", "--json", "--threads", "1", "--memory"]
         self.process = subprocess.Popen(
             [sys.executable, *words, memory], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )

@@ -11,13 +11,11 @@ import logging
 import os
 import pkgutil
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
-from typing import NoReturn
 
 import typer
 
@@ -53,18 +51,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         except OSError as error:
             return _no_stdout(error)
     return code
-
-
-def program() -> NoReturn:
-    """The command line as a process: main(), then the end."""
-    code = main()
-    if any(thread.name == "mosaic-trial" for thread in threading.enumerate()):
-        # A graph that hears nothing (models/onnx/trial.py) must not come back while Python ends: that aborts.
-        with suppress(OSError, ValueError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
 
 
 @contextmanager
@@ -138,5 +124,4 @@ def _fail(message: str, code: int, arguments: Sequence[str]) -> int:
 
 
 for _module in pkgutil.iter_modules(__path__):
-    if _module.name != "__main__":
-        import_module(f"{__name__}.{_module.name}")
+    import_module(f"{__name__}.{_module.name}")

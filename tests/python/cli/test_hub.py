@@ -39,7 +39,7 @@ def command(video: Path, cache: Path, endpoint: str, **environment: str) -> tupl
     return [
         sys.executable,
         "-m",
-        "mosaic_edge.cli",
+        "mosaic_edge",
         *arguments,
         "--memory",
         "1MiB",

@@ -125,7 +125,7 @@ def test_markup_in_a_models_name_or_words_ends_no_command(
 
 
 def start(arguments: list[str], **options: Any) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "mosaic_edge.cli", *arguments]
+    command = [sys.executable, "-m", "mosaic_edge", *arguments]
     return subprocess.Popen(command, stderr=subprocess.PIPE, **options)
 
 
@@ -152,7 +152,7 @@ def test_results_that_cannot_be_written_are_one_line_and_a_failure(arguments: li
 
 def test_a_closed_stderr_changes_no_code() -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "mosaic_edge.cli", "plan", "--memory", "1B", "--json"],
+        [sys.executable, "-m", "mosaic_edge", "plan", "--memory", "1B", "--json"],
         stdout=subprocess.PIPE,
         preexec_fn=lambda: os.close(2),
     )
@@ -213,6 +213,55 @@ def test_an_interrupted_command_says_so_in_its_document(
         process.kill()  # one that heard nothing would go on for hours
     assert json.loads(out) == {"error": "interrupted", "exit_code": 130}
     assert (process.returncode, err) == (130, b"mosaic-edge: interrupted\n")
+
+
+STUB = """
+import os, signal, time
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+except BaseException:
+    raise ImportError("not now") from None
+"""
+"""A module that is being imported when Ctrl-C comes, and makes of it what it likes."""
+
+
+@pytest.mark.parametrize("module", ["typer", "onnxruntime", "torch"])
+@pytest.mark.parametrize("json_wanted", [True, False])
+def test_an_interruption_while_modules_are_imported_is_one_line(
+    module: str, json_wanted: bool, tmp_path: Path
+) -> None:
+    (tmp_path / f"{module}.py").write_text(STUB)
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    words = ["plan", "--layout", "transformers" if module == "torch" else "onnx", "--model", "mosaic-tiny"]
+    process = start(
+        [*words, *["--json"] * json_wanted], stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": path}
+    )
+    out, err = process.communicate(timeout=50)
+    assert (process.returncode, err) == (130, b"mosaic-edge: interrupted\n")
+    assert out == b"" if not json_wanted else json.loads(out) == {"error": "interrupted", "exit_code": 130}
+
+
+@pytest.mark.parametrize("end", ["atexit.register(interrupt)", "raise SystemExit(interrupt())"])
+def test_an_interruption_of_a_command_that_has_said_everything_says_no_more(end: str) -> None:
+    code = f"""
+import atexit, os, signal, sys
+from mosaic_edge import __main__, cli
+
+def interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+
+def said():
+    print("all")
+    {end}
+    return 3
+
+cli.main = said
+__main__.program()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    expected = (3, "all\n", "") if "atexit" in end else (130, "all\n", "mosaic-edge: interrupted\n")
+    assert (done.returncode, done.stdout, done.stderr) == expected
 
 
 def test_what_the_package_logs_is_a_line_on_stderr_while_a_command_runs(

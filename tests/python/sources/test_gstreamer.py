@@ -138,7 +138,7 @@ def test_live_ends_well_at_a_signal_while_a_pipeline_says_nothing(played: Played
     played.write({"frames": 9, "fps": 25, "stall": True})
     assert isinstance(open_live(played.where), LiveSource)
     process = subprocess.Popen(
-        [sys.executable, "-m", "mosaic_edge.cli", "live", "--source", played.where, "--json"],
+        [sys.executable, "-m", "mosaic_edge", "live", "--source", played.where, "--json"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -157,7 +157,7 @@ def test_a_server_for_one_client_is_connected_to_once(tmp_path: Path) -> None:
         assert [number_of(frame.image) for frame in open_source(url, 1.0)] == [0, 25, 50]
 
 
-LIVE = [sys.executable, "-m", "mosaic_edge.cli", "live", "--source"]
+LIVE = [sys.executable, "-m", "mosaic_edge", "live", "--source"]
 
 
 @pytest.mark.parametrize(("kind", "number"), [("rtsp", signal.SIGTERM), ("tcp", signal.SIGINT)])

@@ -1,0 +1,66 @@
+"""The command line as a process: `mosaic-edge`, or `python -m mosaic_edge`.
+
+Ctrl-C is heard from here on, which is before anything large is imported. While a module is, it ends the
+process at once: an exception in there is lost in some modules, and aborts others (torch's, in C++).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from contextlib import suppress
+from types import FrameType
+from typing import NoReturn
+
+
+def program() -> NoReturn:
+    """Run one command, then end."""
+    heard = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # a background job may ignore it
+    if heard:
+        signal.signal(signal.SIGINT, _interrupted)
+    from mosaic_edge.cli import main
+
+    if heard:
+        signal.signal(signal.SIGINT, _raise_or_end)
+    try:
+        code = main()
+    except KeyboardInterrupt:
+        _interrupted()
+    if any(thread.name == "mosaic-trial" for thread in threading.enumerate()):
+        # A graph that hears nothing (models/onnx/trial.py) must not come back while Python ends: that aborts.
+        _end(code)
+    if heard:
+        signal.signal(signal.SIGINT, lambda *_: _end(code))  # it has said what it had to say
+    sys.exit(code)
+
+
+def _raise_or_end(number: int, frame: FrameType | None) -> None:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            _interrupted()
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
+def _interrupted(*_: object) -> NoReturn:
+    """As cli.main() says it."""
+    with suppress(OSError, ValueError, AttributeError):  # what is closed
+        sys.stderr.write("mosaic-edge: interrupted\n")
+    with suppress(OSError, ValueError, AttributeError):
+        if "--json" in sys.argv:
+            sys.stdout.write('{\n "error": "interrupted",\n "exit_code": 130\n}\n')
+    _end(130)
+
+
+def _end(code: int) -> NoReturn:
+    """At once, with what was written."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError, RuntimeError):  # RuntimeError: it is being written
+            stream.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    program()
