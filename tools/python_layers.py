@@ -1,6 +1,6 @@
 """The layers of python/mosaic_edge, for check_layers.py: who may import whom.
 
-    shown  <-  models, world, sources  <-  engine  <-  evaluation, serve  <-  cli
+    shown, threads  <-  models, world, sources  <-  engine  <-  evaluation, serve  <-  cli
 
 An import inside a function, one for the type checker and one by name (import_module) count like any other;
 what the package's own __init__ hands out on demand is not looked at. models/onnx and models/hf know nothing
@@ -17,15 +17,16 @@ PACKAGE = "mosaic_edge"
 ENGINE = "engine"  # all modules at the top, and the packages of MEMBERS
 MEMBERS = {"profiles"}
 PROGRAM = "__main__.py"  # at the top; of cli
+BASE = {"shown", "threads"}  # how an error shows what it was given; threads, started or refused in words
 BELOW = {
-    "shown": set[str](),  # how an error shows what it was given
-    "models": {"shown"},
-    "world": {"shown"},
-    "sources": {"shown"},
-    ENGINE: {"shown", "models", "world", "sources"},
-    "evaluation": {ENGINE, "shown", "models", "world", "sources"},
-    "serve": {ENGINE, "shown", "models", "sources"},
-    "cli": {"serve", "evaluation", ENGINE, "shown", "models", "world", "sources"},
+    **{name: set[str]() for name in BASE},
+    "models": BASE,
+    "world": BASE,
+    "sources": BASE,
+    ENGINE: {*BASE, "models", "world", "sources"},
+    "evaluation": {*BASE, ENGINE, "models", "world", "sources"},
+    "serve": {*BASE, ENGINE, "models", "sources"},
+    "cli": {*BASE, "serve", "evaluation", ENGINE, "models", "world", "sources"},
 }
 APART = ("onnx", "hf")  # of models
 ROOT_NAMES = {"_core", "DEFAULT_POLICY", "__version__"}  # of mosaic_edge itself, for everyone

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from mosaic_edge.reply import Reply
 from mosaic_edge.session import Session
+from mosaic_edge.threads import no_thread
 
 _Result = TypeVar("_Result")
 
@@ -30,6 +31,10 @@ class AsyncSession:
     def __init__(self, session: Session) -> None:
         self.session = session
         self._thread = ThreadPoolExecutor(1, "mosaic-session")
+        try:  # now: a call that finds no thread would be made with the next one that does
+            self._thread.submit(lambda: None)
+        except RuntimeError as error:
+            raise no_thread("AsyncSession", error) from None
         self._closing: Future[None] | None = None
 
     async def append(self, frame: Any, pts: float | None = None) -> None:

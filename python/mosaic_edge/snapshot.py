@@ -21,6 +21,7 @@ from mosaic_edge import __version__, _core
 from mosaic_edge.config import SessionConfig
 from mosaic_edge.models.vlm import Vlm
 from mosaic_edge.shown import shown
+from mosaic_edge.threads import started
 
 _TAG = "SESS"
 _MOST_BYTES = 1 << 20
@@ -128,7 +129,7 @@ def piped(save: Callable[[int], None], restore: Callable[[Snapshot], _Restored])
 
     thread = threading.Thread(target=write, name="mosaic-fork", daemon=True)
     try:
-        thread.start()
+        started(thread, "a fork of a session")
         return restore(Snapshot(source.fileno()))
     except BaseException:
         if failed:  # else the reader's own trouble, which the writer is about to hear of

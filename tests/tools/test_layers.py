@@ -85,7 +85,7 @@ BAD = [
     (
         "python/mosaic_edge/world/script.py",
         "from mosaic_edge.models import vlm\n",
-        "world may import only shown, world",
+        "world may import only shown, threads, world",
     ),
     (
         "python/mosaic_edge/world/script.py",
@@ -95,7 +95,7 @@ BAD = [
     (
         "python/mosaic_edge/sources/files.py",
         "from .. import config\n",
-        "sources may import only shown, sources",
+        "sources may import only shown, sources, threads",
     ),
     (
         "python/mosaic_edge/engine.py",
@@ -111,7 +111,7 @@ BAD = [
     (
         "python/mosaic_edge/evaluation/runner.py",
         "from mosaic_edge.serve.live import live\n",
-        "evaluation may import only engine, evaluation, models, shown, sources, world",
+        "evaluation may import only engine, evaluation, models, shown, sources, threads, world",
     ),
     ("python/mosaic_edge/serve/live.py", "from mosaic_edge.cli import run\n", "serve may import only"),
     ("python/mosaic_edge/engine.py", "from mosaic_edge.cli import run\n", "engine may import only"),

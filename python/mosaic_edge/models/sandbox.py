@@ -9,6 +9,7 @@ import subprocess
 import sys
 from typing import Any
 
+from mosaic_edge import _core
 from mosaic_edge.models.vlm import ModelError
 
 CPU_SECONDS = 20
@@ -40,7 +41,8 @@ json.dump(made, sys.stdout)
 
 def limited(where: str, call: str, *given: object) -> Any:
     """What `call` of trials.py gives for `given` (plain data) in a process of its own. ModelError, named
-    `where`, for an error there, or when it takes more than CPU_SECONDS or MEMORY_BYTES."""
+    `where`, for an error there, or when it takes more than CPU_SECONDS or MEMORY_BYTES; DeviceError where the
+    system has no process for it."""
     request = json.dumps([sys.path, CPU_SECONDS, MEMORY_BYTES, call, given])
     limits = f"{CPU_SECONDS} s and {MEMORY_BYTES >> 20} MiB are allowed"
     try:
@@ -53,6 +55,12 @@ def limited(where: str, call: str, *given: object) -> Any:
         )
     except subprocess.TimeoutExpired:
         raise ModelError(f"{where}: takes too long ({limits})") from None
+    except OSError as error:
+        raise _core.DeviceError(
+            f"{where}: trying it needs a process of its own, and there is none ({error.strerror or error}). "
+            "Raise the limit of processes (ulimit -u, TasksMax=, --pids-limit), of open files or of memory "
+            "that this one has."
+        ) from None
     if -ran.returncode in _OUT_OF_TIME:
         raise ModelError(f"{where}: takes too long ({limits})")
     try:

@@ -14,6 +14,7 @@ from mosaic_edge.serve.live import stream_live
 from mosaic_edge.serve.turns import Turns
 from mosaic_edge.session import Session
 from mosaic_edge.sources import Frame, FrameSource, LiveSource
+from mosaic_edge.threads import started
 
 
 class Feed:
@@ -34,7 +35,7 @@ class Feed:
 
     def start(self) -> None:
         """Begin, once whoever listens is ready."""
-        self._thread.start()
+        started(self._thread, f"source {self._name!r}")
 
     def end(self) -> None:
         """No frame after the one in hand."""

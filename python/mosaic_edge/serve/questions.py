@@ -18,9 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mosaic_edge.errors import DeviceError
 from mosaic_edge.reply import reply_document
 from mosaic_edge.serve.socket_path import claimed
 from mosaic_edge.session import Session
+from mosaic_edge.threads import started
 
 QUESTION_BYTES = 4096
 LINE_SECONDS = 10.0
@@ -73,8 +75,12 @@ class _Server:
         ]
 
     def start(self) -> None:
-        for thread in self._threads:
-            thread.start()
+        try:
+            for thread in self._threads:
+                started(thread, "answering at a socket")
+        except DeviceError:
+            self.stop()
+            raise
 
     def stop(self) -> None:
         """End, whatever clients do; an answer that takes longer is made for nobody."""
@@ -82,7 +88,8 @@ class _Server:
         self._questions.put(None)
         self._nudge()
         for thread in self._threads:
-            thread.join(END_SECONDS)
+            if thread.ident is not None:
+                thread.join(END_SECONDS)
 
     def _nudge(self) -> None:
         with suppress(OSError):

@@ -16,9 +16,11 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
+from mosaic_edge.errors import DeviceError
 from mosaic_edge.serve.requests import FRAME_BYTES
 from mosaic_edge.serve.sessions import Sessions
 from mosaic_edge.serve.watchdog import Watchdog
+from mosaic_edge.threads import started
 
 MOST_CONNECTIONS = 512
 KEEP_SECONDS = 75
@@ -95,7 +97,10 @@ class _Server(uvicorn.Server):
         if self.should_exit:
             self._cut_off("told to end again: what was being saved is as it was before")
         self.should_exit = True
-        threading.Thread(target=self._end, daemon=True).start()
+        try:
+            started(threading.Thread(target=self._end, daemon=True), "an end in time")
+        except DeviceError as error:
+            self._cut_off(str(error))
 
     def _end(self) -> None:
         due = time.monotonic() + self._end_seconds

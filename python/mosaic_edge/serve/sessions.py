@@ -24,6 +24,7 @@ from mosaic_edge.serve.worker import BusyError
 from mosaic_edge.session import Session
 from mosaic_edge.snapshot import Snapshot
 from mosaic_edge.snapshot_file import opened
+from mosaic_edge.threads import started
 
 MOST_SESSIONS = 256
 DEFAULT_SHARE = 8
@@ -102,7 +103,8 @@ class Sessions:
         if settings.state is not None:
             for name in settings.state.names():
                 settings.state.restore(name, lambda file, name=name: self._restore(name, file))  # type: ignore[misc]
-            threading.Thread(target=self._save_always, name="mosaic-save", daemon=True).start()
+            saving = threading.Thread(target=self._save_always, name="mosaic-save", daemon=True)
+            started(saving, "saving sessions every so often")
 
     def open(self, memory: int | str | None, settings: dict[str, Any], *, keep: bool = True) -> ServedSession:
         """A session of so many bytes in all; keep: it is saved where others are. BudgetSpentError where the

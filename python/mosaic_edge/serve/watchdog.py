@@ -8,6 +8,8 @@ import socket
 import threading
 from collections.abc import Callable
 
+from mosaic_edge.threads import started
+
 SAYS = 3
 """How often in the time that systemd waits."""
 
@@ -29,8 +31,8 @@ class Watchdog:
     def __enter__(self) -> Watchdog:
         self._tell("READY=1")
         if self._wait > 0:
-            self._thread = threading.Thread(target=self._watch, name="mosaic-watchdog", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._watch, name="mosaic-watchdog", daemon=True)
+            self._thread = started(thread, "telling systemd that the stream goes on")
         return self
 
     def __exit__(self, *_: object) -> None:

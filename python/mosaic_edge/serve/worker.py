@@ -8,6 +8,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from mosaic_edge.threads import started
+
 MOST_WAITING = 32
 
 _Result = TypeVar("_Result")
@@ -27,7 +29,7 @@ class Worker:
         self._lock = threading.Lock()
         self._waiting = 0
         self._ended = False
-        threading.Thread(target=self._run, name=name, daemon=True).start()
+        started(threading.Thread(target=self._run, name=name, daemon=True), name)
 
     @property
     def waiting(self) -> int:

@@ -29,6 +29,7 @@ from mosaic_edge.sources.where import (
     is_url,
     name_of,
 )
+from mosaic_edge.threads import started
 
 GIVE_UP_S = 30.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 10.0
@@ -116,7 +117,7 @@ class LiveSource:
         reader = threading.Thread(
             target=self._read, args=(self._queue, self._closed), name="mosaic-camera", daemon=True
         )
-        reader.start()
+        started(reader, f"{self._name}: reading it")
         try:
             given = 0
             while (taken := self._queue.take()) is not None:

@@ -149,12 +149,12 @@ def test_work_under_a_limit_gives_what_it_makes_raises_what_it_raises_and_is_tol
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(trial, "END_SECONDS", 0.0)
-    assert trial.watched(lambda: 7, "it did not end", 600) == 7
+    assert trial.watched(lambda: 7, "there", "it did not end", 600) == 7
     with pytest.raises(KeyError, match="key"):
-        trial.watched(lambda: {}["key"], "it did not end", 600)
+        trial.watched(lambda: {}["key"], "there", "it did not end", 600)
     gate, told = threading.Event(), threading.Event()
-    with pytest.raises(ModelError, match=r"it did not end in 0\.01 s"):
-        trial.watched(lambda: gate.wait(600), "it did not end", 0.01, told.set)
+    with pytest.raises(ModelError, match=r"there: it did not end in 0\.01 s"):
+        trial.watched(lambda: gate.wait(600), "there", "it did not end", 0.01, told.set)
     assert told.is_set() and len(trials()) == 1
     gate.set()
     trials()[0].join(600)

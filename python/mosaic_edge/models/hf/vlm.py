@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mosaic_edge import _core
 from mosaic_edge.models.directory import read_json
 from mosaic_edge.models.frames import check_frames, normalise, resize_area
 from mosaic_edge.models.generation import sampling_said
@@ -305,7 +306,7 @@ def fitting(name: str) -> Iterator[None]:
     """What torch and transformers raise inside, as a ModelError: config, processor and weights differ."""
     try:
         yield
-    except ModelError:
+    except (ModelError, _core.DeviceError, MemoryError):
         raise
     except Exception as error:
         cause = " ".join(str(error).split())[:300] or type(error).__name__

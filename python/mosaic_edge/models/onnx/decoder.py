@@ -11,7 +11,7 @@ import onnxruntime as ort
 
 from mosaic_edge.models.onnx.cut import EMBEDS, LOGITS, CutGraph, Segment
 from mosaic_edge.models.onnx.cut_cache import CachedCut, CachedSegment
-from mosaic_edge.models.onnx.trial import loaded
+from mosaic_edge.models.onnx.trial import OF_THE_MACHINE, loaded
 from mosaic_edge.models.vlm import Attend, DeviceAttend, FloatArray, ModelError
 
 
@@ -51,7 +51,7 @@ def open_session(
             )
     try:
         return loaded(model, options, providers, name)
-    except ModelError:
+    except (ModelError, *OF_THE_MACHINE):
         raise
     except Exception as error:  # ONNX Runtime raises a different class for every cause
         raise ModelError(

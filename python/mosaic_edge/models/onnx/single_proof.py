@@ -19,6 +19,7 @@ from mosaic_edge.models.onnx.causal_mask import CausalProof
 from mosaic_edge.models.onnx.graph_part import GraphPart
 from mosaic_edge.models.onnx.single_operators import Pieces
 from mosaic_edge.models.onnx.sites import AttentionSite, GraphCutError, Rotary, label
+from mosaic_edge.models.onnx.trial import OF_THE_MACHINE
 
 _TRIALS = ((0, 5), (3, 4), (7, 1))  # tokens before, tokens now
 _ROWS = 1024  # of the tables
@@ -62,6 +63,8 @@ class SingleProof:
             off = max(self._off(pieces, self._shape, scale, *trial) for trial in _TRIALS)
         except ValueError as error:
             raise GraphCutError(f"{who}: {error}") from None
+        except OF_THE_MACHINE:
+            raise
         except Exception as error:  # ONNX Runtime raises a different class for every cause
             cause = " ".join(str(error).split())[:200]
             raise GraphCutError(f"{who}: it could not be run alone ({cause})") from None

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from mosaic_edge.models.onnx.trial import OF_THE_MACHINE
 from mosaic_edge.models.vlm import FloatArray, ModelError
 
 PADDED = {"phi3_v", "phi3v", "phi4mm", "phi4_multimodal"}
@@ -64,7 +65,7 @@ def tiles_of(run: Run, height: int, width: int, family: str, where: str) -> Tile
     for count in (1, 2):
         try:
             tiles = _rows_of_tiles(run, count, height, width)
-        except ModelError:  # a run that does not end, features of another width
+        except (ModelError, *OF_THE_MACHINE):  # a run that does not end, features of another width
             raise
         except Exception as error:  # ONNX Runtime raises a different class for every cause
             tiles = " ".join(str(error).split())[:160]

@@ -12,21 +12,27 @@ from typing import Any, TypeVar
 import numpy as np
 import onnxruntime as ort
 
+from mosaic_edge import _core
 from mosaic_edge.models.vlm import ModelError
+from mosaic_edge.threads import started
 
 SECONDS = 120.0
 """Of a first run: a large vision encoder on a small board takes a few."""
 LOAD_SECONDS = 600.0
 """Of what reads weights, maybe gigabytes from a slow card."""
+OF_THE_MACHINE = (_core.DeviceError, MemoryError)
+"""What is no fault of a graph, however it is tried."""
 THREAD = "mosaic-trial"
 END_SECONDS = 5.0
 """What work that is told to end may still take."""
 _T = TypeVar("_T")
 
 
-def watched(work: Callable[[], _T], late: str, seconds: float, end: Callable[[], None] | None = None) -> _T:
-    """What `work` returns or raises, done in a thread of its own. ModelError, `late` and what may be wrong,
-    if it takes more than `seconds`. end: tells it to."""
+def watched(
+    work: Callable[[], _T], where: str, late: str, seconds: float, end: Callable[[], None] | None = None
+) -> _T:
+    """What `work` returns or raises, done in a thread of its own. ModelError, `where` it is, that
+    it was `late` and what may be wrong, if it takes more than `seconds`. end: tells it to."""
     made: list[_T] = []
     failed: list[BaseException] = []
     # join() would not do: Python 3.11 takes a thread for dead after Ctrl-C in it.
@@ -40,7 +46,9 @@ def watched(work: Callable[[], _T], late: str, seconds: float, end: Callable[[],
         finally:
             done.set()
 
-    threading.Thread(target=run, name=THREAD, daemon=True).start()
+    started(
+        threading.Thread(target=run, name=THREAD, daemon=True), f"{where}: trying it under a limit of time"
+    )
     is_late = True
     try:
         is_late = not done.wait(seconds)
@@ -50,7 +58,9 @@ def watched(work: Callable[[], _T], late: str, seconds: float, end: Callable[[],
                 end()
             done.wait(END_SECONDS)
     if is_late:
-        raise ModelError(f"{late} in {seconds:g} s: a graph that loops, or with too much to work out?")
+        raise ModelError(
+            f"{where}: {late} in {seconds:g} s: a graph that loops, or with too much to work out?"
+        )
     if failed:
         raise failed[0]
     return made[0]
@@ -63,7 +73,8 @@ def loaded(
     cancel = getattr(options, "set_load_cancellation_flag", None)  # from 1.22 on
     return watched(
         lambda: ort.InferenceSession(model, options, providers=list(providers)),
-        f"{where}: onnxruntime did not load it",
+        where,
+        "onnxruntime did not load it",
         LOAD_SECONDS,
         None if cancel is None else lambda: cancel(True),
     )
@@ -97,5 +108,6 @@ class TrialSession:
         def end() -> None:
             options.terminate = True
 
-        late = f"{self._where}: its first run did not end"
-        return list(watched(lambda: self._session.run(outputs, feed, options), late, SECONDS, end))
+        late = "its first run did not end"
+        run = watched(lambda: self._session.run(outputs, feed, options), self._where, late, SECONDS, end)
+        return list(run)

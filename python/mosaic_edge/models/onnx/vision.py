@@ -19,7 +19,7 @@ import onnxruntime as ort
 from mosaic_edge.models.frames import FrameRules, PatchRules
 from mosaic_edge.models.onnx.pooling import POOLED, halved
 from mosaic_edge.models.onnx.tiles import Tiles, size_of, tiles_of
-from mosaic_edge.models.onnx.trial import TrialSession
+from mosaic_edge.models.onnx.trial import OF_THE_MACHINE, TrialSession
 from mosaic_edge.models.vlm import FloatArray, FrameArray, ModelError
 
 FRAME_TOKENS = 256
@@ -107,7 +107,7 @@ class VisionGraph:
             if len(tokens) == rows * columns:
                 return embedding
             count = f"gives {len(tokens)} tokens"
-        except ModelError:
+        except (ModelError, *OF_THE_MACHINE):
             raise
         except Exception as error:  # ONNX Runtime raises a different class for every cause
             count = f"cannot be run ({' '.join(str(error).split())[:200]})"

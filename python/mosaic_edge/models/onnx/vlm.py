@@ -28,7 +28,7 @@ from mosaic_edge.models.onnx.facts import DecoderFacts
 from mosaic_edge.models.onnx.files import ModelFiles, bytes_on_disk, decoder_hints
 from mosaic_edge.models.onnx.graph_file import data_folder, read_graph
 from mosaic_edge.models.onnx.sites import GraphCutError
-from mosaic_edge.models.onnx.trial import LOAD_SECONDS, TrialSession, watched
+from mosaic_edge.models.onnx.trial import LOAD_SECONDS, OF_THE_MACHINE, TrialSession, watched
 from mosaic_edge.models.onnx.vision import PixelSettings, VisionGraph
 from mosaic_edge.models.rope import absolute_position
 from mosaic_edge.models.schema import card_settings
@@ -59,7 +59,8 @@ def _first_run(decoder: CutDecoder, hidden: int, where: str) -> FloatArray | Non
 
     return watched(
         lambda: decoder.run(np.zeros((1, hidden), np.float32), attend),
-        f"{where}: its first run did not end",
+        where,
+        "its first run did not end",
         LOAD_SECONDS,  # it reads all of its weights
         ended.set,
     )
@@ -143,7 +144,7 @@ class OnnxVlm:
         except ModelError as error:
             named = str(error) if str(error).startswith(str(files.folder)) else f"{files.folder}: {error}"
             raise ModelError(named) from None
-        except ValueError:
+        except (ValueError, *OF_THE_MACHINE):
             raise
         except Exception as error:  # ONNX Runtime raises a different class for every cause
             raise ModelError(
