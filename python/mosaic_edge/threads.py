@@ -20,6 +20,6 @@ def no_thread(what: str, error: RuntimeError) -> Exception:
     """The DeviceError for what Python says where it cannot start one."""
     have = f"{error}; Python has {threading.active_count()} here"
     return _core.DeviceError(
-        f"{what} needs a thread of its own, and there is none ({have}). Raise the limit of threads (ulimit -u, "
-        "TasksMax=, --pids-limit) or of memory that this process has, or end what else runs."
+        f"{what} needs a thread of its own, and there is none ({have}). Raise the limit of threads "
+        "(ulimit -u, TasksMax=, --pids-limit) or of memory that this process has, or end what else runs."
     )

@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Generator, Iterator
+from copy import copy
 
 import av
 from av import VideoFrame, VideoStream
 from av.container import InputContainer
 from av.error import FFmpegError
 
+from mosaic_edge.sources.ahead import Ahead, aside, left_alone
 from mosaic_edge.sources.decoding import (
     Damage,
     decode,
@@ -30,7 +32,7 @@ from mosaic_edge.sources.opening import open_container, video_stream
 from mosaic_edge.sources.registry import FILE_SCHEMES, scheme
 from mosaic_edge.sources.seeking import has_index, seek_before, skip_before
 from mosaic_edge.sources.timeline import Ticks, Timeline
-from mosaic_edge.sources.where import check_there, check_window, is_pipe, name_of
+from mosaic_edge.sources.where import check_there, check_window, is_file_url, is_pipe, is_url, name_of
 
 # A file that ends this much before the duration it declares was cut off.
 TRUNCATION_TOLERANCE_S = 0.5
@@ -83,7 +85,9 @@ class VideoSource:
         self._closed = self._reading = False
         check_there(path)
         self._at = path.tell() if hasattr(path, "tell") and not is_pipe(path) else 0
-        container = open_container(self.path)
+        self._is_remote = isinstance(self.path, str) and is_url(self.path) and not is_file_url(self.path)
+        self._ahead: Ahead[Frame] | None = None
+        container = self._open()
         try:
             video = video_stream(container, self._name, stream)
             self.rate = float(video.average_rate) if video.average_rate else None
@@ -94,12 +98,20 @@ class VideoSource:
             if self.duration is None and container.duration is not None:
                 self.duration = container.duration / av.time_base
         except BaseException:
-            container.close()
+            self._drop(container)
             raise
         self._opened: InputContainer | None = container
 
     def __iter__(self) -> Iterator[Frame]:
         """Read from `start` on. Every call but the first opens the file anew."""
+        if self._is_remote:
+            reader = copy(self)  # what it opens is its own
+            self._opened, self._ahead = None, Ahead(reader._read(), f"{self._name}: reading it")
+            yield from self._ahead
+        else:
+            yield from self._read()
+
+    def _read(self) -> Generator[Frame, None, None]:
         self._closed, self._reading = False, True
         damage = Damage()
         timeline: Timeline[VideoFrame] = Timeline(self._step(), self._has_breaks())
@@ -116,9 +128,22 @@ class VideoSource:
     def close(self) -> None:
         """End the iteration before its next frame; the file is closed there, or here if there is none."""
         self._closed = True
+        if self._ahead is not None:
+            self._ahead.close()
         if self._opened is not None and not self._reading:
-            self._opened.close()
+            self._drop(self._opened)
             self._opened = None
+
+    def _open(self) -> InputContainer:
+        if not self._is_remote:
+            return open_container(self.path)
+        return aside(lambda: open_container(self.path), f"{self._name}: opening it")
+
+    def _drop(self, container: InputContainer) -> None:
+        if self._is_remote:
+            left_alone(container.close)
+        else:
+            container.close()
 
     def _step(self) -> float:
         return 1.0 / self.rate if self.rate else _STEP_S
