@@ -1,6 +1,6 @@
 """Files that a run writes for its user: opened before anything starts, written aside, and in place only when
-they are whole. What lies at the path is replaced only if it is a regular file; a character device (/dev/full,
-/dev/null, a terminal) is written to when there is something to write, and stays.
+they are whole. What lies at the path is replaced only if it is a regular file; a character device
+(/dev/null, a terminal) is written to when there is something to write, and stays.
 """
 
 from __future__ import annotations
@@ -27,9 +27,12 @@ class OutputFile:
         self._aside: Path | None = None
         if device is None:
             self._begin(path, knob)
+        else:
+            self._device = _opened(device, path, knob)
+            self._end = weakref.finalize(self, os.close, self._device)
 
     def _begin(self, path: str | Path, knob: str) -> None:
-        self._aside = self.path.parent / f".{self.path.name[:100]}.{secrets.token_hex(8)}.part"
+        self._aside = self.path.parent / f".{self.path.name[:50]}.{secrets.token_hex(8)}.part"
         # Before there is a file: whatever interrupts what follows leaves none.
         weakref.finalize(self, _remove, self._aside, self._process)
         try:
@@ -40,7 +43,7 @@ class OutputFile:
     def write(self, text: str) -> None:
         """Put `text` in place. OSError if it does not fit; what was there before is there still."""
         if self._aside is None:
-            with os.fdopen(os.open(self.path, os.O_WRONLY | os.O_NOCTTY), "w", encoding="utf-8") as device:
+            with open(self._device, "w", encoding="utf-8", closefd=False) as device:
                 device.write(text)
             return
         try:
@@ -56,6 +59,8 @@ class OutputFile:
         is not its file."""
         if self._aside is not None:
             _remove(self._aside, self._process)
+        else:
+            self._end()
 
 
 def _remove(aside: Path, process: int) -> None:
@@ -69,7 +74,7 @@ def regular(path: str | Path, knob: str) -> Path:
     text = _text(path, knob, "a file")
     try:
         real = Path(os.path.realpath(text))
-        mode = real.stat().st_mode
+        mode = Path(text).stat().st_mode  # /dev/stdout may lead to what has no path
     except FileNotFoundError:
         return real
     except OSError as error:
@@ -90,6 +95,23 @@ def _character_device(path: str | Path, knob: str) -> Path | None:
         return real if stat.S_ISCHR(real.stat().st_mode) else None
     except OSError:  # regular() says what is wrong with it
         return None
+
+
+def _opened(device: Path, path: str | Path, knob: str) -> int:
+    """Its descriptor. OSError where it takes nothing: nobody is to find that out at the end of a stream."""
+    try:
+        descriptor = os.open(
+            device, os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK
+        )  # a line nobody is at waits else
+        try:
+            os.write(descriptor, b"")  # of which /dev/full says what it says of more
+            os.set_blocking(descriptor, True)
+        except BaseException:
+            os.close(descriptor)
+            raise
+    except OSError as error:
+        raise OSError(error.errno, f"{knob}=: {error.strerror}", os.fspath(path)) from None
+    return descriptor
 
 
 def writable_folder(path: str | Path, knob: str) -> Path:

@@ -20,7 +20,7 @@ from pathlib import Path
 import typer
 
 from mosaic_edge.cli.options import with_options
-from mosaic_edge.cli.output import LogLines, StdoutError, complain, print_json
+from mosaic_edge.cli.output import LogLines, StdoutError, check_stdout, complain, print_json
 
 app = typer.Typer(
     add_completion=False,
@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings(), log_lines():
         warnings.showwarning = _warn
         try:
+            check_stdout()
             code = _run(arguments)
             sys.stdout.flush()  # a full disk or a closed pipe is found out here, not when Python ends
         except OSError as error:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
+import os
+import select
 import sys
 import unicodedata
 from contextlib import suppress
@@ -20,6 +23,22 @@ from mosaic_edge.config import format_bytes
 
 class StdoutError(OSError):
     """Results could not be written: the disk is full, or who reads the pipe is gone."""
+
+
+def check_stdout() -> None:
+    """StdoutError where nothing can be written: it is not to be found out when a stream has ended."""
+    try:
+        number = sys.stdout.fileno()
+    except (OSError, ValueError):  # no file: who calls main() takes it
+        return
+    try:
+        os.write(number, b"")
+        waiting = select.poll()
+        waiting.register(number, 0)
+        if any(event & select.POLLERR for _, event in waiting.poll(0)):
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+    except OSError as error:
+        raise StdoutError(error.errno, error.strerror) from None
 
 
 class DataConsole(Console):

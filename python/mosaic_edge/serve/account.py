@@ -78,7 +78,7 @@ class Account:
         """A file with its header, made aside and put in place, which the one before leaves."""
         assert self._path is not None
         try:
-            descriptor, aside = tempfile.mkstemp(".part", f".{self._path.name[:100]}.", self._path.parent)
+            descriptor, aside = tempfile.mkstemp(".part", f".{self._path.name[:50]}.", self._path.parent)
         except OSError as error:  # of a name that nobody gave
             raise OSError(error.errno, f"account=: {error.strerror}", os.fspath(self._path)) from None
         file = os.fdopen(descriptor, "w", newline="")

@@ -130,7 +130,7 @@ def start(arguments: list[str], **options: Any) -> subprocess.Popen[bytes]:
 
 
 def one_line(process: subprocess.Popen[bytes]) -> str:
-    _, err = process.communicate(timeout=300)
+    _, err = process.communicate(timeout=120)
     text = err.decode()
     assert text.startswith("mosaic-edge: ") and text.count("\n") == 1, text
     return text
@@ -148,6 +148,23 @@ def test_results_that_cannot_be_written_are_one_line_and_a_failure(arguments: li
     assert "stdout: Broken pipe" in one_line(process) and process.returncode == 1
     process = start(arguments, preexec_fn=lambda: os.close(1))
     assert "stdout is closed" in one_line(process) and process.returncode == 1
+
+
+@pytest.mark.parametrize("kind", ["full", "broken", "for reading"])
+def test_a_stdout_that_takes_nothing_is_found_before_the_stream(kind: str, tmp_path: Path) -> None:
+    arguments = ["stress", "--frames", "1000000", "--out", str(tmp_path / "out")]
+    if kind == "broken":
+        reader, writer = os.pipe()
+        os.close(reader)
+    else:
+        writer = os.open("/dev/full", os.O_WRONLY if kind == "full" else os.O_RDONLY)
+    process = start(arguments, stdout=writer)
+    os.close(writer)
+    try:
+        assert "stdout: " in one_line(process) and process.returncode == 1
+    finally:
+        process.kill()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_closed_stderr_changes_no_code() -> None:

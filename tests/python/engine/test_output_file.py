@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +45,12 @@ def place(folder: Path, kind: str) -> str:
         path.mkdir()
     elif kind == "fifo":
         os.mkfifo(path)
-    elif kind == "link to a device":
-        path.symlink_to("/dev/full")
+    elif kind.startswith("link to a "):
+        path.symlink_to("/dev/full" if kind == "link to a device" else "/dev/null")
     else:
         return {
             "device": "/dev/full",
+            "a device that takes all": "/dev/null",
             "no folder": str(folder / "no" / "x"),
             "proc": "/proc/x",
             "nothing": "",
@@ -57,8 +59,8 @@ def place(folder: Path, kind: str) -> str:
     return str(path)
 
 
-NO_PLACES = ["folder", "fifo", "no folder", "proc", "nothing", "nul"]
-DEVICES = ["device", "link to a device"]
+NO_PLACES = ["folder", "fifo", "no folder", "proc", "nothing", "nul", "device", "link to a device"]
+DEVICES = ["a device that takes all", "link to a device that takes all"]
 
 
 @pytest.mark.parametrize(
@@ -125,16 +127,44 @@ def test_a_file_that_the_command_itself_reads_or_writes_is_refused(tmp_path: Pat
 
 
 @pytest.mark.parametrize("kind", DEVICES)
-def test_a_trace_is_written_to_a_device_as_it_is_and_a_full_one_costs_the_trace_alone(
-    tmp_path: Path, kind: str
-) -> None:
+def test_a_trace_is_written_to_a_device_as_it_is(tmp_path: Path, kind: str) -> None:
     opened = session(trace=place(tmp_path, kind))
     opened.append(picture(0), 0.0)
-    answer = opened.ask(QUESTION)
-    with pytest.warns(UserWarning, match="trace='/dev/full': not written .No space left"):
-        opened.close()
-    assert answer.tokens and Path("/dev/full").is_char_device()
+    opened.close()
+    assert Path("/dev/null").is_char_device()
     assert not list(tmp_path.glob("*.part")) and not list(Path("/dev").glob(".*.part"))
+
+
+@pytest.mark.parametrize("how", ["close", "forgotten"])
+def test_a_device_is_held_from_the_beginning_and_given_back(how: str) -> None:
+    def held() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    before = held()
+    file = OutputFile("/dev/null", "trace")
+    assert held() == before + 1
+    if how == "close":
+        file.discard()
+    del file
+    assert held() == before
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+def test_a_pipe_or_socket_of_the_process_is_no_place_either(kind: str) -> None:
+    ends = os.pipe() if kind == "pipe" else [end.detach() for end in socket.socketpair()]
+    try:
+        with pytest.raises(ValueError, match="there is something else than a regular file"):
+            OutputFile(f"/dev/fd/{ends[1]}", "trace")
+    finally:
+        for end in ends:
+            os.close(end)
+
+
+def test_a_name_as_long_as_a_file_system_has_it_is_one(tmp_path: Path) -> None:
+    path = tmp_path / ("\u753b" * 80 + ".json")
+    with session(trace=str(path)) as opened:
+        stream_live(opened, Frames(1), account=path.with_suffix(".csv"))
+    assert path.is_file() and path.with_suffix(".csv").is_file()
 
 
 def test_a_trace_to_a_terminal_is_read_at_its_other_end() -> None:
