@@ -1,6 +1,7 @@
 // mosaic_edge._core: the list of what Python sees of the core.
 #include <pybind11/pybind11.h>
 
+void bind_end(pybind11::module_& m);
 void bind_errors(pybind11::module_& m);
 void bind_backend(pybind11::module_& m);
 void bind_memory(pybind11::module_& m);
@@ -22,4 +23,5 @@ PYBIND11_MODULE(_core, m) {
   bind_ops(m);
   bind_signals(m);
   bind_trace(m);
+  bind_end(m);
 }

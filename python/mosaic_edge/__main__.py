@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
@@ -28,9 +27,6 @@ def program() -> NoReturn:
         code = main()
     except KeyboardInterrupt:
         _interrupted()
-    if any(thread.name == "mosaic-trial" for thread in threading.enumerate()):
-        # A graph that hears nothing (models/onnx/trial.py) must not come back while Python ends: that aborts.
-        _end(code)
     if heard:
         signal.signal(signal.SIGINT, lambda *_: _end(code))  # it has said what it had to say
     sys.exit(code)

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from mosaic_edge.threads import harmless_end
+
 if TYPE_CHECKING:
     from mosaic_edge.models.layout import Layout
     from mosaic_edge.models.vlm import Vlm
@@ -52,6 +54,7 @@ def load_model(
             raise ValueError(f"{name}={str(value)[:80]!r}: expected {_KINDS[kind]}")
     if threads is not None and not 0 <= threads <= _MOST_THREADS:
         raise ValueError(f"threads={threads}: expected 0 (all cores) to {_MOST_THREADS}")
+    harmless_end()
     path, kind_of_files = _found(model, layout, variant, device or "cpu", allow_pickle)
     if kind_of_files == "onnx":
         theirs = {"dtype": dtype, "quantization": quantization, "allow_pickle": allow_pickle or None}

@@ -1,6 +1,7 @@
 """What ONNX Runtime does with a graph that came with a model directory - load it, which works out what does
 not depend on its inputs, and run it for the first time - under a limit of time, and of Ctrl-C. It is told to
-end, which it hears between two operators, and left to its thread if it is in one that goes on.
+end, which it hears between two operators, and left to its thread if it is in one that goes on; what becomes
+of that when Python ends stands in threads.py.
 """
 
 from __future__ import annotations
