@@ -112,6 +112,7 @@ RIGHT: dict[str, Right] = {
     "TraceRecording": (lambda: None, []),
     "TraceRecording.stop": (_core.TraceRecording, []),
     "trace_span": (lambda: None, ["forward", 1, 2]),
+    "let_threads_wait": (lambda: None, []),
     "KvMemory": (lambda: None, [MODEL, MEMORY, "edge", {}, "cpu", 1, 0]),
     "KvMemory.abort": (with_frame, []),
     "KvMemory.attend": (with_frame, [0, *layer_arrays(), TOKENS, None]),
