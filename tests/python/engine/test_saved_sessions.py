@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import stat
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -361,3 +362,41 @@ def test_a_document_that_no_session_wrote_is_refused_with_one_line(
         engine.restore(path)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+HEADER = struct.Struct("<4sIII")
+"""Of a part: tag, number, bytes, CRC32C of the three and of what follows."""
+
+
+def _with_byte(saved: bytes, section: bytes, at: int, flipped: int) -> bytes:
+    """The snapshot with bits of a byte of its (one) part of that section flipped, its checksum right."""
+    start = 16
+    while (head := HEADER.unpack_from(saved, start))[0] != section:
+        start += HEADER.size + head[2]
+    tag, number, size, _ = head
+    payload = bytearray(saved[start + HEADER.size :][:size])
+    payload[at] ^= flipped
+    crc = _core.crc32c(struct.pack("<4sII", tag, number, size) + payload)
+    return b"".join(
+        [saved[:start], HEADER.pack(tag, number, size, crc), payload, saved[start + HEADER.size + size :]]
+    )
+
+
+def test_a_token_that_was_given_up_to_the_disk_and_never_came_is_refused(tmp_path: Path) -> None:
+    engine, path = Engine(NumpyVlm()), tmp_path / "saved"
+    given: dict[str, Any] = {"memory": "150KiB", "spill_dir": str(tmp_path)}
+    session = engine.session(policy="edge", disk="64KiB", **given)
+    for number in range(20):
+        session.append(picture(number))
+    memory = session.memory()
+    assert memory["tokens"]["spilled"] == memory["tokens"]["dropped"] == 0, "nothing is given up so far"
+    session.save(path)
+    whole, refused = path.read_bytes(), []
+    for at in range(1, 4000, 32):  # where each lane has 16 bits a page, one for each token that is on disk
+        path.write_bytes(_with_byte(whole, b"ARCH", at, 0x80))
+        try:
+            engine.restore(path, **given).close()
+        except ValueError as error:
+            if "ARCH: this does not hold: a token that was given up is one that came" in str(error):
+                refused.append(at)
+    assert len(refused) >= 3 and refused == list(range(refused[0], refused[-1] + 1, 32))
