@@ -32,7 +32,7 @@ from mosaic_edge.sources.opening import open_container, video_stream
 from mosaic_edge.sources.registry import FILE_SCHEMES, scheme
 from mosaic_edge.sources.seeking import has_index, seek_before, skip_before
 from mosaic_edge.sources.timeline import Ticks, Timeline
-from mosaic_edge.sources.where import check_there, check_window, is_file_url, is_pipe, is_url, name_of
+from mosaic_edge.sources.where import check_there, check_window, is_pipe, name_of, waits
 
 # A file that ends this much before the duration it declares was cut off.
 TRUNCATION_TOLERANCE_S = 0.5
@@ -85,7 +85,7 @@ class VideoSource:
         self._closed = self._reading = False
         check_there(path)
         self._at = path.tell() if hasattr(path, "tell") and not is_pipe(path) else 0
-        self._is_remote = isinstance(self.path, str) and is_url(self.path) and not is_file_url(self.path)
+        self._waits = waits(self.path)
         self._ahead: Ahead[Frame] | None = None
         container = self._open()
         try:
@@ -104,7 +104,7 @@ class VideoSource:
 
     def __iter__(self) -> Iterator[Frame]:
         """Read from `start` on. Every call but the first opens the file anew."""
-        if self._is_remote:
+        if self._waits:
             reader = copy(self)  # what it opens is its own
             self._opened, self._ahead = None, Ahead(reader._read(), f"{self._name}: reading it")
             yield from self._ahead
@@ -135,12 +135,12 @@ class VideoSource:
             self._opened = None
 
     def _open(self) -> InputContainer:
-        if not self._is_remote:
+        if not self._waits:
             return open_container(self.path)
         return aside(lambda: open_container(self.path), f"{self._name}: opening it")
 
     def _drop(self, container: InputContainer) -> None:
-        if self._is_remote:
+        if self._waits:
             left_alone(container.close)
         else:
             container.close()

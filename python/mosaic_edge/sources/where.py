@@ -49,6 +49,14 @@ def is_pipe(where: Where) -> bool:
     return not (stat.S_ISREG(kind) or stat.S_ISDIR(kind))
 
 
+def waits(where: Where) -> bool:
+    """Whether FFmpeg waits for what somebody else sends: for a server, or at a pipe."""
+    if is_held(where):
+        return False
+    path = os.fspath(where)  # type: ignore[arg-type]
+    return is_pipe(where) or (is_url(path) and not is_file_url(path))
+
+
 def name_of(where: Where) -> str:
     """For messages. The password of a URL is nobody's business who reads them."""
     if isinstance(where, bytes):

@@ -1,5 +1,5 @@
-"""A video that a server sends is read in a thread: whatever the server does, Ctrl-C and close() are heard,
-and what is read is what the file has."""
+"""A video that a server sends, or a pipe, is read in a thread: whatever happens there, Ctrl-C and close() are
+heard, and what is read is what the file has."""
 
 from __future__ import annotations
 
@@ -68,6 +68,20 @@ def test_an_interrupt_is_heard_while_a_server_says_nothing() -> None:
     with silent() as url:
         interrupted(lambda: open_source(url))
         assert threads(), "FFmpeg waits still"
+
+
+@pytest.mark.parametrize("writer", [True, False])
+def test_an_interrupt_is_heard_at_a_pipe_that_nobody_writes_to(tmp_path: Path, writer: bool) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    ends = [os.open(path, os.O_RDWR)] if writer else []
+    try:
+        interrupted(lambda: open_source(path))
+        assert threads(), "FFmpeg waits still"
+    finally:
+        ends = ends or [os.open(path, os.O_RDWR)]
+        os.write(ends[0], bytes(1 << 16))
+        os.close(ends[0])
 
 
 def read_all(source: FrameSource) -> list[int]:
