@@ -4,6 +4,7 @@
 #include <array>
 #include <bit>
 #include <cstring>
+#include <numeric>
 #include <string>
 
 #include "core/error.h"
@@ -75,13 +76,12 @@ void KvMemory::attend(int layer, const float* q, const float* k, const float* v,
   ++next_layer_;
 }
 
-// Lanes from this one on that are attended together: those of the layer, where none is to be looked through for more.
-int KvMemory::lanes_together(int lane, int most) {
-  if (!selector_.stand_apart(block_)) return 1;
-  for (int i = 0; i < most && records_; ++i)
-    if (records_->recalls(recall_reader(block_), lane + i)) return 1;
-  return std::min(most, kTogether);
-}
+// Lanes of a layer side by side; at: the arrays of the first.
+struct KvMemory::Lanes {
+  int first;
+  int n;
+  LayerArrays at;
+};
 
 void KvMemory::attend_layer(const LayerArrays& given, std::optional<void*> stream) {
   const auto d = static_cast<size_t>(model().head_dim);
@@ -90,13 +90,13 @@ void KvMemory::attend_layer(const LayerArrays& given, std::optional<void*> strea
   StageArgs stage;
   staging_.ask_for_numbers(given, next_layer_, block_tokens_, &stage);
   for (int i = 0; i < each;) {
-    const int lanes = lanes_together(first + i, each - i);
+    const int lanes = selector_.stand_apart() ? std::min(each - i, plan_.together) : 1;
     const size_t q_before = static_cast<size_t>(i * (model().q_heads / each)) * d;
     const size_t kv_before = static_cast<size_t>(i * (model().kv_heads / each)) * d;
     const LayerArrays here{at.q + q_before, at.k + kv_before, at.v + kv_before, at.out + q_before};
     block_ == BlockKind::kFrame ? stage_frame(first + i, lanes, here, &stage)
                                 : stage_text(first + i, lanes, here, &stage);
-    attend_lanes(first + i, lanes, here, &stage);
+    attend_lanes({first + i, lanes, here}, &stage);
     stage = {};
     i += lanes;
   }
@@ -139,58 +139,87 @@ AttendArgs KvMemory::lane_args(int lane, const LayerArrays& at, const BlockSelec
   return args;
 }
 
-// at: those of the first lane. stage: what is to be done besides, before they are attended.
-void KvMemory::attend_lanes(int first, int lanes, const LayerArrays& at, StageArgs* stage) {
+// Those lanes of them, over what was selected. stage: what is to be done besides, before they are attended.
+void KvMemory::attend_once(const Lanes& lanes, std::span<const int> which, StageArgs* stage,
+                           std::span<AttendArgs> args) {
   const Since since{asking_ ? since_ms_ : Clock::kNever, &store_.clock()};
   const size_t q_lane = static_cast<size_t>(model().q_heads / plan_.layer_lanes * model().head_dim);
   const size_t kv_lane = static_cast<size_t>(model().kv_heads / plan_.layer_lanes * model().head_dim);
-  std::array<AttendArgs, kTogether> args;
-  std::array<StageArgs::Piece, kTogether * BlockSelection::kMostPieces> pieces;
-  size_t n_pieces = 0;
-  for (int i = 0; i < lanes; ++i) {
+  std::array<AttendArgs, kLanesTogether> asked;
+  std::array<StageArgs::Piece, kLanesTogether * BlockSelection::kMostPieces> pieces;
+  size_t n_pieces = 0, n = 0;
+  selector_.fetch_recalled(lanes.first, lanes.n, block_);
+  for (const int i : which) {
     const auto lane = static_cast<size_t>(i);
-    const LayerArrays here{at.q + lane * q_lane, at.k + lane * kv_lane, at.v + lane * kv_lane, at.out + lane * q_lane};
+    const LayerArrays here{lanes.at.q + lane * q_lane, lanes.at.k + lane * kv_lane, lanes.at.v + lane * kv_lane,
+                           lanes.at.out + lane * q_lane};
     BlockSelection& s = selector_.ready(
-        first + i, {block_, block_tokens_, lead_, trail_, since, next_in_context(plan_, next_position_)}, here.q);
+        lanes.first + i, {block_, block_tokens_, lead_, trail_, since, next_in_context(plan_, next_position_)}, here.q);
     block_positions(&s);
     n_pieces += static_cast<size_t>(s.changes(block_tokens_, pieces.data() + n_pieces));
-    args[lane] = lane_args(first + i, here, s);
+    asked[n++] = args[lane] = lane_args(lanes.first + i, here, s);
   }
-  const auto asked = std::span(args).first(static_cast<size_t>(lanes));
   stage->pieces = {pieces.data(), n_pieces};
   const uint64_t attend_began = trace::begin();
   backend_.ops->stage(*stage);
-  backend_.ops->attend_lanes(asked);
-  trace::end("attend", attend_began, first);
-  BlockSelection& s = selector_.selection(first, block_);
+  backend_.ops->attend_lanes(std::span(asked).first(n));
+  trace::end("attend", attend_began, lanes.first);
+}
+
+// Those lanes that have something to read on disk once more, over both. args: of what they have attended to.
+void KvMemory::attend_recalled(const Lanes& lanes, std::span<AttendArgs> args) {
   const Recall::Reader reader = recall_reader(block_);
-  if (records_ && records_->recalls(reader, first) &&
-      records_->recall(reader, first, args[0], s, parts_.selecting, since)) {  // once more, over both
-    s.ready = false;
-    StageArgs nothing;
-    return attend_lanes(first, 1, at, &nothing);
+  std::array<Recall::Asking, kLanesTogether> asking;
+  std::array<int, kLanesTogether> which;
+  size_t n = 0, reading = 0;
+  for (int i = 0; i < lanes.n; ++i)
+    if (const int lane = lanes.first + i; records_->recalls(reader, lane))
+      asking[n++] = {lane, &args[static_cast<size_t>(i)], &selector_.selection(lane, block_)};
+  if (n == 0) return;
+  const Since since{asking_ ? since_ms_ : Clock::kNever, &store_.clock()};
+  records_->recall(reader, std::span(asking).first(n), since);
+  for (const Recall::Asking& one : std::span(asking).first(n)) {
+    if (!one.reads) continue;
+    selector_.selection(one.lane, block_).ready = false;
+    which[reading++] = one.lane - lanes.first;
   }
-  for (int i = 0; i < lanes; ++i) {
-    if (records_ && records_->counts_rest()) add_rest(first + i, args[static_cast<size_t>(i)]);
-    const BlockSelection& read = selector_.selection(first + i, block_);
+  StageArgs nothing;
+  if (reading > 0) attend_once(lanes, std::span(which).first(reading), &nothing, args);
+}
+
+void KvMemory::attend_lanes(const Lanes& lanes, StageArgs* stage) {
+  std::array<AttendArgs, kLanesTogether> room;
+  std::array<int, kLanesTogether> all;
+  std::iota(all.begin(), all.end(), 0);
+  const auto n = static_cast<size_t>(lanes.n);
+  const std::span<AttendArgs> args = std::span(room).first(n);
+  attend_once(lanes, std::span(all).first(n), stage, args);
+  if (records_) attend_recalled(lanes, args);
+  if (records_ && records_->counts_rest()) add_rest(lanes.first, args);
+  for (int i = 0; i < lanes.n; ++i) {
+    const BlockSelection& read = selector_.selection(lanes.first + i, block_);
     reads_now_ += read.attended() + read.summaries();
   }
   if (!measures_attention()) return;
-  std::array<MassArgs, kTogether> mass;
-  for (int i = 0; i < lanes; ++i) mass[static_cast<size_t>(i)] = wanted_mass(args[static_cast<size_t>(i)], first + i);
-  backend_.ops->mass_lanes(std::span(mass).first(static_cast<size_t>(lanes)));
-  if (selector_.stand_apart(block_)) return;  // is collected when the block is committed
+  std::array<MassArgs, kLanesTogether> mass;
+  for (size_t i = 0; i < n; ++i) mass[i] = wanted_mass(args[i], lanes.first + static_cast<int>(i));
+  backend_.ops->mass_lanes(std::span(mass).first(n));
+  if (selector_.stand_apart()) return;  // is collected when the block is committed
   backend_.ops->wait();
-  for (int i = 0; i < lanes; ++i) collect_attention(first + i);
+  for (int i = 0; i < lanes.n; ++i) collect_attention(lanes.first + i);
 }
 
-// What is on disk and not read, into what the lane attended to. Its mass is looked at now: the next layer's lse lies where this
-// one's does.
-void KvMemory::add_rest(int lane, const AttendArgs& args) {
-  records_->add_rest(lane, args);
+// What is on disk and not read, into what the lanes attended to. Its mass is looked at now: the next layer's lse lies where
+// this one's does.
+void KvMemory::add_rest(int first, std::span<const AttendArgs> args) {
+  for (size_t i = 0; i < args.size(); ++i) records_->add_rest(first + static_cast<int>(i), args[i]);
   if (block_ != BlockKind::kQuestion || !measures_attention()) return;
   backend_.ops->wait();
-  evidence_.add_other(records_->rest_mass(lane, args.lse + static_cast<size_t>((args.tokens - 1) * args.q_heads)));
+  for (size_t i = 0; i < args.size(); ++i) {
+    const AttendArgs& a = args[i];
+    evidence_.add_other(
+        records_->rest_mass(first + static_cast<int>(i), a.lse + static_cast<size_t>((a.tokens - 1) * a.q_heads)));
+  }
 }
 
 // k and v into the window. A block that is aborted leaves bytes there that nothing refers to.

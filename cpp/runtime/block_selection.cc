@@ -11,7 +11,9 @@ SelectionScratch::SelectionScratch(Region& region, const Plan& p) {
   const Size tokens = std::max(p.select_tokens, p.frame_tokens);
   const Size clusters = p.store.index.capacity, block = p.max_block;
   const Size rows = std::max(p.select_rows, p.frame_rows);
-  take(&order, tokens + rows);
+  together = p.archive.pages > 0 ? p.together : 1;  // where what is read besides is chosen for many lanes at once
+  order_items = (tokens + rows).bytes();
+  take(&order, (tokens + rows) * together);
   take(&result.chosen, clusters);
   take(&result.attend, rows);
   take(&result.score, clusters);
@@ -129,16 +131,17 @@ bool BlockSelection::add_summary(ClusterId c, const Cluster& cluster, int tokens
   return true;
 }
 
-void BlockSelection::finish(bool original, int room, const RopeSpec& rope, SelectionScratch& scratch) {
+void BlockSelection::finish(bool original, int room, const RopeSpec& rope, uint64_t* order) {
   finished_entries_ = n_entries_;
   finished_tokens_ = n_tokens_;
   ready = true;
+  order_ = order;
   int32_t highest = -1;
   for (int i = 0; i < n_tokens_ + n_summaries_; ++i) highest = std::max(highest, position(i));
   original_ = original && highest < room;
   if (!original_) {
-    const int n = ordered_ = sort_by_position(scratch.order);
-    highest = original ? shorten_gaps(scratch.order, n, room) : close_up(rope, scratch.order, n);
+    const int n = ordered_ = sort_by_position(order);
+    highest = original ? shorten_gaps(order, n, room) : close_up(rope, order, n);
   }
   behind_.picture = highest + 1;
   for (int i = 0; i < n_summaries_; ++i) {
@@ -155,14 +158,14 @@ void BlockSelection::finish(bool original, int room, const RopeSpec& rope, Selec
   for (int i = 0; i < n_tokens_; ++i) table_.positions[i] = std::max(table_.positions[i], 0);  // between those attended
 }
 
-int32_t BlockSelection::position_of(int32_t came_at, const SelectionScratch& scratch) const {
+int32_t BlockSelection::position_of(int32_t came_at) const {
   if (original_ || ordered_ == 0) return came_at;
   const uint64_t key = static_cast<uint64_t>(static_cast<uint32_t>(came_at)) << 32 | 0xffffffffu;
-  const uint64_t* const next = std::upper_bound(scratch.order, scratch.order + ordered_, key);
-  if (next == scratch.order) return 0;
+  const uint64_t* const next = std::upper_bound(order_, order_ + ordered_, key);
+  if (next == order_) return 0;
   const auto at = [&](const uint64_t* k) { return position(static_cast<int>(*k & 0xffffffffu)); };
   const int32_t here = at(next - 1), gap = came_at - static_cast<int32_t>(*(next - 1) >> 32);
-  return next == scratch.order + ordered_ ? here : std::min(here + gap, at(next));
+  return next == order_ + ordered_ ? here : std::min(here + gap, at(next));
 }
 
 int BlockSelection::sort_by_position(uint64_t* order) {

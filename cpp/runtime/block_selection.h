@@ -15,7 +15,8 @@ namespace mosaic {
 
 // Scratch that the selections of all lanes share while one is built and attended.
 struct SelectionScratch {
-  uint64_t* order;       // [tokens + rows of the largest] sort keys
+  uint64_t* order;  // [order_items] tokens + rows of the largest: sort keys. Of each lane that is attended at once
+  size_t order_items;
   SelectScratch select;  // the policy's, while it chooses
   SelectResult result;   // room for one choice: the next one is written over it
   uint8_t* chosen;       // [clusters]
@@ -24,6 +25,8 @@ struct SelectionScratch {
   // Where kernels have memory of their own, a piece of each for every lane: then they are read once a block.
   size_t mass_tokens, mass_rows;
   bool apart;
+  int together;  // lanes whose sort keys stand beside each other
+  uint64_t* order_of(int lane) const { return order + static_cast<size_t>(lane % together) * order_items; }
   float* page_mass_of(int lane) const { return page_mass + (apart ? static_cast<size_t>(lane) * mass_tokens : 0); }
   float* row_mass_of(int lane) const { return row_mass + (apart ? static_cast<size_t>(lane) * mass_rows : 0); }
   int32_t* q_positions;  // [max_block, 3]
@@ -60,9 +63,10 @@ class BlockSelection {
                   const uint16_t* places);
   bool add_summary(ClusterId c, const Cluster& cluster, int tokens);
   // Gives everything added its position: the original one where that is the rule and all stand below `room`, else closer.
-  void finish(bool original, int room, const RopeSpec& rope, SelectionScratch& scratch);
-  // After finish(): where a token that came at a position would stand among what is attended. scratch: finish()'s.
-  int32_t position_of(int32_t came_at, const SelectionScratch& scratch) const;
+  // order: room for its sort keys, which position_of() needs.
+  void finish(bool original, int room, const RopeSpec& rope, uint64_t* order);
+  // After finish(): where a token that came at a position would stand among what is attended.
+  int32_t position_of(int32_t came_at) const;
   // What the positions are now; what follows stands behind them accordingly.
   Positions positions() const { return original_ ? Positions::kOriginal : Positions::kContiguous; }
   // After finish(): a page whose tokens stand behind everything else, at consecutive positions (dialogue, question).
@@ -139,7 +143,8 @@ class BlockSelection {
   int sent_entries_ = 0, sent_tokens_ = 0, sent_summaries_ = 0;
   int n_entries_ = 0, n_tokens_ = 0, n_summaries_ = 0, n_attended_ = 0;
   int finished_entries_ = 0, finished_tokens_ = 0;
-  int ordered_ = 0;  // sort keys that finish() left in its scratch
+  const uint64_t* order_ = nullptr;  // finish()'s,
+  int ordered_ = 0;                  // and how many it left there
   int reserved_entries_ = 0, reserved_tokens_ = 0;
   bool original_ = false;
   int first_heard_ = kNone;

@@ -178,7 +178,7 @@ void KvMemory::commit() {
     bool beyond = false;
     tables_read_ = true;
     if (const std::string fault = staging_.found(&beyond); !fault.empty()) refuse_numbers(fault, beyond);
-    for (int lane = 0; lane < lanes() && measures_attention() && selector_.stand_apart(block_); ++lane)
+    for (int lane = 0; lane < lanes() && measures_attention() && selector_.stand_apart(); ++lane)
       collect_attention(lane);
   } catch (const DeviceError&) {
     forget_block();

@@ -142,10 +142,11 @@ class KvMemory {
   // attention.cc
   void attend_layer(const LayerArrays& given, std::optional<void*> stream);
   // A lane is all heads of a layer, or one of its KV heads with the query heads that share it.
-  static constexpr int kTogether = 8;
-  int lanes_together(int lane, int most);
-  void attend_lanes(int first, int lanes, const LayerArrays& at, StageArgs* stage);
-  void add_rest(int lane, const AttendArgs& args);
+  struct Lanes;
+  void attend_lanes(const Lanes& lanes, StageArgs* stage);
+  void attend_once(const Lanes& lanes, std::span<const int> which, StageArgs* stage, std::span<AttendArgs> args);
+  void attend_recalled(const Lanes& lanes, std::span<AttendArgs> args);
+  void add_rest(int first, std::span<const AttendArgs> args);
   AttendArgs lane_args(int lane, const LayerArrays& at, const BlockSelection& selection) const;
   void block_positions(BlockSelection* selection) const;
   void stage_frame(int lane, int lanes, const LayerArrays& at, StageArgs* stage);

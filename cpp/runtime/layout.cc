@@ -35,6 +35,7 @@ void shape_lanes(const Request& r, Plan* plan) {
   StoreShape& s = plan->store;
   const bool per_head = needs.group.per_head || needs.group.records;
   plan->layer_lanes = per_head ? m.kv_heads : 1;
+  plan->together = r.has_private ? std::min(plan->layer_lanes, kLanesTogether) : 1;
   plan->original = r.original;
   plan->context = r.context;
   plan->batch_frames = needs.group.by_token ? needs.group.frames : 1;
@@ -90,6 +91,7 @@ void shape_log(const Request& r, const Choice& choice, Plan* plan) {
                                                 static_cast<uint64_t>(a.most_scanned()));
   const int room = a.stretch > 0 ? 0 : static_cast<int>(scattered);  // clusters lie in one piece
   a.most_read = std::min(a.pages, std::max({kLeastRead, c.retrieve_tokens / 8, room}));
+  a.together = plan->together;
   a.copies_stay = Size(a.lanes) * a.most_read * data_bytes(a.codec, a.page) <= Size(c.cap_bytes / kFetchShare);
 }
 

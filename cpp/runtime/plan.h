@@ -17,6 +17,9 @@
 
 namespace mosaic {
 
+// Lanes of a layer that are attended at once, where kernels have memory of their own and every lane a table.
+inline constexpr int kLanesTogether = 8;
+
 struct Plan {
   MemoryConfig config;  // with every 0 that means "choose" resolved
   StoreShape store;
@@ -25,6 +28,7 @@ struct Plan {
   ArchiveShape archive;  // and its disk
   WindowShape window;
   int layer_lanes = 1;     // lanes of one layer: 1, or one per KV head
+  int together = 1;        // of them that are attended at once
   int batch_frames = 1;    // frames that leave the window together
   int max_block = 0;       // most tokens of one forward pass
   int select_entries = 0;  // pages, tokens and summaries attended at most, per layer

@@ -1,12 +1,16 @@
 // Recall: what a question or a frame reads of the archive. The pages of a lane that may hold what its queries would attend most are
 // listed - all there are, or where those are too many the best by coarse keys - and looked through: of their tokens that
 // are not kept in DRAM those of largest attention mass are chosen, measured against what the lane has just attended (its
-// log-sum-exp). The block then attends once more over both. Chosen once a question, or a frame, and lane.
+// log-sum-exp). The block then attends once more over both. Chosen once a question, or a frame, and lane. Lanes of a layer
+// are chosen for together: what is fetched for all of them is asked for at once, what is weighed is one launch and one wait.
 // What is looked through and not read (the rest) may count too: its keys say how much attention each query head would have paid it,
 // and the mean value of what the lane gave up answers for it, merged with that weight into every output.
 // Where the archive has clusters, those are weighed by their keys alone and the best are read whole (recall_clusters.cc).
 // What it brings on trained decoders, and what it costs there, stands in docs/results/decoders.md. Not thread-safe.
 #pragma once
+
+#include <array>
+#include <span>
 
 #include "runtime/block_selection.h"
 #include "store/archive.h"
@@ -22,16 +26,21 @@ class Recall {
     bool rest = false;    // whether what is not read counts
     int most_tokens = 0;  // that either reads, whatever its share
   };
+  // A lane that is chosen for.
+  struct Asking {
+    int lane = kNone;
+    const AttendArgs* args = nullptr;  // the block's attention over what is kept, its lse filled
+    const BlockSelection* selection = nullptr;
+    bool reads = false;  // what comes of it: whether there is something to read
+  };
   // q_heads: of a lane.
   Recall(Region& region, const ArchiveShape& shape, Ops& ops, const Wishes& wishes, int q_heads);
 
   double share(Reader reader) const { return reader == Reader::kQuestion ? wishes_.question : wishes_.frame; }
   bool has_chosen(int lane) const { return chosen_[lane] != 0; }
   void forget(Archive* archive);
-  // args: the block's attention over what is kept, its lse filled. Positions are as `selection` has them. False: there
-  // is nothing to read. lost: tokens whose page could not be read join it.
-  bool choose_pages(Reader reader, Archive* archive, int lane, const AttendArgs& args, const BlockSelection& selection,
-                    const SelectionScratch& scratch, Since since, int64_t* lost);
+  // For lanes of one layer, ArchiveShape::together at most, in their order. Returns tokens whose page could not be read.
+  int64_t choose_pages(Reader reader, Archive* archive, std::span<Asking> lanes, Since since);
   // The lane's pieces into what it reads. Returns tokens that were lost.
   int64_t read(Archive* archive, int lane, BlockSelection* selection);
   // The rest into what a block of this reader has attended to in the lane. value: the mean of what was given up, [Hkv, D].
@@ -40,46 +49,60 @@ class Recall {
   double rest_mass(int lane, const float* lse) const;
 
  private:
+  // What a lane is chosen in.
+  struct Room {
+    Asking asking;
+    int64_t tokens = 0;       // that it may read
+    int pages = 0;            // that are looked through; of clusters, how many there are
+    int n_entries = 0;        // of what is weighed now
+    float* to = nullptr;      // its mass, and
+    double* heads = nullptr;  // what each head pays it, where the rest counts
+    PageEntry* entries;       // [weighed_, or pages of keys] of coarse keys, or of the pages that are weighed
+    int32_t* positions;       // of groups, or of the tokens of those pages
+    uint16_t* places;         // as many pairs, or null
+    float* mass;              // of groups or clusters, or of the tokens of all pages that are looked through
+    int32_t* order;           // the same
+    float* worth;             // [pages]
+    int32_t* scanned;         // [most_scanned()] pages
+    uint16_t* rows;           // of them, that can be read; then those that are chosen. Of clusters, by page
+    float* head_mass;         // [Hq, tokens that are weighed at a time] where the rest counts; so
+    double *looked, *read;    // [Hq] mass of all tokens that were looked through, and of those that are read
+  };
+  std::span<Room> rooms() { return {rooms_.data(), static_cast<size_t>(n_rooms_)}; }
+
   uint16_t readable(const Archive& archive, int lane, int page, Since since) const;
-  bool choose_clusters(Archive* archive, int lane, const AttendArgs& args, const BlockSelection& selection,
-                       const SelectionScratch& scratch, Since since, int64_t tokens);
-  int weigh_clusters(const Archive& archive, int lane, const AttendArgs& args, const BlockSelection& selection,
-                     const SelectionScratch& scratch, Since since);
-  int list_pages(const Archive& archive, int lane, const AttendArgs& args, const BlockSelection& selection,
-                 const SelectionScratch& scratch, Since since);
-  void weigh_keys(const AttendArgs& args, int n);
-  void weigh_groups(const Archive& archive, int lane, const AttendArgs& args, const BlockSelection& selection,
-                    const SelectionScratch& scratch, Since since);
-  void weigh(Archive* archive, int lane, const AttendArgs& args, const BlockSelection& selection,
-             const SelectionScratch& scratch, float* mass, double* heads);
-  void sum_heads(const AttendArgs& weighed, size_t tokens, float* mass, double* heads) const;
-  void weigh_tokens(Archive* archive, int lane, const AttendArgs& args, const BlockSelection& selection,
-                    const SelectionScratch& scratch, int pages, int64_t* lost);
-  void weigh_rest(Archive* archive, int lane, const AttendArgs& args, const BlockSelection& selection,
-                  const SelectionScratch& scratch, int64_t* lost);
+  void choose_clusters(Reader reader, Archive* archive, Since since);
+  void list_clusters(const Archive& archive, Room* r, Since since);
+  void take_clusters(Archive* archive, Room* r, Since since);
+  int64_t choose_tokens(Reader reader, Archive* archive, Since since);
+  void list_pages(const Archive& archive, Room* r, Since since);
+  void list_groups(const Archive& archive, Room* r);
+  void take_groups(const Archive& archive, Room* r, Since since);
+  void take_pages(const Archive& archive, Room* r, Since since);
+  void mark_newest(const Archive& archive, Room* r, Since since, float mark);
+  void put_place(const Archive& archive, Room* r, int to, int page, int token);
+  void weigh();
+  void weigh_pieces(Archive* archive);
+  void list_pieces(Archive* archive, Room* r, int first);
+  void sum_heads(const Archive& archive, const Room& r, int first) const;
+  int64_t fetch(Archive* archive);
+  int64_t weigh_tokens(Archive* archive);
+  int64_t weigh_rest(Archive* archive);
   float* rest_of(int lane) const { return rest_ + static_cast<size_t>(lane) * static_cast<size_t>(q_heads_); }
   int64_t tokens_for(Reader reader, const Archive& archive, int lane) const;
-  int pick(int pages, int64_t tokens);
-  void keep_best(int pages);
+  void take_tokens(Archive* archive, Room* r, Since since);
+  int pick(Room* r);
+  void keep_best(Room* r);
 
   Ops& ops_;
   Wishes wishes_;
-  int most_read_, lanes_, q_heads_;
-  uint8_t* chosen_;                    // [lanes]
-  static constexpr int kWeighed = 32;  // pages at a time
-  PageEntry* entries_;                 // of coarse keys, or of the pages that are weighed
-  int32_t* positions_;                 // of groups, or of the tokens of those pages
-  uint16_t* places_;                   // as many pairs, or null
-  float* mass_;                        // of groups or clusters, or of the tokens of all pages that are looked through
-  int32_t* order_;                     // the same
-  float* worth_;                       // [pages]
-  int32_t* scanned_;                   // [most_scanned()] pages
-  uint16_t* rows_;                     // of them, that can be read; then those that are chosen. Of clusters, by page
-  // Where the rest counts; else null.
-  float* head_mass_ = nullptr;  // [Hq, tokens that are weighed at a time]
-  double* looked_ = nullptr;    // [Hq] mass of all tokens that were looked through for the lane that is chosen for
-  double* read_ = nullptr;      // [Hq] of those that are read
-  float* rest_ = nullptr;       // [lanes, Hq] log mass of the rest; -inf: none
+  int most_read_, most_scanned_, lanes_, q_heads_;
+  bool places_;
+  int weighed_;      // pages at a time
+  uint8_t* chosen_;  // [lanes]
+  std::array<Room, kLanesTogether> rooms_{};
+  int n_rooms_ = 0;        // of the lanes that are chosen for
+  float* rest_ = nullptr;  // [lanes, Hq] log mass of the rest; -inf: none
 };
 
 }  // namespace mosaic

@@ -34,18 +34,21 @@ class Records {
 
   // Pages of the log into what the lane reads, those with tokens that are still heard last. since: older ones are not.
   void read(int lane, Since since, BlockSelection* selection);
-  // Of a question or a frame: whether the lane's pages of the archive are still to be chosen; choosing, from what the block
-  // has just attended; and those pages into what the lane reads.
+  // Of a question or a frame: whether the lane's pages of the archive are still to be chosen; choosing for many lanes, from
+  // what the block has just attended; and those pages into what a lane reads.
   bool recalls(Recall::Reader reader, int lane) const {
     return archive_ && recall_->share(reader) > 0 && !recall_->has_chosen(lane) && archive_->spilled(lane) > 0;
   }
-  bool recall(Recall::Reader reader, int lane, const AttendArgs& args, const BlockSelection& selection,
-              const SelectionScratch& scratch, Since since) {  // false: there is nothing to read
-    int64_t lost = 0;
-    const bool again = recall_->choose_pages(reader, &*archive_, lane, args, selection, scratch, since, &lost);
-    account_lost(lost);
-    return again;
+  void recall(Recall::Reader reader, std::span<Recall::Asking> lanes, Since since) {
+    account_lost(recall_->choose_pages(reader, &*archive_, lanes, since));
   }
+  // Of lanes side by side, whether copies of what they read are still to be made; and making them.
+  bool must_fetch(int first, int lanes) const {
+    for (int lane = first; archive_ && lane < first + lanes; ++lane)
+      if (archive_->must_fetch(lane)) return true;
+    return false;
+  }
+  void fetch(int first, int lanes) { account_lost(archive_->fetch(first, lanes)); }
   void read_recalled(int lane, BlockSelection* selection);
   bool counts_rest() const { return counts_rest_; }
   // What the archive has besides into what the lane attended to; and its mass of a query.

@@ -13,7 +13,7 @@ namespace mosaic {
 BlockSelection& Selector::ready(int lane, const Reader& reader, const float* q) {
   BlockSelection& s = selection(lane, reader.kind);
   const bool anew = scratch_.apart ? shares_copies(reader.kind) : records_ || reads_kept(reader.kind);
-  if (anew) backend_.ops->wait();  // until the lane before this one has read the table
+  if (anew && !scratch_.apart) backend_.ops->wait();  // until the lane before this one has read the table
   if (anew || !s.ready) {
     const bool frames_alone = reader.kind == BlockKind::kFrame && model().video_window > 0;
     if (reader.kind == BlockKind::kPrefix || frames_alone) {
@@ -27,6 +27,12 @@ BlockSelection& Selector::ready(int lane, const Reader& reader, const float* q) 
   if (reader.kind == BlockKind::kQuestion) append_branch(&s, lane, reader.next_position);
   resolve(&s);
   return s;
+}
+
+void Selector::fetch_recalled(int first, int lanes, BlockKind kind) {
+  if (!scratch_.apart || !shares_copies(kind) || !records_->must_fetch(first, lanes)) return;
+  backend_.ops->wait();  // until the lanes before these have read their copies
+  records_->fetch(first, lanes);
 }
 
 void Selector::add_strip(BlockSelection* s, int lane, Strip strip, int tokens, int frame) {
@@ -45,12 +51,13 @@ void Selector::select_window(int lane, const Reader& reader) {
   if (reader.kind == BlockKind::kFrame)
     for (int i = std::max(0, window_.frames() - (model().video_window - 1)); i < window_.frames(); ++i)
       add_strip(s, lane, Strip::kFrame, window_.frame(i).tokens, i);
-  finish(s);
+  finish(s, lane);
 }
 
 // Room is left behind what was added for dialogue, question and the block itself.
-void Selector::finish(BlockSelection* s) {
-  s->finish(plan_.original, plan_.context - plan_.config.branch_tokens - plan_.max_block, model().rope, scratch_);
+void Selector::finish(BlockSelection* s, int lane) {
+  s->finish(plan_.original, plan_.context - plan_.config.branch_tokens - plan_.max_block, model().rope,
+            scratch_.order_of(lane));
 }
 
 SelectResult Selector::choose_clusters(int lane, const Reader& reader, const float* q) {
@@ -165,7 +172,7 @@ void Selector::select_stored(int lane, const Reader& reader, const float* q) {
   } else {
     read_chosen(s, lane, reader, q);
   }
-  finish(s);
+  finish(s, lane);
   const int next = lane + plan_.layer_lanes;
   const bool question = reader.kind == BlockKind::kQuestion;
   if (selects_ && question && plan_.config.prefetch && next < plan_.window.lanes) request_ahead(next, reader, q);
@@ -178,7 +185,7 @@ void Selector::select_records(int lane, const Reader& reader) {
   records_->read(lane, reader.since, s);
   if (reader.kind != BlockKind::kPrefix) records_->read_recalled(lane, s);
   add_newest_frames(s, lane, reader);  // last: Records::listen counts on it
-  finish(s);
+  finish(s, lane);
 }
 
 void Selector::read_everything(BlockSelection* s, int lane, const Reader& reader) {

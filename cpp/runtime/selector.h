@@ -48,6 +48,8 @@ class Selector {
   // What the lane reads for this block with query q, chosen when it has not been since the last clear(), complete with the
   // dialogue and every page where it lies now.
   BlockSelection& ready(int lane, const Reader& reader, const float* q);
+  // Before ready() is asked for lanes side by side: copies of what they read on disk, for all of them at once.
+  void fetch_recalled(int first, int lanes, BlockKind kind);
   // What ready() gave for the lane.
   BlockSelection& selection(int lane, BlockKind kind) {
     const bool kept = reads_kept(kind);
@@ -55,9 +57,7 @@ class Selector {
     return selections_[static_cast<size_t>(lane + (kept ? plan_.window.lanes : 0))];
   }
   // Whether the lanes' selections stand beside each other, so that lanes can be attended together.
-  bool stand_apart(BlockKind kind) const {
-    return scratch_.apart && store_.tiers().spill() == nullptr && !shares_copies(kind);
-  }
+  bool stand_apart() const { return scratch_.apart && store_.tiers().spill() == nullptr; }
   void clear() {
     for (BlockSelection& s : selections_) s.clear();
     if (records_) records_->forget_recalled();
@@ -71,7 +71,7 @@ class Selector {
   void select_window(int lane, const Reader& reader);
   // A frame that reads what is kept: from a table of its own.
   bool reads_kept(BlockKind kind) const { return plan_.frame_tokens > 0 && kind == BlockKind::kFrame; }
-  // One lane's copies of what is on disk are written over the last one's.
+  // Copies of what is on disk are written over those of other lanes.
   bool shares_copies(BlockKind kind) const {
     return plan_.archive.pages > 0 && !plan_.archive.copies_stay && kind != BlockKind::kPrefix;
   }
@@ -79,7 +79,7 @@ class Selector {
   void add_newest_frames(BlockSelection* s, int lane, const Reader& reader);
   void select_stored(int lane, const Reader& reader, const float* q);
   void select_records(int lane, const Reader& reader);
-  void finish(BlockSelection* s);
+  void finish(BlockSelection* s, int lane);
   void read_everything(BlockSelection* s, int lane, const Reader& reader);
   void read_kept(BlockSelection* s, int lane);
   void read_chosen(BlockSelection* s, int lane, const Reader& reader, const float* q);

@@ -29,7 +29,7 @@ Archive::Archive(Region& region, const ArchiveShape& s, Ops& ops, SpillIo* io)
   const Size lanes = s.lanes, pages = s.pages, read = s.most_read;
   tails_ = region.take<std::byte>(name, lanes * s.pages_at_once() * page_bytes_);
   writing_ = region.take<std::byte>(name, Size(kWrites) * page_bytes_);
-  copies_ = region.take<std::byte>(name, (s.copies_stay ? lanes : Size(1)) * read * page_bytes_);
+  copies_ = region.take<std::byte>(name, (s.copies_stay ? lanes : Size(s.together)) * read * page_bytes_);
   gone_ = region.take<uint16_t>(name, lanes * pages);
   copied_ = region.take<uint8_t>(name, lanes);
   pieces_ = region.take<Piece>(name, lanes * read);
@@ -41,7 +41,7 @@ Archive::Archive(Region& region, const ArchiveShape& s, Ops& ops, SpillIo* io)
   moves_ = region.take<RowMove>(name, s.stretch);
   row_pages_ = region.take<std::byte*>(name, kPageTokens);
   row_at_ = region.take<int32_t>(name, kPageTokens);
-  read_ = region.take<Completion>(name, read);
+  read_ = region.take<Completion>(name, read * s.together);
   under_way_ = region.take<Write>(name, kWrites);
   const int slots = (lanes * pages).to_int("pages of the archive");
   auto* const checksums = region.take<std::byte>(name, SpillFile::bytes_for(slots));
@@ -252,17 +252,24 @@ bool Archive::mark_given_up(int lane, int64_t token) {
 
 void Archive::set_count(int lane, int n) {
   counts_[lane] = n;
-  copied_[lane] = 0;
+  copied_[lane] = kNotCopied;
 }
 
 void Archive::forget_choices() {
   for (int lane = 0; lane < shape_.lanes; ++lane) set_count(lane, 0);
 }
 
-int64_t Archive::fetch(int lane) {
-  if (counts_[lane] == 0 || copied_[lane] != 0) return 0;
-  if (!shape_.copies_stay) std::fill_n(copied_, shape_.lanes, uint8_t{0});  // those of another lane are written over
-  const trace::Span span("copy_wait", lane);
+int64_t Archive::fetch(int first, int lanes) {
+  int64_t lost = 0;
+  for (int lane = first; lane < first + lanes; ++lane) ask_for(lane);
+  for (int lane = first; lane < first + lanes; ++lane) lost += receive(lane);
+  return lost;
+}
+
+void Archive::ask_for(int lane) {
+  if (!must_fetch(lane)) return;
+  for (int other = lane % shape_.together; other < shape_.lanes && !shape_.copies_stay; other += shape_.together)
+    copied_[other] = kNotCopied;  // those of another lane are written over
   Piece* const wanted = pieces(lane);
   for (int i = 0; i < counts_[lane]; ++i)
     if (waits(wanted[i].page)) {
@@ -271,13 +278,20 @@ int64_t Archive::fetch(int lane) {
     } else if (reads_.rests()) {
       wanted[i].rows = 0;
     } else if (wanted[i].rows != 0) {
-      engine_->read(slot_of(lane, wanted[i].page), const_cast<std::byte*>(copy(lane, i)), &read_[i], lane);
+      engine_->read(slot_of(lane, wanted[i].page), const_cast<std::byte*>(copy(lane, i)), read_of(lane) + i, lane);
     }
+  copied_[lane] = kAskedFor;
+}
+
+int64_t Archive::receive(int lane) {
+  if (copied_[lane] != kAskedFor) return 0;
+  const trace::Span span("copy_wait", lane);
+  Piece* const wanted = pieces(lane);
   int64_t lost = 0;
   for (int i = 0; i < counts_[lane]; ++i) {
     if (wanted[i].rows == 0 || waits(wanted[i].page)) continue;
     ++counters_.fetched_pages;
-    if (engine_->wait(read_[i]) == Status::ok) {
+    if (engine_->wait(read_of(lane)[i]) == Status::ok) {
       reads_.went_well();
       continue;
     }
@@ -287,7 +301,7 @@ int64_t Archive::fetch(int lane) {
     ++counters_.lost_pages;
     lost += lose(lane, wanted[i].page);
   }
-  copied_[lane] = 1;
+  copied_[lane] = kCopied;
   return lost;
 }
 

@@ -30,7 +30,8 @@ struct ArchiveShape {
   CodecId codec = CodecId::kFp16;
   bool places = false;       // tokens have rows and columns (M-RoPE)
   int most_read = 0;         // pages of a lane that are read at once
-  bool copies_stay = false;  // room for the copies of all lanes, not of one
+  int together = 1;          // lanes that are read at once, one beside the other
+  bool copies_stay = false;  // room for the copies of all lanes, not of those alone
   std::string folder;
   int stretch = 0;      // tokens that are ordered together, whole pages of them; 0: they stay as they came
   float of_values = 1;  // weight of values beside keys, where clusters are cut
@@ -104,12 +105,13 @@ class Archive {
   void set_count(int lane, int n);
   void forget_choices();
   // Brings those pages into DRAM, or copies of what waits there; pieces that cannot be had, or not while the disk rests, lose their rows. Returns tokens
-  // lost by that. What kernels read of another lane's copies must have run.
-  int64_t fetch(int lane);
+  // lost by that. All pages of the lanes, `together` at most, are asked for before one is waited for. What kernels read of the
+  // copies that they take the place of must have run.
+  int64_t fetch(int lane, int lanes = 1);
+  bool must_fetch(int lane) const { return counts_[lane] > 0 && copied_[lane] == kNotCopied; }
   const std::byte* copy(int lane, int piece) const {
-    return copies_ +
-           (static_cast<size_t>(shape_.copies_stay ? lane * shape_.most_read : 0) + static_cast<size_t>(piece)) *
-               page_bytes_;
+    const auto room = static_cast<size_t>(shape_.copies_stay ? lane : lane % shape_.together);
+    return copies_ + (room * static_cast<size_t>(shape_.most_read) + static_cast<size_t>(piece)) * page_bytes_;
   }
 
   const Counters& counters() const { return counters_; }
@@ -129,6 +131,7 @@ class Archive {
   void serialize_page(Snapshot& s, int lane, int index, const float* key_mean, RestoredPage* room);
 
   static constexpr int kWrites = 16;  // under way at most
+  enum : uint8_t { kNotCopied, kCopied, kAskedFor };
   struct Write {
     int64_t page = kNone;
     int32_t lane = kNone;
@@ -156,6 +159,9 @@ class Archive {
   int64_t finish(Write* write);
   int64_t drop_oldest();
   int64_t lose(int lane, int index);
+  void ask_for(int lane);
+  int64_t receive(int lane);
+  Completion* read_of(int lane) const { return read_ + lane % shape_.together * shape_.most_read; }
 
   ArchiveShape shape_;
   Ops& ops_;
@@ -166,7 +172,7 @@ class Archive {
   std::optional<CopyEngine> engine_;
   std::byte* tails_;       // [lanes, pages_at_once(), page_bytes_] what is not written yet
   std::byte* writing_;     // [kWrites, page_bytes_]
-  std::byte* copies_;      // [lanes or 1, most_read, page_bytes_]
+  std::byte* copies_;      // [lanes or together, most_read, page_bytes_]
   uint16_t* gone_;         // [lanes, pages]
   uint8_t* copied_;        // [lanes] its copies are those of its pieces
   Piece* pieces_;          // [lanes, most_read]
@@ -178,7 +184,7 @@ class Archive {
   RowMove* moves_;         // [stretch]
   std::byte** row_pages_;  // [16] of one encode_rows
   int32_t* row_at_;
-  Completion* read_;  // [most_read]
+  Completion* read_;  // [together, most_read]
   Write* under_way_;  // [kWrites]
   int next_write_ = 0;
   int64_t tokens_ = 0;

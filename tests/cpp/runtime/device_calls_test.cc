@@ -37,7 +37,7 @@ struct Case {
 const std::vector<Case>& cases() {
   static const std::vector<Case> all = {
       {"edge", "edge", {}, 420 << 10, false, 36, {10, 3, 3}, {3, 1, 1}},
-      {"edge, disk", "edge", {}, 260 << 10, true, 40, {26, 16, 6}, {26, 10, 5}},
+      {"edge, disk", "edge", {}, 260 << 10, true, 40, {16, 6, 3}, {21, 5, 3}},
       {"edge, unit=summaries", "edge", {{"unit", "summaries"}}, 260 << 10, false, 20, {8, 6, 3}, {7, 3, 1}},
       {"full", "full", {}, 4 << 20, false, 20, {3, 3, 3}, {1, 1, 1}},
       {"infinipot-v", "infinipot-v", {}, 260 << 10, false, 20, {27.6, 3, 3}, {7, 1, 1}},
@@ -45,7 +45,7 @@ const std::vector<Case>& cases() {
       {"mosaic, disk", "mosaic", {}, 340 << 10, true, 20, {22.9, 7.5, 3}, {19.6, 5, 2}},
       {"mukv", "mukv", {}, 380 << 10, false, 20, {4, 3, 3}, {2.3, 3, 1}},
       {"rekv", "rekv", {}, 260 << 10, false, 20, {4, 6, 3}, {3, 3, 1}},
-      {"edge, disk, 1 MiB", "edge", {}, 1 << 20, true, 80, {31, 16, 3}, {23, 5, 1}},
+      {"edge, disk, 1 MiB", "edge", {}, 1 << 20, true, 80, {21, 6, 3}, {21, 3, 1}},
       {"infinipot-v, 1 MiB", "infinipot-v", {}, 1 << 20, false, 60, {40, 3, 3}, {4, 1, 1}},
       {"mukv, 1 MiB", "mukv", {}, 1 << 20, false, 60, {4.3, 3, 3}, {2.3, 3, 1}},
       {"uniform", "uniform", {}, 450 << 10, false, 20, {4, 3, 3}, {1, 1, 1}},
