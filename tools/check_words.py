@@ -39,10 +39,10 @@ SENSES = {
     "place": Sense(
         "row and column of a token in its picture's grid",
         (
-            "cpp/core/rope.h", "cpp/backend/ops.h", "cpp/backend/*/attend*", "cpp/backend/*/signals*",
+            "cpp/core/rope.h", "cpp/backend/ops*.h", "cpp/backend/*/attend*", "cpp/backend/*/signals*",
             "cpp/backend/cuda/cuda_ops.cu", "cpp/backend/cuda/packed_keys.h", "cpp/bindings/attend*",
             "cpp/bindings/signal*", "cpp/store/archive*", "cpp/store/token_log.*",
-            "cpp/store/restored_page.h",
+            "cpp/store/restored_page.h", "cpp/policy/infinipot_v.cc",
             "cpp/runtime/positions.*", "cpp/runtime/kv_memory_snapshot.cc",
             "cpp/runtime/attention.cc", "cpp/runtime/rec*", "cpp/runtime/block_selection.*",
             "cpp/runtime/layout.cc",

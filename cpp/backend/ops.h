@@ -182,9 +182,10 @@ struct LikenessArgs {
   int n_pages = 0;
   const float* item_score = nullptr;   // [N]
   const float* token_score = nullptr;  // at [first + i - begin()], as positions of AttendArgs
-  float* item_like = nullptr;  // [N] with the most alike stored token or other item of a strictly higher score; 0: none
-  float* token_like =
-      nullptr;  // at [first + i - begin()]: raised to the likeness with items of a strictly higher score
+  // Both are raised: to the likeness with the most alike stored token or other item of a strictly higher score, and with
+  // items of a strictly higher score.
+  float* item_like = nullptr;   // [N]
+  float* token_like = nullptr;  // at [first + i - begin()]
 };
 
 // Temporal redundancy (TaR of InfiniPot-V): how alike a key is to the recent keys of the same place of the grid.
@@ -217,6 +218,24 @@ struct NormArgs {
   int dim = 0;
   size_t stride = 0;
   float* norm = nullptr;  // [N]
+};
+
+// The same of tokens where they stand, in pages: a token of a page is item first + i - begin(), and all between begin()
+// and end() are meant. Keys and values are what decoding gives.
+struct PotArgs {
+  PageShape shape;
+  const PageEntry* pages = nullptr;  // [n_pages], their items one behind the other
+  int n_pages = 0;
+  const int32_t* place = nullptr;  // [N]
+  int places = 0;
+  int recent = 0;            // add_recent_pages: items from here on
+  bool fresh = true;         // add_recent_pages: sum and count begin as zeros, whatever they hold
+  float* sum = nullptr;      // [places, row]
+  int32_t* count = nullptr;  // [places]
+  float* score = nullptr;    // [N] redundancy; null: not wanted
+  float* norm = nullptr;     // [N] of values
+  float* room_k = nullptr;   // [16, row] for a backend that has none of its own
+  float* room_v = nullptr;
 };
 
 // High-frequency energy along the token axis (MuKV): per channel the DFT over the N tokens, the lower half of the
@@ -268,21 +287,6 @@ struct StageArgs {
   std::span<const Piece> pieces;
 };
 
-// Records of several lanes at once: item i is row `row[i]` of k, v, and becomes token at[i] of pages[i]; of its key the
-// mean `lane[i]` is taken.
-struct LaneRowsArgs {
-  CodecId codec{};
-  PageShape shape;
-  const float* k = nullptr;
-  const float* v = nullptr;
-  size_t stride = 0;
-  int items = 0;
-  const int32_t* row = nullptr;
-  const int32_t* lane = nullptr;
-  std::byte* const* pages = nullptr;
-  const int32_t* at = nullptr;
-  const float* key_mean = nullptr;  // [lanes, heads, head_dim]
-};
 // A page that takes more tokens and is written anew: the first `held` of a page (itself, of the same codec, or another),
 // then `count` rows.
 struct GrowArgs {
@@ -295,7 +299,7 @@ struct GrowArgs {
   const float* k = nullptr;  // [count, heads, head_dim], `stride` elements between tokens
   const float* v = nullptr;
   size_t stride = 0;
-  int count = 0;
+  int count = 0;  // 0: it is written in another codec
   // [held + count] rows, `stride` apart, for a backend that has no room of its own; k and v may be the last of them.
   float* room_k = nullptr;
   float* room_v = nullptr;
@@ -306,6 +310,45 @@ struct RowMove {
   const std::byte* from;
   std::byte* to;
   int32_t from_at, to_at;
+};
+
+// Tokens of several lanes that leave a run of pages for records: item i is token row[i] of lane lane[i]'s run, and becomes
+// token at[i] of pages[i], of its key the lane's mean taken.
+struct EnterArgs {
+  PageShape shape;
+  CodecId from_codec{};
+  const std::byte* from = nullptr;  // of lane 0; the run of each lane begins lane_pitch bytes behind the one before
+  size_t pitch = 0;
+  size_t lane_pitch = 0;
+  int first = 0;  // where token 0 is in the run
+  CodecId codec{};
+  int items = 0;
+  const int32_t* row = nullptr;
+  const int32_t* lane = nullptr;
+  std::byte* const* pages = nullptr;
+  const int32_t* at = nullptr;
+  const float* key_mean = nullptr;  // [lanes, row]
+  float* norm = nullptr;            // [lanes, norm_pitch] of values as they are read, at [lane[i]][row[i]]
+  size_t norm_pitch = 0;
+  // Records that go elsewhere before anything is written. Where moves[i] begins an item comes to stand, if there are as many.
+  const RowMove* moves = nullptr;
+  int n_moves = 0;
+  const int32_t* leaves = nullptr;    // [items] which move begins where the item comes to stand; kNone: none
+  const uint8_t* followed = nullptr;  // [n_moves] whether an item comes to stand where it begins
+  float* room_k = nullptr;            // [row] for a backend that has none of its own
+  float* room_v = nullptr;
+};
+
+// Tokens of a run of pages that stay, packed: the j-th 16 of them become page j, each decoded and encoded anew. Pages behind
+// the last of them are left as they are.
+struct PackPage {
+  std::byte* data;
+  uint16_t stay;  // bit i: token i of the page
+  CodecId codec;
+};
+struct PackArgs {
+  const PackPage* pages = nullptr;  // [n_pages]
+  int n_pages = 0;
 };
 
 class Ops {
@@ -329,9 +372,9 @@ class Ops {
   virtual Ops& for_host() { return *this; }
 
   // Blocks until every call so far has run, so that the host may read what it wrote and reuse what it was given. What
-  // fills memory for later kernels - attend*, merge, mass_lanes, likeness_lanes, assign_lanes, add_recent_keys,
-  // temporal_redundancy, row_norm, score, encode*, grow_page, move_row*, decode*, gather*, copy, stage, check_numbers - may
-  // be queued; every other op has run when it returns.
+  // fills memory for later kernels - attend*, merge, mass_lanes, likeness_lanes, assign_lanes, add_recent*,
+  // temporal_redundancy, row_norm, page_signals, score, encode*, enter_lanes, grow_page, pack_pages, move_row*, decode*,
+  // gather*, copy, stage, check_numbers - may be queued; every other op has run when it returns.
   virtual void wait() {}
 
   // Bytes from anywhere to anywhere the kernels reach, in the order of the calls.
@@ -351,6 +394,11 @@ class Ops {
   virtual void mass_lanes(std::span<const MassArgs> lanes) {
     for (const MassArgs& lane : lanes) attention_mass(lane);
   }
+  // Both of them: mass[i] is measured of lanes[i], of all heads together.
+  virtual void attend_and_measure(std::span<const AttendArgs> lanes, std::span<const MassArgs> mass) {
+    attend_lanes(lanes);
+    mass_lanes(mass);
+  }
   virtual void likeness(const LikenessArgs& args) = 0;
   virtual void likeness_lanes(std::span<const LikenessArgs> lanes) {
     for (const LikenessArgs& lane : lanes) likeness(lane);
@@ -358,6 +406,9 @@ class Ops {
   virtual void add_recent_keys(const RecentKeysArgs& args) = 0;
   virtual void temporal_redundancy(const RedundancyArgs& args) = 0;
   virtual void row_norm(const NormArgs& args) = 0;
+  // Several lanes each, in pages: add_recent_keys, then temporal_redundancy and row_norm.
+  virtual void add_recent_pages(std::span<const PotArgs> lanes);
+  virtual void page_signals(std::span<const PotArgs> lanes);
   virtual void spectral_energy(const SpectralArgs& args) = 0;
   virtual void assign(const AssignArgs& args) = 0;
   // Several lanes, each against means of its own.
@@ -399,25 +450,12 @@ class Ops {
                           int count, std::byte* pages, size_t pitch, const float* key_mean = nullptr);
   virtual void decode_run(CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int first, int count,
                           float* k, float* v, size_t stride, const float* key_mean = nullptr);
-  // The same of several lanes, one behind the other in k and v: the run of lane i begins i * lane_pitch bytes behind.
-  virtual void decode_lanes(CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int lanes,
-                            size_t lane_pitch, int first, int count, float* k, float* v, size_t stride) {
-    for (int lane = 0; lane < lanes; ++lane) {
-      const size_t to = static_cast<size_t>(lane) * static_cast<size_t>(count) * stride;
-      decode_run(codec, shape, pages + static_cast<size_t>(lane) * lane_pitch, pitch, first, count, k + to, v + to,
-                 stride);
-    }
-  }
-  virtual void encode_lane_rows(const LaneRowsArgs& a) {
-    for (int i = 0; i < a.items; ++i) {
-      const size_t from = static_cast<size_t>(a.row[i]) * a.stride;
-      encode_row(a.codec, a.shape, a.k + from, a.v + from, a.at[i], a.pages[i],
-                 a.key_mean + static_cast<size_t>(a.lane[i]) * static_cast<size_t>(a.shape.row()));
-    }
-  }
+  virtual void enter_lanes(const EnterArgs& args);
   virtual void move_rows(CodecId codec, PageShape shape, std::span<const RowMove> moves) {
     for (const RowMove& move : moves) move_row(codec, shape, move.from, move.from_at, move.to, move.to_at);
   }
+  // Several runs, each in its own pages. room: [32, row], for a backend that has none of its own.
+  virtual void pack_pages(PageShape shape, std::span<const PackArgs> runs, float* room_k, float* room_v);
   // Chosen tokens of several pages into dense rows: item i is token at[i] of pages[i].
   virtual void gather(const PageEntry* pages, const int32_t* at, int items, PageShape shape, float* k, float* v,
                       size_t stride, const float* key_mean = nullptr) = 0;
@@ -443,51 +481,6 @@ MOSAIC_HD void for_pages_of_run(int first, int count, const Piece& piece) {
   }
 }
 
-inline void Ops::stage(const StageArgs& a) {
-  for (const StageArgs::Numbers& numbers : a.numbers)
-    if (numbers.x != nullptr) check_numbers(numbers.x, numbers.n, a.faults, numbers.cut);
-  for (int lane = 0; lane < a.lanes && a.count > 0; ++lane) {
-    const size_t from = static_cast<size_t>(lane) * static_cast<size_t>(a.shape.row());
-    encode_run(a.codec, a.shape, a.k + from, a.v + from, a.stride, a.first, a.count,
-               a.pages + static_cast<size_t>(lane) * a.lane_pitch, a.pitch);
-  }
-  for (const StageArgs::Piece& piece : a.pieces) copy(piece.to, piece.from, piece.bytes);
-}
-
-inline void Ops::grow_page(const GrowArgs& a) {
-  decode(a.from_codec, a.shape, a.from, 0, a.held, a.room_k, a.room_v, a.stride);
-  const auto row = static_cast<size_t>(a.shape.row());
-  if (a.room_k + static_cast<size_t>(a.held) * a.stride != a.k) {
-    wait();
-    for (size_t i = 0; i < static_cast<size_t>(a.count); ++i) {
-      const size_t to = (static_cast<size_t>(a.held) + i) * a.stride;
-      std::copy_n(a.k + i * a.stride, row, a.room_k + to);
-      std::copy_n(a.v + i * a.stride, row, a.room_v + to);
-    }
-  }
-  encode(a.codec, a.shape, a.room_k, a.room_v, a.stride, a.held + a.count, a.to);
-}
-
-inline void Ops::encode_run(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int first,
-                            int count, std::byte* pages, size_t pitch, const float* key_mean) {
-  for_pages_of_run(first, count, [&](int page, int begin, int end, int before) {
-    const size_t from = static_cast<size_t>(before) * stride;
-    std::byte* const data = pages + static_cast<size_t>(page) * pitch;
-    if (end - begin == kPageTokens)
-      return encode(codec, shape, k + from, v + from, stride, kPageTokens, data, key_mean);
-    for (int i = begin; i < end; ++i) {
-      const size_t row = from + static_cast<size_t>(i - begin) * stride;
-      encode_row(codec, shape, k + row, v + row, i, data, key_mean);
-    }
-  });
-}
-
-inline void Ops::decode_run(CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int first, int count,
-                            float* k, float* v, size_t stride, const float* key_mean) {
-  for_pages_of_run(first, count, [&](int page, int begin, int end, int before) {
-    const size_t to = static_cast<size_t>(before) * stride;
-    decode(codec, shape, pages + static_cast<size_t>(page) * pitch, begin, end, k + to, v + to, stride, key_mean);
-  });
-}
-
 }  // namespace mosaic
+
+#include "backend/ops_by_one.h"

@@ -8,7 +8,9 @@
 // tokens, at least a whole one: with full grids that is the published share of the frames. Among equal scores the older goes.
 // Everything stored is read; positions are contiguous, as the runtime has them.
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <span>
 #include <utility>
 
 #include "policy/policy.h"
@@ -36,8 +38,9 @@ struct Kernel {
 };
 constexpr Kernel kKernels[] = {{0.1, 3, 3, 3}, {0.2, 0, 2, 2}, {0.4, 0, 0, 1}};
 
-// Pages decoded at a time where each launch costs: so many at most, and a share of a pot, so that little of a small cap goes.
-constexpr int kChunkPages = 64, kChunkShare = 8;
+constexpr int kFewPages = 64;  // of a pot that are asked about at a time, where a call costs little
+constexpr uint64_t kTableShare =
+    32;  // of the pages, for the tables of pots that are compressed together where it does not
 
 class InfiniPotV final : public Policy {
  public:
@@ -47,7 +50,8 @@ class InfiniPotV final : public Policy {
   }
   const char* name() const override { return "infinipot-v"; }
   PolicyNeeds needs() const override {
-    return {.group = {.by_token = true, .per_head = true, .unbounded = true}, .share = {.clusters = 1}};
+    return {.group = {.by_token = true, .by_meta = true, .per_head = true, .unbounded = true},
+            .share = {.clusters = 1}};
   }
 
   void bind(const StoreShape& shape, Region& region) override {
@@ -59,20 +63,24 @@ class InfiniPotV final : public Policy {
     lane_tokens_ = ((each + pages_for(shape.max_run) + 1) * kPageTokens).to_int("tokens of a pot and a batch");
     cells_ = (Size(shape.max_run) * 2).to_int("cells of a grid");  // the box of a frame whose last row is not full
     const Size cells = Size(cells_) + 1;
+    const Size together = region.has_private() ? pots_together(shape) : 1, tokens = together * lane_tokens_;
+    pots_.resize(static_cast<size_t>(together.value()));
+    asked_.reserve(pots_.size());
     keep_ = region.take<uint8_t>("policy", Size(slots) * kPageTokens);
-    score_ = region.take<float>("policy", lane_tokens_);
-    norm_ = region.take<float>("policy", lane_tokens_);
-    cell_ = region.take<int32_t>("policy", lane_tokens_);
-    frame_ = region.take<int32_t>("policy", lane_tokens_);
+    score_ = region.take<float>("policy", tokens);
+    norm_ = region.take<float>("policy", tokens);
+    cell_ = region.take<int32_t>("policy", tokens);
+    frame_ = region.take<int32_t>("policy", s_.pool ? tokens : Size(lane_tokens_));
     order_ = region.take<int32_t>("policy", lane_tokens_);
-    recent_sum_ = region.take<float>("policy", cells * row);
-    recent_count_ = region.take<int32_t>("policy", cells);
+    const auto take = [&](Size n) { return region.take_for_kernels("policy", together * n * sizeof(float)); };
+    recent_sum_ = reinterpret_cast<float*>(take(cells * row));
+    recent_count_ = reinterpret_cast<int32_t*>(take(cells));
     near_count_ = region.take<int32_t>("policy", cells);
     near_sum_ = region.take<double>("policy", cells);
-    const int pages = region.has_private() ? std::clamp(lane_tokens_ / (kChunkShare * kPageTokens), 1, kChunkPages) : 1;
-    chunk_ = pages * kPageTokens;
-    k_ = region.take<float>("policy", row * chunk_);
-    v_ = region.take<float>("policy", row * chunk_);
+    const Size room = region.has_private() ? 0 : kPageTokens;
+    room_k_ = region.take<float>("policy", row * room);
+    room_v_ = region.take<float>("policy", row * room);
+    if (region.has_private()) pages_ = region.take<PageEntry>("policy", slots);
   }
 
   void admit(const ClusterStore& store, const AdmitBatch& batch, Placement* out) override {
@@ -97,6 +105,7 @@ class InfiniPotV final : public Policy {
     const int lanes = store.shape().lanes;
     uint8_t* keep = keep_;
     int n = 0;
+    size_t waiting = 0;  // pots that are not chosen from yet
     for (int i = 0; i < lanes && n < capacity; ++i) {
       const int lane = (need.lane + i) % lanes;
       if (store.index(lane).live().empty()) continue;
@@ -106,10 +115,13 @@ class InfiniPotV final : public Policy {
       const int coming = lane < need.lane ? 0 : batch_tokens_ - filed;
       const int target = std::max(0, static_cast<int>(s_.keep * full_) - coming);
       if (members <= target) continue;
-      choose(store, lane, pot, members, target, filed > 0 && coming > 0, keep);
+      pots_[waiting++] = {
+          .lane = lane, .id = pot, .members = members, .target = target, .cut = filed > 0 && coming > 0, .keep = keep};
       out[n++] = {.kind = Eviction::Kind::kThin, .lane = lane, .cluster = pot, .keep = keep};
       keep += members;
+      if (waiting == pots_.size()) choose(store, {pots_.data(), std::exchange(waiting, 0)});
     }
+    choose(store, {pots_.data(), waiting});
     return n;
   }
   void serialize(Snapshot&, const ClusterStore&) override {}  // what it knows of a batch ends with the batch
@@ -133,29 +145,66 @@ class InfiniPotV final : public Policy {
     return 0;
   }
 
-  // Marks the `target` of the members that stay. `cut`: the last frame is not all here yet.
-  void choose(const ClusterStore& store, int lane, ClusterId pot, int members, int target, bool cut, uint8_t* keep) {
-    std::fill_n(keep, members, uint8_t{0});
-    if (s_.order == Order::kUniform) {
-      for (int64_t i = 0; i < members; ++i) keep[i] = (i + 1) * target / members > i * target / members;
-      return;
+  // One that is compressed, and what is worked out of it. Its tables are those of its place among the others.
+  struct Pot {
+    int lane = 0;
+    ClusterId id = kNone;
+    int members = 0, target = 0;
+    bool cut = false;  // the last frame is not all here yet
+    uint8_t* keep = nullptr;
+    int skip = 0, n = 0;                      // members that go unseen, and the others
+    int first = 0;                            // of the newest frames
+    int rows = 0, columns = 0;                // of the grid
+    float *score = nullptr, *norm = nullptr;  // [n]
+    int32_t *cell = nullptr, *frame = nullptr;
+  };
+
+  // Pots whose tables take a share of what the pages do; those of a layer at least.
+  int pots_together(const StoreShape& shape) const {
+    uint64_t bytes = 0;
+    for (const TierSpec& tier : shape.tiers)
+      if (tier.medium != Medium::disk) bytes += static_cast<uint64_t>(tier.slots) * data_bytes(tier.codec, shape.page);
+    const Size tables = Size(lane_tokens_) * (3 * sizeof(float)) + Size(cells_) * shape.page.row() * sizeof(float);
+    const auto fit = static_cast<int64_t>(bytes / kTableShare / tables.bytes());
+    return static_cast<int>(std::clamp<int64_t>(fit, std::min(shape.layer_lanes, shape.lanes), shape.lanes));
+  }
+
+  // Marks the `target` of the members that stay, in each pot.
+  void choose(const ClusterStore& store, std::span<Pot> pots) {
+    for (size_t i = 0; i < pots.size(); ++i) {
+      Pot& pot = pots[i];
+      std::fill_n(pot.keep, pot.members, uint8_t{0});
+      if (s_.order == Order::kUniform) {
+        const int64_t members = pot.members;
+        for (int64_t m = 0; m < members; ++m) pot.keep[m] = (m + 1) * pot.target / members > m * pot.target / members;
+        continue;
+      }
+      // Lanes take the same tokens, so none is a batch longer than its share. Were one, its oldest would go unseen.
+      pot.skip = std::max(0, pot.members - lane_tokens_);
+      pot.n = pot.members - pot.skip;
+      const size_t at = i * static_cast<size_t>(lane_tokens_);
+      pot.score = score_ + at, pot.norm = norm_ + at, pot.cell = cell_ + at, pot.frame = frame_ + (s_.pool ? at : 0);
+      lay_on_grid(store, &pot);
     }
-    // Lanes take the same tokens, so none is a batch longer than its share. Were one, its oldest would go unseen.
-    const int skip = std::max(0, members - lane_tokens_);
-    const int n = members - skip, first = lay_on_grid(store, lane, pot, skip, n, cut);
-    keep += skip;
-    read(store, lane, pot, skip, n, first);
-    if (s_.pool) pool(n);
+    if (s_.order == Order::kUniform) return;
+    read(store, pots);
+    for (const Pot& pot : pots) choose_by_signals(pot);
+  }
+
+  void choose_by_signals(const Pot& pot) {
+    const int n = pot.n;
+    uint8_t* const keep = pot.keep + pot.skip;
+    if (s_.pool) pool(pot);
     if (s_.order == Order::kReversed) {
-      for (int i = 0; i < n; ++i) score_[i] = -score_[i], norm_[i] = -norm_[i];
+      for (int i = 0; i < n; ++i) pot.score[i] = -pot.score[i], pot.norm[i] = -pot.norm[i];
     }
     int kept = 0;
     if (s_.alpha > 0) {
-      kept = std::min(n - first, target);
+      kept = std::min(n - pot.first, pot.target);
       std::fill_n(keep + n - kept, kept, uint8_t{1});
-      kept += take_highest(score_, first, static_cast<int>(s_.alpha * target) - kept, keep);
+      kept += take_highest(pot.score, pot.first, static_cast<int>(s_.alpha * pot.target) - kept, keep);
     }
-    take_highest(norm_, n, target - kept, keep);
+    take_highest(pot.norm, n, pot.target - kept, keep);
   }
 
   // The `wanted` highest of those of [0, n) that are not kept yet, older ones yielding among equals. Returns how many.
@@ -170,13 +219,15 @@ class InfiniPotV final : public Policy {
     return wanted;
   }
 
-  // Frame and cell of the grid of every member; returns where the newest frames begin.
-  int lay_on_grid(const ClusterStore& store, int lane, ClusterId pot, int skip, int n, bool cut) {
+  // Frame and cell of the grid of every member, and where the newest frames begin.
+  void lay_on_grid(const ClusterStore& store, Pot* pot) {
+    int32_t *const cell = pot->cell, *const frame = pot->frame;
+    const int n = pot->n;
     int low_h = 1 << 16, high_h = -1, low_w = 1 << 16, high_w = -1;
-    int at = -skip, newest = 0;  // where the last frame begins
-    TokenMeta last{};            // the last one with a place in the grid, if this frame has had any
+    int at = -pot->skip, newest = 0;  // where the last frame begins
+    TokenMeta last{};                 // the last one with a place in the grid, if this frame has had any
     int32_t time = 0;
-    for (PageId id = store.index(lane)[pot].head; id != kNone; id = store.pages()[id].next) {
+    for (PageId id = store.index(pot->lane)[pot->id].head; id != kNone; id = store.pages()[id].next) {
       const Page& page = store.pages()[id];
       const TokenMeta* meta = store.tiers().page(page.tier, page.slot).meta;
       for (int i = 0; i < page.count; ++i, ++at) {
@@ -185,87 +236,114 @@ class InfiniPotV final : public Policy {
         const bool text = m.h == kText;
         const bool rises = text || last.h == kText || m.h > last.h || (m.h == last.h && m.w > last.w);
         const bool opens = at == 0 || m.time_low != time || !rises;
-        frame_[at] = at == 0 ? 0 : frame_[at - 1] + (opens ? 1 : 0);
+        frame[at] = at == 0 ? 0 : frame[at - 1] + (opens ? 1 : 0);
         if (opens) newest = at;
         time = m.time_low;
         if (opens || !text) last = m;
-        cell_[at] = text ? -1 : m.h << 16 | m.w;
+        cell[at] = text ? -1 : m.h << 16 | m.w;
         if (text) continue;
         low_h = std::min<int>(low_h, m.h), high_h = std::max<int>(high_h, m.h);
         low_w = std::min<int>(low_w, m.w), high_w = std::max<int>(high_w, m.w);
       }
     }
     int first = newest;
-    for (int i = newest - 1; i >= 0 && ((cut && frame_[i] + 1 == frame_[newest]) || n - i <= s_.recent * n); --i)
-      if (i == 0 || frame_[i - 1] != frame_[i]) first = i;
+    for (int i = newest - 1; i >= 0 && ((pot->cut && frame[i] + 1 == frame[newest]) || n - i <= s_.recent * n); --i)
+      if (i == 0 || frame[i - 1] != frame[i]) first = i;
     // Frames of several shapes may span a box that is too large: then the newest frame's is the grid, which always fits.
     if ((high_h - low_h + 1) * int64_t{high_w - low_w + 1} > cells_) {
       low_h = low_w = 1 << 16, high_h = high_w = -1;
       for (int i = newest; i < n; ++i) {
-        if (cell_[i] < 0) continue;
-        low_h = std::min(low_h, cell_[i] >> 16), high_h = std::max(high_h, cell_[i] >> 16);
-        low_w = std::min(low_w, cell_[i] & 0xffff), high_w = std::max(high_w, cell_[i] & 0xffff);
+        if (cell[i] < 0) continue;
+        low_h = std::min(low_h, cell[i] >> 16), high_h = std::max(high_h, cell[i] >> 16);
+        low_w = std::min(low_w, cell[i] & 0xffff), high_w = std::max(high_w, cell[i] & 0xffff);
       }
     }
     if (high_h < 0) low_h = high_h = low_w = high_w = 0;  // nothing but text
-    rows_ = high_h - low_h + 1;
-    columns_ = high_w - low_w + 1;
+    pot->rows = high_h - low_h + 1;
+    pot->columns = high_w - low_w + 1;
+    pot->first = first;
     for (int i = 0; i < n; ++i) {
-      const int h = cell_[i] < 0 ? -1 : (cell_[i] >> 16) - low_h, w = (cell_[i] & 0xffff) - low_w;
+      const int h = cell[i] < 0 ? -1 : (cell[i] >> 16) - low_h, w = (cell[i] & 0xffff) - low_w;
       // Text and what stands outside have no place.
-      cell_[i] = h >= 0 && h < rows_ && w >= 0 && w < columns_ ? h * columns_ + w : kNone;
+      cell[i] = h >= 0 && h < pot->rows && w >= 0 && w < pot->columns ? h * pot->columns + w : kNone;
     }
-    return first;
   }
 
-  // TaR scores of the members before `first`, value norms of all.
-  void read(const ClusterStore& store, int lane, ClusterId pot, int skip, int n, int first) {
-    const int row = store.shape().page.row();
-    const auto stride = static_cast<size_t>(row);
-    const auto pages =
-        [&](int from, auto&& visit) {  // of members from `from` on, decoded, as many at a time as there is room for
-          int at = -skip, held = 0, held_from = 0;
-          for (PageId id = store.index(lane)[pot].head; id != kNone; id = store.pages()[id].next) {
-            const Page& page = store.pages()[id];
-            const int begin = std::max(0, from - at);
-            if (begin < page.count) {
-              if (held + kPageTokens > chunk_) visit(held_from, std::exchange(held, 0));
-              if (held == 0) held_from = at + begin;
-              const size_t to = static_cast<size_t>(held) * stride;
-              store.ops().decode(store.tiers().spec(page.tier).codec, store.shape().page,
-                                 store.tiers().page(page.tier, page.slot).data, begin, page.count, k_ + to, v_ + to,
-                                 stride);
-              held += page.count - begin;
-            }
-            at += page.count;
-          }
-          if (held > 0) visit(held_from, held);
-        };
-    std::fill_n(recent_sum_, static_cast<size_t>(cells_ + 1) * stride, 0.0f);
-    std::fill_n(recent_count_, cells_ + 1, 0);
-    if (s_.alpha > 0)
-      pages(first, [&](int at, int count) {
-        store.ops().add_recent_keys({k_, cell_ + at, count, row, stride, recent_sum_, recent_count_});
-      });
-    pages(0, [&](int at, int count) {
-      store.ops().row_norm({v_, count, row, stride, norm_ + at});
-      if (s_.alpha > 0)
-        store.ops().temporal_redundancy({k_, cell_ + at, count, row, stride, recent_sum_, recent_count_, score_ + at});
-    });
-    store.ops().wait();
+  // TaR scores of the members, and value norms.
+  void read(const ClusterStore& store, std::span<Pot> pots) {
+    Ops& ops = store.ops();
+    const auto add_recent = [&] {
+      if (s_.alpha > 0) ops.add_recent_pages(asked_);
+    };
+    const auto measure = [&] { ops.page_signals(asked_); };
+    if (pages_ != nullptr) {
+      for_pages(store, pots, [&] { add_recent(), measure(); });  // all of them are listed
+    } else {
+      for_pages(store, pots, add_recent);
+      for_pages(store, pots, measure);
+    }
+    ops.wait();
     // An exact page of half precision may have overflowed: what is not a number is as dull, or as large, as can be.
-    for (int i = 0; i < n; ++i) {
-      if (s_.alpha > 0 && !std::isfinite(score_[i])) score_[i] = -1;
-      if (!std::isfinite(norm_[i])) norm_[i] = std::numeric_limits<float>::max();
-    }
+    for (const Pot& pot : pots)
+      for (int i = 0; i < pot.n; ++i) {
+        if (s_.alpha > 0 && !std::isfinite(pot.score[i])) pot.score[i] = -1;
+        if (!std::isfinite(pot.norm[i])) pot.norm[i] = std::numeric_limits<float>::max();
+      }
   }
 
-  // Averages norm_ over the neighbours that survive. The window of frames slides: every token enters and leaves it once.
-  void pool(int n) {
+  // Calls ask() with asked_ about the pages of all pots, as many at a time as can be listed.
+  template <class Ask>
+  void for_pages(const ClusterStore& store, std::span<const Pot> pots, const Ask& ask) {
+    std::array<PageEntry, kFewPages> few;
+    PageEntry* const pages = pages_ != nullptr ? pages_ : few.data();
+    const int most = pages_ != nullptr ? std::numeric_limits<int>::max() : kFewPages;  // pages_ has room for all
+    int listed = 0;
+    asked_.clear();
+    for (size_t i = 0; i < pots.size(); ++i) {
+      const Pot& pot = pots[i];
+      asked_.push_back(args_of(store, pot, i));
+      asked_.back().pages = pages + listed;
+      int at = -pot.skip;
+      for (PageId id = store.index(pot.lane)[pot.id].head; id != kNone; id = store.pages()[id].next) {
+        const Page& page = store.pages()[id];
+        const int begin = std::max(0, -at);
+        if (begin < page.count) {
+          if (listed == most) {
+            ask();
+            listed = 0;
+            asked_.erase(asked_.begin(), asked_.end() - 1);
+            asked_.back().pages = pages, asked_.back().n_pages = 0, asked_.back().fresh = false;
+          }
+          pages[listed++] = {store.tiers().page(page.tier, page.slot).data, at + begin, rows_of(begin, page.count),
+                             store.tiers().spec(page.tier).codec};
+          ++asked_.back().n_pages;
+        }
+        at += page.count;
+      }
+    }
+    ask();
+  }
+
+  PotArgs args_of(const ClusterStore& store, const Pot& pot, size_t i) const {
+    PotArgs a;
+    a.shape = store.shape().page;
+    a.place = pot.cell, a.places = pot.rows * pot.columns, a.recent = pot.first;
+    a.sum = recent_sum_ + i * static_cast<size_t>(cells_ + 1) * static_cast<size_t>(a.shape.row());
+    a.count = recent_count_ + i * static_cast<size_t>(cells_ + 1);
+    a.score = s_.alpha > 0 ? pot.score : nullptr, a.norm = pot.norm;
+    a.room_k = room_k_, a.room_v = room_v_;
+    return a;
+  }
+
+  // Averages norms over the neighbours that survive. The window of frames slides: every token enters and leaves it once.
+  void pool(const Pot& pot) {
+    const int n = pot.n;
+    float* const norm = pot.norm;
+    const int32_t *const at = pot.cell, *const frame = pot.frame;
     double sum = 0, squares = 0;
-    for (int i = 0; i < n; ++i) sum += norm_[i];
+    for (int i = 0; i < n; ++i) sum += norm[i];
     const double mean = sum / n;
-    for (int i = 0; i < n; ++i) squares += (norm_[i] - mean) * (norm_[i] - mean);
+    for (int i = 0; i < n; ++i) squares += (norm[i] - mean) * (norm[i] - mean);
     const double variation = mean > 0 ? std::sqrt(squares / n) / mean : 0;
     const auto kernel =
         std::find_if(std::begin(kKernels), std::end(kKernels), [&](const Kernel& k) { return variation < k.below; });
@@ -273,55 +351,56 @@ class InfiniPotV final : public Policy {
     std::fill_n(near_sum_, cells_ + 1, 0.0);
     std::fill_n(near_count_, cells_ + 1, 0);
     float* pooled = reinterpret_cast<float*>(order_);  // free until something is taken
-    const auto cell = [&](int i) { return cell_[i] != kNone ? cell_[i] : cells_; };
+    const auto cell = [&](int i) { return at[i] != kNone ? at[i] : cells_; };
     for (int i = 0, in = 0, out = 0; i < n; ++i) {
-      for (; in < n && frame_[in] <= frame_[i] + kernel->frames; ++in) {
-        near_sum_[cell(in)] += norm_[in];
+      for (; in < n && frame[in] <= frame[i] + kernel->frames; ++in) {
+        near_sum_[cell(in)] += norm[in];
         ++near_count_[cell(in)];
       }
-      for (; frame_[out] < frame_[i] - kernel->frames; ++out) {
+      for (; frame[out] < frame[i] - kernel->frames; ++out) {
         if (--near_count_[cell(out)] == 0)
           near_sum_[cell(out)] = 0;
         else
-          near_sum_[cell(out)] -= norm_[out];
+          near_sum_[cell(out)] -= norm[out];
       }
-      if (cell_[i] == kNone) {
-        pooled[i] = norm_[i];
+      if (at[i] == kNone) {
+        pooled[i] = norm[i];
         continue;
       }
-      const int h = cell_[i] / columns_, w = cell_[i] % columns_;
+      const int h = at[i] / pot.columns, w = at[i] % pot.columns;
       double total = 0;
       int count = 0;
-      for (int y = std::max(0, h - kernel->rows); y <= std::min(rows_ - 1, h + kernel->rows); ++y)
-        for (int x = std::max(0, w - kernel->columns); x <= std::min(columns_ - 1, w + kernel->columns); ++x) {
-          total += near_sum_[y * columns_ + x];
-          count += near_count_[y * columns_ + x];
+      for (int y = std::max(0, h - kernel->rows); y <= std::min(pot.rows - 1, h + kernel->rows); ++y)
+        for (int x = std::max(0, w - kernel->columns); x <= std::min(pot.columns - 1, w + kernel->columns); ++x) {
+          total += near_sum_[y * pot.columns + x];
+          count += near_count_[y * pot.columns + x];
         }
       pooled[i] = static_cast<float>(total / count);
     }
-    std::copy_n(pooled, n, norm_);
+    std::copy_n(pooled, n, norm);
   }
 
   InfiniPotSettings s_;
-  int full_ = 0;         // tokens of a full pot, |M|
-  int lane_tokens_ = 0;  // most members that are scored
-  int cells_ = 0;        // of the grid
-  int rows_ = 0, columns_ = 0;
-  int batch_tokens_ = 0;     // of the batch that is being admitted
-  int64_t seen_ = 0;         // tokens the store had seen before this lane's part of it
+  int full_ = 0;           // tokens of a full pot, |M|
+  int lane_tokens_ = 0;    // most members that are scored
+  int cells_ = 0;          // of the grid
+  int batch_tokens_ = 0;   // of the batch that is being admitted
+  int64_t seen_ = 0;       // tokens the store had seen before this lane's part of it
+  std::vector<Pot> pots_;  // those that are compressed together
+  std::vector<PotArgs> asked_;
   uint8_t* keep_ = nullptr;  // [members of all lanes]
-  float* score_ = nullptr;   // [lane tokens] TaR
-  float* norm_ = nullptr;    // [lane tokens] VaN
+  float* score_ = nullptr;   // [pots, lane tokens] TaR
+  float* norm_ = nullptr;    // [pots, lane tokens] VaN
   int32_t* cell_ = nullptr;
-  int32_t* frame_ = nullptr;
-  int32_t* order_ = nullptr;
-  float* recent_sum_ = nullptr;  // [cells + 1, row]
+  int32_t* frame_ = nullptr;     // of one pot where nothing is pooled
+  int32_t* order_ = nullptr;     // [lane tokens]
+  float* recent_sum_ = nullptr;  // [pots, cells + 1, row]
   int32_t* recent_count_ = nullptr;
-  int32_t* near_count_ = nullptr;
+  int32_t* near_count_ = nullptr;  // [cells + 1]
   double* near_sum_ = nullptr;
-  int chunk_ = 0;       // members that are decoded at a time
-  float* k_ = nullptr;  // [chunk, row]
-  float* v_ = nullptr;
+  PageEntry* pages_ = nullptr;  // [pages of all pots] where they are asked about together
+  float* room_k_ = nullptr;     // [16, row] where kernels have no memory of their own
+  float* room_v_ = nullptr;
 };
 
 }  // namespace

@@ -30,6 +30,7 @@ struct PolicyNeeds {
   struct Grouping {
     bool records = false;    // every KV head keeps single tokens in a log (retention() says which), nothing below then
     bool by_token = false;   // tokens are labelled one by one; false: a frame is one cluster, admitted whole
+    bool by_meta = false;    // by token: admit() looks at the meta of tokens alone, at no key or value
     bool per_head = false;   // a lane is one KV head of a layer; false: a lane is a layer, all its heads together
     bool scenes = false;     // frames are clustered by their embedding, clusters live inside a scene
     int frames = 1;          // frames admitted together (by token, no scenes)

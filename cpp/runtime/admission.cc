@@ -1,6 +1,7 @@
 #include "runtime/admission.h"
 
 #include <algorithm>
+#include <array>
 
 #include "core/error.h"
 #include "core/trace.h"
@@ -155,7 +156,7 @@ int Admission::read_batch(int lane) {
     }
     rows += tokens;
   }
-  if (lanes > 0 && (needs_.group.by_token || store_.index(lane).has_means()))
+  if (lanes > 0 && ((needs_.group.by_token && !needs_.group.by_meta) || store_.index(lane).has_means()))
     ops_.wait();  // else kernels alone read them
   return rows;
 }
@@ -336,13 +337,26 @@ bool Admission::make_room(const Need& need) {
   }
   if (need.kind == Need::Kind::kClusters && needs_.group.by_token) make_room_to_merge(need);
   const int n = policy_.evict(store_, need, scratch_.evictions, Scratch::kEvictions);
-  for (int i = 0; i < n; ++i) {
-    carry_out(scratch_.evictions[i]);
-    scratch_.labels.follow(scratch_.evictions[i]);
-  }
+  for (int i = 0; i < n;) i += carry_out({scratch_.evictions + i, static_cast<size_t>(n - i)});
   // Slots that go to disk come free when their write is done.
   if (need.kind == Need::Kind::kSlots && store_.free_slots() < need.amount) store_.poll_spills(true);
   return n > 0;
+}
+
+// The first, and those behind it that are thinned with it. Returns how many.
+int Admission::carry_out(std::span<const Eviction> evictions) {
+  std::array<ClusterStore::Thinning, 32> thinned;
+  size_t n = 0;
+  for (; n < std::min(evictions.size(), thinned.size()) && evictions[n].kind == Eviction::Kind::kThin; ++n)
+    thinned[n] = {evictions[n].lane, evictions[n].cluster, evictions[n].keep};
+  if (n > 0) {
+    store_.thin(std::span(thinned).first(n));
+  } else {
+    carry_out(evictions[0]);
+    n = 1;
+  }
+  for (const Eviction& eviction : evictions.first(n)) scratch_.labels.follow(eviction);
+  return static_cast<int>(n);
 }
 
 void Admission::carry_out(const Eviction& eviction) {
@@ -351,7 +365,7 @@ void Admission::carry_out(const Eviction& eviction) {
       store_.demote(eviction.lane, eviction.cluster, eviction.tier);
       return;
     case Eviction::Kind::kThin:
-      return store_.thin(eviction.lane, eviction.cluster, eviction.keep);
+      return;  // with others
     case Eviction::Kind::kCollapse:
       return store_.collapse(eviction.lane, eviction.cluster);
     case Eviction::Kind::kMerge:

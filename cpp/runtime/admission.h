@@ -69,6 +69,7 @@ class Admission {
   // The policy says what yields; false: nothing does.
   bool make_room(const Need& need);
   void make_room_to_merge(const Need& need);
+  int carry_out(std::span<const Eviction> evictions);
   void carry_out(const Eviction& eviction);
 
   const Plan& plan_;

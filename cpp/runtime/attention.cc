@@ -139,9 +139,10 @@ AttendArgs KvMemory::lane_args(int lane, const LayerArrays& at, const BlockSelec
   return args;
 }
 
-// Those lanes of them, over what was selected. stage: what is to be done besides, before they are attended.
-void KvMemory::attend_once(const Lanes& lanes, std::span<const int> which, StageArgs* stage,
-                           std::span<AttendArgs> args) {
+// Those lanes of them, over what was selected. stage: what is to be done besides, before they are attended. measured: the
+// attention, too.
+void KvMemory::attend_once(const Lanes& lanes, std::span<const int> which, StageArgs* stage, std::span<AttendArgs> args,
+                           bool measured) {
   const Since since{asking_ ? since_ms_ : Clock::kNever, &store_.clock()};
   const size_t q_lane = static_cast<size_t>(model().q_heads / plan_.layer_lanes * model().head_dim);
   const size_t kv_lane = static_cast<size_t>(model().kv_heads / plan_.layer_lanes * model().head_dim);
@@ -162,7 +163,13 @@ void KvMemory::attend_once(const Lanes& lanes, std::span<const int> which, Stage
   stage->pieces = {pieces.data(), n_pieces};
   const uint64_t attend_began = trace::begin();
   backend_.ops->stage(*stage);
-  backend_.ops->attend_lanes(std::span(asked).first(n));
+  if (measured) {
+    std::array<MassArgs, kLanesTogether> mass;
+    for (size_t i = 0; i < n; ++i) mass[i] = wanted_mass(asked[i], lanes.first + which[i]);
+    backend_.ops->attend_and_measure(std::span(asked).first(n), std::span(mass).first(n));
+  } else {
+    backend_.ops->attend_lanes(std::span(asked).first(n));
+  }
   trace::end("attend", attend_began, lanes.first);
 }
 
@@ -184,7 +191,7 @@ void KvMemory::attend_recalled(const Lanes& lanes, std::span<AttendArgs> args) {
     which[reading++] = one.lane - lanes.first;
   }
   StageArgs nothing;
-  if (reading > 0) attend_once(lanes, std::span(which).first(reading), &nothing, args);
+  if (reading > 0) attend_once(lanes, std::span(which).first(reading), &nothing, args, false);
 }
 
 void KvMemory::attend_lanes(const Lanes& lanes, StageArgs* stage) {
@@ -193,17 +200,21 @@ void KvMemory::attend_lanes(const Lanes& lanes, StageArgs* stage) {
   std::iota(all.begin(), all.end(), 0);
   const auto n = static_cast<size_t>(lanes.n);
   const std::span<AttendArgs> args = std::span(room).first(n);
-  attend_once(lanes, std::span(all).first(n), stage, args);
+  // What is read of a disk is attended besides, and counts too: then attention is measured at the end.
+  const bool measures = measures_attention(), has_disk = records_ && records_->archive() != nullptr;
+  attend_once(lanes, std::span(all).first(n), stage, args, measures && !has_disk);
   if (records_) attend_recalled(lanes, args);
   if (records_ && records_->counts_rest()) add_rest(lanes.first, args);
   for (int i = 0; i < lanes.n; ++i) {
     const BlockSelection& read = selector_.selection(lanes.first + i, block_);
     reads_now_ += read.attended() + read.summaries();
   }
-  if (!measures_attention()) return;
-  std::array<MassArgs, kLanesTogether> mass;
-  for (size_t i = 0; i < n; ++i) mass[i] = wanted_mass(args[i], lanes.first + static_cast<int>(i));
-  backend_.ops->mass_lanes(std::span(mass).first(n));
+  if (!measures) return;
+  if (has_disk) {
+    std::array<MassArgs, kLanesTogether> mass;
+    for (size_t i = 0; i < n; ++i) mass[i] = wanted_mass(args[i], lanes.first + static_cast<int>(i));
+    backend_.ops->mass_lanes(std::span(mass).first(n));
+  }
   if (selector_.stand_apart()) return;  // is collected when the block is committed
   backend_.ops->wait();
   for (int i = 0; i < lanes.n; ++i) collect_attention(lanes.first + i);

@@ -144,7 +144,8 @@ class KvMemory {
   // A lane is all heads of a layer, or one of its KV heads with the query heads that share it.
   struct Lanes;
   void attend_lanes(const Lanes& lanes, StageArgs* stage);
-  void attend_once(const Lanes& lanes, std::span<const int> which, StageArgs* stage, std::span<AttendArgs> args);
+  void attend_once(const Lanes& lanes, std::span<const int> which, StageArgs* stage, std::span<AttendArgs> args,
+                   bool measured);
   void attend_recalled(const Lanes& lanes, std::span<AttendArgs> args);
   void add_rest(int first, std::span<const AttendArgs> args);
   AttendArgs lane_args(int lane, const LayerArrays& at, const BlockSelection& selection) const;

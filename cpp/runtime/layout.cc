@@ -41,6 +41,7 @@ void shape_lanes(const Request& r, Plan* plan) {
   plan->batch_frames = needs.group.by_token ? needs.group.frames : 1;
   plan->attends_means = needs.attends_means();
   s.lanes = r.lanes;
+  s.layer_lanes = plan->layer_lanes;
   s.page = {per_head ? 1 : m.kv_heads, m.head_dim};
   s.embedding_dim = m.embedding_dim;
   s.spill_dir = plan->config.spill_dir;

@@ -343,6 +343,7 @@ void Records::compare(int lane, int tokens) {
   args.token_score = scores_;
   args.key_mean = log_.key_mean(lane);
   args.value_mean = log_.value_mean(lane);
+  std::fill_n(like_, tokens, 0.0f);
   args.item_like = like_;
   args.token_like = likes_;
   ops_.likeness(args);

@@ -122,6 +122,7 @@ class Records {
   struct Together;
   void take_together(Region& region, const Plan& plan);
   void admit_together(const Window& window, TokenMeta* meta);
+  void note_followed(int first_item, int end_item, int first_move, int end_move);
   void note_norms();
   void compare_together();
   int frames_in_log() const { return heard_.frames() - window_frames_; }
@@ -161,13 +162,14 @@ class Records {
 };
 
 struct Records::Together {
-  int lanes = 0;                            // at a time
+  int lanes = 0;                            // that are compared at a time
   float *k, *v;                             // [lanes, frame_tokens, row], of kernels alone
   float* norm;                              // [all lanes, frame_tokens] of values that came last
   int norm_frame = kNone, norm_tokens = 0;  // whose they are; kNone: they are noted
   std::byte** pages;                        // [all lanes, frame_tokens] where new tokens go
-  int32_t *at, *row, *lane;
-  RowMove* moves;     // [all lanes, most_moves()]
+  int32_t *at, *row, *lane, *leaves;
+  RowMove* moves;  // [all lanes, most_moves()]
+  uint8_t* followed;
   PageEntry* stored;  // [lanes, pages] of a comparison
   PageEntry* items;   // [lanes, frame_tokens]
   int32_t *item_at, *item_lane;

@@ -1,6 +1,6 @@
-// Records where lanes are taken together: the tokens that leave the window into the logs of many lanes, and what settles
-// compared, by one launch of each kernel. Their rows stay in memory of the kernels' own. What the host reads of it, norms of
-// values, is read when the next frame is committed, which waits anyway.
+// Records where lanes are taken together: the tokens that leave the window go into the logs of all lanes by one launch, and
+// what settles is compared in many lanes by one launch of each kernel. Rows stay in memory of the kernels' own. What the host
+// reads of it, norms of values, is read when the next frame is committed, which waits anyway.
 #include <algorithm>
 #include <array>
 
@@ -11,7 +11,7 @@ namespace mosaic {
 
 namespace {
 
-constexpr uint64_t kShare = 64;  // of the cap, for rows and comparisons of the lanes that are taken together
+constexpr uint64_t kShare = 64;  // of the cap, for rows and comparisons of the lanes that are compared together
 constexpr int kCompared = 16;    // lanes whose likeness is asked for at a time
 
 }  // namespace
@@ -21,20 +21,22 @@ void Records::take_together(Region& region, const Plan& plan) {
   const Size frame = plan.listening.frame_tokens, all = plan.log.lanes, row = plan.log.page.row();
   const Size pages = plan.log.pages, tokens = pages * kPageTokens;
   const bool compares = retention_.compares();
-  const Size each = frame * row * (2 * sizeof(float)) + (compares ? tokens * (2 * sizeof(float)) : Size(0));
+  const Size each = (frame * row + tokens) * (2 * sizeof(float));
   const int64_t fit = std::max<int64_t>(plan.sized_for_bytes / kShare / each.bytes(), plan.layer_lanes);
   const auto lanes = static_cast<int>(std::min<int64_t>(fit, plan.log.lanes));
-  const Size some = lanes, compared = compares ? lanes : 0;
+  const Size compared = compares ? lanes : 0;
   Together* const t = region.take<Together>(name, 1);
   Together taken;
   taken.lanes = lanes;
   const auto take = [&]<class T>(T** to, Size n) { *to = region.take<T>(name, n); };
-  taken.k = reinterpret_cast<float*>(region.take_private(name, some * frame * row * sizeof(float)));
-  taken.v = reinterpret_cast<float*>(region.take_private(name, some * frame * row * sizeof(float)));
+  taken.k = reinterpret_cast<float*>(region.take_private(name, compared * frame * row * sizeof(float)));
+  taken.v = reinterpret_cast<float*>(region.take_private(name, compared * frame * row * sizeof(float)));
   take(&taken.norm, all * frame);
   take(&taken.pages, all * frame);
-  for (int32_t** list : {&taken.at, &taken.row, &taken.lane}) take(list, all * frame);
-  take(&taken.moves, all * TokenLog::most_moves(plan.listening.frame_tokens));
+  for (int32_t** list : {&taken.at, &taken.row, &taken.lane, &taken.leaves}) take(list, all * frame);
+  const Size moves = all * TokenLog::most_moves(plan.listening.frame_tokens);
+  take(&taken.moves, moves);
+  take(&taken.followed, moves);
   take(&taken.stored, compared * pages);
   take(&taken.items, compared * frame);
   for (int32_t** list : {&taken.item_at, &taken.item_lane, &taken.settled}) take(list, compared * frame);
@@ -45,42 +47,59 @@ void Records::take_together(Region& region, const Plan& plan) {
   together_ = t;
 }
 
+// No kernel works for a part of the lanes alone: all that leaves goes in one launch, from the window's pages to the log's.
 void Records::admit_together(const Window& window, TokenMeta* meta) {
   Together& t = *together_;
-  const int f = frames_in_log(), tokens = window.frame(0).tokens, all = log_.shape().lanes;
-  const auto row = static_cast<size_t>(log_.shape().page.row());
+  const int f = frames_in_log(), tokens = window.frame(0).tokens, lanes = log_.shape().lanes;
+  EnterArgs enter;
+  window.leave(&enter, meta);
   int items = 0, moves = 0;
-  for (int first = 0; first < all; first += t.lanes) {
-    const int lanes = std::min(t.lanes, all - first), first_item = items, first_move = moves;
-    window.read_lanes(ops_, first, lanes, tokens, t.k, t.v, meta, 0);
-    ops_.row_norm({t.v, lanes * tokens, static_cast<int>(row), row,
-                   t.norm + static_cast<size_t>(first) * static_cast<size_t>(tokens)});
-    for (int lane = first; lane < first + lanes; ++lane) {
-      Run run{nullptr, nullptr, meta, make_room(lane, tokens)};
-      run.number = static_cast<uint32_t>(admitted_);
-      account_.seen += tokens;
-      account_.quantised += run.n;
-      for (int i = run.n; i < tokens; ++i) account_given_up(false);
-      TokenSlot* const slots = settled_;
-      moves += log_.place(lane, run, slots,
-                          {t.moves + moves, static_cast<size_t>(TokenLog::most_moves(heard_.shape().frame_tokens))});
-      for (int i = 0; i < run.n; ++i, ++items) {
-        heard_.set_slot(lane, f, i, slots[i]);
-        t.pages[items] = log_.data(lane, slots[i] / kPageTokens);
-        t.at[items] = slots[i] % kPageTokens;
-        t.row[items] = (lane - first) * tokens + i;
-        t.lane[items] = lane;
-      }
+  for (int lane = 0; lane < lanes; ++lane) {
+    Run run{nullptr, nullptr, meta, make_room(lane, tokens)};
+    run.number = static_cast<uint32_t>(admitted_);
+    account_.seen += tokens;
+    account_.quantised += run.n;
+    for (int i = run.n; i < tokens; ++i) account_given_up(false);
+    TokenSlot* const slots = settled_;
+    const int first_item = items, first_move = moves;
+    moves += log_.place(lane, run, slots,
+                        {t.moves + moves, static_cast<size_t>(TokenLog::most_moves(heard_.shape().frame_tokens))});
+    for (int i = 0; i < run.n; ++i, ++items) {
+      heard_.set_slot(lane, f, i, slots[i]);
+      t.pages[items] = log_.data(lane, slots[i] / kPageTokens);
+      t.at[items] = slots[i] % kPageTokens;
+      t.row[items] = i;
+      t.lane[items] = lane;
     }
-    ops_.move_rows(log_.codec(), log_.shape().page, {t.moves + first_move, static_cast<size_t>(moves - first_move)});
-    ops_.encode_lane_rows({log_.codec(), log_.shape().page, t.k, t.v, row, items - first_item, t.row + first_item,
-                           t.lane + first_item, t.pages + first_item, t.at + first_item, log_.key_mean(0)});
+    note_followed(first_item, items, first_move, moves);
   }
+  enter.codec = log_.codec(), enter.shape = log_.shape().page, enter.items = items;
+  enter.row = t.row, enter.lane = t.lane, enter.pages = t.pages, enter.at = t.at, enter.key_mean = log_.key_mean(0);
+  enter.norm = t.norm, enter.norm_pitch = static_cast<size_t>(tokens);
+  enter.moves = t.moves, enter.n_moves = moves, enter.leaves = t.leaves, enter.followed = t.followed;
+  ops_.enter_lanes(enter);
   t.norm_frame = f;
   t.norm_tokens = tokens;
   admitted_ += tokens;
   heard_.entered_log(f, log_.opened_frame());
   --window_frames_;
+}
+
+// Of a lane's moves, those that begin where one of its items comes to stand. Both go through emptied pages in one order.
+void Records::note_followed(int first_item, int end_item, int first_move, int end_move) {
+  Together& t = *together_;
+  std::fill(t.leaves + first_item, t.leaves + end_item, kNone);
+  std::fill(t.followed + first_move, t.followed + end_move, uint8_t{0});
+  int item = first_item;
+  for (int move = first_move; move < end_move; ++move) {
+    const auto begins = [&](int i) { return t.pages[i] == t.moves[move].from && t.at[i] == t.moves[move].from_at; };
+    for (int tried = first_item; tried < end_item; ++tried) {
+      if (item == end_item) item = first_item;
+      if (!begins(item++)) continue;
+      t.leaves[item - 1] = move, t.followed[move] = 1;
+      break;
+    }
+  }
 }
 
 // Of the tokens that came last, when what was queued then has run.
@@ -111,6 +130,7 @@ void Records::compare_together() {
         t.item_at[i] = t.settled[i] % kPageTokens;
         t.item_lane[i] = lane;
         t.worth[i] = log_.worth(lane, t.settled[i]);
+        t.like[i] = 0;
       }
       items += n;
     }

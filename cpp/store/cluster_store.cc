@@ -41,6 +41,8 @@ ClusterStore::ClusterStore(Region& region, const StoreShape& s, Ops& ops, SpillI
       scenes_(s.scenes > 0 ? std::optional<SceneTable>(std::in_place, region, s.scenes, s.embedding_dim)
                            : std::nullopt),
       run_(region, s.max_run, row(), s.value_weight, spare_rows(s, region.has_private())) {
+  if (region.has_private() && s.max_members > s.max_run && s.index.dim == 0)  // clusters without end, for good in pages
+    packed_ = region.take<PackPage>("scratch", s.dram_slots());
   if (!has_disk(s)) return;
   spills_.emplace(region, s.page, tiers_, ops, counters_);
   auto* const queue = region.take<std::byte>("copy queue", CopyEngine::bytes_for(kCopyQueue));

@@ -2,7 +2,7 @@
 // pages lie in the tiers of a chain (exact > quantised > disk) and clusters are moved, collapsed, merged, split and read
 // as units. Everything is taken from one Region when the store is built; when a slot, a page record or a cluster row is
 // missing the call says which, changes nothing, and the policy chooses what yields.
-//   cluster_store.cc  tokens in, pages and the account      reshape.cc  split, merge, compact
+//   cluster_store.cc  tokens in, pages and the account      reshape.cc  split, merge, compact; thin.cc  thin
 //   movement.cc       demotion, spill and fetch             check.cc    the invariants
 //   cluster_store_snapshot.cc  into a file and out of one
 //   What is being written to the disk, and when a failing one is left alone, is SpillRing.
@@ -10,6 +10,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <optional>
 #include <string>
 #include <vector>
@@ -34,6 +35,7 @@ namespace mosaic {
 
 struct StoreShape {
   int lanes = 0;
+  int layer_lanes = 1;  // of one layer
   PageShape page;
   ClusterIndex::Shape index;  // of every lane
   int scenes = 0;             // 0: no visual level
@@ -47,6 +49,11 @@ struct StoreShape {
   float value_weight = 0;       // of the metric of clusters (AssignArgs)
 
   CodecId codec(int tier) const { return tiers[static_cast<size_t>(tier)].codec; }
+  Size dram_slots() const {
+    Size n;
+    for (const TierSpec& tier : tiers) n = n + (tier.medium == Medium::disk ? 0 : tier.slots);
+    return n;
+  }
   int most_cut() const { return std::min(max_members, max_run); }  // members of the largest cluster that is cut in two
 };
 
@@ -114,9 +121,14 @@ class ClusterStore {
   // ---- yielding and moving (movement.cc) ---------------------------------------------------------------------------
   // Move the pages of c that lie in `tier` one tier down. False if nothing moved.
   bool demote(int lane, ClusterId c, int tier);
-  // Members of c with keep[i] == 0 go (into the summary, if there is one), i counted along its pages; what stays is
+  // Members with keep[i] == 0 go (into the summary, if there is one), i counted along the cluster's pages; what stays is
   // packed. Pages on disk or on their way there stay whole.
-  void thin(int lane, ClusterId c, const uint8_t* keep);
+  struct Thinning {
+    int lane;
+    ClusterId cluster;
+    const uint8_t* keep;
+  };
+  void thin(std::span<const Thinning> clusters);
   // Members go, the summary stays.
   void collapse(int lane, ClusterId c);
   // The cluster goes, summary and all.
@@ -164,6 +176,12 @@ class ClusterStore {
   void release_pages(int lane, ClusterId c);
   int read_members(int lane, ClusterId c);
   void compact(int lane, ClusterId c);
+  void thin_one(const Thinning& t);
+  void make_room_to_list(const Thinning& t);
+  void list_page(const Page& page, const uint8_t* wanted);
+  void pack_listed();
+  PageId next_open(PageId id) const;
+  void release_emptied(Cluster* cluster, PageId to);
   ClusterId cut(int lane, ClusterId c, int n, int32_t frame);
   bool spill(PageId page);
   bool finish_spill();
@@ -178,6 +196,12 @@ class ClusterStore {
   std::vector<ClusterIndex> index_;
   std::optional<SceneTable> scenes_;
   RunScratch run_;
+  // Where kernels have memory of their own: pages of clusters that are thinned together, and which of them are a cluster's.
+  static constexpr int kThinned = 32;
+  PackPage* packed_ = nullptr;  // [pages of DRAM]
+  int packed_pages_ = 0;
+  std::array<PackArgs, kThinned> packing_;
+  size_t n_packing_ = 0;
   TokenAccount account_;
   StoreCounters counters_;
   static constexpr int kCopyQueue = 128;

@@ -25,8 +25,11 @@ bool ClusterStore::demote(int lane, ClusterId c, int tier) {
     if (shape_.codec(to) == shape_.codec(tier)) {
       ops_.copy(there.data, from.data, data_bytes(shape_.codec(to), shape_.page));
     } else {
-      ops_.decode(shape_.codec(tier), shape_.page, from.data, 0, page.count, run_.k(0), run_.v(0), row());
-      ops_.encode(shape_.codec(to), shape_.page, run_.k(0), run_.v(0), row(), page.count, there.data);
+      GrowArgs grow;  // by no token
+      grow.from_codec = shape_.codec(tier), grow.from = from.data, grow.held = page.count;
+      grow.codec = shape_.codec(to), grow.to = there.data, grow.shape = shape_.page, grow.stride = row();
+      grow.room_k = run_.k(0), grow.room_v = run_.v(0);
+      ops_.grow_page(grow);
     }
     tiers_.release(tier, page.slot);
     counter_of(tier) -= page.count;

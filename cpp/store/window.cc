@@ -65,12 +65,11 @@ void Window::write(StageArgs* stage, Strip strip, int lane, int lanes, int first
   stage->lanes = lanes, stage->lane_pitch = lane_pages_ * page_bytes_;
 }
 
-void Window::read_lanes(Ops& ops, int lane, int lanes, int tokens, float* k, float* v, TokenMeta* meta,
-                        int frame) const {
-  const size_t at = first_token(Strip::kFrame, frame);
-  ops.decode_lanes(shape_.codec, shape_.page, page(lane, at), page_bytes_, lanes, lane_pages_ * page_bytes_,
-                   static_cast<int>(at % kPageTokens), tokens, k, v, static_cast<size_t>(shape_.page.row()));
-  std::copy_n(meta_ + at, tokens, meta);
+void Window::leave(EnterArgs* enter, TokenMeta* meta) const {
+  const size_t at = first_token(Strip::kFrame, 0);
+  enter->from_codec = shape_.codec, enter->from = page(0, at), enter->pitch = page_bytes_;
+  enter->lane_pitch = lane_pages_ * page_bytes_, enter->first = static_cast<int>(at % kPageTokens);
+  std::copy_n(meta_ + at, frame(0).tokens, meta);
 }
 
 void Window::read(Ops& ops, Strip strip, int lane, int tokens, float* k, float* v, TokenMeta* meta, int frame) const {

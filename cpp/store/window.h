@@ -64,8 +64,8 @@ class Window {
   // Asks for the tokens of `lanes` lanes to be written, their numbers one behind the other in each row of k and v.
   void write(StageArgs* stage, Strip strip, int lane, int lanes, int first, int tokens, const float* k, const float* v,
              size_t stride, int frame = 0) const;
-  // Of several lanes, one behind the other; their metas are the same.
-  void read_lanes(Ops& ops, int lane, int lanes, int tokens, float* k, float* v, TokenMeta* meta, int frame) const;
+  // Where the tokens of the oldest frame are in all lanes; their metas are the same.
+  void leave(EnterArgs* enter, TokenMeta* meta) const;
   void read(Ops& ops, Strip strip, int lane, int tokens, float* k, float* v, TokenMeta* meta, int frame = 0) const;
 
   int frames() const { return size_; }                    // committed frames in the ring

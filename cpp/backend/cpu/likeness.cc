@@ -24,7 +24,6 @@ void PlainOps::likeness(const LikenessArgs& a) {
   for (int i = 0; i < a.items; ++i) {
     centre(a.k + i * a.stride, a.key_mean, dim, k);
     centre(a.v + i * a.stride, a.value_mean, dim, v);
-    a.item_like[i] = 0;
     for (int j = 0; j < a.items; ++j) {
       if (!(a.item_score[j] > a.item_score[i])) continue;
       centre(a.k + j * a.stride, a.key_mean, dim, other_k);

@@ -226,10 +226,9 @@ void SimdOps::likeness(const LikenessArgs& a) {
     likeness_range(a, scratch.items, cut(part), cut(part + 1), scratch.workers[part]);
   });
   for (int i = 0; i < a.items; ++i) {
-    float like = 0;
+    float& like = a.item_like[i];
     for (int part = 0; part < parts; ++part)
       like = scratch.workers[part].like[i] > like ? scratch.workers[part].like[i] : like;
-    a.item_like[i] = like;
   }
 }
 

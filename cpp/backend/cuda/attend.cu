@@ -1,7 +1,7 @@
 // attend and merge: which kernel takes how many rows, how its work is cut, and how parts are joined.
 #include <algorithm>
 
-#include "backend/cuda/attend_parts.h"
+#include "backend/cuda/attend_join.h"
 #include "backend/cuda/kernels.h"
 #include "backend/cuda/packed_lane.h"
 
@@ -13,50 +13,12 @@ namespace {
 constexpr int kBlocksAProcessor = 2, kUnitsASplit = 4, kRowsAProcessor = 128;
 
 constexpr int kMergeThreads = 64;
-constexpr int kJoinThreads = 128, kJoinWarps = kJoinThreads / simt::kWarp;
 
-// The splits of one query row (a block each) -> out, lse; lse alone without values. Threads weigh splits; then warps take
-// splits and lanes channels, so that a row's parts are read side by side. Grid: x a row, y a lane of the layer. Shared:
-// [splits], [kJoinWarps][d], [2 kJoinWarps].
+// Grid: x a row, y a lane of the layer.
 MOSAIC_KERNEL(kJoinThreads, 1)
 combine_kernel(MOSAIC_PARAMETER AttendLanes all, const Parts parts_of_all, int splits, bool values) {
   const AttendArgs& a = all.lane[simt::block_y()];
-  const Parts parts = parts_of_all.of_lane(a, simt::block_y());
-  const int d = a.shape.head_dim, warp = simt::thread() / simt::kWarp;
-  const size_t row = static_cast<size_t>(simt::block_x()), rows = parts.rows;
-  float* const weight = simt::shared<float>();
-  float* const sums = weight + splits;
-  float* const space = sums + kJoinWarps * d;
-  float top = -INFINITY;
-  for (int s = simt::thread(); s < splits; s += kJoinThreads) top = fmaxf(top, parts.lse[s * rows + row]);
-  top = simt::max_lanes(top, simt::kWarp);
-  if (lane() == 0) space[warp] = top;
-  simt::barrier();
-  for (int w = 0; w < kJoinWarps; ++w) top = fmaxf(top, space[w]);
-  float total = 0;
-  for (int s = simt::thread(); s < splits; s += kJoinThreads) {
-    weight[s] = top == -INFINITY ? 0.0f : simt::exp2_of((parts.lse[s * rows + row] - top) * kLog2E);
-    total += weight[s];
-  }
-  total = simt::sum_block(total, space + kJoinWarps);
-  if (simt::thread() == 0) a.lse[row] = total > 0 ? top + simt::log2_of(total) * kLn2 : -INFINITY;
-  if (!values) return;
-  for (int c = lane(); c < d; c += simt::kWarp) {
-    float sum = 0;
-#pragma unroll 4  // loads in flight
-    for (int s = warp; s < splits; s += kJoinWarps) {
-      // A split that found nothing weighs nothing, whatever lies there.
-      if (weight[s] > 0) sum += weight[s] * parts.out[(s * rows + row) * d + c];
-    }
-    sums[warp * d + c] = sum;
-  }
-  simt::barrier();
-  float* const to = a.out + row / a.q_heads * a.q_stride + row % a.q_heads * d;
-  for (int c = simt::thread(); c < d; c += kJoinThreads) {
-    float sum = 0;
-    for (int w = 0; w < kJoinWarps; ++w) sum += sums[w * d + c];
-    to[c] = total > 0 ? sum / total : 0.0f;
-  }
+  join_row(a, parts_of_all.of_lane(a, simt::block_y()), static_cast<size_t>(simt::block_x()), splits, values);
 }
 
 MOSAIC_KERNEL(kMergeThreads, 1)
@@ -74,7 +36,7 @@ merge_kernel(MOSAIC_PARAMETER MergeArgs m) {
 }
 
 template <bool kValues>
-void attend_any(const simt::Queue& on, std::span<const AttendArgs> given, float* scratch) {
+Cut queue_any(const simt::Queue& on, std::span<const AttendArgs> given, float* scratch) {
   const AttendArgs& a = given[0];
   const auto lanes = static_cast<int>(given.size());
   AttendLanes all;
@@ -106,10 +68,19 @@ void attend_any(const simt::Queue& on, std::span<const AttendArgs> given, float*
                        : a.shape.head_dim == 64 ? queue_decode_64
                                                 : queue_decode_128;
   queue(on, all, lanes, rope, splits, parts);
-  if (splits == 1) return;
-  const size_t bytes = static_cast<size_t>(splits + kJoinWarps * (a.shape.head_dim + 2)) * sizeof(float);
-  simt::launch(on, "attend", combine_kernel, {static_cast<unsigned>(lane_rows), static_cast<unsigned>(lanes)},
-               kJoinThreads, bytes, all, parts, splits, kValues);
+  return {splits, parts};
+}
+
+template <bool kValues>
+void attend_any(const simt::Queue& on, std::span<const AttendArgs> given, float* scratch) {
+  const Cut cut = queue_any<kValues>(on, given, scratch);
+  if (cut.splits == 1) return;
+  const AttendArgs& a = given[0];
+  AttendLanes all;
+  std::copy(given.begin(), given.end(), all.lane);
+  const auto rows = static_cast<unsigned>(a.tokens * a.q_heads), lanes = static_cast<unsigned>(given.size());
+  simt::launch(on, "attend", combine_kernel, {rows, lanes}, kJoinThreads, join_bytes(cut.splits, a.shape.head_dim), all,
+               cut.parts, cut.splits, kValues);
 }
 
 }  // namespace
@@ -119,6 +90,9 @@ size_t attend_scratch(const simt::Queue& on, const Ops::Limits& limits) {
   return static_cast<size_t>(kRowsAProcessor * on.processors) * static_cast<size_t>(limits.shape.head_dim + 1);
 }
 
+Cut queue_parts(const simt::Queue& on, std::span<const AttendArgs> lanes, float* scratch) {
+  return queue_any<true>(on, lanes, scratch);
+}
 void attend(const simt::Queue& on, std::span<const AttendArgs> lanes, float* scratch) {
   attend_any<true>(on, lanes, scratch);
 }

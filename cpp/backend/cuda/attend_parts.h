@@ -23,6 +23,13 @@ struct Parts {
   }
 };
 
+// What attend left: with more than one split, parts that are to be joined.
+struct Cut {
+  int splits;
+  Parts parts;
+};
+Cut queue_parts(const simt::Queue& on, std::span<const AttendArgs> lanes, float* scratch);
+
 // Units [begin, end) of this block's split, of all that the first `tokens` query tokens see, cut evenly.
 struct Run {
   int begin, end;

@@ -79,6 +79,11 @@ void CudaOps::attend_lanes(std::span<const AttendArgs> lanes) {
     MOSAIC_SIMT::attend(queue(), lanes.first(std::min<size_t>(lanes.size(), kMostLanes)), scratch_);
 }
 
+void CudaOps::check_mass(const MassArgs& m) const {
+  require_access("attention_mass", m.first_page < m.end_page() ? m.page_mass : nullptr,
+                 m.attend->n_rows > 0 ? m.row_mass : nullptr, m.block_mass);
+}
+
 void CudaOps::attention_mass(const MassArgs& m) {
   if (m.attend->tokens == 0) return;
   mass_lanes({&m, 1});
@@ -89,11 +94,20 @@ void CudaOps::mass_lanes(std::span<const MassArgs> lanes) {
   if (lanes.empty() || lanes[0].attend->tokens == 0) return;
   for (const MassArgs& m : lanes) {
     check_attend("attention_mass", *m.attend);
-    require_access("attention_mass", m.first_page < m.end_page() ? m.page_mass : nullptr,
-                   m.attend->n_rows > 0 ? m.row_mass : nullptr, m.block_mass);
+    check_mass(m);
   }
   for (; !lanes.empty(); lanes = lanes.subspan(std::min<size_t>(lanes.size(), kMostLanes)))
     MOSAIC_SIMT::attention_mass(queue(), lanes.first(std::min<size_t>(lanes.size(), kMostLanes)));
+}
+
+void CudaOps::attend_and_measure(std::span<const AttendArgs> lanes, std::span<const MassArgs> mass) {
+  if (lanes.size() > kMostLanes) return Ops::attend_and_measure(lanes, mass);
+  if (lanes.empty() || lanes[0].tokens == 0) return;
+  for (size_t i = 0; i < lanes.size(); ++i) {
+    check_attend("attend_and_measure", lanes[i]);
+    check_mass(mass[i]);
+  }
+  MOSAIC_SIMT::attend_and_measure(queue(), lanes, mass, scratch_);
 }
 
 void CudaOps::likeness(const LikenessArgs& a) {
@@ -128,6 +142,25 @@ void CudaOps::row_norm(const NormArgs& a) {
   if (a.items == 0) return;
   require_access("row_norm", a.x, a.norm);
   MOSAIC_SIMT::row_norm(queue(), a);
+}
+
+void CudaOps::add_recent_pages(std::span<const PotArgs> lanes) {
+  for (const PotArgs& a : lanes) {
+    check_head("add_recent_pages", a.shape);
+    require_access("add_recent_pages", a.n_pages > 0 ? a.pages : nullptr, a.place, a.sum, a.count);
+  }
+  for (; !lanes.empty(); lanes = lanes.subspan(std::min<size_t>(lanes.size(), kMostPots)))
+    MOSAIC_SIMT::add_recent_pages(queue(), lanes.first(std::min<size_t>(lanes.size(), kMostPots)));
+}
+
+void CudaOps::page_signals(std::span<const PotArgs> lanes) {
+  for (const PotArgs& a : lanes) {
+    check_head("page_signals", a.shape);
+    require_access("page_signals", a.n_pages > 0 ? a.pages : nullptr, a.norm, a.score);
+    if (a.score != nullptr) require_access("page_signals", a.place, a.sum, a.count);
+  }
+  for (; !lanes.empty(); lanes = lanes.subspan(std::min<size_t>(lanes.size(), kMostPots)))
+    MOSAIC_SIMT::page_signals(queue(), lanes.first(std::min<size_t>(lanes.size(), kMostPots)));
 }
 
 void CudaOps::spectral_energy(const SpectralArgs& a) {
@@ -243,21 +276,20 @@ void CudaOps::encode_rows(CodecId codec, PageShape shape, const float* k, const 
   MOSAIC_SIMT::encode_rows(queue(), codec, shape, k, v, stride, items, pages, at, key_mean);
 }
 
-void CudaOps::decode_lanes(CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int lanes,
-                           size_t lane_pitch, int first, int count, float* k, float* v, size_t stride) {
-  if (count <= 0 || lanes <= 0) return;
-  check_head("decode_lanes", shape);
-  require_access("decode_lanes", pages, k, v);
-  MOSAIC_SIMT::decode(queue(), codec, shape, pages, pitch, first, first + count, k, v, stride, nullptr, lanes,
-                      lane_pitch);
+void CudaOps::enter_lanes(const EnterArgs& a) {
+  if (a.items <= 0 && a.n_moves <= 0) return;
+  check_record("enter_lanes", a.codec);
+  check_head("enter_lanes", a.shape);
+  require_access("enter_lanes", a.from, a.row, a.lane, a.pages, a.at, a.key_mean, a.norm, a.moves, a.leaves,
+                 a.followed);
+  MOSAIC_SIMT::enter_lanes(queue(), a);
 }
 
-void CudaOps::encode_lane_rows(const LaneRowsArgs& a) {
-  if (a.items <= 0) return;
-  check_record("encode_lane_rows", a.codec);
-  check_head("encode_lane_rows", a.shape);
-  require_access("encode_lane_rows", a.k, a.v, a.row, a.lane, a.pages, a.at, a.key_mean);
-  MOSAIC_SIMT::encode_lane_rows(queue(), a);
+void CudaOps::pack_pages(PageShape shape, std::span<const PackArgs> runs, float*, float*) {
+  check_head("pack_pages", shape);
+  for (const PackArgs& run : runs) require_access("pack_pages", run.n_pages > 0 ? run.pages : nullptr);
+  for (; !runs.empty(); runs = runs.subspan(std::min<size_t>(runs.size(), kMostPacked)))
+    MOSAIC_SIMT::pack_pages(queue(), shape, runs.first(std::min<size_t>(runs.size(), kMostPacked)));
 }
 
 void CudaOps::move_rows(CodecId codec, PageShape shape, std::span<const RowMove> moves) {

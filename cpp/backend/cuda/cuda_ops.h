@@ -41,11 +41,14 @@ class CudaOps final : public Ops {
   void attend_lanes(std::span<const AttendArgs> lanes) override;
   void attention_mass(const MassArgs& args) override;
   void mass_lanes(std::span<const MassArgs> lanes) override;
+  void attend_and_measure(std::span<const AttendArgs> lanes, std::span<const MassArgs> mass) override;
   void likeness(const LikenessArgs& args) override;
   void likeness_lanes(std::span<const LikenessArgs> lanes) override;
   void add_recent_keys(const RecentKeysArgs& args) override;
   void temporal_redundancy(const RedundancyArgs& args) override;
   void row_norm(const NormArgs& args) override;
+  void add_recent_pages(std::span<const PotArgs> lanes) override;
+  void page_signals(std::span<const PotArgs> lanes) override;
   void spectral_energy(const SpectralArgs& args) override;
   void assign(const AssignArgs& args) override;
   void assign_lanes(std::span<const AssignArgs> lanes) override;
@@ -65,9 +68,8 @@ class CudaOps final : public Ops {
               size_t stride, const float* key_mean) override;
   void encode_run(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int first, int count,
                   std::byte* pages, size_t pitch, const float* key_mean) override;
-  void decode_lanes(CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int lanes, size_t lane_pitch,
-                    int first, int count, float* k, float* v, size_t stride) override;
-  void encode_lane_rows(const LaneRowsArgs& args) override;
+  void enter_lanes(const EnterArgs& args) override;
+  void pack_pages(PageShape shape, std::span<const PackArgs> runs, float* room_k, float* room_v) override;
   void move_rows(CodecId codec, PageShape shape, std::span<const RowMove> moves) override;
   void gather_lanes(const PageEntry* pages, const int32_t* at, const int32_t* lane, int items, PageShape shape,
                     float* k, float* v, size_t stride, const float* key_means) override;
@@ -80,6 +82,7 @@ class CudaOps final : public Ops {
   template <class... Pointer>
   void require_access(const char* op, const Pointer*... pointers) const;
   void check_attend(const char* op, const AttendArgs& a) const;
+  void check_mass(const MassArgs& m) const;
   // Throws unless tokens of the codec can be written alone, and its rows fit a warp.
   void check_record(const char* op, CodecId codec) const;
   void check_head(const char* op, PageShape shape) const;

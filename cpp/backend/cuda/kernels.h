@@ -9,16 +9,16 @@
 
 namespace mosaic::MOSAIC_SIMT {
 
-// Tokens [begin, end) of a run of pages `pitch` bytes apart; so decode.
+// Tokens [begin, end) of a run of pages `pitch` bytes apart.
 void encode_run(const simt::Queue& on, CodecId codec, PageShape shape, const float* k, const float* v, size_t stride,
                 int begin, int end, std::byte* pages, size_t pitch, const float* key_mean);
 void encode_rows(const simt::Queue& on, CodecId codec, PageShape shape, const float* k, const float* v, size_t stride,
                  int items, std::byte* const* pages, const int32_t* at, const float* key_mean);
 void move_row(const simt::Queue& on, CodecId codec, PageShape shape, const std::byte* from, int from_at, std::byte* to,
               int to_at);
-void decode(const simt::Queue& on, CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int begin,
-            int end, float* k, float* v, size_t stride, const float* key_mean, int lanes = 1, size_t lane_pitch = 0);
-void encode_lane_rows(const simt::Queue& on, const LaneRowsArgs& args);
+void enter_lanes(const simt::Queue& on, const EnterArgs& args);
+inline constexpr int kMostPacked = 128;
+void pack_pages(const simt::Queue& on, PageShape shape, std::span<const PackArgs> runs);
 void move_rows(const simt::Queue& on, CodecId codec, PageShape shape, std::span<const RowMove> moves);
 // lane: of each item, which of key_mean's rows is its; null: the first.
 void gather(const simt::Queue& on, const PageEntry* pages, const int32_t* at, int items, PageShape shape, float* k,
@@ -35,6 +35,9 @@ void attend(const simt::Queue& on, std::span<const AttendArgs> lanes, float* scr
 void attend_lse(const simt::Queue& on, const AttendArgs& args, float* scratch);
 void merge(const simt::Queue& on, const MergeArgs& args);
 void attention_mass(const simt::Queue& on, std::span<const MassArgs> lanes);
+// Both of the same lanes, in two launches: parts are joined beside what is measured.
+void attend_and_measure(const simt::Queue& on, std::span<const AttendArgs> lanes, std::span<const MassArgs> mass,
+                        float* scratch);
 inline constexpr int kMostLikeLanes = 16;
 void likeness(const simt::Queue& on, std::span<const LikenessArgs> lanes);
 
@@ -50,6 +53,9 @@ void update_centroids(const simt::Queue& on, const UpdateArgs& args);
 
 void add_recent_keys(const simt::Queue& on, const RecentKeysArgs& args);
 void temporal_redundancy(const simt::Queue& on, const RedundancyArgs& args);
+inline constexpr int kMostPots = 24;
+void add_recent_pages(const simt::Queue& on, std::span<const PotArgs> lanes);
+void page_signals(const simt::Queue& on, std::span<const PotArgs> lanes);
 void check_numbers(const simt::Queue& on, const float* x, size_t n, NumberFaults* faults, float* cut);
 void row_norm(const simt::Queue& on, const NormArgs& args);
 void spectral_energy(const simt::Queue& on, const SpectralArgs& args);

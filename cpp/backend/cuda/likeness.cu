@@ -113,27 +113,16 @@ MOSAIC_KERNEL(kThreads, 1) likeness_kernel(MOSAIC_PARAMETER LikenessLanes all) {
   a.token_like[at] = fmaxf(a.token_like[at], token_like);
 }
 
-// What the items' likeness is raised from. Grid: x 128 items, y a lane.
-MOSAIC_KERNEL(kThreads, 1) clear_kernel(MOSAIC_PARAMETER LikenessLanes all) {
-  const LikenessArgs& a = all.lane[simt::block_y()];
-  const int i = simt::block_x() * kThreads + simt::thread();
-  if (i < a.items) a.item_like[i] = 0;
-}
-
 }  // namespace
 
 void likeness(const simt::Queue& on, std::span<const LikenessArgs> lanes) {
   LikenessLanes all;
   std::copy(lanes.begin(), lanes.end(), all.lane);
-  int items = 0, blocks = 0;
-  for (const LikenessArgs& a : lanes) {
-    items = std::max(items, a.items);
+  int blocks = 0;
+  for (const LikenessArgs& a : lanes)
     if (a.items > 0) blocks = std::max(blocks, a.n_pages + (a.items + kPageTokens - 1) / kPageTokens);
-  }
-  if (items == 0) return;
+  if (blocks == 0) return;
   const auto count = static_cast<unsigned>(lanes.size());
-  simt::launch(on, "likeness", clear_kernel, {static_cast<unsigned>((items + kThreads - 1) / kThreads), count},
-               kThreads, 0, all);
   const size_t bytes = (2 * kPageTokens * static_cast<size_t>(lanes[0].shape.head_dim) + kThreads) * sizeof(float);
   simt::launch(on, "likeness", likeness_kernel, {static_cast<unsigned>(blocks), count}, kThreads, bytes, all);
 }

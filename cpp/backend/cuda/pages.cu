@@ -95,13 +95,6 @@ MOSAIC_KERNEL(kThreads, 1) move_rows_kernel(CodecId codec, PageShape shape, cons
   move_token(codec, shape.head_dim, simt::block_y(), move.from, move.from_at, move.to, move.to_at);
 }
 
-MOSAIC_KERNEL(kThreads, 1) encode_lane_rows_kernel(const LaneRowsArgs a) {
-  const int item = simt::block_x();
-  const size_t from = static_cast<size_t>(a.row[item]) * a.stride;
-  set_token(a.codec, a.shape, simt::block_y(), a.pages[item], a.at[item], a.k + from, a.v + from,
-            a.key_mean + static_cast<size_t>(a.lane[item]) * a.shape.row());
-}
-
 // Tokens [begin, begin + count) of one head -> rows of k, v.
 MOSAIC_DEVICE void decode_head(CodecId codec, int d, const std::byte* kb, int begin, int count, float* k, float* v,
                                size_t stride, const float* mean) {
@@ -129,6 +122,105 @@ MOSAIC_DEVICE void decode_head(CodecId codec, int d, const std::byte* kb, int be
       }
     }
   });
+}
+
+MOSAIC_DEVICE void move_all_heads(const EnterArgs& a, const RowMove& move) {
+  for (int head = 0; head < a.shape.heads; ++head)
+    move_token(a.codec, a.shape.head_dim, head, move.from, move.from_at, move.to, move.to_at);
+}
+
+// Grid: x an item, then a move that no item follows. What stands where an item comes to is moved by the item's block, so
+// that no block waits for another one. Shared: codes, a head's row of keys and of values.
+MOSAIC_KERNEL(kThreads, 1) enter_kernel(MOSAIC_PARAMETER EnterArgs a) {
+  const int item = simt::block_x(), d = a.shape.head_dim;
+  if (item >= a.items) {
+    if (a.followed[item - a.items] == 0) move_all_heads(a, a.moves[item - a.items]);
+    return;
+  }
+  if (a.leaves[item] != kNone) move_all_heads(a, a.moves[a.leaves[item]]);
+  float* const k = reinterpret_cast<float*>(simt::shared<uint8_t>() + kPageCodes);
+  float* const v = k + d;
+  const size_t lane = static_cast<size_t>(a.lane[item]);
+  const int token = a.first + a.row[item];
+  const std::byte* const page = a.from + lane * a.lane_pitch + static_cast<size_t>(token / kPageTokens) * a.pitch;
+  const float* const mean = a.key_mean + lane * a.shape.row();
+  float square = 0;
+  for (int head = 0; head < a.shape.heads; ++head) {
+    decode_head(a.from_codec, d, page + head_offset(a.from_codec, d, head), token % kPageTokens, 1, k, v, 0, nullptr);
+    simt::barrier();
+    for (int c = simt::thread() % simt::kWarp; c < d; c += simt::kWarp) square += v[c] * v[c];
+    set_token(a.codec, {1, d}, 0, a.pages[item] + head_offset(a.codec, d, head), a.at[item], k, v, mean + head * d);
+    simt::barrier();  // the head's rows are written, and their space is free
+  }
+  square = simt::sum_lanes(square, simt::kWarp);
+  if (simt::thread() == 0) a.norm[lane * a.norm_pitch + a.row[item]] = sqrtf(square);
+}
+
+// Bit `i` of those that are set, lowest first.
+MOSAIC_DEVICE int nth_bit(unsigned bits, int i) {
+  for (; i > 0; --i) bits &= bits - 1;
+  return lowest_bit(static_cast<uint16_t>(bits));
+}
+
+// Tokens of one head, `count` of those that stay from the `skip`th on -> rows of k, v, a warp a row.
+MOSAIC_DEVICE void decode_some(CodecId codec, int d, const std::byte* kb, unsigned stay, int skip, int count, float* k,
+                               float* v) {
+  const std::byte* const vb = kb + k_panel(codec, d);
+  with_codec(codec, [&](auto c) {
+    using C = decltype(c);
+    for (int i = simt::thread() / simt::kWarp; i < 2 * count; i += kThreads / simt::kWarp) {
+      const int token = nth_bit(stay, skip + i / 2);
+      float* const to = (i % 2 == 0 ? k : v) + (i / 2) * d;
+      if constexpr (C::kHadamard) {
+        WarpRow row;
+        if (i % 2 == 0) {
+          decode_record<typename C::K>(kb, d, token, true, nullptr, &row);
+        } else {
+          decode_record<typename C::V>(vb, d, token, true, nullptr, &row);
+        }
+        for (float& number : row.x) number = coded_number(number);
+        put_row(row, d, to);
+      } else {
+        for (int ch = lane(); ch < d; ch += simt::kWarp)
+          to[ch] = i % 2 == 0 ? C::k(kb, d, ch, token) : C::v(vb, d, token, ch);
+      }
+    }
+  });
+}
+
+struct PackRuns {
+  PageShape shape;
+  PackArgs run[kMostPacked];
+};
+static_assert(sizeof(PackRuns) <= 4096);
+
+// Grid: x a head, y a run, whose pages a block goes through in order: 16 tokens stand in shared memory before a page is
+// written, and what they came from was read by then. Shared: codes, [2][16][d].
+MOSAIC_KERNEL(kThreads, 1) pack_kernel(MOSAIC_PARAMETER PackRuns all) {
+  const PackArgs& run = all.run[simt::block_y()];
+  const int d = all.shape.head_dim, head = simt::block_x();
+  float* const k = reinterpret_cast<float*>(simt::shared<uint8_t>() + kPageCodes);
+  float* const v = k + kPageTokens * d;
+  int held = 0, to = 0;
+  const auto write = [&] {
+    simt::barrier();  // the rows are there
+    encode_head(run.pages[to].codec, d, head, k, v, static_cast<size_t>(d), held, run.pages[to].data, nullptr);
+    simt::barrier();  // and free again
+    ++to;
+    held = 0;
+  };
+  for (int p = 0; p < run.n_pages; ++p) {
+    const PackPage page = run.pages[p];
+    const int staying = simt::ones(page.stay);
+    for (int done = 0; done < staying;) {
+      const int n = staying - done < kPageTokens - held ? staying - done : kPageTokens - held;
+      decode_some(page.codec, d, page.data + head_offset(page.codec, d, head), page.stay, done, n, k + held * d,
+                  v + held * d);
+      done += n, held += n;
+      if (held == kPageTokens) write();
+    }
+  }
+  if (held > 0) write();
 }
 
 // What the page holds, and the rows behind it, stand together in shared memory before it is written.
@@ -169,20 +261,6 @@ MOSAIC_KERNEL(kThreads, 1) read_pages_kernel(MOSAIC_PARAMETER PageJobs<PageRead>
   const int d = jobs.shape.head_dim, head = simt::block_x();
   decode_head(from.codec, d, from.page + head_offset(from.codec, d, head), from.first, from.count, from.k + head * d,
               from.v != nullptr ? from.v + head * d : nullptr, jobs.stride, mean_of(from.key_mean, head, d));
-}
-
-// Tokens [begin, end) of a run. Grid as encode_run_kernel's, z a lane.
-MOSAIC_KERNEL(kThreads, 1)
-decode_kernel(CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int begin, int end, float* k,
-              float* v, size_t stride, const float* key_mean, size_t lane_pitch) {
-  const int d = shape.head_dim, head = simt::block_x();
-  const RunPiece piece = piece_of_run(simt::block_y(), begin, end);
-  if (piece.count <= 0) return;
-  const size_t lane = static_cast<size_t>(simt::block_z()), row = lane * static_cast<size_t>(end - begin);
-  const size_t to = (row + static_cast<size_t>(piece.before)) * stride + static_cast<size_t>(head) * d;
-  const std::byte* const page = pages + lane * lane_pitch + static_cast<size_t>(simt::block_y()) * pitch;
-  decode_head(codec, d, page + head_offset(codec, d, head), piece.first, piece.count, k + to,
-              v != nullptr ? v + to : nullptr, stride, mean_of(key_mean, head, d));
 }
 
 MOSAIC_KERNEL(kThreads, 1)
@@ -229,8 +307,19 @@ void encode_rows(const simt::Queue& on, CodecId codec, PageShape shape, const fl
                stride, pages, at, key_mean);
 }
 
-void encode_lane_rows(const simt::Queue& on, const LaneRowsArgs& a) {
-  simt::launch(on, "encode_lane_rows", encode_lane_rows_kernel, items_of(a.shape, a.items), kThreads, kPageCodes, a);
+void enter_lanes(const simt::Queue& on, const EnterArgs& a) {
+  const size_t rows = 2 * sizeof(float) * static_cast<size_t>(a.shape.head_dim);
+  simt::launch(on, "enter_lanes", enter_kernel, {static_cast<unsigned>(a.items + a.n_moves)}, kThreads,
+               kPageCodes + rows, a);
+}
+
+void pack_pages(const simt::Queue& on, PageShape shape, std::span<const PackArgs> runs) {
+  PackRuns all;
+  all.shape = shape;
+  std::copy(runs.begin(), runs.end(), all.run);
+  const size_t rows = 2 * sizeof(float) * kPageTokens * static_cast<size_t>(shape.head_dim);
+  simt::launch(on, "pack_pages", pack_kernel, pages_of(shape, static_cast<int>(runs.size())), kThreads,
+               kPageCodes + rows, all);
 }
 
 void move_rows(const simt::Queue& on, CodecId codec, PageShape shape, std::span<const RowMove> moves) {
@@ -242,15 +331,6 @@ void move_row(const simt::Queue& on, CodecId codec, PageShape shape, const std::
               int to_at) {
   simt::launch(on, "move_row", move_row_kernel, pages_of(shape, 1), kThreads, 0, codec, shape, from, from_at, to,
                to_at);
-}
-
-void decode(const simt::Queue& on, CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int begin,
-            int end, float* k, float* v, size_t stride, const float* key_mean, int lanes, size_t lane_pitch) {
-  if (end <= begin) return;
-  simt::Grid grid = pages_of(shape, pages_for(end));
-  grid.z = static_cast<unsigned>(lanes);
-  simt::launch(on, "decode", decode_kernel, grid, kThreads, 0, codec, shape, pages, pitch, begin, end, k, v, stride,
-               key_mean, lane_pitch);
 }
 
 void gather(const simt::Queue& on, const PageEntry* pages, const int32_t* at, int items, PageShape shape, float* k,

@@ -75,6 +75,56 @@ TEST_CASE("a layer is staged at once as its numbers, the rows of its lanes and i
   }
 }
 
+TEST_CASE("lanes that are attended and measured at once come out as one after the other") {
+  for (const std::string& name : implementations()) {
+    CAPTURE(name);
+    for (const int tokens : {1, 7, 33})
+      for (const int n : {1, 3, 11}) {  // more than one launch holds
+        CAPTURE(tokens);
+        Kernels kernels(name, 1, kLimits);
+        std::vector<std::unique_ptr<AttendWorld>> worlds;
+        std::vector<AttendArgs> lanes;
+        std::vector<MassArgs> mass;
+        std::vector<std::vector<float>> pages, rows, block, out, lse;
+        for (int i = 0; i < n; ++i) {
+          worlds.push_back(std::make_unique<AttendWorld>(AttendShape{.heads = 1,
+                                                                     .group = 2,
+                                                                     .head_dim = 64,
+                                                                     .tokens = tokens,
+                                                                     .pages = 9 + 3 * (i % 4),
+                                                                     .rows = 17,
+                                                                     .block = true,
+                                                                     .rope = {.rotary_dim = 64, .theta = 1e4f}},
+                                                         static_cast<unsigned>(60 + i)));
+          lanes.push_back(worlds.back()->args);
+          pages.emplace_back(worlds.back()->positions.size() + 1, -9.0f);
+          rows.emplace_back(18, -9.0f), block.emplace_back(static_cast<size_t>(tokens), -9.0f);
+        }
+        for (size_t i = 0; i < lanes.size(); ++i) {
+          MassArgs& m = mass.emplace_back();
+          m.attend = &lanes[i], m.page_mass = pages[i].data(), m.row_mass = rows[i].data();
+          m.block_mass = block[i].data(), m.first_query = 0;
+        }
+        kernels->attend_lanes(lanes);
+        kernels->mass_lanes(mass);
+        const auto want_pages = pages, want_rows = rows, want_block = block;
+        for (size_t i = 0; i < lanes.size(); ++i) {
+          out.push_back(worlds[i]->out), lse.push_back(worlds[i]->lse);
+          worlds[i]->out.assign(out[i].size(), -77), worlds[i]->lse.assign(lse[i].size(), -77);
+          pages[i].assign(pages[i].size(), -9), rows[i].assign(18, -9), block[i].assign(block[i].size(), -9);
+        }
+        kernels->attend_and_measure(lanes, mass);
+        for (size_t i = 0; i < lanes.size(); ++i) {
+          CHECK(worlds[i]->out == out[i]);
+          CHECK(worlds[i]->lse == lse[i]);
+          CHECK(near_all(pages[i], want_pages[i], 1e-5f));
+          CHECK(near_all(rows[i], want_rows[i], 1e-5f));
+          CHECK(near_all(block[i], want_block[i], 1e-5f));
+        }
+      }
+  }
+}
+
 TEST_CASE("lanes that are attended together, and their attention measured, come out as each does alone") {
   for (const std::string& name : implementations()) {
     CAPTURE(name);
@@ -124,7 +174,7 @@ TEST_CASE("lanes that are attended together, and their attention measured, come 
   }
 }
 
-TEST_CASE("records of several lanes are read, written, moved and gathered together as they are one by one") {
+TEST_CASE("records of several lanes are moved and gathered together as they are one by one") {
   for (const std::string& name : implementations()) {
     CAPTURE(name);
     Kernels kernels(name, 1, kLimits);
@@ -132,24 +182,15 @@ TEST_CASE("records of several lanes are read, written, moved and gathered togeth
     const auto means = random.normals(3 * kRow);
     for (const CodecId codec : {CodecId::kFp16, CodecId::kK5V3, CodecId::kK2V2}) {
       const size_t bytes = data_bytes(codec, kShape);
-      const auto k = random.normals(48 * kRow), v = random.normals(48 * kRow);
-      std::vector<std::byte> log = noise(6 * bytes, 4), expected = log;
-      std::vector<int32_t> row, lane, at;
-      std::vector<std::byte*> pages, expected_pages;
+      std::vector<std::byte> log = noise(6 * bytes, 4);
+      std::vector<int32_t> lane, at;
+      std::vector<std::byte*> pages;
       for (int i = 0; i < 30; ++i) {
-        row.push_back(47 - i), lane.push_back(i % 3), at.push_back(i / 2);
-        pages.push_back(log.data() + static_cast<size_t>(i % 2) * bytes);
-        expected_pages.push_back(expected.data() + static_cast<size_t>(i % 2) * bytes);
+        lane.push_back(i % 3), at.push_back(i / 2), pages.push_back(log.data() + static_cast<size_t>(i % 2) * bytes);
+        const auto k = random.normals(kRow), v = random.normals(kRow);
+        kernels->encode_row(codec, kShape, k.data(), v.data(), at.back(), pages.back(), nullptr);
       }
-      kernels->encode_lane_rows({codec, kShape, k.data(), v.data(), kRow, 30, row.data(), lane.data(), pages.data(),
-                                 at.data(), means.data()});
-      for (size_t i = 0; i < 30; ++i) {
-        const size_t from = static_cast<size_t>(row[i]) * kRow;
-        kernels->encode_row(codec, kShape, k.data() + from, v.data() + from, at[i], expected_pages[i],
-                            means.data() + static_cast<size_t>(lane[i]) * kRow);
-      }
-      CHECK(log == expected);
-
+      std::vector<std::byte> expected = log;
       std::vector<RowMove> moves;
       for (int i = 0; i < 15; ++i)
         moves.push_back({log.data() + (i % 2) * bytes, log.data() + (2 + i % 3) * bytes, i, 15 - i});
@@ -173,29 +214,106 @@ TEST_CASE("records of several lanes are read, written, moved and gathered togeth
   }
 }
 
-TEST_CASE("the runs of several lanes are read together as they are one by one") {
+TEST_CASE(
+    "tokens of several lanes enter records as if they were read, measured and written one by one, after the moves") {
+  constexpr int kTokens = 29, kLanes = 3, kFirst = 7;
   for (const std::string& name : implementations()) {
     CAPTURE(name);
     Kernels kernels(name, 1, kLimits);
-    Random random(10);
-    for (const CodecId codec : {CodecId::kFp16, CodecId::kK8V8}) {
-      const size_t pitch = data_bytes(codec, kShape) + 64, lane_pitch = 3 * pitch;
-      for (const int count : {1, 16, 37}) {
-        const auto k = random.normals(40 * kRow), v = random.normals(40 * kRow);
-        std::vector<std::byte> lanes(2 * lane_pitch);
-        for (size_t lane = 0; lane < 2; ++lane)
-          kernels->encode_run(codec, kShape, k.data() + lane * kRow, v.data(), kRow, 0, count,
-                              lanes.data() + lane * lane_pitch, pitch);
-        const auto size = static_cast<size_t>(2 * count) * kRow;
-        std::vector<float> got_k(size), got_v(size), want_k(size), want_v(size);
-        kernels->decode_lanes(codec, kShape, lanes.data(), pitch, 2, lane_pitch, 0, count, got_k.data(), got_v.data(),
-                              kRow);
-        for (size_t lane = 0; lane < 2; ++lane)
-          kernels->decode_run(codec, kShape, lanes.data() + lane * lane_pitch, pitch, 0, count,
-                              want_k.data() + lane * size / 2, want_v.data() + lane * size / 2, kRow);
-        CHECK(got_k == want_k);
-        CHECK(got_v == want_v);
+    Random random(11);
+    for (const PageShape shape : {PageShape{1, 32}, {2, 16}})
+      for (const CodecId from : {CodecId::kFp16, CodecId::kK8V8})
+        for (const CodecId codec : {CodecId::kFp16, CodecId::kK5V3, CodecId::kK2V2}) {
+          const size_t pitch = data_bytes(from, shape) + 64, lane_pitch = 4 * pitch, bytes = data_bytes(codec, shape);
+          const auto means = random.normals(kLanes * kRow), k = random.normals(kTokens * kRow),
+                     v = random.normals(kLanes * kTokens * kRow);
+          std::vector<std::byte> window(kLanes * lane_pitch), log = noise(9 * bytes, 5);
+          for (size_t lane = 0; lane < kLanes; ++lane)
+            kernels->encode_run(from, shape, k.data(), v.data() + lane * kTokens * kRow, kRow, kFirst, kTokens,
+                                window.data() + lane * lane_pitch, pitch);
+          // Of each lane every other token, into a page that is emptied into holes of another, and one more.
+          std::vector<int32_t> row, lane, at, leaves;
+          std::vector<std::byte*> pages;
+          std::vector<RowMove> moves;
+          std::vector<uint8_t> followed;
+          for (int l = 0; l < kLanes; ++l) {
+            std::byte *const emptied = log.data() + static_cast<size_t>(3 * l) * bytes, *const other = emptied + bytes;
+            const auto first_move = static_cast<int32_t>(moves.size());
+            for (int i = 0; i < 5; ++i)
+              moves.push_back({emptied, other, 3 * i, 15 - i}), followed.push_back(3 * i < 11);
+            for (int i = 0; i < kTokens; i += 2) {
+              const int to = static_cast<int>(row.size()) % 15;
+              row.push_back(i), lane.push_back(l), pages.push_back(to < 11 ? emptied : emptied + 2 * bytes);
+              at.push_back(to);
+              leaves.push_back(to < 11 && to % 3 == 0 ? first_move + to / 3 : kNone);
+            }
+          }
+          const auto items = static_cast<int>(row.size());
+          std::vector<std::byte> expected = log;
+          std::vector<float> norm(kLanes * 40, -5.0f), want = norm, one_k(kRow), one_v(kRow);
+          for (const RowMove& m : moves)
+            kernels->move_row(codec, shape, expected.data() + (m.from - log.data()), m.from_at,
+                              expected.data() + (m.to - log.data()), m.to_at);
+          for (size_t i = 0; i < row.size(); ++i) {
+            const auto l = static_cast<size_t>(lane[i]);
+            kernels->decode_run(from, shape, window.data() + l * lane_pitch, pitch, kFirst + row[i], 1, one_k.data(),
+                                one_v.data(), kRow);
+            kernels->row_norm(
+                {one_v.data(), 1, static_cast<int>(kRow), kRow, &want[l * 40 + static_cast<size_t>(row[i])]});
+            kernels->encode_row(codec, shape, one_k.data(), one_v.data(), at[i],
+                                expected.data() + (pages[i] - log.data()), means.data() + l * kRow);
+          }
+          EnterArgs a;
+          a.shape = shape, a.from_codec = from, a.from = window.data(), a.pitch = pitch, a.lane_pitch = lane_pitch;
+          a.first = kFirst, a.codec = codec, a.items = items, a.row = row.data(), a.lane = lane.data();
+          a.pages = pages.data(), a.at = at.data(), a.key_mean = means.data(), a.norm = norm.data(), a.norm_pitch = 40;
+          a.moves = moves.data(), a.n_moves = static_cast<int>(moves.size()), a.leaves = leaves.data();
+          a.followed = followed.data(), a.room_k = one_k.data(), a.room_v = one_v.data();
+          kernels->enter_lanes(a);
+          CHECK(log == expected);
+          CHECK(near_all(norm, want, 1e-6f));
+        }
+  }
+}
+
+TEST_CASE("what stays of runs of pages is packed as if all of it were read before any page is written") {
+  const CodecId codecs[] = {CodecId::kFp16, CodecId::kInt4, CodecId::kInt8, CodecId::kK5V3};
+  for (const std::string& name : implementations()) {
+    CAPTURE(name);
+    Kernels kernels(name, 1, kLimits);
+    Random random(13);
+    for (const int runs : {1, 3, 130}) {  // more than one launch holds
+      std::vector<std::vector<PackPage>> lists;
+      std::vector<std::vector<std::byte>> memory, expected;
+      std::vector<PackArgs> args;
+      for (int r = 0; r < runs; ++r) {
+        std::vector<PackPage>& list = lists.emplace_back();
+        std::vector<float> k, v, one_k(kRow), one_v(kRow);
+        for (int p = 0; p < (runs > 3 ? 1 + r % 3 : 9); ++p) {
+          const CodecId codec = codecs[static_cast<size_t>(random.below(4))];
+          const auto page_k = random.normals(kPageTokens * kRow), page_v = random.normals(kPageTokens * kRow);
+          std::vector<std::byte>& page = memory.emplace_back(data_bytes(codec, kShape));
+          kernels->encode(codec, kShape, page_k.data(), page_v.data(), kRow, kPageTokens, page.data());
+          const int mask = p == 0 ? 0xfffe : p % 4 == 3 ? 0 : random.below(0x10000);
+          list.push_back({page.data(), static_cast<uint16_t>(mask), codec});
+          for (int t = 0; t < kPageTokens; ++t) {
+            if ((mask >> t & 1) == 0) continue;
+            kernels->decode(codec, kShape, page.data(), t, t + 1, one_k.data(), one_v.data(), kRow);
+            k.insert(k.end(), one_k.begin(), one_k.end()), v.insert(v.end(), one_v.begin(), one_v.end());
+          }
+        }
+        const size_t stay = k.size() / kRow;
+        for (size_t p = 0; p < list.size(); ++p) {
+          std::vector<std::byte>& page = expected.emplace_back(memory[memory.size() - list.size() + p]);
+          if (p * kPageTokens >= stay) continue;
+          kernels->encode(list[p].codec, kShape, &k[p * kPageTokens * kRow], &v[p * kPageTokens * kRow], kRow,
+                          static_cast<int>(std::min<size_t>(kPageTokens, stay - p * kPageTokens)), page.data());
+        }
       }
+      for (const std::vector<PackPage>& list : lists) args.push_back({list.data(), static_cast<int>(list.size())});
+      std::vector<float> room_k(2 * kPageTokens * kRow), room_v(room_k);
+      kernels->pack_pages(kShape, args, room_k.data(), room_v.data());
+      CHECK(memory == expected);
     }
   }
 }
@@ -253,7 +371,7 @@ TEST_CASE("likeness of several lanes at once is that of each alone") {
       const size_t items = i % 7 == 6 ? 0 : 3 + 11 * (i % 3), tokens = worlds.back()->positions.size();
       k.push_back(random.normals((items + 1) * kRow)), v.push_back(random.normals((items + 1) * kRow));
       scores.push_back(random.normals(items + 1)), stored.push_back(random.normals(tokens + 1));
-      like.emplace_back(items + 1, -1.0f), token_like.emplace_back(tokens + 1, 0.25f);
+      like.emplace_back(items + 1, 0.0f), token_like.emplace_back(tokens + 1, 0.25f);
       LikenessArgs& a = lanes.emplace_back();
       a.k = k.back().data(), a.v = v.back().data(), a.items = static_cast<int>(items), a.stride = kRow,
       a.shape = kShape;
@@ -264,7 +382,7 @@ TEST_CASE("likeness of several lanes at once is that of each alone") {
     }
     kernels->likeness_lanes(lanes);
     for (size_t i = 0; i < n; ++i) {
-      std::vector<float> one(like[i].size(), -1.0f), tokens(token_like[i].size(), 0.25f);
+      std::vector<float> one(like[i].size(), 0.0f), tokens(token_like[i].size(), 0.25f);
       LikenessArgs a = lanes[i];
       a.item_like = one.data(), a.token_like = tokens.data();
       kernels->likeness(a);

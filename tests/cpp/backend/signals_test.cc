@@ -78,6 +78,117 @@ TEST_CASE("recent keys, redundancy and norms of every instruction set equal the 
       }
 }
 
+// Lanes of pages of every codec, of which all tokens between the first and the last are meant.
+struct PotWorld {
+  std::vector<std::vector<std::byte>> data;
+  std::vector<PageEntry> pages;
+  std::vector<int32_t> place;
+  int recent = 0;
+  PotWorld(Random& random, PageShape shape, int n_pages, int places, int first_codec) {
+    const auto plain = cpu::make_ops("plain", 1);
+    const auto row = static_cast<size_t>(shape.row());
+    for (int p = 0; p < n_pages; ++p) {
+      const auto codec = static_cast<CodecId>((first_codec + p) % kCodecs);
+      auto k = random.normals(kPageTokens * row);
+      const auto v = random.normals(kPageTokens * row);
+      std::fill_n(k.begin() + static_cast<std::ptrdiff_t>(3 * row), row, 0.0f);  // a key without a direction
+      const int begin = p % 3 == 1 ? random.below(5) : 0, end = p % 4 == 3 ? begin + random.below(12) : kPageTokens;
+      data.emplace_back(data_bytes(codec, shape));
+      plain->encode(codec, shape, k.data(), v.data(), row, kPageTokens, data.back().data());
+      pages.push_back({data.back().data(), static_cast<int32_t>(place.size()), rows_of(begin, end), codec});
+      for (int i = begin; i < end; ++i) place.push_back(random.below(places + 1) - 1);
+    }
+    recent = static_cast<int>(place.size()) * 2 / 3;
+  }
+};
+
+TEST_CASE("signals of tokens in pages are those of the rows they are decoded to, of many lanes at once") {
+  constexpr int kPlaces = 11;
+  for (const std::string& name : implementations())
+    for (const PageShape shape : {PageShape{1, 64}, {2, 13}, {1, 128}})
+      for (const bool redundancy : {true, false})
+        for (const int lanes : {1, 3, 26}) {  // more than one launch holds
+          if (lanes == 26 && shape.row() > 64) continue;
+          CAPTURE(name);
+          CAPTURE(shape.head_dim);
+          CAPTURE(lanes);
+          Random random(31);
+          const auto plain = cpu::make_ops("plain", 1);
+          const auto ops = make_ops(name, 2);
+          const auto row = static_cast<size_t>(shape.row());
+          std::vector<PotWorld> worlds;
+          std::vector<float> room(2 * kPageTokens * row);
+          struct Tables {
+            std::vector<float> sum, score, norm;
+            std::vector<int32_t> count;
+          };
+          std::vector<Tables> got, want;
+          std::vector<PotArgs> asked;
+          for (int i = 0; i < lanes; ++i) {
+            const PotWorld& w = worlds.emplace_back(random, shape, lanes > 3 ? i % 4 : 7 + 6 * i, kPlaces, i);
+            const std::vector<float> none(w.place.size() + 1, kUntouched);
+            want.push_back({std::vector<float>(kPlaces * row, 0.0f), none, none, std::vector<int32_t>(kPlaces, 0)});
+            got.push_back({std::vector<float>(kPlaces * row, 5.0f), none, none, std::vector<int32_t>(kPlaces, 7)});
+            Tables& t = want.back();
+            std::vector<float> k(w.place.size() * row), v(k);
+            for (const PageEntry& page : w.pages) {
+              const size_t at = static_cast<size_t>(page.first) * row;
+              plain->decode(page.codec, shape, page.data, page.begin(), page.end(), k.data() + at, v.data() + at, row);
+            }
+            const auto items = static_cast<int>(w.place.size()), dim = shape.row();
+            plain->add_recent_keys({k.data() + static_cast<size_t>(w.recent) * row, w.place.data() + w.recent,
+                                    items - w.recent, dim, row, t.sum.data(), t.count.data()});
+            plain->row_norm({v.data(), items, dim, row, t.norm.data()});
+            if (redundancy)
+              plain->temporal_redundancy(
+                  {k.data(), w.place.data(), items, dim, row, t.sum.data(), t.count.data(), t.score.data()});
+          }
+          for (size_t i = 0; i < worlds.size(); ++i) {
+            PotArgs& a = asked.emplace_back();
+            a.shape = shape, a.pages = worlds[i].pages.data(), a.n_pages = static_cast<int>(worlds[i].pages.size());
+            a.place = worlds[i].place.data(), a.places = kPlaces, a.recent = worlds[i].recent;
+            a.sum = got[i].sum.data(), a.count = got[i].count.data(), a.norm = got[i].norm.data();
+            a.score = redundancy ? got[i].score.data() : nullptr;
+            a.room_k = room.data(), a.room_v = room.data() + kPageTokens * row;
+          }
+          ops->add_recent_pages(asked);
+          ops->page_signals(asked);
+          for (size_t i = 0; i < worlds.size(); ++i) {
+            check_finite_near(got[i].sum, want[i].sum, 2e-5f);
+            CHECK(got[i].count == want[i].count);
+            check_finite_near(got[i].score, want[i].score, 2e-5f);
+            check_finite_near(got[i].norm, want[i].norm, 2e-6f);
+          }
+        }
+}
+
+TEST_CASE("recent keys of a pot are summed a part of its pages at a time as of all at once") {
+  constexpr PageShape kShape{1, 32};
+  constexpr int kPlaces = 5;
+  for (const std::string& name : implementations()) {
+    CAPTURE(name);
+    Random random(33);
+    const PotWorld w(random, kShape, 20, kPlaces, 0);
+    const auto ops = make_ops(name, 1);
+    std::vector<float> room(2 * kPageTokens * 32), sum[2];
+    std::vector<int32_t> count[2];
+    for (const int parts : {1, 2}) {
+      sum[parts - 1].assign(kPlaces * 32, 3.0f), count[parts - 1].assign(kPlaces, 3);
+      PotArgs a;
+      a.shape = kShape, a.place = w.place.data(), a.places = kPlaces, a.recent = w.recent;
+      a.sum = sum[parts - 1].data(), a.count = count[parts - 1].data();
+      a.room_k = room.data(), a.room_v = room.data() + kPageTokens * 32;
+      for (int part = 0; part < parts; ++part) {
+        a.pages = w.pages.data() + 16 * part, a.n_pages = parts == 1 ? 20 : part == 0 ? 16 : 4;
+        a.fresh = part == 0;
+        ops->add_recent_pages({&a, 1});
+      }
+    }
+    CHECK(sum[0] == sum[1]);
+    CHECK(count[0] == count[1]);
+  }
+}
+
 TEST_CASE("equal items have equal signals, wherever they stand and on however many threads") {
   Random random(2);
   constexpr int kItems = 9001, kDim = 29;

@@ -36,17 +36,17 @@ struct Case {
 // Caps that so many frames pass, but for a policy that refuses; the larger ones keep more for each call of a frame.
 const std::vector<Case>& cases() {
   static const std::vector<Case> all = {
-      {"edge", "edge", {}, 420 << 10, false, 36, {10, 3, 3}, {3, 1, 1}},
+      {"edge", "edge", {}, 420 << 10, false, 36, {5.5, 3, 3}, {3, 1, 1}},
       {"edge, disk", "edge", {}, 260 << 10, true, 40, {16, 6, 3}, {21, 5, 3}},
       {"edge, unit=summaries", "edge", {{"unit", "summaries"}}, 260 << 10, false, 20, {8, 6, 3}, {7, 3, 1}},
       {"full", "full", {}, 4 << 20, false, 20, {3, 3, 3}, {1, 1, 1}},
-      {"infinipot-v", "infinipot-v", {}, 260 << 10, false, 20, {27.6, 3, 3}, {7, 1, 1}},
+      {"infinipot-v", "infinipot-v", {}, 260 << 10, false, 20, {7.5, 3, 3}, {3, 1, 1}},
       {"mosaic", "mosaic", {}, 264 << 10, false, 20, {94, 6, 3}, {54.6, 3, 1}},
       {"mosaic, disk", "mosaic", {}, 340 << 10, true, 20, {22.9, 7.5, 3}, {19.6, 5, 2}},
       {"mukv", "mukv", {}, 380 << 10, false, 20, {4, 3, 3}, {2.3, 3, 1}},
       {"rekv", "rekv", {}, 260 << 10, false, 20, {4, 6, 3}, {3, 3, 1}},
       {"edge, disk, 1 MiB", "edge", {}, 1 << 20, true, 80, {21, 6, 3}, {21, 3, 1}},
-      {"infinipot-v, 1 MiB", "infinipot-v", {}, 1 << 20, false, 60, {40, 3, 3}, {4, 1, 1}},
+      {"infinipot-v, 1 MiB", "infinipot-v", {}, 1 << 20, false, 60, {4.9, 3, 3}, {1.5, 1, 1}},
       {"mukv, 1 MiB", "mukv", {}, 1 << 20, false, 60, {4.3, 3, 3}, {2.3, 3, 1}},
       {"uniform", "uniform", {}, 450 << 10, false, 20, {4, 3, 3}, {1, 1, 1}},
       {"window", "window", {}, 260 << 10, false, 20, {4, 3, 3}, {1, 1, 1}},

@@ -21,7 +21,7 @@ void thin_and_compare(StoreWorld* world, ClusterId c, const std::vector<uint8_t>
   for (size_t i = 0; i < keep.size(); ++i)
     if (keep[i] != 0) expected.push_back(before[i]);
   const TokenAccount account = world->store->account();
-  world->store->thin(0, c, keep.data());
+  world->store->thin(std::array{ClusterStore::Thinning{0, c, keep.data()}});
   world->store->check_invariants();
   CHECK(world->members(0, c) == expected);
   const auto gone = static_cast<int64_t>(before.size() - expected.size());
@@ -105,7 +105,7 @@ TEST_CASE("pages on disk stay whole when their cluster is thinned") {
   REQUIRE(world.store->index(0)[c].disk_pages == 2);
   const std::vector<int> before = world.members(0, c);
   std::vector<uint8_t> keep(40, 0);
-  world.store->thin(0, c, keep.data());
+  world.store->thin(std::array{ClusterStore::Thinning{0, c, keep.data()}});
   world.store->check_invariants();
   CHECK(world.members(0, c) == std::vector<int>(before.begin(), before.begin() + 32));
   CHECK(world.store->account().collapsed == 8);

@@ -1,19 +1,15 @@
-// Mirror: one call's arguments as copies in memory of a device, each as large as what the call may touch, and the results
-// back.
+// Copies of what an op's arguments point at, in memory of a device: what MirrorOps makes for each call.
 #pragma once
 
 #include <algorithm>
-#include <exception>
 #include <memory>
-#include <utility>
 #include <vector>
 
-#include "backend/device.h"
-#include "backend/ops.h"
+#include "backend/backend.h"
 
 namespace mosaic::testing {
 
-// Pointers to nothing stay null.
+// One call's copies. Pointers to nothing stay null.
 class Mirror {
  public:
   explicit Mirror(Device& device) : device_(device) {}

@@ -91,32 +91,75 @@ class MirrorOps final : public Ops {
     ops().mass_lanes(there);
     m.back();
   }
-  void decode_lanes(CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int lanes, size_t lane_pitch,
-                    int first, int count, float* k, float* v, size_t stride) override {
+  void enter_lanes(const EnterArgs& a) override {
     Mirror m(device());
-    const size_t size = extent(lanes * count, stride, shape.row());
-    float *const to_k = m.inout(k, size), *const to_v = m.inout(v, size);
-    const size_t bytes = size_of(lanes - 1) * lane_pitch + run_bytes(codec, shape, first + count, pitch);
-    ops().decode_lanes(codec, shape, m.in(pages, bytes), pitch, lanes, lane_pitch, first, count, to_k, to_v, stride);
-    m.back();
-  }
-  void encode_lane_rows(const LaneRowsArgs& a) override {
-    Mirror m(device());
-    LaneRowsArgs b = a;
-    const size_t items = size_of(a.items), size = table_rows(a.row, a.items) * a.stride;
-    std::map<std::byte*, std::byte*> there;
+    EnterArgs b = a;
+    const size_t items = size_of(a.items), moves = size_of(a.n_moves), row = size_of(a.shape.row());
+    std::map<const std::byte*, std::byte*> there;
+    const auto mirrored = [&](const std::byte* page) {
+      const auto [found, fresh] = there.try_emplace(page, nullptr);
+      if (fresh) found->second = m.inout(const_cast<std::byte*>(page), data_bytes(a.codec, a.shape));
+      return found->second;
+    };
     std::vector<std::byte*>& list = pages_.emplace_back();
-    for (size_t i = 0; i < items; ++i) {
-      const auto [found, fresh] = there.try_emplace(a.pages[i], nullptr);
-      if (fresh) found->second = m.inout(a.pages[i], data_bytes(a.codec, a.shape));
-      list.push_back(found->second);
-    }
-    b.k = m.in(a.k, size), b.v = m.in(a.v, size), b.row = m.in(a.row, items), b.lane = m.in(a.lane, items);
-    b.pages = m.in(list.data(), items), b.at = m.in(a.at, items);
-    b.key_mean = m.in(a.key_mean, table_rows(a.lane, a.items) * size_of(a.shape.row()));
-    ops().encode_lane_rows(b);
+    for (size_t i = 0; i < items; ++i) list.push_back(mirrored(a.pages[i]));
+    std::vector<RowMove> moved(a.moves, a.moves + moves);
+    for (RowMove& move : moved) move.from = mirrored(move.from), move.to = mirrored(const_cast<std::byte*>(move.to));
+    const size_t lanes = table_rows(a.lane, a.items), tokens = table_rows(a.row, a.items);
+    b.from = items == 0
+                 ? nullptr
+                 : m.in(a.from, (lanes - 1) * a.lane_pitch +
+                                    run_bytes(a.from_codec, a.shape, a.first + static_cast<int>(tokens), a.pitch));
+    b.row = m.in(a.row, items), b.lane = m.in(a.lane, items), b.pages = m.in(list.data(), items);
+    b.at = m.in(a.at, items), b.key_mean = m.in(a.key_mean, lanes * row);
+    b.norm = m.inout(a.norm, items == 0 ? 0 : (lanes - 1) * a.norm_pitch + tokens);
+    b.moves = m.in(moved.data(), moves), b.leaves = m.in(a.leaves, items), b.followed = m.in(a.followed, moves);
+    b.room_k = b.room_v = nullptr;  // kernels have room of their own
+    ops().enter_lanes(b);
     m.back();
     pages_.clear();
+  }
+  void pack_pages(PageShape shape, std::span<const PackArgs> runs, float*, float*) override {
+    Mirror m(device());
+    std::vector<PackArgs> there(runs.begin(), runs.end());
+    std::vector<std::vector<PackPage>> lists;
+    lists.reserve(runs.size());
+    for (PackArgs& run : there) {
+      std::vector<PackPage>& list = lists.emplace_back(run.pages, run.pages + run.n_pages);
+      for (PackPage& page : list) page.data = m.inout(page.data, data_bytes(page.codec, shape));
+      run.pages = m.in(list.data(), list.size());
+    }
+    ops().pack_pages(shape, there, nullptr, nullptr);
+    m.back();
+  }
+  void add_recent_pages(std::span<const PotArgs> lanes) override {
+    Mirror m(device());
+    std::vector<PotArgs> there;
+    for (const PotArgs& a : lanes) there.push_back(mirror(m, a));
+    ops().add_recent_pages(there);
+    m.back();
+  }
+  void page_signals(std::span<const PotArgs> lanes) override {
+    Mirror m(device());
+    std::vector<PotArgs> there;
+    for (const PotArgs& a : lanes) there.push_back(mirror(m, a));
+    ops().page_signals(there);
+    m.back();
+  }
+  void attend_and_measure(std::span<const AttendArgs> lanes, std::span<const MassArgs> mass) override {
+    Mirror m(device());
+    std::vector<RopeTable> ropes(lanes.size());
+    std::vector<AttendArgs> attend;
+    for (size_t i = 0; i < lanes.size(); ++i) attend.push_back(mirror(m, lanes[i], &ropes[i]));
+    std::vector<MassArgs> there(mass.begin(), mass.end());
+    for (size_t i = 0; i < there.size(); ++i) {
+      there[i].attend = &attend[i];
+      there[i].page_mass = m.inout(mass[i].page_mass, page_tokens(lanes[i]));
+      there[i].row_mass = m.inout(mass[i].row_mass, size_of(lanes[i].n_rows));
+      there[i].block_mass = m.inout(mass[i].block_mass, size_of(lanes[i].tokens));
+    }
+    ops().attend_and_measure(attend, there);
+    m.back();
   }
   // All pages lie in one piece of memory, so that a record may go from one to another.
   void move_rows(CodecId codec, PageShape shape, std::span<const RowMove> moves) override {
@@ -379,6 +422,17 @@ class MirrorOps final : public Ops {
     b.pages = entries(m, a.pages, a.n_pages, a.shape);
     b.item_score = m.in(a.item_score, size_of(a.items)), b.token_score = m.in(a.token_score, tokens);
     b.item_like = m.inout(a.item_like, size_of(a.items)), b.token_like = m.inout(a.token_like, tokens);
+    return b;
+  }
+  static PotArgs mirror(Mirror& m, const PotArgs& a) {
+    PotArgs b = a;
+    size_t items = 0;
+    for (int i = 0; i < a.n_pages; ++i) items = std::max(items, size_of(a.pages[i].first + a.pages[i].span()));
+    b.pages = entries(m, a.pages, a.n_pages, a.shape);
+    b.place = m.in(a.place, items);
+    b.sum = m.inout(a.sum, size_of(a.places) * size_of(a.shape.row())), b.count = m.inout(a.count, size_of(a.places));
+    b.score = m.inout(a.score, items), b.norm = m.inout(a.norm, items);
+    b.room_k = b.room_v = nullptr;  // kernels have room of their own
     return b;
   }
   static AttendArgs mirror(Mirror& m, const AttendArgs& a, RopeTable* rope) {
