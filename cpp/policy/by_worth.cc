@@ -33,14 +33,14 @@ constexpr Score kScores[] = {
 
 // Half as much with each half of the time that the lane looks back.
 void fade(const TokenLog& log, int lane, std::span<Victim> tokens) {
+  const int32_t* const positions = log.positions(lane);
   int32_t oldest = std::numeric_limits<int32_t>::max(), newest = 0;
   for (const Victim& token : tokens) {
-    oldest = std::min(oldest, log.position(lane, token.slot));
-    newest = std::max(newest, log.position(lane, token.slot));
+    oldest = std::min(oldest, positions[token.slot]);
+    newest = std::max(newest, positions[token.slot]);
   }
   const float halvings = 2 / static_cast<float>(std::max(newest - oldest, 1));
-  for (Victim& token : tokens)
-    token.rank *= std::exp2(-halvings * static_cast<float>(newest - log.position(lane, token.slot)));
+  for (Victim& token : tokens) token.rank *= std::exp2(-halvings * static_cast<float>(newest - positions[token.slot]));
 }
 
 }  // namespace
@@ -62,27 +62,30 @@ float ByWorth::attention_weight(int keys) const {  // about 1, so that sums fit 
 }
 
 int ByWorth::pick_victims(const TokenLog& log, const Listening& heard, int lane, int need, Victim* out) {
+  const half_t* const scores = log.scores(lane);
+  const uint8_t* const likeness = log.likeness(lane);
   int n = 0;
   for (int page = 0; page < log.shape().pages; ++page) {
     auto rows = static_cast<uint16_t>(log.rows(lane, page) & ~log.heard(lane, page));
     for (; rows != 0; rows &= static_cast<uint16_t>(rows - 1)) {
       const TokenSlot slot = page * kPageTokens + std::countr_zero(rows);
-      out[n++] = {slot, kNone, kNone, rank(log.worth(lane, slot), log.like(lane, slot))};
+      out[n++] = {slot, kNone, kNone, rank(half_to_float(scores[slot]), static_cast<float>(likeness[slot]) / 255.0f)};
     }
   }
   for (int f = 0; f < heard.frames() && heard.frame(f).in_log; ++f) {
+    const TokenSlot* const slots = heard.slots(lane, f);
     const half_t* const received = heard.attention_received(lane, f);
     for (int i = 0; i < heard.frame(f).tokens; ++i)
-      if (const TokenSlot slot = heard.slot(lane, f, i); slot != kNone)
-        out[n++] = {slot, f, i, rank(worth(half_to_float(received[i]), log.merit(lane, slot)), 0)};
+      if (slots[i] != kNone)
+        out[n++] = {slots[i], f, i, rank(worth(half_to_float(received[i]), log.merit(lane, slots[i])), 0)};
   }
   if (score_.fades) fade(log, lane, {out, static_cast<size_t>(n)});
   need = std::min(need, n);
   // Among equals the oldest goes, so that two runs with one history stay the same.
+  const int32_t* const positions = log.positions(lane);
   std::nth_element(out, out + need, out + n, [&](const Victim& a, const Victim& b) {
     if (a.rank != b.rank) return a.rank < b.rank;
-    const int32_t at_a = log.position(lane, a.slot), at_b = log.position(lane, b.slot);
-    return at_a != at_b ? at_a < at_b : a.slot < b.slot;
+    return positions[a.slot] != positions[b.slot] ? positions[a.slot] < positions[b.slot] : a.slot < b.slot;
   });
   return need;
 }

@@ -42,7 +42,7 @@ class Retention {
   virtual Merit merit() const = 0;
   // What a token is worth, from the attention it received and its merit.
   virtual float worth(float attention_received, float merit) const = 0;
-  // Whether likeness to better tokens is wanted (TokenLog::like).
+  // Whether likeness to better tokens is wanted (TokenLog::likeness).
   virtual bool compares() const = 0;
   virtual DiskWishes disk() const = 0;
   // At least `need` tokens of a full lane, those that are missed least. out [TokenLog::capacity()]; returns how many.

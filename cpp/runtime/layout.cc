@@ -17,9 +17,7 @@ constexpr int kLeastRead = 32;       // pages of an archive, by a lane,
 constexpr uint64_t kReadShare = 32;  // or as many as this share of the cap holds: what is chosen lies scattered
 constexpr int kLeastKept = 32;       // pages of a lane that a frame reads beside twice its share
 constexpr int kBehindContext = 64;   // positions
-constexpr int kFramesOfToken =
-    2;                        // of which a log keeps tokens, by what one lane keeps: lanes differ in what they keep
-constexpr int kStretch = 64;  // tokens of an archive that are cut into clusters together,
+constexpr int kStretch = 64;         // tokens of an archive that are cut into clusters together,
 constexpr uint64_t kTailShare = 32;  // or half as many, where those that wait to be cut would take more of the cap
 
 // Whole frames of at most `tokens` in all; where frames are smaller than the largest more of them fit, within reason.
@@ -62,17 +60,15 @@ void shape_log(const Request& r, const Choice& choice, Plan* plan) {
     throw InvalidInput(std::string("packed=") + codec_name(*c.packed) +
                        " has no records of single tokens, which policy " + r.policy->name() +
                        " keeps. Choose k5v3, k4v4, k4v3, k3v3, k2v2, k8v8, fp16 or fp32.");
-  const int listen = std::max(r.policy->retention()->listen_frames(), c.window_frames + 1);
   plan->log = {r.lanes,
                Size(choice.slots).to_int("pages of a lane's log"),
                plan->store.page,
                *c.packed,
                c.exact,
                c.model.rope.is_multi(),
-               c.model.rope.is_multi() && choice.archive_pages > 0,
-               (Size(choice.slots) * (kFramesOfToken * kPageTokens) + listen + 3).to_int("frames of a lane's log"),
-               c.model.frame_tokens};
-  plan->listening = {r.lanes, listen, c.model.frame_tokens, plan->log.pages * kPageTokens};
+               c.model.rope.is_multi() && choice.archive_pages > 0};
+  const int listen = std::max(r.policy->retention()->listen_frames(), c.window_frames + 1);
+  plan->listening = {r.lanes, listen, c.model.frame_tokens};
   plan->store.lanes = 0;
   plan->store.tiers = {{Medium::device, *c.packed, 1}};
   if (choice.archive_pages == 0) return;

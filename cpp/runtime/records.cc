@@ -47,16 +47,13 @@ Records::Records(Region& region, const Plan& plan, Ops& ops, Retention& retentio
 
 void Records::read(int lane, Since since, BlockSelection* selection) {
   const auto add = [&](int page, uint16_t rows) {
-    const int first = page * kPageTokens;
-    int32_t positions[kPageTokens];
-    for (uint16_t left = rows; left != 0; left &= static_cast<uint16_t>(left - 1)) {
-      const int i = std::countr_zero(left);
-      positions[i] = log_.position(lane, first + i);
-      if (since.asks() && !since.wants(positions[i], log_.time_low(lane, first + i)))
-        rows &= static_cast<uint16_t>(~(1u << i));
-    }
+    const int32_t *const positions = log_.positions(lane) + page * kPageTokens, *const lows = log_.time_lows(lane) +
+                                                                                              page * kPageTokens;
+    for (int i = 0; i < kPageTokens && since.asks(); ++i)
+      if (!since.wants(positions[i], lows[i])) rows &= static_cast<uint16_t>(~(1u << i));
     page_first(lane)[page] = selection->tokens() - std::countr_zero(rows);
-    if (!selection->add_tokens(page, log_.data(lane, page), log_.codec(), rows, positions,
+    const size_t first = static_cast<size_t>(page) * kPageTokens;
+    if (!selection->add_tokens(page, log_.data(lane, page), log_.codec(), rows, log_.positions(lane) + first,
                                log_.places(lane) != nullptr ? log_.places(lane) + 2 * first : nullptr))
       throw InvariantError("Records: a lane holds more pages than a selection (a defect of the plan).");
   };
@@ -89,15 +86,15 @@ void Records::listen(const BlockSelection& selection, int lane, int tokens_now, 
   for (int f = 0; f <= heard_.frames(); ++f) {
     half_t* const now = heard_.now(lane, f);
     const int tokens = f == heard_.frames() ? tokens_now : heard_.frame(f).tokens;
+    const TokenSlot* const slots = heard_.slots(lane, f);
     for (int i = 0; i < tokens; ++i) {
-      const TokenSlot slot = heard_.slot(lane, f, i);
       float paid = 0;
       if (f == heard_.frames()) {
         paid = block_mass[i];
       } else if (f - frames_in_log() >= first_read) {
         paid = mass[in_window++];
-      } else if (f < frames_in_log() && log_is_read && slot != kNone) {
-        paid = mass[page_first[slot / kPageTokens] + slot % kPageTokens];
+      } else if (f < frames_in_log() && log_is_read && slots[i] != kNone) {
+        paid = mass[page_first[slots[i] / kPageTokens] + slots[i] % kPageTokens];
       }
       now[i] = finite_half(paid * weight);
     }
@@ -139,7 +136,7 @@ void Records::end_learning() {
     TokenMeta meta[kPageTokens];
     for (int i = 0; i < n; ++i) {
       const uint16_t* const place = log_.places(0) != nullptr ? log_.places(0) + 2 * (first + i) : nullptr;
-      meta[i] = {log_.position(0, first + i), log_.time_low(0, first + i), place != nullptr ? place[0] : kText,
+      meta[i] = {log_.positions(0)[first + i], log_.time_lows(0)[first + i], place != nullptr ? place[0] : kText,
                  place != nullptr ? place[1] : kText};
     }
     if (archive_) account_lost(archive_->begin(meta, n, log_.key_mean(0)));
@@ -159,7 +156,6 @@ void Records::admit(const Window& window, const Rows& scratch) {
   if (log_.is_learning() &&
       (log_.free(0) < window.frame(0).tokens || (++learned_frames_ > kLearnFrames && log_.size(0) >= kLearnTokens)))
     end_learning();
-  open_frame(window.meta(Strip::kFrame, 0, 0));
   // Lane by lane while a mean is to be learned, while there is an archive, and where frames of the window are compared.
   if (together_ != nullptr && !log_.is_learning() && log_.knows_mean(0) && !archive_ && !frame_change_)
     return admit_together(window, scratch.meta);
@@ -180,7 +176,7 @@ void Records::admit(const Window& window, const Rows& scratch) {
     for (int i = run.n; i < tokens; ++i)
       account_given_up(archive_ && archive_->mark_given_up(lane, run.number + static_cast<uint32_t>(i)));
     if (run.n == 0) continue;
-    TokenSlot* const slots = settled_;
+    TokenSlot* const slots = heard_.slots(lane, f);
     if (together_ != nullptr && !log_.is_learning()) {
       const auto most = static_cast<size_t>(TokenLog::most_moves(heard_.shape().frame_tokens));
       const int moves = log_.place(lane, run, slots, {together_->moves, most});
@@ -195,14 +191,11 @@ void Records::admit(const Window& window, const Rows& scratch) {
       log_.add(lane, run, slots);
     }
     measure_merit(lane, window, run, worth_);
-    for (int i = 0; i < run.n; ++i) {
-      heard_.set_slot(lane, f, i, slots[i]);
-      log_.note_merit(lane, slots[i], worth_[i]);
-    }
+    for (int i = 0; i < run.n; ++i) log_.note_merit(lane, slots[i], worth_[i]);
   }
   if (archive_ && !log_.is_learning()) account_lost(archive_->end());
   admitted_ += window.frame(0).tokens;
-  heard_.entered_log(f, log_.opened_frame());
+  heard_.entered_log(f);
   --window_frames_;
 }
 
@@ -219,7 +212,7 @@ void Records::account_given_up(bool on_disk) { ++(on_disk ? account_.spilled : a
 void Records::give_up(int lane, TokenSlot slot) {
   account_given_up(archive_ && (log_.shape().numbered
                                     ? archive_->mark_given_up(lane, log_.number(lane, slot))
-                                    : archive_->mark_given_up(lane, archive_->number_of(log_.position(lane, slot)))));
+                                    : archive_->mark_given_up(lane, archive_->number_of(log_.positions(lane)[slot]))));
 }
 
 void Records::read_recalled(int lane, BlockSelection* selection) {
@@ -227,7 +220,7 @@ void Records::read_recalled(int lane, BlockSelection* selection) {
 }
 
 void Records::skip() {
-  heard_.entered_log(frames_in_log(), kNone);
+  heard_.entered_log(frames_in_log());
   --window_frames_;
 }
 
@@ -236,43 +229,15 @@ int Records::make_room(int lane, int tokens) {
   const int need = std::min(tokens, log_.capacity()) - log_.free(lane);
   if (need > 0) {
     const int n = retention_.pick_victims(log_, heard_, lane, need, victims_);
-    give_up_victims(lane, n);
+    if (counts_rest_) learn_rest(lane, n);
+    for (int i = 0; i < n; ++i) {
+      give_up(lane, victims_[i].slot);
+      log_.erase(lane, victims_[i].slot);
+      if (victims_[i].frame != kNone) heard_.slots(lane, victims_[i].frame)[victims_[i].token] = kNone;
+    }
+    account_.quantised -= n;
   }
   return std::min(tokens, log_.free(lane));
-}
-
-void Records::give_up_victims(int lane, int n) {
-  if (counts_rest_) learn_rest(lane, n);
-  for (int i = 0; i < n; ++i) {
-    give_up(lane, victims_[i].slot);
-    log_.erase(lane, victims_[i].slot);
-    if (victims_[i].frame != kNone) heard_.set_slot(lane, victims_[i].frame, victims_[i].token, kNone);
-  }
-  account_.quantised -= n;
-}
-
-// The frame that leaves the window gets a row in the log's table of frames.
-void Records::open_frame(const TokenMeta& first) {
-  if (log_.frames().free_row() == kNone) give_up_frame();
-  log_.open_frame(first.position, first.time_low);
-}
-
-// Tokens of too many frames are kept, few of each: the frame with the fewest goes, in every lane.
-void Records::give_up_frame() {
-  const int gone = log_.frames().sparsest([&](int row) {
-    for (int f = 0; f < frames_in_log(); ++f)
-      if (heard_.frame(f).row == row) return false;
-    return true;
-  });
-  for (int lane = 0; lane < log_.shape().lanes; ++lane) {
-    int n = 0;
-    for (int page = 0; page < log_.shape().pages; ++page)
-      for (uint16_t left = log_.rows(lane, page); left != 0; left &= static_cast<uint16_t>(left - 1)) {
-        const TokenSlot slot = page * kPageTokens + std::countr_zero(left);
-        if (log_.frame(lane, slot) == gone) victims_[n++] = {slot, kNone, kNone, 0};
-      }
-    give_up_victims(lane, n);
-  }
 }
 
 // Tokens of the lane, at most a frame of them, decoded into k_ and v_; slot(i) is where the i-th is.
@@ -313,14 +278,14 @@ void Records::settle_oldest() {
 
 // The tokens of the oldest frame that are still kept; how many there are.
 int Records::settle(int lane, float* worth, TokenSlot* settled) {
+  const TokenSlot* const slots = heard_.slots(lane, 0);
   const half_t* const received = heard_.attention_received(lane, 0);
   int n = 0;
   for (int i = 0; i < heard_.frame(0).tokens; ++i) {
-    const TokenSlot slot = heard_.slot(lane, 0, i);
-    if (slot == kNone) continue;
-    worth[n] = retention_.worth(half_to_float(received[i]), log_.merit(lane, slot));
-    settled[n] = slot;
-    log_.settle(lane, slot, worth[n++]);
+    if (slots[i] == kNone) continue;
+    worth[n] = retention_.worth(half_to_float(received[i]), log_.merit(lane, slots[i]));
+    settled[n] = slots[i];
+    log_.settle(lane, slots[i], worth[n++]);
   }
   return n;
 }
@@ -330,7 +295,7 @@ void Records::compare(int lane, int tokens) {
   const int row = log_.shape().page.row();
   gather(lane, tokens, [&](int i) { return settled_[i]; });
   const int n = list_settled(lane, entries_, scores_, likes_);
-  for (int i = 0; i < tokens; ++i) worth_[i] = log_.worth(lane, settled_[i]);
+  for (int i = 0; i < tokens; ++i) worth_[i] = half_to_float(log_.scores(lane)[settled_[i]]);
   LikenessArgs args;
   args.k = k_;
   args.v = v_;
@@ -353,14 +318,16 @@ void Records::compare(int lane, int tokens) {
 // The lane's pages of settled tokens, and by slot what those are worth and how like they are. Returns how many pages.
 int Records::list_settled(int lane, PageEntry* entries, float* scores, float* likes) const {
   int n = 0;
+  const half_t* const worth = log_.scores(lane);
+  const uint8_t* const like = log_.likeness(lane);
   for (int page = 0; page < log_.shape().pages; ++page) {
     const auto rows = static_cast<uint16_t>(log_.rows(lane, page) & ~log_.heard(lane, page));
     if (rows == 0) continue;
     const int first = page * kPageTokens;
     entries[n++] = {log_.data(lane, page), first + std::countr_zero(rows), rows, log_.codec()};
     for (int i = first; i < first + kPageTokens; ++i) {
-      scores[i] = log_.worth(lane, i);
-      likes[i] = log_.like(lane, i);
+      scores[i] = half_to_float(worth[i]);
+      likes[i] = static_cast<float>(like[i]) / 255.0f;
     }
   }
   return n;
@@ -368,12 +335,14 @@ int Records::list_settled(int lane, PageEntry* entries, float* scores, float* li
 
 void Records::keep_likeness(int lane, std::span<const PageEntry> entries, const float* likes, const TokenSlot* settled,
                             const float* like, int tokens) {
+  uint8_t* const kept = log_.likeness(lane);
+  const auto code = [](float x) { return static_cast<uint8_t>(std::clamp(x, 0.0f, 1.0f) * 255.0f + 0.5f); };
   for (const PageEntry& entry : entries)
     for (uint16_t left = entry.rows; left != 0; left &= static_cast<uint16_t>(left - 1)) {
       const int slot = entry.first - entry.begin() + std::countr_zero(left);
-      log_.raise_like(lane, slot, likes[slot]);
+      kept[slot] = std::max(kept[slot], code(likes[slot]));
     }
-  for (int i = 0; i < tokens; ++i) log_.raise_like(lane, settled[i], like[i]);
+  for (int i = 0; i < tokens; ++i) kept[settled[i]] = std::max(kept[settled[i]], code(like[i]));
 }
 
 uint64_t Records::used_bytes() const {
@@ -398,7 +367,7 @@ void Records::check_invariants() const {
   for (int lane = 0; lane < log_.shape().lanes; ++lane)
     for (int f = 0; f < frames_in_log(); ++f)
       for (int i = 0; i < heard_.frame(f).tokens; ++i)
-        if (const TokenSlot s = heard_.slot(lane, f, i);
+        if (const TokenSlot s = heard_.slots(lane, f)[i];
             s != kNone && (!log_.holds(lane, s) || (log_.heard(lane, s / kPageTokens) >> (s % kPageTokens) & 1) == 0))
           throw InvariantError("Records: a token that is heard is not in the log.");
 }
@@ -442,7 +411,7 @@ void Records::check_heard(const Snapshot& s, const Window& window) const {
     for (int page = 0; page < log_.shape().pages; ++page) heard[static_cast<size_t>(page)] = log_.heard(lane, page);
     for (int f = 0; f < heard_.frames(); ++f)
       for (int i = 0; i < heard_.frame(f).tokens; ++i) {
-        const TokenSlot slot = heard_.slot(lane, f, i);
+        const TokenSlot slot = heard_.slots(lane, f)[i];
         if (slot == kNone) continue;
         uint16_t& left = heard[static_cast<size_t>(slot / kPageTokens)];
         const auto bit = static_cast<uint16_t>(1u << (slot % kPageTokens));

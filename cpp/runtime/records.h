@@ -69,7 +69,7 @@ class Records {
       return clock.time(archive_->position(lane, page, i), archive_->time_low(lane, page, i));
     }
     const int slot = id * kPageTokens + i;
-    return clock.time(log_.position(lane, slot), log_.time_low(lane, slot));
+    return clock.time(log_.positions(lane)[slot], log_.time_lows(lane)[slot]);
   }
   // Listening: what is to be measured of the attention that this frame's queries pay, mass: [tokens of the selection + of
   // the block]; and, when it is there, to the frames that are heard, as far as they are read, and to the frame itself.
@@ -95,10 +95,7 @@ class Records {
   void learn_first(const Window& window, const Rows& scratch, int lane);
   void end_learning();
   int read_frame(const Window& window, Strip strip, int frame, int lane, const Rows& scratch);
-  void open_frame(const TokenMeta& first);
-  void give_up_frame();
   int make_room(int lane, int tokens);
-  void give_up_victims(int lane, int n);
   template <class Slot>
   void gather(int lane, int tokens, const Slot& slot);
   void learn_rest(int lane, int victims);

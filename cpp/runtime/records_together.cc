@@ -60,12 +60,11 @@ void Records::admit_together(const Window& window, TokenMeta* meta) {
     account_.seen += tokens;
     account_.quantised += run.n;
     for (int i = run.n; i < tokens; ++i) account_given_up(false);
-    TokenSlot* const slots = settled_;
+    TokenSlot* const slots = heard_.slots(lane, f);
     const int first_item = items, first_move = moves;
     moves += log_.place(lane, run, slots,
                         {t.moves + moves, static_cast<size_t>(TokenLog::most_moves(heard_.shape().frame_tokens))});
     for (int i = 0; i < run.n; ++i, ++items) {
-      heard_.set_slot(lane, f, i, slots[i]);
       t.pages[items] = log_.data(lane, slots[i] / kPageTokens);
       t.at[items] = slots[i] % kPageTokens;
       t.row[items] = i;
@@ -81,7 +80,7 @@ void Records::admit_together(const Window& window, TokenMeta* meta) {
   t.norm_frame = f;
   t.norm_tokens = tokens;
   admitted_ += tokens;
-  heard_.entered_log(f, log_.opened_frame());
+  heard_.entered_log(f);
   --window_frames_;
 }
 
@@ -108,9 +107,9 @@ void Records::note_norms() {
   Together& t = *together_;
   const auto tokens = static_cast<size_t>(t.norm_tokens);
   for (int lane = 0; lane < log_.shape().lanes; ++lane) {
+    const TokenSlot* const slots = heard_.slots(lane, t.norm_frame);
     for (size_t i = 0; i < tokens; ++i)
-      if (const TokenSlot slot = heard_.slot(lane, t.norm_frame, static_cast<int>(i)); slot != kNone)
-        log_.note_merit(lane, slot, t.norm[static_cast<size_t>(lane) * tokens + i]);
+      if (slots[i] != kNone) log_.note_merit(lane, slots[i], t.norm[static_cast<size_t>(lane) * tokens + i]);
   }
   t.norm_frame = kNone;
 }
@@ -129,7 +128,7 @@ void Records::compare_together() {
         t.items[i] = {log_.data(lane, t.settled[i] / kPageTokens), 0, 0xffff, log_.codec()};
         t.item_at[i] = t.settled[i] % kPageTokens;
         t.item_lane[i] = lane;
-        t.worth[i] = log_.worth(lane, t.settled[i]);
+        t.worth[i] = half_to_float(log_.scores(lane)[t.settled[i]]);
         t.like[i] = 0;
       }
       items += n;

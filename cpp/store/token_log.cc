@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <vector>
 
 #include "core/error.h"
 
@@ -11,9 +10,6 @@ namespace mosaic {
 namespace {
 
 constexpr uint16_t kFull = 0xffff;
-constexpr char kName[] = "token log";
-
-Size capacity_of(const LogShape& s) { return Size(s.lanes) * s.pages * kPageTokens; }
 
 uint16_t bit(TokenSlot slot) { return static_cast<uint16_t>(1u << (slot % kPageTokens)); }
 
@@ -23,19 +19,19 @@ TokenLog::TokenLog(Region& region, const LogShape& s, Ops& ops)
     : shape_(s),
       ops_(ops),
       page_bytes_(data_bytes(s.codec, s.page)),
-      exact_step_(static_cast<int>((data_bytes(s.exact, s.page) + page_bytes_ - 1) / page_bytes_)),
-      frames_(region, kName, s.frames),
-      frame_(region, kName, capacity_of(s), static_cast<uint32_t>(s.frames)),
-      step_(region, kName, capacity_of(s), static_cast<uint32_t>(std::max(s.frame_tokens, 1) - 1)) {
+      exact_step_(static_cast<int>((data_bytes(s.exact, s.page) + page_bytes_ - 1) / page_bytes_)) {
   const auto lanes = static_cast<size_t>(s.lanes);
   const size_t pages = lanes * static_cast<size_t>(s.pages), tokens = pages * kPageTokens;
-  const char* const name = kName;
+  const char* const name = "token log";
   data_ = region.take_for_kernels(name, pages * page_bytes_);
   rows_ = region.take<uint16_t>(name, pages);
   heard_ = region.take<uint16_t>(name, pages);
+  position_ = region.take<int32_t>(name, tokens);
+  time_low_ = region.take<int32_t>(name, tokens);
   place_ = s.places ? region.take<uint16_t>(name, 2 * tokens) : nullptr;
   number_ = s.numbered ? region.take<uint32_t>(name, tokens) : nullptr;
-  worth_ = region.take<uint16_t>(name, tokens);
+  score_ = region.take<half_t>(name, tokens);
+  likeness_ = region.take<uint8_t>(name, tokens);
   size_ = region.take<int32_t>(name, lanes);
   open_page_ = region.take<int32_t>(name, lanes);
   mean_k_ = region.take<float>(name, lanes * row());
@@ -43,12 +39,6 @@ TokenLog::TokenLog(Region& region, const LogShape& s, Ops& ops)
   mean_tokens_ = region.take<int32_t>(name, lanes);
   row_pages_ = region.take<std::byte*>(name, kAtOnce);
   row_at_ = region.take<int32_t>(name, kAtOnce);
-}
-
-void TokenLog::open_frame(int32_t position, int32_t time_low) {
-  opened_frame_ = frames_.free_row();
-  if (opened_frame_ == kNone) throw InvariantError("TokenLog: no row for a frame; one must give up its tokens first.");
-  frames_.write(opened_frame_, position, time_low);
 }
 
 void TokenLog::learn_mean(int lane, const float* k, const float* v, int tokens) {
@@ -69,14 +59,12 @@ void TokenLog::place_token(int lane, const Run& run, int i, TokenSlot* slots) {
   const size_t at = at_token(lane, slot), page = at_page(lane, slot / kPageTokens);
   rows_[page] |= bit(slot);
   heard_[page] |= bit(slot);
-  const int64_t step = int64_t{meta.position} - frames_[static_cast<size_t>(opened_frame_)].position;
-  if (step < 0 || step >= shape_.frame_tokens) throw InvariantError("TokenLog: a token stands outside its frame.");
-  frame_.set(at, static_cast<uint32_t>(opened_frame_));
-  step_.set(at, static_cast<uint32_t>(step));
-  frames_.add_token(static_cast<size_t>(opened_frame_));
+  position_[at] = meta.position;
+  time_low_[at] = meta.time_low;
   if (place_ != nullptr) place_[2 * at] = meta.h, place_[2 * at + 1] = meta.w;
   if (number_ != nullptr) number_[at] = run.number + static_cast<uint32_t>(i);
-  worth_[at] = 0;
+  score_[at] = 0;
+  likeness_[at] = 0;
   ++size_[lane];
 }
 
@@ -178,18 +166,19 @@ void TokenLog::move(int lane, TokenSlot from, TokenSlot to) {
     }
   }
   const size_t a = at_token(lane, from), b = at_token(lane, to);
-  frame_.set(b, frame_[a]);
-  step_.set(b, step_[a]);
+  position_[b] = position_[a];
+  time_low_[b] = time_low_[a];
   if (place_ != nullptr) std::memcpy(place_ + 2 * b, place_ + 2 * a, 2 * sizeof(uint16_t));
   if (number_ != nullptr) number_[b] = number_[a];
-  worth_[b] = worth_[a];
+  score_[b] = score_[a];
+  likeness_[b] = likeness_[a];
   rows_[at_page(lane, from_page)] &= static_cast<uint16_t>(~bit(from));
   rows_[at_page(lane, to_page)] |= bit(to);
 }
 
-void TokenLog::settle(int lane, TokenSlot slot, float worth) {
+void TokenLog::settle(int lane, TokenSlot slot, float score) {
   heard_[at_page(lane, slot / kPageTokens)] &= static_cast<uint16_t>(~bit(slot));
-  worth_[at_token(lane, slot)] = WorthCode::of(worth);
+  score_[at_token(lane, slot)] = finite_half(score);
 }
 
 void TokenLog::erase(int lane, TokenSlot slot) {
@@ -197,20 +186,7 @@ void TokenLog::erase(int lane, TokenSlot slot) {
   if ((rows_[page] & bit(slot)) == 0) throw InvariantError("TokenLog: a token was given up twice.");
   rows_[page] &= static_cast<uint16_t>(~bit(slot));
   heard_[page] &= static_cast<uint16_t>(~bit(slot));
-  frames_.remove_token(frame_[at_token(lane, slot)]);
   --size_[lane];
-}
-
-// Whether every frame of the table counts the tokens that are kept of it.
-bool TokenLog::frames_are_counted() const {
-  std::vector<int32_t> kept(static_cast<size_t>(frames_.rows()));
-  for (int lane = 0; lane < shape_.lanes; ++lane)
-    for (int page = 0; page < shape_.pages; ++page)
-      for (uint16_t left = rows(lane, page); left != 0; left &= static_cast<uint16_t>(left - 1))
-        ++kept[static_cast<size_t>(frame(lane, page * kPageTokens + std::countr_zero(left)))];
-  for (size_t row = 0; row < kept.size(); ++row)
-    if (kept[row] != frames_[row].kept) return false;
-  return true;
 }
 
 void TokenLog::check_invariants() const {
@@ -224,13 +200,11 @@ void TokenLog::check_invariants() const {
     if (tokens != size_[lane]) throw InvariantError("TokenLog: a lane's count differs from the tokens in its pages.");
     if (tokens > 0 && !knows_mean(lane)) throw InvariantError("TokenLog: a lane has tokens but no mean.");
   }
-  if (!frames_are_counted()) throw InvariantError("TokenLog: a frame counts other tokens than those kept of it.");
 }
 
 void TokenLog::serialize(Snapshot& s, RestoredPage* room) {
   const auto lanes = static_cast<size_t>(shape_.lanes);
   s.flag(learning_, "whether the log learns");
-  frames_.serialize(s, room->bounds());
   s.items(rows_, lanes * static_cast<size_t>(shape_.pages));
   s.items(heard_, lanes * static_cast<size_t>(shape_.pages));
   s.all_in_range(open_page_, lanes, 0, shape_.pages - 1, "the open page is one of the lane");
@@ -249,27 +223,20 @@ void TokenLog::serialize(Snapshot& s, RestoredPage* room) {
       if (s.is_reading()) size_[lane] += tokens_of(lane, page);
     }
   }
-  s.require(!s.is_reading() || frames_are_counted(), "a frame of the log counts its tokens");
 }
 
 void TokenLog::serialize_page(Snapshot& s, int lane, int page, RestoredPage* room) {
   const size_t at = at_token(lane, page * kPageTokens);
   const uint16_t all = rows(lane, page);
-  frame_.serialize(s, at, kPageTokens);
-  step_.serialize(s, at, kPageTokens);
+  s.items(position_ + at, kPageTokens);
+  s.items(time_low_ + at, kPageTokens);
   if (place_ != nullptr) s.items(place_ + 2 * at, 2 * kPageTokens);
   if (number_ != nullptr) s.items(number_ + at, kPageTokens);
-  s.items(worth_ + at, kPageTokens);
+  s.finite(score_ + at, kPageTokens, "a score is a number");
+  s.items(likeness_ + at, kPageTokens);
   for (size_t i = 0; i < kPageTokens; ++i) {
     if ((all >> i & 1) == 0) continue;
-    s.require(frame_[at + i] < static_cast<uint32_t>(frames_.rows()) &&
-                  step_[at + i] < static_cast<uint32_t>(shape_.frame_tokens),
-              "a token of the log stands in a frame of it");
-    s.require(frames_[frame_[at + i]].position <= room->bounds().last_position - static_cast<int32_t>(step_[at + i]),
-              "a token of the log is in the stream");
-    const uint16_t code = worth_[at + i];
-    s.require((heard(lane, page) >> i & 1) != 0 ? (code & 0x7c00) != 0x7c00 : WorthCode::is_finite(code),
-              "what a token is worth is a number");
+    s.require(room->bounds().hold(position_[at + i]), "a token of the log is in the stream");
     s.require(place_ == nullptr || room->bounds().hold(place_[2 * (at + i)], place_[2 * (at + i) + 1]),
               "a place is in the grid");
   }

@@ -1,6 +1,6 @@
 // TokenLog: what a policy by records keeps. Each lane (one KV head of a layer) keeps tokens of its own, and a token is a
-// record of its own: packed key and value, which frame it came with and where in it, what it is worth. Records fill dense
-// pages; giving a token up frees its slot and touches nothing else. Nothing is averaged, so what is kept can be found again as it was.
+// record of its own: packed key and value, position, time, score. Records fill dense pages; giving a token up frees its
+// slot and touches nothing else. Nothing is averaged, so what is kept can be found again as it was.
 //
 // Where records lie. Tokens of the newest frames are still heard (see Listening): their attention is summed, so they are
 // kept together in as few pages as can be. A new token goes to the open page; where that is full, to an empty one; where
@@ -20,11 +20,8 @@
 #include "backend/ops.h"
 #include "core/ids.h"
 #include "memory/region.h"
-#include "store/frame_table.h"
 #include "store/restored_page.h"
 #include "store/run.h"
-#include "store/small_numbers.h"
-#include "store/worth_code.h"
 
 namespace mosaic {
 
@@ -38,8 +35,6 @@ struct LogShape {
   CodecId exact = CodecId::kFp16;  // while the log learns
   bool places = false;             // tokens have rows and columns (M-RoPE)
   bool numbered = false;           // tokens know their number in an archive, where their position does not tell
-  int frames = 0;                  // rows of the table of frames
-  int frame_tokens = 0;            // positions of a frame at most
 };
 
 class TokenLog {
@@ -59,25 +54,16 @@ class TokenLog {
     return (rows(lane, slot / kPageTokens) >> (slot % kPageTokens) & 1) != 0;
   }
   std::byte* data(int lane, int page) const { return data_ + at_page(lane, page) * page_bytes_; }
-  const FrameTable& frames() const { return frames_; }
-  int frame(int lane, TokenSlot slot) const { return static_cast<int>(frame_[at_token(lane, slot)]); }  // its row there
-  int32_t position(int lane, TokenSlot slot) const {
-    const size_t at = at_token(lane, slot);
-    return frames_[frame_[at]].position + static_cast<int32_t>(step_[at]);
-  }
-  int32_t time_low(int lane, TokenSlot slot) const { return frames_[frame_[at_token(lane, slot)]].time_low; }
-  const uint16_t* places(int lane) const {  // [capacity, 2], or null
+  const int32_t* positions(int lane) const { return position_ + at_token(lane, 0); }  // [capacity]
+  const int32_t* time_lows(int lane) const { return time_low_ + at_token(lane, 0); }  // [capacity]
+  const uint16_t* places(int lane) const {                                            // [capacity, 2], or null
     return place_ != nullptr ? place_ + 2 * at_token(lane, 0) : nullptr;
   }
   uint32_t number(int lane, TokenSlot slot) const { return number_[at_token(lane, slot)]; }  // where numbered
-  // What the policy said a settled token is worth, and how like it is to one that is worth more (0 to 1), as WorthCode
-  // keeps them.
-  float worth(int lane, TokenSlot slot) const { return WorthCode::worth(worth_[at_token(lane, slot)]); }
-  float like(int lane, TokenSlot slot) const { return WorthCode::like(worth_[at_token(lane, slot)]); }
-  void raise_like(int lane, TokenSlot slot, float like) {
-    uint16_t& code = worth_[at_token(lane, slot)];
-    code = WorthCode::raised(code, like);
-  }
+  // What the policy said a settled token is worth, and how like it is to one that is worth more (0 to 1).
+  const half_t* scores(int lane) const { return score_ + at_token(lane, 0); }        // [capacity]
+  const uint8_t* likeness(int lane) const { return likeness_ + at_token(lane, 0); }  // [capacity], of 255
+  uint8_t* likeness(int lane) { return likeness_ + at_token(lane, 0); }
 
   // The mean is fixed when learning ends: nothing that is packed may depend on what comes later. Then every page of every
   // lane is unpacked into k, v [16, row], read by whoever wants to, and packed.
@@ -91,9 +77,6 @@ class TokenLog {
   const float* key_mean(int lane) const { return mean_k_ + static_cast<size_t>(lane) * row(); }
   const float* value_mean(int lane) const { return mean_v_ + static_cast<size_t>(lane) * row(); }
 
-  // A frame whose tokens come next, to every lane. Needs a free row of frames().
-  void open_frame(int32_t position, int32_t time_low);
-  int opened_frame() const { return opened_frame_; }
   // Takes all tokens of a run (at most free() of them), heard for now; slots[i] is where token i went. What was queued
   // before must have run (Ops::wait): the lists that kernels read are written anew.
   void add(int lane, const Run& run, TokenSlot* slots);
@@ -102,11 +85,11 @@ class TokenLog {
   int place(int lane, const Run& run, TokenSlot* slots, std::span<RowMove> moves);
   static constexpr int most_moves(int tokens) { return tokens + 2 * kPageTokens; }
   // What was measured of a token when it came, the norm of its value say, which it keeps while it is heard: it lies where its
-  // worth will.
-  void note_merit(int lane, TokenSlot slot, float merit) { worth_[at_token(lane, slot)] = finite_half(merit); }
-  float merit(int lane, TokenSlot slot) const { return half_to_float(worth_[at_token(lane, slot)]); }
+  // score will.
+  void note_merit(int lane, TokenSlot slot, float merit) { score_[at_token(lane, slot)] = finite_half(merit); }
+  float merit(int lane, TokenSlot slot) const { return half_to_float(score_[at_token(lane, slot)]); }
   // The token is heard no more, and this is what it is worth.
-  void settle(int lane, TokenSlot slot, float worth);
+  void settle(int lane, TokenSlot slot, float score);
   void erase(int lane, TokenSlot slot);
 
   void serialize(Snapshot& s, RestoredPage* room);
@@ -114,7 +97,6 @@ class TokenLog {
 
  private:
   void serialize_page(Snapshot& s, int lane, int page, RestoredPage* room);
-  bool frames_are_counted() const;
   size_t row() const { return static_cast<size_t>(shape_.page.row()); }
   size_t at_page(int lane, int page) const {
     return static_cast<size_t>(lane) * static_cast<size_t>(shape_.pages) + static_cast<size_t>(page);
@@ -134,16 +116,15 @@ class TokenLog {
   size_t page_bytes_;
   int exact_step_;  // packed pages that an exact one lies over
   bool learning_ = true;
-  std::byte* data_;  // [lanes, pages, page_bytes_]
-  uint16_t* rows_;   // [lanes, pages]
-  uint16_t* heard_;  // [lanes, pages]
-  FrameTable frames_;
-  SmallNumbers frame_;  // [lanes, capacity] its row there
-  SmallNumbers step_;   // [lanes, capacity] positions behind the frame's first
+  std::byte* data_;     // [lanes, pages, page_bytes_]
+  uint16_t* rows_;      // [lanes, pages]
+  uint16_t* heard_;     // [lanes, pages]
+  int32_t* position_;   // [lanes, capacity]
+  int32_t* time_low_;   // [lanes, capacity]
   uint16_t* place_;     // [lanes, capacity, 2], or null
   uint32_t* number_;    // [lanes, capacity], or null
-  uint16_t* worth_;     // [lanes, capacity] merit, as a half, of what is heard; else a WorthCode
-  int opened_frame_ = kNone;
+  half_t* score_;       // [lanes, capacity]
+  uint8_t* likeness_;   // [lanes, capacity]
   int32_t* size_;       // [lanes]
   int32_t* open_page_;  // [lanes] where the next token goes, if it has room
   float* mean_k_;       // [lanes, row]

@@ -81,7 +81,7 @@ TEST_CASE("edge gives up the tokens that received least, weighed by their values
             gone.push_back(position);
           }
         }
-        if (!gone.empty()) CHECK(most <= least * 1.035 + 1e-6);  // sums are halves, worth has ten bits
+        if (!gone.empty()) CHECK(most <= least * 1.01 + 1e-6);  // sums are halves
         for (const int position : gone) lane.received.erase(position);
         given_up += static_cast<int>(gone.size());
       }
@@ -91,35 +91,6 @@ TEST_CASE("edge gives up the tokens that received least, weighed by their values
     CHECK(s.tokens.dropped == given_up);
     CHECK(s.tokens.total() == s.tokens.seen);
   }
-}
-
-TEST_CASE(
-    "a head that keeps single tokens of more frames than the log has rows gives up the sparsest, and knows all times") {
-  MemoryConfig config = small_config(190 << 10);
-  config.branch_tokens = 16;
-  PlayedStream stream(config, "edge", {{"listen", 3}, {"most_tokens", 64}}, 5);
-  const TokenLog& log = stream.memory->records()->log();
-  stream.noise = 0.6f;
-  int fullest = 0;
-  for (int i = 0; i < 600; ++i) {
-    stream.frame(1);
-    int rows = 0;
-    for (int row = 0; row < log.frames().rows(); ++row) rows += log.frames()[static_cast<size_t>(row)].kept > 0 ? 1 : 0;
-    fullest = std::max(fullest, rows);
-    if (i % 25 == 0) stream.memory->check_invariants();
-  }
-  CHECK(fullest == log.frames().rows());
-  int tokens = 0;
-  for (int lane = 0; lane < log.shape().lanes; ++lane)
-    for (TokenSlot s = 0; s < log.capacity(); ++s) {
-      if (!log.holds(lane, s)) continue;
-      const PlayedStream::Token& token = stream.video[static_cast<size_t>(log.position(lane, s))];
-      CHECK(token.position == log.position(lane, s));
-      CHECK(token.time == log.time_low(lane, s));
-      ++tokens;
-    }
-  CHECK(tokens > log.shape().lanes * log.capacity() * 9 / 10);
-  CHECK(stream.memory->stats().tokens.total() == stream.memory->stats().tokens.seen);
 }
 
 TEST_CASE("edge that holds everything attends as full attention does, frames and questions alike") {

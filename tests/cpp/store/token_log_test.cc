@@ -3,7 +3,6 @@
 
 #include <doctest/doctest.h>
 
-#include <cmath>
 #include <map>
 #include <random>
 #include <set>
@@ -24,16 +23,9 @@ struct LogWorld {
   std::unique_ptr<TokenLog> log;
   std::mt19937 random{7};
   int position = 0;
-  std::map<int, int> time_of;  // of every position
 
   explicit LogWorld(int pages, CodecId codec = CodecId::kFp16, bool places = false) {
-    shape = {.lanes = 2,
-             .pages = pages,
-             .page = {1, 8},
-             .codec = codec,
-             .places = places,
-             .frames = 400,
-             .frame_tokens = 128};
+    shape = {.lanes = 2, .pages = pages, .page = {1, 8}, .codec = codec, .places = places};
     region = std::make_unique<Region>(*backend.device, size_t{1} << 20);
     const Ops::Limits limits{64, 1, shape.page, 16, 0};
     scratch.resize(backend.ops->scratch_bytes(limits) + 64);
@@ -45,13 +37,11 @@ struct LogWorld {
   std::vector<TokenSlot> add(int lane, int n) {
     std::vector<float> k, v;
     std::vector<TokenMeta> meta;
-    const int time = position * 10;
-    log->open_frame(position, time);
     for (int i = 0; i < n; ++i) {
-      time_of[position] = time;
       for (int c = 0; c < 8; ++c)
         k.push_back(static_cast<float>(position + c)), v.push_back(static_cast<float>(-c - position));
-      meta.push_back({position, time, static_cast<uint16_t>(position % 7), static_cast<uint16_t>(position % 5)});
+      meta.push_back(
+          {position, position * 10, static_cast<uint16_t>(position % 7), static_cast<uint16_t>(position % 5)});
       ++position;
     }
     if (!log->knows_mean(lane)) log->learn_mean(lane, k.data(), v.data(), n);
@@ -67,10 +57,10 @@ struct LogWorld {
       if (!log->holds(lane, s)) continue;
       backend.ops->decode(shape.codec, shape.page, log->data(lane, s / kPageTokens), s % kPageTokens,
                           s % kPageTokens + 1, k.data(), v.data(), 8, log->key_mean(lane));
-      const int p = log->position(lane, s);
+      const int p = log->positions(lane)[s];
       CHECK(k[0] == static_cast<float>(p));
       CHECK(v[7] == static_cast<float>(-7 - p));
-      CHECK(log->time_low(lane, s) == time_of[p]);
+      CHECK(log->time_lows(lane)[s] == p * 10);
       if (shape.places) CHECK(log->places(lane)[2 * s] == p % 7);
       found.insert(p);
     }
@@ -92,7 +82,7 @@ TEST_CASE("a log holds exactly the tokens that were added and not given up, unde
         while (world.log->free(lane) < std::min(n, world.log->capacity())) {
           const auto slot = static_cast<TokenSlot>(world.random() % static_cast<unsigned>(world.log->capacity()));
           if (!world.log->holds(lane, slot)) continue;
-          kept[lane].erase(world.log->position(lane, slot));
+          kept[lane].erase(world.log->positions(lane)[slot]);
           world.log->erase(lane, slot);
           for (auto& frame : heard) std::erase(frame, std::pair{slot, lane});
         }
@@ -130,14 +120,14 @@ TEST_CASE("what is still heard stands in few pages: a settled page is emptied fo
   for (size_t i = 0; i < old.size(); i += 8) world.log->erase(0, old[i]);  // two holes in every page
   std::map<TokenSlot, int> before;                                         // positions of what is kept
   for (TokenSlot s = 0; s < world.log->capacity(); ++s)
-    if (world.log->holds(0, s)) before[s] = world.log->position(0, s);
+    if (world.log->holds(0, s)) before[s] = world.log->positions(0)[s];
   world.add(0, 16);
   int pages = 0;
   for (int p = 0; p < 8; ++p) pages += world.log->heard(0, p) != 0 ? 1 : 0;
   CHECK(pages == 1);
   int moved = 0;
   for (const auto& [slot, position] : before)
-    moved += world.log->holds(0, slot) && world.log->position(0, slot) == position ? 0 : 1;
+    moved += world.log->holds(0, slot) && world.log->positions(0)[slot] == position ? 0 : 1;
   CHECK(moved == 14);  // the page that was emptied, into holes
   CHECK(world.read(0).size() == 128);
 }
@@ -147,83 +137,6 @@ TEST_CASE("more tokens than free slots are refused before anything changes") {
   world.add(0, 10);
   CHECK_THROWS_AS(world.add(0, 7), InvariantError);
   CHECK(world.read(0).size() == 10);
-}
-
-TEST_CASE("a frame has a row in the log while any lane keeps one of its tokens, and its place and time are theirs") {
-  LogWorld world(8);
-  std::vector<std::pair<int, TokenSlot>> kept;
-  for (int frame = 0; frame < 400; ++frame) {
-    REQUIRE(world.log->frames().free_row() != kNone);
-    const int lane = frame % 2;
-    const auto slots = world.add(lane, 2);
-    if (frame % 40 == 0) kept.emplace_back(lane, slots[1]);
-    world.log->erase(lane, slots[0]);
-    if (frame % 40 != 0) world.log->erase(lane, slots[1]);
-    world.log->check_invariants();
-  }
-  std::set<int> rows;
-  for (const auto& [lane, slot] : kept) {
-    rows.insert(world.log->frame(lane, slot));
-    const int position = world.log->position(lane, slot);
-    CHECK(world.log->time_low(lane, slot) == world.time_of[position]);
-    CHECK(world.log->frames()[static_cast<size_t>(world.log->frame(lane, slot))].kept == 1);
-  }
-  CHECK(rows.size() == 10);
-  CHECK(*rows.rbegin() == 9);  // rows are taken again
-}
-
-TEST_CASE("the frame of which the fewest tokens are kept is found, the oldest of several") {
-  LogWorld world(8);
-  for (const int n : {3, 2, 5, 2, 1}) world.add(0, n);
-  const FrameTable& frames = world.log->frames();
-  CHECK(frames.sparsest([](int) { return true; }) == 4);
-  CHECK(frames.sparsest([](int row) { return row != 4; }) == 1);
-  CHECK(frames.sparsest([](int row) { return row == 2; }) == 2);
-  CHECK(frames.sparsest([](int) { return false; }) == kNone);
-}
-
-TEST_CASE("a token that stands outside its frame, and a frame without a row, are refused") {
-  LogWorld world(1);
-  world.log->open_frame(100, 7);
-  const std::vector<float> row(8, 1.0f);
-  world.log->learn_mean(0, row.data(), row.data(), 1);
-  TokenSlot slot = kNone;
-  for (const int position : {99, 100 + 128}) {
-    const TokenMeta meta{position, 7, 0, 0};
-    CHECK_THROWS_AS(world.log->add(0, {row.data(), row.data(), &meta, 1}, &slot), InvariantError);
-  }
-  LogShape small = world.shape;
-  small.frames = 1;
-  TokenLog log(*world.region, small, *world.backend.ops);
-  log.open_frame(0, 0);
-  const TokenMeta meta{0, 0, 0, 0};
-  log.learn_mean(0, row.data(), row.data(), 1);
-  log.add(0, {row.data(), row.data(), &meta, 1}, &slot);
-  CHECK_THROWS_AS(log.open_frame(1, 1), InvariantError);
-}
-
-TEST_CASE("worth and likeness keep their order in 16 bits, and err by what their bits allow") {
-  float before = -1;
-  for (double worth = 1e-5; worth < 1e6; worth *= 1.003) {
-    const uint16_t code = WorthCode::of(static_cast<float>(worth));
-    const float got = WorthCode::worth(code);
-    CHECK(got >= before);
-    before = got;
-    const double want = std::min(worth, 65504.0);
-    if (worth > 1e-3) CHECK(std::abs(got - want) <= 0.0165 * want);
-    CHECK(std::abs(got - want) <= 0.0165 * want + 1e-6);
-    CHECK(WorthCode::is_finite(code));
-    for (const double c : {0.0, 0.3, 0.7, 0.9, 0.97, 0.99, 1.0}) {
-      const uint16_t raised = WorthCode::raised(code, static_cast<float>(c));
-      CHECK(WorthCode::worth(raised) == got);
-      CHECK(std::abs(std::pow(WorthCode::like(raised), 4) - std::pow(c, 4)) < 0.0081);
-      CHECK(WorthCode::raised(raised, static_cast<float>(c / 2)) == raised);
-      // A code's own likeness stays what it is.
-      CHECK(WorthCode::raised(raised, WorthCode::like(raised)) == raised);
-    }
-  }
-  CHECK(WorthCode::worth(WorthCode::of(0)) == 0);
-  CHECK(WorthCode::like(WorthCode::of(123)) == 0);
 }
 
 TEST_CASE("a frame that is refused leaves no mark on the attention received") {
@@ -274,7 +187,6 @@ TEST_CASE("a log that learns keeps tokens exact, and packs every one of them whe
         }
       }
       std::vector<TokenSlot> slots(static_cast<size_t>(tokens));
-      log.open_frame(0, 0);
       for (const int lane : {0, 1}) {
         log.learn_mean(lane, k.data(), v.data(), tokens);
         log.add(lane, {k.data(), v.data(), meta.data(), tokens}, slots.data());
@@ -303,7 +215,7 @@ TEST_CASE("a log that learns keeps tokens exact, and packs every one of them whe
       for (int i = 0; i < tokens; ++i) {
         const TokenSlot slot = slots[static_cast<size_t>(i)];
         CHECK(log.holds(1, slot));
-        CHECK(log.position(1, slot) == i);
+        CHECK(log.positions(1)[slot] == i);
         token(slot);
         for (size_t c = 0; c < 8; ++c) {
           const double x = k[static_cast<size_t>(i) * 8 + c], off = x - mean[c];
@@ -314,7 +226,6 @@ TEST_CASE("a log that learns keeps tokens exact, and packs every one of them whe
       log.check_invariants();
       // From here on it is full pages of packed tokens.
       std::vector<TokenSlot> more(16);
-      log.open_frame(0, 0);
       for (int n = 0; log.free(1) >= 16; ++n)
         log.add(1, {k.data(), v.data(), meta.data(), std::min(16, tokens)}, more.data());
       log.check_invariants();

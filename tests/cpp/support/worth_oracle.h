@@ -88,7 +88,7 @@ inline std::set<int> kept(const KvMemory& memory, int lane) {
   const TokenLog& log = memory.records()->log();
   std::set<int> found;
   for (TokenSlot s = 0; s < log.capacity(); ++s)
-    if (log.holds(lane, s)) found.insert(log.position(lane, s));
+    if (log.holds(lane, s)) found.insert(log.positions(lane)[s]);
   return found;
 }
 
