@@ -1,6 +1,6 @@
 """Calls that last as long as a server or a pipe likes, made in threads: FFmpeg hears neither Ctrl-C nor
-close(), and takes minutes to free what a hostile playlist named. Who waits for them waits in Python, and leaves
-what he gives up to its thread.
+close(), and takes minutes to free what a hostile playlist named. Who waits for them waits in Python, and
+leaves what he gives up to its thread.
 """
 
 from __future__ import annotations
