@@ -101,8 +101,8 @@ _LIBRARYS = (
     "InvalidState('connection is closing')",
     "Too much data for declared Content-Length",
 )
-"""uvicorn's own lines: two about text over a WebSocket that is no UTF-8; one where it refuses what comes behind
-the head of a HEAD, whose answer has no room for its words. It ends that connection so."""
+"""uvicorn's own lines: two about text over a WebSocket that is no UTF-8; one where it refuses what comes
+behind the head of a HEAD, whose answer has no room for its words. It ends that connection so."""
 
 
 class _Failures(logging.Handler):

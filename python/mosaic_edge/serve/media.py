@@ -7,14 +7,17 @@ import base64
 import binascii
 import http.client
 import re
-import time
+import socket
+import threading
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from mosaic_edge.serve.picture_size import MOST_PIXELS, check_picture
 from mosaic_edge.sources import VideoSource, open_live
+from mosaic_edge.threads import started
 
 if TYPE_CHECKING:
     import numpy as np
@@ -134,27 +137,50 @@ class Media:
             raise ValueError(f"{what}: no URL")
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         connection = kind(host, parts.port, timeout=FETCH_SECONDS)
+        data, late = b"", threading.Event()
         try:
-            target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-            connection.request("GET", target, headers={"User-Agent": "mosaic-edge"})
-            response = connection.getresponse()
-            if response.status != 200:
-                raise ValueError(f"{what}: {host} answered {response.status}; redirects are not followed")
-            data = _read(response, what)
+            connection.connect()
+            with _cut(connection.sock, late):
+                target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+                connection.request("GET", target, headers={"User-Agent": "mosaic-edge"})
+                response = connection.getresponse()
+                if response.status != 200:
+                    raise ValueError(f"{what}: {host} answered {response.status}; redirects are not followed")
+                data = _read(response, what)
         except (OSError, http.client.HTTPException) as error:
-            raise ValueError(f"{what}: {host}: {error or type(error).__name__}") from error
+            if not late.is_set():
+                raise ValueError(f"{what}: {host}: {error or type(error).__name__}") from error
         finally:
             connection.close()
+        if late.is_set():
+            raise ValueError(f"{what}: {host} took longer than {FETCH_SECONDS:g} s")
         return data
 
 
+@contextmanager
+def _cut(connection: socket.socket, late: threading.Event) -> Iterator[None]:
+    """The connection ends after FETCH_SECONDS, which sets `late`: a host that trickles, be it headers, holds
+    no thread for long."""
+
+    def cut() -> None:
+        late.set()
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(FETCH_SECONDS, cut)
+    timer.daemon = True
+    started(timer, "fetching in time")
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def _read(response: http.client.HTTPResponse, what: str) -> bytes:
-    """All of it, within its time and size: a host that trickles holds no thread for long."""
-    data, until = bytearray(), time.monotonic() + FETCH_SECONDS
+    """All of it, within its size."""
+    data = bytearray()
     while piece := response.read1(1 << 16):
         data += piece
         if len(data) > FETCH_BYTES:
             raise ValueError(f"{what}: the host sent more than {FETCH_BYTES} bytes")
-        if time.monotonic() > until:
-            raise ValueError(f"{what}: the host took longer than {FETCH_SECONDS:g} s")
     return bytes(data)

@@ -17,12 +17,12 @@ import uvicorn
 from fastapi import FastAPI
 
 from mosaic_edge.errors import DeviceError
+from mosaic_edge.serve.connections import MOST_CONNECTIONS, Connection
 from mosaic_edge.serve.requests import FRAME_BYTES
 from mosaic_edge.serve.sessions import Sessions
 from mosaic_edge.serve.watchdog import Watchdog
 from mosaic_edge.threads import started
 
-MOST_CONNECTIONS = 512
 KEEP_SECONDS = 75
 """A connection between two requests: who asks once a minute need not connect anew."""
 END_SECONDS = 0.9
@@ -49,6 +49,7 @@ def run(app: FastAPI, sessions: Sessions, listener: socket.socket) -> None:
     and, while connections and models get further, that it lives."""
     config = uvicorn.Config(
         app,
+        http=Connection,
         log_config=None,
         access_log=False,
         server_header=False,

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from websockets.sync.client import connect
 import http_service
 from http_service import PATIENCE, QUESTION, Client, jpeg, serving, until
 from mosaic_edge import cli
+from mosaic_edge.serve.connections import MOST_CONNECTIONS
 from mosaic_edge.serve.server import END_SECONDS
 from mosaic_edge.serve.state import StateFolder
 from serve_process import PACKAGE, process
@@ -55,6 +56,22 @@ def test_a_signal_ends_it_well_whatever_clients_do(number: signal.Signals) -> No
         assert running.stderr is not None
         assert (code, running.stderr.read()) == (0, "")
         assert took < 20, "a second where nothing else runs"
+
+
+def test_connections_that_ask_for_nothing_keep_nobody_out() -> None:
+    with process() as (_, client, _), ExitStack() as silent:
+        asks_twice = http.client.HTTPConnection("127.0.0.1", client.port, timeout=600)
+        for number in range(MOST_CONNECTIONS + 40):
+            one = silent.enter_context(socket.create_connection(("127.0.0.1", client.port)))
+            if number % 2:
+                one.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-A: ")  # and no more of its head
+            if number % 100 == 0:
+                asks_twice.request("GET", "/healthz")
+                with asks_twice.getresponse() as response:
+                    assert response.status == 200 and response.read()
+        assert client.call("GET", "/healthz")[0] == 200
+        assert client.good("GET", "/v1/models")["data"]
+        asks_twice.close()
 
 
 def test_text_that_is_no_utf8_ends_its_connection_and_is_a_line_of_the_log() -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import io
+import socket
 import struct
 import threading
+import time
+from contextlib import suppress
 from typing import Any
 
 import h11
@@ -16,6 +19,7 @@ from PIL import Image
 import mosaic_edge.serve.turns as turns_module
 from http_service import until
 from mosaic_edge.pictures import as_rgb
+from mosaic_edge.serve import media
 from mosaic_edge.serve.app import _Heard, _Told
 from mosaic_edge.serve.errors import MOST_CHARACTERS, RefusedError
 from mosaic_edge.serve.history import MOST, History
@@ -187,3 +191,36 @@ def test_an_answer_to_a_client_whose_body_broke_the_protocol_is_nobodys_failure(
 
     asyncio.run(_Heard(_Told(app))({"type": "http"}, receive, send))
     assert left.is_set(), "it waits for the end of the connection, which uvicorn has begun"
+
+
+@pytest.mark.parametrize(
+    ("head", "drop"),
+    [
+        (b"HTTP/1.1 200 OK\r\nX: ", b"y"),
+        (b"HTTP/1.1 2", b"0"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"0"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n", b"z"),
+    ],
+    ids=["headers", "status", "chunks", "body"],
+)
+def test_a_host_that_trickles_is_cut_off_wherever_it_does(
+    head: bytes, drop: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(media, "FETCH_SECONDS", 0.5)
+
+    def trickle(listener: socket.socket) -> None:
+        with suppress(OSError), listener.accept()[0] as peer:
+            peer.sendall(head)
+            for _ in range(400):
+                peer.sendall(drop)
+                time.sleep(0.01)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        host = threading.Thread(target=trickle, args=[listener])
+        host.start()
+        with pytest.raises(ValueError, match=r"image_url: 127\.0\.0\.1 took longer than 0\.5 s"):
+            media.Media(None, {}, ["127.0.0.1"]).picture(
+                f"http://127.0.0.1:{listener.getsockname()[1]}/a.png"
+            )
+        host.join()
+    assert not [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
