@@ -167,6 +167,12 @@ struct MergeArgs {
   }
 };
 
+// Likeness as it is kept.
+MOSAIC_HD inline uint8_t like_code(float like) {
+  const float within = like < 0 ? 0.0f : like > 1 ? 1.0f : like;
+  return static_cast<uint8_t>(within * 255.0f + 0.5f);
+}
+
 // How nearly the same new tokens are to stored ones and to each other:
 //   likeness(i, j) = max(0, min(cos(k_i - key_mean, k_j - key_mean), cos(v_i - value_mean, v_j - value_mean)))
 // over whole rows of a lane; stored tokens as they are decoded, a zero vector is like nothing.
@@ -180,12 +186,12 @@ struct LikenessArgs {
   const float* value_mean = nullptr;  // [Hkv, D]; null: zero
   const PageEntry* pages = nullptr;   // [n_pages]
   int n_pages = 0;
-  const float* item_score = nullptr;   // [N]
-  const float* token_score = nullptr;  // at [first + i - begin()], as positions of AttendArgs
+  const float* item_score = nullptr;    // [N]
+  const half_t* token_score = nullptr;  // at [first + i - begin()], as positions of AttendArgs
   // Both are raised: to the likeness with the most alike stored token or other item of a strictly higher score, and with
   // items of a strictly higher score.
-  float* item_like = nullptr;   // [N]
-  float* token_like = nullptr;  // at [first + i - begin()]
+  float* item_like = nullptr;     // [N]
+  uint8_t* token_like = nullptr;  // at [first + i - begin()], in 255ths
 };
 
 // Temporal redundancy (TaR of InfiniPot-V): how alike a key is to the recent keys of the same place of the grid.

@@ -32,8 +32,6 @@ Records::Records(Region& region, const Plan& plan, Ops& ops, Retention& retentio
   const size_t compared = retention.compares() ? 1 : 0, gathered = retention.compares() || counts_rest_ ? 1 : 0;
   entries_ = region.take<PageEntry>(name, gathered * std::max(pages, frame));
   like_ = region.take<float>(name, compared * frame);
-  scores_ = region.take<float>(name, compared * tokens);
-  likes_ = region.take<float>(name, compared * tokens);
   k_ = region.take<float>(name, gathered * frame * row);
   v_ = region.take<float>(name, gathered * frame * row);
   at_ = region.take<int32_t>(name, gathered * frame);
@@ -151,6 +149,7 @@ void Records::end_learning() {
 }
 
 void Records::admit(const Window& window, const Rows& scratch) {
+  note_likeness();
   const int f = frames_in_log();
   const auto row = static_cast<size_t>(log_.shape().page.row());
   if (log_.is_learning() &&
@@ -294,7 +293,7 @@ int Records::settle(int lane, float* worth, TokenSlot* settled) {
 void Records::compare(int lane, int tokens) {
   const int row = log_.shape().page.row();
   gather(lane, tokens, [&](int i) { return settled_[i]; });
-  const int n = list_settled(lane, entries_, scores_, likes_);
+  const int n = list_settled(lane, entries_);
   for (int i = 0; i < tokens; ++i) worth_[i] = half_to_float(log_.scores(lane)[settled_[i]]);
   LikenessArgs args;
   args.k = k_;
@@ -305,44 +304,31 @@ void Records::compare(int lane, int tokens) {
   args.shape = log_.shape().page;
   args.pages = entries_;
   args.n_pages = n;
-  args.token_score = scores_;
+  args.token_score = log_.scores(lane);
   args.key_mean = log_.key_mean(lane);
   args.value_mean = log_.value_mean(lane);
   std::fill_n(like_, tokens, 0.0f);
   args.item_like = like_;
-  args.token_like = likes_;
+  args.token_like = log_.likeness(lane);
   ops_.likeness(args);
-  keep_likeness(lane, {entries_, static_cast<size_t>(n)}, likes_, settled_, like_, tokens);
+  keep_likeness(lane, settled_, like_, tokens);
 }
 
-// The lane's pages of settled tokens, and by slot what those are worth and how like they are. Returns how many pages.
-int Records::list_settled(int lane, PageEntry* entries, float* scores, float* likes) const {
+// The lane's pages of settled tokens. Returns how many pages.
+int Records::list_settled(int lane, PageEntry* entries) const {
   int n = 0;
-  const half_t* const worth = log_.scores(lane);
-  const uint8_t* const like = log_.likeness(lane);
   for (int page = 0; page < log_.shape().pages; ++page) {
     const auto rows = static_cast<uint16_t>(log_.rows(lane, page) & ~log_.heard(lane, page));
-    if (rows == 0) continue;
-    const int first = page * kPageTokens;
-    entries[n++] = {log_.data(lane, page), first + std::countr_zero(rows), rows, log_.codec()};
-    for (int i = first; i < first + kPageTokens; ++i) {
-      scores[i] = half_to_float(worth[i]);
-      likes[i] = static_cast<float>(like[i]) / 255.0f;
-    }
+    if (rows != 0)
+      entries[n++] = {log_.data(lane, page), page * kPageTokens + std::countr_zero(rows), rows, log_.codec()};
   }
   return n;
 }
 
-void Records::keep_likeness(int lane, std::span<const PageEntry> entries, const float* likes, const TokenSlot* settled,
-                            const float* like, int tokens) {
+// Of tokens that settled now; what was stored has been raised where it lies.
+void Records::keep_likeness(int lane, const TokenSlot* settled, const float* like, int tokens) {
   uint8_t* const kept = log_.likeness(lane);
-  const auto code = [](float x) { return static_cast<uint8_t>(std::clamp(x, 0.0f, 1.0f) * 255.0f + 0.5f); };
-  for (const PageEntry& entry : entries)
-    for (uint16_t left = entry.rows; left != 0; left &= static_cast<uint16_t>(left - 1)) {
-      const int slot = entry.first - entry.begin() + std::countr_zero(left);
-      kept[slot] = std::max(kept[slot], code(likes[slot]));
-    }
-  for (int i = 0; i < tokens; ++i) kept[settled[i]] = std::max(kept[settled[i]], code(like[i]));
+  for (int i = 0; i < tokens; ++i) kept[settled[i]] = std::max(kept[settled[i]], like_code(like[i]));
 }
 
 uint64_t Records::used_bytes() const {
@@ -373,7 +359,8 @@ void Records::check_invariants() const {
 }
 
 void Records::serialize(Snapshot& s, const Window& window, RestoredPage* room) {
-  note_norms();  // else they would be when the next frame is filed
+  note_norms();     // else they would be when the next frame is filed,
+  note_likeness();  // or leaves the window
   s.section("LOG ");
   log_.serialize(s, room);
   heard_.serialize(s, log_);

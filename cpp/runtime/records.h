@@ -109,9 +109,8 @@ class Records {
   void settle_oldest();
   int settle(int lane, float* worth, TokenSlot* settled);
   void compare(int lane, int tokens);
-  int list_settled(int lane, PageEntry* entries, float* scores, float* likes) const;
-  void keep_likeness(int lane, std::span<const PageEntry> entries, const float* likes, const TokenSlot* settled,
-                     const float* like, int tokens);
+  int list_settled(int lane, PageEntry* entries) const;
+  void keep_likeness(int lane, const TokenSlot* settled, const float* like, int tokens);
   int32_t* page_first(int lane) {
     return page_first_ + (together_ ? static_cast<size_t>(lane) * static_cast<size_t>(log_.shape().pages) : 0);
   }
@@ -122,6 +121,8 @@ class Records {
   void note_followed(int first_item, int end_item, int first_move, int end_move);
   void note_norms();
   void compare_together();
+  void list_items(int lane);
+  void note_likeness();
   int frames_in_log() const { return heard_.frames() - window_frames_; }
 
   Ops& ops_;
@@ -146,8 +147,6 @@ class Records {
   TokenSlot* settled_;  // [frame_tokens]
   float* worth_;        // [frame_tokens]
   float* like_;         // [frame_tokens]
-  float* scores_;       // [capacity]
-  float* likes_;        // [capacity]
   float* k_;            // [frame_tokens, row]
   float* v_;
   bool counts_rest_ = false;  // what is on disk and not read
@@ -167,12 +166,12 @@ struct Records::Together {
   int32_t *at, *row, *lane, *leaves;
   RowMove* moves;  // [all lanes, most_moves()]
   uint8_t* followed;
-  PageEntry* stored;  // [lanes, pages] of a comparison
-  PageEntry* items;   // [lanes, frame_tokens]
+  PageEntry* stored;  // [all lanes, pages] of a comparison
+  PageEntry* items;   // [all lanes, frame_tokens]
   int32_t *item_at, *item_lane;
-  TokenSlot* settled;     // [lanes, frame_tokens]
-  float *worth, *like;    // [lanes, frame_tokens]
-  float *scores, *likes;  // [lanes, capacity]
+  TokenSlot* settled;   // [all lanes, frame_tokens]
+  float *worth, *like;  // [all lanes, frame_tokens]
+  int compared = 0;     // of them, what is still to be noted
 };
 
 }  // namespace mosaic

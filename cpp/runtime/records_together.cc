@@ -1,6 +1,6 @@
 // Records where lanes are taken together: the tokens that leave the window go into the logs of all lanes by one launch, and
 // what settles is compared in many lanes by one launch of each kernel. Rows stay in memory of the kernels' own. What the host
-// reads of it, norms of values, is read when the next frame is committed, which waits anyway.
+// reads of it is read later: norms of values when the next frame is committed, which waits anyway, likeness before one leaves.
 #include <algorithm>
 #include <array>
 
@@ -11,7 +11,7 @@ namespace mosaic {
 
 namespace {
 
-constexpr uint64_t kShare = 64;  // of the cap, for rows and comparisons of the lanes that are compared together
+constexpr uint64_t kShare = 64;  // of the cap, for rows of the lanes that are compared together
 constexpr int kCompared = 16;    // lanes whose likeness is asked for at a time
 
 }  // namespace
@@ -19,12 +19,12 @@ constexpr int kCompared = 16;    // lanes whose likeness is asked for at a time
 void Records::take_together(Region& region, const Plan& plan) {
   const char* const name = "record scratch";
   const Size frame = plan.listening.frame_tokens, all = plan.log.lanes, row = plan.log.page.row();
-  const Size pages = plan.log.pages, tokens = pages * kPageTokens;
+  const Size pages = plan.log.pages;
   const bool compares = retention_.compares();
-  const Size each = (frame * row + tokens) * (2 * sizeof(float));
+  const Size each = frame * row * (2 * sizeof(float));
   const int64_t fit = std::max<int64_t>(plan.sized_for_bytes / kShare / each.bytes(), plan.layer_lanes);
   const auto lanes = static_cast<int>(std::min<int64_t>(fit, plan.log.lanes));
-  const Size compared = compares ? lanes : 0;
+  const Size compared = compares ? lanes : 0, all_compared = compares ? all : 0;
   Together* const t = region.take<Together>(name, 1);
   Together taken;
   taken.lanes = lanes;
@@ -37,11 +37,10 @@ void Records::take_together(Region& region, const Plan& plan) {
   const Size moves = all * TokenLog::most_moves(plan.listening.frame_tokens);
   take(&taken.moves, moves);
   take(&taken.followed, moves);
-  take(&taken.stored, compared * pages);
-  take(&taken.items, compared * frame);
-  for (int32_t** list : {&taken.item_at, &taken.item_lane, &taken.settled}) take(list, compared * frame);
-  for (float** list : {&taken.worth, &taken.like}) take(list, compared * frame);
-  for (float** list : {&taken.scores, &taken.likes}) take(list, compared * tokens);
+  take(&taken.stored, all_compared * pages);
+  take(&taken.items, all_compared * frame);
+  for (int32_t** list : {&taken.item_at, &taken.item_lane, &taken.settled}) take(list, all_compared * frame);
+  for (float** list : {&taken.worth, &taken.like}) take(list, all_compared * frame);
   if (region.is_counting()) return;
   *t = taken;
   together_ = t;
@@ -114,61 +113,61 @@ void Records::note_norms() {
   t.norm_frame = kNone;
 }
 
+// What settles is compared with what is kept. Nobody waits: the host reads it when the next frame leaves the window.
 void Records::compare_together() {
   Together& t = *together_;
+  note_likeness();
   const LogShape& shape = log_.shape();
-  const auto row = static_cast<size_t>(shape.page.row()), capacity = static_cast<size_t>(log_.capacity());
-  const auto pages = static_cast<size_t>(shape.pages);
+  const auto row = static_cast<size_t>(shape.page.row()), pages = static_cast<size_t>(shape.pages);
   for (int first = 0; first < shape.lanes; first += t.lanes) {
-    const int lanes = std::min(t.lanes, shape.lanes - first);
-    int items = 0;
-    for (int lane = first; lane < first + lanes; ++lane) {
-      const int n = settle(lane, t.worth + items, t.settled + items);
-      for (int i = items; i < items + n; ++i) {
-        t.items[i] = {log_.data(lane, t.settled[i] / kPageTokens), 0, 0xffff, log_.codec()};
-        t.item_at[i] = t.settled[i] % kPageTokens;
-        t.item_lane[i] = lane;
-        t.worth[i] = half_to_float(log_.scores(lane)[t.settled[i]]);
-        t.like[i] = 0;
-      }
-      items += n;
-    }
-    ops_.gather_lanes(t.items, t.item_at, t.item_lane, items, shape.page, t.k, t.v, row, log_.key_mean(0));
-    // Lanes with their items are found again by what the items say; lanes without any are not asked.
-    const auto each_lane = [&](const auto& visit) {
-      for (int begin = 0, end = 0; begin < items; begin = end) {
-        while (end < items && t.item_lane[end] == t.item_lane[begin]) ++end;
-        visit(t.item_lane[begin], static_cast<size_t>(t.item_lane[begin] - first), begin, end - begin);
-      }
-    };
+    const int lanes = std::min(t.lanes, shape.lanes - first), first_item = t.compared;
     std::array<LikenessArgs, kCompared> asked;
     size_t n_asked = 0;
     const auto ask = [&] {
       ops_.likeness_lanes(std::span(asked).first(n_asked));
       n_asked = 0;
     };
-    each_lane([&](int lane, size_t place, int begin, int n) {
+    for (int lane = first; lane < first + lanes; ++lane) list_items(lane);
+    ops_.gather_lanes(t.items + first_item, t.item_at + first_item, t.item_lane + first_item, t.compared - first_item,
+                      shape.page, t.k, t.v, row, log_.key_mean(0));
+    for (int begin = first_item, end = begin; begin < t.compared; begin = end) {  // a lane's
+      const int lane = t.item_lane[begin];
+      while (end < t.compared && t.item_lane[end] == lane) ++end;
       LikenessArgs& a = asked[n_asked++];
       a = {};
-      a.k = t.k + static_cast<size_t>(begin) * row, a.v = t.v + static_cast<size_t>(begin) * row;
-      a.items = n, a.stride = row, a.shape = shape.page;
+      const size_t at = static_cast<size_t>(begin - first_item) * row;
+      a.k = t.k + at, a.v = t.v + at, a.items = end - begin, a.stride = row, a.shape = shape.page;
       a.item_score = t.worth + begin, a.item_like = t.like + begin;
-      a.pages = t.stored + place * pages;
-      a.token_score = t.scores + place * capacity, a.token_like = t.likes + place * capacity;
-      a.n_pages = list_settled(lane, t.stored + place * pages, t.scores + place * capacity, t.likes + place * capacity);
+      PageEntry* const stored = t.stored + static_cast<size_t>(lane) * pages;
+      a.pages = stored, a.n_pages = list_settled(lane, stored);
+      a.token_score = log_.scores(lane), a.token_like = log_.likeness(lane);
       a.key_mean = log_.key_mean(lane), a.value_mean = log_.value_mean(lane);
       if (n_asked == asked.size()) ask();
-    });
+    }
     ask();
-    ops_.wait();
-    each_lane([&](int lane, size_t place, int begin, int n) {
-      const PageEntry* const stored = t.stored + place * pages;
-      const auto rows = [&](int page) { return log_.rows(lane, page) & ~log_.heard(lane, page); };
-      size_t n_pages = 0;
-      for (int page = 0; page < shape.pages; ++page) n_pages += rows(page) != 0 ? 1 : 0;
-      keep_likeness(lane, {stored, n_pages}, t.likes + place * capacity, t.settled + begin, t.like + begin, n);
-    });
   }
+}
+
+// What settles in a lane, behind what is listed.
+void Records::list_items(int lane) {
+  Together& t = *together_;
+  const int end = t.compared + settle(lane, t.worth + t.compared, t.settled + t.compared);
+  for (int& i = t.compared; i < end; ++i) {
+    t.items[i] = {log_.data(lane, t.settled[i] / kPageTokens), 0, 0xffff, log_.codec()};
+    t.item_at[i] = t.settled[i] % kPageTokens;
+    t.item_lane[i] = lane;
+    t.worth[i] = half_to_float(log_.scores(lane)[t.settled[i]]);
+    t.like[i] = 0;
+  }
+}
+
+// What was compared last, before anything goes by it.
+void Records::note_likeness() {
+  if (together_ == nullptr || together_->compared == 0) return;
+  Together& t = *together_;
+  ops_.wait();
+  for (int i = 0; i < t.compared; ++i) keep_likeness(t.item_lane[i], t.settled + i, t.like + i, 1);
+  t.compared = 0;
 }
 
 }  // namespace mosaic

@@ -34,13 +34,17 @@ void PlainOps::likeness(const LikenessArgs& a) {
       const PageEntry& page = a.pages[p];
       for (int t = page.begin(); t < page.end(); ++t) {
         const int at = page.first + t - page.begin();
-        const bool better = a.token_score[at] > a.item_score[i], worse = a.token_score[at] < a.item_score[i];
+        const float score = half_to_float(a.token_score[at]);
+        const bool better = score > a.item_score[i], worse = score < a.item_score[i];
         if (!page.has(t) || (!better && !worse)) continue;
         decode(page.codec, a.shape, page.data, t, t + 1, other_k, other_v, size, a.key_mean);
         centre(other_k, a.key_mean, dim, other_k);
         centre(other_v, a.value_mean, dim, other_v);
-        float& to = better ? a.item_like[i] : a.token_like[at];
-        to = std::max(to, alike());
+        if (better) {
+          a.item_like[i] = std::max(a.item_like[i], alike());
+        } else {
+          a.token_like[at] = std::max(a.token_like[at], like_code(alike()));
+        }
       }
     }
   }

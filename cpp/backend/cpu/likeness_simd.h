@@ -150,10 +150,10 @@ inline void likeness_range(const LikenessArgs& a, const float* items, int begin,
     if (page.rows == 0) continue;
     page_columns(a, page, s);
     const int base = page.first - page.begin();
-    for (int t = 0; t < kUnit; ++t) score[t] = page.has(t) ? a.token_score[base + t] : NAN;
+    for (int t = 0; t < kUnit; ++t) score[t] = page.has(t) ? half_to_float(a.token_score[base + t]) : NAN;
     like_columns(a, items, score, like, s);
     for (int t = page.begin(); t < page.end(); ++t) {
-      if (page.has(t) && like[t] > a.token_like[base + t]) a.token_like[base + t] = like[t];
+      if (page.has(t) && like_code(like[t]) > a.token_like[base + t]) a.token_like[base + t] = like_code(like[t]);
     }
   }
 }

@@ -78,7 +78,7 @@ MOSAIC_KERNEL(kThreads, 1) likeness_kernel(MOSAIC_PARAMETER LikenessLanes all) {
   const PageEntry page = stored ? a.pages[simt::block_x()] : PageEntry{nullptr, 0, 0, CodecId{}};
   const bool exists = stored ? page.has(token) : first_item + token < a.items;
   const int at = stored ? page.first + token - page.begin() : first_item + token;
-  const float token_score = !exists ? 0.0f : stored ? a.token_score[at] : a.item_score[at];
+  const float token_score = !exists ? 0.0f : stored ? simt::widen(a.token_score[at]) : a.item_score[at];
   float token_like = 0;
   for (int first = 0; first < a.items; first += kChunk) {
     const int item = first + simt::thread() / kPageTokens;
@@ -110,7 +110,8 @@ MOSAIC_KERNEL(kThreads, 1) likeness_kernel(MOSAIC_PARAMETER LikenessLanes all) {
   simt::barrier();
   if (simt::thread() >= kPageTokens || !exists) return;
   for (int i = token; i < kThreads; i += kPageTokens) token_like = fmaxf(token_like, found[i]);
-  a.token_like[at] = fmaxf(a.token_like[at], token_like);
+  const uint8_t code = like_code(token_like);
+  if (code > a.token_like[at]) a.token_like[at] = code;
 }
 
 }  // namespace

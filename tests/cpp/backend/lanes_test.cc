@@ -363,15 +363,17 @@ TEST_CASE("likeness of several lanes at once is that of each alone") {
     Random random(12);
     std::vector<std::unique_ptr<AttendWorld>> worlds;
     std::vector<LikenessArgs> lanes;
-    std::vector<std::vector<float>> k, v, scores, stored, like, token_like;
+    std::vector<std::vector<float>> k, v, scores, like;
+    std::vector<std::vector<half_t>> stored;
+    std::vector<std::vector<uint8_t>> token_like;
     for (size_t i = 0; i < n; ++i) {
       worlds.push_back(std::make_unique<AttendWorld>(
           AttendShape{.heads = 1, .group = 1, .head_dim = 32, .pages = static_cast<int>(i % 5)},
           static_cast<unsigned>(40 + i)));
       const size_t items = i % 7 == 6 ? 0 : 3 + 11 * (i % 3), tokens = worlds.back()->positions.size();
       k.push_back(random.normals((items + 1) * kRow)), v.push_back(random.normals((items + 1) * kRow));
-      scores.push_back(random.normals(items + 1)), stored.push_back(random.normals(tokens + 1));
-      like.emplace_back(items + 1, 0.0f), token_like.emplace_back(tokens + 1, 0.25f);
+      scores.push_back(random.normals(items + 1)), stored.push_back(random.halves(tokens + 1));
+      like.emplace_back(items + 1, 0.0f), token_like.emplace_back(tokens + 1, uint8_t{60});
       LikenessArgs& a = lanes.emplace_back();
       a.k = k.back().data(), a.v = v.back().data(), a.items = static_cast<int>(items), a.stride = kRow,
       a.shape = kShape;
@@ -382,7 +384,8 @@ TEST_CASE("likeness of several lanes at once is that of each alone") {
     }
     kernels->likeness_lanes(lanes);
     for (size_t i = 0; i < n; ++i) {
-      std::vector<float> one(like[i].size(), 0.0f), tokens(token_like[i].size(), 0.25f);
+      std::vector<float> one(like[i].size(), 0.0f);
+      std::vector<uint8_t> tokens(token_like[i].size(), 60);
       LikenessArgs a = lanes[i];
       a.item_like = one.data(), a.token_like = tokens.data();
       kernels->likeness(a);

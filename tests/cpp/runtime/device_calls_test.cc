@@ -36,7 +36,7 @@ struct Case {
 // Caps that so many frames pass, but for a policy that refuses; the larger ones keep more for each call of a frame.
 const std::vector<Case>& cases() {
   static const std::vector<Case> all = {
-      {"edge", "edge", {}, 420 << 10, false, 36, {5.5, 3, 3}, {3, 1, 1}},
+      {"edge", "edge", {}, 420 << 10, false, 36, {5.5, 3, 3}, {2, 1, 1}},
       {"edge, disk", "edge", {}, 260 << 10, true, 40, {16, 6, 3}, {21, 5, 3}},
       {"edge, unit=summaries", "edge", {{"unit", "summaries"}}, 260 << 10, false, 20, {8, 6, 3}, {7, 3, 1}},
       {"full", "full", {}, 4 << 20, false, 20, {3, 3, 3}, {1, 1, 1}},
