@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <span>
 
+#include "backend/record_args.h"
 #include "codec/codec.h"
 #include "core/dtype.h"
 #include "core/ids.h"
@@ -293,70 +294,6 @@ struct StageArgs {
   std::span<const Piece> pieces;
 };
 
-// A page that takes more tokens and is written anew: the first `held` of a page (itself, of the same codec, or another),
-// then `count` rows.
-struct GrowArgs {
-  CodecId from_codec{};
-  const std::byte* from = nullptr;
-  int held = 0;
-  CodecId codec{};
-  std::byte* to = nullptr;
-  PageShape shape;
-  const float* k = nullptr;  // [count, heads, head_dim], `stride` elements between tokens
-  const float* v = nullptr;
-  size_t stride = 0;
-  int count = 0;  // 0: it is written in another codec
-  // [held + count] rows, `stride` apart, for a backend that has no room of its own; k and v may be the last of them.
-  float* room_k = nullptr;
-  float* room_v = nullptr;
-};
-
-// A record that goes to another place, bit for bit. Of several none begins where another ends.
-struct RowMove {
-  const std::byte* from;
-  std::byte* to;
-  int32_t from_at, to_at;
-};
-
-// Tokens of several lanes that leave a run of pages for records: item i is token row[i] of lane lane[i]'s run, and becomes
-// token at[i] of pages[i], of its key the lane's mean taken.
-struct EnterArgs {
-  PageShape shape;
-  CodecId from_codec{};
-  const std::byte* from = nullptr;  // of lane 0; the run of each lane begins lane_pitch bytes behind the one before
-  size_t pitch = 0;
-  size_t lane_pitch = 0;
-  int first = 0;  // where token 0 is in the run
-  CodecId codec{};
-  int items = 0;
-  const int32_t* row = nullptr;
-  const int32_t* lane = nullptr;
-  std::byte* const* pages = nullptr;
-  const int32_t* at = nullptr;
-  const float* key_mean = nullptr;  // [lanes, row]
-  float* norm = nullptr;            // [lanes, norm_pitch] of values as they are read, at [lane[i]][row[i]]
-  size_t norm_pitch = 0;
-  // Records that go elsewhere before anything is written. Where moves[i] begins an item comes to stand, if there are as many.
-  const RowMove* moves = nullptr;
-  int n_moves = 0;
-  const int32_t* leaves = nullptr;    // [items] which move begins where the item comes to stand; kNone: none
-  const uint8_t* followed = nullptr;  // [n_moves] whether an item comes to stand where it begins
-  float* room_k = nullptr;            // [row] for a backend that has none of its own
-  float* room_v = nullptr;
-};
-
-// Tokens of a run of pages that stay, packed: the j-th 16 of them become page j, each decoded and encoded anew. Pages behind
-// the last of them are left as they are.
-struct PackPage {
-  std::byte* data;
-  uint16_t stay;  // bit i: token i of the page
-  CodecId codec;
-};
-struct PackArgs {
-  const PackPage* pages = nullptr;  // [n_pages]
-  int n_pages = 0;
-};
-
 class Ops {
  public:
   virtual ~Ops() = default;
@@ -457,6 +394,7 @@ class Ops {
   virtual void decode_run(CodecId codec, PageShape shape, const std::byte* pages, size_t pitch, int first, int count,
                           float* k, float* v, size_t stride, const float* key_mean = nullptr);
   virtual void enter_lanes(const EnterArgs& args);
+  virtual void encode_lane_rows(const LaneRowsArgs& args);
   virtual void move_rows(CodecId codec, PageShape shape, std::span<const RowMove> moves) {
     for (const RowMove& move : moves) move_row(codec, shape, move.from, move.from_at, move.to, move.to_at);
   }

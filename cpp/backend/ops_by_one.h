@@ -31,6 +31,14 @@ inline void Ops::grow_page(const GrowArgs& a) {
   encode(a.codec, a.shape, a.room_k, a.room_v, a.stride, a.held + a.count, a.to);
 }
 
+inline void Ops::encode_lane_rows(const LaneRowsArgs& a) {
+  for (int i = 0; i < a.items; ++i) {
+    const size_t from = static_cast<size_t>(a.row[i]) * a.stride;
+    encode_rows(a.codec, a.shape, a.k + from, a.v != nullptr ? a.v + from : nullptr, a.stride, 1, a.pages + i, a.at + i,
+                a.key_mean + static_cast<size_t>(a.lane[i]) * static_cast<size_t>(a.shape.row()));
+  }
+}
+
 inline void Ops::encode_run(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int first,
                             int count, std::byte* pages, size_t pitch, const float* key_mean) {
   for_pages_of_run(first, count, [&](int page, int begin, int end, int before) {

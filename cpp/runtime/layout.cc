@@ -77,6 +77,7 @@ void shape_log(const Request& r, const Choice& choice, Plan* plan) {
   a.pages = Size(choice.archive_pages).to_int("pages of the archive");
   a.page = plan->store.page;
   a.codec = *c.packed;
+  a.scanned = r.scanned_pages;
   a.places = plan->log.places;
   a.folder = c.spill_dir;
   if (const DiskWishes disk = r.policy->retention()->disk(); disk.clusters) {

@@ -25,6 +25,7 @@ struct Request {
   int64_t least_slots = 0;     // page slots below which nothing works
   int64_t archive_quota = 0;   // by record: pages of a lane that the disk holds,
   int64_t least_archive = 0;   // and the least that works: a frame's, and one that is not whole
+  int scanned_pages = 0;       // of them, that are looked through
 };
 
 struct Choice {

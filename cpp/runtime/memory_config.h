@@ -46,6 +46,9 @@ struct MemoryConfig {
 #define MOSAIC_SETTING(type, name, initial, what) type name = initial;
 #include "runtime/memory_config.def"
 #undef MOSAIC_SETTING
+  // No setting of a user's: pages of an archive that a question looks through at most, a multiple of 16; 0: as many as
+  // ArchiveShape says. Few of them bring small streams to where coarse keys are needed.
+  int scanned_pages = 0;
 };
 
 // visit(name, field) for every setting, in the order of the list.

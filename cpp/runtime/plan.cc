@@ -126,7 +126,8 @@ Choice with_archive(const Request& r, Choice at) {
     (lay_out(r, at).total_bytes <= most ? low : high) = at.archive_pages / kPageTokens;
   }
   // Where pages have coarse keys, whole groups of them.
-  if (low > ArchiveShape::kMostScanned / kPageTokens) low -= low % CoarseKeys::kMostPages;
+  if (const int64_t all = r.scanned_pages / kPageTokens; low > all)
+    low = std::max(low - low % CoarseKeys::kMostPages, all);
   at.archive_pages = low * kPageTokens;
   return at;
 }

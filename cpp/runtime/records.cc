@@ -151,12 +151,11 @@ void Records::end_learning() {
 void Records::admit(const Window& window, const Rows& scratch) {
   note_likeness();
   const int f = frames_in_log();
-  const auto row = static_cast<size_t>(log_.shape().page.row());
   if (log_.is_learning() &&
       (log_.free(0) < window.frame(0).tokens || (++learned_frames_ > kLearnFrames && log_.size(0) >= kLearnTokens)))
     end_learning();
-  // Lane by lane while a mean is to be learned, while there is an archive, and where frames of the window are compared.
-  if (together_ != nullptr && !log_.is_learning() && log_.knows_mean(0) && !archive_ && !frame_change_)
+  // Lane by lane while a mean is to be learned, and where frames of the window are compared.
+  if (together_ != nullptr && !log_.is_learning() && log_.knows_mean(0) && !frame_change_)
     return admit_together(window, scratch.meta);
   for (int lane = 0; lane < log_.shape().lanes; ++lane) {
     if (!log_.knows_mean(lane)) learn_first(window, scratch, lane);
@@ -176,19 +175,7 @@ void Records::admit(const Window& window, const Rows& scratch) {
       account_given_up(archive_ && archive_->mark_given_up(lane, run.number + static_cast<uint32_t>(i)));
     if (run.n == 0) continue;
     TokenSlot* const slots = heard_.slots(lane, f);
-    if (together_ != nullptr && !log_.is_learning()) {
-      const auto most = static_cast<size_t>(TokenLog::most_moves(heard_.shape().frame_tokens));
-      const int moves = log_.place(lane, run, slots, {together_->moves, most});
-      ops_.move_rows(log_.codec(), log_.shape().page, {together_->moves, static_cast<size_t>(moves)});
-      for (int i = 0; i < run.n; ++i) {
-        together_->pages[i] = log_.data(lane, slots[i] / kPageTokens);
-        together_->at[i] = slots[i] % kPageTokens;
-      }
-      ops_.encode_rows(log_.codec(), log_.shape().page, run.k, run.v, row, run.n, together_->pages, together_->at,
-                       log_.key_mean(lane));
-    } else {
-      log_.add(lane, run, slots);
-    }
+    log_.add(lane, run, slots);
     measure_merit(lane, window, run, worth_);
     for (int i = 0; i < run.n; ++i) log_.note_merit(lane, slots[i], worth_[i]);
   }

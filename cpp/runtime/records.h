@@ -118,6 +118,7 @@ class Records {
   struct Together;
   void take_together(Region& region, const Plan& plan);
   void admit_together(const Window& window, TokenMeta* meta);
+  void archive_together(const EnterArgs& leaving, const TokenMeta* meta, int tokens);
   void note_followed(int first_item, int end_item, int first_move, int end_move);
   void note_norms();
   void compare_together();

@@ -21,16 +21,19 @@ void Records::take_together(Region& region, const Plan& plan) {
   const Size frame = plan.listening.frame_tokens, all = plan.log.lanes, row = plan.log.page.row();
   const Size pages = plan.log.pages;
   const bool compares = retention_.compares();
-  const Size each = frame * row * (2 * sizeof(float));
+  const Size each =
+      frame * row * (2 * sizeof(float)) + (archive_ ? archive_->together_bytes(plan.listening.frame_tokens) : Size(0));
   const int64_t fit = std::max<int64_t>(plan.sized_for_bytes / kShare / each.bytes(), plan.layer_lanes);
   const auto lanes = static_cast<int>(std::min<int64_t>(fit, plan.log.lanes));
-  const Size compared = compares ? lanes : 0, all_compared = compares ? all : 0;
+  const Size all_compared = compares ? all : 0;
   Together* const t = region.take<Together>(name, 1);
   Together taken;
   taken.lanes = lanes;
   const auto take = [&]<class T>(T** to, Size n) { *to = region.take<T>(name, n); };
-  taken.k = reinterpret_cast<float*>(region.take_private(name, compared * frame * row * sizeof(float)));
-  taken.v = reinterpret_cast<float*>(region.take_private(name, compared * frame * row * sizeof(float)));
+  const Size rows = compares || archive_ ? lanes * frame * row * sizeof(float) : Size(0);
+  taken.k = reinterpret_cast<float*>(region.take_private(name, rows));
+  taken.v = reinterpret_cast<float*>(region.take_private(name, rows));
+  if (archive_) archive_->take_together(region, lanes, plan.listening.frame_tokens);
   take(&taken.norm, all * frame);
   take(&taken.pages, all * frame);
   for (int32_t** list : {&taken.at, &taken.row, &taken.lane, &taken.leaves}) take(list, all * frame);
@@ -52,13 +55,15 @@ void Records::admit_together(const Window& window, TokenMeta* meta) {
   const int f = frames_in_log(), tokens = window.frame(0).tokens, lanes = log_.shape().lanes;
   EnterArgs enter;
   window.leave(&enter, meta);
+  if (archive_) archive_together(enter, meta, tokens);
   int items = 0, moves = 0;
   for (int lane = 0; lane < lanes; ++lane) {
     Run run{nullptr, nullptr, meta, make_room(lane, tokens)};
     run.number = static_cast<uint32_t>(admitted_);
     account_.seen += tokens;
     account_.quantised += run.n;
-    for (int i = run.n; i < tokens; ++i) account_given_up(false);
+    for (int i = run.n; i < tokens; ++i)
+      account_given_up(archive_ && archive_->mark_given_up(lane, run.number + static_cast<uint32_t>(i)));
     TokenSlot* const slots = heard_.slots(lane, f);
     const int first_item = items, first_move = moves;
     moves += log_.place(lane, run, slots,
@@ -76,11 +81,30 @@ void Records::admit_together(const Window& window, TokenMeta* meta) {
   enter.norm = t.norm, enter.norm_pitch = static_cast<size_t>(tokens);
   enter.moves = t.moves, enter.n_moves = moves, enter.leaves = t.leaves, enter.followed = t.followed;
   ops_.enter_lanes(enter);
+  if (archive_) account_lost(archive_->end());
   t.norm_frame = f;
   t.norm_tokens = tokens;
   admitted_ += tokens;
   heard_.entered_log(f);
   --window_frames_;
+}
+
+// What leaves the window, a group of lanes at a time.
+void Records::archive_together(const EnterArgs& leaving, const TokenMeta* meta, int tokens) {
+  Together& t = *together_;
+  const int all = log_.shape().lanes;
+  const auto row = static_cast<size_t>(log_.shape().page.row());
+  account_lost(archive_->begin(meta, tokens, log_.key_mean(0)));
+  for (int first = 0; first < all; first += t.lanes) {
+    const int lanes = std::min(t.lanes, all - first);
+    for (int i = 0; i < lanes; ++i) {
+      const size_t to = static_cast<size_t>(i * tokens) * row;
+      ops_.decode_run(leaving.from_codec, log_.shape().page,
+                      leaving.from + static_cast<size_t>(first + i) * leaving.lane_pitch, leaving.pitch, leaving.first,
+                      tokens, t.k + to, t.v + to, row);
+    }
+    archive_->add_lanes(first, lanes, tokens, t.k, t.v, log_.key_mean(0));
+  }
 }
 
 // Of a lane's moves, those that begin where one of its items comes to stand. Both go through emptied pages in one order.

@@ -119,7 +119,8 @@ Request resolve(const MemoryConfig& config, Policy& policy, const Backend& backe
     // A frame, and room around what is not whole yet: a page, or a stretch.
     r.least_archive =
         (Size(pages_for(c.model.frame_tokens)) + (finds_clusters ? 8 : 2)).rounded_up(kPageTokens).value();
-    if (r.least_archive > ArchiveShape::kMostScanned)  // whole groups of coarse keys
+    r.scanned_pages = c.scanned_pages > 0 ? c.scanned_pages : ArchiveShape::kMostScanned;
+    if (r.least_archive > r.scanned_pages)  // whole groups of coarse keys
       r.least_archive = Size(r.least_archive).rounded_up(CoarseKeys::kMostTokens).value();
     if (r.archive_quota < r.least_archive)
       throw MemoryCapError("disk tier: " + std::to_string(r.least_archive) + " pages of every lane need " +

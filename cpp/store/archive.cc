@@ -134,17 +134,18 @@ void Archive::write(int lane, int64_t page) {
   end_write(lane, page);
 }
 
-// The lane's stretch is whole: its tokens, and what is known of them, are ordered by likeness.
-void Archive::write_stretch(int lane, int64_t number, const float* key_mean) {
+// The lane's stretch is whole: its tokens, and what is known of them, are ordered by likeness. Tails and what is written are
+// the host's, and so is the work on them. together: the keys of its clusters are coded with those of other lanes.
+void Archive::write_stretch(int lane, int64_t number, const float* key_mean, bool together) {
   const trace::Span span("cluster", lane);
   const int n = shape_.pages_at_once(), stretch = static_cast<int>(number % shape_.stretches());
   const auto row = static_cast<size_t>(shape_.page.row());
+  Ops& host = ops_.for_host();
   for (int p = 0; p < n; ++p) {
     float* const k = clusters_.rows() + static_cast<size_t>(p) * kPageTokens * 2 * row;
-    ops_.decode(shape_.codec, shape_.page, tail_page(lane, p), 0, kPageTokens, k, k + row, 2 * row, key_mean);
+    host.decode(shape_.codec, shape_.page, tail_page(lane, p), 0, kPageTokens, k, k + row, 2 * row, key_mean);
   }
-  ops_.wait();
-  clusters_.cut(lane, stretch, key_mean);
+  together ? cut_together(lane, stretch) : clusters_.cut(lane, stretch, key_mean);
   uint16_t* const gone = gone_ + at(lane, stretch * n);
   std::array<uint16_t, kMostAtOnce> before;
   std::copy_n(gone, n, before.begin());
@@ -161,8 +162,7 @@ void Archive::write_stretch(int lane, int64_t number, const float* key_mean) {
     std::byte* const memory = begin_write(lane, number * n + p);
     if (memory == nullptr) continue;
     for (int i = 0; i < kPageTokens; ++i) moves_[p * kPageTokens + i].to = memory;
-    ops_.move_rows(shape_.codec, shape_.page, {moves_ + p * kPageTokens, kPageTokens});
-    ops_.wait();
+    host.move_rows(shape_.codec, shape_.page, {moves_ + p * kPageTokens, kPageTokens});
     end_write(lane, number * n + p);
   }
 }

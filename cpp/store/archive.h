@@ -40,7 +40,8 @@ struct ArchiveShape {
   int pages_at_once() const { return written_at_once() / kPageTokens; }
   // Pages of a lane that a question looks through: a bound on its time, however long the stream was.
   static constexpr int kMostScanned = 256;
-  int most_scanned() const { return std::min(pages, kMostScanned); }
+  int scanned = kMostScanned;
+  int most_scanned() const { return std::min(pages, scanned); }
   // What tells which those are, where there are more and no clusters.
   int groups() const { return stretch == 0 && pages > most_scanned() ? pages / CoarseKeys::kMostPages : 0; }
   int stretches() const { return stretch > 0 ? pages / pages_at_once() : 0; }
@@ -83,6 +84,12 @@ class Archive {
   // pages, and of those whose write failed. Then add() for every lane, then end().
   int64_t begin(const TokenMeta* meta, int n, const float* key_means);
   void add(int lane, const Run& run, const float* key_mean);
+  // The same for lanes side by side, k, v [lanes, n, row], which may be memory that kernels alone reach: one launch, one wait, and
+  // a launch for the keys that are made of them. key_means: of all lanes.
+  void add_lanes(int first, int lanes, int n, const float* k, const float* v, const float* key_means);
+  // Room for that, for so many lanes and tokens; and what it takes for each lane.
+  void take_together(Region& region, int lanes, int frame_tokens);
+  Size together_bytes(int frame_tokens) const;
   int64_t end();  // returns tokens that were lost since begin()
   // A token of the lane, one that was added, is not kept in DRAM any more. False: it has no slot here either, or was
   // given up before. number: its low 32 bits are enough.
@@ -155,7 +162,14 @@ class Archive {
   std::byte* begin_write(int lane, int64_t page);
   void end_write(int lane, int64_t page);
   void write(int lane, int64_t page);
-  void write_stretch(int lane, int64_t number, const float* key_mean);
+  void write_stretch(int lane, int64_t number, const float* key_mean, bool together = false);
+  // archive_lanes.cc
+  struct Together;
+  int most_keys(int frame_tokens) const;
+  int most_behind(int frame_tokens) const;
+  void encode_tails(int first, int lanes, int n, const float* k, const float* v, const float* key_means);
+  void write_whole(int lane, int place, int n, const float* key_mean);
+  void cut_together(int lane, int stretch);
   int64_t finish(Write* write);
   int64_t drop_oldest();
   int64_t lose(int lane, int index);
@@ -186,6 +200,7 @@ class Archive {
   int32_t* row_at_;
   Completion* read_;  // [together, most_read]
   Write* under_way_;  // [kWrites]
+  Together* together_ = nullptr;
   int next_write_ = 0;
   int64_t tokens_ = 0;
   int64_t coming_ = 0;  // of the frame between begin() and end()

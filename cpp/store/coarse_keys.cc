@@ -64,22 +64,16 @@ void CoarseKeys::flush(int n, const float* key_mean) {
 
 void CoarseKeys::add(int lane, int64_t first, const float* k, int n, const float* key_mean) {
   if (shape_.groups == 0) return;
-  float* const sum = sum_of(lane);
   int made = 0;
-  for (int i = 0; i < n; ++i) {
-    for (size_t c = 0; c < row(); ++c) sum[c] += k[static_cast<size_t>(i) * row() + c];
-    if ((first + i + 1) % group_ != 0) continue;
-    const auto group = static_cast<int>((first + i) / group_ % shape_.groups);
-    float* const mean = means_ + static_cast<size_t>(made) * row();
-    for (size_t c = 0; c < row(); ++c) mean[c] = sum[c] / static_cast<float>(group_);
-    std::fill_n(sum, row(), 0.0f);
-    to_[made] = page(lane, group / kPageTokens);
-    at_[made] = group % kPageTokens;
-    if (++made == kAtOnce) {
-      flush(made, key_mean);
-      made = 0;
-    }
-  }
+  for_groups(
+      lane, first, k, n, [&](int) { return means_ + static_cast<size_t>(made) * row(); },
+      [&](int, std::byte* page, int at) {
+        to_[made] = page;
+        at_[made] = at;
+        if (++made < kAtOnce) return;
+        flush(made, key_mean);
+        made = 0;
+      });
   flush(made, key_mean);
 }
 

@@ -5,6 +5,8 @@
 // are as large as they can be the oldest group's index is used again. Not thread-safe.
 #pragma once
 
+#include <algorithm>
+
 #include "backend/ops.h"
 #include "memory/region.h"
 #include "store/restored_page.h"
@@ -35,12 +37,20 @@ class CoarseKeys {
   void make_room(int64_t first, int n, const float* key_means);
   // The lane's tokens from `first` on. Whole groups can be chosen from now on.
   void add(int lane, int64_t first, const float* k, int n, const float* key_mean);
+  // The same, but that the groups which become whole are left to be coded: whole(i, page, at) is called when row i of k has
+  // become the mean key of one, which belongs there.
+  template <class Whole>
+  void sum(int lane, int64_t first, float* k, int n, const Whole& whole) {
+    for_groups(lane, first, k, n, [&](int i) { return k + static_cast<size_t>(i) * row(); }, whole);
+  }
   // tokens: that came. key_means [lanes, row].
   void serialize(Snapshot& s, int64_t tokens, const float* key_means, RestoredPage* page);
 
  private:
   size_t row() const { return static_cast<size_t>(shape_.page.row()); }
   float* sum_of(int lane) const { return sums_ + static_cast<size_t>(lane) * row(); }
+  template <class Room, class Whole>
+  void for_groups(int lane, int64_t first, const float* k, int n, const Room& room, const Whole& whole);
   void halve(int lane, int64_t tokens, const float* key_mean);
   void flush(int n, const float* key_mean);
 
@@ -55,5 +65,21 @@ class CoarseKeys {
   int group_ = 1;
   static constexpr int kAtOnce = 32;
 };
+
+// Sums the tokens of a lane; where a group is whole its mean goes to room(i), i its last token, which may take that token's
+// place.
+template <class Room, class Whole>
+void CoarseKeys::for_groups(int lane, int64_t first, const float* k, int n, const Room& room, const Whole& whole) {
+  float* const sum = sum_of(lane);
+  for (int i = 0; i < n; ++i) {
+    for (size_t c = 0; c < row(); ++c) sum[c] += k[static_cast<size_t>(i) * row() + c];
+    if ((first + i + 1) % group_ != 0) continue;
+    const auto group = static_cast<int>((first + i) / group_ % shape_.groups);
+    float* const mean = room(i);
+    for (size_t c = 0; c < row(); ++c) mean[c] = sum[c] / static_cast<float>(group_);
+    std::fill_n(sum, row(), 0.0f);
+    whole(i, page(lane, group / kPageTokens), group % kPageTokens);
+  }
+}
 
 }  // namespace mosaic

@@ -58,13 +58,19 @@ float TokenClusters::centre(float* mean) {
 }
 
 void TokenClusters::cut(int lane, int stretch, const float* key_mean) {
+  cut(lane, stretch, means_, to_, at_);
+  ops_.encode_rows(kCodec, shape_.page, means_, nullptr, row(), shape_.stretch / kPageTokens, to_, at_, key_mean);
+  ops_.wait();
+}
+
+void TokenClusters::cut(int lane, int stretch, float* keys, std::byte** pages, int32_t* at) {
   std::iota(order_, order_ + shape_.stretch, uint8_t{0});
   const float factor = centre(mean_);
   for (int part = shape_.stretch; part > kPageTokens; part /= 2)
     for (int first = 0; first < shape_.stretch; first += part) halve(order_ + first, part);
   const int clusters = shape_.stretch / kPageTokens;
   for (int i = 0; i < clusters; ++i) {
-    float* const to = means_ + static_cast<size_t>(i) * row();
+    float* const to = keys + static_cast<size_t>(i) * row();
     std::copy_n(mean_, row(), to);
     const float part = factor > 0 ? 1 / factor / kPageTokens : 0;
     const int page_of_archive = stretch * clusters + i;
@@ -74,11 +80,9 @@ void TokenClusters::cut(int lane, int stretch, const float* key_mean) {
       members[order_[r] / 32] |= 1u << (order_[r] % 32);
       for (size_t c = 0; c < row(); ++c) to[c] += part * x_[2 * row() * order_[r] + c];
     }
-    to_[i] = page(lane, page_of_archive / kPageTokens);
-    at_[i] = page_of_archive % kPageTokens;
+    pages[i] = page(lane, page_of_archive / kPageTokens);
+    at[i] = page_of_archive % kPageTokens;
   }
-  ops_.encode_rows(kCodec, shape_.page, means_, nullptr, row(), clusters, to_, at_, key_mean);
-  ops_.wait();
 }
 
 // The centre of some of the stretch's tokens.

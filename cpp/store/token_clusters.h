@@ -43,6 +43,9 @@ class TokenClusters {
   float* rows() const { return x_; }
   // What is in rows() is that stretch of the lane, by its place; it is worked on where it lies.
   void cut(int lane, int stretch, const float* key_mean);
+  // The same, but that the keys are left to be coded: they go to `keys`, a row a cluster, and to the pages and tokens that are
+  // written here.
+  void cut(int lane, int stretch, float* keys, std::byte** pages, int32_t* at);
   // stretches: places that are taken. key_means [lanes, row].
   void serialize(Snapshot& s, int stretches, const float* key_means, RestoredPage* room);
 

@@ -276,6 +276,14 @@ void CudaOps::encode_rows(CodecId codec, PageShape shape, const float* k, const 
   MOSAIC_SIMT::encode_rows(queue(), codec, shape, k, v, stride, items, pages, at, key_mean);
 }
 
+void CudaOps::encode_lane_rows(const LaneRowsArgs& a) {
+  if (a.items <= 0) return;
+  check_record("encode_lane_rows", a.codec);
+  check_head("encode_lane_rows", a.shape);
+  require_access("encode_lane_rows", a.k, a.v, a.row, a.lane, a.pages, a.at, a.key_mean);
+  MOSAIC_SIMT::encode_lane_rows(queue(), a);
+}
+
 void CudaOps::enter_lanes(const EnterArgs& a) {
   if (a.items <= 0 && a.n_moves <= 0) return;
   check_record("enter_lanes", a.codec);

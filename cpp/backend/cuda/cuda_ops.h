@@ -68,6 +68,7 @@ class CudaOps final : public Ops {
               size_t stride, const float* key_mean) override;
   void encode_run(CodecId codec, PageShape shape, const float* k, const float* v, size_t stride, int first, int count,
                   std::byte* pages, size_t pitch, const float* key_mean) override;
+  void encode_lane_rows(const LaneRowsArgs& args) override;
   void enter_lanes(const EnterArgs& args) override;
   void pack_pages(PageShape shape, std::span<const PackArgs> runs, float* room_k, float* room_v) override;
   void move_rows(CodecId codec, PageShape shape, std::span<const RowMove> moves) override;

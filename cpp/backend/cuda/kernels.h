@@ -16,6 +16,7 @@ void encode_rows(const simt::Queue& on, CodecId codec, PageShape shape, const fl
                  int items, std::byte* const* pages, const int32_t* at, const float* key_mean);
 void move_row(const simt::Queue& on, CodecId codec, PageShape shape, const std::byte* from, int from_at, std::byte* to,
               int to_at);
+void encode_lane_rows(const simt::Queue& on, const LaneRowsArgs& args);
 void enter_lanes(const simt::Queue& on, const EnterArgs& args);
 inline constexpr int kMostPacked = 128;
 void pack_pages(const simt::Queue& on, PageShape shape, std::span<const PackArgs> runs);

@@ -95,6 +95,13 @@ MOSAIC_KERNEL(kThreads, 1) move_rows_kernel(CodecId codec, PageShape shape, cons
   move_token(codec, shape.head_dim, simt::block_y(), move.from, move.from_at, move.to, move.to_at);
 }
 
+MOSAIC_KERNEL(kThreads, 1) encode_lane_rows_kernel(const LaneRowsArgs a) {
+  const int item = simt::block_x();
+  const size_t from = static_cast<size_t>(a.row[item]) * a.stride;
+  set_token(a.codec, a.shape, simt::block_y(), a.pages[item], a.at[item], a.k + from,
+            a.v != nullptr ? a.v + from : nullptr, a.key_mean + static_cast<size_t>(a.lane[item]) * a.shape.row());
+}
+
 // Tokens [begin, begin + count) of one head -> rows of k, v.
 MOSAIC_DEVICE void decode_head(CodecId codec, int d, const std::byte* kb, int begin, int count, float* k, float* v,
                                size_t stride, const float* mean) {
@@ -305,6 +312,10 @@ void encode_rows(const simt::Queue& on, CodecId codec, PageShape shape, const fl
   if (items == 0) return;
   simt::launch(on, "encode_rows", encode_rows_kernel, items_of(shape, items), kThreads, kPageCodes, codec, shape, k, v,
                stride, pages, at, key_mean);
+}
+
+void encode_lane_rows(const simt::Queue& on, const LaneRowsArgs& a) {
+  simt::launch(on, "encode_lane_rows", encode_lane_rows_kernel, items_of(a.shape, a.items), kThreads, kPageCodes, a);
 }
 
 void enter_lanes(const simt::Queue& on, const EnterArgs& a) {

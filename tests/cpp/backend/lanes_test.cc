@@ -174,7 +174,7 @@ TEST_CASE("lanes that are attended together, and their attention measured, come 
   }
 }
 
-TEST_CASE("records of several lanes are moved and gathered together as they are one by one") {
+TEST_CASE("records of several lanes are written, moved and gathered together as they are one by one") {
   for (const std::string& name : implementations()) {
     CAPTURE(name);
     Kernels kernels(name, 1, kLimits);
@@ -182,15 +182,33 @@ TEST_CASE("records of several lanes are moved and gathered together as they are 
     const auto means = random.normals(3 * kRow);
     for (const CodecId codec : {CodecId::kFp16, CodecId::kK5V3, CodecId::kK2V2}) {
       const size_t bytes = data_bytes(codec, kShape);
-      std::vector<std::byte> log = noise(6 * bytes, 4);
-      std::vector<int32_t> lane, at;
-      std::vector<std::byte*> pages;
+      const auto k = random.normals(48 * kRow), v = random.normals(48 * kRow);
+      std::vector<std::byte> log = noise(6 * bytes, 4), expected = log;
+      std::vector<int32_t> row, lane, at;
+      std::vector<std::byte*> pages, expected_pages;
       for (int i = 0; i < 30; ++i) {
-        lane.push_back(i % 3), at.push_back(i / 2), pages.push_back(log.data() + static_cast<size_t>(i % 2) * bytes);
-        const auto k = random.normals(kRow), v = random.normals(kRow);
-        kernels->encode_row(codec, kShape, k.data(), v.data(), at.back(), pages.back(), nullptr);
+        row.push_back(47 - i), lane.push_back(i % 3), at.push_back(i / 2);
+        pages.push_back(log.data() + static_cast<size_t>(i % 2) * bytes);
+        expected_pages.push_back(expected.data() + static_cast<size_t>(i % 2) * bytes);
       }
-      std::vector<std::byte> expected = log;
+      kernels->encode_lane_rows({codec, kShape, k.data(), v.data(), kRow, 30, row.data(), lane.data(), pages.data(),
+                                 at.data(), means.data()});
+      for (size_t i = 0; i < 30; ++i) {
+        const size_t from = static_cast<size_t>(row[i]) * kRow;
+        kernels->encode_row(codec, kShape, k.data() + from, v.data() + from, at[i], expected_pages[i],
+                            means.data() + static_cast<size_t>(lane[i]) * kRow);
+      }
+      CHECK(log == expected);
+      // Of pages of one head the keys alone.
+      const PageShape one{1, kShape.head_dim};
+      const LaneRowsArgs keys{codec,      one,         k.data(),     nullptr,   kRow,        10,
+                              row.data(), lane.data(), pages.data(), at.data(), means.data()};
+      kernels->encode_lane_rows(keys);
+      for (size_t i = 0; i < 10; ++i)
+        kernels->encode_rows(codec, one, k.data() + static_cast<size_t>(row[i]) * kRow, nullptr, kRow, 1,
+                             &expected_pages[i], &at[i], means.data() + static_cast<size_t>(lane[i]) * one.head_dim);
+      CHECK(log == expected);
+
       std::vector<RowMove> moves;
       for (int i = 0; i < 15; ++i)
         moves.push_back({log.data() + (i % 2) * bytes, log.data() + (2 + i % 3) * bytes, i, 15 - i});

@@ -30,14 +30,16 @@ struct Case {
   int frames;  // before those that count
   struct Most {
     double frame, question, token;
-  } launches, waits;  // a layer, and of the whole block
+  } launches, waits;      // a layer, and of the whole block
+  int scanned_pages = 0;  // fewer than there are: then coarse keys say which
 };
 
 // Caps that so many frames pass, but for a policy that refuses; the larger ones keep more for each call of a frame.
 const std::vector<Case>& cases() {
   static const std::vector<Case> all = {
       {"edge", "edge", {}, 420 << 10, false, 36, {5.5, 3, 3}, {2, 1, 1}},
-      {"edge, disk", "edge", {}, 260 << 10, true, 40, {16, 6, 3}, {21, 5, 3}},
+      {"edge, disk", "edge", {}, 260 << 10, true, 40, {8.5, 6, 3}, {7, 5, 3}},
+      {"edge, disk, coarse keys", "edge", {}, 700 << 10, true, 60, {12, 7, 3}, {8, 5, 3}, 16},
       {"edge, unit=summaries", "edge", {{"unit", "summaries"}}, 260 << 10, false, 20, {8, 6, 3}, {7, 3, 1}},
       {"full", "full", {}, 4 << 20, false, 20, {3, 3, 3}, {1, 1, 1}},
       {"infinipot-v", "infinipot-v", {}, 260 << 10, false, 20, {7.5, 3, 3}, {3, 1, 1}},
@@ -45,7 +47,9 @@ const std::vector<Case>& cases() {
       {"mosaic, disk", "mosaic", {}, 340 << 10, true, 20, {22.9, 7.5, 3}, {19.6, 5, 2}},
       {"mukv", "mukv", {}, 380 << 10, false, 20, {4, 3, 3}, {2.3, 3, 1}},
       {"rekv", "rekv", {}, 260 << 10, false, 20, {4, 6, 3}, {3, 3, 1}},
-      {"edge, disk, 1 MiB", "edge", {}, 1 << 20, true, 80, {21, 6, 3}, {21, 3, 1}},
+      {"edge, disk, 1 MiB", "edge", {}, 1 << 20, true, 80, {10.5, 6, 3}, {6, 3, 1}},
+      {"mosaic, unit=tokens, disk", "mosaic", {{"unit", "tokens"}}, 340 << 10, true, 40, {9, 6, 3}, {5, 3, 1}},
+      {"mosaic, unit=tokens, disk, 1 MiB", "mosaic", {{"unit", "tokens"}}, 1 << 20, true, 80, {11, 6, 3}, {6, 3, 1}},
       {"infinipot-v, 1 MiB", "infinipot-v", {}, 1 << 20, false, 60, {4.9, 3, 3}, {1.5, 1, 1}},
       {"mukv, 1 MiB", "mukv", {}, 1 << 20, false, 60, {4.3, 3, 3}, {2.3, 3, 1}},
       {"uniform", "uniform", {}, 450 << 10, false, 20, {4, 3, 3}, {1, 1, 1}},
@@ -87,6 +91,8 @@ Counted count(const Case& c, bool print) {
   mosaic::testing::TemporaryDirectory directory;
   MemoryConfig config = mosaic::testing::small_config(c.cap_bytes);
   config.model.layers = kLayers, config.model.frame_tokens = kFrameTokens;
+  config.scanned_pages = c.scanned_pages;
+  if (c.scanned_pages > 0) config.index_share = 0.5;  // many pages on disk, few tokens kept
   if (c.disk) config.disk_bytes = 8 << 20, config.spill_dir = directory.path;
   // As at the caps of devices, of which a window takes little: these are small, that frames soon fill them.
   if (std::string(c.policy) != "edge") config.window_codec = CodecId::kFp16;

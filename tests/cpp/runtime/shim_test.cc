@@ -135,10 +135,13 @@ TEST_CASE("a device that is late changes nothing: what kernels made is waited fo
     int frames;
     bool disk;
     uint64_t cap = 500 << 10;
+    int scanned_pages = 0;  // fewer than there are: then coarse keys say which
   };
   for (const Case& c : std::vector<Case>{
            {"edge", {}, 20, false, 300 << 10},
            {"edge", {{"rest", 1}}, 24, true, 300 << 10},
+           {"edge", {}, 40, true, 300 << 10, 16},
+           {"edge", {{"rest", 1}}, 40, true, 300 << 10, 16},
            {"edge", {{"score", "tar"}}, 20, false, 300 << 10},
            {"edge", {{"unit", "summaries"}}, 30, true},
            {"mosaic", {}, 30, true},
@@ -152,7 +155,8 @@ TEST_CASE("a device that is late changes nothing: what kernels made is waited fo
     mosaic::testing::TemporaryDirectory directory;
     MemoryConfig config = mosaic::testing::small_config(c.cap);
     config.window_frames = 2, config.branch_tokens = 16;
-    config.retrieve_tokens = 96;
+    config.retrieve_tokens = 96, config.scanned_pages = c.scanned_pages;
+    if (c.scanned_pages > 0) config.index_share = 0.6;  // many pages on disk, few tokens kept
     if (c.disk) config.disk_bytes = 8 << 20, config.spill_dir = directory.path;
     std::vector<float> said[2];
     MemoryStats stats;
@@ -168,6 +172,11 @@ TEST_CASE("a device that is late changes nothing: what kernels made is waited fo
       stream.ask(3, 2, false);
       said[late].insert(said[late].end(), stream.out.begin(), stream.out.end());
       stats = stream.memory->stats();
+      if (c.scanned_pages > 0) {
+        const Archive& archive = *stream.memory->records()->archive();
+        REQUIRE(archive.keys().groups() > 0);
+        CHECK(archive.spilled(0) > int64_t{c.scanned_pages} * kPageTokens);
+      }
     }
     CHECK(said[0] == said[1]);
     CHECK(stats.tokens.dropped + stats.tokens.spilled + stats.tokens.collapsed + stats.tokens.quantised > 0);

@@ -9,6 +9,7 @@
 #include <cmath>
 #include <random>
 #include <set>
+#include <tuple>
 #include <vector>
 
 #include "backend/backend.h"
@@ -20,7 +21,7 @@ namespace mosaic::testing {
 
 namespace {
 
-constexpr int kLanes = 3, kDim = 16;
+constexpr int kLanes = 3, kDim = 16, kMostTokens = 150;  // of a frame
 
 struct ArchiveWorld {
   TemporaryDirectory directory;
@@ -35,9 +36,11 @@ struct ArchiveWorld {
   std::vector<float> key_means = std::vector<float>(kLanes * kDim, 0.25f);
   std::set<int64_t> gone[kLanes];
   int64_t lost = 0;
+  bool together;  // lanes are added together
 
   explicit ArchiveWorld(int pages, CodecId codec = CodecId::kFp32, bool places = false, SpillIo* io = nullptr,
-                        int stretch = 0) {
+                        int stretch = 0, bool lanes_together = false)
+      : together(lanes_together) {
     shape = {.lanes = kLanes,
              .pages = pages,
              .page = {1, kDim},
@@ -46,12 +49,15 @@ struct ArchiveWorld {
              .most_read = 6,
              .folder = directory.path,
              .stretch = stretch};
-    region = std::make_unique<Region>(*backend.device,
-                                      counted([&](Region& r) { Archive(r, shape, *backend.ops, nullptr); }));
+    region = std::make_unique<Region>(*backend.device, counted([&](Region& r) {
+      Archive one(r, shape, *backend.ops, nullptr);
+      if (together) one.take_together(r, kLanes, kMostTokens);
+    }));
     const Ops::Limits limits{64, 1, shape.page, 16, 0};
     scratch.resize(backend.ops->scratch_bytes(limits) + 64);
     backend.ops->set_scratch(scratch.data() + (64 - reinterpret_cast<uintptr_t>(scratch.data()) % 64) % 64, limits);
     archive = std::make_unique<Archive>(*region, shape, *backend.ops, io);
+    if (together) archive->take_together(*region, kLanes, kMostTokens);
     CHECK(region->left() == 0);
   }
   void frame(int n) {
@@ -65,11 +71,22 @@ struct ArchiveWorld {
     for (int lane = 0; lane < kLanes; ++lane)
       for (int i = 0; i < n * kDim; ++i) keys[lane].push_back(normal(random)), values[lane].push_back(normal(random));
     lost += archive->begin(&metas[from], n, key_means.data());
-    for (int lane = 0; lane < kLanes; ++lane)
-      archive->add(lane, {&keys[lane][from * kDim], &values[lane][from * kDim], &metas[from], n},
-                   &key_means[static_cast<size_t>(lane) * kDim]);
+    if (together) {
+      add_lanes(0, 2, from, n), add_lanes(2, 1, from, n);
+    } else {
+      for (int lane = 0; lane < kLanes; ++lane)
+        archive->add(lane, {&keys[lane][from * kDim], &values[lane][from * kDim], &metas[from], n},
+                     &key_means[static_cast<size_t>(lane) * kDim]);
+    }
     lost += archive->end();
     archive->check_invariants();
+  }
+  void add_lanes(int first, int lanes, size_t from, int n) {
+    std::vector<float> k, v;
+    for (int lane = first; lane < first + lanes; ++lane)
+      for (auto [all, rows] : {std::pair{&keys[lane], &k}, {&values[lane], &v}})
+        rows->insert(rows->end(), all->begin() + static_cast<ptrdiff_t>(from * kDim), all->end());
+    archive->add_lanes(first, lanes, n, k.data(), v.data(), key_means.data());
   }
   void give_up(int lane, int64_t token) {
     if (archive->mark_given_up(lane, static_cast<uint32_t>(token))) gone[lane].insert(token);
@@ -112,12 +129,19 @@ struct ArchiveWorld {
 }  // namespace
 
 TEST_CASE("every token that was given up comes back from the archive as it was written, until its page must go") {
-  for (const auto& [places, stretch] : {std::pair{false, 0}, {true, 0}, {false, 64}, {true, 32}}) {
+  for (const auto& [places, stretch, together] : {std::tuple{false, 0, false},
+                                                  {true, 0, false},
+                                                  {false, 64, false},
+                                                  {true, 32, false},
+                                                  {false, 0, true},
+                                                  {false, 64, true},
+                                                  {true, 32, true}}) {
     CAPTURE(stretch);
-    ArchiveWorld world(32, CodecId::kFp32, places, nullptr, stretch);
+    CAPTURE(together);
+    ArchiveWorld world(32, CodecId::kFp32, places, nullptr, stretch, together);
     for (int f = 0; f < 90; ++f) {
       const auto before = static_cast<int64_t>(world.metas.size());
-      world.frame(1 + f * 7 % 23);
+      world.frame(f % 10 == 9 ? kMostTokens - f : 1 + f * 7 % 23);
       for (int lane = 0; lane < kLanes; ++lane)
         for (int64_t token = std::max<int64_t>(0, before - 40); token < before; ++token)
           if (world.random() % 3 == 0 && !world.gone[lane].contains(token)) world.give_up(lane, token);
@@ -247,10 +271,11 @@ TEST_CASE("an archive whose disk cannot be written leaves it alone for longer an
   CHECK(wrong == 0);
 }
 
-TEST_CASE("coarse keys are the means of their groups, and groups grow as the stream does") {
-  CHECK(ArchiveWorld(256).archive->keys().groups() == 0);  // a question looks through as many pages
+namespace {
+
+void check_coarse_keys(bool together) {
   constexpr int kPages = 320;
-  ArchiveWorld world(kPages);
+  ArchiveWorld world(kPages, CodecId::kFp32, false, nullptr, 0, together);
   std::set<int> sizes;
   for (int f = 0; f < 160; ++f) {
     world.frame(29);
@@ -282,6 +307,13 @@ TEST_CASE("coarse keys are the means of their groups, and groups grow as the str
     if (groups > 0) CHECK(cosine / groups > (each == 1 ? 0.91 : 0.75));  // halves of halves are coded each time
   }
   CHECK(sizes == std::set<int>{1, 2, 4, 8, 16, 32, 64});
+}
+
+}  // namespace
+
+TEST_CASE("coarse keys are the means of their groups, and groups grow as the stream does") {
+  CHECK(ArchiveWorld(256).archive->keys().groups() == 0);  // a question looks through as many pages
+  for (const bool together : {false, true}) check_coarse_keys(together);
 }
 
 }  // namespace mosaic::testing

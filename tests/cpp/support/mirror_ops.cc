@@ -1,16 +1,10 @@
 #include "support/mirror_ops.h"
 
 #include <algorithm>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <map>
 
-#include "backend/cpu/cpu_ops.h"
-#include "backend/cuda/cuda_backend.h"
-#include "core/error.h"
 #include "support/mirror.h"
-#include "support/shim_backend.h"
 
 namespace mosaic::testing {
 namespace {
@@ -90,6 +84,24 @@ class MirrorOps final : public Ops {
     }
     ops().mass_lanes(there);
     m.back();
+  }
+  void encode_lane_rows(const LaneRowsArgs& a) override {
+    Mirror m(device());
+    LaneRowsArgs b = a;
+    const size_t items = size_of(a.items), size = table_rows(a.row, a.items) * a.stride;
+    std::map<std::byte*, std::byte*> there;
+    std::vector<std::byte*>& list = pages_.emplace_back();
+    for (size_t i = 0; i < items; ++i) {
+      const auto [found, fresh] = there.try_emplace(a.pages[i], nullptr);
+      if (fresh) found->second = m.inout(a.pages[i], data_bytes(a.codec, a.shape));
+      list.push_back(found->second);
+    }
+    b.k = m.in(a.k, size), b.v = m.in(a.v, size), b.row = m.in(a.row, items), b.lane = m.in(a.lane, items);
+    b.pages = m.in(list.data(), items), b.at = m.in(a.at, items);
+    b.key_mean = m.in(a.key_mean, table_rows(a.lane, a.items) * size_of(a.shape.row()));
+    ops().encode_lane_rows(b);
+    m.back();
+    pages_.clear();
   }
   void enter_lanes(const EnterArgs& a) override {
     Mirror m(device());
@@ -461,32 +473,5 @@ class MirrorOps final : public Ops {
 }  // namespace
 
 std::unique_ptr<Ops> make_mirror(Backend backend) { return std::make_unique<MirrorOps>(std::move(backend)); }
-
-std::unique_ptr<Ops> make_ops(const std::string& implementation, int threads) {
-  if (implementation == "shim") return make_mirror(make_shim());
-  if (implementation == "cuda") return make_mirror(make_backend("cuda", 0));
-  return cpu::make_ops(implementation, threads);
-}
-
-// The environment: MOSAIC_NEEDS_CUDA fails without a GPU, MOSAIC_ONLY=NAME runs that one alone (under a sanitizer).
-std::vector<std::string> implementations() {
-  static const std::vector<std::string> names = [] {
-    auto all = cpu::implementations();
-#if !defined(MOSAIC_EMULATED)  // the shim is shipped nowhere, and takes most of an emulated CPU's time
-    all.push_back("shim");
-#endif
-    const BackendInfo cuda = cuda::info();
-    if (cuda.available) {
-      all.push_back("cuda");
-    } else if (std::getenv("MOSAIC_NEEDS_CUDA") != nullptr) {
-      throw DeviceError("cuda: " + cuda.detail + ".");
-    } else {
-      std::fprintf(stderr, "the contract suite runs without cuda: %s\n", cuda.detail.c_str());
-    }
-    if (const char* const only = std::getenv("MOSAIC_ONLY")) all.assign(1, only);
-    return all;
-  }();
-  return names;
-}
 
 }  // namespace mosaic::testing
