@@ -16,6 +16,7 @@ from typing import NoReturn
 
 def program() -> NoReturn:
     """Run one command, then end."""
+    _fill_standard_files()
     heard = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # a background job may ignore it
     if heard:
         signal.signal(signal.SIGINT, _interrupted)
@@ -30,6 +31,14 @@ def program() -> NoReturn:
     if heard:
         signal.signal(signal.SIGINT, lambda *_: _end(code))  # it has said what it had to say
     sys.exit(code)
+
+
+def _fill_standard_files() -> None:
+    """What is closed leads nowhere from here on: else a file that the command opens is what a library takes
+    for stderr."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
 
 
 def _raise_or_end(number: int, frame: FrameType | None) -> None:

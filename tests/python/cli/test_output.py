@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +231,28 @@ def test_an_interrupted_command_says_so_in_its_document(
         process.kill()  # one that heard nothing would go on for hours
     assert json.loads(out) == {"error": "interrupted", "exit_code": 130}
     assert (process.returncode, err) == (130, b"mosaic-edge: interrupted\n")
+
+
+def test_no_file_of_a_command_becomes_a_standard_file_that_was_closed(tmp_path: Path) -> None:
+    pipe, account = tmp_path / "pipe", tmp_path / "account.csv"
+    os.mkfifo(pipe)
+    writer = os.open(pipe, os.O_RDWR)
+    words = ["live", "--source", str(pipe), "--account", str(account)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mosaic_edge", *words],
+        stdout=subprocess.PIPE,
+        preexec_fn=lambda: [os.close(number) for number in (0, 2)] and None,
+    )
+    try:
+        while not account.exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        links = [str(Path(f"/proc/{process.pid}/fd/{number}").readlink()) for number in (0, 2)]
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+        os.close(writer)
+    assert links == [os.devnull, os.devnull]
 
 
 STUB = """
