@@ -8,14 +8,11 @@ taken up again.
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +28,7 @@ from mosaic_edge.evaluation.recording import record_stream
 from mosaic_edge.evaluation.scoring import Row, build_row
 from mosaic_edge.evaluation.settings import EvalSettings
 from mosaic_edge.evaluation.variants import FULL, Cap, Cell, Variant
+from mosaic_edge.evaluation.workers import Run, workers
 
 Progress = Callable[[int, int, str], None]
 """progress(done, total, what)"""
@@ -155,10 +153,6 @@ def _cell_task(recorded: Path, cell: Cell, base: dict[str, Any]) -> tuple[Row, N
     return run_cell(_engine, recorded, cell, base)
 
 
-Run = Callable[[dict[Any, Any]], Iterator[tuple[Any, Any]]]
-"""run(tasks) yields (key, result) of every task (function, *arguments) as they end."""
-
-
 @contextmanager
 def _processes(
     settings: EvalSettings, engine: Engine, jobs: int, ray: str | None
@@ -170,28 +164,9 @@ def _processes(
         with cluster(ray, partial(_start, settings)) as (run, wide):
             yield run, wide
         return
-    with _workers(settings, engine, jobs) as run:
-        yield run, jobs
-
-
-@contextmanager
-def _workers(settings: EvalSettings, engine: Engine, jobs: int) -> Iterator[Run]:
     _start(settings, engine)
     if jobs == 1:
-        yield lambda tasks: ((key, function(*rest)) for key, (function, *rest) in tasks.items())
+        yield lambda tasks: ((key, function(*rest)) for key, (function, *rest) in tasks.items()), 1
         return
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    with ProcessPoolExecutor(jobs, get_context("spawn"), _start, (settings,)) as pool:
-
-        def run(tasks: dict[Any, Any]) -> Iterator[tuple[Any, Any]]:
-            futures: dict[Future[Any], Any] = {
-                pool.submit(function, *rest): key for key, (function, *rest) in tasks.items()
-            }
-            try:
-                for future in as_completed(futures):
-                    yield futures[future], future.result()
-            except BaseException:  # what was not begun is not begun any more
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-
-        yield run
+    with workers(jobs, partial(_start, settings)) as run:
+        yield run, jobs
