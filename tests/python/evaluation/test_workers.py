@@ -14,6 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from mosaic_edge.evaluation.workers import workers
+
 PROGRAM = """
 import sys
 from mosaic_edge.evaluation.workers import workers
@@ -61,3 +63,10 @@ def test_they_end_when_who_began_them_is_killed(tmp_path: Path) -> None:
     with at_work(tmp_path) as (program, children):
         program.kill()
         assert not psutil.wait_procs(children, timeout=60)[1]
+
+
+def test_they_hear_no_interrupt_themselves() -> None:
+    blocked = signal.pthread_sigmask, signal.SIG_BLOCK, []
+    with workers(1, print) as run:
+        assert signal.SIGINT in dict(run({"theirs": blocked}))["theirs"]
+    assert signal.SIGINT not in blocked[0](*blocked[1:])
