@@ -19,7 +19,7 @@ OPEN = ("/healthz", *PATHS)
 """What is there for everybody: no data is in it."""
 WEBSOCKET = "mosaic-edge"
 _BEARER = "bearer."
-LEAST = 16
+LEAST, MOST = 16, 4096
 
 
 def new_token() -> str:
@@ -31,14 +31,15 @@ def read_token(path: Path) -> str:
     """The token in a file: its one line. ValueError where there is none, or others may read it."""
     try:
         mode = path.stat().st_mode
-        token = path.read_text(encoding="utf-8").strip()
+        with path.open("rb") as file:
+            token = file.read(MOST + 1).decode().strip()
     except (OSError, UnicodeError) as error:
         raise ValueError(f"token_file={str(path)!r}: {getattr(error, 'strerror', None) or error}") from None
     if mode & stat.S_IROTH and os.name == "posix":
         raise ValueError(f"token_file={str(path)!r}: everybody may read it; chmod 600")
-    if len(token) < LEAST or not token.isascii() or any(c <= " " for c in token):
+    if not LEAST <= len(token) < MOST or not token.isascii() or any(c <= " " for c in token):
         raise ValueError(
-            f"token_file={str(path)!r}: expected a line of {LEAST} characters or more, no spaces"
+            f"token_file={str(path)!r}: expected a line of {LEAST} to {MOST - 1} characters, no spaces"
         )
     return token
 
