@@ -47,7 +47,7 @@ def test_a_token_in_a_file_is_one_line_that_others_cannot_read(tmp_path: Path) -
     path.touch(0o600)
     path.write_text("0123456789abcdef\n")
     assert read_token(path) == "0123456789abcdef"
-    with pytest.raises(ValueError, match="everybody may read it|expected a line of 16"):
+    with pytest.raises(ValueError, match=r"everybody may read it|expected a line of 16"):
         read_token(Path("/dev/zero"))  # which has no end
     for text in ("", "a" * 5000, "short", "two words of a token", "0123456789abcdé"):
         path.write_text(text)
