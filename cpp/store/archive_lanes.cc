@@ -11,30 +11,30 @@ namespace mosaic {
 
 namespace {
 
-// Records that are encoded together.
-struct Rows {
-  std::byte** pages = nullptr;
-  int32_t *at = nullptr, *row = nullptr, *lane = nullptr;
-  int n = 0;
-
-  void take(Region& region, const char* name, Size most) {
-    pages = region.take<std::byte*>(name, most);
-    for (int32_t** list : {&at, &row, &lane}) *list = region.take<int32_t>(name, most);
-  }
-  void add(std::byte* page, int to, int from, int of_lane) {
-    pages[n] = page, at[n] = to, row[n] = from, lane[n] = of_lane;
-    ++n;
-  }
-  LaneRowsArgs args(CodecId codec, PageShape shape, const float* k, const float* v, const float* key_means) const {
-    return {codec, shape, k, v, static_cast<size_t>(shape.row()), n, row, lane, pages, at, key_means};
-  }
-};
-
 constexpr size_t kRowBytes = sizeof(std::byte*) + 3 * sizeof(int32_t);
 
 }  // namespace
 
 struct Archive::Together {
+  // Records that are encoded together.
+  struct Rows {
+    std::byte** pages = nullptr;
+    int32_t *at = nullptr, *row = nullptr, *lane = nullptr;
+    int n = 0;
+
+    void take(Region& region, const char* name, Size most) {
+      pages = region.take<std::byte*>(name, most);
+      for (int32_t** list : {&at, &row, &lane}) *list = region.take<int32_t>(name, most);
+    }
+    void add(std::byte* page, int to, int from, int of_lane) {
+      pages[n] = page, at[n] = to, row[n] = from, lane[n] = of_lane;
+      ++n;
+    }
+    LaneRowsArgs args(CodecId codec, PageShape shape, const float* k, const float* v, const float* key_means) const {
+      return {codec, shape, k, v, static_cast<size_t>(shape.row()), n, row, lane, pages, at, key_means};
+    }
+  };
+
   int lanes = 0, frame_tokens = 0;
   std::byte* behind = nullptr;  // [lanes, most_behind()] pages behind the tails
   Rows tokens;                  // [lanes, frame_tokens]
@@ -108,7 +108,7 @@ void Archive::write_whole(int lane, int place, int n, const float* key_mean) {
 void Archive::cut_together(int lane, int stretch) {
   Together& t = *together_;
   const int n = shape_.pages_at_once();
-  Rows& keys = t.keys;
+  Together::Rows& keys = t.keys;
   clusters_.cut(lane, stretch, t.key_rows + static_cast<size_t>(keys.n) * static_cast<size_t>(shape_.page.row()),
                 keys.pages + keys.n, keys.at + keys.n);
   for (int i = 0; i < n; ++i) keys.add(keys.pages[keys.n], keys.at[keys.n], keys.n, lane);

@@ -40,10 +40,13 @@ def _once(call: Callable[[], _T]) -> Generator[_T, None, None]:
 
 
 class Ahead(Generic[_T]):
-    """The items of a generator that a thread steps, one ahead; it is closed there."""
+    """The items of a generator that a thread steps, one ahead; it is closed there. stop: tells a step that
+    goes on and on that nobody waits for it any more."""
 
-    def __init__(self, items: Generator[_T, None, None], what: str) -> None:
-        self._items = items
+    def __init__(
+        self, items: Generator[_T, None, None], what: str, stop: Callable[[], object] | None = None
+    ) -> None:
+        self._items, self._stop = items, stop
         self._changed = threading.Condition()
         self._waiting: deque[_T] = deque()
         self._closed = self._ended = False
@@ -65,10 +68,13 @@ class Ahead(Generic[_T]):
                 raise self._error
         finally:
             self.close()
-            self._thread.join(CLOSE_S)
+            if self._thread is not threading.current_thread():  # which may collect what nobody holds
+                self._thread.join(CLOSE_S)
 
     def close(self) -> None:
         """The iteration ends, from any thread; so does the generator, after the step that it is in."""
+        if self._stop is not None:
+            self._stop()
         with self._changed:
             self._closed = True
             self._waiting.clear()

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Generator, Iterator
 from copy import copy
+from weakref import WeakSet
 
 import av
 from av import VideoFrame, VideoStream
@@ -86,7 +87,7 @@ class VideoSource:
         check_there(path)
         self._at = path.tell() if hasattr(path, "tell") and not is_pipe(path) else 0
         self._waits = waits(self.path)
-        self._ahead: Ahead[Frame] | None = None
+        self._ahead: WeakSet[Ahead[Frame]] = WeakSet()
         container = self._open()
         try:
             video = video_stream(container, self._name, stream)
@@ -104,15 +105,21 @@ class VideoSource:
 
     def __iter__(self) -> Iterator[Frame]:
         """Read from `start` on. Every call but the first opens the file anew."""
+        self._closed = False
         if self._waits:
             reader = copy(self)  # what it opens is its own
-            self._opened, self._ahead = None, Ahead(reader._read(), f"{self._name}: reading it")
-            yield from self._ahead
+            self._opened = None
+            ahead = Ahead(reader._read(), f"{self._name}: reading it", reader._end)
+            self._ahead.add(ahead)
+            yield from ahead
         else:
             yield from self._read()
 
+    def _end(self) -> None:
+        self._closed = True
+
     def _read(self) -> Generator[Frame, None, None]:
-        self._closed, self._reading = False, True
+        self._reading = True
         damage = Damage()
         timeline: Timeline[VideoFrame] = Timeline(self._step(), self._has_breaks())
         pictures = self._pictures(timeline, damage)
@@ -128,8 +135,8 @@ class VideoSource:
     def close(self) -> None:
         """End the iteration before its next frame; the file is closed there, or here if there is none."""
         self._closed = True
-        if self._ahead is not None:
-            self._ahead.close()
+        for ahead in list(self._ahead):
+            ahead.close()
         if self._opened is not None and not self._reading:
             self._drop(self._opened)
             self._opened = None

@@ -57,11 +57,23 @@ def served(folder: Path) -> Iterator[str]:
 
 
 def interrupted(call: Callable[[], object]) -> None:
-    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    """Once there is a thread that FFmpeg waits in, and has had time to."""
+    over = threading.Event()
+
+    def interrupt() -> None:
+        while not threads() and not over.wait(0.05):
+            pass
+        if not over.wait(0.5):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    timer = threading.Thread(target=interrupt)
     timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        call()
-    timer.join()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            call()
+    finally:
+        over.set()
+        timer.join()
 
 
 def test_an_interrupt_is_heard_while_a_server_says_nothing() -> None:
@@ -105,6 +117,18 @@ def test_close_from_another_thread_ends_the_iteration_while_a_server_stalls() ->
         assert numbers and numbers == list(range(len(numbers)))
         timer.join()
         assert threads(), "FFmpeg waits still"
+
+
+def test_what_nobody_reads_any_more_ends_though_its_next_frame_is_far_off() -> None:
+    """Of a camera that sends on and on, at a frame in 1,000 seconds."""
+    with camera("tcp", [[{"frames": 100_000, "fps": 100}]]) as url:
+        source = open_source(url, 0.001)
+        frames = iter(source)
+        next(frames)
+        source.close()
+        for thread in threads():
+            thread.join(20)
+        assert not threads()
 
 
 @pytest.mark.parametrize("fps", [None, 3.0])
