@@ -27,8 +27,9 @@ foreach(name IN LISTS simd_sets)
   target_compile_definitions(mosaic_simd_${name} PRIVATE MOSAIC_SIMD=${name})
   # GCC 12 warns inside its own AVX-512 header (_mm512_undefined), and that vectors have no ABI without the flags.
   target_compile_options(mosaic_simd_${name} PRIVATE ${simd_flags_${name}} -ffp-contract=fast -fno-math-errno
-                         -Wno-maybe-uninitialized -Wno-psabi
-                         # Ends of scopes are looked at in all other files: in unrolled loops they are most of the time to compile.
-                         $<$<BOOL:${MOSAIC_SANITIZE}>:-fno-sanitize-address-use-after-scope>)
+                         -Wno-maybe-uninitialized -Wno-psabi)
+  if(MOSAIC_SANITIZE) # ends of scopes are looked at in all other files: in unrolled loops they are most of the time to compile
+    target_compile_options(mosaic_simd_${name} PRIVATE -fno-sanitize-address-use-after-scope)
+  endif()
   list(APPEND MOSAIC_CORE_SOURCES $<TARGET_OBJECTS:mosaic_simd_${name}>)
 endforeach()
