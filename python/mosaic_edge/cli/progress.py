@@ -49,8 +49,7 @@ class StreamView:
 
     def __enter__(self) -> StreamView:
         self._began = time.perf_counter()
-        if self._shown:
-            self._live.start()
+        self._shown = self._shown and _started(self._live)
         return self
 
     def __exit__(
@@ -88,11 +87,21 @@ def _health(live: LiveStats) -> str:
     return f"{age}{live.dropped:,} frames dropped, {live.reconnects} reconnects"
 
 
+def _started(view: Live | Progress) -> bool:
+    """Is it drawn? Not where there is no thread for it: a view is not worth the command."""
+    try:
+        view.start()
+    except RuntimeError:
+        view.stop()
+        return False
+    return True
+
+
 @contextmanager
 def progress_bar(enabled: bool = True) -> Iterator[Progress]:
     """A rich progress bar on stderr, drawn on terminals only."""
     console = DataConsole(stderr=True)
-    with Progress(
+    bar = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
@@ -101,5 +110,9 @@ def progress_bar(enabled: bool = True) -> Iterator[Progress]:
         console=console,
         transient=True,
         disable=not (enabled and console.is_terminal),
-    ) as bar:
+    )
+    bar.disable = bar.disable or not _started(bar)
+    try:
         yield bar
+    finally:
+        bar.stop()

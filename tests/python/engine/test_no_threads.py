@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from mosaic_edge import AsyncSession, Engine, cli, stream_live
+from mosaic_edge.cli import progress
 from mosaic_edge.errors import DeviceError
 from mosaic_edge.models import sandbox, tokenizer
 from mosaic_edge.serve.worker import Worker
@@ -132,3 +133,18 @@ def test_a_model_for_whose_trial_there_is_no_process_is_not_said_to_be_wrong(
     monkeypatch.setattr(sandbox.subprocess, "run", none)
     with pytest.raises(DeviceError, match=r"there: trying it needs a process of its own.*Raise the limit"):
         sandbox.limited("there", "tokenizer_loads", "x")
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_progress_that_finds_no_thread_is_not_drawn_and_ends_nothing(
+    enabled: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress.DataConsole, "is_terminal", True)
+    with threads_but(), progress.progress_bar(enabled) as bar:
+        bar.update(bar.add_task("work", total=2), advance=1)
+        assert bar.disable and not bar.live.is_started
+    with threads_but(), session() as opened, progress.StreamView(opened, "camera", enabled) as view:
+        before = capsys.readouterr().err
+        opened.append(picture(0), 0.0)
+        view.tick(0.0, 1)
+    assert "camera" not in before + capsys.readouterr().err
