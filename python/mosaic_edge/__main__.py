@@ -1,7 +1,8 @@
 """The command line as a process: `mosaic-edge`, or `python -m mosaic_edge`.
 
 Ctrl-C is heard from here on, which is before anything large is imported. While a module is, it ends the
-process at once: an exception in there is lost in some modules, and aborts others (torch's, in C++).
+process at once: an exception in there is lost in some modules, and aborts others (torch's, in C++). Files
+and folders of the command that are not to stay go first.
 """
 
 from __future__ import annotations
@@ -9,9 +10,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import weakref
 from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
+
+_PROCESS = os.getpid()
+_NOT_WRITTEN = (OSError, ValueError, AttributeError, RuntimeError)
+"""What writing to a standard file raises: it is closed, there is none, or it is being written to."""
 
 
 def program() -> NoReturn:
@@ -51,18 +57,21 @@ def _raise_or_end(number: int, frame: FrameType | None) -> None:
 
 def _interrupted(*_: object) -> NoReturn:
     """As cli.main() says it."""
-    with suppress(OSError, ValueError, AttributeError):  # what is closed
+    with suppress(*_NOT_WRITTEN):
         sys.stderr.write("mosaic-edge: interrupted\n")
-    with suppress(OSError, ValueError, AttributeError):
+    with suppress(*_NOT_WRITTEN):
         if "--json" in sys.argv:
             sys.stdout.write('{\n "error": "interrupted",\n "exit_code": 130\n}\n')
     _end(130)
 
 
 def _end(code: int) -> NoReturn:
-    """At once, with what was written."""
+    """At once, with what was written and without what is for the time of the command."""
+    if os.getpid() == _PROCESS:  # in a fork, they are not its own
+        with suppress(Exception):
+            weakref.finalize._exitfunc()  # type: ignore[attr-defined]
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError, AttributeError, RuntimeError):  # RuntimeError: it is being written
+        with suppress(*_NOT_WRITTEN):
             stream.flush()
     os._exit(code)
 

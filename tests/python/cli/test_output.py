@@ -282,6 +282,74 @@ def test_an_interruption_while_modules_are_imported_is_one_line(
     assert out == b"" if not json_wanted else json.loads(out) == {"error": "interrupted", "exit_code": 130}
 
 
+def test_an_interruption_by_an_import_within_a_command_leaves_no_file_of_it(tmp_path: Path) -> None:
+    (tmp_path / "late.py").write_text(STUB)
+    (tmp_path / "temporary").mkdir()
+    code = """
+import tempfile
+from mosaic_edge import __main__, cli
+from mosaic_edge.output_file import OutputFile
+
+def halfway():
+    trace = OutputFile("trace.json", "trace")
+    with tempfile.TemporaryDirectory():
+        import late
+
+cli.main = halfway
+__main__.program()
+"""
+    environment = os.environ | {"TMPDIR": str(tmp_path / "temporary"), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(
+        words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=50
+    )
+    assert (done.returncode, done.stderr) == (130, "mosaic-edge: interrupted\n")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["late.py", "temporary"]
+
+
+def test_a_fork_that_is_interrupted_removes_nothing_of_the_command(tmp_path: Path) -> None:
+    code = """
+import os, tempfile
+from mosaic_edge import __main__, cli
+
+def forks():
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        child = os.fork()
+        if not child:
+            __main__._interrupted()
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130
+        assert os.path.isdir(folder)
+    return 0
+
+cli.main = forks
+__main__.program()
+"""
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=50)
+    assert (done.returncode, done.stderr) == (0, "mosaic-edge: interrupted\n")
+
+
+def test_an_interruption_while_a_line_is_written_ends_the_command_as_any() -> None:
+    code = """
+import sys
+from mosaic_edge import __main__
+
+class Written:
+    def write(self, text=""):
+        raise RuntimeError("reentrant call inside <_io.BufferedWriter name='<stderr>'>")
+
+    flush = write
+
+sys.stderr = sys.stdout = Written()
+sys.argv = ["mosaic-edge", "--json"]
+__main__._interrupted()
+"""
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=50)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 @pytest.mark.parametrize("end", ["atexit.register(interrupt)", "raise SystemExit(interrupt())"])
 def test_an_interruption_of_a_command_that_has_said_everything_says_no_more(end: str) -> None:
     code = f"""
