@@ -79,7 +79,7 @@ sys.modules["waits"] = Waits()
 @pytest.mark.parametrize("code", [0, 3])
 def test_an_operator_that_goes_on_comes_back_while_python_ends(code: int) -> None:
     words = [sys.executable, "-c", f"{PROGRAM}\nsys.exit({code})"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == code, done.stderr
     assert done.stdout.splitlines() == [
         "deaf.onnx: onnxruntime did not load it in 0.01 s: a graph that loops, or with too much to work out?",
@@ -90,5 +90,7 @@ def test_an_operator_that_goes_on_comes_back_while_python_ends(code: int) -> Non
 
 def test_a_daemon_thread_that_loads_a_model_aborts_nothing_when_python_ends() -> None:
     for _ in range(4):
-        done = subprocess.run([sys.executable, "-c", LOADS], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", LOADS], capture_output=True, text=True, check=False, timeout=120
+        )
         assert (done.returncode, done.stderr) == (0, "")
