@@ -41,8 +41,11 @@ class OutputFile:
             raise OSError(error.errno, f"{knob}=: {error.strerror}", os.fspath(path)) from None
 
     def write(self, text: str) -> None:
-        """Put `text` in place. OSError if it does not fit; what was there before is there still."""
+        """Put `text` in place. OSError if it does not fit; what was there before is there still. ValueError
+        after discard() of a device: its number may be another file's by now."""
         if self._aside is None:
+            if not self._end.alive:
+                raise ValueError(f"{self.path}: it was closed, and nothing is written to it any more")
             with open(self._device, "w", encoding="utf-8", closefd=False) as device:
                 device.write(text)
             return

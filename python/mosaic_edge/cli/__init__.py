@@ -47,10 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.showwarning = _warn
         try:
             check_stdout()
+        except StdoutError as error:
+            return _no_stdout(error, "results cannot be written there; nothing was started")
+        try:
             code = _run(arguments)
             sys.stdout.flush()  # a full disk or a closed pipe is found out here, not when Python ends
         except OSError as error:
-            return _no_stdout(error)
+            return _no_stdout(error, "results were lost")
     return code
 
 
@@ -89,9 +92,9 @@ def _run(arguments: list[str]) -> int:
         return _fail(_line(error), code, arguments)
 
 
-def _no_stdout(error: OSError) -> int:
-    """What could not be written is gone: say so, and leave nothing for Python to write when it ends."""
-    complain(f"stdout: {error.strerror or error}: results were lost")
+def _no_stdout(error: OSError, then: str) -> int:
+    """Say what becomes of what cannot be written, and leave nothing for Python to write when it ends."""
+    complain(f"stdout: {error.strerror or error}: {then}")
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1

@@ -29,7 +29,7 @@ def check_stdout() -> None:
     """StdoutError where nothing can be written: it is not to be found out when a stream has ended."""
     try:
         number = sys.stdout.fileno()
-    except (OSError, ValueError):  # no file: who calls main() takes it
+    except (AttributeError, OSError, ValueError):  # no file: who calls main() takes it
         return
     try:
         os.write(number, b"")
@@ -38,7 +38,8 @@ def check_stdout() -> None:
         if any(event & select.POLLERR for _, event in waiting.poll(0)):
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
     except OSError as error:
-        raise StdoutError(error.errno, error.strerror) from None
+        words = "it is not open for writing" if error.errno == errno.EBADF else error.strerror
+        raise StdoutError(error.errno, words) from None
 
 
 class DataConsole(Console):

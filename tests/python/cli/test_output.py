@@ -162,10 +162,32 @@ def test_a_stdout_that_takes_nothing_is_found_before_the_stream(kind: str, tmp_p
     process = start(arguments, stdout=writer)
     os.close(writer)
     try:
-        assert "stdout: " in one_line(process) and process.returncode == 1
+        line = one_line(process)
     finally:
         process.kill()
+    why = {
+        "full": "No space left on device",
+        "broken": "Broken pipe",
+        "for reading": "it is not open for writing",
+    }[kind]
+    expected = f"mosaic-edge: stdout: {why}: results cannot be written there; nothing was started\n"
+    assert (process.returncode, line) == (1, expected)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_stdout_that_is_no_file_at_all_is_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Kept:
+        text = ""
+
+        def write(self, text: str) -> None:
+            self.text += text
+
+        def flush(self) -> None: ...
+
+    kept = Kept()
+    monkeypatch.setattr(sys, "stdout", kept)
+    assert cli.main(["plan", "--memory", "1MiB", "--json"]) == 0
+    assert json.loads(kept.text)
 
 
 def test_a_closed_stderr_changes_no_code() -> None:

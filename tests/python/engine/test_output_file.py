@@ -135,6 +135,17 @@ def test_a_trace_is_written_to_a_device_as_it_is(tmp_path: Path, kind: str) -> N
     assert not list(tmp_path.glob("*.part")) and not list(Path("/dev").glob(".*.part"))
 
 
+def test_a_device_that_was_given_up_is_not_written_to(tmp_path: Path) -> None:
+    file = OutputFile("/dev/null", "trace")
+    file.discard()
+    with (tmp_path / "of others").open("w") as other:  # it may have the number now
+        with pytest.raises(ValueError, match="/dev/null: it was closed"):
+            file.write("text")
+        other.flush()
+    assert (tmp_path / "of others").read_text() == ""
+    file.discard()
+
+
 @pytest.mark.parametrize("how", ["close", "forgotten"])
 def test_a_device_is_held_from_the_beginning_and_given_back(how: str) -> None:
     def held() -> int:
