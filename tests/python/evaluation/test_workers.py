@@ -24,7 +24,8 @@ PROGRAM = """
 import sys, psutil
 from mosaic_edge.evaluation.workers import workers
 
-WORK = "import pathlib, time; pathlib.Path({!r}).touch(); time.sleep(3600)"
+DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+WORK = DEAF + "import pathlib, time; pathlib.Path({!r}).touch(); time.sleep(3600)"
 def at_work():
     return [child for child in psutil.Process().children() if "spawn_main" in str(child.cmdline())]
 
@@ -85,7 +86,7 @@ def test_a_line_that_breaks_off_within_a_result_keeps_no_interrupt(tmp_path: Pat
     """Who began them waits for the rest of it: ended by Ctrl-C, as anywhere."""
     half = "os.write(line.fileno(), (99).to_bytes(4, 'big')); "
     found = "import os, sys; f = sys._getframe().f_back\nline = f.f_locals['line']; " + half
-    program = PROGRAM.replace('"import pathlib', repr(found) + '"import pathlib')
+    program = PROGRAM.replace('"import pathlib', repr(found) + ' + "import pathlib')
     with at_work(tmp_path, program) as (began, children):
         os.kill(began.pid, signal.SIGINT)
         out, err = began.communicate(timeout=60)
@@ -108,15 +109,19 @@ def test_who_blocked_nothing_blocks_nothing_when_a_handler_raises(monkeypatch: p
     assert signal.SIGINT not in mask(signal.SIG_BLOCK, [])
 
 
-def test_processes_of_others_go_on() -> None:
+def test_processes_of_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[str] = []
     with pytest.raises(KeyboardInterrupt), workers(1, print) as run:
         list(run({"a": (abs, 1)}))
         other = SpawnProcess(target=signal.pause)
         other.start()
+        monkeypatch.setattr(other, "terminate", lambda: ended.append("terminated"), raising=False)
+        monkeypatch.setattr(other, "kill", lambda: ended.append("killed"), raising=False)
         raise KeyboardInterrupt
-    assert other.is_alive()
+    monkeypatch.undo()
     other.kill()
     other.join()
+    assert not ended
 
 
 def refused(jobs: int, tasks: dict[str, object], start: object = print) -> str:
