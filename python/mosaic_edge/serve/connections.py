@@ -1,5 +1,5 @@
-"""Connections that ask for nothing make room: who opens many and says nothing, or a byte now and then, needs
-no token for it, and would else keep out everybody."""
+"""Connections that wait for their clients make room: who opens many and says nothing, or a byte now and then,
+or asks for pages and never reads them, needs no token for it, and would else keep out everybody."""
 
 from __future__ import annotations
 
@@ -13,16 +13,29 @@ MOST_CONNECTIONS = 512
 
 
 class Connection(AutoHTTPProtocol):  # type: ignore[misc,valid-type]
-    """One of HTTP. Where there are MOST_CONNECTIONS, a new one ends that which is idle the longest."""
+    """One of HTTP. Where there are MOST_CONNECTIONS, a new one ends that which is idle the longest; and as
+    many more as came when none was."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         """Of uvicorn."""
         self.idle_since = time.monotonic()
+        self.aborted = False
         super().connection_made(transport)
-        if len(self.connections) >= MOST_CONNECTIONS:
+        if (excess := len(self.connections) - MOST_CONNECTIONS + 1) > 0:
+            excess -= sum(getattr(one, "aborted", False) for one in self.connections)
             idle = [one for one in self.connections if one is not self and _is_idle(one)]
-            if idle:
-                min(idle, key=lambda one: one.idle_since).transport.abort()
+            for one in sorted(idle, key=lambda one: one.idle_since)[: max(0, excess)]:
+                one.abort()
+
+    def abort(self) -> None:
+        """End it, whatever it has not sent yet."""
+        self.aborted = True
+        self.transport.abort()
+
+    def pause_writing(self) -> None:
+        """Of uvicorn: the client does not read."""
+        self.idle_since = time.monotonic()
+        super().pause_writing()
 
     def on_response_complete(self) -> None:
         """Of uvicorn."""
@@ -31,8 +44,9 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc,valid-type]
 
 
 def _is_idle(connection: Any) -> bool:
-    """Whether it is not being answered: the head of its request has not come, or its answer is through."""
-    if not isinstance(connection, Connection) or connection.transport.is_closing():
+    """Whether it waits for its client: the head of its request has not come, its answer is through - be it
+    not sent yet, from a connection that is closing -, or nobody reads what was sent."""
+    if not isinstance(connection, Connection) or connection.aborted:
         return False
     cycle = connection.cycle
-    return cycle is None or bool(cycle.response_complete)
+    return cycle is None or bool(cycle.response_complete or connection.flow.write_paused)

@@ -58,22 +58,6 @@ def test_a_signal_ends_it_well_whatever_clients_do(number: signal.Signals) -> No
         assert took < 20, "a second where nothing else runs"
 
 
-def test_connections_that_ask_for_nothing_keep_nobody_out() -> None:
-    with process() as (_, client, _), ExitStack() as silent:
-        asks_twice = http.client.HTTPConnection("127.0.0.1", client.port, timeout=600)
-        for number in range(MOST_CONNECTIONS + 40):
-            one = silent.enter_context(socket.create_connection(("127.0.0.1", client.port)))
-            if number % 2:
-                one.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-A: ")  # and no more of its head
-            if number % 100 == 0:
-                asks_twice.request("GET", "/healthz")
-                with asks_twice.getresponse() as response:
-                    assert response.status == 200 and response.read()
-        assert client.call("GET", "/healthz")[0] == 200
-        assert client.good("GET", "/v1/models")["data"]
-        asks_twice.close()
-
-
 def test_text_that_is_no_utf8_ends_its_connection_and_is_a_line_of_the_log() -> None:
     with process() as (running, client, _):
         path = client.session(memory="1MiB")
@@ -91,7 +75,7 @@ def test_text_that_is_no_utf8_ends_its_connection_and_is_a_line_of_the_log() -> 
 
 
 LONG = """
-import sys
+import socket, sys
 from pathlib import Path
 from http_service import GatedVlm, TOKEN
 from mosaic_edge.engine import Engine
@@ -105,10 +89,11 @@ state = StateFolder(Path(sys.argv[1]), 3600) if sys.argv[1:] else None
 sessions = Sessions(Engine(model), ServeSettings("8MiB", {"policy": "window"}, state=state))
 model.gate.clear()
 with listen("127.0.0.1", 0) as listener:
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     print(listener.getsockname()[1], flush=True)
     run(make_app(sessions, Metrics(), TOKEN), sessions, listener)
 """
-"""A server whose model takes minutes for a step."""
+"""A server whose model takes minutes for a step, and who does not read is noticed after a few answers."""
 
 
 @contextmanager
@@ -122,6 +107,32 @@ def long_steps(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], Client]
             yield running, Client(int(running.stdout.readline()))
         finally:
             running.kill()
+
+
+@pytest.mark.parametrize(
+    "asked_for",
+    [
+        b"",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-A: ",
+        b"GET /page.js HTTP/1.1\r\nHost: x\r\n\r\n" * 40,
+    ],
+    ids=["nothing", "half a head", "answers, and reads none"],
+)
+def test_connections_that_wait_for_their_clients_keep_nobody_out(asked_for: bytes) -> None:
+    with long_steps() as (_, client), ExitStack() as silent:
+        asks_often = http.client.HTTPConnection("127.0.0.1", client.port, timeout=600)
+        for number in range(MOST_CONNECTIONS + 40):
+            one = silent.enter_context(socket.socket())
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            one.connect(("127.0.0.1", client.port))
+            one.sendall(asked_for)
+            if number % 8 == 0:  # and wait for it: those before get on
+                asks_often.request("GET", "/healthz")
+                with asks_often.getresponse() as response:
+                    assert response.status == 200 and response.read(), number
+        assert client.call("GET", "/healthz")[0] == 200
+        assert client.good("GET", "/v1/models")["data"]
+        asks_often.close()
 
 
 @contextmanager
