@@ -82,7 +82,6 @@ class ServedSession:
         self._counts = Counts()
         self._counting = threading.Lock()
         self._turns = Turns()
-        self._worker = Worker(f"session {name}")
         self._ended = threading.Event()
         self._closing: Future[None] | None = None
         self._answers: weakref.WeakSet[Answer] = weakref.WeakSet()
@@ -92,6 +91,7 @@ class ServedSession:
         self._newest: float | None = None
         if session.note is not None:
             self._go_on(session.note)
+        self._worker = Worker(f"session {name}")
 
     def feed(self, name: str, source: FrameSource) -> None:
         """Stream `source` into it from now on."""
@@ -187,6 +187,11 @@ class ServedSession:
             if self._closing is None:
                 self._closing = self._worker.end(lambda: self._close(keep))
             return self._closing
+
+    def abandon(self) -> Future[None]:
+        """As end; its file stays as it is."""
+        self._state = None
+        return self.end()
 
     def stats(self) -> dict[str, Any]:
         """What there is to know of it, as plain data."""

@@ -101,10 +101,7 @@ class Sessions:
             raise ValueError(f"idle={settings.idle:g}: expected more than zero seconds")
         self._plan(self._default_bytes, {})
         if settings.state is not None:
-            for name in settings.state.names():
-                settings.state.restore(name, lambda file, name=name: self._restore(name, file))  # type: ignore[misc]
-            saving = threading.Thread(target=self._save_always, name="mosaic-save", daemon=True)
-            started(saving, "saving sessions every so often")
+            self._begin_saving(settings.state)
 
     def open(self, memory: int | str | None, settings: dict[str, Any], *, keep: bool = True) -> ServedSession:
         """A session of so many bytes in all; keep: it is saved where others are. BudgetSpentError where the
@@ -136,6 +133,22 @@ class Sessions:
             with self._lock:
                 self._opening -= 1
 
+    def _begin_saving(self, state: StateFolder) -> None:
+        """What is saved is there again, and saved every so often. DeviceError where there is no thread for
+        some of it: then none is there, and all files are."""
+        started(
+            threading.Thread(target=self._save_always, args=[state], name="mosaic-save", daemon=True),
+            "saving sessions every so often",
+        )
+        try:
+            for name in state.names():
+                state.restore(name, lambda file, name=name: self._restore(name, file))  # type: ignore[misc]
+        except BaseException:
+            self._stopping = True
+            self._stopped.set()
+            wait([served.abandon() for served in self.all()])
+            raise
+
     def _enter(
         self,
         name: str,
@@ -146,7 +159,11 @@ class Sessions:
         state: StateFolder | None,
     ) -> ServedSession:
         thumbnails = Thumbnails(quota)
-        served = ServedSession(name, session, shares, plan["lanes"], thumbnails, self.first_token, state)
+        try:
+            served = ServedSession(name, session, shares, plan["lanes"], thumbnails, self.first_token, state)
+        except BaseException:
+            session.close()
+            raise
         with self._lock:
             self._open[name] = served
         return served
@@ -169,10 +186,8 @@ class Sessions:
                 shares.give_back()
                 raise
 
-    def _save_always(self) -> None:
+    def _save_always(self, state: StateFolder) -> None:
         """Every so often, one session after the other: the disk is one."""
-        state = self.settings.state
-        assert state is not None
         while not self._stopped.wait(state.every):
             for served in self.all():
                 if (saving := served.save()) is not None:

@@ -1,0 +1,110 @@
+"""A server that finds no thread: no saved session is put aside for it, and nothing is left half open."""
+
+from __future__ import annotations
+
+import resource
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from http_service import serving
+from mosaic_edge.engine import Engine
+from mosaic_edge.errors import DeviceError
+from mosaic_edge.serve.sessions import ServeSettings, Sessions
+from mosaic_edge.serve.state import StateFolder
+from numpy_vlm import NumpyVlm
+
+
+@contextmanager
+def no_thread_called(start_of_name: str) -> Iterator[None]:
+    """None starts whose name begins so."""
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith(start_of_name):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        yield
+
+
+@contextmanager
+def little_address_space() -> Iterator[None]:
+    """For a few threads more, and not for a thousand."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (512 << 20), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def started_anew(state: StateFolder, **session: Any) -> Sessions:
+    session = {"policy": "window", "kernel_threads": 1, **session}
+    return Sessions(Engine(NumpyVlm()), ServeSettings("8MiB", session, state=state))
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> StateFolder:
+    """Two sessions, saved."""
+    folder = StateFolder(tmp_path, 3600)
+    with serving(state=folder) as service:
+        for number in range(2):
+            service.client.put(service.client.session(memory="1MiB"), number, 0.0)
+    assert len(folder.names()) == 2
+    return folder
+
+
+def same_there(folder: StateFolder, names: list[str]) -> None:
+    """All the files, and a server that has all their sessions when it finds threads."""
+    assert sorted(file.name for file in folder.path.iterdir()) == [f"{name}.session" for name in names]
+    sessions = started_anew(folder)
+    assert [(one.name, one.counts.frames) for one in sessions.all()] == [(name, 1) for name in names]
+    sessions.stop()
+    assert sessions.wait(600)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_start_that_finds_no_thread_for_a_saved_session_ends_and_leaves_all_files(
+    saved: StateFolder, which: int
+) -> None:
+    names = saved.names()
+    before = [saved.file(name).stat().st_mtime_ns for name in names]
+    with (
+        no_thread_called(f"session {names[which]}"),
+        pytest.raises(DeviceError, match=f"session {names[which]} needs a thread of its own"),
+    ):
+        started_anew(saved)
+    assert [saved.file(name).stat().st_mtime_ns for name in names] == before
+    same_there(saved, names)
+
+
+def test_a_start_that_finds_no_thread_to_save_restores_nothing(
+    saved: StateFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = saved.names()
+    with (
+        monkeypatch.context() as patch,
+        no_thread_called("mosaic-save"),
+        pytest.raises(DeviceError, match="saving sessions every so often needs a thread"),
+    ):
+        patch.setattr(StateFolder, "restore", lambda *_: pytest.fail("it began"))
+        started_anew(saved)
+    same_there(saved, names)
+
+
+def test_a_start_whose_core_finds_no_threads_leaves_all_files(saved: StateFolder) -> None:
+    names = saved.names()
+    with (
+        little_address_space(),
+        pytest.raises(DeviceError, match=r"kernel_threads=1000: only .* could start"),
+    ):
+        started_anew(saved, kernel_threads=1000)
+    same_there(saved, names)
