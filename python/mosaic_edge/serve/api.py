@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from mosaic_edge.serve.picture_size import check_picture, check_pixels
 from mosaic_edge.serve.requests import FRAME_BYTES, body_of, json_of
 from mosaic_edge.serve.responses import EventStream, whole
 from mosaic_edge.serve.served import Image, ServedSession
-from mosaic_edge.serve.sessions import Sessions
+from mosaic_edge.serve.sessions import Sessions, UnknownSessionError
 
 MOST_STOPS, MOST_STOP_LETTERS = 4, 256
 """As many as OpenAI takes: each is looked for in what was said, token by token."""
@@ -176,7 +177,13 @@ async def opened(sessions: Sessions, opening: Opening) -> ServedSession:
             source.close()
         raise
     if source is not None and opening.source is not None:
-        served.feed(opening.source, source)
+        try:
+            served.feed(opening.source, source)
+        except BaseException:
+            source.close()
+            with suppress(UnknownSessionError):
+                await sessions.close(served.name, "request")
+            raise
     return served
 
 

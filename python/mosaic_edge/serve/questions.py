@@ -80,6 +80,9 @@ class _Server:
                 started(thread, "answering at a socket")
         except DeviceError:
             self.stop()
+            if self._threads[0].ident is None:  # else it closes them
+                self._wake.close()
+                self._woken.close()
             raise
 
     def stop(self) -> None:

@@ -94,9 +94,11 @@ class ServedSession:
         self._worker = Worker(f"session {name}")
 
     def feed(self, name: str, source: FrameSource) -> None:
-        """Stream `source` into it from now on."""
-        self._feed = Feed(name, source, self._session, self._turns, self._saw)
-        self._feed.start()
+        """Stream `source` into it from now on. DeviceError where there is no thread for it: it is still the
+        caller's to close."""
+        feed = Feed(name, source, self._session, self._turns, self._saw)
+        feed.start()
+        self._feed = feed
 
     @property
     def counts(self) -> Counts:

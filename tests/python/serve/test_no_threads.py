@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +15,13 @@ import pytest
 from http_service import serving
 from mosaic_edge.engine import Engine
 from mosaic_edge.errors import DeviceError
+from mosaic_edge.serve import questions
+from mosaic_edge.serve.served import ServedSession
 from mosaic_edge.serve.sessions import ServeSettings, Sessions
 from mosaic_edge.serve.state import StateFolder
+from mosaic_edge.sources import VideoSource
 from numpy_vlm import NumpyVlm
+from videos import MakeVideo
 
 
 @contextmanager
@@ -108,3 +113,52 @@ def test_a_start_whose_core_finds_no_threads_leaves_all_files(saved: StateFolder
     ):
         started_anew(saved, kernel_threads=1000)
     same_there(saved, names)
+
+
+def test_a_source_that_finds_no_thread_is_closed_and_so_is_the_session_it_was_for(
+    make_video: MakeVideo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[VideoSource] = []
+    close = VideoSource.close
+    monkeypatch.setattr(VideoSource, "close", lambda source: (closed.append(source), close(source)))
+    video = make_video(times=[0.0, 1.0])
+    with serving(media=video.parent) as service:
+        with no_thread_called("mosaic-feed"):
+            said = service.client.refused(503, "POST", "/v1/sessions", {"source": video.name})
+        assert "needs a thread of its own" in said["message"] and said["code"] == "device"
+        assert len(closed) == 1
+        assert service.sessions.all() == [] and service.sessions.budget.drawn_bytes == 0
+        assert service.client.session(source=video.name)
+
+
+def test_a_session_that_was_not_fed_has_no_source() -> None:
+    class Source:
+        def close(self) -> None: ...
+
+    with serving() as service:
+        path = service.client.session()
+        served: ServedSession = service.sessions.get(path.rpartition("/")[2])
+        with no_thread_called("mosaic-feed"), pytest.raises(DeviceError, match="source 'door' needs"):
+            served.feed("door", Source())  # type: ignore[arg-type]
+        assert service.client.good("GET", path)["source"] is None
+
+
+def test_a_socket_that_finds_no_thread_leaves_no_descriptor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs: list[socket.socket] = []
+    pair = socket.socketpair
+
+    def noted() -> tuple[socket.socket, socket.socket]:
+        pairs.extend(two := pair())
+        return two
+
+    with Engine(NumpyVlm()).session(memory="1MiB", kernel_threads=1) as session:
+        monkeypatch.setattr(questions.socket, "socketpair", noted)
+        with (
+            no_thread_called("mosaic-socket"),
+            pytest.raises(DeviceError, match="answering at a socket needs"),
+            questions.answering(session, tmp_path / "ask.sock"),
+        ):
+            pytest.fail("it began")
+    assert [end.fileno() for end in pairs] == [-1, -1]
