@@ -165,7 +165,8 @@ def _cut(connection: socket.socket, late: threading.Event) -> Iterator[None]:
     def cut() -> None:
         late.set()
         with suppress(OSError):
-            connection.shutdown(socket.SHUT_RDWR)
+            # Not TLS's own: that takes the connection's TLS from under who reads it.
+            socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
     timer = threading.Timer(FETCH_SECONDS, cut)
     timer.daemon = True

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import io
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -17,7 +19,7 @@ import pytest
 from PIL import Image
 
 import mosaic_edge.serve.turns as turns_module
-from http_service import until
+from http_service import PATIENCE, until
 from mosaic_edge.pictures import as_rgb
 from mosaic_edge.serve import media
 from mosaic_edge.serve.app import _Heard, _Told
@@ -207,11 +209,14 @@ def test_a_host_that_trickles_is_cut_off_wherever_it_does(
     head: bytes, drop: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(media, "FETCH_SECONDS", 0.5)
+    kind = http.client.HTTPConnection  # whose own patience must not end first, where the machine stands still
+    monkeypatch.setattr(http.client, "HTTPConnection", lambda *where, timeout: kind(*where, timeout=PATIENCE))
 
     def trickle(listener: socket.socket) -> None:
         with suppress(OSError), listener.accept()[0] as peer:
             peer.sendall(head)
-            for _ in range(400):
+            due = time.monotonic() + PATIENCE
+            while time.monotonic() < due:  # until it is cut off
                 peer.sendall(drop)
                 time.sleep(0.01)
 
@@ -224,3 +229,32 @@ def test_a_host_that_trickles_is_cut_off_wherever_it_does(
             )
         host.join()
     assert not [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+
+
+def anonymous(protocol: int) -> ssl.SSLContext:
+    """TLS without certificates."""
+    context = ssl.SSLContext(protocol)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers("AECDH-AES256-SHA:@SECLEVEL=0")
+    return context
+
+
+def test_who_reads_through_tls_when_it_is_cut_off_hears_of_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(media, "FETCH_SECONDS", 0.01)
+    ours, theirs = socket.socketpair()
+
+    def host() -> None:
+        tls = anonymous(ssl.PROTOCOL_TLS_SERVER).wrap_socket(theirs, server_side=True)
+        with suppress(OSError), tls as peer:
+            peer.recv(1)
+
+    there = threading.Thread(target=host)
+    there.start()
+    late = threading.Event()
+    with anonymous(ssl.PROTOCOL_TLS_CLIENT).wrap_socket(ours) as connection, media._cut(connection, late):
+        there.join()  # it heard of the end
+        assert late.is_set()
+        with suppress(OSError):  # and no ValueError: there is no TLS any more
+            assert connection.read(1) == b""
