@@ -2,10 +2,7 @@
 // numbers it came with, whatever is thinned beside it, twice, or in how many lanes.
 #include <doctest/doctest.h>
 
-#include <map>
-
-#include "support/played_stream.h"
-#include "support/shim_backend.h"
+#include "support/came_with.h"
 
 using namespace mosaic;
 using mosaic::testing::PlayedStream;
@@ -56,31 +53,15 @@ class Twice final : public Policy {
 // Tokens of a lane that are not what came at their position, in bits; their number is added to *members.
 int changed_tokens(const PlayedStream& stream, const testing::ShimControl& control, int lane, int* members) {
   const ClusterStore& store = stream.memory->store();
-  const auto d = static_cast<size_t>(store.shape().page.row());
-  const size_t bytes = kPageTokens * d * sizeof(float);
-  auto *const k = static_cast<float*>(control.device->allocate(bytes)), *const v = static_cast<float*>(
-                                                                            control.device->allocate(bytes));
-  std::map<int, const PlayedStream::Token*> came;
-  for (const PlayedStream::Token& token : stream.video) came[token.position] = &token;
-  const int heads = stream.config.model.kv_heads;
-  const size_t at = static_cast<size_t>(lane / heads) * stream.row() + static_cast<size_t>(lane % heads) * d;
+  const testing::CameWith came(stream, control, lane);
   int changed = 0;
   for (PageId id = store.index(lane)[store.index(lane).live()[0]].head; id != kNone; id = store.pages()[id].next) {
     const Page& page = store.pages()[id];
     const PageView view = store.tiers().page(page.tier, page.slot);
-    control.ops->decode(store.shape().codec(page.tier), store.shape().page, view.data, 0, page.count, k, v, d);
-    control.ops->wait();
-    for (int i = 0; i < page.count; ++i, ++*members) {
-      const PlayedStream::Token& token = *came.at(view.meta[i].position);
-      for (size_t c = 0; c < d; ++c) {
-        const size_t got = static_cast<size_t>(i) * d + c;
-        if (k[got] == token.k[at + c] && v[got] == token.v[at + c]) continue;
-        ++changed;
-        break;
-      }
-    }
+    *members += page.count;
+    changed += came.changed(store.shape().codec(page.tier), store.shape().page, view.data, page.count, 0xffff,
+                            [&](int i) { return view.meta[i].position; });
   }
-  control.device->release(k, bytes), control.device->release(v, bytes);
   return changed;
 }
 

@@ -2,10 +2,9 @@
 // came with, though records are moved out of its way by that same launch.
 #include <doctest/doctest.h>
 
-#include <map>
+#include <bit>
 
-#include "support/played_stream.h"
-#include "support/shim_backend.h"
+#include "support/came_with.h"
 
 using namespace mosaic;
 using mosaic::testing::PlayedStream;
@@ -16,32 +15,15 @@ namespace {
 // Tokens of a lane's log that are not what came at their position, in bits; their number is added to *kept.
 int changed_records(const PlayedStream& stream, const testing::ShimControl& control, int lane, int* kept) {
   const TokenLog& log = stream.memory->records()->log();
-  const PageShape shape = log.shape().page;
-  const auto d = static_cast<size_t>(shape.row());
-  const size_t bytes = kPageTokens * d * sizeof(float);
-  auto *const k = static_cast<float*>(control.device->allocate(bytes)), *const v = static_cast<float*>(
-                                                                            control.device->allocate(bytes));
-  std::map<int, const PlayedStream::Token*> came;
-  for (const PlayedStream::Token& token : stream.video) came[token.position] = &token;
-  const int heads = stream.config.model.kv_heads;
-  const size_t at = static_cast<size_t>(lane / heads) * stream.row() + static_cast<size_t>(lane % heads) * d;
+  const testing::CameWith came(stream, control, lane);
   int changed = 0;
   for (int page = 0; page < log.shape().pages; ++page) {
-    control.ops->decode(log.codec(), shape, log.data(lane, page), 0, kPageTokens, k, v, d);
-    control.ops->wait();
-    for (size_t i = 0; i < kPageTokens; ++i) {
-      if ((log.rows(lane, page) >> i & 1) == 0) continue;
-      ++*kept;
-      const auto slot = static_cast<size_t>(page * kPageTokens) + i;
-      const PlayedStream::Token& token = *came.at(log.positions(lane)[slot]);
-      for (size_t c = 0; c < d; ++c) {
-        if (k[i * d + c] == token.k[at + c] && v[i * d + c] == token.v[at + c]) continue;
-        ++changed;
-        break;
-      }
-    }
+    const uint16_t rows = log.rows(lane, page);
+    *kept += std::popcount(rows);
+    const int32_t* const positions = log.positions(lane) + page * kPageTokens;
+    changed += came.changed(log.codec(), log.shape().page, log.data(lane, page), kPageTokens, rows,
+                            [&](int i) { return positions[i]; });
   }
-  control.device->release(k, bytes), control.device->release(v, bytes);
   return changed;
 }
 
