@@ -8,6 +8,7 @@
 #include "policy/by_worth.h"
 #include "support/memory_fakes.h"
 #include "support/played_stream.h"
+#include "support/rounds.h"
 #include "support/shim_backend.h"
 #include "support/snapshot_file.h"
 
@@ -17,6 +18,8 @@ using namespace mosaic;
 using mosaic::testing::least_cap;
 using mosaic::testing::PlayedStream;
 using mosaic::testing::small_config;
+using mosaic::testing::is_played;
+using mosaic::testing::pressed_rounds;
 using mosaic::testing::SnapshotFile;
 using mosaic::testing::TemporaryDirectory;
 
@@ -183,16 +186,20 @@ TEST_CASE("what lies on disk, or is on its way there, is restored as it was") {
 
 TEST_CASE("a session whose kernels have memory of their own is restored as one whose kernels have not") {
   const auto shim = [] { return testing::make_shim(3, nullptr); };
-  for (const Kind& kind : std::vector<Kind>{{"edge", {}}, {"mosaic", {}}, {"mukv", {}}}) {
+  int variant = 0;
+  for (const Kind& kind : std::vector<Kind>{{"mosaic", {}}, {"edge", {}}, {"mukv", {}}}) {
+    if (!is_played(variant++, 3)) continue;
     CAPTURE(std::string(kind.policy));
     play(config_for(kind.policy, "", 300 << 10), kind, 2, 9, 4, shim);
   }
-  // A log that gives tokens up, and one so small that no exact page fits it while it learns.
-  for (const uint64_t spare : {120 << 10, 60 << 10}) play(config_for("edge", "", spare), {"edge", {}}, 2, 60, 4, shim);
+  variant = 0;
+  // A log so small that no exact page fits it while it learns, and one that gives tokens up.
+  for (const uint64_t spare : {60 << 10, 120 << 10})
+    if (is_played(variant++, 2)) play(config_for("edge", "", spare), {"edge", {}}, 2, 60, 4, shim);
   TemporaryDirectory directory;
-  MemoryConfig config = config_for("edge", directory.path, 160 << 10);
+  MemoryConfig config = config_for("edge", directory.path, 90 << 10);
   config.disk_bytes = 1 << 20;
-  const MemoryStats stats = play(config, {"mosaic", {{"unit", "tokens"}}}, 2, 60, 4, shim);
+  const MemoryStats stats = play(config, {"mosaic", {{"unit", "tokens"}}}, 2, pressed_rounds(75), 4, shim);
   CHECK(stats.counters.fetched_pages > 0);
 }
 
