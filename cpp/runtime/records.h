@@ -49,6 +49,7 @@ class Records {
     return false;
   }
   void fetch(int first, int lanes) { account_lost(archive_->fetch(first, lanes)); }
+  int recalled_tokens(int lane) const { return archive_->chosen_tokens(lane); }
   void read_recalled(int lane, BlockSelection* selection);
   bool counts_rest() const { return counts_rest_; }
   // What the archive has besides into what the lane attended to; and its mass of a query.

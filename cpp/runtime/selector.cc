@@ -1,6 +1,7 @@
 #include "runtime/selector.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -12,8 +13,8 @@ namespace mosaic {
 
 BlockSelection& Selector::ready(int lane, const Reader& reader, const float* q) {
   BlockSelection& s = selection(lane, reader.kind);
-  const bool anew = scratch_.apart ? shares_copies(reader.kind) : records_ || reads_kept(reader.kind);
-  if (anew && !scratch_.apart) backend_.ops->wait();  // until the lane before this one has read the table
+  const bool anew = !scratch_.apart && (records_ || reads_kept(reader.kind));
+  if (anew) backend_.ops->wait();  // until the lane before this one has read the table
   if (anew || !s.ready) {
     const bool frames_alone = reader.kind == BlockKind::kFrame && model().video_window > 0;
     if (reader.kind == BlockKind::kPrefix || frames_alone) {
@@ -30,9 +31,14 @@ BlockSelection& Selector::ready(int lane, const Reader& reader, const float* q) 
 }
 
 void Selector::fetch_recalled(int first, int lanes, BlockKind kind) {
-  if (!scratch_.apart || !shares_copies(kind) || !records_->must_fetch(first, lanes)) return;
+  if (!scratch_.apart || !records_ || !records_->must_fetch(first, lanes)) return;
   backend_.ops->wait();  // until the lanes before these have read their copies
+  std::array<int, kLanesTogether> before;
+  for (int i = 0; i < lanes; ++i) before[static_cast<size_t>(i)] = records_->recalled_tokens(first + i);
   records_->fetch(first, lanes);
+  for (int i = 0; i < lanes; ++i)  // copies come to lie where they lay, but for a page that was lost since
+    if (records_->recalled_tokens(first + i) != before[static_cast<size_t>(i)])
+      selection(first + i, kind).ready = false;
 }
 
 void Selector::add_strip(BlockSelection* s, int lane, Strip strip, int tokens, int frame) {

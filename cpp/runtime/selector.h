@@ -48,7 +48,8 @@ class Selector {
   // What the lane reads for this block with query q, chosen when it has not been since the last clear(), complete with the
   // dialogue and every page where it lies now.
   BlockSelection& ready(int lane, const Reader& reader, const float* q);
-  // Before ready() is asked for lanes side by side: copies of what they read on disk, for all of them at once.
+  // Before ready() is asked for lanes side by side: copies of what they read on disk, for all of them at once, where those
+  // of other lanes were written over them.
   void fetch_recalled(int first, int lanes, BlockKind kind);
   // What ready() gave for the lane.
   BlockSelection& selection(int lane, BlockKind kind) {
@@ -71,10 +72,6 @@ class Selector {
   void select_window(int lane, const Reader& reader);
   // A frame that reads what is kept: from a table of its own.
   bool reads_kept(BlockKind kind) const { return plan_.frame_tokens > 0 && kind == BlockKind::kFrame; }
-  // Copies of what is on disk are written over those of other lanes.
-  bool shares_copies(BlockKind kind) const {
-    return plan_.archive.pages > 0 && !plan_.archive.copies_stay && kind != BlockKind::kPrefix;
-  }
   BlockSelection* begin(int lane, const Reader& reader);
   void add_newest_frames(BlockSelection* s, int lane, const Reader& reader);
   void select_stored(int lane, const Reader& reader, const float* q);

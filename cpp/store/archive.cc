@@ -258,6 +258,13 @@ void Archive::set_count(int lane, int n) {
 void Archive::forget_choices() {
   for (int lane = 0; lane < shape_.lanes; ++lane) set_count(lane, 0);
 }
+int Archive::chosen_tokens(int lane) const {
+  const Piece* const chosen = pieces_ + static_cast<size_t>(lane) * static_cast<size_t>(shape_.most_read);
+  int tokens = 0;
+  for (int i = 0; i < counts_[lane]; ++i) tokens += std::popcount(chosen[i].rows);
+  return tokens;
+}
+
 
 int64_t Archive::fetch(int first, int lanes) {
   int64_t lost = 0;

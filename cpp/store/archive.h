@@ -109,11 +109,13 @@ class Archive {
   // What a lane reads until it is told otherwise, at most most_read pages.
   Piece* pieces(int lane) { return pieces_ + static_cast<size_t>(lane) * static_cast<size_t>(shape_.most_read); }
   int count(int lane) const { return counts_[lane]; }
+  int chosen_tokens(int lane) const;  // of its pieces
   void set_count(int lane, int n);
   void forget_choices();
-  // Brings those pages into DRAM, or copies of what waits there; pieces that cannot be had, or not while the disk rests, lose their rows. Returns tokens
-  // lost by that. All pages of the lanes, `together` at most, are asked for before one is waited for. What kernels read of the
-  // copies that they take the place of must have run.
+  // Brings those pages into DRAM, or copies of what waits there; pieces that cannot be had, or not while the disk rests,
+  // lose their rows, all others come to lie where they lay before. Returns tokens lost by that. All pages of the lanes,
+  // `together` at most, are asked for before one is waited for. What kernels read of the copies that they take the place
+  // of must have run.
   int64_t fetch(int lane, int lanes = 1);
   bool must_fetch(int lane) const { return counts_[lane] > 0 && copied_[lane] == kNotCopied; }
   const std::byte* copy(int lane, int piece) const {

@@ -20,6 +20,7 @@ namespace {
 
 constexpr int kLayers = 2, kFrameTokens = 32, kQuestionTokens = 12;
 constexpr int kCounted = 4, kAnswer = 4;  // frames, tokens of the answer
+constexpr double kTokenBytes = 170;       // over the link: what is new of a token, in the tables of two lanes
 
 struct Case {
   const char* name;
@@ -145,6 +146,7 @@ TEST_CASE("a frame, a question and a token call the device no more often than th
     const auto& [frame, question, token] = counted;
     check_most(c.launches, frame.launches, question.launches, token.launches);
     check_most(c.waits, frame.waits, question.waits, token.waits);
+    CHECK(token.link_bytes <= kTokenBytes);
     for (const Calls& calls : {frame, question, token}) {
       CHECK(calls.queries == 0);  // where the arrays lie is said, where the rest does is known
       CHECK(calls.copies <= 1);
