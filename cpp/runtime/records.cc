@@ -149,7 +149,6 @@ void Records::end_learning() {
 }
 
 void Records::admit(const Window& window, const Rows& scratch) {
-  note_likeness();
   const int f = frames_in_log();
   if (log_.is_learning() &&
       (log_.free(0) < window.frame(0).tokens || (++learned_frames_ > kLearnFrames && log_.size(0) >= kLearnTokens)))
@@ -160,6 +159,7 @@ void Records::admit(const Window& window, const Rows& scratch) {
   for (int lane = 0; lane < log_.shape().lanes; ++lane) {
     if (!log_.knows_mean(lane)) learn_first(window, scratch, lane);
     Run run{scratch.k, scratch.v, scratch.meta, read_frame(window, Strip::kFrame, 0, lane, scratch)};
+    note_likeness();  // has run, as the frame is read
     const int tokens = run.n;
     run.number = static_cast<uint32_t>(admitted_);
     if (log_.is_learning()) {

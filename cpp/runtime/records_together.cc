@@ -55,7 +55,12 @@ void Records::admit_together(const Window& window, TokenMeta* meta) {
   const int f = frames_in_log(), tokens = window.frame(0).tokens, lanes = log_.shape().lanes;
   EnterArgs enter;
   window.leave(&enter, meta);
-  if (archive_) archive_together(enter, meta, tokens);
+  if (archive_) {
+    archive_together(enter, meta, tokens);  // waits
+  } else if (t.compared > 0) {
+    ops_.wait();
+  }
+  note_likeness();
   int items = 0, moves = 0;
   for (int lane = 0; lane < lanes; ++lane) {
     Run run{nullptr, nullptr, meta, make_room(lane, tokens)};
@@ -185,11 +190,10 @@ void Records::list_items(int lane) {
   }
 }
 
-// What was compared last, before anything goes by it.
+// What was compared last, when it has run and before anything goes by it.
 void Records::note_likeness() {
-  if (together_ == nullptr || together_->compared == 0) return;
+  if (together_ == nullptr) return;
   Together& t = *together_;
-  ops_.wait();
   for (int i = 0; i < t.compared; ++i) keep_likeness(t.item_lane[i], t.settled + i, t.like + i, 1);
   t.compared = 0;
 }

@@ -84,8 +84,8 @@ class Archive {
   // pages, and of those whose write failed. Then add() for every lane, then end().
   int64_t begin(const TokenMeta* meta, int n, const float* key_means);
   void add(int lane, const Run& run, const float* key_mean);
-  // The same for lanes side by side, k, v [lanes, n, row], which may be memory that kernels alone reach: one launch, one wait, and
-  // a launch for the keys that are made of them. key_means: of all lanes.
+  // The same for lanes side by side, k, v [lanes, n, row], which may be memory that kernels alone reach: one launch, one
+  // wait for all that was queued before, and a launch for the keys that are made of them. key_means: of all lanes.
   void add_lanes(int first, int lanes, int n, const float* k, const float* v, const float* key_means);
   // Room for that, for so many lanes and tokens; and what it takes for each lane.
   void take_together(Region& region, int lanes, int frame_tokens);
