@@ -34,7 +34,7 @@ std::string printable(std::string text);
 
 class Snapshot {
  public:
-  static constexpr uint32_t kFormat = 2;
+  static constexpr uint32_t kFormat = 3;
   static constexpr size_t kPartBytes = 64 << 10;
 
   virtual ~Snapshot() = default;

@@ -21,14 +21,14 @@ float by_merit(float, float merit) { return merit; }
 constexpr Score kScores[] = {
     {"both", [](float received, float value_norm) { return received * value_norm; }},
     {"received", as_received},
-    {"value_norm", by_merit},
-    {"tar", by_merit, Merit::kChange},
+    {.name = "value_norm", .worth = by_merit, .listens = false},
+    {.name = "tar", .worth = by_merit, .merit = Merit::kChange, .listens = false},
     // Attention weighed by how long ago, as the middle layers of HERMES do (arXiv 2601.14724)
     {.name = "decayed", .worth = as_received, .fades = true},
     // StreamMem (arXiv 2508.15717), of the template's tokens that are in the stream anyway
     {.name = "template", .worth = as_received, .of_template = true},
     // All alike, so that the oldest goes: StreamingLLM's window (arXiv 2309.17453), a token at a time
-    {"newest", [](float, float) { return 1.0f; }},
+    {.name = "newest", .worth = [](float, float) { return 1.0f; }, .listens = false},
 };
 
 // Half as much with each half of the time that the lane looks back.
@@ -74,10 +74,9 @@ int ByWorth::pick_victims(const TokenLog& log, const Listening& heard, int lane,
   }
   for (int f = 0; f < heard.frames() && heard.frame(f).in_log; ++f) {
     const TokenSlot* const slots = heard.slots(lane, f);
-    const half_t* const received = heard.attention_received(lane, f);
     for (int i = 0; i < heard.frame(f).tokens; ++i)
       if (slots[i] != kNone)
-        out[n++] = {slots[i], f, i, rank(worth(half_to_float(received[i]), log.merit(lane, slots[i])), 0)};
+        out[n++] = {slots[i], f, i, rank(worth(heard.received(lane, f, i), log.merit(lane, slots[i])), 0)};
   }
   if (score_.fades) fade(log, lane, {out, static_cast<size_t>(n)});
   need = std::min(need, n);

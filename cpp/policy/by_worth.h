@@ -37,6 +37,7 @@ struct Score {
   bool of_template = false;  // received from the template's tokens alone
   bool fades = false;        // the longer ago a token came, the less it is worth
 
+  bool listens = true;       // whether worth() looks at `received`; else nobody measures it
   static std::span<const Score> all();
 };
 
@@ -59,6 +60,7 @@ class ByWorth : public Policy, public Retention {
 
   int listen_frames() const override { return s_.listen; }
   float attention_weight(int keys) const override;
+  bool listens() const override { return score_.listens; }
   bool compares() const override { return s_.likeness; }
   DiskWishes disk() const override { return disk_; }
   bool listens_to_template() const override { return score_.of_template; }

@@ -35,6 +35,8 @@ class Retention {
   virtual ~Retention() = default;
   // Frames after its own that a token is listened to.
   virtual int listen_frames() const = 0;
+  // Whether worth() looks at the attention that a token receives; else it is not measured, and there is no room for it.
+  virtual bool listens() const = 0;
   // What attention counts for, by how many keys shared it: a token that comes early has fewer rivals.
   virtual float attention_weight(int keys) const = 0;
   // Whether of a frame's tokens those of its template alone are listened to: what stands behind the picture, or its last one.

@@ -257,7 +257,7 @@ void KvMemory::stage_text(int lane, int lanes, const LayerArrays& at, StageArgs*
 // Whether the attention that the block pays is measured: for evidence, by a policy that wants it, or to listen.
 bool KvMemory::measures_attention() const {
   if (block_ == BlockKind::kQuestion) return passes_ == 0;
-  return block_ == BlockKind::kFrame && (plan_.window.attention_received || records_);
+  return block_ == BlockKind::kFrame && (plan_.window.attention_received || (records_ && records_->listens()));
 }
 
 MassArgs KvMemory::wanted_mass(const AttendArgs& args, int lane) {

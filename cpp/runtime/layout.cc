@@ -68,7 +68,7 @@ void shape_log(const Request& r, const Choice& choice, Plan* plan) {
                c.model.rope.is_multi(),
                c.model.rope.is_multi() && choice.archive_pages > 0};
   const int listen = std::max(r.policy->retention()->listen_frames(), c.window_frames + 1);
-  plan->listening = {r.lanes, listen, c.model.frame_tokens};
+  plan->listening = {r.lanes, listen, c.model.frame_tokens, r.policy->retention()->listens()};
   plan->store.lanes = 0;
   plan->store.tiers = {{Medium::device, *c.packed, 1}};
   if (choice.archive_pages == 0) return;

@@ -265,11 +265,10 @@ void Records::settle_oldest() {
 // The tokens of the oldest frame that are still kept; how many there are.
 int Records::settle(int lane, float* worth, TokenSlot* settled) {
   const TokenSlot* const slots = heard_.slots(lane, 0);
-  const half_t* const received = heard_.attention_received(lane, 0);
   int n = 0;
   for (int i = 0; i < heard_.frame(0).tokens; ++i) {
     if (slots[i] == kNone) continue;
-    worth[n] = retention_.worth(half_to_float(received[i]), log_.merit(lane, slots[i]));
+    worth[n] = retention_.worth(heard_.received(lane, 0, i), log_.merit(lane, slots[i]));
     settled[n] = slots[i];
     log_.settle(lane, slots[i], worth[n++]);
   }

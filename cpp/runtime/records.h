@@ -72,6 +72,8 @@ class Records {
     const int slot = id * kPageTokens + i;
     return clock.time(log_.positions(lane)[slot], log_.time_lows(lane)[slot]);
   }
+  // Whether what tokens of a frame receive counts; else the three below are not called.
+  bool listens() const { return heard_.shape().attention; }
   // Listening: what is to be measured of the attention that this frame's queries pay, mass: [tokens of the selection + of
   // the block]; and, when it is there, to the frames that are heard, as far as they are read, and to the frame itself.
   // The newest `frames` of the window are the last entries of the selection; of the log there is what read() put there, or

@@ -16,8 +16,9 @@ namespace mosaic {
 
 struct ListeningShape {
   int lanes = 0;
-  int frames = 0;        // that a frame is heard after its own
-  int frame_tokens = 0;  // most of a frame
+  int frames = 0;         // that a frame is heard after its own
+  int frame_tokens = 0;   // most of a frame
+  bool attention = true;  // false: where their tokens are is kept, what they receive is not
 };
 
 class Listening {
@@ -31,17 +32,19 @@ class Listening {
       : shape_(shape), ring_(region.take<Frame>("attention received", static_cast<size_t>(capacity()))) {
     const size_t tokens =
         static_cast<size_t>(shape.lanes) * static_cast<size_t>(capacity()) * static_cast<size_t>(shape.frame_tokens);
-    attention_received_ = region.take<half_t>("attention received", tokens);
-    now_ = region.take<half_t>("attention received", tokens);
+    attention_received_ = region.take<half_t>("attention received", shape.attention ? tokens : 0);
+    now_ = region.take<half_t>("attention received", shape.attention ? tokens : 0);
     slot_ = region.take<TokenSlot>("attention received", tokens);
   }
 
   const ListeningShape& shape() const { return shape_; }
   int frames() const { return size_; }  // oldest first; the frame being encoded is not among them until file()
   const Frame& frame(int f) const { return ring_[slot(f)]; }
-  // Of a frame's tokens, [tokens]; frames() is the frame being encoded.
-  half_t* attention_received(int lane, int f) { return attention_received_ + at(lane, f); }
-  const half_t* attention_received(int lane, int f) const { return attention_received_ + at(lane, f); }
+  // What token i of a frame received so far; 0 where that is not kept.
+  float received(int lane, int f, int i) const {
+    return shape_.attention ? half_to_float(attention_received(lane, f)[i]) : 0;
+  }
+  // What the frame being encoded pays it, [tokens]; f == frames(): itself. Where attention is kept alone.
   half_t* now(int lane, int f) { return now_ + at(lane, f); }
   // Where the token is in the lane's log; kNone: it is in the window, or was given up.
   TokenSlot* slots(int lane, int f) { return slot_ + at(lane, f); }
@@ -52,8 +55,9 @@ class Listening {
     ring_[slot(size_)] = {tokens};
     ++size_;
     for (int lane = 0; lane < shape_.lanes; ++lane) {
-      std::fill_n(attention_received(lane, size_ - 1), tokens, half_t{0});
       std::fill_n(slots(lane, size_ - 1), tokens, TokenSlot{kNone});
+      if (!shape_.attention) continue;
+      std::fill_n(attention_received(lane, size_ - 1), tokens, half_t{0});
       for (int f = 0; f < size_; ++f)
         for (int i = 0; i < frame(f).tokens; ++i)
           attention_received(lane, f)[i] =
@@ -72,7 +76,7 @@ class Listening {
       s.flag(frame.in_log, "whether a frame is in the log");
       for (int lane = 0; lane < shape_.lanes; ++lane) {
         const auto tokens = static_cast<size_t>(frame.tokens);
-        s.finite(attention_received(lane, f), tokens, "attention received is a number");
+        if (shape_.attention) s.finite(attention_received(lane, f), tokens, "attention received is a number");
         s.all_in_range(slots(lane, f), tokens, kNone, log.capacity() - 1, "a token that is heard has a slot");
       }
     }
@@ -83,6 +87,7 @@ class Listening {
   }
 
  private:
+  half_t* attention_received(int lane, int f) const { return attention_received_ + at(lane, f); }
   int capacity() const { return shape_.frames + 2; }  // heard, about to be forgotten, being encoded
   int slot(int f) const { return (head_ + f) % capacity(); }
   size_t at(int lane, int f) const {

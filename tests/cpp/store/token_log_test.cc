@@ -152,15 +152,15 @@ TEST_CASE("a frame that is refused leaves no mark on the attention received") {
   pay(99, 99);  // refused
   pay(0.25f, 1);
   heard.file(2);
-  CHECK(half_to_float(heard.attention_received(0, 0)[2]) == 0.75f);
-  CHECK(half_to_float(heard.attention_received(0, 1)[1]) == 1.0f);
+  CHECK(heard.received(0, 0, 2) == 0.75f);
+  CHECK(heard.received(0, 1, 1) == 1.0f);
   pay(0.25f, 1);
   heard.file(3);
   CHECK(heard.full());
-  CHECK(half_to_float(heard.attention_received(0, 0)[0]) == 1.0f);
+  CHECK(heard.received(0, 0, 0) == 1.0f);
   heard.forget_oldest();
   CHECK(heard.frame(0).tokens == 2);
-  CHECK(half_to_float(heard.attention_received(0, 0)[1]) == 1.25f);
+  CHECK(heard.received(0, 0, 1) == 1.25f);
 }
 
 TEST_CASE("a log that learns keeps tokens exact, and packs every one of them where it lies") {
