@@ -153,8 +153,8 @@ void Records::admit(const Window& window, const Rows& scratch) {
   if (log_.is_learning() &&
       (log_.free(0) < window.frame(0).tokens || (++learned_frames_ > kLearnFrames && log_.size(0) >= kLearnTokens)))
     end_learning();
-  // Lane by lane while a mean is to be learned, and where frames of the window are compared.
-  if (together_ != nullptr && !log_.is_learning() && log_.knows_mean(0) && !frame_change_)
+  // Lane by lane while a mean is to be learned.
+  if (together_ != nullptr && enters_together() && !log_.is_learning() && log_.knows_mean(0))
     return admit_together(window, scratch.meta);
   for (int lane = 0; lane < log_.shape().lanes; ++lane) {
     if (!log_.knows_mean(lane)) learn_first(window, scratch, lane);

@@ -120,6 +120,7 @@ class Records {
   // records_together.cc: many lanes in one launch of each kernel, where every launch and every wait has its price.
   struct Together;
   void take_together(Region& region, const Plan& plan);
+  bool enters_together() const { return !frame_change_; }  // else frames of the window are compared, lane by lane
   void admit_together(const Window& window, TokenMeta* meta);
   void archive_together(const EnterArgs& leaving, const TokenMeta* meta, int tokens);
   void note_followed(int first_item, int end_item, int first_move, int end_move);

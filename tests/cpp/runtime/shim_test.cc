@@ -143,6 +143,7 @@ TEST_CASE("a device that is late changes nothing: what kernels made is waited fo
            {"edge", {}, 24, true, 300 << 10, 10},
            {"edge", {{"rest", 1}}, 24, true, 300 << 10, 10},
            {"edge", {{"score", "tar"}}, 20, false, 300 << 10},
+           {"edge", {{"score", "tar"}}, 24, true, 300 << 10},
            {"edge", {{"unit", "summaries"}}, 30, true},
            {"mosaic", {}, 30, true},
            {"mosaic", {{"unit", "tokens"}}, 40, true},
