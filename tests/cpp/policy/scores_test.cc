@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "support/shim_backend.h"
 #include "policy/by_worth.h"
 #include "support/worth_oracle.h"
 
@@ -103,6 +104,34 @@ TEST_CASE("what is worth least by the score that was asked for is given up, head
           const std::set<int> now = kept(*stream.memory, static_cast<int>(l));
           std::vector<std::pair<int, double>> could;
           for (const auto& [position, received] : lane.received)
+TEST_CASE("a score that does not look at attention has none measured while frames come, and no room is taken for it") {
+  const auto room_for = [](const Plan& plan, const char* name) {
+    return std::ranges::find(plan.parts, name, &Plan::Part::name)->bytes;
+  };
+  const auto play = [](const char* score, mosaic::testing::ShimControl* control) {
+    return PlayedStream(plain_config(300 << 10, CodecId::kFp16),
+                        make_policy("edge", {{"score", score}, {"listen", kListen}, {"most_tokens", 64}}),
+                        mosaic::testing::make_shim(3, control));
+  };
+  mosaic::testing::ShimControl unused;
+  const Plan both = play("both", &unused).memory->plan();
+  const uint64_t heard = room_for(both, "attention received"), scratch = room_for(both, "record scratch");
+  for (const Score& score : Score::all()) {
+    CAPTURE(std::string(score.name));
+    mosaic::testing::ShimControl control;
+    PlayedStream stream = play(score.name, &control);
+    const auto launched = [&](const char* kernel) { return control.calls.launches_of[kernel]; };
+    for (int i = 0; i < 6; ++i) stream.frame(16);
+    CHECK((launched("attention_mass") + launched("attend_and_measure") > 0) == score.listens);
+    // Where its tokens are is known of a frame in any case, by as many bytes.
+    CHECK(room_for(stream.memory->plan(), "attention received") <= (score.listens ? heard : heard * 5 / 8));
+    // One that compares frames goes lane by lane, and has no lists of all lanes.
+    CHECK((room_for(stream.memory->plan(), "record scratch") < scratch) == (score.merit == Merit::kChange));
+    stream.ask(3, 1, false);  // what a question pays is evidence
+    CHECK(launched("attention_mass") + launched("attend_and_measure") > 0);
+  }
+}
+
             if (could_go(oracle, oracle.frames[position])) could.emplace_back(position, received);
           double least = 1e300, most = 0;  // worth of what stayed, and of what went
           std::vector<int> gone;
