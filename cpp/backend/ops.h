@@ -316,7 +316,7 @@ class Ops {
 
   // Blocks until every call so far has run, so that the host may read what it wrote and reuse what it was given. What
   // fills memory for later kernels - attend*, merge, mass_lanes, likeness_lanes, assign_lanes, add_recent*,
-  // temporal_redundancy, row_norm, page_signals, score, encode*, enter_lanes, grow_page, pack_pages, move_row*, decode*,
+  // temporal_redundancy, row_norm, page_signals, score, encode*, enter_lanes, grow_page, pack_pages, move_row, decode*,
   // gather*, copy, stage, check_numbers - may be queued; every other op has run when it returns.
   virtual void wait() {}
 
@@ -395,9 +395,6 @@ class Ops {
                           float* k, float* v, size_t stride, const float* key_mean = nullptr);
   virtual void enter_lanes(const EnterArgs& args);
   virtual void encode_lane_rows(const LaneRowsArgs& args);
-  virtual void move_rows(CodecId codec, PageShape shape, std::span<const RowMove> moves) {
-    for (const RowMove& move : moves) move_row(codec, shape, move.from, move.from_at, move.to, move.to_at);
-  }
   // Several runs, each in its own pages. room: [32, row], for a backend that has none of its own.
   virtual void pack_pages(PageShape shape, std::span<const PackArgs> runs, float* room_k, float* room_v);
   // Chosen tokens of several pages into dense rows: item i is token at[i] of pages[i].

@@ -96,7 +96,8 @@ inline void Ops::page_signals(std::span<const PotArgs> lanes) {
 }
 
 inline void Ops::enter_lanes(const EnterArgs& a) {
-  move_rows(a.codec, a.shape, {a.moves, static_cast<size_t>(a.n_moves)});
+  for (int i = 0; i < a.n_moves; ++i)
+    move_row(a.codec, a.shape, a.moves[i].from, a.moves[i].from_at, a.moves[i].to, a.moves[i].to_at);
   const auto row = static_cast<size_t>(a.shape.row());
   for (int i = 0; i < a.items; ++i) {
     const auto lane = static_cast<size_t>(a.lane[i]);

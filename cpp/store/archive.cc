@@ -5,6 +5,7 @@
 #include <bit>
 #include <cstring>
 #include <memory>
+#include <span>
 #include <utility>
 
 #include "core/error.h"
@@ -161,8 +162,10 @@ void Archive::write_stretch(int lane, int64_t number, const float* key_mean, boo
   for (int p = 0; p < n; ++p) {
     std::byte* const memory = begin_write(lane, number * n + p);
     if (memory == nullptr) continue;
-    for (int i = 0; i < kPageTokens; ++i) moves_[p * kPageTokens + i].to = memory;
-    host.move_rows(shape_.codec, shape_.page, {moves_ + p * kPageTokens, kPageTokens});
+    for (RowMove& move : std::span(moves_ + p * kPageTokens, kPageTokens)) {
+      move.to = memory;
+      host.move_row(shape_.codec, shape_.page, move.from, move.from_at, move.to, move.to_at);
+    }
     end_write(lane, number * n + p);
   }
 }

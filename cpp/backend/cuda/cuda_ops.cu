@@ -300,13 +300,6 @@ void CudaOps::pack_pages(PageShape shape, std::span<const PackArgs> runs, float*
     MOSAIC_SIMT::pack_pages(queue(), shape, runs.first(std::min<size_t>(runs.size(), kMostPacked)));
 }
 
-void CudaOps::move_rows(CodecId codec, PageShape shape, std::span<const RowMove> moves) {
-  if (moves.empty()) return;
-  check_record("move_rows", codec);
-  require_access("move_rows", moves.data());
-  MOSAIC_SIMT::move_rows(queue(), codec, shape, moves);
-}
-
 void CudaOps::gather_lanes(const PageEntry* pages, const int32_t* at, const int32_t* lane, int items, PageShape shape,
                            float* k, float* v, size_t stride, const float* key_means) {
   if (items == 0) return;

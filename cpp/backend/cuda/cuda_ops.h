@@ -71,7 +71,6 @@ class CudaOps final : public Ops {
   void encode_lane_rows(const LaneRowsArgs& args) override;
   void enter_lanes(const EnterArgs& args) override;
   void pack_pages(PageShape shape, std::span<const PackArgs> runs, float* room_k, float* room_v) override;
-  void move_rows(CodecId codec, PageShape shape, std::span<const RowMove> moves) override;
   void gather_lanes(const PageEntry* pages, const int32_t* at, const int32_t* lane, int items, PageShape shape,
                     float* k, float* v, size_t stride, const float* key_means) override;
   void gather(const PageEntry* pages, const int32_t* at, int items, PageShape shape, float* k, float* v, size_t stride,

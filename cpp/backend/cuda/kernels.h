@@ -20,7 +20,6 @@ void encode_lane_rows(const simt::Queue& on, const LaneRowsArgs& args);
 void enter_lanes(const simt::Queue& on, const EnterArgs& args);
 inline constexpr int kMostPacked = 128;
 void pack_pages(const simt::Queue& on, PageShape shape, std::span<const PackArgs> runs);
-void move_rows(const simt::Queue& on, CodecId codec, PageShape shape, std::span<const RowMove> moves);
 // lane: of each item, which of key_mean's rows is its; null: the first.
 void gather(const simt::Queue& on, const PageEntry* pages, const int32_t* at, int items, PageShape shape, float* k,
             float* v, size_t stride, const float* key_mean, const int32_t* lane = nullptr);

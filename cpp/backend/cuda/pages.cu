@@ -89,12 +89,6 @@ move_row_kernel(CodecId codec, PageShape shape, const std::byte* from, int from_
   move_token(codec, shape.head_dim, simt::block_x(), from, from_at, to, to_at);
 }
 
-// Grid: x an item, y a head.
-MOSAIC_KERNEL(kThreads, 1) move_rows_kernel(CodecId codec, PageShape shape, const RowMove* moves) {
-  const RowMove move = moves[simt::block_x()];
-  move_token(codec, shape.head_dim, simt::block_y(), move.from, move.from_at, move.to, move.to_at);
-}
-
 MOSAIC_KERNEL(kThreads, 1) encode_lane_rows_kernel(const LaneRowsArgs a) {
   const int item = simt::block_x();
   const size_t from = static_cast<size_t>(a.row[item]) * a.stride;
@@ -331,11 +325,6 @@ void pack_pages(const simt::Queue& on, PageShape shape, std::span<const PackArgs
   const size_t rows = 2 * sizeof(float) * kPageTokens * static_cast<size_t>(shape.head_dim);
   simt::launch(on, "pack_pages", pack_kernel, pages_of(shape, static_cast<int>(runs.size())), kThreads,
                kPageCodes + rows, all);
-}
-
-void move_rows(const simt::Queue& on, CodecId codec, PageShape shape, std::span<const RowMove> moves) {
-  simt::launch(on, "move_rows", move_rows_kernel, items_of(shape, static_cast<int>(moves.size())), kThreads, 0, codec,
-               shape, moves.data());
 }
 
 void move_row(const simt::Queue& on, CodecId codec, PageShape shape, const std::byte* from, int from_at, std::byte* to,

@@ -209,15 +209,6 @@ TEST_CASE("records of several lanes are written, moved and gathered together as 
                              &expected_pages[i], &at[i], means.data() + static_cast<size_t>(lane[i]) * one.head_dim);
       CHECK(log == expected);
 
-      std::vector<RowMove> moves;
-      for (int i = 0; i < 15; ++i)
-        moves.push_back({log.data() + (i % 2) * bytes, log.data() + (2 + i % 3) * bytes, i, 15 - i});
-      for (const RowMove& m : moves)
-        kernels->move_row(codec, kShape, expected.data() + (m.from - log.data()), m.from_at,
-                          expected.data() + (m.to - log.data()), m.to_at);
-      kernels->move_rows(codec, kShape, moves);
-      CHECK(log == expected);
-
       std::vector<PageEntry> entries;
       std::vector<float> got_k(30 * kRow), got_v(got_k), want_k(got_k), want_v(got_k);
       for (const std::byte* page : pages) entries.push_back({page, 0, 0xffff, codec});

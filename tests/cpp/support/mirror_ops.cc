@@ -173,20 +173,6 @@ class MirrorOps final : public Ops {
     ops().attend_and_measure(attend, there);
     m.back();
   }
-  // All pages lie in one piece of memory, so that a record may go from one to another.
-  void move_rows(CodecId codec, PageShape shape, std::span<const RowMove> moves) override {
-    Mirror m(device());
-    std::map<const std::byte*, std::byte*> there;
-    std::vector<RowMove> list(moves.begin(), moves.end());
-    const auto mirrored = [&](const std::byte* page) {
-      const auto [found, fresh] = there.try_emplace(page, nullptr);
-      if (fresh) found->second = m.inout(const_cast<std::byte*>(page), data_bytes(codec, shape));
-      return found->second;
-    };
-    for (RowMove& move : list) move.from = mirrored(move.from), move.to = mirrored(move.to);
-    ops().move_rows(codec, shape, {m.in(list.data(), list.size()), list.size()});
-    m.back();
-  }
   void attention_mass(const MassArgs& args) override {
     Mirror m(device());
     RopeTable rope;
