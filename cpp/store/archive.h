@@ -136,6 +136,7 @@ class Archive {
 
  private:
   void serialize_writes(Snapshot& s);
+  void clear_behind(int lane, RestoredPage* room);
   void serialize_tokens(Snapshot& s, RestoredPage* room);
   void serialize_page(Snapshot& s, int lane, int index, const float* key_mean, RestoredPage* room);
 

@@ -34,6 +34,7 @@ void Archive::serialize(Snapshot& s, const float* key_means, RestoredPage* room)
                       key_means, room);
   for (int lane = 0; lane < shape_.lanes; ++lane) {
     const float* const key_mean = key_means + static_cast<size_t>(lane) * static_cast<size_t>(shape_.page.row());
+    if (!s.is_reading()) clear_behind(lane, room);
     s.bytes(tail_page(lane, 0), static_cast<size_t>(shape_.pages_at_once()) * page_bytes_);
     for (int p = 0, left = static_cast<int>(tokens_ - written()); left > 0 && s.is_reading(); ++p, left -= kPageTokens)
       s.require(room->is_finite(shape_.codec, tail_page(lane, p), rows_of(0, std::min(left, kPageTokens)), key_mean),
@@ -48,6 +49,19 @@ void Archive::serialize(Snapshot& s, const float* key_means, RestoredPage* room)
   moves.end();
   file_->serialize(s);
   engine_->serialize(s);
+}
+
+// Rows behind the tokens that wait are what was written last, or of a frame that went on from there: zeros, so that sessions
+// of one history give equal files.
+void Archive::clear_behind(int lane, RestoredPage* room) {
+  Ops& host = ops_.for_host();
+  for (int p = 0, left = static_cast<int>(tokens_ - written()); p < shape_.pages_at_once(); ++p, left -= kPageTokens) {
+    if (left >= kPageTokens) continue;
+    std::byte* const page = room->memory(page_bytes_);
+    std::fill_n(page, page_bytes_, std::byte{0});
+    for (int i = 0; i < left; ++i) host.move_row(shape_.codec, shape_.page, tail_page(lane, p), i, page, i);
+    std::copy_n(page, page_bytes_, tail_page(lane, p));
+  }
 }
 
 void Archive::serialize_tokens(Snapshot& s, RestoredPage* room) {

@@ -16,6 +16,7 @@
 #include "memory/faulty_io.h"
 #include "support/counted.h"
 #include "support/memory_fakes.h"
+#include "support/snapshot_file.h"
 
 namespace mosaic::testing {
 
@@ -167,6 +168,35 @@ TEST_CASE("every token that was given up comes back from the archive as it was w
     CHECK(world.archive->spilled() == spilled);
     CHECK(world.lost == dropped);
     CHECK(world.archive->counters().lost_pages == 0);
+  }
+}
+
+TEST_CASE("what waits in an archive that is saved has zeros behind its tokens, whatever came to lie there") {
+  for (const bool together : {false, true}) {
+    CAPTURE(together);
+    ArchiveWorld world(16, CodecId::kFp32, false, nullptr, 64, together);
+    Archive& archive = *world.archive;
+    for (const int tokens : {124, 20, 101}) world.frame(tokens);
+    const auto waiting = static_cast<int>(archive.tokens() - archive.written());
+    REQUIRE(waiting == 53);  // 3 pages and 5 tokens
+    const auto rows_behind = [&](int lane) {
+      archive.forget_choices();
+      archive.pieces(lane)[0] = {static_cast<int32_t>((archive.written() + 48) / kPageTokens), 0xffff};
+      archive.set_count(lane, 1);
+      CHECK(archive.fetch(lane) == 0);
+      std::vector<float> k(kPageTokens * kDim), v(k);
+      world.backend.ops->decode(world.shape.codec, world.shape.page, archive.copy(lane, 0), 0, kPageTokens, k.data(),
+                                v.data(), kDim);
+      CHECK(std::count(k.begin(), k.begin() + 5 * kDim, 0.0f) == 0);
+      return 2 * 11 * kDim - std::count(k.begin() + 5 * kDim, k.end(), 0.0f) -
+             std::count(v.begin() + 5 * kDim, v.end(), 0.0f);
+    };
+    CHECK(rows_behind(1) > 0);
+    SnapshotFile file;
+    SnapshotWriter writer(file.from_start());
+    RestoredPage room(*world.backend.ops, world.shape.page, {1 << 20, 0});
+    archive.serialize(writer, world.key_means.data(), &room);
+    for (int lane = 0; lane < kLanes; ++lane) CHECK(rows_behind(lane) == 0);
   }
 }
 
