@@ -26,6 +26,7 @@ Recall::Recall(Region& region, const ArchiveShape& s, Ops& ops, const Wishes& wi
       wishes_(wishes),
       most_read_(s.most_read),
       most_scanned_(s.most_scanned()),
+      most_rooms_(s.together),
       lanes_(s.lanes),
       q_heads_(q_heads),
       places_(s.places),
@@ -174,9 +175,7 @@ void Recall::take_pages(const Archive& archive, Room* r, Since since) {
   if (r->pages > most_scanned_) {
     take_groups(archive, r, since);
     mark_newest(archive, r, since, std::numeric_limits<float>::infinity());
-    // Among equals by index, so that two runs stay the same.
-    std::nth_element(r->order, r->order + most_scanned_, r->order + r->pages,
-                     [&](int a, int b) { return r->worth[a] != r->worth[b] ? r->worth[a] > r->worth[b] : a < b; });
+    std::nth_element(r->order, r->order + most_scanned_, r->order + r->pages, Heaviest{r->worth});
     r->pages = most_scanned_;
   }
   std::sort(r->order, r->order + r->pages);
@@ -310,8 +309,7 @@ int Recall::pick(Room* r) {
     for (uint16_t left = r->rows[p]; left != 0; left &= static_cast<uint16_t>(left - 1))
       r->order[n++] = p * kPageTokens + std::countr_zero(left);
   const auto most = static_cast<int>(std::min<int64_t>(r->tokens, n));
-  std::nth_element(r->order, r->order + most, r->order + n,
-                   [&](int a, int b) { return r->mass[a] != r->mass[b] ? r->mass[a] > r->mass[b] : a < b; });
+  std::nth_element(r->order, r->order + most, r->order + n, Heaviest{r->mass});
   std::fill_n(r->rows, r->pages, uint16_t{0});
   std::fill_n(r->worth, r->pages, 0.0f);
   for (int i = 0; i < most; ++i) {
@@ -326,8 +324,7 @@ int Recall::pick(Room* r) {
 void Recall::keep_best(Room* r) {
   for (int p = 0; p < r->pages; ++p) r->order[p] = p;
   const int most = std::min(most_read_, r->pages);
-  std::nth_element(r->order, r->order + most, r->order + r->pages,
-                   [&](int a, int b) { return r->worth[a] != r->worth[b] ? r->worth[a] > r->worth[b] : a < b; });
+  std::nth_element(r->order, r->order + most, r->order + r->pages, Heaviest{r->worth});
   for (int i = most; i < r->pages; ++i) r->rows[r->order[i]] = 0;
 }
 
@@ -368,6 +365,8 @@ int64_t Recall::choose_tokens(Reader reader, Archive* archive, Since since) {
 
 int64_t Recall::choose_pages(Reader reader, Archive* archive, std::span<Asking> lanes, Since since) {
   const trace::Span span("recall", lanes.front().lane);
+  if (lanes.size() > static_cast<size_t>(most_rooms_))
+    throw InvariantError("Recall: more lanes are chosen for together than were planned.");
   n_rooms_ = static_cast<int>(lanes.size());
   for (size_t i = 0; i < lanes.size(); ++i) {
     rooms()[i].asking = lanes[i];

@@ -11,6 +11,7 @@
 
 #include <array>
 #include <span>
+#include <cmath>
 
 #include "runtime/block_selection.h"
 #include "store/archive.h"
@@ -18,6 +19,15 @@
 namespace mosaic {
 
 class Recall {
+// Items by weight, the heaviest first, among equals by index, so that two runs stay the same. What is no number weighs less
+// than nothing: queries on a device may be NaN until their block is committed, and a sort needs an order all the same.
+struct Heaviest {
+  const float* weight;
+
+  float of(int i) const { return std::isnan(weight[i]) ? -1.0f : weight[i]; }
+  bool operator()(int a, int b) const { return of(a) != of(b) ? of(a) > of(b) : a < b; }
+};
+
  public:
   enum class Reader : uint8_t { kQuestion, kFrame };
   struct Wishes {
@@ -96,7 +106,7 @@ class Recall {
 
   Ops& ops_;
   Wishes wishes_;
-  int most_read_, most_scanned_, lanes_, q_heads_;
+  int most_read_, most_scanned_, most_rooms_, lanes_, q_heads_;
   bool places_;
   int weighed_;      // pages at a time
   uint8_t* chosen_;  // [lanes]

@@ -35,8 +35,7 @@ void Recall::list_clusters(const Archive& archive, Room* r, Since since) {
 // The best, whole, as far as tokens and copies go; one in any case.
 void Recall::take_clusters(Archive* archive, Room* r, Since since) {
   const int lane = r->asking.lane;
-  std::sort(r->order, r->order + r->pages,
-            [&](int a, int b) { return r->mass[a] != r->mass[b] ? r->mass[a] > r->mass[b] : a < b; });
+  std::sort(r->order, r->order + r->pages, Heaviest{r->mass});
   Archive::Piece* const pieces = archive->pieces(lane);
   int count = 0;
   const auto take = [&](int page, uint16_t rows) {
