@@ -65,6 +65,7 @@ inline void Ops::add_recent_pages(std::span<const PotArgs> lanes) {
   for (const PotArgs& a : lanes) {
     const auto row = static_cast<size_t>(a.shape.row());
     if (a.fresh) {
+      wait();  // what was asked for before may read the sums still
       std::fill_n(a.sum, static_cast<size_t>(a.places) * row, 0.0f);
       std::fill_n(a.count, a.places, 0);
     }

@@ -348,6 +348,25 @@ TEST_CASE("memory of the host that the device cannot reach is refused by name be
   backend.device->release(there, 68 * sizeof(float));
 }
 
+TEST_CASE("sums that an op takes for zeros are zeroed when what was asked for before has read them") {
+  const Backend backend = make_shim();
+  auto* const there = static_cast<float*>(backend.device->allocate(64 * sizeof(float)));
+  float *const sum = there, *const k = there + 16, *const score = there + 32;
+  auto* const count = reinterpret_cast<int32_t*>(there + 33);
+  auto* const place = count + 1;
+  std::fill_n(there, 33, 1.0f);
+  *count = 1, *place = 0;
+  backend.ops->temporal_redundancy({k, place, 1, 16, 16, sum, count, score});
+  PotArgs pot;
+  pot.shape = {1, 16}, pot.places = 1, pot.sum = sum, pot.count = count;
+  backend.ops->Ops::add_recent_pages({&pot, 1});  // as of a backend that has no quicker way
+  backend.ops->wait();
+  CHECK(*score == doctest::Approx(-4.0f));
+  CHECK(sum[0] == 0.0f);
+  CHECK(*count == 0);
+  backend.device->release(there, 64 * sizeof(float));
+}
+
 TEST_CASE("a build runs on the GPUs its code and its PTX are for, and on no others") {
   using cuda::has_code_for;
   const char* const shipped = "80 86-real 87-real 89-real 90 110";
