@@ -8,20 +8,24 @@
 
 namespace mosaic {
 
-// Records of several lanes at once: item i is row `row[i]` of k, v, and becomes token at[i] of pages[i]; of its key the
-// mean `lane[i]` is taken. v null: as in encode_rows.
-struct LaneRowsArgs {
+// Records that tokens of several lanes become: item i is token row[i] of what there is of lane[i], and becomes token at[i]
+// of pages[i], of its key the lane's mean taken.
+struct LaneItems {
   CodecId codec{};
   PageShape shape;
-  const float* k = nullptr;
-  const float* v = nullptr;
-  size_t stride = 0;
   int items = 0;
   const int32_t* row = nullptr;
   const int32_t* lane = nullptr;
   std::byte* const* pages = nullptr;
   const int32_t* at = nullptr;
   const float* key_mean = nullptr;  // [lanes, heads, head_dim]
+};
+
+// Of rows: item i is row[i] of k, v, whatever its lane. v null: as in encode_rows.
+struct LaneRowsArgs : LaneItems {
+  const float* k = nullptr;
+  const float* v = nullptr;
+  size_t stride = 0;
 };
 // A page that takes more tokens and is written anew: the first `held` of a page (itself, of the same codec, or another),
 // then `count` rows.
@@ -48,23 +52,14 @@ struct RowMove {
   int32_t from_at, to_at;
 };
 
-// Tokens of several lanes that leave a run of pages for records: item i is token row[i] of lane lane[i]'s run, and becomes
-// token at[i] of pages[i], of its key the lane's mean taken.
-struct EnterArgs {
-  PageShape shape;
+// Of tokens that leave a run of pages, one of each lane.
+struct EnterArgs : LaneItems {
   CodecId from_codec{};
   const std::byte* from = nullptr;  // of lane 0; the run of each lane begins lane_pitch bytes behind the one before
   size_t pitch = 0;
   size_t lane_pitch = 0;
-  int first = 0;  // where token 0 is in the run
-  CodecId codec{};
-  int items = 0;
-  const int32_t* row = nullptr;
-  const int32_t* lane = nullptr;
-  std::byte* const* pages = nullptr;
-  const int32_t* at = nullptr;
-  const float* key_mean = nullptr;  // [lanes, row]
-  float* norm = nullptr;            // [lanes, norm_pitch] of values as they are read, at [lane[i]][row[i]]
+  int first = 0;          // where token 0 is in the run
+  float* norm = nullptr;  // [lanes, norm_pitch] of values as they are read, at [lane[i]][row[i]]
   size_t norm_pitch = 0;
   // Records that go elsewhere before anything is written. Where moves[i] begins an item comes to stand, if there are as many.
   const RowMove* moves = nullptr;

@@ -345,7 +345,7 @@ bool Admission::make_room(const Need& need) {
 
 // The first, and those behind it that are thinned with it. Returns how many.
 int Admission::carry_out(std::span<const Eviction> evictions) {
-  std::array<ClusterStore::Thinning, 32> thinned;
+  std::array<ClusterStore::Thinning, ClusterStore::kThinned> thinned;
   size_t n = 0;
   for (; n < std::min(evictions.size(), thinned.size()) && evictions[n].kind == Eviction::Kind::kThin; ++n)
     thinned[n] = {evictions[n].lane, evictions[n].cluster, evictions[n].keep};

@@ -31,7 +31,7 @@ struct Archive::Together {
       ++n;
     }
     LaneRowsArgs args(CodecId codec, PageShape shape, const float* k, const float* v, const float* key_means) const {
-      return {codec, shape, k, v, static_cast<size_t>(shape.row()), n, row, lane, pages, at, key_means};
+      return {{codec, shape, n, row, lane, pages, at, key_means}, k, v, static_cast<size_t>(shape.row())};
     }
   };
 

@@ -129,6 +129,7 @@ class ClusterStore {
     const uint8_t* keep;
   };
   void thin(std::span<const Thinning> clusters);
+  static constexpr int kThinned = 32;  // of them go to the kernels together
   // Members go, the summary stays.
   void collapse(int lane, ClusterId c);
   // The cluster goes, summary and all.
@@ -197,7 +198,6 @@ class ClusterStore {
   std::optional<SceneTable> scenes_;
   RunScratch run_;
   // Where kernels have memory of their own: pages of clusters that are thinned together, and which of them are a cluster's.
-  static constexpr int kThinned = 32;
   PackPage* packed_ = nullptr;  // [pages of DRAM]
   int packed_pages_ = 0;
   std::array<PackArgs, kThinned> packing_;

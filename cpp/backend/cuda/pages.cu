@@ -166,25 +166,13 @@ MOSAIC_DEVICE int nth_bit(unsigned bits, int i) {
 // Tokens of one head, `count` of those that stay from the `skip`th on -> rows of k, v, a warp a row.
 MOSAIC_DEVICE void decode_some(CodecId codec, int d, const std::byte* kb, unsigned stay, int skip, int count, float* k,
                                float* v) {
-  const std::byte* const vb = kb + k_panel(codec, d);
   with_codec(codec, [&](auto c) {
     using C = decltype(c);
     for (int i = simt::thread() / simt::kWarp; i < 2 * count; i += kThreads / simt::kWarp) {
       const int token = nth_bit(stay, skip + i / 2);
-      float* const to = (i % 2 == 0 ? k : v) + (i / 2) * d;
-      if constexpr (C::kHadamard) {
-        WarpRow row;
-        if (i % 2 == 0) {
-          decode_record<typename C::K>(kb, d, token, true, nullptr, &row);
-        } else {
-          decode_record<typename C::V>(vb, d, token, true, nullptr, &row);
-        }
-        for (float& number : row.x) number = coded_number(number);
-        put_row(row, d, to);
-      } else {
-        for (int ch = lane(); ch < d; ch += simt::kWarp)
-          to[ch] = i % 2 == 0 ? C::k(kb, d, ch, token) : C::v(vb, d, token, ch);
-      }
+      WarpRow row;
+      i % 2 == 0 ? read_row<C, true>(kb, d, token, &row) : read_row<C, false>(kb, d, token, &row);
+      put_row(row, d, (i % 2 == 0 ? k : v) + (i / 2) * d);
     }
   });
 }

@@ -4,6 +4,7 @@
 
 #include "backend/cuda/page_layout.h"
 #include "backend/cuda/simt.h"
+#include "codec/coded_number.h"
 #include "codec/rows.h"
 
 namespace mosaic::MOSAIC_SIMT {
@@ -98,6 +99,26 @@ MOSAIC_DEVICE void decode_record(const std::byte* panel, int d, int at, bool exi
     if (c >= d) break;
     row->x[i] = row->x[i] * (scale * hadamard_sign(c));
     if (mean != nullptr && exists) row->x[i] += mean[c];
+  }
+}
+
+// The keys, or values, of token `at` of a head's panels of any codec, as decode() gives them.
+template <class C, bool kKeys>
+MOSAIC_DEVICE void read_row(const std::byte* kb, int d, int at, WarpRow* row) {
+  const std::byte* const panel = kKeys ? kb : kb + k_panel_of<C>(d);
+  if constexpr (C::kHadamard) {
+    if constexpr (kKeys) {
+      decode_record<typename C::K>(panel, d, at, true, nullptr, row);
+    } else {
+      decode_record<typename C::V>(panel, d, at, true, nullptr, row);
+    }
+    for (float& number : row->x) number = coded_number(number);  // as keep_to_half() does
+  } else {
+#pragma unroll
+    for (int i = 0; i < kRowParts; ++i) {
+      const int c = lane() + simt::kWarp * i;
+      row->x[i] = c >= d ? 0.0f : kKeys ? C::k(panel, d, c, at) : C::v(panel, d, at, c);
+    }
   }
 }
 

@@ -4,7 +4,6 @@
 
 #include "backend/cuda/kernels.h"
 #include "backend/cuda/record_row.h"
-#include "codec/coded_number.h"
 
 namespace mosaic::MOSAIC_SIMT {
 namespace {
@@ -16,28 +15,11 @@ struct Pots {
 };
 static_assert(sizeof(Pots) <= 4096);
 
-// The keys, or values, of a head of token `at`: channels lane + 32 i of the warp, as decode() gives them.
+// The keys, or values, of a head of token `at`.
 template <bool kKeys>
 MOSAIC_DEVICE void read_row(const PageEntry& page, int d, int head, int at, WarpRow* row) {
   const std::byte* const kb = page.data + head_offset(page.codec, d, head);
-  with_codec(page.codec, [&](auto codec) {
-    using C = decltype(codec);
-    const std::byte* const panel = kKeys ? kb : kb + k_panel_of<C>(d);
-    if constexpr (C::kHadamard) {
-      if constexpr (kKeys) {
-        decode_record<typename C::K>(panel, d, at, true, nullptr, row);
-      } else {
-        decode_record<typename C::V>(panel, d, at, true, nullptr, row);
-      }
-      for (float& number : row->x) number = coded_number(number);
-    } else {
-#pragma unroll
-      for (int i = 0; i < kRowParts; ++i) {
-        const int c = lane() + simt::kWarp * i;
-        row->x[i] = c >= d ? 0.0f : kKeys ? C::k(panel, d, c, at) : C::v(panel, d, at, c);
-      }
-    }
-  });
+  with_codec(page.codec, [&](auto codec) { read_row<decltype(codec), kKeys>(kb, d, at, row); });
 }
 
 MOSAIC_DEVICE float square_of(const WarpRow& row, int d) {

@@ -174,7 +174,7 @@ TEST_CASE("lanes that are attended together, and their attention measured, come 
   }
 }
 
-TEST_CASE("records of several lanes are written, moved and gathered together as they are one by one") {
+TEST_CASE("records of several lanes are written and gathered together as they are one by one") {
   for (const std::string& name : implementations()) {
     CAPTURE(name);
     Kernels kernels(name, 1, kLimits);
@@ -191,8 +191,8 @@ TEST_CASE("records of several lanes are written, moved and gathered together as 
         pages.push_back(log.data() + static_cast<size_t>(i % 2) * bytes);
         expected_pages.push_back(expected.data() + static_cast<size_t>(i % 2) * bytes);
       }
-      kernels->encode_lane_rows({codec, kShape, k.data(), v.data(), kRow, 30, row.data(), lane.data(), pages.data(),
-                                 at.data(), means.data()});
+      const LaneItems items{codec, kShape, 30, row.data(), lane.data(), pages.data(), at.data(), means.data()};
+      kernels->encode_lane_rows({items, k.data(), v.data(), kRow});
       for (size_t i = 0; i < 30; ++i) {
         const size_t from = static_cast<size_t>(row[i]) * kRow;
         kernels->encode_row(codec, kShape, k.data() + from, v.data() + from, at[i], expected_pages[i],
@@ -201,9 +201,9 @@ TEST_CASE("records of several lanes are written, moved and gathered together as 
       CHECK(log == expected);
       // Of pages of one head the keys alone.
       const PageShape one{1, kShape.head_dim};
-      const LaneRowsArgs keys{codec,      one,         k.data(),     nullptr,   kRow,        10,
-                              row.data(), lane.data(), pages.data(), at.data(), means.data()};
-      kernels->encode_lane_rows(keys);
+      LaneItems few = items;
+      few.shape = one, few.items = 10;
+      kernels->encode_lane_rows({few, k.data(), nullptr, kRow});
       for (size_t i = 0; i < 10; ++i)
         kernels->encode_rows(codec, one, k.data() + static_cast<size_t>(row[i]) * kRow, nullptr, kRow, 1,
                              &expected_pages[i], &at[i], means.data() + static_cast<size_t>(lane[i]) * one.head_dim);
