@@ -64,27 +64,9 @@ TEST_CASE("edge gives up the tokens that received least, weighed by their values
       stream.frame(tokens);
       oracle.hear(first, tokens, listen, key_power);
       stream.memory->check_invariants();
-      for (size_t l = 0; l < oracle.lanes.size(); ++l) {
-        Lane& lane = oracle.lanes[l];
-        const std::set<int> now = kept(*stream.memory, static_cast<int>(l));
-        double least = 1e300, most = 0;  // worth of what stayed and could have gone, and of what went
-        std::vector<int> gone;
-        for (const auto& [position, received] : lane.received) {
-          const int frame = oracle.frames[position];
-          if (frame == 0 || frame > oracle.frame - 2) continue;  // the first frame and the window
-          if (frame == oracle.frame - 2) continue;               // has only now come in: it made room for itself
-          const double worth = received * oracle.norm(lane, position);
-          if (now.contains(position)) {
-            least = std::min(least, worth);
-          } else {
-            most = std::max(most, worth);
-            gone.push_back(position);
-          }
-        }
-        if (!gone.empty()) CHECK(most <= least * 1.01 + 1e-6);  // sums are halves
-        for (const int position : gone) lane.received.erase(position);
-        given_up += static_cast<int>(gone.size());
-      }
+      given_up += oracle.check_given_up([&](const Lane& lane, int position, double received, int, int) {
+        return received * oracle.norm(lane, position);
+      });
     }
     CHECK(given_up > 1000);
     const MemoryStats s = stream.memory->stats();

@@ -4,18 +4,16 @@
 
 #include <algorithm>
 #include <cmath>
-#include <set>
 #include <string>
 #include <vector>
 
-#include "support/shim_backend.h"
 #include "policy/by_worth.h"
+#include "support/shim_backend.h"
 #include "support/worth_oracle.h"
 
 namespace {
 
 using namespace mosaic;
-using mosaic::testing::kept;
 using mosaic::testing::Lane;
 using mosaic::testing::Oracle;
 using mosaic::testing::plain_config;
@@ -70,9 +68,6 @@ struct Rules {
   }
 };
 
-// The first frame may be one that never yields, the window's do not, and who has only now come in made room for himself.
-bool could_go(const Oracle& oracle, int frame) { return frame > 0 && frame < oracle.frame - kWindow; }
-
 }  // namespace
 
 TEST_CASE("what is worth least by the score that was asked for is given up, head by head") {
@@ -99,11 +94,16 @@ TEST_CASE("what is worth least by the score that was asked for is given up, head
         const int first_query = score == "template" ? played.tokens - std::max(trail, 1) : 0;
         oracle.hear(played.first, played.tokens, kListen, 0.5, first_query);
         stream.memory->check_invariants();
-        for (size_t l = 0; l < oracle.lanes.size(); ++l) {
-          Lane& lane = oracle.lanes[l];
-          const std::set<int> now = kept(*stream.memory, static_cast<int>(l));
-          std::vector<std::pair<int, double>> could;
-          for (const auto& [position, received] : lane.received)
+        given_up += oracle.check_given_up([&](const Lane& lane, int position, double received, int oldest, int newest) {
+          return rules.worth(score, lane, position, received, oldest, newest);
+        });
+      }
+      CHECK(given_up > 500);
+      CHECK(stream.memory->stats().tokens.dropped == given_up);
+    }
+  }
+}
+
 TEST_CASE("a score that does not look at attention has none measured while frames come, and no room is taken for it") {
   const auto room_for = [](const Plan& plan, const char* name) {
     return std::ranges::find(plan.parts, name, &Plan::Part::name)->bytes;
@@ -129,29 +129,6 @@ TEST_CASE("a score that does not look at attention has none measured while frame
     CHECK((room_for(stream.memory->plan(), "record scratch") < scratch) == (score.merit == Merit::kChange));
     stream.ask(3, 1, false);  // what a question pays is evidence
     CHECK(launched("attention_mass") + launched("attend_and_measure") > 0);
-  }
-}
-
-            if (could_go(oracle, oracle.frames[position])) could.emplace_back(position, received);
-          double least = 1e300, most = 0;  // worth of what stayed, and of what went
-          std::vector<int> gone;
-          for (const auto& [position, received] : could) {
-            const double worth = rules.worth(score, lane, position, received, could.front().first, could.back().first);
-            if (now.contains(position)) {
-              least = std::min(least, worth);
-            } else {
-              most = std::max(most, worth);
-              gone.push_back(position);
-            }
-          }
-          if (!gone.empty()) CHECK(most <= least * 1.01 + 1e-6);  // sums are halves
-          for (const int position : gone) lane.received.erase(position);
-          given_up += static_cast<int>(gone.size());
-        }
-      }
-      CHECK(given_up > 500);
-      CHECK(stream.memory->stats().tokens.dropped == given_up);
-    }
   }
 }
 

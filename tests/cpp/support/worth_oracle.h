@@ -1,6 +1,9 @@
 // What policies by records keep, judged in float64: every lane as its heads really attended, and who of its tokens is kept.
 #pragma once
 
+#include <doctest/doctest.h>
+
+#include <algorithm>
 #include <cmath>
 #include <map>
 #include <set>
@@ -29,6 +32,14 @@ struct Lane {
   std::map<int, double> received;  // by position, of tokens that are kept
   std::map<int, int> frame_of;
 };
+
+inline std::set<int> kept(const KvMemory& memory, int lane) {
+  const TokenLog& log = memory.records()->log();
+  std::set<int> found;
+  for (TokenSlot s = 0; s < log.capacity(); ++s)
+    if (log.holds(lane, s)) found.insert(log.positions(lane)[s]);
+  return found;
+}
 
 struct Oracle {
   PlayedStream& stream;
@@ -82,14 +93,36 @@ struct Oracle {
     for (int c = 0; c < stream.config.model.head_dim; ++c) sum += static_cast<double>(v[c]) * v[c];
     return std::sqrt(sum);
   }
+  // The first frame may be one that never yields, the window's do not, and who has only now come in made room for himself.
+  bool could_go(int of_frame) const { return of_frame > 0 && of_frame < frame - stream.config.window_frames; }
+  // In every lane what went was worth no more than what stayed, of all that could have gone, which came at `oldest` to
+  // `newest`: worth(lane, position, received, oldest, newest). It is forgotten here; returns how many went.
+  template <class Worth>
+  int check_given_up(const Worth& worth) {
+    int given_up = 0;
+    for (size_t l = 0; l < lanes.size(); ++l) {
+      Lane& lane = lanes[l];
+      const std::set<int> now = kept(*stream.memory, static_cast<int>(l));
+      std::vector<std::pair<int, double>> could;
+      for (const auto& [position, received] : lane.received)
+        if (could_go(frames[position])) could.emplace_back(position, received);
+      double least = 1e300, most = 0;  // worth of what stayed, and of what went
+      std::vector<int> gone;
+      for (const auto& [position, received] : could) {
+        const double worth_now = worth(lane, position, received, could.front().first, could.back().first);
+        if (now.contains(position)) {
+          least = std::min(least, worth_now);
+        } else {
+          most = std::max(most, worth_now);
+          gone.push_back(position);
+        }
+      }
+      if (!gone.empty()) CHECK(most <= least * 1.01 + 1e-6);  // sums are halves
+      for (const int position : gone) lane.received.erase(position);
+      given_up += static_cast<int>(gone.size());
+    }
+    return given_up;
+  }
 };
-
-inline std::set<int> kept(const KvMemory& memory, int lane) {
-  const TokenLog& log = memory.records()->log();
-  std::set<int> found;
-  for (TokenSlot s = 0; s < log.capacity(); ++s)
-    if (log.holds(lane, s)) found.insert(log.positions(lane)[s]);
-  return found;
-}
 
 }  // namespace mosaic::testing
