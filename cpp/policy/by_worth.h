@@ -3,8 +3,9 @@
 // no later reading brings back.
 //   worth    the attention a token receives from its own frame and the next ones, times the norm of its value: what the
 //            model itself makes of it says best what it will ask for, and carries over between families of models.
-//            What others have published is a score= each (Score, by_worth.cc: the next one is a line there). A token that comes while memory is not full has fewer rivals for attention: what it receives counts times
-//            the keys that shared it, to the power of key_power
+//            What others have published is a score= each (Score, by_worth.cc: the next one is a line there). A token
+//            that comes while memory is not full has fewer rivals for attention: what it receives counts times the
+//            keys that shared it, to the power of key_power
 //   likeness a token nearly the same as one that is worth more (centred keys and centred values) is missed less:
 //            its worth is taken by 1 - c^4
 //   give up  the least, one by one; what is left is never averaged
@@ -36,8 +37,8 @@ struct Score {
   Merit merit = Merit::kValueNorm;
   bool of_template = false;  // received from the template's tokens alone
   bool fades = false;        // the longer ago a token came, the less it is worth
-
   bool listens = true;       // whether worth() looks at `received`; else nobody measures it
+
   static std::span<const Score> all();
 };
 
@@ -59,8 +60,8 @@ class ByWorth : public Policy, public Retention {
   void serialize(Snapshot&, const ClusterStore&) override {}
 
   int listen_frames() const override { return s_.listen; }
-  float attention_weight(int keys) const override;
   bool listens() const override { return score_.listens; }
+  float attention_weight(int keys) const override;
   bool compares() const override { return s_.likeness; }
   DiskWishes disk() const override { return disk_; }
   bool listens_to_template() const override { return score_.of_template; }

@@ -7,7 +7,8 @@
 //   evict  mosaic_evict.cc  denser codec > colder tier > the members that their mean stands for best > the nearest
 //            clusters of a scene merge. Merging raises the radius of the lane, so the granularity follows the cap (BIRCH's
 //            rising threshold).
-// Each part can be taken away by a setting; published=1 sets those of the paper; unit="tokens" is another memory (mosaic_tokens.cc).
+// Each part can be taken away by a setting; published=1 sets those of the paper; unit="tokens" is another memory
+// (mosaic_tokens.cc).
 #pragma once
 
 #include <limits>

@@ -9,8 +9,8 @@
 // frame leaves the window, the policy says where its tokens go. A question selects once per layer with its own query
 // and lives on a branch that is dropped, or kept as dialogue. A bad block (NaN, wrong layer) is refused whole: nothing
 // of it is filed. Everything is taken when this is built; append and ask allocate nothing.
-//   kv_memory.cc its life · kv_memory_snapshot.cc into a file and back · attention.cc the seam · Selector what is read · Admission and Records what is kept ·
-//   positions.h where it stands
+//   kv_memory.cc its life · kv_memory_snapshot.cc into a file and back · attention.cc the seam · Selector what is read ·
+//   Admission and Records what is kept · positions.h where it stands
 // A device that fails ends the session, with an error that says so at every call; another may be opened.
 // One caller at a time (OneCaller): a second thread, a policy that calls the memory which is asking it, and a fork of the
 // process are refused with InvalidInput. stats() alone is for any thread: while somebody is inside it is what it was when

@@ -1,24 +1,24 @@
-// Recall: what a question or a frame reads of the archive. The pages of a lane that may hold what its queries would attend most are
-// listed - all there are, or where those are too many the best by coarse keys - and looked through: of their tokens that
-// are not kept in DRAM those of largest attention mass are chosen, measured against what the lane has just attended (its
-// log-sum-exp). The block then attends once more over both. Chosen once a question, or a frame, and lane. Lanes of a layer
-// are chosen for together: what is fetched for all of them is asked for at once, what is weighed is one launch and one wait.
-// What is looked through and not read (the rest) may count too: its keys say how much attention each query head would have paid it,
-// and the mean value of what the lane gave up answers for it, merged with that weight into every output.
+// Recall: what a question or a frame reads of the archive. The pages of a lane that may hold what its queries would attend
+// most are listed - all there are, or where those are too many the best by coarse keys - and looked through: of their
+// tokens that are not kept in DRAM those of largest attention mass are chosen, measured against what the lane has just
+// attended (its log-sum-exp). The block then attends once more over both. Chosen once a question, or a frame, and lane.
+// Lanes of a layer are chosen for together: what is fetched for all of them is asked for at once, what is weighed is one
+// launch and one wait. What is looked through and not read (the rest) may count too: its keys say how much attention each
+// query head would have paid it, and the mean value of what the lane gave up answers for it, merged with that weight into
+// every output.
 // Where the archive has clusters, those are weighed by their keys alone and the best are read whole (recall_clusters.cc).
 // What it brings on trained decoders, and what it costs there, stands in docs/results/decoders.md. Not thread-safe.
 #pragma once
 
 #include <array>
-#include <span>
 #include <cmath>
+#include <span>
 
 #include "runtime/block_selection.h"
 #include "store/archive.h"
 
 namespace mosaic {
 
-class Recall {
 // Items by weight, the heaviest first, among equals by index, so that two runs stay the same. What is no number weighs less
 // than nothing: queries on a device may be NaN until their block is committed, and a sort needs an order all the same.
 struct Heaviest {
@@ -28,6 +28,7 @@ struct Heaviest {
   bool operator()(int a, int b) const { return of(a) != of(b) ? of(a) > of(b) : a < b; }
 };
 
+class Recall {
  public:
   enum class Reader : uint8_t { kQuestion, kFrame };
   struct Wishes {

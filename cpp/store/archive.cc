@@ -258,9 +258,6 @@ void Archive::set_count(int lane, int n) {
   copied_[lane] = kNotCopied;
 }
 
-void Archive::forget_choices() {
-  for (int lane = 0; lane < shape_.lanes; ++lane) set_count(lane, 0);
-}
 int Archive::chosen_tokens(int lane) const {
   const Piece* const chosen = pieces_ + static_cast<size_t>(lane) * static_cast<size_t>(shape_.most_read);
   int tokens = 0;
@@ -268,6 +265,9 @@ int Archive::chosen_tokens(int lane) const {
   return tokens;
 }
 
+void Archive::forget_choices() {
+  for (int lane = 0; lane < shape_.lanes; ++lane) set_count(lane, 0);
+}
 
 int64_t Archive::fetch(int first, int lanes) {
   int64_t lost = 0;

@@ -1,6 +1,6 @@
 // CudaOps: Ops as kernels queued on one stream. It checks a call against the limits and where its pointers lie, hands
-// each kernel its scratch, and queues it, pages of a call each together (page_calls.h). Compiled for a GPU and, for tests, for the CPU (simt.h): `Target` is what
-// differs.
+// each kernel its scratch, and queues it, pages of a call each together (page_calls.h). Compiled for a GPU and, for tests,
+// for the CPU (simt.h): `Target` is what differs.
 #pragma once
 
 #include <memory>

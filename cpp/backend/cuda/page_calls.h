@@ -1,9 +1,10 @@
 // Pages that are written from rows, and read into rows, a page a call: what is asked for waits here and goes to the device
 // together, one launch for what is read and one for what is written. Reads go first, so a read is held back only while
 // nothing that waits is in its way; else that is launched before it. Writes that stand in each other's way - of one page, or
-// of a page that another takes tokens from - are a chain, which a block for each head goes through in its order; what stands in
-// the way of two chains, or of a page that lay otherwise, is launched before it. Nobody sees that it waits: the host may touch what it
-// gave, or was given, only after Ops::wait(), and every other op launches this first. Not thread-safe.
+// of a page that another takes tokens from - are a chain, which a block for each head goes through in its order; what
+// stands in the way of two chains, or of a page that lay otherwise, is launched before it. Nobody sees that it waits: the
+// host may touch what it gave, or was given, only after Ops::wait(), and every other op launches this first. Not
+// thread-safe.
 #pragma once
 
 #include "backend/cuda/simt.h"
