@@ -16,7 +16,8 @@ void bind_errors(py::module_& m) {
     }
   });
   py::register_exception<mosaic::InvariantError>(m, "InvariantError", PyExc_AssertionError);
-  py::register_exception<mosaic::DeviceError>(m, "DeviceError", PyExc_RuntimeError);
+  const auto device = py::register_exception<mosaic::DeviceError>(m, "DeviceError", PyExc_RuntimeError);
+  py::register_exception<mosaic::NoThreadError>(m, "NoThreadError", device);  // the last one is asked first
   py::register_exception<mosaic::SpillError>(m, "SpillError", PyExc_OSError);
   py::register_exception<mosaic::MemoryCapError>(m, "MemoryCapError", PyExc_MemoryError);
   py::register_exception<mosaic::InvalidInput>(m, "InvalidInput", PyExc_ValueError);

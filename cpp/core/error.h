@@ -28,6 +28,10 @@ struct SpillError : Error {
 struct DeviceError : Error {
   using Error::Error;
 };
+// The system has no thread for what needs one. Nothing was changed, and nothing that was given is at fault.
+struct NoThreadError : DeviceError {
+  using DeviceError::DeviceError;
+};
 // An invariant does not hold: a defect in this library, never the caller's fault.
 struct InvariantError : Error {
   using Error::Error;

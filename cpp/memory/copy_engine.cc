@@ -39,9 +39,9 @@ CopyEngine::CopyEngine(SpillFile& file, int capacity, void* memory)
   }
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
   if (!failure.empty())
-    throw DeviceError("the thread that copies to the disk could not start (" + failure +
-                      "). Lower kernel_threads=, leave disk= out, or raise the limit of threads or memory that this " +
-                      "process has.");
+    throw NoThreadError("the thread that copies to the disk could not start (" + failure +
+                        "). Lower kernel_threads=, leave disk= out, or raise the limit of threads or memory that " +
+                        "this process has.");
   pthread_setname_np(thread_.native_handle(), "mosaic-copy");
 }
 

@@ -71,7 +71,7 @@ class CopyEngine {
   // The ring, in host memory.
   static constexpr size_t bytes_for(int capacity) { return static_cast<size_t>(capacity) * sizeof(CopyRequest); }
 
-  // memory: bytes_for(capacity), 8-byte aligned. Throws InvalidInput, or DeviceError when no thread can be started.
+  // memory: bytes_for(capacity), 8-byte aligned. Throws InvalidInput, or NoThreadError when no thread can be started.
   CopyEngine(SpillFile& file, int capacity, void* memory);
   ~CopyEngine();
   CopyEngine(const CopyEngine&) = delete;

@@ -7,9 +7,24 @@ none: a ValueError is 2; OSError, ImportError and MemoryError are 1; all else is
 
 from __future__ import annotations
 
-from mosaic_edge._core import DeviceError, InvalidInput, InvariantError, MemoryCapError, SpillError
+from mosaic_edge._core import (
+    DeviceError,
+    InvalidInput,
+    InvariantError,
+    MemoryCapError,
+    NoThreadError,
+    SpillError,
+)
 
-__all__ = ["DeviceError", "InvalidInput", "InvariantError", "MemoryCapError", "SpillError", "exit_code_of"]
+__all__ = [
+    "DeviceError",
+    "InvalidInput",
+    "InvariantError",
+    "MemoryCapError",
+    "NoThreadError",
+    "SpillError",
+    "exit_code_of",
+]
 
 # The core knows no command line.
 MemoryCapError.exit_code = 3

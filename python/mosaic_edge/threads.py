@@ -8,7 +8,7 @@ from functools import cache
 
 
 def started(thread: threading.Thread, what: str) -> threading.Thread:
-    """It runs from here on. DeviceError, named by `what` it is for, where the system has no thread for it."""
+    """It runs from here on. NoThreadError, named by `what` it is for, where the system has no thread."""
     try:
         thread.start()
     except RuntimeError as error:
@@ -16,24 +16,13 @@ def started(thread: threading.Thread, what: str) -> threading.Thread:
     return thread
 
 
-_KNOB = "the limit of threads"
-"""That every error names that is for want of a thread, the core's own among them."""
-
-
-def is_no_thread(error: BaseException) -> bool:
-    """Whether it says that the system has no thread left, whoever needed it."""
-    from mosaic_edge import _core
-
-    return isinstance(error, _core.DeviceError) and _KNOB in str(error)
-
-
 def no_thread(what: str, error: RuntimeError) -> Exception:
-    """The DeviceError for what Python says where it cannot start one."""
+    """The error for what Python says where it cannot start one."""
     from mosaic_edge import _core  # not before it is needed: commands that run nothing load no core
 
     have = f"{error}; Python has {threading.active_count()} here"
-    return _core.DeviceError(
-        f"{what} needs a thread of its own, and there is none ({have}). Raise {_KNOB} "
+    return _core.NoThreadError(
+        f"{what} needs a thread of its own, and there is none ({have}). Raise the limit of threads "
         "(ulimit -u, TasksMax=, --pids-limit) or of memory that this process has, or end what else runs."
     )
 

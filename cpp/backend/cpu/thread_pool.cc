@@ -51,9 +51,9 @@ ThreadPool::ThreadPool(int threads) : threads_(threads > 0 ? threads : usable_co
       workers_[static_cast<size_t>(i - 1)] = std::thread([this, i] { worker_loop(i); });
     } catch (const std::system_error& error) {
       join();
-      throw DeviceError("kernel_threads=" + std::to_string(threads_) + ": only " + std::to_string(i) +
-                        " could start (" + error.what() + "). Lower kernel_threads=, or raise the limit of threads " +
-                        "or memory that this process has.");
+      throw NoThreadError("kernel_threads=" + std::to_string(threads_) + ": only " + std::to_string(i) +
+                          " could start (" + error.what() + "). Lower kernel_threads=, or raise the limit of threads " +
+                          "or memory that this process has.");
     }
   }
 }

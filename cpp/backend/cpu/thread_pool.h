@@ -23,7 +23,7 @@ class ThreadPool {
   static constexpr int kMostThreads = 1024;
   static constexpr int kMaxTasks = (1 << 20) - 1;
 
-  // threads: 0: usable_cores(). Throws InvalidInput, or DeviceError where one cannot start, and leaves none behind.
+  // threads: 0: usable_cores(). Throws InvalidInput, or NoThreadError where one cannot start, and leaves none behind.
   explicit ThreadPool(int threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;

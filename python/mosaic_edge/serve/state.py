@@ -11,10 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from mosaic_edge.errors import DeviceError
+from mosaic_edge.errors import DeviceError, NoThreadError
 from mosaic_edge.question import seconds
 from mosaic_edge.session import Session
-from mosaic_edge.threads import is_no_thread
 
 SUFFIX = ".session"
 _log = logging.getLogger(__name__)
@@ -45,16 +44,16 @@ class StateFolder:
 
     def restore(self, name: str, restored: Callable[[Path], _Restored]) -> _Restored | None:
         """What restored(file) makes of a saved session; None where there is none, or it was refused and lies
-        aside now. DeviceError where the system has no thread for it: that is no fault of the file, which
+        aside now. NoThreadError where the system has no thread for it: that is no fault of the file, which
         stays."""
         file = self.file(name)
         if not file.exists():
             return None
         try:
             made = restored(file)
+        except NoThreadError:
+            raise
         except (ValueError, MemoryError, OSError, DeviceError) as error:
-            if is_no_thread(error):
-                raise
             aside = self._put_aside(file)
             why = " ".join(str(error).split())
             self.notify(f"state: {file} was not restored and is kept as {aside.name}: {why}")

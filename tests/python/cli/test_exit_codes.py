@@ -20,6 +20,7 @@ from mosaic_edge.sources import SourceError
         (_core.SpillError("no space"), 1),
         (_core.InvariantError("broken"), 1),
         (_core.DeviceError("gone"), 1),
+        (_core.NoThreadError("none left"), 1),
         (SourceError("a.mp4", None, "it is empty"), 1),
         (ModelError("no such model"), 2),
         (GraphCutError("cannot be cut"), 2),

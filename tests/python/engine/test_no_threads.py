@@ -14,10 +14,11 @@ import pytest
 
 from mosaic_edge import AsyncSession, Engine, cli, stream_live
 from mosaic_edge.cli import progress
-from mosaic_edge.errors import DeviceError
+from mosaic_edge.errors import DeviceError, NoThreadError
 from mosaic_edge.models import sandbox, tokenizer
 from mosaic_edge.serve.worker import Worker
 from mosaic_edge.sources import Frame, LiveSource
+from mosaic_edge.threads import started
 from numpy_vlm import NumpyVlm, picture
 
 
@@ -48,7 +49,7 @@ def session() -> Any:
 
 
 def refused(call: Callable[[], object], after: int = 0) -> str:
-    with threads_but(after), pytest.raises(DeviceError) as error:
+    with threads_but(after), pytest.raises(NoThreadError) as error:
         call()
     text = str(error.value)
     assert "needs a thread of its own, and there is none (can't start new thread; Python has" in text
@@ -71,6 +72,14 @@ def test_a_model_whose_trial_finds_no_thread_is_not_said_to_be_wrong(monkeypatch
     assert there > 3, "parts of the decoder, two graphs, first runs"
     said = [refused(lambda: Engine.load("mosaic-tiny", threads=1), after) for after in range(there)]
     assert all(".onnx" in text and ": trying it under a limit of time needs" in text for text in said)
+
+
+def test_a_thread_that_the_system_refuses_is_refused_by_that_name() -> None:
+    before = threading.stack_size(1 << 46)  # more than there are addresses
+    try:
+        refused(lambda: started(threading.Thread(target=print), "a test"), 1)
+    finally:
+        threading.stack_size(before)
 
 
 def test_the_command_line_says_it_in_one_line(capfd: pytest.CaptureFixture[str]) -> None:
@@ -107,7 +116,7 @@ def test_a_frame_that_found_no_thread_under_asyncio_is_not_taken_later() -> None
     async def tried() -> int:
         opened = session()
         with opened:
-            with threads_but(), pytest.raises(DeviceError, match="AsyncSession needs a thread"):
+            with threads_but(), pytest.raises(NoThreadError, match="AsyncSession needs a thread"):
                 await AsyncSession(opened).append(picture(0), 0.0)
             async with AsyncSession(opened) as again:
                 await again.append(picture(1), 1.0)

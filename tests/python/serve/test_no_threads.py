@@ -14,7 +14,7 @@ import pytest
 
 from http_service import serving
 from mosaic_edge.engine import Engine
-from mosaic_edge.errors import DeviceError
+from mosaic_edge.errors import DeviceError, NoThreadError
 from mosaic_edge.serve import questions
 from mosaic_edge.serve.served import ServedSession
 from mosaic_edge.serve.sessions import ServeSettings, Sessions
@@ -84,7 +84,7 @@ def test_a_start_that_finds_no_thread_for_a_saved_session_ends_and_leaves_all_fi
     before = [saved.file(name).stat().st_mtime_ns for name in names]
     with (
         no_thread_called(f"session {names[which]}"),
-        pytest.raises(DeviceError, match=f"session {names[which]} needs a thread of its own"),
+        pytest.raises(NoThreadError, match=f"session {names[which]} needs a thread of its own"),
     ):
         started_anew(saved)
     assert [saved.file(name).stat().st_mtime_ns for name in names] == before
@@ -98,7 +98,7 @@ def test_a_start_that_finds_no_thread_to_save_restores_nothing(
     with (
         monkeypatch.context() as patch,
         no_thread_called("mosaic-save"),
-        pytest.raises(DeviceError, match="saving sessions every so often needs a thread"),
+        pytest.raises(NoThreadError, match="saving sessions every so often needs a thread"),
     ):
         patch.setattr(StateFolder, "restore", lambda *_: pytest.fail("it began"))
         started_anew(saved)
@@ -109,10 +109,19 @@ def test_a_start_whose_core_finds_no_threads_leaves_all_files(saved: StateFolder
     names = saved.names()
     with (
         little_address_space(),
-        pytest.raises(DeviceError, match=r"kernel_threads=1000: only .* could start"),
+        pytest.raises(NoThreadError, match=r"kernel_threads=1000: only .* could start"),
     ):
         started_anew(saved, kernel_threads=1000)
     same_there(saved, names)
+
+
+def test_a_session_that_a_device_refuses_lies_aside_whatever_it_says(saved: StateFolder) -> None:
+    def refused(_: Path) -> None:
+        raise DeviceError("2.0 GiB needed. Raise the limit of threads, or lower memory=.")
+
+    name = saved.names()[0]
+    assert saved.restore(name, refused) is None
+    assert saved.file(name).with_name(f"{name}.session.refused-1").exists()
 
 
 def test_a_source_that_finds_no_thread_is_closed_and_so_is_the_session_it_was_for(
@@ -138,7 +147,7 @@ def test_a_session_that_was_not_fed_has_no_source() -> None:
     with serving() as service:
         path = service.client.session()
         served: ServedSession = service.sessions.get(path.rpartition("/")[2])
-        with no_thread_called("mosaic-feed"), pytest.raises(DeviceError, match="source 'door' needs"):
+        with no_thread_called("mosaic-feed"), pytest.raises(NoThreadError, match="source 'door' needs"):
             served.feed("door", Source())  # type: ignore[arg-type]
         assert service.client.good("GET", path)["source"] is None
 
@@ -157,7 +166,7 @@ def test_a_socket_that_finds_no_thread_leaves_no_descriptor(
         monkeypatch.setattr(questions.socket, "socketpair", noted)
         with (
             no_thread_called("mosaic-socket"),
-            pytest.raises(DeviceError, match="answering at a socket needs"),
+            pytest.raises(NoThreadError, match="answering at a socket needs"),
             questions.answering(session, tmp_path / "ask.sock"),
         ):
             pytest.fail("it began")
