@@ -282,3 +282,34 @@ def test_runs_of_other_seeds_are_joined_into_what_one_run_gives(small: Small, tm
     with pytest.raises(SystemExit):
         cli.main(["--join", str(tmp_path / "1,3"), "--out", str(out)])
     assert json.loads((out / "decoders.json").read_text())["rows"] == whole["rows"]
+
+
+@pytest.mark.parametrize("broken", ["a page that cannot be made", "a disk that is full"])
+def test_a_table_that_cannot_be_written_leaves_the_rows_of_before(
+    broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from decoders import join, report
+
+    before = {"decoders.json": '{"commands": ["a"], "rows": [], "ladder": []}', "decoders.md": "A head.\n"}
+    for folder in ("out", "other"):
+        (tmp_path / folder).mkdir()
+        for name, text in before.items():
+            (tmp_path / folder / name).write_text(text)
+    write = Path.write_text
+
+    def full(path: Path, text: str) -> int:
+        if "decoders.md" in path.name:
+            write(path, text[:5])
+            raise OSError(28, "No space left on device")
+        return write(path, text)
+
+    def unmade(*_: object) -> str:
+        raise KeyError("a column")
+
+    if broken == "a disk that is full":
+        monkeypatch.setattr(Path, "write_text", full)
+    else:
+        monkeypatch.setattr(report, "tables", unmade)
+    with pytest.raises((OSError, KeyError)):
+        join.join(tmp_path / "out", [tmp_path / "other"], "")
+    assert {path.name: path.read_text() for path in (tmp_path / "out").iterdir()} == before

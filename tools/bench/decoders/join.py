@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from .report import ANSWERED, SAME, Row, page
+from .report import ANSWERED, SAME, Row, page, save
 
 COUNTS = ("bytes", "disk_bytes", "tokens", "tokens_read", "tokens_read_frames", "tokens_kept")
 PARTS = {"tokens_by_place": 0, "attend_ms": 2}  # and to how many decimals
@@ -25,9 +25,8 @@ def join(folder: Path, others: Iterable[Path], head: str) -> None:
         head = table.read_text().split("\n    python tools/bench", 1)[0]
     commands = list(dict.fromkeys(command for one in found for command in one["commands"]))
     joined = {kind: rows_of(row for one in found for row in one[kind]) for kind in ("rows", "ladder")}
-    folder.mkdir(parents=True, exist_ok=True)
-    data.write_text(json.dumps({"commands": commands, **joined}, indent=1) + "\n")
-    table.write_text(page(head, commands, joined["rows"] + joined["ladder"]))
+    text = page(head, commands, joined["rows"] + joined["ladder"])
+    save(folder, {"commands": commands, **joined}, text)
 
 
 def rows_of(found: Iterable[Row]) -> list[Row]:

@@ -160,13 +160,26 @@ def _number(value: float | None) -> str:
 def write(cells: list[Row], folder: Path, head: str) -> None:
     """docs: decoders.md, and decoders.json with the product's rows apart from the other rungs."""
     rows = merged(cells)
-    folder.mkdir(parents=True, exist_ok=True)
     product = [r for r in rows if r["rung"] in ("packed", "disk")]
     ladder = [r for r in rows if r["rung"] not in ("packed", "disk")]
     commands = list(dict.fromkeys(cell["command"] for cell in cells))
     data = {"commands": commands, "rows": product, "ladder": ladder}
-    (folder / "decoders.json").write_text(json.dumps(data, indent=1) + "\n")
-    (folder / "decoders.md").write_text(page(head, commands, rows))
+    save(folder, data, page(head, commands, rows))
+
+
+def save(folder: Path, data: dict[str, Any], text: str) -> None:
+    """decoders.json and decoders.md, both or neither: a full disk leaves those of before."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {"decoders.json": json.dumps(data, indent=1) + "\n", "decoders.md": text}
+    aside = {name: folder / f".{name}.part" for name in files}
+    try:
+        for name, part in aside.items():
+            part.write_text(files[name])
+        for name, part in aside.items():
+            part.replace(folder / name)
+    finally:
+        for part in aside.values():
+            part.unlink(missing_ok=True)
 
 
 def page(head: str, commands: Iterable[str], rows: list[Row]) -> str:
