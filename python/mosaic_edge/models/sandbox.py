@@ -16,6 +16,8 @@ CPU_SECONDS = 20
 WALL_SECONDS = 180.0
 """Longer, because a busy machine is no fault of the model's."""
 MEMORY_BYTES = 4 << 30
+OF_THE_MACHINE = (_core.DeviceError, MemoryError)
+"""What is no fault of what a directory brought, however it is tried."""
 _OUT_OF_TIME = (9, 24)  # SIGKILL and SIGXCPU: what a limit of CPU time ends in
 _CHILD = """
 import json, sys

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from mosaic_edge import _core
 from mosaic_edge.models.directory import read_json
 from mosaic_edge.models.frames import check_frames, normalise, resize_area
 from mosaic_edge.models.generation import sampling_said
@@ -31,6 +30,7 @@ from mosaic_edge.models.model_text import most_tokens
 from mosaic_edge.models.newline import encode_with_newline
 from mosaic_edge.models.prompt import Prompt, named_template, no_template_for_system, prompt_from
 from mosaic_edge.models.rope import absolute_position
+from mosaic_edge.models.sandbox import OF_THE_MACHINE
 from mosaic_edge.models.schema import card_settings
 from mosaic_edge.models.thinking import thinking_of
 from mosaic_edge.models.tokenizer import TextTokenizer
@@ -306,7 +306,7 @@ def fitting(name: str) -> Iterator[None]:
     """What torch and transformers raise inside, as a ModelError: config, processor and weights differ."""
     try:
         yield
-    except (ModelError, _core.DeviceError, MemoryError):
+    except (ModelError, *OF_THE_MACHINE):
         raise
     except Exception as error:
         cause = " ".join(str(error).split())[:300] or type(error).__name__

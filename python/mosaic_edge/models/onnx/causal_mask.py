@@ -12,7 +12,7 @@ import onnx
 
 from mosaic_edge.models.onnx.graph_part import GraphPart
 from mosaic_edge.models.onnx.sites import GraphIndex
-from mosaic_edge.models.onnx.trial import OF_THE_MACHINE
+from mosaic_edge.models.sandbox import OF_THE_MACHINE
 
 _TRIALS = ((0, 5), (3, 4), (7, 1))  # tokens before, tokens now
 _FAR = (

@@ -11,7 +11,8 @@ import onnxruntime as ort
 
 from mosaic_edge.models.onnx.cut import EMBEDS, LOGITS, CutGraph, Segment
 from mosaic_edge.models.onnx.cut_cache import CachedCut, CachedSegment
-from mosaic_edge.models.onnx.trial import OF_THE_MACHINE, loaded
+from mosaic_edge.models.onnx.trial import loaded
+from mosaic_edge.models.sandbox import OF_THE_MACHINE
 from mosaic_edge.models.vlm import Attend, DeviceAttend, FloatArray, ModelError
 
 

@@ -19,7 +19,7 @@ from mosaic_edge.models.onnx.causal_mask import CausalProof
 from mosaic_edge.models.onnx.graph_part import GraphPart
 from mosaic_edge.models.onnx.single_operators import Pieces
 from mosaic_edge.models.onnx.sites import AttentionSite, GraphCutError, Rotary, label
-from mosaic_edge.models.onnx.trial import OF_THE_MACHINE
+from mosaic_edge.models.sandbox import OF_THE_MACHINE
 
 _TRIALS = ((0, 5), (3, 4), (7, 1))  # tokens before, tokens now
 _ROWS = 1024  # of the tables

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mosaic_edge.models.onnx.trial import OF_THE_MACHINE
+from mosaic_edge.models.sandbox import OF_THE_MACHINE
 from mosaic_edge.models.vlm import FloatArray, ModelError
 
 PADDED = {"phi3_v", "phi3v", "phi4mm", "phi4_multimodal"}

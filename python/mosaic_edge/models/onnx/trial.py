@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 import numpy as np
 import onnxruntime as ort
 
-from mosaic_edge import _core
 from mosaic_edge.models.vlm import ModelError
 from mosaic_edge.threads import started
 
@@ -21,8 +20,6 @@ SECONDS = 120.0
 """Of a first run: a large vision encoder on a small board takes a few."""
 LOAD_SECONDS = 600.0
 """Of what reads weights, maybe gigabytes from a slow card."""
-OF_THE_MACHINE = (_core.DeviceError, MemoryError)
-"""What is no fault of a graph, however it is tried."""
 THREAD = "mosaic-trial"
 END_SECONDS = 5.0
 """What work that is told to end may still take."""

@@ -19,7 +19,8 @@ import onnxruntime as ort
 from mosaic_edge.models.frames import FrameRules, PatchRules
 from mosaic_edge.models.onnx.pooling import POOLED, halved
 from mosaic_edge.models.onnx.tiles import Tiles, size_of, tiles_of
-from mosaic_edge.models.onnx.trial import OF_THE_MACHINE, TrialSession
+from mosaic_edge.models.onnx.trial import TrialSession
+from mosaic_edge.models.sandbox import OF_THE_MACHINE
 from mosaic_edge.models.vlm import FloatArray, FrameArray, ModelError
 
 FRAME_TOKENS = 256

@@ -28,9 +28,10 @@ from mosaic_edge.models.onnx.facts import DecoderFacts
 from mosaic_edge.models.onnx.files import ModelFiles, bytes_on_disk, decoder_hints
 from mosaic_edge.models.onnx.graph_file import data_folder, read_graph
 from mosaic_edge.models.onnx.sites import GraphCutError
-from mosaic_edge.models.onnx.trial import LOAD_SECONDS, OF_THE_MACHINE, TrialSession, watched
+from mosaic_edge.models.onnx.trial import LOAD_SECONDS, TrialSession, watched
 from mosaic_edge.models.onnx.vision import PixelSettings, VisionGraph
 from mosaic_edge.models.rope import absolute_position
+from mosaic_edge.models.sandbox import OF_THE_MACHINE
 from mosaic_edge.models.schema import card_settings
 from mosaic_edge.models.tokenizer import TextTokenizer
 from mosaic_edge.models.video_text import VideoText
