@@ -1,8 +1,8 @@
 """The command line as a process: `mosaic-edge`, or `python -m mosaic_edge`.
 
-Ctrl-C is heard from here on, which is before anything large is imported. While a module is, it ends the
-process at once: an exception in there is lost in some modules, and aborts others (torch's, in C++). Files
-and folders of the command that are not to stay go first.
+Ctrl-C, SIGTERM and SIGHUP are heard from here on, which is before anything large is imported. While a module
+is, they end the process at once: an exception in there is lost in some modules, and aborts others (torch's,
+in C++). Files and folders of the command that are not to stay go first.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
@@ -19,24 +20,42 @@ _PROCESS = os.getpid()
 _NOT_WRITTEN = (OSError, ValueError, AttributeError, RuntimeError)
 """What writing to a standard file raises: it is closed, there is none, or it is being written to."""
 
+_SAID = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
+"""The signals that end a command, and what it says then."""
+_CODES = {number: 128 + number for number in _SAID}
+_LETHAL = {_CODES[number]: number for number in (signal.SIGTERM, signal.SIGHUP)}
+"""Those that a command dies of, as if it heard nothing: a shell and Docker make that exit code of it, and to
+systemd a service that it stopped has not failed."""
+_came: list[int] = []
+"""Signals, in their order: the first is what ended the command."""
+
 
 def program() -> NoReturn:
     """Run one command, then end."""
     _fill_standard_files()
-    heard = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # a background job may ignore it
-    if heard:
-        signal.signal(signal.SIGINT, _interrupted)
-    from mosaic_edge.cli import main
+    heard = [number for number in _SAID if _is_default(number)]  # a background job may ignore Ctrl-C
+    _hear(heard, _interrupted)
+    from mosaic_edge import cli
 
-    if heard:
-        signal.signal(signal.SIGINT, _raise_or_end)
+    cli.stopped = _how
+    _hear(heard, _raise_or_end)
     try:
-        code = main()
+        code = cli.main()
     except KeyboardInterrupt:
         _interrupted()
-    if heard:
-        signal.signal(signal.SIGINT, lambda *_: _end(code))  # it has said what it had to say
+    _hear(heard, lambda *_: _end(code))  # it has said what it had to say
+    if code in _LETHAL:
+        _end(code)
     sys.exit(code)
+
+
+def _is_default(number: int) -> bool:
+    return signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+
+
+def _hear(numbers: list[signal.Signals], handler: Callable[[int, FrameType | None], object]) -> None:
+    for number in numbers:
+        signal.signal(number, handler)
 
 
 def _fill_standard_files() -> None:
@@ -48,6 +67,7 @@ def _fill_standard_files() -> None:
 
 
 def _raise_or_end(number: int, frame: FrameType | None) -> None:
+    _came.append(number)
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             _interrupted()
@@ -55,14 +75,21 @@ def _raise_or_end(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _interrupted(*_: object) -> NoReturn:
+def _how() -> tuple[str, int]:
+    number = signal.Signals(_came[0] if _came else signal.SIGINT)
+    return _SAID[number], _CODES[number]
+
+
+def _interrupted(number: int = signal.SIGINT, *_: object) -> NoReturn:
     """As cli.main() says it."""
+    _came.append(number)
+    said, code = _how()
     with suppress(*_NOT_WRITTEN):
-        sys.stderr.write("mosaic-edge: interrupted\n")
+        sys.stderr.write(f"mosaic-edge: {said}\n")
     with suppress(*_NOT_WRITTEN):
         if "--json" in sys.argv:
-            sys.stdout.write('{\n "error": "interrupted",\n "exit_code": 130\n}\n')
-    _end(130)
+            sys.stdout.write(f'{{\n "error": "{said}",\n "exit_code": {code}\n}}\n')
+    _end(code)
 
 
 def _end(code: int) -> NoReturn:
@@ -73,6 +100,9 @@ def _end(code: int) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with suppress(*_NOT_WRITTEN):
             stream.flush()
+    if code in _LETHAL:
+        signal.signal(_LETHAL[code], signal.SIG_DFL)
+        os.kill(os.getpid(), _LETHAL[code])  # which does nothing to the first process of a container
     os._exit(code)
 
 

@@ -14,10 +14,12 @@ from videos import make_video as make_video
 
 @pytest.fixture(scope="session", autouse=True)
 def _hears_interrupts() -> Iterator[None]:
-    """A shell's background job ignores SIGINT, and so would what a test starts and interrupts."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """A shell's background job ignores SIGINT, one under nohup SIGHUP, and so would what a test starts."""
+    heard = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in heard.items()}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

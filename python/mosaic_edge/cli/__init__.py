@@ -2,6 +2,7 @@
 
 Results go to stdout, progress and errors to stderr. --json prints one JSON document and nothing else.
 Exit codes: 0 done, 1 it failed, 2 bad usage, 3 a cap that is impossible or was breached; see errors.py.
+A signal that ends it: 128 and its number; see __main__.py.
 """
 
 from __future__ import annotations
@@ -29,6 +30,14 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Streaming video memory for vision-language models under a hard memory cap.",
 )
+
+
+def _interrupted() -> tuple[str, int]:
+    return "interrupted", 130
+
+
+stopped = _interrupted
+"""What a command says that a signal ended, and its exit code: __main__ hears others than Ctrl-C."""
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
@@ -74,9 +83,9 @@ def log_lines() -> Iterator[None]:
 def _run(arguments: list[str]) -> int:
     try:
         code = app(args=arguments, standalone_mode=False, prog_name="mosaic-edge")
-        return (_fail("interrupted", 130, arguments) if code == 130 else code) if isinstance(code, int) else 0
+        return (_fail(*stopped(), arguments) if code == 130 else code) if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted", 130, arguments)
+        return _fail(*stopped(), arguments)
     except StdoutError:
         raise
     except SystemExit:  # what typer and rich make of a broken pipe

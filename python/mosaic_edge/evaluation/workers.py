@@ -19,6 +19,7 @@ from typing import Any
 from mosaic_edge._core import DeviceError
 from mosaic_edge.threads import started
 
+_ENDS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 Run = Callable[[dict[Any, Any]], Iterator[tuple[Any, Any]]]
 """run(tasks) yields (key, result) of every task (function, *arguments) as they end."""
 
@@ -63,8 +64,8 @@ class _Pool:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
         try:
             resource_tracker.ensure_running()  # starting it unblocks what is blocked
-            # Ctrl-C is for who began them, who ends them: processes inherit what is blocked.
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            # What ends a command is for who began them, who ends them: processes inherit what is blocked.
+            signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)
             ours, theirs = multiprocessing.Pipe()
             with theirs:
                 process = multiprocessing.get_context("spawn").Process(

@@ -19,6 +19,7 @@ from typing import Any
 
 from mosaic_edge.question import seconds
 from mosaic_edge.serve.account import Account
+from mosaic_edge.serve.ends import ends
 from mosaic_edge.serve.questions import answering
 from mosaic_edge.serve.rate import RateGovernor
 from mosaic_edge.serve.state import SavedStream
@@ -54,7 +55,7 @@ def stream_live(
     state: SavedStream | None = None,
     rate: RateGovernor | None = None,
 ) -> Streamed:
-    """Stream `source` (any FrameSource) until it ends, or until SIGTERM or SIGINT; both are a good end.
+    """Stream `source` (any FrameSource) until it ends, or until SIGTERM, SIGINT or SIGHUP: a good end.
 
     socket: a Unix socket to answer at while frames go in. account: a CSV of the memory account, with a row
     every `every` seconds. progress(pts seconds, frames) is called after every frame. asking: keywords of
@@ -121,7 +122,7 @@ def _goes_on(session: Session) -> Iterator[None]:
 
 
 class _Stop:
-    """SIGTERM and SIGINT end the body: at once while it waits for the camera, else after the frame, or when
+    """What ends a service ends the body: at once while it waits for the camera, else after the frame, or when
     that takes too long; a second one at once, whatever is being done."""
 
     def __init__(self, session: Session) -> None:
@@ -134,7 +135,7 @@ class _Stop:
 
     def __enter__(self) -> _Stop:
         if self.handles:
-            handlers = {signal.SIGTERM: self._ask, signal.SIGINT: self._ask, signal.SIGALRM: self._cut}
+            handlers = {**dict.fromkeys(ends(), self._ask), signal.SIGALRM: self._cut}
             self._before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         return self
 

@@ -18,6 +18,7 @@ from fastapi import FastAPI
 
 from mosaic_edge.errors import DeviceError
 from mosaic_edge.serve.connections import MOST_CONNECTIONS, Connection
+from mosaic_edge.serve.ends import ends
 from mosaic_edge.serve.requests import FRAME_BYTES
 from mosaic_edge.serve.sessions import Sessions
 from mosaic_edge.serve.watchdog import Watchdog
@@ -45,7 +46,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def run(app: FastAPI, sessions: Sessions, listener: socket.socket) -> None:
-    """Serve until SIGTERM or SIGINT; both are a good end. In the main thread. systemd is told that it is up
+    """Serve until SIGTERM, SIGINT or SIGHUP: a good end. In the main thread. systemd is told that it is up
     and, while connections and models get further, that it lives."""
     config = uvicorn.Config(
         app,
@@ -61,7 +62,7 @@ def run(app: FastAPI, sessions: Sessions, listener: socket.socket) -> None:
     )
     most = END_SECONDS if sessions.settings.state is None else SAVE_SECONDS
     server = _Server(config, sessions, most)
-    before = {number: signal.signal(number, server.handle_exit) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, server.handle_exit) for number in ends()}
     try:
         with Watchdog(server.stuck):
             with _log_of(server):

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -23,7 +22,6 @@ from mosaic_edge.cli.check import show_check
 from mosaic_edge.cli.demo import show_demo
 from mosaic_edge.cli.output import DataConsole, visible
 from mosaic_edge.cli.run import show_run
-from videos import MakeVideo
 
 TINY = Path(mosaic_edge.__file__).parent / "models" / "tiny"
 MARKED = [
@@ -200,61 +198,6 @@ def test_a_closed_stderr_changes_no_code() -> None:
     assert process.returncode == 3 and json.loads(out)["exit_code"] == 3
 
 
-AT_ITS_FIRST_FRAME = """
-import os, sys
-from mosaic_edge import cli
-from mosaic_edge.sources import VideoSource
-from mosaic_edge.world import World
-
-def watched(kind, name):
-    method = getattr(kind, name)
-    def first(*given):
-        setattr(kind, name, method)
-        os.close(int(sys.argv[1]))
-        return method(*given)
-    setattr(kind, name, first)
-
-watched(World, "render")
-watched(VideoSource, "__iter__")
-sys.exit(cli.main(sys.argv[2:]))
-"""
-"""A command that closes a pipe when it gets to its frames."""
-
-
-@pytest.mark.parametrize("command", ["demo", "stress", "eval", "run"])
-def test_an_interrupted_command_says_so_in_its_document(
-    command: str, tmp_path: Path, make_video: MakeVideo
-) -> None:
-    arguments = {
-        "demo": ["demo", "--seconds", "100000", "--out", str(tmp_path / "demo")],
-        "stress": ["stress", "--frames", "1000000", "--out", str(tmp_path / "stress")],
-        "eval": ["eval", "--lengths", "2048", "--out", str(tmp_path / "eval")],
-        "run": [
-            "run",
-            "--source",
-            str(make_video("a.mp4", [i / 10 for i in range(3000)])),
-            "--fps",
-            "1000",
-            "--ask",
-            "what ?",
-        ],
-    }[command]
-    frames, theirs = os.pipe()
-    words = [sys.executable, "-c", AT_ITS_FIRST_FRAME, str(theirs), *arguments, "--json"]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, pass_fds=[theirs])
-    os.close(theirs)
-    try:
-        with os.fdopen(frames, "rb") as pipe:
-            pipe.read()
-        assert process.poll() is None, process.communicate()
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=120)
-    finally:
-        process.kill()  # one that heard nothing would go on for hours
-    assert json.loads(out) == {"error": "interrupted", "exit_code": 130}
-    assert (process.returncode, err) == (130, b"mosaic-edge: interrupted\n")
-
-
 def test_no_file_of_a_command_becomes_a_standard_file_that_was_closed(tmp_path: Path) -> None:
     pipe, account = tmp_path / "pipe", tmp_path / "account.csv"
     os.mkfifo(pipe)
@@ -275,123 +218,6 @@ def test_no_file_of_a_command_becomes_a_standard_file_that_was_closed(tmp_path: 
         process.communicate(timeout=60)
         os.close(writer)
     assert links == [os.devnull, os.devnull]
-
-
-STUB = """
-import os, signal, time
-try:
-    os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(60)
-except BaseException:
-    raise ImportError("not now") from None
-"""
-"""A module that is being imported when Ctrl-C comes, and makes of it what it likes."""
-
-
-@pytest.mark.parametrize("module", ["typer", "onnxruntime", "torch"])
-@pytest.mark.parametrize("json_wanted", [True, False])
-def test_an_interruption_while_modules_are_imported_is_one_line(
-    module: str, json_wanted: bool, tmp_path: Path
-) -> None:
-    (tmp_path / f"{module}.py").write_text(STUB)
-    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
-    words = ["plan", "--layout", "transformers" if module == "torch" else "onnx", "--model", "mosaic-tiny"]
-    process = start(
-        [*words, *["--json"] * json_wanted], stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": path}
-    )
-    out, err = process.communicate(timeout=50)
-    assert (process.returncode, err) == (130, b"mosaic-edge: interrupted\n")
-    assert out == b"" if not json_wanted else json.loads(out) == {"error": "interrupted", "exit_code": 130}
-
-
-def test_an_interruption_by_an_import_within_a_command_leaves_no_file_of_it(tmp_path: Path) -> None:
-    (tmp_path / "late.py").write_text(STUB)
-    (tmp_path / "temporary").mkdir()
-    code = """
-import tempfile
-from mosaic_edge import __main__, cli
-from mosaic_edge.output_file import OutputFile
-
-def halfway():
-    trace = OutputFile("trace.json", "trace")
-    with tempfile.TemporaryDirectory():
-        import late
-
-cli.main = halfway
-__main__.program()
-"""
-    environment = os.environ | {"TMPDIR": str(tmp_path / "temporary"), "PYTHONDONTWRITEBYTECODE": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
-    words = [sys.executable, "-c", code]
-    done = subprocess.run(
-        words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=50
-    )
-    assert (done.returncode, done.stderr) == (130, "mosaic-edge: interrupted\n")
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["late.py", "temporary"]
-
-
-def test_a_fork_that_is_interrupted_removes_nothing_of_the_command(tmp_path: Path) -> None:
-    code = """
-import os, tempfile
-from mosaic_edge import __main__, cli
-
-def forks():
-    with tempfile.TemporaryDirectory(dir=".") as folder:
-        child = os.fork()
-        if not child:
-            __main__._interrupted()
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130
-        assert os.path.isdir(folder)
-    return 0
-
-cli.main = forks
-__main__.program()
-"""
-    words = [sys.executable, "-c", code]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=50)
-    assert (done.returncode, done.stderr) == (0, "mosaic-edge: interrupted\n")
-
-
-def test_an_interruption_while_a_line_is_written_ends_the_command_as_any() -> None:
-    code = """
-import sys
-from mosaic_edge import __main__
-
-class Written:
-    def write(self, text=""):
-        raise RuntimeError("reentrant call inside <_io.BufferedWriter name='<stderr>'>")
-
-    flush = write
-
-sys.stderr = sys.stdout = Written()
-sys.argv = ["mosaic-edge", "--json"]
-__main__._interrupted()
-"""
-    words = [sys.executable, "-c", code]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=50)
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
-
-
-@pytest.mark.parametrize("end", ["atexit.register(interrupt)", "raise SystemExit(interrupt())"])
-def test_an_interruption_of_a_command_that_has_said_everything_says_no_more(end: str) -> None:
-    code = f"""
-import atexit, os, signal, sys
-from mosaic_edge import __main__, cli
-
-def interrupt():
-    os.kill(os.getpid(), signal.SIGINT)
-
-def said():
-    print("all")
-    {end}
-    return 3
-
-cli.main = said
-__main__.program()
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    expected = (3, "all\n", "") if "atexit" in end else (130, "all\n", "mosaic-edge: interrupted\n")
-    assert (done.returncode, done.stdout, done.stderr) == expected
 
 
 def test_what_the_package_logs_is_a_line_on_stderr_while_a_command_runs(

@@ -28,7 +28,7 @@ from mosaic_edge.serve.state import StateFolder
 from serve_process import PACKAGE, process
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_it_well_whatever_clients_do(number: signal.Signals) -> None:
     with process() as (running, client, said):
         assert said["url"].startswith("http://127.0.0.1:")

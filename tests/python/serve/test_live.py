@@ -94,7 +94,7 @@ def test_the_socket_answers_as_it_was_told_to(session: Session) -> None:
     assert min(moment["start"] for moment in answers[0]["evidence"]) >= 10.9  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_the_stream_and_leaves_the_handlers_as_they_were(
     session: Session, number: signal.Signals
 ) -> None:
@@ -104,6 +104,15 @@ def test_a_signal_ends_the_stream_and_leaves_the_handlers_as_they_were(
     assert (ended.frames, ended.error, robot.closed) == (5, None, 1)
     assert signal.getsignal(number) is before
     session.check_invariants()
+
+
+def test_a_stream_under_nohup_outlives_its_terminal(session: Session) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        ended = stream_live(session, Robot(9, {5: lambda: os.kill(os.getpid(), signal.SIGHUP)}))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert (ended.frames, ended.error) == (9, None)
 
 
 def when(holds: Callable[[], object], *numbers: signal.Signals) -> threading.Thread:
