@@ -2,7 +2,8 @@
 
 Ctrl-C, SIGTERM and SIGHUP are heard from here on, which is before anything large is imported. While a module
 is, they end the process at once: an exception in there is lost in some modules, and aborts others (torch's,
-in C++). Files and folders of the command that are not to stay go first.
+in C++). So does a second one, and one whose exception is lost. Files and folders of the command that are not
+to stay go first.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ _CODES = {number: 128 + number for number in _SAID}
 _LETHAL = {_CODES[number]: number for number in (signal.SIGTERM, signal.SIGHUP)}
 """Those that a command dies of, as if it heard nothing: a shell and Docker make that exit code of it, and to
 systemd a service that it stopped has not failed."""
+_heard: list[signal.Signals] = []
+"""Of these, those that nobody told this process to ignore, as a background job's Ctrl-C is."""
 _came: list[int] = []
 """Signals, in their order: the first is what ended the command."""
 
@@ -33,17 +36,18 @@ _came: list[int] = []
 def program() -> NoReturn:
     """Run one command, then end."""
     _fill_standard_files()
-    heard = [number for number in _SAID if _is_default(number)]  # a background job may ignore Ctrl-C
-    _hear(heard, _interrupted)
+    _heard.extend(number for number in _SAID if _is_default(number))
+    _hear(_interrupted)
     from mosaic_edge import cli
 
     cli.stopped = _how
-    _hear(heard, _raise_or_end)
+    sys.unraisablehook = _lost
+    _hear(_raise_or_end)
     try:
         code = cli.main()
     except KeyboardInterrupt:
         _interrupted()
-    _hear(heard, lambda *_: _end(code))  # it has said what it had to say
+    _hear(lambda *_: _end(code))  # it has said what it had to say
     if code in _LETHAL:
         _end(code)
     sys.exit(code)
@@ -53,8 +57,8 @@ def _is_default(number: int) -> bool:
     return signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
 
 
-def _hear(numbers: list[signal.Signals], handler: Callable[[int, FrameType | None], object]) -> None:
-    for number in numbers:
+def _hear(handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> None:
+    for number in _heard:
         signal.signal(number, handler)
 
 
@@ -68,6 +72,8 @@ def _fill_standard_files() -> None:
 
 def _raise_or_end(number: int, frame: FrameType | None) -> None:
     _came.append(number)
+    if len(_came) > 1:
+        _interrupted()
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             _interrupted()
@@ -75,9 +81,19 @@ def _raise_or_end(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def _lost(unraisable: sys.UnraisableHookArgs) -> None:
+    """An exception that nobody hears: it came in the callback of a weak reference, in __del__."""
+    if _came and isinstance(unraisable.exc_value, KeyboardInterrupt):
+        _interrupted()
+    sys.__unraisablehook__(unraisable)
+
+
 def _how() -> tuple[str, int]:
+    """What is said now, and the exit code; who is told to end meanwhile does."""
     number = signal.Signals(_came[0] if _came else signal.SIGINT)
-    return _SAID[number], _CODES[number]
+    said, code = _SAID[number], _CODES[number]
+    _hear(lambda *_: _end(code))
+    return said, code
 
 
 def _interrupted(number: int = signal.SIGINT, *_: object) -> NoReturn:
@@ -94,6 +110,7 @@ def _interrupted(number: int = signal.SIGINT, *_: object) -> NoReturn:
 
 def _end(code: int) -> NoReturn:
     """At once, with what was written and without what is for the time of the command."""
+    _hear(signal.SIG_IGN)
     if os.getpid() == _PROCESS:  # in a fork, they are not its own
         with suppress(Exception):
             weakref.finalize._exitfunc()  # type: ignore[attr-defined]

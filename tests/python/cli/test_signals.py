@@ -244,6 +244,64 @@ def test_the_first_process_of_a_container_which_no_signal_kills_has_the_exit_cod
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 143
 
 
+AGAIN = """
+import os, signal, tempfile, time, weakref
+from mosaic_edge import __main__, cli
+from mosaic_edge.output_file import OutputFile
+
+class Thing:
+    pass
+
+def sent(*_):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+def lost():
+    thing = Thing()
+    reference = weakref.ref(thing, sent)
+    del thing
+
+def within():
+    try:
+        sent()
+        time.sleep(60)
+    finally:
+        sent()
+        time.sleep(60)
+
+def works():
+    trace = OutputFile("trace.json", "trace")
+    with tempfile.TemporaryDirectory(dir="."):
+        {call}()
+        time.sleep(60)
+
+cli.app = lambda **_: works()
+__main__.program()
+"""
+"""A command that is told to end where Python loses what its handler raises, or once more while it ends."""
+
+
+@pytest.mark.parametrize("call", ["lost", "within"])
+def test_a_command_that_does_not_hear_the_first_signal_or_hears_another_ends_at_once(
+    call: str, tmp_path: Path
+) -> None:
+    words = [sys.executable, "-c", AGAIN.replace("{call}", call)]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=50)
+    assert (done.returncode, done.stderr) == (-signal.SIGTERM, "mosaic-edge: terminated\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_many_signals_leave_no_more_than_one(tmp_path: Path) -> None:
+    """But that its line may be lost to the next one."""
+    process = started(["stress", "--frames", "1000000", "--trace", "trace.json", "--out", "out"], tmp_path)
+    for number in (signal.SIGTERM, *SAID) * 9:
+        with suppress(ProcessLookupError):
+            process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode in {status for _, _, status in SAID.values()}
+    assert err.decode() in {"", *(f"mosaic-edge: {said}\n" for said, _, _ in SAID.values())}
+    assert out.count(b"error") <= 1 and not list(tmp_path.rglob("*.part"))
+
+
 @pytest.mark.parametrize("end", ["atexit.register(interrupt)", "raise SystemExit(interrupt())"])
 def test_an_interruption_of_a_command_that_has_said_everything_says_no_more(end: str) -> None:
     code = f"""
