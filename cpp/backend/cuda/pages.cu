@@ -15,8 +15,8 @@ namespace {
 constexpr int kThreads = kPageThreads;
 
 // k, v: of the head.
-MOSAIC_DEVICE void encode_head(CodecId codec, int d, int head, const float* k, const float* v, size_t stride, int count,
-                               std::byte* page, const float* key_mean) {
+MOSAIC_DEVICE_CALL void encode_head(CodecId codec, int d, int head, const float* k, const float* v, size_t stride,
+                                    int count, std::byte* page, const float* key_mean) {
   std::byte* const kb = page + head_offset(codec, d, head);
   const size_t k_bytes = k_panel(codec, d), words = head_bytes(codec, d) / sizeof(simt::Bytes16);
   for (size_t i = static_cast<size_t>(simt::thread()); i < words; i += kThreads) {
@@ -47,8 +47,8 @@ encode_run_kernel(CodecId codec, PageShape shape, const float* k, const float* v
   set_run(codec, shape, simt::block_x(), simt::block_y(), begin, end, k, v, stride, pages, pitch, key_mean);
 }
 
-MOSAIC_DEVICE void set_token(CodecId codec, PageShape shape, int head, std::byte* page, int at, const float* k,
-                             const float* v, const float* key_mean) {
+MOSAIC_DEVICE_CALL void set_token(CodecId codec, PageShape shape, int head, std::byte* page, int at, const float* k,
+                                  const float* v, const float* key_mean) {
   const int d = shape.head_dim;
   std::byte* const kb = page + head_offset(codec, d, head);
   with_codec(codec, [&](auto c) {
@@ -69,8 +69,8 @@ encode_rows_kernel(CodecId codec, PageShape shape, const float* k, const float* 
             key_mean);
 }
 
-MOSAIC_DEVICE void move_token(CodecId codec, int d, int head_index, const std::byte* from, int from_at, std::byte* to,
-                              int to_at) {
+MOSAIC_DEVICE_CALL void move_token(CodecId codec, int d, int head_index, const std::byte* from, int from_at,
+                                   std::byte* to, int to_at) {
   const size_t head = head_offset(codec, d, head_index);
   with_codec(codec, [&](auto c) {
     using C = decltype(c);
@@ -97,8 +97,8 @@ MOSAIC_KERNEL(kThreads, 1) encode_lane_rows_kernel(const LaneRowsArgs a) {
 }
 
 // Tokens [begin, begin + count) of one head -> rows of k, v.
-MOSAIC_DEVICE void decode_head(CodecId codec, int d, const std::byte* kb, int begin, int count, float* k, float* v,
-                               size_t stride, const float* mean) {
+MOSAIC_DEVICE_CALL void decode_head(CodecId codec, int d, const std::byte* kb, int begin, int count, float* k, float* v,
+                                    size_t stride, const float* mean) {
   const std::byte* const vb = kb + k_panel(codec, d);
   with_codec(codec, [&](auto c) {
     using C = decltype(c);
@@ -164,8 +164,8 @@ MOSAIC_DEVICE int nth_bit(unsigned bits, int i) {
 }
 
 // Tokens of one head, `count` of those that stay from the `skip`th on -> rows of k, v, a warp a row.
-MOSAIC_DEVICE void decode_some(CodecId codec, int d, const std::byte* kb, unsigned stay, int skip, int count, float* k,
-                               float* v) {
+MOSAIC_DEVICE_CALL void decode_some(CodecId codec, int d, const std::byte* kb, unsigned stay, int skip, int count,
+                                    float* k, float* v) {
   with_codec(codec, [&](auto c) {
     using C = decltype(c);
     for (int i = simt::thread() / simt::kWarp; i < 2 * count; i += kThreads / simt::kWarp) {
@@ -191,25 +191,21 @@ MOSAIC_KERNEL(kThreads, 1) pack_kernel(MOSAIC_PARAMETER PackRuns all) {
   float* const k = reinterpret_cast<float*>(simt::shared<uint8_t>() + kPageCodes);
   float* const v = k + kPageTokens * d;
   int held = 0, to = 0;
-  const auto write = [&] {
+  for (int p = 0, done = 0; p < run.n_pages;) {
+    const PackPage page = run.pages[p];
+    const int left = simt::ones(page.stay) - done, room = kPageTokens - held, n = left < room ? left : room;
+    if (n > 0)
+      decode_some(page.codec, d, page.data + head_offset(page.codec, d, head), page.stay, done, n, k + held * d,
+                  v + held * d);
+    held += n, done += n;
+    if (n == left) ++p, done = 0;
+    if (held == 0 || (held < kPageTokens && p < run.n_pages)) continue;
     simt::barrier();  // the rows are there
     encode_head(run.pages[to].codec, d, head, k, v, static_cast<size_t>(d), held, run.pages[to].data, nullptr);
     simt::barrier();  // and free again
     ++to;
     held = 0;
-  };
-  for (int p = 0; p < run.n_pages; ++p) {
-    const PackPage page = run.pages[p];
-    const int staying = simt::ones(page.stay);
-    for (int done = 0; done < staying;) {
-      const int n = staying - done < kPageTokens - held ? staying - done : kPageTokens - held;
-      decode_some(page.codec, d, page.data + head_offset(page.codec, d, head), page.stay, done, n, k + held * d,
-                  v + held * d);
-      done += n, held += n;
-      if (held == kPageTokens) write();
-    }
   }
-  if (held > 0) write();
 }
 
 // What the page holds, and the rows behind it, stand together in shared memory before it is written.

@@ -25,13 +25,15 @@
 #include "backend/cuda/cuda_check.h"
 #define MOSAIC_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
 #define MOSAIC_DEVICE __device__ __forceinline__
-#define MOSAIC_PARAMETER const __grid_constant__  // of a kernel, indexed where it lies
+#define MOSAIC_DEVICE_CALL __device__ __noinline__  // what many kernels of a file have in common
+#define MOSAIC_PARAMETER const __grid_constant__    // of a kernel, indexed where it lies
 #else
 #define MOSAIC_SIMT shim
 #include <functional>
 #include <vector>
 #define MOSAIC_KERNEL(threads, blocks) void
 #define MOSAIC_DEVICE inline
+#define MOSAIC_DEVICE_CALL inline
 #define MOSAIC_PARAMETER const
 #endif
 
