@@ -2,7 +2,8 @@
 
 An error of ours carries its code (`exit_code`): 3 for a cap, 1 for the machine, a file or a defect of the
 core, 2 for what was asked for. So do SourceError and ModelError, where they are defined. Python's own have
-none: a ValueError is 2; OSError, ImportError and MemoryError are 1; all else is a defect here.
+none: a ValueError is 2; OSError, ImportError, MemoryError, and what a library says of memory in an error of
+its own, are 1; all else is a defect here.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from mosaic_edge._core import (
     NoThreadError,
     SpillError,
 )
+from mosaic_edge.models.sandbox import says_no_memory
 
 __all__ = [
     "DeviceError",
@@ -43,4 +45,5 @@ def exit_code_of(error: BaseException) -> int | None:
     code: int | None = getattr(error, "exit_code", None)
     if code is not None:
         return code
-    return next((code for kinds, code in _PYTHONS if isinstance(error, kinds)), None)
+    known = next((code for kinds, code in _PYTHONS if isinstance(error, kinds)), None)
+    return 1 if known is None and says_no_memory(error) else known

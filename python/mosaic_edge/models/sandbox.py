@@ -18,6 +18,8 @@ WALL_SECONDS = 180.0
 MEMORY_BYTES = 4 << 30
 OF_THE_MACHINE = (_core.DeviceError, MemoryError)
 """What is no fault of what a directory brought, however it is tried."""
+_NO_MEMORY = ("bad_alloc", "allocate memory", "out of memory")
+"""In what ONNX Runtime, torch and CUDA say, each by errors whose classes say nothing."""
 _OUT_OF_TIME = (9, 24)  # SIGKILL and SIGXCPU: what a limit of CPU time ends in
 _CHILD = """
 import json, sys
@@ -74,3 +76,18 @@ def limited(where: str, call: str, *given: object) -> Any:
     if "error" in said:
         raise ModelError(f"{where}: {said['error']} ({limits})")
     return said["made"]
+
+
+def says_no_memory(error: BaseException) -> bool:
+    """Whether a library says by it that there was no memory left."""
+    return isinstance(error, MemoryError) or any(said in str(error) for said in _NO_MEMORY)
+
+
+def check_memory(error: BaseException, where: str) -> None:
+    """MemoryError, named `where`, for an error that says so: of the machine, or of what asks for too much."""
+    if says_no_memory(error):
+        cause = " ".join(str(error).split())[:300] or type(error).__name__
+        raise MemoryError(
+            f"{where}: no memory is left for it ({cause}). Raise the limit of memory that this process has "
+            "(ulimit -v, MemoryMax=), or take a smaller model."
+        ) from None

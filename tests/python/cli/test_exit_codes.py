@@ -28,6 +28,7 @@ from mosaic_edge.sources import SourceError
         (FileNotFoundError("there"), 1),
         (ModuleNotFoundError("onnx"), 1),
         (MemoryError("none left"), 1),
+        (RuntimeError("FAIL : Failed to allocate memory for requested buffer of size 9"), 1),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else str(value),
 )

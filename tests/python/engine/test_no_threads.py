@@ -16,6 +16,7 @@ from mosaic_edge import AsyncSession, Engine, cli, stream_live
 from mosaic_edge.cli import progress
 from mosaic_edge.errors import DeviceError, NoThreadError
 from mosaic_edge.models import sandbox, tokenizer
+from mosaic_edge.models.onnx import trial
 from mosaic_edge.serve.worker import Worker
 from mosaic_edge.sources import Frame, LiveSource
 from mosaic_edge.threads import started
@@ -80,6 +81,20 @@ def test_a_thread_that_the_system_refuses_is_refused_by_that_name() -> None:
         refused(lambda: started(threading.Thread(target=print), "a test"), 1)
     finally:
         threading.stack_size(before)
+
+
+@pytest.mark.parametrize("said", ["std::bad_alloc", "Failed to allocate memory for requested buffer of 9"])
+def test_a_model_for_which_there_is_no_memory_is_not_said_to_be_wrong(
+    said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: Any, **__: Any) -> None:
+        raise RuntimeError(f"[ONNXRuntimeError] : 1 : FAIL : {said}")
+
+    monkeypatch.setattr(trial.ort, "InferenceSession", none)
+    with pytest.raises(
+        MemoryError, match=rf"\.onnx .*no memory is left for it \(.*{said}\)\. Raise the limit"
+    ):
+        Engine.load("mosaic-tiny")
 
 
 def test_the_command_line_says_it_in_one_line(capfd: pytest.CaptureFixture[str]) -> None:

@@ -119,6 +119,21 @@ def test_no_weights_at_all_are_named(copy: Path) -> None:
     assert refused(copy).endswith("no *.safetensors")
 
 
+@pytest.mark.parametrize("at", ["the weights", "the first run"])
+def test_a_model_for_which_there_is_no_memory_is_not_said_to_be_wrong(
+    at: str, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: Any, **__: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+    if at == "the weights":
+        monkeypatch.setattr(transformers.AutoModelForImageTextToText, "from_pretrained", none)
+    else:
+        monkeypatch.setattr(torch.nn.Linear, "forward", none)
+    with pytest.raises(MemoryError, match=r"no memory is left for it .*Raise the limit of memory"):
+        Engine.load(copy)
+
+
 def test_a_missing_image_processor_is_named(copy: Path) -> None:
     (copy / "preprocessor_config.json").unlink()
     assert "no image processor: expected preprocessor_config.json" in refused(copy)

@@ -29,6 +29,7 @@ from mosaic_edge.models.hf.weight_only import quantise
 from mosaic_edge.models.hub import PICKLES
 from mosaic_edge.models.image_settings import video_settings
 from mosaic_edge.models.prompt import chat_template_in
+from mosaic_edge.models.sandbox import check_memory
 from mosaic_edge.models.tensor_file import header_of, tensor_files
 from mosaic_edge.models.tokenizer import check_tokenizer
 from mosaic_edge.models.vlm import ModelError
@@ -118,6 +119,7 @@ def _read_weights(folder: Path, built: Any, dtype: torch.dtype, pickled: bool) -
             output_loading_info=True,
         )
     except Exception as error:  # transformers, safetensors and torch raise all kinds
+        check_memory(error, str(folder))
         raise ModelError(f"{folder}: cannot be loaded ({' '.join(str(error).split())[:300]})") from None
     finally:
         if quiet:

@@ -30,7 +30,7 @@ from mosaic_edge.models.model_text import most_tokens
 from mosaic_edge.models.newline import encode_with_newline
 from mosaic_edge.models.prompt import Prompt, named_template, no_template_for_system, prompt_from
 from mosaic_edge.models.rope import absolute_position
-from mosaic_edge.models.sandbox import OF_THE_MACHINE
+from mosaic_edge.models.sandbox import OF_THE_MACHINE, check_memory
 from mosaic_edge.models.schema import card_settings
 from mosaic_edge.models.thinking import thinking_of
 from mosaic_edge.models.tokenizer import TextTokenizer
@@ -309,6 +309,7 @@ def fitting(name: str) -> Iterator[None]:
     except (ModelError, *OF_THE_MACHINE):
         raise
     except Exception as error:
+        check_memory(error, name)
         cause = " ".join(str(error).split())[:300] or type(error).__name__
         raise ModelError(f"{name}: its parts do not fit together ({cause})") from None
 

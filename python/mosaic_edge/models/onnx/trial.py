@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import onnxruntime as ort
 
+from mosaic_edge.models.sandbox import check_memory
 from mosaic_edge.models.vlm import ModelError
 from mosaic_edge.threads import started
 
@@ -60,6 +61,7 @@ def watched(
             f"{where}: {late} in {seconds:g} s: a graph that loops, or with too much to work out?"
         )
     if failed:
+        check_memory(failed[0], where)
         raise failed[0]
     return made[0]
 
