@@ -61,6 +61,7 @@ def stress(
     else:
         show_stress(result, out, console())
     end_with(result["breach"], 3)
+    end_with(result.get("unwritten"), 1)
 
 
 def show_stress(result: dict[str, Any], out: Path, console: Console) -> None:

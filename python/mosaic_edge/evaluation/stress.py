@@ -44,7 +44,8 @@ FULL = 0.98
 def run_stress(settings: StressSettings, out: Path, progress: Progress | None = None) -> dict[str, Any]:
     """Stream, then write memory.csv, memory.png and stress.json to `out`.
 
-    "breach" of the result is one line saying who needs what, what there is and which knob it is, or None.
+    "breach" of the result is one line saying who needs what, what there is and which knob it is, or None;
+    "unwritten", where it is there, why not all of it is in `out`: a full disk takes no result with it.
     Raises ValueError for a bad setting and MemoryCapError for a cap that cannot hold the least there must be.
     """
     engine = Engine.load(settings.model, **settings.load)
@@ -58,7 +59,15 @@ def run_stress(settings: StressSettings, out: Path, progress: Progress | None = 
         stress = _Stress(settings, engine, session)
         stress.stream(progress)
         result = stress.result()
-    curve = stress.curve
+    try:
+        _write(result, stress.curve, stress.warm_frame, out)
+    except OSError as error:
+        why = error.strerror or str(error)
+        result["unwritten"] = f"out={str(out)!r}: not all of it was written there ({why})"
+    return result
+
+
+def _write(result: dict[str, Any], curve: NDArray[np.float64], warm: int | None, out: Path) -> None:
     with (out / "memory.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
@@ -67,15 +76,12 @@ def run_stress(settings: StressSettings, out: Path, progress: Progress | None = 
     try:
         from mosaic_edge.evaluation.plots.stress import plot_stress
 
-        plot_stress(
-            {name: curve[:, i] for i, name in enumerate(COLUMNS)}, stress.warm_frame, out / "memory.png"
-        )
+        plot_stress({name: curve[:, i] for i, name in enumerate(COLUMNS)}, warm, out / "memory.png")
     except ModuleNotFoundError as error:
         print(
             f"mosaic-edge: no plot: {error.name} is not installed: pip install 'mosaic_edge[eval]'",
             file=sys.stderr,
         )
-    return result
 
 
 class _Stress:

@@ -9,7 +9,7 @@ import time
 import warnings
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import psutil
 
@@ -78,9 +78,15 @@ class Account:
         """A file with its header, made aside and put in place, which the one before leaves."""
         assert self._path is not None
         try:
-            descriptor, aside = tempfile.mkstemp(".part", f".{self._path.name[:50]}.", self._path.parent)
-        except OSError as error:  # of a name that nobody gave
+            file = self._made()
+        except OSError as error:  # of a name that nobody gave, or of none
             raise OSError(error.errno, f"account=: {error.strerror}", os.fspath(self._path)) from None
+        self._file, self._rows = file, 0
+        self._writer = csv.writer(file)
+
+    def _made(self) -> TextIO:
+        assert self._path is not None
+        descriptor, aside = tempfile.mkstemp(".part", f".{self._path.name[:50]}.", self._path.parent)
         file = os.fdopen(descriptor, "w", newline="")
         try:
             csv.writer(file).writerow(COLUMNS)
@@ -89,11 +95,11 @@ class Account:
                 self._path.replace(self._older())
             Path(aside).replace(self._path)
         except BaseException:
-            file.close()
             Path(aside).unlink(missing_ok=True)
+            with suppress(OSError):  # what is left in its buffer is what did not fit
+                file.close()
             raise
-        self._file, self._rows = file, 0
-        self._writer = csv.writer(file)
+        return file
 
     def _older(self) -> Path:
         assert self._path is not None

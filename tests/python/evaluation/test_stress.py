@@ -211,3 +211,14 @@ def test_growth_is_judged_without_a_disk_too(tmp_path: Path) -> None:
     assert result["breach"] is None
     assert result["memory"]["tokens"]["dropped"] > 0
     assert result["rss"]["judged"]
+
+
+def test_a_disk_that_is_full_at_the_end_takes_no_result_with_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "memory.csv").symlink_to("/dev/full")
+    assert cli.main([*ARGUMENTS, str(tmp_path)]) == 1
+    out, err = capsys.readouterr()
+    assert json.loads(out)["frames"] == 60
+    assert err == f"mosaic-edge: {json.loads(out)['unwritten']}\n"
+    assert "not all of it was written there (No space left on device)" in err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import resource
 import signal
 import socket
 import tempfile
@@ -224,6 +225,19 @@ def test_a_source_that_breaks_off_is_told_and_any_other_error_is_raised(session:
     with pytest.raises(ValueError, match="session is closed"):
         stream_live(session, wrong)
     assert wrong.closed == 1
+
+
+def test_an_account_that_the_disk_has_no_room_for_is_named_and_leaves_nothing(
+    session: Session, tmp_path: Path
+) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"account=: File too large: '.*a\.csv'"):
+            stream_live(session, Robot(3), account=tmp_path / "a.csv")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
 
 
 def test_rows_of_an_account_need_time_between_them(session: Session) -> None:
