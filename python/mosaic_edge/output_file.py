@@ -77,6 +77,9 @@ def regular(path: str | Path, knob: str) -> Path:
     text = _text(path, knob, "a file")
     try:
         real = Path(os.path.realpath(text))
+    except OSError as error:  # the current folder is gone
+        raise ValueError(f"{knob}={text!r}: {error.strerror or error}") from None
+    try:
         mode = Path(text).stat().st_mode  # /dev/stdout may lead to what has no path
     except FileNotFoundError:
         return real

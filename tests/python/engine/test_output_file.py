@@ -87,6 +87,17 @@ def test_a_path_that_can_hold_no_file_is_refused_before_anything_starts(
     assert not list(tmp_path.glob("*.part"))
 
 
+def test_a_path_in_a_current_folder_that_is_gone_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(ValueError, match=r"trace='t\.json': No such file or directory"):
+        session(trace="t.json")
+
+
 def test_a_trace_replaces_a_file_when_it_is_whole_and_a_full_disk_costs_the_trace_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
