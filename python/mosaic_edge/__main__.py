@@ -17,6 +17,8 @@ from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
+from mosaic_edge.ends import Told
+
 _PROCESS = os.getpid()
 _NOT_WRITTEN = (OSError, ValueError, AttributeError, RuntimeError)
 """What writing to a standard file raises: it is closed, there is none, or it is being written to."""
@@ -31,6 +33,7 @@ _heard: list[signal.Signals] = []
 """Of these, those that nobody told this process to ignore, as a background job's Ctrl-C is."""
 _came: list[int] = []
 """Signals, in their order: the first is what ended the command."""
+_told = Told()
 
 
 def program() -> NoReturn:
@@ -71,6 +74,8 @@ def _fill_standard_files() -> None:
 
 
 def _raise_or_end(number: int, frame: FrameType | None) -> None:
+    if not _told.count():
+        return
     _came.append(number)
     if len(_came) > 1:
         _interrupted()

@@ -17,9 +17,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from mosaic_edge.ends import Told, ends
 from mosaic_edge.question import seconds
 from mosaic_edge.serve.account import Account
-from mosaic_edge.serve.ends import ends
 from mosaic_edge.serve.questions import answering
 from mosaic_edge.serve.rate import RateGovernor
 from mosaic_edge.serve.state import SavedStream
@@ -128,6 +128,7 @@ class _Stop:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._busy = self._wanted = self._whole = False
+        self._told = Told()
         self._began = 0.0
         self.handles = threading.current_thread() is threading.main_thread()
         self.took = 0.0
@@ -165,6 +166,8 @@ class _Stop:
         return f"a frame takes over {took:.0f} s" if self._busy and took > seconds else None
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
+        if not self._told.count():
+            return
         again, self._wanted = self._wanted, True
         self._session.ending = True
         if again or not self._busy:

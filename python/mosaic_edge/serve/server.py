@@ -16,9 +16,9 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
+from mosaic_edge.ends import Told, ends
 from mosaic_edge.errors import DeviceError
 from mosaic_edge.serve.connections import MOST_CONNECTIONS, Connection
-from mosaic_edge.serve.ends import ends
 from mosaic_edge.serve.requests import FRAME_BYTES
 from mosaic_edge.serve.sessions import Sessions
 from mosaic_edge.serve.watchdog import Watchdog
@@ -81,6 +81,7 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._sessions, self._end_seconds = sessions, end_seconds
         self._ticked = time.monotonic()
+        self._told = Told()
 
     async def on_tick(self, counter: int) -> bool:
         """The event loop got here, ten times a second."""
@@ -96,6 +97,8 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal came. uvicorn raises those that it notes once more when it is through: it notes none."""
+        if not self._told.count():
+            return
         if self.should_exit:
             self._cut_off("told to end again: what was being saved is as it was before")
         self.should_exit = True

@@ -265,6 +265,8 @@ def within():
         sent()
         time.sleep(60)
     finally:
+        sent()  # no other one yet
+        time.sleep(0.2)
         sent()
         time.sleep(60)
 

@@ -20,6 +20,7 @@ import pytest
 
 from http_service import PATIENCE, GatedVlm, until
 from mosaic_edge import SamplingParams, SourceError, stream_live
+from mosaic_edge.ends import SAME_SECONDS
 from mosaic_edge.engine import Engine, Session
 from mosaic_edge.sampling import Sampler
 from mosaic_edge.serve.state import SavedStream, StateFolder
@@ -191,6 +192,7 @@ def test_a_second_signal_ends_the_saving_and_leaves_what_was_saved_before(
         def save(self) -> None:
             with replaced(folder.file("live")) as descriptor:
                 os.write(descriptor, b"half")
+                time.sleep(2 * SAME_SECONDS)
                 saving.set()
                 time.sleep(PATIENCE)
 
@@ -200,6 +202,19 @@ def test_a_second_signal_ends_the_saving_and_leaves_what_was_saved_before(
     sending.join()
     assert (ended.frames, ended.error) == (5, None)
     assert list(tmp_path.iterdir()) == [folder.file("live")] and folder.file("live").read_bytes() == before
+
+
+def test_a_signal_that_comes_twice_at_once_cuts_no_saving_short(session: Session, tmp_path: Path) -> None:
+    folder, pid = StateFolder(tmp_path, 3600), os.getpid()
+
+    class Told(SavedStream):
+        def save(self) -> None:
+            os.kill(pid, signal.SIGTERM)
+            super().save()
+
+    robot = Robot(1000, {5: lambda: os.kill(pid, signal.SIGTERM)})
+    assert stream_live(session, robot, state=Told(folder, "live", session)).frames == 5
+    assert folder.names() == ["live"]
 
 
 def test_a_stream_may_run_in_a_thread_of_the_robots(session: Session) -> None:
