@@ -15,11 +15,11 @@
 namespace {
 
 using namespace mosaic;
+using mosaic::testing::is_played;
 using mosaic::testing::least_cap;
 using mosaic::testing::PlayedStream;
-using mosaic::testing::small_config;
-using mosaic::testing::is_played;
 using mosaic::testing::pressed_rounds;
+using mosaic::testing::small_config;
 using mosaic::testing::SnapshotFile;
 using mosaic::testing::TemporaryDirectory;
 
