@@ -121,3 +121,18 @@ def test_a_stream_whose_positions_are_used_up_is_refused_and_still_answers() -> 
             frame(5.0, position)
     assert np.isfinite(played.ask()).all()
     memory.check_invariants()
+
+
+@pytest.mark.parametrize(("policy", "settings", "memory"), KEPT)
+def test_frames_before_time_zero_are_evidence_as_others_are(
+    policy: str, settings: dict[str, Any], memory: dict[str, Any], tmp_path: Path
+) -> None:
+    found = []
+    for start in (-1000.0, 1000.0):
+        played = Played(policy, settings, seed=3, **memory, spill_dir=str(tmp_path))
+        for i in range(60):
+            played.pts = start + i / 2
+            played.random_frame()
+        played.ask()
+        found.append({moment - start for moment in moments(played)})
+    assert found[0] == found[1] and len(found[0]) > 1
