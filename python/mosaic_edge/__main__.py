@@ -48,9 +48,9 @@ def program() -> NoReturn:
     _hear(_raise_or_end)
     try:
         code = cli.main()
+        _hear(lambda *_: _end(code))  # it has said what it had to say
     except KeyboardInterrupt:
         _interrupted()
-    _hear(lambda *_: _end(code))  # it has said what it had to say
     if code in _LETHAL:
         _end(code)
     sys.exit(code)

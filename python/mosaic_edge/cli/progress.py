@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -57,7 +57,8 @@ class StreamView:
     ) -> None:
         self.seconds = time.perf_counter() - self._began
         if self._shown:
-            self._live.stop()
+            with suppress(OSError):  # the terminal is gone
+                self._live.stop()
 
     def tick(self, pts: float, frames: int) -> None:
         """Frame number `frames`, seen at `pts` seconds, went in."""
@@ -115,4 +116,5 @@ def progress_bar(enabled: bool = True) -> Iterator[Progress]:
     try:
         yield bar
     finally:
-        bar.stop()
+        with suppress(OSError):  # the terminal is gone
+            bar.stop()
