@@ -5,7 +5,6 @@
 #include <bit>
 #include <cstring>
 #include <memory>
-#include <span>
 #include <utility>
 
 #include "core/error.h"
@@ -39,7 +38,6 @@ Archive::Archive(Region& region, const ArchiveShape& s, Ops& ops, SpillIo* io)
   position_ = region.take<int32_t>(name, pages * kPageTokens);
   time_low_ = region.take<int32_t>(name, pages * kPageTokens);
   place_ = s.places ? region.take<uint16_t>(name, pages * kPageTokens * 2) : nullptr;
-  moves_ = region.take<RowMove>(name, s.stretch);
   row_pages_ = region.take<std::byte*>(name, kPageTokens);
   row_at_ = region.take<int32_t>(name, kPageTokens);
   read_ = region.take<Completion>(name, read * s.together);
@@ -155,16 +153,16 @@ void Archive::write_stretch(int lane, int64_t number, const float* key_mean, boo
     uint64_t left = clusters_.members(lane, stretch * n + p);
     for (int i = 0; i < kPageTokens; ++i, left &= left - 1) {
       const int token = std::countr_zero(left), page = token / kPageTokens, at = token % kPageTokens;
-      moves_[p * kPageTokens + i] = {tail_page(lane, page), nullptr, at, i};
       if ((before[static_cast<size_t>(page)] >> at & 1) != 0) gone[p] |= static_cast<uint16_t>(1u << i);
     }
   }
   for (int p = 0; p < n; ++p) {
     std::byte* const memory = begin_write(lane, number * n + p);
     if (memory == nullptr) continue;
-    for (RowMove& move : std::span(moves_ + p * kPageTokens, kPageTokens)) {
-      move.to = memory;
-      host.move_row(shape_.codec, shape_.page, move.from, move.from_at, move.to, move.to_at);
+    uint64_t left = clusters_.members(lane, stretch * n + p);
+    for (int i = 0; i < kPageTokens; ++i, left &= left - 1) {
+      const int token = std::countr_zero(left);
+      host.move_row(shape_.codec, shape_.page, tail_page(lane, token / kPageTokens), token % kPageTokens, memory, i);
     }
     end_write(lane, number * n + p);
   }

@@ -198,7 +198,6 @@ class Archive {
   int32_t* position_;      // [pages, 16]
   int32_t* time_low_;      // [pages, 16]
   uint16_t* place_;        // [pages, 16, 2], or null
-  RowMove* moves_;         // [stretch]
   std::byte** row_pages_;  // [16] of one encode_rows
   int32_t* row_at_;
   Completion* read_;  // [together, most_read]

@@ -57,8 +57,7 @@ class StreamView:
     ) -> None:
         self.seconds = time.perf_counter() - self._began
         if self._shown:
-            with suppress(OSError):  # the terminal is gone
-                self._live.stop()
+            _stop(self._live)
 
     def tick(self, pts: float, frames: int) -> None:
         """Frame number `frames`, seen at `pts` seconds, went in."""
@@ -93,9 +92,14 @@ def _started(view: Live | Progress) -> bool:
     try:
         view.start()
     except RuntimeError:
-        view.stop()
+        _stop(view)
         return False
     return True
+
+
+def _stop(view: Live | Progress) -> None:
+    with suppress(OSError):  # the terminal is gone
+        view.stop()
 
 
 @contextmanager
@@ -116,5 +120,4 @@ def progress_bar(enabled: bool = True) -> Iterator[Progress]:
     try:
         yield bar
     finally:
-        with suppress(OSError):  # the terminal is gone
-            bar.stop()
+        _stop(bar)
