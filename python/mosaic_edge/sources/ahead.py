@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from typing import Generic, TypeVar
 
+from mosaic_edge.sources.end_of_python import ending_with_python
 from mosaic_edge.threads import started
 
 THREAD = "mosaic-video"
@@ -81,6 +82,10 @@ class Ahead(Generic[_T]):
             self._changed.notify_all()
 
     def _run(self) -> None:
+        with ending_with_python(self.close):
+            self._step()
+
+    def _step(self) -> None:
         try:
             for item in self._items:
                 with self._changed:

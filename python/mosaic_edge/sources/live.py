@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from mosaic_edge.sources.connection import Connection, Picture
+from mosaic_edge.sources.end_of_python import ending_with_python
 from mosaic_edge.sources.frame_source import Frame, FrameSource, SourceError
 from mosaic_edge.sources.newest import NewestFirst
 from mosaic_edge.sources.readers import connect
@@ -177,7 +178,8 @@ class LiveSource:
     def _read(self, queue: NewestFirst, closed: threading.Event) -> None:
         """The thread: connections, one after the other."""
         try:
-            queue.end(self._connections(queue, closed))
+            with ending_with_python(self.close):
+                queue.end(self._connections(queue, closed))
         except Exception as error:
             queue.end(error)
         finally:

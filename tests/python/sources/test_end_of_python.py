@@ -1,0 +1,48 @@
+"""A thread that waits for a camera or a server when Python ends crashes nothing, and is not waited for."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+PROGRAM = """
+import ctypes, sys, threading
+from mosaic_edge.sources import LiveSource, open_source
+
+ends = ctypes.CDLL(None)
+ends.on_exit(ctypes.cast(ends.sleep, ctypes.c_void_p), None)  # for as many seconds as the exit code
+url, how = sys.argv[1:]
+if how == "file":
+    reads = lambda: open_source(url)
+else:
+    source = LiveSource(url)
+    reads = lambda: next(iter(source))
+threading.Thread(target=reads, daemon=True).start()
+sys.stdin.readline()
+if how == "closed":
+    source.close()
+sys.exit(1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("scheme", "how"),
+    [("tcp", "open"), ("tcp", "closed"), ("rtsp", "closed"), ("http", "open"), ("http", "file")],
+)
+def test_python_ends_while_a_thread_waits_for_a_server_that_says_nothing(scheme: str, how: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"{scheme}://127.0.0.1:{silent.getsockname()[1]}/cam"
+        words = [sys.executable, "-c", PROGRAM, url, how]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(words, stdin=pipe, stderr=pipe, text=True) as process:
+            connection, _ = silent.accept()
+            time.sleep(0.35)  # FFmpeg looks at the time every 0.1 s: in the middle
+            began = time.monotonic()
+            _, errors = process.communicate("now\n", 60)
+            connection.close()
+    assert (process.returncode, errors) == (1, "")
+    assert time.monotonic() - began < 9, "but for the second of the program's own, a tenth of one"
