@@ -18,7 +18,7 @@ from fastapi import FastAPI
 
 from mosaic_edge.ends import Told, ends
 from mosaic_edge.errors import DeviceError
-from mosaic_edge.serve.connections import MOST_CONNECTIONS, Connection
+from mosaic_edge.serve.connections import Connection
 from mosaic_edge.serve.requests import FRAME_BYTES
 from mosaic_edge.serve.sessions import Sessions
 from mosaic_edge.serve.watchdog import Watchdog
@@ -56,7 +56,6 @@ def run(app: FastAPI, sessions: Sessions, listener: socket.socket) -> None:
         server_header=False,
         ws_max_size=FRAME_BYTES,
         ws_max_queue=2,
-        limit_concurrency=MOST_CONNECTIONS,
         timeout_keep_alive=KEEP_SECONDS,
         timeout_graceful_shutdown=CONNECTIONS_SECONDS,
     )

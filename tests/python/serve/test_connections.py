@@ -114,3 +114,19 @@ def test_those_that_came_when_none_was_idle_are_made_up_for(room: Room) -> None:
         one.pause_writing()
     room.come()
     assert [transport.aborted for _, transport in came] == [True] * 4 + [False] * 2
+
+
+def test_those_sent_away_keep_nobody_out_though_their_answers_have_not_ended(room: Room) -> None:
+    def full(newest: Any) -> bool:  # as uvicorn asks
+        return max(len(newest.connections), len(newest.tasks)) >= newest.limit_concurrency
+
+    unread = [room.come(response_complete=False)[0] for _ in range(3)]
+    unread[0].tasks.update(range(3))
+    for one in unread:
+        one.pause_writing()
+    for number in (3, 4):
+        newest, _ = room.come(response_complete=False)
+        newest.tasks.add(number)
+        assert not full(newest)
+    answered = [room.come(response_complete=False)[0] for _ in range(2)]
+    assert full(answered[-1])
