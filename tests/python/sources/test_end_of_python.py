@@ -20,7 +20,7 @@ if how == "file":
     reads = lambda: open_source(url)
 else:
     source = LiveSource(url)
-    reads = lambda: next(iter(source))
+    reads = lambda: list(source)
 threading.Thread(target=reads, daemon=True).start()
 sys.stdin.readline()
 if how == "closed":
