@@ -90,11 +90,23 @@ void CopyEngine::submit(const CopyRequest* requests, int n) {
       throw InvariantError("copy engine: slot " + std::to_string(request.slot) +
                            " was queued with the completion of a copy that is still under way");
     }
-    request.completion->state_.store(Completion::kPending, std::memory_order_relaxed);
-    ring_[(head_ + queued_) % capacity_] = request;
-    ++queued_;
-    ++submitted_;
+    put(request);
   }
+  work_.notify_one();
+}
+
+void CopyEngine::put(const CopyRequest& request) {
+  request.completion->state_.store(Completion::kPending, std::memory_order_relaxed);
+  ring_[(head_ + queued_) % capacity_] = request;
+  ++queued_;
+  ++submitted_;
+}
+
+void CopyEngine::expect(const SlotId* slots, int n, Completion* completion, int32_t lane) {
+  std::unique_lock lock(mutex_);
+  if (queued_ == capacity_ || !completion->done()) return;
+  auto* const list = reinterpret_cast<std::byte*>(const_cast<SlotId*>(slots));
+  put({CopyRequest::Kind::expect, static_cast<int16_t>(lane), n, list, completion});
   work_.notify_one();
 }
 
@@ -135,8 +147,19 @@ int CopyEngine::take_run(CopyRequest* out) {
     out[n++] = next;
     head_ = (head_ + 1) % capacity_;
     --queued_;
+    if (next.kind == CopyRequest::Kind::expect) break;
   }
   return n;
+}
+
+// Without the lock.
+void CopyEngine::expect_now(const CopyRequest& request) {
+  const trace::Span span("spill_ahead", request.lane);
+  file_.expect(request.slot, reinterpret_cast<const SlotId*>(request.memory));
+  std::lock_guard lock(mutex_);
+  ++completed_;
+  request.completion->state_.store(Completion::kFinished, std::memory_order_release);
+  finished_.notify_all();
 }
 
 void CopyEngine::run() {
@@ -151,6 +174,11 @@ void CopyEngine::run() {
     if (n == 0) return;  // told to stop, and nothing is left
     lock.unlock();
     room_.notify_all();
+    if (requests[0].kind == CopyRequest::Kind::expect) {
+      expect_now(requests[0]);
+      lock.lock();
+      continue;
+    }
     const auto start = Steady::now();
     for (int i = 0; i < n; ++i) {
       slots[i] = requests[i].slot;

@@ -47,11 +47,11 @@ class Completion {
 };
 
 struct CopyRequest {
-  enum class Kind : uint8_t { read, write };
+  enum class Kind : uint8_t { read, write, expect };
   Kind kind;
   int16_t lane = -1;  // whose page it is, for the trace
-  SlotId slot;
-  std::byte* memory;  // host memory of slot_bytes(); a write does not change it
+  SlotId slot;        // of what is expected, how many
+  std::byte* memory;  // host memory of slot_bytes(), which a write does not change; or the slots that are expected
   Completion* completion;
 };
 
@@ -79,6 +79,9 @@ class CopyEngine {
 
   void read(SlotId slot, std::byte* to, Completion* completion, int32_t lane = -1);
   void write(SlotId slot, const std::byte* from, Completion* completion, int32_t lane = -1);
+  // Has the system read n slots ahead, in their turn. A hint: dropped where the ring is full, or the last one with this
+  // completion is under way. Keep the list until that is done.
+  void expect(const SlotId* slots, int n, Completion* completion, int32_t lane = -1);
   // Queues n requests together, in order, so that neighbours are seen as such.
   void submit(const CopyRequest* requests, int n);
 
@@ -92,7 +95,9 @@ class CopyEngine {
 
  private:
   void run();
+  void put(const CopyRequest& request);
   int take_run(CopyRequest* out);
+  void expect_now(const CopyRequest& request);
   bool is_in_its_process() const { return getpid() == process_; }
 
   SpillFile& file_;

@@ -67,6 +67,8 @@ int SpillIo::open_unnamed(const char* directory) {
 ssize_t SpillIo::preadv(int fd, const iovec* parts, int n, off_t at) { return ::preadv(fd, parts, n, at); }
 ssize_t SpillIo::pwritev(int fd, const iovec* parts, int n, off_t at) { return ::pwritev(fd, parts, n, at); }
 
+void SpillIo::will_read(int fd, off_t at, off_t bytes) { posix_fadvise(fd, at, bytes, POSIX_FADV_WILLNEED); }
+
 SpillFile::SpillFile(const std::string& directory, size_t slot_bytes, int slots, void* memory, SpillIo* io)
     : slots_(slots), slot_bytes_(slot_bytes), io_(io != nullptr ? io : &system_calls()) {
   if (slots <= 0 || slot_bytes == 0) {
@@ -280,6 +282,14 @@ int SpillFile::read_run(int n, const SlotId* slots, std::byte* const* to, Status
     begin += length;
   }
   return ok;
+}
+
+void SpillFile::expect(int n, const SlotId* slots) {
+  const auto stride = static_cast<off_t>(stride_of(slot_bytes_));
+  for (int begin = 0, end = 0; begin < n; begin = end) {
+    for (end = begin + 1; end < n && slots[end] == slots[end - 1] + 1;) ++end;
+    io_->will_read(fd_, slots[begin] * stride, (end - begin) * stride);
+  }
 }
 
 Status SpillFile::write(SlotId slot, const std::byte* from) {

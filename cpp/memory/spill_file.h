@@ -36,6 +36,7 @@ struct SpillIo {
       const char* directory);  // O_TMPFILE; where that is missing a named file is made and unlinked
   virtual ssize_t preadv(int fd, const iovec* parts, int n, off_t at);
   virtual ssize_t pwritev(int fd, const iovec* parts, int n, off_t at);
+  virtual void will_read(int fd, off_t at, off_t bytes);  // a hint: to have them in the system's cache by then
   // Asked on the owner's thread before slots are given out; false refuses them as a spent quota would.
   virtual bool may_acquire() { return true; }
 };
@@ -83,6 +84,8 @@ class SpillFile {
   // fails costs no other. status: [n]. Returns how many are ok.
   int write_run(int n, const SlotId* slots, const std::byte* const* from, Status* status);
   int read_run(int n, const SlotId* slots, std::byte* const* to, Status* status);
+  // Those slots will be read: the system is asked to have them ready, and not waited for.
+  void expect(int n, const SlotId* slots);
 
   bool is_used(SlotId slot) const {
     return slot >= 0 && slot < slots_ && (free_bits_[slot / 64] >> (slot % 64) & 1) == 0;

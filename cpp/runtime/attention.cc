@@ -179,9 +179,12 @@ void KvMemory::attend_recalled(const Lanes& lanes, std::span<AttendArgs> args) {
   std::array<Recall::Asking, kLanesTogether> asking;
   std::array<int, kLanesTogether> which;
   size_t n = 0, reading = 0;
-  for (int i = 0; i < lanes.n; ++i)
-    if (const int lane = lanes.first + i; records_->recalls(reader, lane))
-      asking[n++] = {lane, &args[static_cast<size_t>(i)], &selector_.selection(lane, block_)};
+  for (int i = 0; i < lanes.n; ++i) {
+    const int lane = lanes.first + i, next = lane + plan_.layer_lanes;
+    const bool ahead = plan_.config.prefetch && next < plan_.window.lanes;
+    if (records_->recalls(reader, lane))
+      asking[n++] = {lane, &args[static_cast<size_t>(i)], &selector_.selection(lane, block_), ahead ? next : kNone};
+  }
   if (n == 0) return;
   const Since since{asking_ ? since_ms_ : Clock::kNever, &store_.clock()};
   records_->recall(reader, std::span(asking).first(n), since);

@@ -380,7 +380,18 @@ int64_t Recall::choose_pages(Reader reader, Archive* archive, std::span<Asking> 
     lost = choose_tokens(reader, archive, since);
   }
   for (Asking& one : lanes) one.reads = archive->count(one.lane) > 0;
-  return lost + fetch(archive);
+  lost += fetch(archive);
+  for (const Room& r : rooms())
+    if (r.asking.next != kNone) expect_next(archive, r);
+  return lost;
+}
+
+// The next layer will look where this one did.
+void Recall::expect_next(Archive* archive, const Room& r) const {
+  const bool clusters = archive->clusters().any();
+  const int n = clusters ? archive->count(r.asking.lane) : r.pages;
+  for (int i = 0; i < n && clusters; ++i) r.order[i] = archive->pieces(r.asking.lane)[i].page;
+  archive->expect(r.asking.next, {clusters ? r.order : r.scanned, static_cast<size_t>(n)});
 }
 
 int64_t Recall::read(Archive* archive, int lane, BlockSelection* selection) {

@@ -42,6 +42,7 @@ class Recall {
     int lane = kNone;
     const AttendArgs* args = nullptr;  // the block's attention over what is kept, its lse filled
     const BlockSelection* selection = nullptr;
+    int next = kNone;    // lane of the next layer, whose pages are asked for ahead
     bool reads = false;  // what comes of it: whether there is something to read
   };
   // q_heads: of a lane.
@@ -97,6 +98,7 @@ class Recall {
   void list_pieces(Archive* archive, Room* r, int first);
   void sum_heads(const Archive& archive, const Room& r, int first) const;
   int64_t fetch(Archive* archive);
+  void expect_next(Archive* archive, const Room& r) const;
   int64_t weigh_tokens(Archive* archive);
   int64_t weigh_rest(Archive* archive);
   float* rest_of(int lane) const { return rest_ + static_cast<size_t>(lane) * static_cast<size_t>(q_heads_); }

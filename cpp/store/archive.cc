@@ -41,6 +41,8 @@ Archive::Archive(Region& region, const ArchiveShape& s, Ops& ops, SpillIo* io)
   row_pages_ = region.take<std::byte*>(name, kPageTokens);
   row_at_ = region.take<int32_t>(name, kPageTokens);
   read_ = region.take<Completion>(name, read * s.together);
+  expected_ = region.take<SlotId>(name, Size(s.together) * s.most_scanned());
+  asked_ahead_ = region.take<Completion>(name, s.together);
   under_way_ = region.take<Write>(name, kWrites);
   const int slots = (lanes * pages).to_int("pages of the archive");
   auto* const checksums = region.take<std::byte>(name, SpillFile::bytes_for(slots));
@@ -289,6 +291,17 @@ void Archive::ask_for(int lane) {
       engine_->read(slot_of(lane, wanted[i].page), const_cast<std::byte*>(copy(lane, i)), read_of(lane) + i, lane);
     }
   copied_[lane] = kAskedFor;
+}
+
+void Archive::expect(int lane, std::span<const int32_t> pages) {
+  const int place = lane % shape_.together;
+  if (reads_.rests() || !asked_ahead_[place].done()) return;
+  SlotId* const slots = expected_ + static_cast<size_t>(place) * static_cast<size_t>(shape_.most_scanned());
+  int n = 0;
+  for (const int32_t page : pages.first(std::min(pages.size(), static_cast<size_t>(shape_.most_scanned()))))
+    if (const SlotId slot = slot_of(lane, page); gone(lane, page) != 0 && !waits(page) && file_->is_used(slot))
+      slots[n++] = slot;
+  if (n > 0) engine_->expect(slots, n, asked_ahead_ + place, lane);
 }
 
 int64_t Archive::receive(int lane) {

@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <bit>
 #include <optional>
+#include <span>
 #include <string>
 
 #include "memory/copy_engine.h"
@@ -117,6 +118,8 @@ class Archive {
   // `together` at most, are asked for before one is waited for. What kernels read of the copies that they take the place
   // of must have run.
   int64_t fetch(int lane, int lanes = 1);
+  // Those pages of the lane will be asked for soon: the system reads them ahead, as far as they are on disk. In order.
+  void expect(int lane, std::span<const int32_t> pages);
   bool must_fetch(int lane) const { return counts_[lane] > 0 && copied_[lane] == kNotCopied; }
   const std::byte* copy(int lane, int piece) const {
     const auto room = static_cast<size_t>(shape_.copies_stay ? lane : lane % shape_.together);
@@ -200,8 +203,10 @@ class Archive {
   uint16_t* place_;        // [pages, 16, 2], or null
   std::byte** row_pages_;  // [16] of one encode_rows
   int32_t* row_at_;
-  Completion* read_;  // [together, most_read]
-  Write* under_way_;  // [kWrites]
+  Completion* read_;         // [together, most_read]
+  SlotId* expected_;         // [together, most_scanned()]
+  Completion* asked_ahead_;  // [together]
+  Write* under_way_;         // [kWrites]
   Together* together_ = nullptr;
   int next_write_ = 0;
   int64_t tokens_ = 0;

@@ -150,7 +150,7 @@ class SessionConfig:
     """Numbers of a query, key or value that half precision does not hold (beyond 65,504): "refuse" the frame
     or question, naming layer and head, or "saturate": take 65,504 instead, counted (`saturated_numbers`)."""
     prefetch: bool = True
-    """Ask the disk for the next layer's pages with this layer's query."""
+    """Have the disk ready for what the next layer is likely to read while this one is computed."""
     backend: str = "cpu"
     """Where the memory's kernels run: "cpu", or "cuda"."""
     device_memory: int | str | None = None

@@ -2,9 +2,9 @@
 
 Spans: encode_frame, forward (one pass of the decoder) and, inside it, per lane - a layer, or one of its KV
 heads - select, prefetch, copy_wait (for a page of the disk) and attend; admit; on the thread mosaic-copy
-spill_read and spill_write. Times are in microseconds; on a GPU attend may end before its kernel has run. The
-newest 16,384 spans of each thread are kept, "otherData" counts those overwritten. The rings (8 MiB) are
-outside the session's cap.
+spill_read, spill_ahead and spill_write. Times are in microseconds; on a GPU attend may end before its kernel
+has run. The newest 16,384 spans of each thread are kept, "otherData" counts those overwritten. The rings
+(8 MiB) are outside the session's cap.
 """
 
 from __future__ import annotations

@@ -42,11 +42,15 @@ class RandomStream:
 
     def attend(self, tokens: int) -> None:
         """A block of all layers, at most a frame long."""
-        scene = self.scenes[self.frames // 12 % 8][:tokens]
         for layer in range(self.heads.layers):
-            k, v = scene + np.float32(0.5) * self.random.standard_normal((2, *scene.shape)).astype(np.float32)
-            q = self.random.standard_normal((tokens, self.heads.query, self.heads.dim)).astype(np.float32)
-            self.memory.attend(layer, q, k, v, np.empty_like(q), tokens)
+            self.attend_layer(layer, tokens)
+
+    def attend_layer(self, layer: int, tokens: int) -> None:
+        """Of a block."""
+        scene = self.scenes[self.frames // 12 % 8][:tokens]
+        k, v = scene + np.float32(0.5) * self.random.standard_normal((2, *scene.shape)).astype(np.float32)
+        q = self.random.standard_normal((tokens, self.heads.query, self.heads.dim)).astype(np.float32)
+        self.memory.attend(layer, q, k, v, np.empty_like(q), tokens)
 
     def frame(self) -> None:
         """The next frame, a second after the last."""

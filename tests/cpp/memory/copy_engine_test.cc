@@ -71,6 +71,38 @@ TEST_CASE("a read queued after a write of the same slot sees it, and a read befo
   CHECK(s.engine->wait(done[2]) == Status::ok);
 }
 
+TEST_CASE("what is expected is asked for in its turn, neighbours together, and dropped where it would be waited for") {
+  ScriptedIo io;
+  Setup s(50, 3, &io);
+  constexpr off_t kStride = SpillFile::stride_of(kPage);
+  Page page;
+  fill(page.data(), kPage, 5);
+  Completion written, asked, again;
+  io.close_gate();
+  s.engine->write(5, page.data(), &written);
+  REQUIRE(io.entered());  // the ring is empty
+  const std::array<SlotId, 6> slots{2, 3, 4, 9, 11, 12};
+  s.engine->expect(slots.data(), 6, &asked);
+  s.engine->expect(slots.data(), 1, &asked);  // the one before has not run
+  CHECK(!asked.done());
+  CHECK(io.ahead.empty());
+  std::array<Completion, 2> reads;
+  std::array<Page, 2> pages;
+  for (size_t i = 0; i < 2; ++i) s.engine->read(5, pages[i].data(), &reads[i]);
+  s.engine->expect(slots.data(), 1, &again);  // the ring is full
+  CHECK(again.done());
+  io.open_gate();
+  s.engine->drain();
+  CHECK(asked.done());
+  CHECK(io.ahead == std::vector<std::pair<off_t, off_t>>{
+                        {2 * kStride, 3 * kStride}, {9 * kStride, kStride}, {11 * kStride, 2 * kStride}});
+  for (const Page& read : pages) CHECK(holds(read.data(), kPage, 5));
+  const CopyStats stats = s.engine->stats();
+  CHECK(stats.reads == 2);
+  CHECK(stats.runs == 3);
+  CHECK(stats.stalls == 0);
+}
+
 TEST_CASE("a completion that was never used is done and ok") {
   Setup s(1, 1);
   const Completion idle;

@@ -8,6 +8,7 @@
 #include <array>
 #include <limits>
 #include <numeric>
+#include <set>
 #include <vector>
 
 #include "core/error.h"
@@ -106,6 +107,59 @@ TEST_CASE("pages that are lost between two tokens of an answer are not read by t
     float worst = 0;
     for (size_t i = 0; i < host->size(); ++i) worst = std::max(worst, std::abs((*host)[i] - (*device)[i]));
     CHECK(worst < kHalf);
+  }
+}
+
+namespace {
+
+// Slots that are to be read ahead, and whether they were when they were read, by lane.
+struct WatchedIo : SpillIo {
+  off_t stride = 0;
+  int lanes = 0;
+  std::set<off_t> ahead;
+  std::vector<int> read, foreseen;
+
+  void watch(const ArchiveShape& shape) {
+    stride = static_cast<off_t>(SpillFile::stride_of(data_bytes(shape.codec, shape.page)));
+    lanes = shape.lanes;
+    read.assign(static_cast<size_t>(lanes), 0), foreseen = read;
+    ahead.clear();
+  }
+  void will_read(int, off_t at, off_t bytes) override {
+    for (off_t slot = at / stride; slot < (at + bytes) / stride; ++slot) ahead.insert(slot);
+  }
+  ssize_t preadv(int fd, const iovec* parts, int n, off_t at) override {
+    const ssize_t moved = SpillIo::preadv(fd, parts, n, at);
+    for (off_t slot = at / stride; slot < (at + moved) / stride; ++slot) {
+      ++read[static_cast<size_t>(slot % lanes)];
+      foreseen[static_cast<size_t>(slot % lanes)] += ahead.count(slot) > 0 ? 1 : 0;
+    }
+    return moved;
+  }
+};
+
+}  // namespace
+
+TEST_CASE("what the next layer may read of the disk is asked for ahead, unless prefetch is off") {
+  for (const bool prefetch : {true, false}) {
+    CAPTURE(prefetch);
+    TemporaryDirectory directory;
+    MemoryConfig config = reads_all(directory.path, 3, 2, 3 << 20);
+    config.prefetch = prefetch;
+    WatchedIo io;
+    PlayedStream stream(config, make_policy("edge", {{"most_tokens", 64}, {"recall", 0.5}}), make_backend("cpu", 1), 1,
+                        &io);
+    io.watch(stream.memory->plan().archive);
+    for (int i = 0; i < 30; ++i) stream.room = i / 6 % 6, stream.frame(16);
+    stream.memory->drain();
+    io.watch(stream.memory->plan().archive);
+    stream.ask(5, 1, false);
+    stream.memory->drain();
+    for (size_t lane = 0; lane < 6; ++lane) {
+      CAPTURE(lane);
+      CHECK(io.read[lane] > 20);
+      CHECK(io.foreseen[lane] == (prefetch && lane > 1 ? io.read[lane] : 0));
+    }
   }
 }
 

@@ -14,6 +14,8 @@
 #include <cstring>
 #include <mutex>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "backend/device.h"
 #include "core/error.h"
@@ -69,7 +71,12 @@ struct ScriptedIo : SpillIo {
   bool zero_writes = false;      // writes take nothing and report no error
   int flip_call = -1;            // the read call whose first byte gets a flipped bit
   int calls = 0, reads = 0, writes = 0;
+  std::vector<std::pair<off_t, off_t>> ahead;  // bytes that are to be read ahead: where they begin and how many
 
+  void will_read(int file, off_t at, off_t bytes) override {
+    ahead.emplace_back(at, bytes);
+    SpillIo::will_read(file, at, bytes);
+  }
   ssize_t preadv(int file, const iovec* parts, int n, off_t at) override {
     ++reads;
     fd = file;
