@@ -4,6 +4,7 @@ the start. What cannot be restored is kept aside and said; a service begins anew
 
 from __future__ import annotations
 
+import errno
 import logging
 import time
 from collections.abc import Callable
@@ -44,16 +45,16 @@ class StateFolder:
 
     def restore(self, name: str, restored: Callable[[Path], _Restored]) -> _Restored | None:
         """What restored(file) makes of a saved session; None where there is none, or it was refused and lies
-        aside now. NoThreadError where the system has no thread for it: that is no fault of the file, which
-        stays."""
+        aside now. NoThreadError, MemoryError and OSError where the system has no thread, memory or descriptor
+        for it: that is no fault of the file, which stays."""
         file = self.file(name)
         if not file.exists():
             return None
         try:
             made = restored(file)
-        except NoThreadError:
-            raise
         except (ValueError, MemoryError, OSError, DeviceError) as error:
+            if _is_of_the_system(error):
+                raise
             aside = self._put_aside(file)
             why = " ".join(str(error).split())
             self.notify(f"state: {file} was not restored and is kept as {aside.name}: {why}")
@@ -81,6 +82,13 @@ class StateFolder:
         while (aside := file.with_name(f"{file.name}.refused-{number}")).exists():
             number += 1
         return file.rename(aside)
+
+
+def _is_of_the_system(error: Exception) -> bool:
+    """It has too little for anything. A cap or a budget that is spent is something else, of another class."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+    return isinstance(error, NoThreadError) or type(error) is MemoryError
 
 
 class SavedStream:

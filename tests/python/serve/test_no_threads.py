@@ -14,7 +14,7 @@ import pytest
 
 from http_service import serving
 from mosaic_edge.engine import Engine
-from mosaic_edge.errors import DeviceError, NoThreadError
+from mosaic_edge.errors import DeviceError, MemoryCapError, NoThreadError
 from mosaic_edge.serve import questions
 from mosaic_edge.serve.served import ServedSession
 from mosaic_edge.serve.sessions import ServeSettings, Sessions
@@ -113,6 +113,34 @@ def test_a_start_whose_core_finds_no_threads_leaves_all_files(saved: StateFolder
     ):
         started_anew(saved, kernel_threads=1000)
     same_there(saved, names)
+
+
+@pytest.mark.parametrize("limit", [resource.RLIMIT_NOFILE, resource.RLIMIT_AS])
+def test_a_session_stays_where_the_system_has_no_descriptor_or_no_memory_for_it(
+    saved: StateFolder, limit: int
+) -> None:
+    def restored(file: Path) -> None:
+        before = resource.getrlimit(limit)
+        resource.setrlimit(limit, (0, before[1]))
+        try:
+            file.open("rb").close()
+            bytearray(1 << 40)
+        finally:
+            resource.setrlimit(limit, before)
+
+    names = saved.names()
+    with pytest.raises((OSError, MemoryError)):
+        saved.restore(names[0], restored)
+    same_there(saved, names)
+
+
+def test_a_session_whose_cap_does_not_fit_lies_aside(saved: StateFolder) -> None:
+    def refused(_: Path) -> None:
+        raise MemoryCapError("9.0 MiB needed, 8.0 MiB cap. Raise memory=.")
+
+    name = saved.names()[0]
+    assert saved.restore(name, refused) is None
+    assert saved.file(name).with_name(f"{name}.session.refused-1").exists()
 
 
 def test_a_session_that_a_device_refuses_lies_aside_whatever_it_says(saved: StateFolder) -> None:
