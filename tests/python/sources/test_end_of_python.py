@@ -10,12 +10,21 @@ import time
 import pytest
 
 PROGRAM = """
-import ctypes, sys, threading
-from mosaic_edge.sources import LiveSource, open_source
+import atexit, ctypes, sys, threading
+from mosaic_edge.sources import LiveSource, SourceError, open_source
 
 ends = ctypes.CDLL(None)
 ends.on_exit(ctypes.cast(ends.sleep, ctypes.c_void_p), None)  # for as many seconds as the exit code
 url, how = sys.argv[1:]
+
+def late():
+    try:
+        list(LiveSource(url, give_up_s=0.1))
+    except SourceError as error:
+        print(error)
+
+if how == "late":
+    atexit.register(late)  # what comes first is called last
 if how == "file":
     reads = lambda: open_source(url)
 else:
@@ -31,18 +40,26 @@ sys.exit(1)
 
 @pytest.mark.parametrize(
     ("scheme", "how"),
-    [("tcp", "open"), ("tcp", "closed"), ("rtsp", "closed"), ("http", "open"), ("http", "file")],
+    [
+        ("tcp", "open"),
+        ("tcp", "closed"),
+        ("tcp", "late"),
+        ("rtsp", "closed"),
+        ("http", "open"),
+        ("http", "file"),
+    ],
 )
 def test_python_ends_while_a_thread_waits_for_a_server_that_says_nothing(scheme: str, how: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"{scheme}://127.0.0.1:{silent.getsockname()[1]}/cam"
         words = [sys.executable, "-c", PROGRAM, url, how]
         pipe = subprocess.PIPE
-        with subprocess.Popen(words, stdin=pipe, stderr=pipe, text=True) as process:
+        with subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
             connection, _ = silent.accept()
             time.sleep(0.35)  # FFmpeg looks at the time every 0.1 s: in the middle
             began = time.monotonic()
-            _, errors = process.communicate("now\n", 60)
+            said, errors = process.communicate("now\n", 60)
             connection.close()
     assert (process.returncode, errors) == (1, "")
+    assert ("no frame in" in said) == (how == "late")
     assert time.monotonic() - began < 9, "but for the second of the program's own, a tenth of one"
