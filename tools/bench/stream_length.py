@@ -54,12 +54,14 @@ def main() -> None:
     parser.add_argument("--memory", default="5.34MiB", help="the cap of all layers of the model")
     parser.add_argument("--disk", default="1GiB", help="0: none")
     parser.add_argument("--frames", default="768,1536,3072")
+    parser.add_argument("--no-prefetch", action="store_true", help="the disk is not asked ahead")
     parser.add_argument("--layers", type=int, default=4, help="that are run; times are given for all")
     o = parser.parse_args()
     heads = Heads(o.layers, query=14, kv=2, dim=64)
     shared = parse_bytes("0.4MiB")  # of a cap: scratch and tables that all layers use
     cap = shared + (parse_bytes(o.memory) - shared) * o.layers // LAYERS
     config = {"cap_bytes": cap, "window_frames": 1, "branch_tokens": 19, "disk_bytes": parse_bytes(o.disk)}
+    config["prefetch"] = not o.no_prefetch
     with tempfile.TemporaryDirectory() as folder:
         config["spill_dir"] = folder
         memory = _core.KvMemory(heads.model(FRAME_TOKENS), config, o.policy, {}, "cpu", 1)
