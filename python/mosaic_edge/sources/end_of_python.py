@@ -1,14 +1,15 @@
 """Threads in a call of FFmpeg when Python ends. PyAV looks there, ten times a second and in Python, whether
 the time of a call is up: in a thread that outlives the interpreter, which crashes the process. So when Python
-ends the time of every call is."""
+ends its clock goes backwards, which ends every call."""
 
 from __future__ import annotations
 
 import atexit
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from itertools import count
 from threading import Lock, Thread, current_thread
@@ -20,15 +21,15 @@ _reading: dict[Thread, Callable[[], object]] = {}
 _lock = Lock()
 
 
-class _TimeIsUp:
-    """The clock as PyAV's module has it: whenever it looks again more has passed than any call may take, of
+class _Backwards:
+    """The clock as PyAV's module has it: it ends a call when that goes back, whatever time the call has, of
     those too that begin from here on."""
 
     _looks = count(1)
 
     @classmethod
     def monotonic(cls) -> float:
-        return 1e12 * next(cls._looks)
+        return -float(next(cls._looks))
 
 
 @contextmanager
@@ -50,13 +51,18 @@ def _at_the_end() -> None:
 
 
 def _end() -> None:
+    with suppress(
+        ValueError
+    ):  # not in the main thread; else Ctrl-C would end what follows, and crash the process
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    core = sys.modules.get("av.container.core")
+    if core is not None:
+        core.time = _Backwards  # type: ignore[attr-defined]
     with _lock:
         reading = {thread: close for thread, close in _reading.items() if thread.is_alive()}
     for close in reading.values():
-        close()
-    core = sys.modules.get("av.container.core")
-    if core is not None:
-        core.time = _TimeIsUp  # type: ignore[attr-defined]
+        with suppress(Exception):
+            close()
     until = time.monotonic() + PATIENCE_S
     for thread in reading:
         thread.join(max(0.0, until - time.monotonic()))

@@ -60,7 +60,8 @@ class LiveSource:
 
     It is opened when frames are asked for. A connection that breaks off, or is silent for `read_s` seconds,
     is opened again after a pause that doubles up to 10 s; the timeline goes on by what passed meanwhile. A
-    stream without times (MJPEG over HTTP, raw H.264) has the time of day its pictures arrived.
+    stream without times (MJPEG over HTTP, raw H.264) has the time of day its pictures arrived. Python ends
+    while a daemon thread, or nobody, waits for it; a thread that is no daemon has to be told by close().
 
     Args:
         path: a URL, a device or a pipe.

@@ -10,7 +10,7 @@ import time
 import pytest
 
 PROGRAM = """
-import atexit, ctypes, sys, threading
+import atexit, ctypes, math, os, signal, sys, threading, time
 from mosaic_edge.sources import LiveSource, SourceError, open_source
 
 ends = ctypes.CDLL(None)
@@ -20,20 +20,29 @@ url, how = sys.argv[1:]
 def late():
     try:
         list(LiveSource(url, give_up_s=0.1))
-    except SourceError as error:
+    except (SourceError, RuntimeError) as error:  # from Python 3.12 on no thread starts by then
         print(error)
 
+def interrupt():
+    ending.wait()
+    time.sleep(0.02)  # while the thread is waited for
+    os.kill(os.getpid(), signal.SIGINT)
+
+ending = threading.Event()
+threading.Thread(target=interrupt, daemon=True).start()
 if how == "late":
     atexit.register(late)  # what comes first is called last
 if how == "file":
     reads = lambda: open_source(url)
 else:
-    source = LiveSource(url)
+    source = LiveSource(url, connect_s=math.inf, read_s=math.inf) if how == "inf" else LiveSource(url)
     reads = lambda: list(source)
 threading.Thread(target=reads, daemon=True).start()
 sys.stdin.readline()
 if how == "closed":
     source.close()
+if how == "interrupted":
+    atexit.register(ending.set)
 sys.exit(1)
 """
 
@@ -44,6 +53,8 @@ sys.exit(1)
         ("tcp", "open"),
         ("tcp", "closed"),
         ("tcp", "late"),
+        ("tcp", "inf"),
+        ("tcp", "interrupted"),
         ("rtsp", "closed"),
         ("http", "open"),
         ("http", "file"),
@@ -61,5 +72,5 @@ def test_python_ends_while_a_thread_waits_for_a_server_that_says_nothing(scheme:
             said, errors = process.communicate("now\n", 60)
             connection.close()
     assert (process.returncode, errors) == (1, "")
-    assert ("no frame in" in said) == (how == "late")
+    assert bool(said) == (how == "late")
     assert time.monotonic() - began < 9, "but for the second of the program's own, a tenth of one"
