@@ -23,6 +23,8 @@ struct MemoryCapError : Error {
 // The spill file or a copy failed in a way that cannot be treated as a miss.
 struct SpillError : Error {
   using Error::Error;
+  SpillError(const std::string& message, int call) : Error(message), code(call) {}
+  int code = 0;  // errno of the call that failed; 0: it was none
 };
 // The device, its driver or a launch failed.
 struct DeviceError : Error {
@@ -30,6 +32,10 @@ struct DeviceError : Error {
 };
 // The system has no thread for what needs one. Nothing was changed, and nothing that was given is at fault.
 struct NoThreadError : DeviceError {
+  using DeviceError::DeviceError;
+};
+// The system gives no memory, though it has some: the process may not have more. As above.
+struct NoMemoryError : DeviceError {
   using DeviceError::DeviceError;
 };
 // An invariant does not hold: a defect in this library, never the caller's fault.

@@ -87,8 +87,13 @@ SpillFile::SpillFile(const std::string& directory, size_t slot_bytes, int slots,
   fd_ = io_->open_unnamed(directory.c_str());
   if (fd_ < 0 && (errno == EOPNOTSUPP || errno == EISDIR || errno == EINVAL)) fd_ = open_and_unlink(directory.c_str());
   if (fd_ < 0) {
+    const int cause = errno;
+    const bool no_descriptor = cause == EMFILE || cause == ENFILE;
     throw SpillError("spill file needs " + format_bytes(capacity_bytes()) + " in '" + directory +
-                     "': " + std::strerror(errno) + ". Set spill_dir= to a directory that exists and can be written.");
+                         "': " + std::strerror(cause) +
+                         (no_descriptor ? ". Raise the limit of open files (ulimit -n, LimitNOFILE=), or close some."
+                                        : ". Set spill_dir= to a directory that exists and can be written."),
+                     cause);
   }
   fchmod(fd_, 0600);
 }

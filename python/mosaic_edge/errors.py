@@ -13,6 +13,7 @@ from mosaic_edge._core import (
     InvalidInput,
     InvariantError,
     MemoryCapError,
+    NoMemoryError,
     NoThreadError,
     SpillError,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "InvalidInput",
     "InvariantError",
     "MemoryCapError",
+    "NoMemoryError",
     "NoThreadError",
     "SpillError",
     "exit_code_of",

@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
 #include <cstring>
 #include <limits>
@@ -85,12 +86,13 @@ size_t CpuDevice::free_bytes() const {
 
 void* CpuDevice::allocate(size_t bytes) {
   const size_t free = free_bytes();
-  void* const memory = bytes == 0 || bytes > free
-                           ? MAP_FAILED
-                           : mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (memory == MAP_FAILED) {
+  if (bytes == 0 || bytes > free)
     throw DeviceError("cpu: " + format_bytes(bytes) + " needed, " + format_bytes(free) + " free. Lower memory=.");
-  }
+  void* const memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED)
+    throw NoMemoryError("cpu: " + format_bytes(bytes) + " needed, and the system gives none of the " +
+                        format_bytes(free) + " that are free (" + std::strerror(errno) +
+                        "). Raise the limit of memory that this process has (ulimit -v), or lower memory=.");
   madvise(memory, bytes, MADV_HUGEPAGE);  // pages are read in long runs; fewer page walks, and no harm if refused
   return memory;
 }

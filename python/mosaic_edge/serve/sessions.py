@@ -134,8 +134,8 @@ class Sessions:
                 self._opening -= 1
 
     def _begin_saving(self, state: StateFolder) -> None:
-        """What is saved is there again, and saved every so often. NoThreadError, MemoryError or OSError where
-        the system is short of something for it: then none is there, and all files are."""
+        """What is saved is there again, and saved every so often. NoThreadError, NoMemoryError, MemoryError
+        or OSError where the system is short of something for it: then none is there, and all files are."""
         started(
             threading.Thread(target=self._save_always, args=[state], name="mosaic-save", daemon=True),
             "saving sessions every so often",

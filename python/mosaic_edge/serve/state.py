@@ -12,8 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from mosaic_edge.errors import DeviceError, NoThreadError
+from mosaic_edge.errors import DeviceError, MemoryCapError, NoMemoryError, NoThreadError
 from mosaic_edge.question import seconds
+from mosaic_edge.serve.budget import BudgetSpentError
 from mosaic_edge.session import Session
 
 SUFFIX = ".session"
@@ -45,8 +46,8 @@ class StateFolder:
 
     def restore(self, name: str, restored: Callable[[Path], _Restored]) -> _Restored | None:
         """What restored(file) makes of a saved session; None where there is none, or it was refused and lies
-        aside now. NoThreadError, MemoryError and OSError where the system has no thread, memory or descriptor
-        for it: that is no fault of the file, which stays."""
+        aside now. NoThreadError, NoMemoryError, MemoryError and OSError where the system has no thread,
+        memory or descriptor for it: that is no fault of the file, which stays."""
         file = self.file(name)
         if not file.exists():
             return None
@@ -85,10 +86,12 @@ class StateFolder:
 
 
 def _is_of_the_system(error: Exception) -> bool:
-    """It has too little for anything. A cap or a budget that is spent is something else, of another class."""
+    """It has too little for anything. A cap, a budget or a device that is full is something else."""
     if isinstance(error, OSError):
         return error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-    return isinstance(error, NoThreadError) or type(error) is MemoryError
+    if isinstance(error, MemoryError):
+        return not isinstance(error, MemoryCapError | BudgetSpentError)
+    return isinstance(error, NoThreadError | NoMemoryError)
 
 
 class SavedStream:

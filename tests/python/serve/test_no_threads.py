@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from http_service import serving
 from mosaic_edge.engine import Engine
-from mosaic_edge.errors import DeviceError, MemoryCapError, NoThreadError
+from mosaic_edge.errors import DeviceError, MemoryCapError, NoMemoryError, NoThreadError
 from mosaic_edge.serve import questions
 from mosaic_edge.serve.served import ServedSession
 from mosaic_edge.serve.sessions import ServeSettings, Sessions
@@ -115,23 +116,60 @@ def test_a_start_whose_core_finds_no_threads_leaves_all_files(saved: StateFolder
     same_there(saved, names)
 
 
-@pytest.mark.parametrize("limit", [resource.RLIMIT_NOFILE, resource.RLIMIT_AS])
-def test_a_session_stays_where_the_system_has_no_descriptor_or_no_memory_for_it(
-    saved: StateFolder, limit: int
-) -> None:
-    def restored(file: Path) -> None:
-        before = resource.getrlimit(limit)
-        resource.setrlimit(limit, (0, before[1]))
-        try:
-            file.open("rb").close()
-            bytearray(1 << 40)
-        finally:
-            resource.setrlimit(limit, before)
+def restored_within(folder: StateFolder, limit: int, most: int) -> None:
+    """By a server that ends, or has the session; the file stays in any case."""
+    names, before = folder.names(), resource.getrlimit(limit)
+    resource.setrlimit(limit, (most, before[1]))
+    try:
+        sessions = Sessions(Engine(NumpyVlm()), ServeSettings("24MiB", {}, disk="64MiB", state=folder))
+    except (NoMemoryError, NoThreadError, MemoryError, OSError):
+        sessions = None
+    finally:
+        resource.setrlimit(limit, before)
+    assert [file.name for file in folder.path.iterdir()] == [f"{name}.session" for name in names]
+    if sessions is not None:
+        sessions.stop()
+        assert sessions.wait(600)
 
-    names = saved.names()
-    with pytest.raises((OSError, MemoryError)):
-        saved.restore(names[0], restored)
-    same_there(saved, names)
+
+@pytest.fixture
+def spilling(tmp_path: Path) -> StateFolder:
+    """A session with a disk, saved."""
+    folder = StateFolder(tmp_path, 3600)
+    sessions = Sessions(Engine(NumpyVlm()), ServeSettings("24MiB", {}, disk="64MiB", state=folder))
+    sessions.open("2MiB", {"disk": "4MiB"})
+    sessions.stop()
+    assert sessions.wait(600) and len(folder.names()) == 1
+    return folder
+
+
+@pytest.mark.parametrize("left", range(4))
+def test_a_session_stays_where_the_process_has_no_descriptors_for_it(
+    spilling: StateFolder, left: int
+) -> None:
+    with ExitStack() as held:  # no gap below the highest
+        highest = max(int(file.name) for file in Path("/proc/self/fd").iterdir())
+        while held.enter_context(open(os.devnull)).fileno() < highest:  # noqa: PTH123
+            pass
+        restored_within(spilling, resource.RLIMIT_NOFILE, highest + 2 + left)
+
+
+def test_a_session_stays_where_the_process_may_have_no_memory_for_it(spilling: StateFolder) -> None:
+    (name,) = spilling.names()
+    engine = Engine(NumpyVlm())
+
+    def restored(_: Path) -> None:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        before = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (16 << 20), before[1]))
+        try:
+            engine.session(memory="64MiB", policy="window", kernel_threads=1).close()
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, before)
+
+    with pytest.raises(NoMemoryError, match=r"the system gives none of the .* free \(.*ulimit -v"):
+        spilling.restore(name, restored)
+    assert spilling.names() == [name]
 
 
 def test_a_session_whose_cap_does_not_fit_lies_aside(saved: StateFolder) -> None:
