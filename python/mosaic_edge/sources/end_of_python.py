@@ -51,9 +51,8 @@ def _at_the_end() -> None:
 
 
 def _end() -> None:
-    with suppress(
-        ValueError
-    ):  # not in the main thread; else Ctrl-C would end what follows, and crash the process
+    # Ctrl-C would end what follows, and crash the process. ValueError: this is not the main thread.
+    with suppress(ValueError):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     core = sys.modules.get("av.container.core")
     if core is not None:

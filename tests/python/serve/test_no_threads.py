@@ -172,18 +172,19 @@ def test_a_session_stays_where_the_process_may_have_no_memory_for_it(spilling: S
     assert spilling.names() == [name]
 
 
-def test_a_session_whose_cap_does_not_fit_lies_aside(saved: StateFolder) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        DeviceError("2.0 GiB needed. Raise the limit of threads, or lower memory=."),
+        MemoryCapError("9.0 MiB needed, 8.0 MiB cap. Raise memory=."),
+    ],
+    ids=["device", "cap"],
+)
+def test_a_session_that_a_device_or_its_cap_refuses_lies_aside_whatever_it_says(
+    saved: StateFolder, error: Exception
+) -> None:
     def refused(_: Path) -> None:
-        raise MemoryCapError("9.0 MiB needed, 8.0 MiB cap. Raise memory=.")
-
-    name = saved.names()[0]
-    assert saved.restore(name, refused) is None
-    assert saved.file(name).with_name(f"{name}.session.refused-1").exists()
-
-
-def test_a_session_that_a_device_refuses_lies_aside_whatever_it_says(saved: StateFolder) -> None:
-    def refused(_: Path) -> None:
-        raise DeviceError("2.0 GiB needed. Raise the limit of threads, or lower memory=.")
+        raise error
 
     name = saved.names()[0]
     assert saved.restore(name, refused) is None
