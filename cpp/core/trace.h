@@ -3,7 +3,7 @@
 // session: kThreads x kSpans x 32 bytes (ring_bytes()). Nothing is allocated after that: the newest spans stay, what
 // they overwrite is counted, and so is what a thread beyond kThreads wrote. One trace at a time: spans of every session
 // go to it. Any thread may open spans at any time; start() and stop() are for one caller.
-//   spans   encode_frame  forward  select  prefetch  copy_wait  recall  attend  admit  listen  settle  pack
+//   spans   encode_frame  forward  select  prefetch  copy_wait  recall  attend  listen  settle  admit  pack
 //           cluster  spill_read  spill_ahead  spill_write   (stable names)
 #pragma once
 

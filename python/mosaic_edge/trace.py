@@ -1,10 +1,10 @@
 """A trace of a session's work: JSON for ui.perfetto.dev or chrome://tracing, a row per thread.
 
 Spans: encode_frame, forward (one pass of the decoder) and, inside it, per lane - a layer, or one of its KV
-heads - select, prefetch, copy_wait (for a page of the disk), recall and attend; admit, in it listen, settle,
-pack and cluster; on the thread mosaic-copy spill_read, spill_ahead and spill_write. Times are in
-microseconds; on a GPU attend may end before its kernel has run. The newest 16,384 spans of each thread are
-kept, "otherData" counts those overwritten. The rings (8 MiB) are outside the session's cap.
+heads - select, prefetch, copy_wait (for a page of the disk), recall, attend and listen; where a frame is
+filed settle, admit, pack and cluster; on the thread mosaic-copy spill_read, spill_ahead and spill_write.
+Times are in microseconds; on a GPU attend may end before its kernel has run. The newest 16,384 spans of each
+thread are kept, "otherData" counts those overwritten. The rings (8 MiB) are outside the session's cap.
 """
 
 from __future__ import annotations
